@@ -1,0 +1,98 @@
+"""Every error the engine raises on purpose.
+
+    EngineError
+     +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)
+     +- RequestError      BadOptions  BadName  BadTemplate  ContextFull
+     +- CapacityError     QueueFull  OutOfMemory
+     +- Cancelled
+
+A message is one line: what was found, what was expected, and where.  Facts a caller could act on are attributes.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class EngineError(Exception):
+    """The root: whatever derives from it is shown to people as its one line, without a traceback."""
+
+
+class ModelError(EngineError):
+    """The model itself is missing, broken, or of a kind that cannot run here."""
+
+
+class ModelNotFound(ModelError):
+    """No manifest in the store has this name."""
+
+    def __init__(self, name: str, message: str | None = None):
+        self.name = name
+        super().__init__(message or f"model '{name}' not found")
+
+
+class UnsupportedArchitecture(ModelError):
+    """The GGUF is well formed, but no family here computes its architecture or its tensors."""
+
+    def __init__(self, architecture: str, message: str):
+        self.architecture = architecture
+        super().__init__(message)
+
+
+class BadGGUF(ModelError):
+    """The file is not a GGUF that can be read: says where, what was found and what was expected."""
+
+    def __init__(self, path: str | os.PathLike[str], offset: int, message: str):
+        self.path, self.offset = os.fspath(path), offset
+        super().__init__(f"{self.path}: at byte {offset}: {message}")
+
+
+class RequestError(EngineError):
+    """What was asked for cannot be done as asked."""
+
+
+class BadOptions(RequestError):
+    """An option has the wrong type or an impossible value."""
+
+    def __init__(self, option: str, message: str):
+        self.option = option
+        super().__init__(message)
+
+
+class BadName(RequestError):
+    """A model name that the grammar refuses."""
+
+    def __init__(self, name: str, message: str = "invalid model name"):
+        self.name = name
+        super().__init__(message)
+
+
+class BadTemplate(RequestError):
+    """A chat template that does not parse, or fails on this conversation."""
+
+
+class ContextFull(RequestError):
+    """A prompt longer than the window, where cutting it was not allowed."""
+
+    def __init__(self, n_prompt: int, n_ctx: int, message: str = "the input length exceeds the context length"):
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
+        super().__init__(message)
+
+
+class CapacityError(EngineError):
+    """The request is fine, the machine is not up to it now."""
+
+
+class QueueFull(CapacityError):
+    """More requests are waiting than the queue holds."""
+
+
+class OutOfMemory(CapacityError):
+    """An estimate says that the model or its cache will not fit."""
+
+    def __init__(self, needed: int, available: int, message: str):
+        self.needed, self.available = needed, available
+        super().__init__(message)
+
+
+class Cancelled(EngineError):
+    """Whoever asked has gone."""

@@ -1,0 +1,52 @@
+"""A weight as the file has it: named, maybe quantized, read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from .quants import QuantFormat
+
+_packing = Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """`blocks` of `format` that mean an array of `shape`.
+
+    shape   NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix
+    blocks  [*shape[:-1], n_in / format.block_size] of format.layout; usually a view into the mapped file
+    """
+
+    name: str
+    format: QuantFormat
+    shape: tuple[int, ...]
+    blocks: np.ndarray
+    _forms: dict[Callable[[Tensor], Any], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_elements(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.blocks.nbytes
+
+    def dequantize(self, rows=None) -> np.ndarray:
+        """What the blocks mean.  -> f32 [*shape], or f32 [len(rows), *shape[1:]] for chosen `rows` of the first axis"""
+        blocks = self.blocks if rows is None else self.blocks[rows]
+        shape = self.shape if rows is None else (len(rows), *self.shape[1:])
+        return self.format.dequantize(np.ascontiguousarray(blocks).reshape(-1)).reshape(shape)
+
+    def form(self, pack: Callable[[Tensor], Any]) -> Any:
+        """`pack(self)`, computed once and kept: the repacked or dequantized form that one kernel works on."""
+        if pack not in self._forms:
+            with _packing:
+                if pack not in self._forms:
+                    self._forms[pack] = pack(self)
+        return self._forms[pack]
