@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import block32, floats
 from .types import GGMLType
 
 
@@ -40,3 +41,50 @@ class QuantFormat:
     @property
     def block_bytes(self) -> int:
         return self.layout.itemsize
+
+
+def _format(name, block_size, block_bytes, layout, dequantize, quantize, dot_with) -> QuantFormat:
+    """A row of the table.  Infinite scales and weights beyond F16 are values like others here, never a warning."""
+    assert layout.itemsize == block_bytes, name
+    quiet = np.errstate(all="ignore")
+    return QuantFormat(GGMLType[name], block_size, layout, quiet(dequantize), quiet(quantize), dot_with)
+
+
+# fmt: off
+_ROWS = (
+    # name      weights bytes  layout        dequantize                quantize                     dot_with
+    _format("F32",   1,   4, floats.F32,   floats.dequantize_number, floats.quantize_number(floats.F32), "F32"),
+    _format("F64",   1,   8, floats.F64,   floats.dequantize_number, floats.quantize_number(floats.F64), "F32"),
+    _format("F16",   1,   2, floats.F16,   floats.dequantize_number, floats.quantize_number(floats.F16), "F16"),
+    _format("BF16",  1,   2, floats.BF16,  floats.dequantize_bf16,   floats.quantize_bf16,               "BF16"),
+    _format("I8",    1,   1, floats.I8,    floats.dequantize_number, floats.quantize_number(floats.I8),  "F32"),
+    _format("I16",   1,   2, floats.I16,   floats.dequantize_number, floats.quantize_number(floats.I16), "F32"),
+    _format("I32",   1,   4, floats.I32,   floats.dequantize_number, floats.quantize_number(floats.I32), "F32"),
+    _format("I64",   1,   8, floats.I64,   floats.dequantize_number, floats.quantize_number(floats.I64), "F32"),
+    _format("Q4_0", 32,  18, block32.Q4_0, block32.dequantize_q4_0,  block32.quantize_q4_0,              "Q8_0"),
+    _format("Q4_1", 32,  20, block32.Q4_1, block32.dequantize_q4_1,  block32.quantize_q4_1,              "Q8_1"),
+    _format("Q5_0", 32,  22, block32.Q5_0, block32.dequantize_q5_0,  block32.quantize_q5_0,              "Q8_0"),
+    _format("Q5_1", 32,  24, block32.Q5_1, block32.dequantize_q5_1,  block32.quantize_q5_1,              "Q8_1"),
+    _format("Q8_0", 32,  34, block32.Q8_0, block32.dequantize_q8_0,  block32.quantize_q8_0,              "Q8_0"),
+    _format("Q8_1", 32,  36, block32.Q8_1, block32.dequantize_q8_1,  block32.quantize_q8_1,              "Q8_1"),
+)
+# fmt: on
+
+FORMATS = {format.type: format for format in _ROWS}
+FORMATS_BY_NAME = {format.name: format for format in _ROWS}
+
+
+def quantize(format: QuantFormat, x: np.ndarray) -> np.ndarray:
+    """`x` as blocks of `format`.  f32 [..., n] -> blocks [..., n / block_size]
+
+    Raises: ValueError where n is no multiple of the block size.
+    """
+    x = np.asarray(x, np.float32)
+    if x.shape[-1] % format.block_size:
+        raise ValueError(f"{format.name} stores {format.block_size} weights a block; {x.shape[-1]} do not divide")
+    return format.quantize(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], -1)
+
+
+def dequantize(format: QuantFormat, blocks: np.ndarray) -> np.ndarray:
+    """What `blocks` mean.  blocks [..., n / block_size] -> f32 [..., n]"""
+    return format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:-1], -1)
