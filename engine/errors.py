@@ -1,8 +1,10 @@
 """Every error the engine raises on purpose.
 
     EngineError
-     +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)
-     +- RequestError      BadOptions  BadName  BadTemplate  ContextFull
+     +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
+     +- RequestError      BadOptions  BadName  BadTemplate (UnsupportedTemplate)  ContextFull
+     |                    BadDigest  DigestMismatch(expected, found)  BuiltinModel
+     +- StoreError
      +- CapacityError     QueueFull  OutOfMemory
      +- Cancelled
 
@@ -46,6 +48,14 @@ class BadGGUF(ModelError):
         super().__init__(f"{self.path}: at byte {offset}: {message}")
 
 
+class BadManifest(ModelError):
+    """A model's files in the store contradict each other: a manifest, or a blob that it names."""
+
+    def __init__(self, path: str | os.PathLike[str], message: str):
+        self.path = os.fspath(path)
+        super().__init__(f"{self.path}: {message}")
+
+
 class RequestError(EngineError):
     """What was asked for cannot be done as asked."""
 
@@ -70,12 +80,44 @@ class BadTemplate(RequestError):
     """A chat template that does not parse, or fails on this conversation."""
 
 
+class UnsupportedTemplate(BadTemplate):
+    """A chat template in a language that is not run here."""
+
+
+class BadDigest(RequestError):
+    """Text that is no sha256 digest."""
+
+    def __init__(self, digest: str, message: str = "invalid digest format"):
+        self.digest = digest
+        super().__init__(message)
+
+
+class DigestMismatch(RequestError):
+    """Bytes that are not the ones their digest promises."""
+
+    def __init__(self, expected: str, found: str):
+        self.expected, self.found = expected, found
+        super().__init__(f'digest mismatch, expected "{expected}", got "{found}"')
+
+
+class BuiltinModel(RequestError):
+    """A change to a model that ships with the program."""
+
+    def __init__(self, name: str):
+        self.name = name
+        super().__init__(f"model '{name}' is built in and cannot be deleted; NUMLLAMA_BUILTIN=0 hides it")
+
+
 class ContextFull(RequestError):
     """A prompt longer than the window, where cutting it was not allowed."""
 
     def __init__(self, n_prompt: int, n_ctx: int, message: str = "the input length exceeds the context length"):
         self.n_prompt, self.n_ctx = n_prompt, n_ctx
         super().__init__(message)
+
+
+class StoreError(EngineError):
+    """The folder of models cannot be read or written: names the path and the system's reason."""
 
 
 class CapacityError(EngineError):
