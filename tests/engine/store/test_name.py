@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+from numllama.engine.errors import BadName
+from numllama.engine.store.name import ModelName, split_source
+
+GOLDEN = Path(__file__).parents[4] / "shared/data/golden/go/model_names.json"
+
+VALID = {
+    "llama3": ("registry.ollama.ai/library/llama3:latest", "llama3:latest"),
+    "LLaMA3:8B": ("registry.ollama.ai/library/LLaMA3:8B", "LLaMA3:8B"),
+    "a/b:c": ("registry.ollama.ai/a/b:c", "a/b:c"),
+    "hf.co/o/m:Q4_K_M": ("hf.co/o/m:Q4_K_M", "hf.co/o/m:Q4_K_M"),
+    "localhost:5000/a/b": ("localhost:5000/a/b:latest", "localhost:5000/a/b:latest"),
+    "_why/_the/_lucky:_stiff": ("_why/_the/_lucky:_stiff", "_why/_the/_lucky:_stiff"),
+    "hf.co/library/x": ("hf.co/library/x:latest", "hf.co/library/x:latest"),
+    "REGISTRY.OLLAMA.AI/library/m": ("REGISTRY.OLLAMA.AI/library/m:latest", "m:latest"),
+    "http:///a/b": ("registry.ollama.ai/a/b:latest", "a/b:latest"),
+    "://h/a/b": ("h/a/b:latest", "h/a/b:latest"),
+}
+INVALID = ["a:b:c", "a/b/c/d", "", "a@sha256:1", "x:", "/x", "m/", "ns.x/m", "-a", "a b", "hh/nn/mm:-tt", "a\n", "..", "."]
+INVALID += ["../a", "a/../b", "a/..:t", "host/name:space/model:tag", "/a/b", "m:..", "é", "m" * 81, "h" * 351 + "/n/m", "a/b\0"]
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_name_is_completed_and_shown_short(text):
+    name = ModelName.parse(text)
+    assert (str(name), name.short) == VALID[text]
+
+
+@pytest.mark.parametrize("text", INVALID)
+def test_name_outside_the_grammar_is_refused(text):
+    with pytest.raises(BadName, match="invalid model name"):
+        ModelName.parse(text)
+
+
+def test_scheme_is_kept_for_the_registry():
+    assert ModelName.parse("http://localhost:5000/a/b:t").base_url == "http://localhost:5000"
+
+
+def test_source_suffixes():
+    assert split_source(" m:Local ") == ("m", "local")
+    assert split_source("m:8b-CLOUD") == ("m:8b", "cloud")
+    assert split_source("x-cloud") == ("x-cloud", "")
+    assert ModelName.parse_request("m:8b-cloud")[0].short == "m:8b-cloud"
+    with pytest.raises(BadName, match='use either :local or :cloud, not both: "x:local:cloud"'):
+        split_source("x:local:cloud")
+
+
+def test_existing_spelling_wins_part_by_part():
+    existing = [ModelName.parse("Tellers/Grandma:v1.0"), ModelName.parse("copy-of:Stories")]
+    assert ModelName.parse("tellers/GRANDMA:V1.0").respelled(existing).short == "Tellers/Grandma:v1.0"
+    assert ModelName.parse("grandma:new").respelled(existing).short == "Grandma:new"
+    twins = [ModelName.parse("A/x:t"), ModelName.parse("a/y:t")]
+    assert ModelName.parse("a/x:t").respelled(twins).short == "A/x:t"
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data")
+def test_names_are_read_as_ollama_reads_them():
+    for case in json.loads(GOLDEN.read_text()):
+        try:
+            name = ModelName.parse(case["name"])
+        except BadName:
+            assert not case["valid"], case
+        else:
+            assert case["valid"], case
+            parts = {part: getattr(name, part) for part in case["parts"]}
+            assert parts == case["parts"]
+            assert (str(name), name.short) == (case["full"], case["short"])
+            if "path" in case:
+                assert (name.path.as_posix(), name.base_url) == (case["path"], case["base_url"])
+        try:
+            base, source = split_source(case["name"])
+        except BadName as error:
+            assert str(error) == case["ref_err"]
+        else:
+            ref = case.get("ref", {"base": "", "source": ""})  # Ollama answers "model is required" to an empty one
+            assert (base, source) == (ref["base"], ref["source"]), case
