@@ -1,0 +1,88 @@
+"""`@kernel`: the one place that says how Numba compiles this project's kernels, and where the machine code is kept.
+
+    nogil         other Python threads run on while a kernel works
+    error_model   "numpy": x / 0 is inf or nan, so no branch stands in the way of vector code
+    fastmath      never: sums keep the order in which they are written, and with it their bits
+
+Numba's own cache looks only at the file that defines a function, so an edit in an imported one would run stale code.
+Ours is a folder per state of all kernel sources, `<user cache>/numllama/kernels-<key>`; where none can be written,
+every process compiles anew.  NUMBA_CACHE_DIR moves it, NUMBA_DISABLE_JIT=1 leaves plain Python functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core import config
+
+SOURCES = Path(__file__).parent
+
+
+def kernel(function: Callable | None = None, **options):
+    """`function`, compiled on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
+    if function is None:
+        return lambda function: kernel(function, **options)
+    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    if not config.DISABLE_JIT:
+        keep(compiled, cache_folder())
+    return compiled
+
+
+def keep(compiled, folder: Path | None) -> None:
+    """Let `compiled` load its machine code from `folder` and save it there; None: keep nothing."""
+    if folder is None:
+        return
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # read when caching is enabled, not again
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # Numba cannot write there after all
+        pass
+    finally:
+        config.CACHE_DIR = before
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Where machine code is kept: a folder that exists and can be written, or None."""
+    try:
+        folder = user_cache() / f"kernels-{source_key()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # read-only, or no home at all
+        return None
+    return folder
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again, by the platform's custom."""
+    if config.CACHE_DIR:
+        return Path(config.CACHE_DIR) / "numllama"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "numllama"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/numllama").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "numllama"
+
+
+def source_key() -> str:
+    """Hash of everything but the CPU (Numba looks at that) that machine code depends on."""
+    key = hashlib.sha256()
+    for part in (
+        platform.python_version(),
+        numba.__version__,
+        llvmlite.__version__,
+        os.environ.get("NUMLLAMA_SIMD", ""),
+    ):
+        key.update(part.encode() + b"\0")
+    for path in sorted(SOURCES.rglob("*.py")):
+        key.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return key.hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""The machine code of kernels: kept on disk, found again, done without where nothing can be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# A module with one kernel of its own, run in a fresh process; prints the result and how often the cache was hit.
+PROGRAM = """
+from numllama.kernels.jit import kernel, cache_folder
+import sys; sys.path.insert(0, {folder!r})
+from sums import total
+import numpy as np
+print(total(np.arange(5.0)), sum(total.stats.cache_hits.values()), cache_folder() is not None)
+"""
+SUMS = """
+from numllama.kernels.jit import kernel
+@kernel
+def total(x):
+    s = 0.0
+    for i in range(x.size):
+        s += x[i]
+    return s
+"""
+
+
+def run(folder: Path, program: str = PROGRAM, **env: str) -> list[str]:
+    (folder / "sums.py").write_text(SUMS)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "NUMLLAMA_"))} | env
+    command = [sys.executable, "-c", program.format(folder=str(folder))]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_second_process_finds_the_machine_code_of_the_first(tmp_path):
+    cache = str(tmp_path / "cache")
+    assert run(tmp_path, XDG_CACHE_HOME=cache, NUMBA_CACHE_DIR=cache) == ["10.0", "0", "True"]
+    assert run(tmp_path, XDG_CACHE_HOME=cache, NUMBA_CACHE_DIR=cache) == ["10.0", "1", "True"]
+
+
+def test_without_a_place_to_write_kernels_are_compiled_in_every_process(tmp_path):
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "below")  # a folder below a file: nobody can make it, root neither
+    assert run(tmp_path, NUMBA_CACHE_DIR=nowhere) == ["10.0", "0", "False"]
+
+
+def test_disable_jit_leaves_plain_functions(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, {folder!r}); import sums; print(type(sums.total).__name__, sums.total.__name__)"
+    )
+    assert run(tmp_path, program, NUMBA_DISABLE_JIT="1") == ["function", "total"]
