@@ -19,8 +19,34 @@ VALID = {
     "http:///a/b": ("registry.ollama.ai/a/b:latest", "a/b:latest"),
     "://h/a/b": ("h/a/b:latest", "h/a/b:latest"),
 }
-INVALID = ["a:b:c", "a/b/c/d", "", "a@sha256:1", "x:", "/x", "m/", "ns.x/m", "-a", "a b", "hh/nn/mm:-tt", "a\n", "..", "."]
-INVALID += ["../a", "a/../b", "a/..:t", "host/name:space/model:tag", "/a/b", "m:..", "é", "m" * 81, "h" * 351 + "/n/m", "a/b\0"]
+INVALID = [
+    "a:b:c",
+    "a/b/c/d",
+    "",
+    "a@sha256:1",
+    "x:",
+    "/x",
+    "m/",
+    "ns.x/m",
+    "-a",
+    "a b",
+    "hh/nn/mm:-tt",
+    "a\n",
+    "..",
+    ".",
+]
+INVALID += [
+    "../a",
+    "a/../b",
+    "a/..:t",
+    "host/name:space/model:tag",
+    "/a/b",
+    "m:..",
+    "é",
+    "m" * 81,
+    "h" * 351 + "/n/m",
+    "a/b\0",
+]
 
 
 @pytest.mark.parametrize("text", VALID)

@@ -1,0 +1,200 @@
+"""What a model is made of: a manifest names a config and layers, each a blob by its digest.
+
+    {"schemaVersion":2, "mediaType":"...manifest.v2+json",
+     "config":{"mediaType":..., "digest":"sha256:...", "size":169},
+     "layers":[{"mediaType":"application/vnd.ollama.image.model", "digest":..., "size":..., "from":...}, ...]}
+
+A model's id is the SHA-256 of the manifest file's bytes; so a file is copied as bytes and written in one form only:
+compact JSON and a newline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadDigest, BadManifest
+from .go_text import ordered_json_text
+
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
+MODEL = "application/vnd.ollama.image.model"
+PROJECTOR = "application/vnd.ollama.image.projector"
+ADAPTER = "application/vnd.ollama.image.adapter"
+DRAFT = "application/vnd.ollama.image.draft"
+TEMPLATE = "application/vnd.ollama.image.template"
+PROMPT = "application/vnd.ollama.image.prompt"  # what a template was called at first
+SYSTEM = "application/vnd.ollama.image.system"
+PARAMS = "application/vnd.ollama.image.params"
+MESSAGES = "application/vnd.ollama.image.messages"
+LICENSE = "application/vnd.ollama.image.license"
+
+MAX_JSON = 16 << 20  # bytes: a manifest, a config or a text layer is never this long
+
+_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
+
+
+def check_digest(text: str) -> str:
+    """`sha256:<64 hex>` of a digest in either spelling, `sha256-...` included.  Raises: BadDigest"""
+    match = _DIGEST.fullmatch(text)
+    if not match:
+        raise BadDigest(text)
+    return f"sha256:{match[1].lower()}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One blob of a model.  `source` is the model or file it came from, `from` in the file."""
+
+    media_type: str
+    digest: str
+    size: int
+    source: str = ""
+    name: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        optional = {key: value for key, value in (("from", self.source), ("name", self.name)) if value}
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size, **optional}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    config: Layer | None
+    layers: tuple[Layer, ...]
+
+    def of_type(self, *media_types: str) -> list[Layer]:
+        return [layer for layer in self.layers if layer.media_type in media_types]
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """The config too: everything that must be there, and is counted in the model's size."""
+        return (*self.layers, *([self.config] if self.config else []))
+
+    @property
+    def size(self) -> int:
+        return sum(layer.size for layer in self.all_layers)
+
+    def to_bytes(self) -> bytes:
+        assert self.config
+        layers = ",".join(ordered_json_text(layer.as_json()) for layer in self.layers)
+        head = f'{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","config":{ordered_json_text(self.config.as_json())}'
+        return f'{head},"layers":[{layers}]}}\n'.encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Manifest:
+        """The manifest that `data` spells; unknown keys and media types are let pass.  Raises: BadManifest about `path`"""
+        value = read_json(data, path, dict)
+        layers = value.get("layers") or []
+        if not isinstance(layers, list):
+            raise BadManifest(path, f"'layers' is a {type(layers).__name__}, expected a list")
+        config = value.get("config") or {}
+        return cls(
+            _layer(config, path) if not isinstance(config, dict) or config.get("digest") else None,
+            tuple(_layer(layer, path) for layer in layers),
+        )
+
+
+def _layer(value: Any, path: str | os.PathLike[str]) -> Layer:
+    if not isinstance(value, dict):
+        raise BadManifest(path, f"a layer is a {type(value).__name__}, expected an object")
+    fields = [value.get(key) or "" for key in ("mediaType", "digest", "from", "name")]
+    size = value.get("size") or 0
+    if not all(isinstance(text, str) for text in fields):
+        raise BadManifest(path, "a layer's mediaType, digest, from and name must be text")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
+        raise BadManifest(path, f"a layer's size is {str(size)[:40]}, expected a number of bytes")
+    media_type, digest, source, name = fields
+    try:
+        digest = check_digest(digest)
+    except BadDigest:
+        raise BadManifest(path, f"a layer's digest is {digest[:80]!r}, expected sha256: and 64 hex digits") from None
+    return Layer(media_type, digest, size, source, name)
+
+
+CONFIG_KEYS = (  # in the file's order: those always there, those left out when empty, and the fixed end
+    ("model_format", "model_family", "model_families", "model_type", "file_type"),
+    ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities")
+    + ("context_length", "embedding_length", "base_name", "draft"),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The config blob: what a list of models shows without opening their weights.
+
+    model_family is the GGUF's architecture, model_type its parameter count ("8.0B"), file_type its quantization.
+    """
+
+    model_format: str = ""
+    model_family: str = ""
+    model_families: tuple[str, ...] = ()
+    model_type: str = ""
+    file_type: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """the optional keys, `renderer` to `draft`"""
+
+    def to_bytes(self) -> bytes:
+        always, optional = CONFIG_KEYS
+        value: dict[str, Any] = {key: getattr(self, key) for key in always}
+        value["model_families"] = list(self.model_families) or None
+        value |= {key: self.more[key] for key in optional if self.more.get(key)}
+        return (ordered_json_text(value | {"architecture": "amd64", "os": "linux"}) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Config:
+        value = read_json(data, path, dict)
+        always, optional = CONFIG_KEYS
+        texts = {key: value.get(key) or "" for key in always if key != "model_families"}
+        families = value.get("model_families") or []
+        if not all(isinstance(text, str) for text in [*texts.values(), *families]):
+            raise BadManifest(path, "the config's family, type and format must be text")
+        return cls(
+            **texts, model_families=tuple(families), more={key: value[key] for key in optional if value.get(key)}
+        )
+
+
+def read_json(data: bytes, path: str | os.PathLike[str], kind: type) -> Any:
+    """The JSON value of `data`, which must be a `kind`.  Raises: BadManifest about `path`"""
+    try:
+        value = json.loads(data, parse_constant=_refuse, parse_float=_finite, parse_int=_within_float)
+    except RecursionError:
+        raise BadManifest(path, "JSON nested too deep") from None
+    except ValueError as error:
+        raise BadManifest(path, f"no JSON: {str(error)[:200]}") from None
+    if not isinstance(value, kind):
+        raise BadManifest(path, f"a JSON {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse(digits[:40])  # type: ignore[func-returns-value,return-value]
+
+
+def _within_float(digits: str) -> int:
+    _finite(digits)
+    return int(digits)
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_limited(path: Path, limit: int = MAX_JSON) -> bytes:
+    """The bytes of a small file.  Raises: BadManifest when it is not small, OSError"""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BadManifest(path, f"longer than {limit} bytes, which no manifest or text of a model is")
+    return data

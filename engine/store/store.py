@@ -1,0 +1,385 @@
+"""Models on disk, in Ollama's own layout, so that one folder serves both programs.
+
+    manifests/<host>/<namespace>/<model>/<tag>     what a model is made of
+    blobs/sha256-<64 hex>                          its content, shared by all models that have it
+
+Beside the user's folder may lie a second one in the same layout, which ships with the program and is only read.  A manifest
+in the user's folder never names a blob of the other: whatever needs one gets a copy of it first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFound, StoreError
+from ..settings import Settings
+from . import manifest as media
+from .blobs import Blobs, BlobWriter, sync_folder
+from .manifest import Config, Layer, Manifest, read_json, read_limited, sha256_hex
+from .name import ModelName
+
+log = logging.getLogger("numllama.store")
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model of the store: its manifest and config; the rest is read when asked for.
+
+    digest       SHA-256 of the manifest's bytes, hex
+    modified_ns  when the manifest was written, nanoseconds since 1970
+    """
+
+    name: ModelName
+    manifest: Manifest
+    config: Config
+    digest: str
+    modified_ns: int
+    blobs: Blobs
+    is_builtin: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers and the config."""
+        return self.manifest.size
+
+    @property
+    def parent(self) -> str:
+        """The model this one was created from, or ""."""
+        models = self.manifest.of_type(media.MODEL)
+        return models[-1].source if models else ""
+
+    @cached_property
+    def weights(self) -> Path:
+        """The GGUF file: the last model layer's blob.  Raises: BadManifest"""
+        models = self.manifest.of_type(media.MODEL)
+        if not models:
+            kinds = sorted({layer.media_type for layer in self.manifest.layers})
+            raise BadManifest(self.name.short, f"no layer of type {media.MODEL} among {', '.join(kinds) or 'none'}")
+        return self._find(models[-1])
+
+    @property
+    def weights_digest(self) -> str:
+        models = self.manifest.of_type(media.MODEL)
+        return models[-1].digest if models else ""
+
+    @cached_property
+    def projectors(self) -> list[Path]:
+        return [self._find(layer) for layer in self.manifest.of_type(media.PROJECTOR)]
+
+    @cached_property
+    def adapters(self) -> list[Path]:
+        return [self._find(layer) for layer in self.manifest.of_type(media.ADAPTER)]
+
+    @cached_property
+    def drafts(self) -> list[Path]:
+        return [self._find(layer) for layer in self.manifest.of_type(media.DRAFT)]
+
+    @cached_property
+    def template(self) -> str | None:
+        """The Go template layer; None where there is none."""
+        texts = self._texts(media.TEMPLATE, media.PROMPT)
+        return texts[-1] if texts else None
+
+    @cached_property
+    def system(self) -> str:
+        texts = self._texts(media.SYSTEM)
+        return texts[-1] if texts else ""
+
+    @cached_property
+    def licenses(self) -> list[str]:
+        return self._texts(media.LICENSE)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        layers = self.manifest.of_type(media.PARAMS)
+        return self._json(layers[-1], dict) if layers else {}
+
+    @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation that precedes every request: `role` and `content`, both text."""
+        layers = self.manifest.of_type(media.MESSAGES)
+        messages = self._json(layers[-1], list) if layers else []
+        for message in messages:
+            if not (
+                isinstance(message, dict) and all(isinstance(message.get(key, ""), str) for key in ("role", "content"))
+            ):
+                raise BadManifest(self._find(layers[-1]), "a message must be an object whose role and content are text")
+        return [{"role": "", "content": ""} | message for message in messages]
+
+    def _find(self, layer: Layer) -> Path:
+        try:
+            return self.blobs.find(layer.digest, layer.size)
+        except FileNotFoundError:
+            raise BadManifest(
+                self.blobs.path(layer.digest), f"missing, though {self.name.short} is made of it"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{error.filename}: {error.strerror}") from None
+
+    def _texts(self, *media_types: str) -> list[str]:
+        layers = self.manifest.of_type(*media_types)
+        return [read_limited(self._find(layer)).decode("utf-8", "replace") for layer in layers]
+
+    def _json(self, layer: Layer, kind: type) -> Any:
+        path = self._find(layer)
+        return read_json(read_limited(path), path, kind)
+
+
+class Store:
+    """The models of the folder `root` and, read-only, of the folder `builtin`.
+
+    keep_blobs  nothing is ever pruned, as OLLAMA_NOPRUNE asks
+    All methods raise StoreError where the system refuses, naming the path.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], builtin: str | os.PathLike[str] | None = None, keep_blobs: bool = False
+    ):
+        self.root = Path(root)
+        self.builtin = Path(builtin) if builtin is not None else None
+        self.keep_blobs = keep_blobs
+        self.blobs = Blobs(self.root / "blobs")
+        self.lock = threading.RLock()  # held from the look at a blob to the manifest that names it
+
+    # reading
+
+    def names(self) -> list[ModelName]:
+        """Every name that has a manifest; a built-in one also where the user's folder has the same."""
+        with _refusals():
+            return [name for root in self._roots for name in _names(root / "manifests")]
+
+    def respell(self, name: ModelName | str) -> ModelName:
+        """`name` in the spelling it already has in the store.  Raises: BadName"""
+        name = ModelName.parse(name) if isinstance(name, str) else name
+        return name.respelled(self.names())
+
+    def resolve(self, name: ModelName | str) -> LocalModel:
+        """The model of that name, in whatever case it is spelt.  Raises: ModelNotFound, BadName, BadManifest"""
+        asked = name if isinstance(name, str) else name.short
+        name = self.respell(name)
+        for root in self._roots:
+            if (root / "manifests" / name.path).is_file():
+                return self._read(root, name)
+        raise ModelNotFound(asked)
+
+    def list(self) -> list[LocalModel]:
+        """All models, the newest first; one that cannot be read is logged and left out."""
+        models: dict[ModelName, LocalModel] = {}
+        with _refusals():
+            for root in self._roots:
+                for name in _names(root / "manifests"):
+                    try:
+                        models.setdefault(name, self._read(root, name))
+                    except EngineError as error:
+                        log.warning("model %s is left out: %s", name.short, error)
+        return sorted(models.values(), key=lambda model: (-model.modified_ns, model.name))
+
+    @property
+    def _roots(self) -> tuple[Path, ...]:
+        return (self.root, self.builtin) if self.builtin else (self.root,)
+
+    def _read(self, root: Path, name: ModelName) -> LocalModel:
+        path = root / "manifests" / name.path
+        with _refusals():
+            data, modified_ns = read_limited(path), path.stat().st_mtime_ns
+        manifest = Manifest.from_bytes(data, path)
+        model = LocalModel(
+            name, manifest, Config(), sha256_hex(data), modified_ns, Blobs(root / "blobs"), root == self.builtin
+        )
+        if manifest.config is None:
+            return model
+        config = model._find(manifest.config)
+        with _refusals():
+            return replace(model, config=Config.from_bytes(read_limited(config), config))
+
+    # blobs
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the content is in either folder.  Raises: BadDigest"""
+        with _refusals():
+            return any(Blobs(root / "blobs").has(digest) for root in self._roots)
+
+    def blob_path(self, digest: str) -> Path:
+        """The file of that content, in either folder.  Raises: FileNotFoundError, BadDigest, BadManifest"""
+        for root in self._roots:
+            blobs = Blobs(root / "blobs")
+            if blobs.has(digest):
+                return blobs.find(digest)
+        return self.blobs.find(digest)
+
+    def blob_writer(self) -> BlobWriter:
+        """A context to write a blob into as it arrives, then `commit(digest)`."""
+        with _refusals():
+            return self.blobs.writer()
+
+    def put_blob(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
+        """`chunks` stored; their digest and size.  Raises: DigestMismatch"""
+        with _refusals():
+            return self.blobs.put(chunks, expected)
+
+    def adopt_blob(self, digest: str) -> None:
+        """The content of `digest` is in the user's own folder, copied from the built-in one if need be.
+
+        Raises: FileNotFoundError, BadDigest, BadManifest
+        """
+        if not self.blobs.has(digest):
+            path = self.blob_path(digest)
+            with _refusals():
+                self.blobs.copy_from(path, digest)
+
+    # changing
+
+    def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> None:
+        """`name` is what `manifest` says; blobs that only its predecessor named are gone."""
+        data = manifest if isinstance(manifest, bytes) else manifest.to_bytes()
+        with self.lock, _refusals():
+            predecessor = self._layers_of(name)
+            path = self.root / "manifests" / name.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(prefix=".manifest-", dir=self.root / "manifests", delete=False) as file:
+                temporary = Path(file.name)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(path.parent)
+            self._drop_unnamed(predecessor)
+
+    def copy(self, source: ModelName | str, destination: ModelName | str) -> None:
+        """`destination` is what `source` is, with the same id.  Raises: ModelNotFound, BadName, BadManifest"""
+        with self.lock:
+            model, target = self.resolve(source), self.respell(destination)
+            if target == model.name and not model.is_builtin:
+                return
+            for layer in model.manifest.all_layers:
+                with _missing(model, layer):
+                    self.adopt_blob(layer.digest)
+            root = self.builtin if model.is_builtin else self.root
+            assert root
+            with _refusals():
+                data = read_limited(root / "manifests" / model.name.path)
+            self.write_manifest(target, data)
+
+    def delete(self, name: ModelName | str) -> None:
+        """The model is gone, and with it every blob that no other model has.
+
+        Raises: ModelNotFound, BuiltinModel, BadName
+        """
+        asked = name if isinstance(name, str) else name.short
+        with self.lock, _refusals():
+            name = self.respell(name)
+            path = self.root / "manifests" / name.path
+            if not path.is_file():
+                if self.builtin and (self.builtin / "manifests" / name.path).is_file():
+                    raise BuiltinModel(name.short)
+                raise ModelNotFound(asked)
+            layers = self._layers_of(name)
+            path.unlink()
+            _remove_empty(path.parent, self.root / "manifests")
+            self._drop_unnamed(layers)
+
+    def prune(self, age_seconds: float = 3600) -> None:
+        """Blobs that no manifest names, uploads broken off included, are gone once they are older than `age_seconds`.
+
+        Does nothing while a manifest cannot be read, since its blobs are then unknown.
+        """
+        with self.lock, _refusals():
+            named = self._named()
+            if named is None or self.keep_blobs or not self.blobs.folder.is_dir():
+                return
+            oldest = time.time() - age_seconds
+            for entry in os.scandir(self.blobs.folder):
+                is_blob = entry.name.startswith("sha256-") and entry.is_file(follow_symlinks=False)
+                if is_blob and entry.name.replace("-", ":", 1) not in named and entry.stat().st_mtime < oldest:
+                    os.unlink(entry.path)
+
+    def _layers_of(self, name: ModelName) -> tuple[Layer, ...]:
+        path = self.root / "manifests" / name.path
+        try:
+            return Manifest.from_bytes(read_limited(path), path).all_layers
+        except (FileNotFoundError, BadManifest):
+            return ()
+
+    def _named(self) -> set[str] | None:
+        """The digests that the user's manifests name; None where one cannot be read."""
+        named = set()
+        for name in _names(self.root / "manifests"):
+            path = self.root / "manifests" / name.path
+            try:
+                named |= {layer.digest for layer in Manifest.from_bytes(read_limited(path), path).all_layers}
+            except BadManifest as error:
+                log.warning("no blob is pruned: %s", error)
+                return None
+        return named
+
+    def _drop_unnamed(self, layers: Iterable[Layer]) -> None:
+        candidates = {layer.digest for layer in layers}
+        if self.keep_blobs or not candidates or (named := self._named()) is None:
+            return
+        for digest in candidates - named:
+            self.blobs.remove(digest)
+
+
+def default_store(settings: Settings | None = None) -> Store:
+    """The store that the environment asks for: OLLAMA_MODELS, OLLAMA_NOPRUNE, NUMLLAMA_BUILTIN."""
+    settings = settings or Settings.from_env()
+    builtin = Path(__file__).parent / "builtin"
+    return Store(settings.models, builtin if settings.builtin and builtin.is_dir() else None, settings.noprune)
+
+
+def _names(manifests: Path) -> Iterator[ModelName]:
+    """The names whose manifests lie in a folder, exactly four levels below it; other files are none of ours."""
+    found = [manifests]
+    for level in range(4):
+        is_kind = os.DirEntry.is_file if level == 3 else os.DirEntry.is_dir
+        found = [Path(entry.path) for folder in found for entry in _scan(folder) if is_kind(entry)]
+    for path in found:
+        try:
+            yield ModelName(*path.relative_to(manifests).parts)
+        except BadName:
+            log.warning("%s is left out: its path is no model name", path)
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+
+
+def _remove_empty(folder: Path, stop: Path) -> None:
+    while folder != stop and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the system refuses becomes a StoreError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or 'the store'}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _missing(model: LocalModel, layer: Layer) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadManifest(model.blobs.path(layer.digest), f"missing, though {model.name.short} is made of it") from None

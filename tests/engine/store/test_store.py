@@ -1,0 +1,316 @@
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from numllama.engine.errors import (
+    BadDigest,
+    BadManifest,
+    BuiltinModel,
+    DigestMismatch,
+    ModelNotFound,
+    StoreError,
+)
+from numllama.engine.settings import Settings
+from numllama.engine.store import ModelName, Store, default_store
+from numllama.engine.store.manifest import (
+    CONFIG_TYPE,
+    LICENSE,
+    MESSAGES,
+    MODEL,
+    PARAMS,
+    SYSTEM,
+    TEMPLATE,
+    Config,
+    Layer,
+    Manifest,
+)
+
+DATA = Path(__file__).parents[4] / "shared/data/store"
+ASKED_FOR = {
+    "stories:latest": "stories",
+    "Tellers/Grandma:v1.0": "tellers/grandma:V1.0",
+    "copy-of:Stories": "copy-of:stories",
+}
+ASKED_FOR["localhost:5000/lab/small:q8"] = "localhost:5000/lab/small:q8"
+
+
+def layer(store, media_type, content, **more):
+    digest, size = store.put_blob([content])
+    return Layer(media_type, digest, size, **more)
+
+
+def make(store, name, weights=b"weights", **layers):
+    """A model whose layers hold what `layers` say, by media type."""
+    config = layer(store, CONFIG_TYPE, Config("gguf", "llama", ("llama",), "1M", "F32").to_bytes())
+    made = [layer(store, MODEL, weights)] + [layer(store, media, content) for media, content in layers.items()]
+    store.write_manifest(ModelName.parse(name), Manifest(config, tuple(made)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def with_builtin(tmp_path):
+    make(Store(tmp_path / "builtin"), "primer", b"built in", **{SYSTEM: b"Be plain."})
+    return Store(tmp_path / "models", tmp_path / "builtin")
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_model_is_read_back_as_it_was_written(store):
+    messages = b'[{"role":"user","content":"hi"}]\n'
+    more = {
+        TEMPLATE: b"{{ .Prompt }}",
+        SYSTEM: b"S",
+        PARAMS: b'{"stop":["a"],"top_p":0.5}\n',
+        MESSAGES: messages,
+        LICENSE: b"MIT",
+    }
+    make(store, "Tiny", **more, **{"application/x-unheard-of": b"?"})
+    model = store.resolve("tiny")
+    assert (model.name.short, model.weights.read_bytes()) == ("Tiny:latest", b"weights")
+    assert (model.template, model.system, model.licenses) == ("{{ .Prompt }}", "S", ["MIT"])
+    assert model.params == {"stop": ["a"], "top_p": 0.5}
+    assert model.messages == [{"role": "user", "content": "hi"}]
+    assert model.config.model_type == "1M"
+    manifest = (store.root / "manifests/registry.ollama.ai/library/Tiny/latest").read_bytes()
+    assert model.digest == hashlib.sha256(manifest).hexdigest()
+    assert model.size == sum(
+        layer["size"] for layer in (*json.loads(manifest)["layers"], json.loads(manifest)["config"])
+    )
+
+
+def test_list_begins_with_the_newest_and_leaves_out_the_broken(store, caplog):
+    for i, name in enumerate(["a", "b", "broken"]):
+        make(store, name, name.encode())
+        os.utime(store.root / "manifests" / ModelName.parse(name).path, (i, i))
+    (store.root / "manifests" / ModelName.parse("broken").path).write_text("{")
+    (store.root / "manifests/registry.ollama.ai/library/a/.hidden").write_text("{}")
+    (store.root / "manifests/README").write_text("not a model")
+    assert [model.name.model for model in store.list()] == ["b", "a"]
+    assert "broken:latest is left out" in caplog.text
+
+
+def test_empty_or_missing_folder_holds_no_model(store):
+    assert store.list() == []
+    with pytest.raises(ModelNotFound, match="model 'x' not found"):
+        store.resolve("x")
+
+
+def test_copy_has_the_same_id_and_overwrites(store):
+    make(store, "a", b"A")
+    make(store, "b", b"B")
+    store.copy("A", "b")
+    assert store.resolve("b").digest == store.resolve("a").digest
+    store.copy("a", "a")
+    assert store.resolve("a").weights.read_bytes() == b"A"
+    assert not store.has_blob("sha256:" + hashlib.sha256(b"B").hexdigest())
+
+
+def test_delete_keeps_what_another_model_has(store):
+    make(store, "a", b"shared", **{SYSTEM: b"mine"})
+    make(store, "n/b:t", b"shared")
+    store.delete("A:latest")
+    assert not store.has_blob("sha256:" + hashlib.sha256(b"mine").hexdigest())
+    assert store.resolve("n/b:t").weights.read_bytes() == b"shared"
+    store.delete("n/b:t")
+    assert files(store.root) == []
+    assert list((store.root / "manifests").iterdir()) == []
+    with pytest.raises(ModelNotFound, match="model 'n/b:t' not found"):
+        store.delete("n/b:t")
+
+
+def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
+    make(store, "a", b"A")
+    (store.root / "manifests/registry.ollama.ai/library/b").mkdir()
+    (store.root / "manifests/registry.ollama.ai/library/b/latest").write_text("?")
+    store.delete("a")
+    store.prune(age_seconds=-1)
+    assert store.has_blob("sha256:" + hashlib.sha256(b"A").hexdigest())
+    store.delete("b")
+    store.prune(age_seconds=-1)
+    assert files(store.root) == []
+
+
+def test_prune_waits_an_hour_for_uploads_and_knows_its_own_files(store):
+    make(store, "a", b"A")
+    store.put_blob([b"uploaded"])
+    (store.root / "blobs/notes.txt").write_text("mine")
+    store.prune()
+    assert store.has_blob("sha256:" + hashlib.sha256(b"uploaded").hexdigest())
+    store.prune(age_seconds=-1)
+    assert not store.has_blob("sha256:" + hashlib.sha256(b"uploaded").hexdigest())
+    assert store.resolve("a").weights.is_file()
+    assert (store.root / "blobs/notes.txt").exists()
+
+
+def test_builtin_model_is_seen_and_never_written(with_builtin):
+    builtin = with_builtin.builtin
+    before = files(builtin)
+    assert [model.name.short for model in with_builtin.list()] == ["primer:latest"]
+    assert with_builtin.resolve("Primer").is_builtin
+    with pytest.raises(BuiltinModel, match="'primer:latest' is built in and cannot be deleted"):
+        with_builtin.delete("primer")
+    with_builtin.copy("primer", "mine")
+    mine = with_builtin.resolve("mine")
+    assert mine.weights.parent == with_builtin.root / "blobs"
+    assert (mine.digest, mine.system) == (with_builtin.resolve("primer").digest, "Be plain.")
+    assert Store(with_builtin.root).resolve("mine").weights.read_bytes() == b"built in"
+    assert files(builtin) == before
+
+
+def test_users_model_hides_the_builtin_of_the_same_name(with_builtin):
+    make(with_builtin, "primer", b"another")
+    assert with_builtin.resolve("primer").weights.read_bytes() == b"another"
+    assert len(with_builtin.list()) == 1
+    with_builtin.delete("primer")
+    assert with_builtin.resolve("primer").is_builtin
+
+
+def test_blob_appears_whole_or_not_at_all(store):
+    with store.blob_writer() as writer:
+        writer.write(b"half")
+    with pytest.raises(RuntimeError), store.blob_writer() as writer:
+        writer.write(b"half")
+        raise RuntimeError
+    assert files(store.root) == []
+    digest, size = store.put_blob([b"hel", b"lo"])
+    assert digest == "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    path = store.blob_path(digest)
+    assert (size, path.read_bytes(), path.stat().st_mode & 0o777) == (5, b"hello", 0o644)
+
+
+def test_blob_of_another_digest_is_refused_and_kept_under_its_own(store):
+    with pytest.raises(DigestMismatch) as caught:
+        store.put_blob([b"hello"], "sha256:" + "0" * 64)
+    assert str(caught.value) == (f'digest mismatch, expected "sha256:{"0" * 64}", got "{caught.value.found}"')
+    assert store.has_blob(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["", "sha256:12", "md5:" + "0" * 64, "../etc/passwd", "sha256:" + "0" * 63 + "/", "sha256:" + "0" * 64 + "\n"],
+)
+def test_digest_is_no_path(store, digest):
+    with pytest.raises(BadDigest, match="invalid digest format"):
+        store.has_blob(digest)
+
+
+HOSTILE = {
+    "no JSON": b"[",
+    "nested too deep": b"[" * 100_000,
+    "a JSON list, expected a dict": b"[]",
+    "a layer is a int, expected an object": b'{"layers":[3]}',
+    "'layers' is a str, expected a list": b'{"layers":"x"}',
+    "a layer's size is -1": b'{"layers":[{"size":-1}]}',
+    "a layer's size is 1.5": b'{"layers":[{"size":1.5}]}',
+    "a layer's digest is '../../../etc/passwd'": b'{"layers":[{"digest":"../../../etc/passwd","size":1}]}',
+    "must be text": b'{"layers":[{"digest":["x"]}]}',
+    "a layer is a str": b'{"config":"x"}',
+    "is no JSON number": b'{"layers":[],"x":1e999}',
+    "longer than": b" " * ((16 << 20) + 1),
+}
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_hostile_manifest_is_one_clear_error(store, message):
+    path = store.root / "manifests" / ModelName.parse("x").path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(HOSTILE[message])
+    with pytest.raises(BadManifest) as caught:
+        store.resolve("x")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert store.list() == []
+    store.delete("x")  # what cannot be read can be removed
+
+
+def test_blob_that_contradicts_its_manifest_is_named(store):
+    make(store, "a", b"weights")
+    weights = store.resolve("a").weights
+    weights.write_bytes(b"longer than before")
+    with pytest.raises(BadManifest, match="18 bytes, its manifest says 7"):
+        _ = store.resolve("a").weights
+    weights.unlink()
+    with pytest.raises(BadManifest, match="missing, though a:latest is made of it"):
+        _ = store.resolve("a").weights
+    with pytest.raises(BadManifest, match="missing"):
+        store.copy("a", "b")
+
+
+def test_link_out_of_the_store_is_not_followed(store, tmp_path):
+    make(store, "a", b"weights")
+    weights = store.resolve("a").weights
+    weights.unlink()
+    (tmp_path / "secret").write_bytes(b"secrets")
+    weights.symlink_to(tmp_path / "secret")
+    with pytest.raises(BadManifest, match="a link to .*secret, which is outside the store"):
+        _ = store.resolve("a").weights
+    assert not store.has_blob(f"sha256:{hashlib.sha256(b'weights').hexdigest()}")
+
+
+def test_linked_folder_is_a_store_like_any(store, tmp_path):
+    make(store, "a", b"weights")
+    (tmp_path / "link").symlink_to(store.root)
+    assert Store(tmp_path / "link").resolve("a").weights.read_bytes() == b"weights"
+
+
+def test_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "models").write_text("")
+    with pytest.raises(StoreError, match=r"models/manifests: Not a directory"):
+        Store(tmp_path / "models").list()
+    with pytest.raises(StoreError, match="models"):
+        Store(tmp_path / "models").put_blob([b"x"])
+
+
+def test_model_without_weights_says_what_it_has(store):
+    config = layer(store, CONFIG_TYPE, Config().to_bytes())
+    store.write_manifest(
+        ModelName.parse("a"), Manifest(config, (layer(store, "application/vnd.ollama.image.tensor", b"t"),))
+    )
+    with pytest.raises(BadManifest, match=r"no layer of type .*model among application/vnd.ollama.image.tensor"):
+        _ = store.resolve("a").weights
+
+
+def test_environment_chooses_the_store(tmp_path):
+    store = default_store(
+        Settings.from_env({"OLLAMA_MODELS": f' "{tmp_path}" ', "NUMLLAMA_BUILTIN": "0", "OLLAMA_NOPRUNE": "1"})
+    )
+    assert (store.root, store.builtin, store.keep_blobs) == (tmp_path, None, True)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+def test_store_that_ollama_left_is_read(tmp_path):
+    with tarfile.open(DATA / "ollama-store.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    expected = json.loads((DATA / "expected.json").read_text())
+    got = {model.name.short: model for model in Store(tmp_path / "models").list()}
+    assert sorted(got) == sorted(entry["name"] for entry in expected["tags"]["models"])
+    for entry in expected["tags"]["models"]:
+        model, details = got[entry["name"]], entry["details"]
+        assert (model.size, model.digest, model.parent) == (entry["size"], entry["digest"], details["parent_model"])
+        assert (model.config.model_format, model.config.model_family) == (details["format"], details["family"])
+        assert model.config.model_type == details["parameter_size"]
+        shown = expected[f"show {ASKED_FOR[entry['name']]}"]
+        assert "\n".join(model.licenses) == shown.get("license", "")
+        assert (model.template or "{{ .Prompt }}", model.system) == (shown["template"], shown.get("system", ""))
+        assert model.messages == shown.get("messages", [])
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path):
+    with tarfile.open(DATA / "ollama-store.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    store = Store(tmp_path / "models")
+    for model in store.list():
+        written = (store.root / "manifests" / model.name.path).read_bytes()
+        assert Manifest.from_bytes(written, "").to_bytes() == written
+        config = store.blob_path(model.manifest.config.digest).read_bytes()
+        assert Config.from_bytes(config, "").to_bytes() == config
