@@ -1,0 +1,71 @@
+"""What an operation is: arrays in, arrays out.  A NumPy reference and a faster version on the same page.
+
+Kernels     a record of functions, one per operation of the forward pass
+NUMPY       the definition, float32;  numpy_kernels(np.float64) the same in float64
+EXACT       the same values at real model sizes: dequantized tile by tile, summed in an order no batch changes
+GGML        activations rounded as ggml's CPU code does: explains llama.cpp's numbers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from .activation import silu_mul_numpy, softmax_numpy
+from .attention import attention_exact, attention_ggml, attention_numpy
+from .matmul import matmul_exact, matmul_ggml, matmul_numpy
+from .norm import rms_norm_ggml, rms_norm_numpy
+from .rope import Rope, rope_ggml, rope_numpy
+from .rows import rows_numpy
+from .tensor import Tensor
+
+__all__ = ["EXACT", "GGML", "NUMPY", "SETS", "Kernels", "Rope", "Tensor", "numpy_kernels"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One way to compute every operation.
+
+    rows       (w, ids) -> x [n_tok, n_embd]
+    matmul     (w, x) -> x w^T [n_tok, n_out]
+    rms_norm   (x, weight, eps) -> as x
+    rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
+    attention  (q, k, v, first, scale, look) -> [n_tok, n_head * n_head_dim]
+    softmax    (x) -> as x
+    silu_mul   (gate, up) -> as gate
+    inside     names that `look` shows from within attention, for traces
+    """
+
+    name: str
+    rows: Callable[..., np.ndarray]
+    matmul: Callable[..., np.ndarray]
+    rms_norm: Callable[..., np.ndarray]
+    rope: Callable[..., np.ndarray]
+    attention: Callable[..., np.ndarray]
+    softmax: Callable[..., np.ndarray]
+    silu_mul: Callable[..., np.ndarray]
+    inside: frozenset[str] = frozenset()
+
+
+def numpy_kernels(dtype: type = np.float32) -> Kernels:
+    """The NumPy set computing in `dtype`: the looked-up embeddings have it, and everything after follows."""
+    return Kernels(
+        name=f"numpy-{np.dtype(dtype).name}",
+        rows=partial(rows_numpy, dtype=dtype),
+        matmul=matmul_numpy,
+        rms_norm=rms_norm_numpy,
+        rope=rope_numpy,
+        attention=attention_numpy,
+        softmax=softmax_numpy,
+        silu_mul=silu_mul_numpy,
+        inside=frozenset({"kq", "kq_soft_max"}),
+    )
+
+
+NUMPY = numpy_kernels()
+EXACT = replace(NUMPY, name="exact", matmul=matmul_exact, attention=attention_exact, inside=frozenset())
+GGML = replace(EXACT, name="ggml", matmul=matmul_ggml, rms_norm=rms_norm_ggml, rope=rope_ggml, attention=attention_ggml)
+SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML)}

@@ -1,0 +1,60 @@
+"""Matrix products with a weight: y = x w^T, every row of the weight against every token.
+
+matmul_numpy    the definition: dequantize, then NumPy's product
+matmul_exact    the same without the whole matrix in memory, summed in an order that no batch changes
+matmul_ggml     what llama.cpp computes on a CPU: the activations are quantized first
+"""
+
+import numpy as np
+
+from .activations import round_activations
+from .jit import kernel
+
+TILE = 64  # weight rows dequantized at a time: 64 rows of 8192 columns are 2 MB as float32
+
+
+def matmul_numpy(w, x):
+    """x w^T.
+
+    w Tensor [n_out, n_in], x float [n_tok, n_in] -> as x [n_tok, n_out]
+    """
+    return x @ w.dequantize().astype(x.dtype, copy=False).T
+
+
+def matmul_exact(w, x):
+    """x w^T, each sum in float64 from the first column to the last, then rounded once.
+
+    w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    """
+    n_out, _ = w.shape
+    y = np.empty((len(x), n_out), np.float32)
+    x = np.ascontiguousarray(x)
+    for r in range(0, n_out, TILE):
+        columns = np.ascontiguousarray(w.dequantize(np.arange(r, min(r + TILE, n_out))).T)  # [n_in, TILE]
+        _sum_columns(columns, x, y[:, r : r + TILE])
+    return y
+
+
+@kernel
+def _sum_columns(columns, x, y):
+    """y[t, r] = sum over i of x[t, i] * columns[i, r].  The rows r lie side by side, so this vectorizes as written."""
+    n_in, n_rows = columns.shape
+    total = np.empty(n_rows, np.float64)
+    for t in range(x.shape[0]):
+        total[:] = 0.0
+        for i in range(n_in):
+            xi = np.float64(x[t, i])
+            column = columns[i]
+            for r in range(n_rows):
+                total[r] += xi * np.float64(column[r])
+        for r in range(n_rows):
+            y[t, r] = total[r]
+
+
+def matmul_ggml(w, x):
+    """x w^T as ggml's CPU code means it: `x` is first rounded to the blocks that the weight's dot product takes.
+
+    w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    ggml multiplies the integers of both sides and sums scaled blocks in float32; only its order of sums differs from this.
+    """
+    return matmul_exact(w, round_activations(x, w.format.dot_with))

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.kernels.attention import attention_exact, attention_ggml, attention_numpy
+
+ALL = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+@ALL
+def test_worked_example(attention):
+    # scores ln 3 and 0: the first value counts three times as much as the second
+    q = np.array([[[1.0]]], np.float32)
+    k, v = np.array([[[np.log(3)]], [[0.0]]], np.float32), np.array([[[8.0]], [[0.0]]], np.float32)
+    np.testing.assert_allclose(attention(q, k, v, 1, 1.0), [[6.0]], rtol=1e-6)
+
+
+@ALL
+def test_the_first_token_sees_itself_alone(attention):
+    q, k, v = random(4, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
+    np.testing.assert_allclose(attention(q, k, v, 0, 1.0)[0], np.tile(v[0, 0], 2), rtol=1e-6)
+
+
+@ALL
+def test_later_positions_are_never_seen(attention):
+    q, k, v = random(4, 2, 8), random(7, 1, 8), random(7, 1, 8, seed=1)
+    before = attention(q, k, v, 3, 1.0)[:3]
+    k[6], v[6] = 1e4, -1e4
+    np.testing.assert_array_equal(attention(q, k, v, 3, 1.0)[:3], before)
+
+
+@ALL
+def test_groups_of_queries_share_a_key_head(attention):
+    q, k, v = random(3, 4, 8), random(3, 2, 8), random(3, 2, 8, seed=1)
+    shared = attention(q, k, v, 0, 0.5)
+    own = attention(q, np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1), 0, 0.5)
+    np.testing.assert_allclose(shared, own, rtol=1e-5, atol=1e-6)
+
+
+@ALL
+@given(shift=st.floats(-50, 50))
+def test_what_moves_all_scores_alike_changes_nothing(attention, shift):
+    q = np.concatenate([random(2, 1, 7), np.full((2, 1, 1), shift, np.float32)], axis=-1)
+    k = np.concatenate([random(5, 1, 7), np.ones((5, 1, 1), np.float32)], axis=-1)
+    v = random(5, 1, 8, seed=1)
+    still = q.copy()
+    still[..., -1] = 0
+    np.testing.assert_allclose(attention(q, k, v, 3, 1.0), attention(still, k, v, 3, 1.0), rtol=1e-3, atol=1e-4)
+
+
+def test_the_numpy_one_shows_its_scores_and_takes_others_back():
+    q, k, v = random(2, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
+    seen = {}
+
+    def look(name, value):
+        seen[name] = value
+        return np.eye(4)[[0, 1]][None].repeat(2, axis=0) if name == "kq_soft_max" else value
+
+    got = attention_numpy(q, k, v, 2, 1.0, look)
+    assert seen["kq"].shape == seen["kq_soft_max"].shape == (2, 2, 4)
+    np.testing.assert_allclose(seen["kq_soft_max"].sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(got, np.concatenate([v[:2], v[:2]], axis=1).reshape(2, 16), rtol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [attention_exact, attention_ggml])
+def test_an_f16_cache_costs_f16_rounding(attention):
+    q, k, v = random(3, 2, 16), random(9, 2, 16), random(9, 2, 16, seed=1)
+    expected = attention_numpy(q.astype(np.float64), k, v, 6, 0.25)
+    got = attention(q, k.astype(np.float16), v.astype(np.float16), 6, 0.25)
+    np.testing.assert_allclose(got, expected, atol=4e-3)  # f16 keeps 11 bits: 5e-4 of scores up to 4

@@ -1,0 +1,75 @@
+"""Every set of kernels against the definition in float64, operation by operation."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from numllama.kernels import SETS, Kernels, Rope, Tensor, numpy_kernels
+from numllama.kernels.quants import FORMATS_BY_NAME, quantize
+
+F64 = numpy_kernels(np.float64)
+OPERATIONS = [field.name for field in fields(Kernels) if field.name not in ("name", "inside")]
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def weight(n_out, n_in, format="F32"):
+    blocks = quantize(FORMATS_BY_NAME[format], random(n_out, n_in))
+    return Tensor("w", FORMATS_BY_NAME[format], (n_out, n_in), blocks)
+
+
+ARGUMENTS = {
+    "rows": (weight(40, 64, "Q8_0"), np.array([3, 0, 39, 3], np.int32)),
+    "matmul": (weight(48, 64), random(5, 64)),
+    "rms_norm": (random(5, 64), random(64, seed=1), 1e-5),
+    "rope": (random(5, 4, 16), np.arange(7, 12, dtype=np.int32), Rope("norm", 16)),
+    "attention": (random(3, 4, 16), random(8, 2, 16), random(8, 2, 16, seed=1), 5, 0.25),
+    "softmax": (random(5, 33),),
+    "silu_mul": (random(5, 64), random(5, 64, seed=1)),
+}
+
+
+def test_every_operation_has_arguments_here():
+    assert set(ARGUMENTS) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("set_name", SETS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operation_equals_the_float64_definition(set_name, operation):
+    arguments = ARGUMENTS[operation]
+    got = getattr(SETS[set_name], operation)(*arguments)
+    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a for a in arguments]
+    expected = getattr(F64, operation)(*wide)
+    # one float32 rounding is 6e-8; sums over 64 terms, and ggml's float32 angles at position 11, cost about ten of them
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("set_name", ["exact", "ggml"])
+@pytest.mark.parametrize("format", ["F32", "F16", "Q4_0", "Q8_0"])
+def test_a_token_has_the_same_bits_in_any_batch(set_name, format):
+    w, x = weight(70, 96, format), random(9, 96)
+    matmul = SETS[set_name].matmul
+    np.testing.assert_array_equal(np.concatenate([matmul(w, x[t : t + 1]) for t in range(9)]), matmul(w, x))
+
+
+@pytest.mark.parametrize("set_name", ["exact", "ggml"])
+@pytest.mark.parametrize("cache_type", [np.float32, np.float16])
+def test_a_query_has_the_same_bits_in_any_span(set_name, cache_type):
+    q, k, v = random(6, 4, 16), random(9, 2, 16).astype(cache_type), random(9, 2, 16, seed=1).astype(cache_type)
+    attention = SETS[set_name].attention
+    one_by_one = [attention(q[t : t + 1], k[: 4 + t], v[: 4 + t], 3 + t, 0.25) for t in range(6)]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), attention(q, k, v, 3, 0.25))
+
+
+@pytest.mark.parametrize("format", ["Q4_0", "Q8_0"])
+def test_ggml_matmul_errs_by_half_a_step_of_the_activations_at_most(format):
+    w, x = weight(48, 64, format), random(5, 64)
+    blocks = np.abs(x.reshape(5, 2, 32))
+    step = np.repeat(blocks.max(-1), 32, axis=-1).reshape(5, 64) / 127
+    # q is off by half a step; the scale, kept as f16, by 2^-11 of up to 127 steps, that is 0.063 of one more
+    bound = (0.5 + 0.063) * step @ np.abs(w.dequantize()).T
+    error = np.abs(SETS["ggml"].matmul(w, x) - SETS["exact"].matmul(w, x))
+    assert (error <= bound).all() and error.max() > 1e-4  # and it does round
