@@ -1,0 +1,109 @@
+"""One prompt, one model, no server.  The page to teach from.
+
+    encode        text -> ids
+    prefill       ids -> cache, num_batch at a time; the last one's logits
+    loop          logits -> sample -> text; stop?
+                  window full? forget the older half, turn the keys back
+                  token -> cache; its logits
+
+A server does the same with many sequences in one batch: scheduler instead of loop, same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from time import perf_counter_ns
+
+import numpy as np
+
+from ..kernels import EXACT, Kernels
+from .batch import Batch
+from .cache import KVCache
+from .errors import ContextFull
+from .model import Model, forward
+from .options import Options
+from .sequence import Piece, Sequence, State, Timings, kept, truncated
+from .trace import Tap, no_tap
+
+
+def generate(
+    model: Model,
+    prompt: str | list[int],
+    options: Options | None = None,
+    *,
+    kernels: Kernels = EXACT,
+    cache: KVCache | None = None,
+    truncate: bool = True,
+    shift: bool = True,
+    n_logprobs: int | None = None,
+    tap: Tap = no_tap,
+) -> Iterator[Piece]:
+    """The model's continuation of `prompt`, piece by piece; the last piece says why it ended and how long it took.
+
+    prompt      text, its special tokens read as such and BOS put in front if the file says so; or ids, used as they are
+    cache       one made by `model.new_cache` for options.num_ctx; made here if absent
+    truncate    cut a prompt over the window, else raise ContextFull
+    shift       forget the older half of a full window and go on, else end with done_reason "length"
+    n_logprobs  give each token's log-probability and that many most likely ones; None for neither
+    """
+    options = options or Options()
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
+    window = max(4, min(options.num_ctx, model.hparams.n_ctx_train))
+    if len(ids) > window and not truncate:
+        raise ContextFull(len(ids), window)
+    ids = truncated(ids, window, kept(options.num_keep, len(ids), tokenizer.add_bos))
+    cache = cache or model.new_cache(window)
+    seq = Sequence(tokenizer, ids, options, window, shift=shift, n_logprobs=n_logprobs)
+
+    began = perf_counter_ns()
+    logits = prefill(model, seq, cache, kernels, tap)
+    prefilled = perf_counter_ns()
+    while True:
+        piece = seq.sample(logits)
+        yield piece
+        if seq.state is State.DONE:
+            break
+        logits = decode(model, seq, cache, kernels, tap)
+    timings = Timings(model.load_duration, len(ids), prefilled - began, seq.n_sampled, perf_counter_ns() - prefilled)
+    yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings)
+
+
+def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Bring the prompt into the cache.  -> logits of its last token, f32 [n_vocab]"""
+    seq.state = State.PREFILL
+    while seq.n_cached < seq.n_prompt:
+        chunk = seq.tokens[seq.n_cached : min(seq.n_cached + seq.options.num_batch, seq.n_prompt)]
+        last = [-1] if seq.n_cached + len(chunk) == seq.n_prompt else []
+        logits = forward(model, Batch.of(chunk, seq.slot, seq.n_cached, last), cache, kernels, tap)
+        seq.n_cached += len(chunk)
+    seq.state = State.DECODE
+    return logits[0]
+
+
+def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Bring the newest token into the cache, making room first where the window is full.  -> its logits, f32 [n_vocab]"""
+    if seq.n_cached >= seq.window - 1:
+        keep = min(seq.n_keep, seq.window - 4)
+        discard = (seq.n_cached - keep) // 2
+        seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, model.hparams.rope)
+    logits = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
+    seq.n_cached += 1
+    return logits[0]
+
+
+def main(argv: list[str]) -> None:
+    """`python -m numllama.engine.generate FILE.gguf PROMPT` prints the most likely continuation."""
+    from .model import load_model
+
+    path, prompt = argv
+    for piece in generate(load_model(path), prompt, replace(Options(), temperature=0.0, num_predict=200)):
+        print(piece.text, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""Models: from a GGUF to something that can be run.
+
+families    what differs between architectures, as values
+hparams     sizes, from the key-values
+weights     tensors under their GGUF names
+decoder     forward(): tokens in, logits out
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter_ns
+
+from ..cache import CACHE_TYPES, KVCache
+from ..gguf import GGUF
+from ..template import Template
+from ..tokenizer import Tokenizer
+from .decoder import forward
+from .families import Family, family_of
+from .hparams import Hparams, read_hparams
+from .weights import Weights, read_weights
+
+__all__ = ["Family", "Hparams", "Model", "Weights", "forward", "load_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model: immutable, shared by all sequences."""
+
+    path: Path
+    family: Family
+    hparams: Hparams
+    weights: Weights
+    gguf: GGUF
+    load_duration: int = 0  # nanoseconds that load_model took
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.gguf.kv)
+
+    @cached_property
+    def template(self) -> Template:
+        """The GGUF's own Jinja chat template, or ChatML where it has none."""
+        return Template.from_gguf(self.gguf.kv)
+
+    def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
+        """An empty cache for this model.  `type` is "f16", "f32" or "f64"."""
+        hp = self.hparams
+        return KVCache(hp.n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, CACHE_TYPES[type])
+
+
+def load_model(source: str | os.PathLike[str] | GGUF) -> Model:
+    """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
+
+    Raises BadGGUF, UnsupportedArchitecture.
+    """
+    began = perf_counter_ns()
+    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
+    family = family_of(gguf.kv.get("general.architecture"))
+    hparams = read_hparams(gguf, family.name, family.rope_style)
+    weights = read_weights(gguf, hparams)
+    return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began)

@@ -1,0 +1,121 @@
+"""One request as it runs: its tokens, its place in the cache, its rules for stopping, and the pieces it gives out.
+
+WAITING -> PREFILL -> DECODE -> DONE
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from .options import Options
+from .sampling import Logprob, Sampler, logprobs
+from .tokenizer import Tokenizer
+from .tokenizer.detokenize import Detokenizer
+
+
+class State(Enum):
+    WAITING, PREFILL, DECODE, DONE = range(4)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Counts of tokens, and durations in nanoseconds, under Ollama's names.
+
+    prompt_eval_duration  spent on the prompt
+    eval_duration         from the end of the prompt to the last token
+    """
+
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a stream is made of: one for each sampled token, then a last one with `done_reason` and `timings`.
+
+    text      what can be shown now: maybe empty, while half a character or the beginning of a stop string is held back
+    token     the sampled id, None in the last piece
+    logprob   of that token, where logprobs were asked for
+    """
+
+    text: str
+    token: int | None = None
+    logprob: Logprob | None = None
+    done_reason: str | None = None
+    timings: Timings | None = None
+
+
+class Sequence:
+    """The state of one request.
+
+    tokens    prompt, then every sampled token, whatever a window shift has forgotten since
+    n_cached  positions that the cache holds for it in `slot`
+    window    positions it may use: num_ctx, at most what the model was trained on
+
+    Raises ContextFull for a prompt over the window, where `truncate` is False.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        options: Options,
+        window: int,
+        *,
+        slot: int = 0,
+        shift: bool = True,
+        n_logprobs: int | None = None,
+    ):
+        self.options, self.window, self.slot, self.shift, self.n_logprobs = options, window, slot, shift, n_logprobs
+        self.tokens, self.n_prompt, self.n_cached = list(prompt), len(prompt), 0
+        self.state = State.WAITING
+        self.done_reason: str | None = None
+        self.sampler = Sampler(options, tokenizer.n_vocab)
+        self.n_keep = kept(options.num_keep, len(prompt), tokenizer.add_bos)
+        limit = 10 * window
+        self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
+        self._eog = tokenizer.eog
+        self._text = Detokenizer(tokenizer, options.stop)
+
+    @property
+    def n_sampled(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    def sample(self, logits: np.ndarray) -> Piece:
+        """Draw the next token from `logits` f32 [n_vocab] and say what it adds; sets `done_reason` if it was the last."""
+        token = self.sampler.sample(logits, self.tokens)
+        self.tokens.append(token)
+        if token in self._eog:
+            return self._end("stop", Piece("", token))
+        logprob = None if self.n_logprobs is None else logprobs(logits, token, self.n_logprobs)
+        piece = Piece(self._text.push(token), token, logprob)
+        if self._text.stopped:
+            return self._end("stop", piece)
+        if self.n_sampled >= self.n_predict or (not self.shift and self.n_cached + 1 >= self.window):
+            return self._end("length", piece)
+        return piece
+
+    def _end(self, reason: str, piece: Piece) -> Piece:
+        self.state, self.done_reason = State.DONE, reason
+        return piece
+
+    def rest(self) -> str:
+        """Text still held back when the sequence ended otherwise than by a stop string."""
+        return self._text.flush()
+
+
+def kept(num_keep: int, n_prompt: int, add_bos: bool) -> int:
+    """Tokens of the prompt that outlive truncation and shift: num_keep and BOS; all of it where num_keep is negative."""
+    return n_prompt if num_keep < 0 else min(n_prompt, num_keep + add_bos)
+
+
+def truncated(prompt: list[int], window: int, n_keep: int) -> list[int]:
+    """`prompt` cut to `window` tokens: what is lost comes right after the first `n_keep`, so that it loses least."""
+    n_keep = min(n_keep, window - 1)
+    return prompt if len(prompt) <= window else prompt[:n_keep] + prompt[len(prompt) - (window - n_keep) :]

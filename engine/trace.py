@@ -1,0 +1,56 @@
+"""Looking at a forward pass: every named value passes through a `tap`, an expression that returns its argument.
+
+    h = tap("attn_norm", il, kernels.rms_norm(...))
+
+Names are llama.cpp's callback names, so a trace lines up with another engine's dump.  A tap may return something else
+than it was given: ablation and patching come free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ..kernels import Kernels
+from .errors import RequestError
+
+Tap = Callable[[str, int, np.ndarray], np.ndarray]
+
+INSIDE_ATTENTION = ("kq", "kq_soft_max")
+
+
+def no_tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
+    """The tap that sees nothing.  About 80 ns."""
+    return value
+
+
+class Trace:
+    """A tap that keeps a copy of every value whose name matches one of `patterns` ("*" and "?" as in a shell).
+
+    values   (name, il) -> array, in order of computation; il is -1 outside the layers
+
+    Raises RequestError for a name that only exists inside a kernel that `kernels` does not let look.
+    """
+
+    def __init__(self, *patterns: str, kernels: Kernels | None = None):
+        self.patterns = patterns or ("*",)
+        self.values: dict[tuple[str, int], np.ndarray] = {}
+        if kernels is not None:
+            for name in INSIDE_ATTENTION:
+                if name in self.patterns and name not in kernels.inside:
+                    raise RequestError(
+                        f"'{name}' lies inside attention, where the '{kernels.name}' kernels do not look; the NumPy set does"
+                    )
+
+    def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
+        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
+            self.values[name, il] = value.copy()
+        return value
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """All values as safetensors, named as llama.cpp's dumps: "attn_norm-0", "result_output"."""
+        save_file({name if il < 0 else f"{name}-{il}": value for (name, il), value in self.values.items()}, path)
