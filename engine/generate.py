@@ -83,7 +83,7 @@ def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: 
 
 
 def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """Bring the newest token into the cache, making room first where the window is full.  -> its logits, f32 [n_vocab]"""
+    """Bring the newest token into the cache, after making room where the window is full.  -> logits f32 [n_vocab]"""
     if seq.n_cached >= seq.window - 1:
         keep = min(seq.n_keep, seq.window - 4)
         discard = (seq.n_cached - keep) // 2

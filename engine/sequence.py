@@ -88,7 +88,7 @@ class Sequence:
         return len(self.tokens) - self.n_prompt
 
     def sample(self, logits: np.ndarray) -> Piece:
-        """Draw the next token from `logits` f32 [n_vocab] and say what it adds; sets `done_reason` if it was the last."""
+        """Draw the next token from `logits` f32 [n_vocab] and say what it adds; the last one sets `done_reason`."""
         token = self.sampler.sample(logits, self.tokens)
         self.tokens.append(token)
         if token in self._eog:
@@ -111,7 +111,7 @@ class Sequence:
 
 
 def kept(num_keep: int, n_prompt: int, add_bos: bool) -> int:
-    """Tokens of the prompt that outlive truncation and shift: num_keep and BOS; all of it where num_keep is negative."""
+    """Tokens of the prompt that outlive truncation and shift: num_keep and BOS; all where num_keep is negative."""
     return n_prompt if num_keep < 0 else min(n_prompt, num_keep + add_bos)
 
 

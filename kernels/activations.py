@@ -1,29 +1,57 @@
-"""Activations as ggml's dot products take them: rounded to blocks of integers, or to half floats.
+"""Activations as ggml's CPU code rounds them before a dot product: to the format in the weight's `dot_with`.
 
-    Q8_0   32 values share one f16 scale d = max |x| / 127;  q = round(x / d)
-
-Weights in quantized blocks are multiplied as integers, so ggml first makes integers of the other side, too.  This, not the
-weights' own rounding, is most of what separates llama.cpp's logits from exact arithmetic.
+Q8_0 and Q8_1 have two encoders in ggml.  One makes files: `quantize_row_*_ref` in ggml-quants.c multiplies by
+1 / (amax / 127) and rounds ties away from zero.  The other makes activations: ggml-cpu/arch/x86/quants.c (0c1e57098)
+multiplies by 127 / amax and rounds ties to even, with AVX.  Here it is the second, since this is what llama.cpp computes
+with on x86; a code differs now and then, and one code is enough to move a logit by 1e-3.  Q8_K has one encoder for both.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
-
-def round_activations(x, format_name):
-    """`x` as ggml's `format_name` activation blocks mean it.  x f32 [n_tok, n_in] -> f32 [n_tok, n_in]"""
-    return ROUNDINGS[format_name](x)
-
-
-def _round_q8_0(x):
-    blocks = x.reshape(-1, 32)
-    largest = np.abs(blocks).max(axis=1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    d = (largest / np.float32(127)).astype(np.float16).astype(np.float32)
-    return (np.rint(blocks * inverse) * d).reshape(x.shape)
+from .quants import FORMATS_BY_NAME
+from .quants.arithmetic import quotient, truncate
+from .quants.block32 import Q8_0, Q8_1
 
 
-def _round_f16(x):
-    return x.astype(np.float16).astype(np.float32)
+def quantize_activations(x, dot_with):
+    """`x` in blocks of the format named `dot_with`.  f32 [..., n] -> blocks [..., n / block_size]"""
+    format = FORMATS_BY_NAME[dot_with]
+    encode = {"Q8_0": activations_q8_0, "Q8_1": activations_q8_1}.get(dot_with, format.quantize)
+    return encode(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], -1)
 
 
-ROUNDINGS = {"F32": np.asarray, "F16": _round_f16, "Q8_0": _round_q8_0}
+def round_activations(x, dot_with):
+    """What `quantize_activations` leaves of `x`.  f32 [..., n] -> f32 [..., n]"""
+    blocks = quantize_activations(x, dot_with)
+    return FORMATS_BY_NAME[dot_with].dequantize(blocks.reshape(-1)).reshape(x.shape)
+
+
+def activations_q8_0(x):
+    """f32 [n, 32] -> Q8_0 [n]"""
+    d, q = scale_and_codes(x)
+    blocks = np.empty(len(x), Q8_0)
+    blocks["d"] = d[:, 0]
+    blocks["qs"] = q
+    return blocks
+
+
+def activations_q8_1(x):
+    """f32 [n, 32] -> Q8_1 [n]"""
+    d, q = scale_and_codes(x)
+    blocks = np.empty(len(x), Q8_1)
+    blocks["d"] = d[:, 0]
+    blocks["s"] = q.sum(axis=1) * d[:, 0]
+    blocks["qs"] = q
+    return blocks
+
+
+@np.errstate(all="ignore")
+def scale_and_codes(x):
+    """amax / 127, and x * (127 / amax) to the nearest integer, ties to even.  f32 [n, 32] -> f32 [n, 1], i32 [n, 32]
+
+    Where amax is so small that 127 / amax is infinite, codes are -128, as vcvtps2dq and vpacksswb make them.
+    """
+    amax = np.abs(x).max(axis=1, keepdims=True)
+    return amax / 127, np.maximum(-128, truncate(np.rint(x * quotient(127, amax))))

@@ -1,7 +1,7 @@
 """Families of models: what differs between architectures, as values.
 
-llama is written out; another family says only what differs.  What differs between *files* of a family is the presence of a
-tensor, not a field here: attention biases exist where `blk.0.attn_q.bias` does.
+llama is written out; another family says only what differs.  What differs between *files* of a family is the presence
+of a tensor, not a field here: attention biases exist where `blk.0.attn_q.bias` does.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Hparams:
 def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
     """The hyperparameters of a GGUF of architecture `arch`.
 
-    Raises BadGGUF where one is missing or impossible, UnsupportedArchitecture where it asks for what is not computed here.
+    Raises BadGGUF where one is missing or impossible, UnsupportedArchitecture where it asks for what is not computed.
     """
 
     def fail(key: str, found: object, expected: str) -> BadGGUF:

@@ -14,7 +14,7 @@ from .hparams import Hparams
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  Optional ones are None where the file has none."""
+    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then."""
 
     attn_norm: np.ndarray
     attn_q: Tensor
@@ -47,8 +47,8 @@ class Weights:
 def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
     """The weights of `gguf`, their shapes checked against `hp`.
 
-    Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing here
-    computes with: leaving one out in silence would give wrong numbers.
+    Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
+    here computes with: leaving one out in silence would give wrong numbers.
     """
     n_q, n_kv = hp.n_head * hp.n_head_dim, hp.n_head_kv * hp.n_head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -70,7 +70,8 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
             kind = gguf.unsupported[name].type.name
             raise UnsupportedArchitecture(
                 str(gguf.kv.get("general.architecture")),
-                f"tensor '{name}' has ggml type {kind}, which this build does not compute; docs/formats.md lists those it does",
+                f"tensor '{name}' has ggml type {kind}, which this build does not compute; "
+                "docs/formats.md lists those it does",
             )
         tensor = gguf.tensors.get(name)
         if tensor is None:
