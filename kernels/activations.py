@@ -1,9 +1,9 @@
 """Activations as ggml's CPU code rounds them before a dot product: to the format in the weight's `dot_with`.
 
 Q8_0 and Q8_1 have two encoders in ggml.  One makes files: `quantize_row_*_ref` in ggml-quants.c multiplies by
-1 / (amax / 127) and rounds ties away from zero.  The other makes activations: ggml-cpu/arch/x86/quants.c (0c1e57098)
-multiplies by 127 / amax and rounds ties to even, with AVX.  Here it is the second, since this is what llama.cpp computes
-with on x86; a code differs now and then, and one code is enough to move a logit by 1e-3.  Q8_K has one encoder for both.
+1 / (amax / 127) and rounds ties away from zero.  The other makes activations: ggml-cpu/arch/x86/quants.c (0c1e57098),
+with AVX, multiplies by 127 / amax and rounds ties to even.  This is the other, since llama.cpp computes with it on x86:
+blocks of half-integers differ in 3 % of their codes, ordinary ones hardly ever.  Q8_K has one encoder for both.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .quants.arithmetic import quotient, truncate
 from .quants.block32 import Q8_0, Q8_1
 
 
+@np.errstate(all="ignore")
 def quantize_activations(x, dot_with):
     """`x` in blocks of the format named `dot_with`.  f32 [..., n] -> blocks [..., n / block_size]"""
     format = FORMATS_BY_NAME[dot_with]
@@ -33,7 +34,7 @@ def activations_q8_0(x):
     d, q = scale_and_codes(x)
     blocks = np.empty(len(x), Q8_0)
     blocks["d"] = d[:, 0]
-    blocks["qs"] = q
+    blocks["qs"] = np.maximum(-128, q)
     return blocks
 
 
@@ -42,16 +43,15 @@ def activations_q8_1(x):
     d, q = scale_and_codes(x)
     blocks = np.empty(len(x), Q8_1)
     blocks["d"] = d[:, 0]
-    blocks["s"] = q.sum(axis=1) * d[:, 0]
-    blocks["qs"] = q
+    blocks["s"] = q.sum(axis=1, dtype=np.int32).astype(np.float32) * d[:, 0]
+    blocks["qs"] = np.maximum(-128, q)
     return blocks
 
 
-@np.errstate(all="ignore")
 def scale_and_codes(x):
     """amax / 127, and x * (127 / amax) to the nearest integer, ties to even.  f32 [n, 32] -> f32 [n, 1], i32 [n, 32]
 
-    Where amax is so small that 127 / amax is infinite, codes are -128, as vcvtps2dq and vpacksswb make them.
+    Codes lie in -127..127, but are INT_MIN (vcvtps2dq's answer) where amax < 4e-37 makes 127 / amax infinite.
     """
     amax = np.abs(x).max(axis=1, keepdims=True)
-    return amax / 127, np.maximum(-128, truncate(np.rint(x * quotient(127, amax))))
+    return amax / 127, truncate(np.rint(x * quotient(127, amax)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import block32, floats
+from . import block32, floats, k
 from .types import GGMLType
 
 
@@ -67,6 +67,12 @@ _ROWS = (
     _format("Q5_1", 32,  24, block32.Q5_1, block32.dequantize_q5_1,  block32.quantize_q5_1,              "Q8_1"),
     _format("Q8_0", 32,  34, block32.Q8_0, block32.dequantize_q8_0,  block32.quantize_q8_0,              "Q8_0"),
     _format("Q8_1", 32,  36, block32.Q8_1, block32.dequantize_q8_1,  block32.quantize_q8_1,              "Q8_1"),
+    _format("Q2_K", 256,  84, k.Q2_K,      k.dequantize_q2_k,        k.quantize_q2_k,                    "Q8_K"),
+    _format("Q3_K", 256, 110, k.Q3_K,      k.dequantize_q3_k,        k.quantize_q3_k,                    "Q8_K"),
+    _format("Q4_K", 256, 144, k.Q4_K,      k.dequantize_q4_k,        k.quantize_q4_k,                    "Q8_K"),
+    _format("Q5_K", 256, 176, k.Q5_K,      k.dequantize_q5_k,        k.quantize_q5_k,                    "Q8_K"),
+    _format("Q6_K", 256, 210, k.Q6_K,      k.dequantize_q6_k,        k.quantize_q6_k,                    "Q8_K"),
+    _format("Q8_K", 256, 292, k.Q8_K,      k.dequantize_q8_k,        k.quantize_q8_k,                    "Q8_K"),
 )
 # fmt: on
 
@@ -82,7 +88,10 @@ def quantize(format: QuantFormat, x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float32)
     if x.shape[-1] % format.block_size:
         raise ValueError(f"{format.name} stores {format.block_size} weights a block; {x.shape[-1]} do not divide")
-    return format.quantize(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, format.block_size)
+    step = 65536 // format.block_size  # the searches' temporaries stay in the cache, whatever the size of x
+    blocks = [format.quantize(rows[i : i + step]) for i in range(0, len(rows), step)]
+    return np.concatenate([np.empty(0, format.layout), *blocks]).reshape(*x.shape[:-1], -1)
 
 
 def dequantize(format: QuantFormat, blocks: np.ndarray) -> np.ndarray:

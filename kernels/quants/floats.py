@@ -12,14 +12,14 @@ I8, I16, I32, I64 = np.dtype("<i1"), np.dtype("<i2"), np.dtype("<i4"), np.dtype(
 
 
 def dequantize_number(blocks):
-    """Numbers as float32: F32 itself, without a copy; F16 exactly; the longer ones rounded to nearest.  [n] -> f32 [n, 1]"""
+    """Numbers as float32: F32 without a copy, F16 exactly, the longer ones rounded to nearest.  [n] -> f32 [n, 1]"""
     return blocks.astype(np.float32, copy=False)[:, None]
 
 
 def quantize_number(layout):
     """The encoder into `layout`: floats rounded to nearest, ties to even; integers toward zero, as C's cast.
 
-    f32 [n, 1] -> layout [n].  A float beyond the format's range becomes infinite; an integer's range is the caller's care.
+    f32 [n, 1] -> layout [n].  A float beyond the format's range becomes infinite; an integer's is the caller's care.
     """
     return lambda x: x[:, 0].astype(layout)
 
