@@ -3,7 +3,7 @@
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
      +- RequestError      BadOptions  BadName  BadTemplate (UnsupportedTemplate)  ContextFull
-     |                    BadDigest  DigestMismatch(expected, found)  BuiltinModel
+     |                    BadDigest  DigestMismatch(expected, found)  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- CapacityError     QueueFull  OutOfMemory
      +- Cancelled
@@ -114,6 +114,14 @@ class ContextFull(RequestError):
     def __init__(self, n_prompt: int, n_ctx: int, message: str = "the input length exceeds the context length"):
         self.n_prompt, self.n_ctx = n_prompt, n_ctx
         super().__init__(message)
+
+
+class CloudModel(RequestError):
+    """A model that only runs on ollama.com."""
+
+
+class NotYet(RequestError):
+    """Something that Ollama does and this build does not yet: says what."""
 
 
 class StoreError(EngineError):
