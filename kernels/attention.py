@@ -24,8 +24,9 @@ def attention_numpy(q, k, v, first, scale, look=look_away):
 
     q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] with n_pos = first + n_tok
     -> as q [n_tok, n_head * n_head_dim]
-    `look` is shown "kq" (the scaled scores, -inf where a query may not look) and "kq_soft_max", both [n_head, n_tok, n_pos];
-    what it returns is used.  Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
+    `look` is shown "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos]; what
+    it returns is used.
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
     """
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
@@ -35,9 +36,8 @@ def attention_numpy(q, k, v, first, scale, look=look_away):
     values = v.astype(q.dtype, copy=False).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
     hidden = np.arange(n_pos) > first + np.arange(n_tok)[:, None]  # [n_tok, n_pos]
 
-    kq = np.where(hidden, -np.inf, queries @ keys * q.dtype.type(scale)).reshape(n_head, n_tok, n_pos)
-    kq = look("kq", kq)
-    p = look("kq_soft_max", softmax_numpy(kq))
+    kq = look("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
+    p = look("kq_soft_max", softmax_numpy(np.where(hidden, -np.inf, kq * q.dtype.type(scale))))
     out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
@@ -45,7 +45,8 @@ def attention_numpy(q, k, v, first, scale, look=look_away):
 def attention_exact(q, k, v, first, scale, look=look_away):
     """As attention_numpy in float64, position after position: the sums do not depend on what else is in the batch.
 
-    q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim] -> f32 [n_tok, n_head * n_head_dim]
+    q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
+    -> f32 [n_tok, n_head * n_head_dim]
     """
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)

@@ -55,6 +55,6 @@ def matmul_ggml(w, x):
     """x w^T as ggml's CPU code means it: `x` is first rounded to the blocks that the weight's dot product takes.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
-    ggml multiplies the integers of both sides and sums scaled blocks in float32; only its order of sums differs from this.
+    ggml multiplies the integers of both sides and sums scaled blocks in float32: only its order of sums differs.
     """
     return matmul_exact(w, round_activations(x, w.format.dot_with))
