@@ -1,0 +1,409 @@
+"""LLVM's vectors as Numba types, so that a kernel can say which lanes it means.  The one file with machine words in it.
+
+    f32x16 i32x16 u8x64 ...     types: 16 float32 lanes, 64 bytes; + - * & | ^ << >> lane by lane, with a number too
+    zero(f32x16)  splat(f32x16, x)  broadcast(f32x16, a, i)     0, x, a[i] in every lane
+    load(f32x16, a, i)  store(a, i, v)                          a[i : i + 16]; `a` is flat, nothing checks its bounds
+    registers(f32x16, n)                                        n vectors to index; real registers once loops unroll
+    convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
+    fma(a, b, c)  maximum(a, b)  total(v)  largest(v)           a * b + c; lane by lane; over the lanes
+    half_to_f32(u16x16)                                         float16 bits -> f32x16
+    dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
+
+Only the last three lines depend on the machine.  LEVEL names the form in use:
+
+    portable        generic vector code, whatever the CPU; no fused multiply-add
+    avx2            vpmaddubsw, FMA, F16C                      x86-64 from 2013 on
+    avx512vnni      vpdpbusd on 64 bytes                       Intel from 2019, AMD Zen 4 on
+    neon            sdot                                       ARMv8.2 with the dot product extension
+
+NUMLLAMA_SIMD=<level> asks for a lower one.  What a CPU lacks would abort the process, so that is refused here.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import platform
+
+import llvmlite.ir as ir
+from numba import types
+from numba.core import cgutils, codegen, config
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+# --- which form this machine can run
+
+
+NEEDS = {
+    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx2", "fma", "f16c"},
+    "neon": {"neon", "dotprod"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "portable": set(),
+}  # best first
+
+
+def cpu_features() -> set[str]:
+    """LLVM's names of what Numba may compile for, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included."""
+    if config.CPU_FEATURES is not None:
+        listed = config.CPU_FEATURES
+    else:
+        listed = "" if config.CPU_NAME == "generic" else codegen.get_host_cpu_features()
+    return {name[1:] for name in listed.split(",") if name.startswith("+")}
+
+
+def choose_level(asked: str, features: set[str]) -> str:
+    """The level `asked` for, or the best that `features` allow if that is "".
+
+    Raises: ValueError for an unknown level and for one that needs other features.
+    """
+    possible = [level for level, needs in NEEDS.items() if needs <= features]
+    if not asked:
+        return possible[0]
+    if asked not in NEEDS:
+        raise ValueError(f"NUMLLAMA_SIMD is '{asked}', expected one of {', '.join(NEEDS)}")
+    if asked not in possible:
+        missing = ", ".join(sorted(NEEDS[asked] - features))
+        raise ValueError(f"NUMLLAMA_SIMD is '{asked}', but this {platform.machine()} CPU lacks {missing}")
+    return asked
+
+
+LEVEL = choose_level(os.environ.get("NUMLLAMA_SIMD", ""), cpu_features())
+
+# --- the types
+
+
+class Vec(types.Type):
+    """`n` lanes of a Numba number type, in one LLVM vector."""
+
+    def __init__(self, lane: types.Number, n: int):
+        self.lane, self.n = lane, n
+        super().__init__(f"{lane}x{n}")
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        return ir.VectorType(ir.FloatType() if self.lane == types.float32 else ir.IntType(self.lane.bitwidth), self.n)
+
+
+@register_model(Vec)
+class VecModel(models.PrimitiveModel):
+    def __init__(self, manager, vec):
+        super().__init__(manager, vec, vec.llvm)
+
+
+f32x16, f32x8, f32x4 = (Vec(types.float32, n) for n in (16, 8, 4))
+i32x16, u32x16 = Vec(types.int32, 16), Vec(types.uint32, 16)
+u16x16, i16x16 = Vec(types.uint16, 16), Vec(types.int16, 16)
+u8x64, i8x64, u8x16, i8x16 = Vec(types.uint8, 64), Vec(types.int8, 64), Vec(types.uint8, 16), Vec(types.int8, 16)
+
+
+# --- operators: vector with vector, or with a number that then stands in every lane
+
+
+def splatted(builder, vec, x):
+    one = builder.insert_element(ir.Constant(vec.llvm, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), vec.n), [0] * vec.n))
+
+
+def shift_right(builder, vec, a, b):
+    return builder.ashr(a, b) if vec.lane.signed else builder.lshr(a, b)
+
+
+INTEGER = {
+    operator.add: lambda builder, vec, a, b: builder.add(a, b),
+    operator.sub: lambda builder, vec, a, b: builder.sub(a, b),
+    operator.mul: lambda builder, vec, a, b: builder.mul(a, b),
+    operator.and_: lambda builder, vec, a, b: builder.and_(a, b),
+    operator.or_: lambda builder, vec, a, b: builder.or_(a, b),
+    operator.xor: lambda builder, vec, a, b: builder.xor(a, b),
+    operator.lshift: lambda builder, vec, a, b: builder.shl(a, b),
+    operator.rshift: shift_right,
+}
+FLOAT = {
+    operator.add: lambda builder, vec, a, b: builder.fadd(a, b),
+    operator.sub: lambda builder, vec, a, b: builder.fsub(a, b),
+    operator.mul: lambda builder, vec, a, b: builder.fmul(a, b),
+}
+
+
+def define(op):
+    """Teach Numba `op` for vectors."""
+
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            vec = args[0]
+            if not isinstance(vec, Vec) or op not in (FLOAT if vec.lane == types.float32 else INTEGER):
+                return None
+            if args[1] == vec:
+                return signature(vec, vec, vec)
+            if isinstance(args[1], types.Number):
+                return signature(vec, vec, vec.lane)
+            return None
+
+    infer_global(op)(Template)
+
+    def lower(context, builder, sig, args):
+        vec, other = sig.args
+        b = args[1] if other == vec else splatted(builder, vec, args[1])
+        return (FLOAT if vec.lane == types.float32 else INTEGER)[op](builder, vec, args[0], b)
+
+    lower_builtin(op, Vec, Vec)(lower)
+    lower_builtin(op, Vec, types.Number)(lower)
+
+
+for op in INTEGER:
+    define(op)
+
+
+# --- memory; `vec` is one of the types above, given by name
+
+
+def address(context, builder, array_type, array, i, llvm):
+    """Where element `i` of `array` lies, as a pointer to `llvm`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [i]), llvm.as_pointer())
+
+
+@intrinsic
+def zero(typing, vec):
+    v = vec.instance_type
+    return v(vec), lambda context, builder, sig, args: ir.Constant(v.llvm, None)
+
+
+@intrinsic
+def splat(typing, vec, x):
+    v = vec.instance_type
+    return v(vec, v.lane), lambda context, builder, sig, args: splatted(builder, v, args[1])
+
+
+@intrinsic
+def load(typing, vec, array, i):
+    v = vec.instance_type
+
+    def generate(context, builder, sig, args):
+        pointer = address(context, builder, array, args[1], args[2], v.llvm)
+        return builder.load(pointer, typ=v.llvm, align=1)
+
+    return v(vec, array, types.intp), generate
+
+
+@intrinsic
+def broadcast(typing, vec, array, i):
+    v = vec.instance_type
+
+    def generate(context, builder, sig, args):
+        pointer = address(context, builder, array, args[1], args[2], v.llvm.element)
+        return splatted(builder, v, builder.load(pointer, typ=v.llvm.element, align=1))
+
+    return v(vec, array, types.intp), generate
+
+
+@intrinsic
+def store(typing, array, i, vector):
+    def generate(context, builder, sig, args):
+        builder.store(args[2], address(context, builder, array, args[0], args[1], vector.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic(prefer_literal=True)
+def registers(typing, vec, n):
+    """`n` vectors, uninitialized.  `n` must be a literal in the caller: `literally(n)`."""
+    if not isinstance(n, types.IntegerLiteral):
+        return None
+    v, count = vec.instance_type, n.literal_value
+
+    def generate(context, builder, sig, args):
+        return builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(v.llvm, count)), v.llvm.as_pointer())
+
+    return types.CPointer(v)(vec, n), generate
+
+
+# --- numbers
+
+
+@intrinsic
+def convert(typing, vec, vector):
+    to = vec.instance_type
+
+    def generate(context, builder, sig, args):
+        if to.lane == types.float32:
+            return (builder.sitofp if vector.lane.signed else builder.uitofp)(args[1], to.llvm)
+        if vector.lane == types.float32:
+            return (builder.fptosi if to.lane.signed else builder.fptoui)(args[1], to.llvm)
+        if to.lane.bitwidth <= vector.lane.bitwidth:
+            return builder.trunc(args[1], to.llvm)
+        return (builder.sext if vector.lane.signed else builder.zext)(args[1], to.llvm)
+
+    return to(vec, vector), generate
+
+
+@intrinsic
+def bits(typing, vec, vector):
+    to = vec.instance_type
+    return to(vec, vector), lambda context, builder, sig, args: builder.bitcast(args[1], to.llvm)
+
+
+def call(builder, name, result, *args):
+    """LLVM's intrinsic `name`, declared by its result and argument types."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    def generate(context, builder, sig, args):
+        if LEVEL == "portable":  # a call per lane where the CPU has no such instruction
+            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
+        return call(builder, f"llvm.fma.v{a.n}f32", a.llvm, *args)
+
+    return a(a, a, a), generate
+
+
+@intrinsic
+def maximum(typing, a, b):
+    def generate(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+
+    return a(a, a), generate
+
+
+def halves(builder, v):
+    n = v.type.count // 2
+    lanes = [ir.Constant(ir.VectorType(ir.IntType(32), n), [*range(i, i + n)]) for i in (0, n)]
+    return [builder.shuffle_vector(v, v, index) for index in lanes]
+
+
+def joined(builder, a, b):
+    n = 2 * a.type.count
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), n), [*range(n)]))
+
+
+def fold(builder, v, combine):
+    """The lanes combined as a tree, upper half with lower half until one is left: the same order on every machine."""
+    while v.type.count > 1:
+        v = combine(*halves(builder, v))
+    return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def total(typing, vector):
+    return vector.lane(vector), lambda context, builder, sig, args: fold(builder, args[0], builder.fadd)
+
+
+@intrinsic
+def largest(typing, vector):
+    def generate(context, builder, sig, args):
+        return fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return vector.lane(vector), generate
+
+
+# --- what depends on the machine
+
+
+def half_to_f32_portable(builder, h):
+    """Sign, exponent and fraction moved to their places; 2^112 mends the exponent's bias, subnormals too.
+
+    Infinities and NaNs, which no scale or cached key is, come out as finite numbers from 65536 on.
+    """
+    n = h.type.count
+    wide, real = ir.VectorType(ir.IntType(32), n), ir.VectorType(ir.FloatType(), n)
+    h = builder.zext(h, wide)
+    magnitude = builder.shl(builder.and_(h, ir.Constant(wide, [0x7FFF] * n)), ir.Constant(wide, [13] * n))
+    value = builder.fmul(builder.bitcast(magnitude, real), ir.Constant(real, [2.0**112] * n))
+    sign = builder.shl(builder.and_(h, ir.Constant(wide, [0x8000] * n)), ir.Constant(wide, [16] * n))
+    return builder.bitcast(builder.or_(builder.bitcast(value, wide), sign), real)
+
+
+def half_to_f32_native(builder, h):
+    half = ir.VectorType(ir.HalfType(), h.type.count)
+    return builder.fpext(builder.bitcast(h, half), ir.VectorType(ir.FloatType(), h.type.count))
+
+
+@intrinsic
+def half_to_f32(typing, h):
+    generate = half_to_f32_portable if LEVEL == "portable" else half_to_f32_native
+    return Vec(types.float32, h.n)(h), lambda context, builder, sig, args: generate(builder, args[0])
+
+
+def quarter_sums(builder, products):
+    """Lanes 4 r .. 4 r + 3 added up, as i32.  <4 n x i16> -> <n x i32>"""
+    n = products.type.count // 4
+    wide = ir.VectorType(ir.IntType(32), n)
+    every_fourth = [ir.Constant(wide, [4 * r + c for r in range(n)]) for c in range(4)]
+    a, b, c, d = (builder.sext(builder.shuffle_vector(products, products, index), wide) for index in every_fourth)
+    return builder.add(builder.add(a, b), builder.add(c, d))
+
+
+def dot4_portable(builder, total, u, s, extend="zext"):
+    wide = ir.VectorType(ir.IntType(16), u.type.count)
+    products = builder.mul(getattr(builder, extend)(u, wide), builder.sext(s, wide))
+    return builder.add(total, quarter_sums(builder, products))
+
+
+def dot4_signed_portable(builder, total, a, s):
+    return dot4_portable(builder, total, a, s, extend="sext")
+
+
+def dot4_avx2(builder, total, u, s):
+    if u.type.count > 32:
+        parts = zip(*(halves(builder, v) for v in (total, u, s)), strict=True)
+        return joined(builder, *(dot4_avx2(builder, *part) for part in parts))
+    i16x16, i32x8 = ir.VectorType(ir.IntType(16), 16), ir.VectorType(ir.IntType(32), 8)
+    pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", i16x16, u, s)
+    return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", i32x8, pairs, ir.Constant(i16x16, [1] * 16)))
+
+
+def dot4_signed_avx2(builder, total, a, s):
+    """|a| times s with a's sign: a pair's sum is at most 2 * 128 * 127, which 16 bits hold."""
+    if a.type.count > 32:
+        parts = zip(*(halves(builder, v) for v in (total, a, s)), strict=True)
+        return joined(builder, *(dot4_signed_avx2(builder, *part) for part in parts))
+    magnitude = call(builder, "llvm.x86.avx2.psign.b", a.type, a, a)
+    return dot4_avx2(builder, total, magnitude, call(builder, "llvm.x86.avx2.psign.b", a.type, s, a))
+
+
+def dot4_avx512vnni(builder, total, u, s):
+    # Declared as LLVM up to 21 has it; later ones upgrade it when they read it.
+    u, s = (builder.bitcast(v, total.type) for v in (u, s))
+    return call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, u, s)
+
+
+def dot4_signed_avx512vnni(builder, total, a, s):
+    """(a + 128) times s: the caller's sum starts at -SIGNED_BIAS * sum(s)."""
+    return dot4_avx512vnni(builder, total, builder.xor(a, ir.Constant(a.type, [-128] * a.type.count)), s)
+
+
+def dot4_neon(builder, total, a, s):
+    if a.type.count > 16:
+        parts = zip(*(halves(builder, v) for v in (total, a, s)), strict=True)
+        return joined(builder, *(dot4_neon(builder, *part) for part in parts))
+    return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", total.type, total, a, s)
+
+
+DOT4 = {
+    "portable": dot4_portable,
+    "avx2": dot4_avx2,
+    "avx512vnni": dot4_avx512vnni,
+    "neon": dot4_neon,
+}
+DOT4_SIGNED = {
+    "portable": dot4_signed_portable,
+    "avx2": dot4_signed_avx2,
+    "avx512vnni": dot4_signed_avx512vnni,
+    "neon": dot4_neon,
+}
+SIGNED_BIAS = 128 if LEVEL == "avx512vnni" else 0
+
+
+@intrinsic
+def dot4(typing, total, u, s):
+    """u8 in 0..127 with i8 in -127..127: a pair fits in 16 bits, so that no level saturates."""
+    return total(total, u, s), lambda context, builder, sig, args: DOT4[LEVEL](builder, *args)
+
+
+@intrinsic
+def dot4_signed(typing, total, a, s):
+    """i8 with i8 in -127..127, plus SIGNED_BIAS * sum(s)."""
+    return total(total, a, s), lambda context, builder, sig, args: DOT4_SIGNED[LEVEL](builder, *args)

@@ -1,0 +1,185 @@
+"""Vectors in kernels: each machine's form against plain integers; forms that this machine lacks as assembly only."""
+
+import re
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numpy as np
+import pytest
+from numba import literally
+from numba.core import config
+from numba.extending import intrinsic
+
+from numllama.kernels import simd
+from numllama.kernels.jit import kernel
+from numllama.kernels.simd import (
+    bits,
+    broadcast,
+    convert,
+    f32x16,
+    fma,
+    half_to_f32,
+    i8x64,
+    i32x16,
+    largest,
+    load,
+    maximum,
+    registers,
+    splat,
+    store,
+    total,
+    u8x64,
+    u16x16,
+)
+
+compiled = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
+POSSIBLE = [level for level, needs in simd.NEEDS.items() if needs <= simd.cpu_features()]
+
+
+def dot4_of(level, table):
+    @intrinsic
+    def dot4(typing, total, u, s):
+        return total(total, u, s), lambda context, builder, sig, args: table[level](builder, *args)
+
+    return dot4
+
+
+@compiled
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("level", simd.NEEDS)
+def test_dot4_adds_four_products_to_each_lane(level, signed):
+    if level not in POSSIBLE:
+        pytest.skip(f"this CPU cannot run {level}")
+    dot4 = dot4_of(level, simd.DOT4_SIGNED if signed else simd.DOT4)
+    vec = i8x64 if signed else u8x64
+
+    @kernel
+    def one(start, u, s, out):
+        store(out, 0, dot4(load(i32x16, start, 0), load(vec, u, 0), load(i8x64, s, 0)))
+
+    rng = np.random.default_rng(7)
+    s = rng.integers(-127, 128, 64, dtype=np.int8)
+    u = rng.integers(-128, 128, 64, dtype=np.int8) if signed else rng.integers(0, 128, 64, dtype=np.uint8)
+    u[:8], s[:8] = (-128 if signed else 127), 127  # where 16 bits would saturate
+    start = rng.integers(-1000, 1000, 16, dtype=np.int32)
+    bias = 128 if signed and level == "avx512vnni" else 0
+    expected = start + ((u.astype(np.int32) + bias) * s).reshape(16, 4).sum(axis=1)
+    got = np.zeros(16, np.int32)
+    one(start, u, s, got)
+    np.testing.assert_array_equal(got, expected)
+
+
+TARGETS = {
+    "avx512vnni": ("x86_64-unknown-linux-gnu", "znver4", "vpdpbusd"),
+    "avx2": ("x86_64-unknown-linux-gnu", "haswell", "vpmaddubsw"),
+    "neon": ("aarch64-unknown-linux-gnu", "neoverse-n1", "sdot"),
+    "portable": ("aarch64-unknown-linux-gnu", "cortex-a53", "mul"),
+}
+
+
+@pytest.mark.parametrize("level", TARGETS)
+def test_dot4_lowers_to_the_instruction_of_its_level(level):
+    triple, cpu, instruction = TARGETS[level]
+    sums, bytes64 = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(8), 64)
+    module = ir.Module()
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(sums, [sums, bytes64, bytes64]), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(simd.DOT4[level](builder, *function.args))
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
+    assert re.search(rf"\b{instruction}\b", assembly)
+    assert not re.search(r"^\s+(call|bl)\s", assembly, re.M)  # no library call per lane
+
+
+@pytest.mark.parametrize(
+    "asked, features, level",
+    [
+        ("", set(), "portable"),
+        ("", {"avx2", "fma", "f16c"}, "avx2"),
+        ("", {"avx2", "fma"}, "portable"),  # half floats would need a library call
+        ("portable", simd.NEEDS["avx512vnni"], "portable"),
+        ("", simd.NEEDS["avx512vnni"] | {"sse2"}, "avx512vnni"),
+        ("", {"neon", "dotprod"}, "neon"),
+    ],
+)
+def test_the_best_possible_level_is_chosen_unless_another_is_asked_for(asked, features, level):
+    assert simd.choose_level(asked, features) == level
+
+
+def test_a_level_that_would_abort_the_process_is_refused():
+    with pytest.raises(ValueError, match=r"'avx512vnni', but this \w+ CPU lacks avx512bw, avx512f"):
+        simd.choose_level("avx512vnni", {"avx2", "fma", "f16c"})
+    with pytest.raises(ValueError, match="'sse9', expected one of avx512vnni, neon, avx2, portable"):
+        simd.choose_level("sse9", set())
+
+
+def test_features_follow_numba_s_own_settings(monkeypatch):
+    monkeypatch.setattr(config, "CPU_FEATURES", "+avx2,-avx512f,+fma")
+    assert simd.cpu_features() == {"avx2", "fma"}
+    monkeypatch.setattr(config, "CPU_FEATURES", None)
+    monkeypatch.setattr(config, "CPU_NAME", "generic")
+    assert simd.cpu_features() == set()
+
+
+HALVES = np.arange(65536, dtype=np.uint16)
+FINITE = np.isfinite(HALVES.view(np.float16))
+
+
+@kernel
+def all_halves(native, out):
+    for i in range(0, 65536, 16):
+        store(out, i, half_to_f32(load(u16x16, native, i)))
+
+
+@compiled
+def test_every_finite_half_becomes_its_float():
+    got = np.empty(65536, np.float32)
+    all_halves(HALVES, got)
+    np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
+
+
+@kernel
+def portable_halves(native, out):
+    for i in range(0, 65536, 16):
+        store(out, i, half_portable(load(u16x16, native, i)))
+
+
+@intrinsic
+def half_portable(typing, h):
+    return f32x16(h), lambda context, builder, sig, args: simd.half_to_f32_portable(builder, args[0])
+
+
+@compiled
+def test_the_portable_half_is_the_native_one_on_finite_values():
+    got = np.empty(65536, np.float32)
+    portable_halves(HALVES, got)
+    np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
+
+
+@kernel
+def mixture(x, y, out, n):
+    literally(n)
+    sums = registers(f32x16, n)
+    for i in range(n):
+        sums[i] = splat(f32x16, i)
+    for i in range(n):
+        sums[i] = fma(load(f32x16, x, 0), broadcast(f32x16, y, i), sums[i]) - 0.5
+    whole = convert(i32x16, maximum(sums[0], sums[1]) * 4.0)
+    store(out, 0, convert(f32x16, (whole << 2) >> 1))
+    out[16] = total(sums[n - 1])
+    out[17] = largest(sums[n - 1])
+    store(out, 18, bits(f32x16, bits(u8x64, load(f32x16, x, 0)) ^ 0))
+
+
+@compiled
+def test_operators_work_lane_by_lane():
+    x, y = np.arange(-8, 8, dtype=np.float32), np.array([0.5, 1.0, -2.0], np.float32)
+    out = np.zeros(34, np.float32)
+    mixture(x, y, out, 3)
+    sums = x * y[:, None] + np.arange(3, dtype=np.float32)[:, None] - 0.5
+    np.testing.assert_array_equal(out[:16], (np.maximum(sums[0], sums[1]) * 4).astype(np.int32) * 2)
+    assert out[16] == sums[2].sum() and out[17] == sums[2].max()  # halves and quarters: every order gives the same sum
+    np.testing.assert_array_equal(out[18:], x)
