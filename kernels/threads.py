@@ -1,0 +1,300 @@
+"""One team of threads for all kernels: a job is cut into parts, and whoever is awake takes the next part.
+
+    run(kernel, work, *args)                  from Python: kernel(team, *args), with helpers if `work` is worth it
+    parallel_for(team, part, args, n)         in that kernel: part(*args, first, last) over 0 .. n, in pieces
+    limit(n)                                  threads that calls from this Python thread may use; None: one per core
+
+Helpers are Python threads that stay in machine code, without the GIL, looking for work; after a fraction of a
+millisecond without any they sleep on a lock.  The caller takes parts too and waits only for parts that someone has
+begun, so a helper that sleeps, or that the machine has no core for, delays nothing.  Only one caller at a time has the
+team; another works alone meanwhile.  A forked child makes its own.  Which thread computes a part changes no result.
+
+Numba's own threading layers are not used: with `workqueue` a second caller kills the process, `omp` needs a system
+library and its children die after fork.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.core import cgutils, config
+from numba.core.typing.templates import signature
+from numba.extending import intrinsic
+
+from .jit import kernel
+
+WORTH = 100_000  # multiply-adds or bytes: about ten microseconds, the price of a helper that was asleep
+SPINS = 5_000  # looks for work before a helper sleeps, some 50 ns apart
+PARTS_PER_THREAD = 8  # small enough to even out, large enough for long runs of memory
+
+# The team as machine code sees it: i64 [32], what several threads write on cache lines of their own.
+LEFT = 0  # parts that nobody has taken
+DONE = 8  # parts finished
+SIZE = 16  # threads that may take parts, the caller included
+CODE, ARGS, N, N_PART = 17, 18, 19, 20  # the job: parts of 0 .. N, run by the function at CODE
+
+# --- machine words
+
+
+@intrinsic
+def atomic_load(typing, array, i):
+    def generate(context, builder, sig, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8, typ=ir.IntType(64))
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def atomic_store(typing, array, i, value):
+    def generate(context, builder, sig, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        builder.store_atomic(args[2], builder.gep(data, [args[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def atomic_add(typing, array, i, value):
+    """The element before `value` was added."""
+
+    def generate(context, builder, sig, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "acq_rel")
+
+    return types.int64(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def pause(typing):
+    """Some tens of nanoseconds in which the core's other thread may work."""
+
+    def generate(context, builder, sig, args):
+        machine = platform.machine().lower()
+        name, *number = {
+            "x86_64": ("llvm.x86.sse2.pause",),
+            "amd64": ("llvm.x86.sse2.pause",),
+            "aarch64": ("llvm.aarch64.isb", 15),
+            "arm64": ("llvm.aarch64.isb", 15),
+        }.get(machine, ("llvm.donothing",))
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)] * len(number))
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(function, [ir.Constant(ir.IntType(32), n) for n in number])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+if sys.platform == "win32":
+    give_way = kernel(lambda: pause())
+else:
+    give_way = types.ExternalFunction("sched_yield", types.int32())
+
+PART = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(64)])
+
+
+@intrinsic
+def call_part(typing, code, args, first, last):
+    """What `code`, an address that `part_address` gave, does with `args`."""
+
+    def generate(context, builder, sig, values):
+        function = builder.inttoptr(values[0], PART.as_pointer())
+        builder.call(function, [builder.inttoptr(values[1], ir.IntType(8).as_pointer()), *values[2:]])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def part_address(typing, part, args):
+    """The address of a C function (args *, first, last) that calls the kernel `part`.  `part` must not raise."""
+    sig = part.get_call_type(typing, (*args.types, types.intp, types.intp), {})
+
+    def generate(context, builder, _, values):
+        compiled = part.dispatcher.overloads[sig.args]
+        context.active_code_library.add_linking_library(compiled.library)
+        name = builder.module.get_unique_name(f"part.{compiled.fndesc.mangled_name}")
+        function = ir.Function(builder.module, PART, name)
+        function.linkage = "internal"
+        inner = ir.IRBuilder(function.append_basic_block())
+        pointer, first, last = function.args
+        packed = inner.load(inner.bitcast(pointer, values[1].type.as_pointer()), typ=values[1].type)
+        unpacked = [inner.extract_value(packed, i) for i in range(len(args))]
+        callee = context.declare_function(builder.module, compiled.fndesc)
+        context.call_conv.call_function(inner, callee, sig.return_type, sig.args, [*unpacked, first, last])
+        inner.ret_void()
+        return builder.ptrtoint(function, ir.IntType(64))
+
+    return signature(types.int64, part, args), generate
+
+
+@intrinsic
+def stack_address(typing, args):
+    """Where a copy of the tuple `args` lies while the calling function runs."""
+
+    def generate(context, builder, sig, values):
+        place = cgutils.alloca_once(builder, values[0].type)
+        builder.store(values[0], place)
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.int64(args), generate
+
+
+# --- in machine code
+
+
+@kernel
+def take_parts(team):
+    """Runs parts of the team's job until none is left.  -> how many
+
+    A part that was taken keeps the job alive until it is done, so what describes the job is read after taking.
+    """
+    n = 0
+    while atomic_load(team, LEFT) > 0:
+        part = atomic_add(team, LEFT, -1) - 1
+        if part < 0:
+            break
+        first, last = team[N] * part // team[N_PART], team[N] * (part + 1) // team[N_PART]
+        call_part(team[CODE], team[ARGS], first, last)
+        atomic_add(team, DONE, 1)
+        n += 1
+    return n
+
+
+@kernel
+def help_out(team, me):
+    """Takes parts whenever there are any; returns after SPINS looks in vain.  `me` 1.. is the helper's number."""
+    idle = 0
+    while idle < SPINS:
+        if me < team[SIZE] and take_parts(team) > 0:
+            idle = 0
+        pause()
+        idle += 1
+        if idle > SPINS // 4:
+            give_way()
+
+
+@kernel
+def start_job(team, code, args, n):
+    """Puts the job before the team, helps with it, and returns when all of 0 .. n is done."""
+    n_part = min(n, PARTS_PER_THREAD * team[SIZE])
+    team[CODE], team[ARGS], team[N], team[N_PART] = code, args, n, n_part
+    atomic_store(team, DONE, 0)
+    atomic_store(team, LEFT, n_part)
+    take_parts(team)
+    looks = 0
+    while atomic_load(team, DONE) < n_part:
+        pause()
+        looks += 1
+        if looks > 1000:
+            give_way()
+
+
+@kernel(inline="always")  # passed on as an argument, `part` would be an address that no cache can keep
+def parallel_for(team, part, args, n):
+    """part(*args, first, last) for pieces that together cover 0 .. n, each index once."""
+    if team[SIZE] == 1:
+        part(*args, 0, n)
+    elif n > 0:
+        start_job(team, part_address(part, args), stack_address(args), n)
+
+
+# --- in Python
+
+
+class Team:
+    """The helpers, and the i64 [32] through which they are given work."""
+
+    def __init__(self):
+        self.busy = threading.Lock()
+        self.shared = new_team(1)
+        self.wake: list[threading.Lock] = []  # held while helper i + 1 sleeps or works; released to wake it
+        self.asleep: list[bool] = []
+
+    def gather(self, n: int) -> np.ndarray:
+        """`n` threads, helpers woken.  The caller has `busy`."""
+        self.shared[SIZE] = n
+        while len(self.wake) < n - 1:
+            self.wake.append(threading.Lock())
+            self.wake[-1].acquire()
+            self.asleep.append(False)
+            threading.Thread(target=self.helper, args=(len(self.wake),), name="numllama kernels", daemon=True).start()
+        for i in range(n - 1):
+            if self.asleep[i]:
+                self.asleep[i] = False
+                self.wake[i].release()
+        return self.shared
+
+    def helper(self, me: int) -> None:
+        while True:
+            help_out(self.shared, me)
+            self.asleep[me - 1] = True
+            self.wake[me - 1].acquire()
+
+
+def new_team(n: int) -> np.ndarray:
+    team = np.zeros(32, np.int64)
+    team[SIZE] = n
+    return team
+
+
+def cores() -> int:
+    """Cores that this process may use: hardware threads of one core count once, a container's quota counts."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    try:
+        siblings = {Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text() for i in usable}
+        n = len(siblings)
+    except OSError:
+        n = len(usable)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        n = min(n, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
+    return max(1, n)
+
+
+ALONE = new_team(1)
+N_CORE = cores()
+_team = Team()
+_limit = threading.local()
+
+
+def _forget() -> None:
+    global _team
+    _team = Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def limit(n: int | None) -> None:
+    """Threads that kernels called from this Python thread may use, itself included.  None or 0: one per core."""
+    _limit.n = n or N_CORE
+
+
+def run(function: Callable, work: float, *args):
+    """function(team, *args).  `work` in multiply-adds or bytes: below WORTH, nobody is woken for it."""
+    n, team = getattr(_limit, "n", N_CORE), _team
+    if n == 1 or work < WORTH or config.DISABLE_JIT or not team.busy.acquire(blocking=False):
+        return function(ALONE, *args)
+    try:
+        return function(team.gather(n), *args)
+    finally:
+        team.busy.release()
+
+
+if config.DISABLE_JIT:
+
+    def parallel_for(team, part, args, n):
+        part(*args, 0, n)
