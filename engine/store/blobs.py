@@ -1,6 +1,6 @@
 """The content of models: one file per content, named by its SHA-256.
 
-A blob appears whole or not at all: it is written under another name in the same folder, forced to the disk, then renamed.
+A blob appears whole or not at all: it is written under another name beside its own, forced to the disk, then renamed.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Manifest:
-        """The manifest that `data` spells; unknown keys and media types are let pass.  Raises: BadManifest about `path`"""
+        """The manifest that `data` spells; unknown keys and media types pass.  Raises: BadManifest about `path`"""
         value = read_json(data, path, dict)
         layers = value.get("layers") or []
         if not isinstance(layers, list):
@@ -118,11 +118,10 @@ def _layer(value: Any, path: str | os.PathLike[str]) -> Layer:
     return Layer(media_type, digest, size, source, name)
 
 
-CONFIG_KEYS = (  # in the file's order: those always there, those left out when empty, and the fixed end
-    ("model_format", "model_family", "model_families", "model_type", "file_type"),
-    ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities")
-    + ("context_length", "embedding_length", "base_name", "draft"),
-)
+# in the file's order: those always there, then those left out when empty; "architecture" and "os" end it
+CONFIG_KEYS = ("model_format", "model_family", "model_families", "model_type", "file_type")
+OPTIONAL_KEYS = ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities")
+OPTIONAL_KEYS += ("context_length", "embedding_length", "base_name", "draft")
 
 
 @dataclass(frozen=True)
@@ -141,23 +140,20 @@ class Config:
     """the optional keys, `renderer` to `draft`"""
 
     def to_bytes(self) -> bytes:
-        always, optional = CONFIG_KEYS
-        value: dict[str, Any] = {key: getattr(self, key) for key in always}
+        value: dict[str, Any] = {key: getattr(self, key) for key in CONFIG_KEYS}
         value["model_families"] = list(self.model_families) or None
-        value |= {key: self.more[key] for key in optional if self.more.get(key)}
+        value |= {key: self.more[key] for key in OPTIONAL_KEYS if self.more.get(key)}
         return (ordered_json_text(value | {"architecture": "amd64", "os": "linux"}) + "\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Config:
         value = read_json(data, path, dict)
-        always, optional = CONFIG_KEYS
-        texts = {key: value.get(key) or "" for key in always if key != "model_families"}
+        texts = {key: value.get(key) or "" for key in CONFIG_KEYS if key != "model_families"}
         families = value.get("model_families") or []
         if not all(isinstance(text, str) for text in [*texts.values(), *families]):
             raise BadManifest(path, "the config's family, type and format must be text")
-        return cls(
-            **texts, model_families=tuple(families), more={key: value[key] for key in optional if value.get(key)}
-        )
+        more = {key: value[key] for key in OPTIONAL_KEYS if value.get(key)}
+        return cls(**texts, model_families=tuple(families), more=more)
 
 
 def read_json(data: bytes, path: str | os.PathLike[str], kind: type) -> Any:

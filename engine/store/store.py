@@ -3,8 +3,8 @@
     manifests/<host>/<namespace>/<model>/<tag>     what a model is made of
     blobs/sha256-<64 hex>                          its content, shared by all models that have it
 
-Beside the user's folder may lie a second one in the same layout, which ships with the program and is only read.  A manifest
-in the user's folder never names a blob of the other: whatever needs one gets a copy of it first.
+Beside the user's folder may lie a second one in the same layout, which ships with the program and is only read.  A
+manifest in the user's folder never names a blob of the other: whatever needs one gets a copy of it first.
 """
 
 from __future__ import annotations

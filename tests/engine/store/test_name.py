@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from numllama.engine.errors import BadName
 from numllama.engine.store.name import ModelName, split_source
 

@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from numllama.engine.errors import (
     BadDigest,
     BadManifest,
@@ -251,7 +252,7 @@ def test_link_out_of_the_store_is_not_followed(store, tmp_path):
     weights.unlink()
     (tmp_path / "secret").write_bytes(b"secrets")
     weights.symlink_to(tmp_path / "secret")
-    with pytest.raises(BadManifest, match="a link to .*secret, which is outside the store"):
+    with pytest.raises(BadManifest, match=r"a link to .*secret, which is outside the store"):
         _ = store.resolve("a").weights
     assert not store.has_blob(f"sha256:{hashlib.sha256(b'weights').hexdigest()}")
 

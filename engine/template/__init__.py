@@ -1,0 +1,102 @@
+"""From a conversation to the text that the model goes on from.
+
+jinja    the template in the GGUF, as Hugging Face renders it
+go       a TEMPLATE layer from an Ollama Modelfile: shown, not run
+chatml   neither: what llama.cpp falls back to
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import UnsupportedTemplate
+from . import jinja
+from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages
+
+__all__ = ["Message", "Template", "bare_prompt", "chat_messages", "collate", "for_jinja", "generate_messages"]
+
+SPECIAL_TOKENS = {  # what a template calls a token -> where the GGUF has its id
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+    "sep_token": "tokenizer.ggml.seperator_token_id",
+    "cls_token": "tokenizer.ggml.cls_token_id",
+    "mask_token": "tokenizer.ggml.mask_token_id",
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A model's chat template.
+
+    tool_use        the text that takes over when tools are offered, for models that have a second one
+    special_tokens  bos_token, eos_token, ...: their text; one that the vocabulary lacks is absent
+    """
+
+    text: str = ""
+    language: Literal["jinja", "go", "chatml"] = "jinja"
+    tool_use: str = ""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_gguf(cls, gguf: Any, go_text: str | None = None) -> Template:
+        """The template of a GGUF, given whole or as its key-values; `go_text` is the model's TEMPLATE layer, if any.
+
+        The GGUF's own comes first as long as Go's are not run.
+        """
+        kv: Mapping[str, Any] = getattr(gguf, "kv", gguf)
+        text = kv.get("tokenizer.chat_template")
+        if not isinstance(text, str) or not text:
+            return cls(go_text, "go") if go_text is not None else cls(language="chatml")
+        tool_use = kv.get("tokenizer.chat_template.tool_use")
+        return cls(text, "jinja", tool_use if isinstance(tool_use, str) else "", _special_tokens(kv))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **extra: Any,
+    ) -> str:
+        """The conversation as the model was trained to see it; `extra` goes to jinja.render.
+
+        Raises: BadTemplate, UnsupportedTemplate for Go
+        """
+        if self.language == "go":
+            raise UnsupportedTemplate("Go templates are not supported yet")
+        if self.language == "chatml":
+            return _chatml(messages, add_generation_prompt, extra.get("continue_final_message", False))
+        text = self.tool_use if tools and self.tool_use else self.text
+        return jinja.render(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What the template offers beyond plain text: some of tools, insert, thinking, judged by its words."""
+        if self.language == "go":
+            actions = " ".join(re.findall(r"\{\{.*?\}\}", self.text, re.DOTALL))
+            words = {"tools": r"\.Tools\b", "insert": r"\.Suffix\b"}
+            return [capability for capability, word in words.items() if re.search(word, actions)]
+        tools = "tools" in self.text or "tool_call" in self.text
+        splits = re.search(r"""content\.split\(['"]</think>['"]\)""", self.text)
+        cuts = splits and "reasoning_content" not in self.text and "<SPECIAL_12>" not in self.text
+        thinking = ("<think>" in self.text and "</think>" in self.text) or cuts
+        return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
+
+
+def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final_message: bool) -> str:
+    text = "".join(f"<|im_start|>{message['role']}\n{message.get('content', '')}<|im_end|>\n" for message in messages)
+    if continue_final_message:
+        return text.removesuffix("<|im_end|>\n")
+    return text + "<|im_start|>assistant\n" * add_generation_prompt
+
+
+def _special_tokens(kv: Mapping[str, Any]) -> dict[str, str]:
+    tokens = kv.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return {}
+    ids = {name: kv.get(key) for name, key in SPECIAL_TOKENS.items()}
+    return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}

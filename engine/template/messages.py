@@ -1,0 +1,65 @@
+"""Which conversation a request means, before any template sees it: plain lists of plain messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = Mapping[str, Any]  # role, content; maybe thinking, images, tool_calls, tool_name, tool_call_id
+
+
+def generate_messages(
+    prompt: str, system: str = "", history: Sequence[Message] = (), images: Sequence[Any] = ()
+) -> list[Message]:
+    """What /api/generate asks: the system text, the model's own messages, then `prompt` as the user's.
+
+    system   the request's, or else the model's
+    history  the model's MESSAGEs; none when the request continues a `context`
+    """
+    first = [{"role": "system", "content": system}] if system else []
+    asked = {"role": "user", "content": prompt} | ({"images": list(images)} if images else {})
+    return [*first, *history, asked]
+
+
+def chat_messages(messages: Sequence[Message], system: str = "", history: Sequence[Message] = ()) -> list[Message]:
+    """What /api/chat asks: the model's system text, its own messages, then the request's.
+
+    A request that starts with a system message of its own drops the model's; the model's messages still come first.
+    """
+    own = messages and messages[0].get("role") == "system"
+    first = [{"role": "system", "content": system}] if system and not own else []
+    return [*first, *history, *messages]
+
+
+def bare_prompt(messages: Sequence[Message]) -> str:
+    """The conversation of a model without any template, as `{{ .Prompt }}` writes it: what is said and nothing else."""
+    return "".join(message["content"] for message in collate(messages) if message["role"] in ("user", "assistant"))
+
+
+def collate(messages: Sequence[Message]) -> list[Message]:
+    """Neighbours of one role as one message, their texts a blank line apart; results of tools stay apart."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"] != "tool":
+            text = f"{merged[-1]['content']}\n\n{message['content']}"
+            merged[-1] = {**merged[-1], "content": text}
+        else:
+            merged.append(message)
+    return merged
+
+
+def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Ollama's messages under the names that templates from Hugging Face expect.
+
+    A result's `tool_name` is its `name`; a call is of type "function"; what is empty is absent.
+    """
+    renamed = []
+    for message in messages:
+        told = {key: value for key, value in message.items() if key in ("role", "content", "thinking", "tool_call_id")}
+        told = {key: value for key, value in told.items() if value or key in ("role", "content")}
+        if message.get("tool_name"):
+            told["name"] = message["tool_name"]
+        if message.get("tool_calls"):
+            told["tool_calls"] = [{"type": "function", **call} for call in message["tool_calls"]]
+        renamed.append(told)
+    return renamed

@@ -1,0 +1,82 @@
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from numllama.engine.errors import BadTemplate
+from numllama.engine.template import jinja
+
+DATA = Path(__file__).parents[4] / "shared/data/golden/jinja"
+NOW = datetime(2025, 3, 14, 9, 26, 53)
+
+
+def cases():
+    return json.loads((DATA / "cases.json").read_text()) if DATA.exists() else {"special_tokens": {}}
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+@pytest.mark.parametrize("template", cases()["special_tokens"])
+def test_renderings_equal_hugging_faces(template):
+    data = cases()
+    text = (DATA / f"templates/{template}.jinja").read_bytes().decode()
+    for case in (case for case in data["cases"] if case["template"] == template):
+        conversation = data["conversations"][case["conversation"]]
+        special = conversation.get("special_tokens", data["special_tokens"][template])
+        asked = {key: conversation[key] for key in conversation if key not in ("kwargs", "special_tokens", "messages")}
+        try:
+            got = jinja.render(
+                text,
+                conversation["messages"],
+                strftime_now=NOW.strftime,
+                **asked,
+                **special,
+                **conversation.get("kwargs", {}),
+            )
+        except BadTemplate as error:
+            assert "error" in case, (case["conversation"], error)
+            if case["error"]["kind"] == "raised":
+                assert str(error) == " ".join(case["error"]["message"].split())
+        else:
+            assert got == case.get("text"), case["conversation"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a\n{{ messages[0].nope.deeper }}", "chat template, line 2: 'dict object' has no attribute 'nope'"),
+        ("{% for m in messages %}", "chat template, line 1: Unexpected end of template. "),
+        ("a\n\n{{ raise_exception('roles must\nalternate') }}", "roles must alternate"),
+        ("{{ messages.append(1) }}", "chat template, line 1: access to attribute 'append' of 'list' object is unsafe."),
+        (
+            "{{ ''.__class__.mro() }}",
+            "chat template, line 1: access to attribute '__class__' of 'str' object is unsafe",
+        ),
+        ("{% include 'x' %}", "chat template, line 1: no loader"),
+        ("{{ messages | nofilter }}", "chat template, line 1: No filter named 'nofilter'."),
+    ],
+)
+def test_error_is_one_line_that_says_where(text, message):
+    with pytest.raises(BadTemplate) as caught:
+        jinja.render(text, [{"role": "user", "content": "hi"}])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_template_has_a_copy_of_the_messages_for_itself():
+    messages = [{"role": "user", "content": "hi", "tags": {"a": 1}}]
+    jinja.render("{% set x = dict.update(messages[0], {'role': 'x'}) if dict.update is defined %}", messages)
+    jinja.render("{% set x = messages[0].tags.__class__ %}", messages)
+    assert messages == [{"role": "user", "content": "hi", "tags": {"a": 1}}]
+
+
+def test_last_message_is_continued_where_its_text_ends():
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    trimmed = turns.replace("m.content", "m.content | trim")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
+    assert jinja.render(turns, messages, continue_final_message=True) == "<user>Hi</><assistant>Well, "
+    assert jinja.render(trimmed, messages, continue_final_message=True) == "<user>Hi</><assistant>Well,"
+    with pytest.raises(BadTemplate, match="leaves it out"):
+        jinja.render("x", messages, continue_final_message=True)
+    with pytest.raises(BadTemplate, match="no text that could be continued"):
+        jinja.render(turns, [], continue_final_message=True)

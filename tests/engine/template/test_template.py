@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from numllama.engine.errors import BadTemplate, UnsupportedTemplate
+from numllama.engine.template import (
+    Template,
+    bare_prompt,
+    chat_messages,
+    collate,
+    for_jinja,
+    generate_messages,
+)
+
+GOLDEN = Path(__file__).parents[4] / "shared/data/golden/go/template_choice.json"
+
+
+def say(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+HI = [say("system", "S"), say("user", "U")]
+
+
+def test_gguf_without_a_template_is_rendered_as_chatml():
+    template = Template.from_gguf({})
+    assert template.language == "chatml"
+    assert template.render(HI) == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    )
+    prefill = [say("user", "U"), say("assistant", "A")]
+    assert template.render(prefill, continue_final_message=True).endswith("<|im_start|>assistant\nA")
+
+
+def test_template_knows_the_vocabularys_special_tokens():
+    kv = {
+        "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token is defined }}",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 99,
+    }
+    assert Template.from_gguf(kv).render(HI) == "<s>S</s>False"
+
+
+def test_second_template_takes_over_when_tools_are_offered():
+    kv = {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "{{ tools | length }} tools"}
+    assert Template.from_gguf(kv).render(HI) == "plain"
+    assert Template.from_gguf(kv).render(HI, tools=[{}]) == "1 tools"
+
+
+def test_go_template_is_not_run_and_gives_way_to_the_ggufs():
+    with pytest.raises(UnsupportedTemplate, match=r"^Go templates are not supported yet$"):
+        Template.from_gguf({}, go_text="{{ .Prompt }}").render(HI)
+    assert issubclass(UnsupportedTemplate, BadTemplate)
+    assert Template.from_gguf({"tokenizer.chat_template": "jinja"}, go_text="{{ .Prompt }}").render(HI) == "jinja"
+
+
+def test_go_templates_words_say_what_it_offers():
+    assert Template("{{ range .Tools }}{{ . }}{{ end }}.Suffix", "go").capabilities == ["tools"]
+    assert Template("{{ .Prompt }}{{ if\n.Suffix }}x{{ end }}", "go").capabilities == ["insert"]
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data")
+def test_jinja_capabilities_are_the_ones_ollama_finds():
+    for case in json.loads(GOLDEN.read_text()):
+        assert Template(case["jinja"]).capabilities == case["jinja_caps"], case["jinja"]
+
+
+def test_generate_asks_system_history_prompt():
+    history = [say("user", "q"), say("assistant", "a")]
+    assert generate_messages("p", "S", history) == [say("system", "S"), *history, say("user", "p")]
+    assert generate_messages("p") == [say("user", "p")]
+    assert generate_messages("p", images=["i"]) == [say("user", "p", images=["i"])]
+
+
+def test_chat_that_brings_its_own_system_text_drops_the_models():
+    history = [say("user", "q"), say("assistant", "a")]
+    assert chat_messages([say("user", "p")], "S", history) == [say("system", "S"), *history, say("user", "p")]
+    own = [say("system", "mine"), say("user", "p")]
+    assert chat_messages(own, "S", history) == [*history, *own]
+
+
+def test_bare_prompt_is_what_is_said_and_nothing_else():
+    turns = [say("system", "S"), say("user", "U1"), say("assistant", "A1"), say("user", "U2")]
+    assert bare_prompt(turns) == "U1A1U2"
+    assert bare_prompt([say("user", "a"), say("user", "b")]) == "a\n\nb"
+
+
+def test_neighbours_of_one_role_are_merged_but_results_of_tools_are_not():
+    turns = [say("user", "a"), say("user", "b"), say("tool", "1"), say("tool", "2")]
+    assert collate(turns) == [say("user", "a\n\nb"), say("tool", "1"), say("tool", "2")]
+    assert turns[0] == say("user", "a")
+
+
+def test_messages_take_the_names_that_jinja_templates_expect():
+    call = {"id": "call_1", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}}
+    asked = [say("assistant", "", tool_calls=[call], images=[]), say("tool", "7", tool_name="f", tool_call_id="call_1")]
+    assert for_jinja(asked) == [
+        say("assistant", "", tool_calls=[{"type": "function", **call}]),
+        say("tool", "7", name="f", tool_call_id="call_1"),
+    ]
