@@ -91,7 +91,7 @@ _LEAST = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {
 
 
 class Unsupported(NamedTuple):
-    """A tensor of a ggml type that no format here reads: it can be shown, not computed.  `nbytes` up to the next tensor."""
+    """A tensor of a ggml type that no format here reads: it can be shown, not computed.  nbytes: up to the next one."""
 
     type: GGMLType
     shape: tuple[int, ...]
