@@ -1,0 +1,157 @@
+"""Text to token ids and back.
+
+Hello <|eot_id|>
+  vocab.py       the pieces, and which are special           fragments: "Hello ", 128009
+  spm.py bpe.py  each stretch of plain text to ids           9906, 220
+  explain.py     the same, so that it can be read
+  detokenize.py  ids to text while they stream
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from . import explain as plain
+from .bpe import bpe_encoder
+from .spm import spm_encoder
+from .vocab import SPACE, Attr, Vocab
+
+__all__ = ["Attr", "Tokenizer", "Vocab", "from_gguf"]
+
+log = logging.getLogger(__name__)
+
+_BLANKS = " \t\n\v\f\r"  # C's isspace
+_LONE = re.compile("[\ud800-\udfff]")
+_NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in the key-values of a GGUF.  Takes 0.5 s for 128k pieces, most of it in `tokenizers`.
+
+    Raises: ModelError, UnsupportedArchitecture: see Vocab.from_gguf.
+    """
+    vocab = Vocab.from_gguf(kv)
+    return Tokenizer(vocab, spm_encoder(vocab) if vocab.model == "llama" else bpe_encoder(vocab))
+
+
+class Tokenizer:
+    """A vocabulary and the function that takes plain text to its ids.  Immutable, safe to share between threads."""
+
+    def __init__(self, vocab: Vocab, encode_plain: Callable[[str], list[int]] | None = None):
+        """`encode_plain`: text without special tokens -> ids; without it, explain.py's."""
+        self.vocab = vocab
+        self._encode_plain = encode_plain or (lambda text: plain.encode(vocab, text))
+        self.eog: frozenset[int] = vocab.eog
+        self.bos: int | None = vocab.roles.get("bos")
+        self.eos: int | None = vocab.roles.get("eos")
+        self.add_bos: bool = vocab.add_bos
+        self.add_eos: bool = vocab.add_eos
+        self.n_vocab: int = len(vocab.tokens)
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The ids of `text`, as llama_tokenize has them.
+
+        add_special     BOS before and EOS after, where the vocabulary wants them
+        parse_special   "<|eot_id|>" in the text is that token; otherwise only user-defined tokens are recognized
+        Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE takes each for U+FFFD, SPM for itself.
+        """
+        ids = [self.bos] if add_special and self.add_bos and self.bos is not None else []
+        for fragment in self.fragments(text, parse_special):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            else:
+                ids += self._encode_plain(fragment)
+        if add_special and self.add_bos and ids[1:2] == [self.bos]:
+            log.warning("the prompt begins with the BOS token %r, and the vocabulary adds another", self.bos)
+        if add_special and self.add_eos and self.eos is not None:
+            ids.append(self.eos)
+        return ids
+
+    def explain(self, text: str, parse_special: bool = True) -> list[plain.Word]:
+        """The words of `text` with every merge that made their tokens; a special token is a word without merges."""
+        out = []
+        for fragment in self.fragments(text, parse_special):
+            if isinstance(fragment, int):
+                piece = self.vocab.tokens[fragment]
+                out.append(plain.Word(piece, [], [piece], [fragment]))
+            else:
+                out += plain.explain(self.vocab, fragment)
+        return out
+
+    def fragments(self, text: str, parse_special: bool = True) -> Iterator[int | str]:
+        """`text` as special tokens and the stretches between, these ready for merging: blanks escaped where pieces are.
+
+        The longest special token is cut out first, wherever it stands.  In SPM a blank is put before the first stretch
+        and before each that follows a special token, if `add_space_prefix`.
+        """
+        vocab = self.vocab
+        prefix = SPACE if vocab.add_space_prefix and vocab.model == "llama" else ""
+        for part in self._partition(text, parse_special):
+            if isinstance(part, int):
+                yield part
+                continue
+            if vocab.spm_blanks:
+                part = prefix + part.replace(" ", SPACE)
+            yield _NOT_A_BYTE.sub("\ufffd", part) if vocab.model == "llama" else _LONE.sub("\ufffd", part)
+
+    def _partition(self, text: str, parse_special: bool) -> Sequence[int | str]:
+        vocab = self.vocab
+        parts: list[int | str] = [text] if text else []
+        for id in vocab.specials:
+            piece = vocab.tokens[id]
+            if piece in text and (parse_special or not vocab.attr[id] & (Attr.CONTROL | Attr.UNKNOWN)):
+                parts = [x for part in parts for x in ([part] if isinstance(part, int) else self._cut(part, id))]
+        return parts
+
+    def _cut(self, text: str, id: int) -> Iterator[int | str]:
+        """`text` with the token `id` in place of its piece, without the blanks that this token swallows beside it."""
+        attr = self.vocab.attr[id]
+        first, *rest = text.split(self.vocab.tokens[id])
+        stretches = [first, *(part.lstrip(_BLANKS) for part in rest)] if attr & Attr.RSTRIP else [first, *rest]
+        for n, part in enumerate(stretches):
+            last = n == len(stretches) - 1
+            part = part.rstrip(_BLANKS) if attr & Attr.LSTRIP and not last else part
+            if part:
+                yield part
+            if not last:
+                yield id
+
+    def piece(self, id: int, special: bool = True) -> bytes:
+        """What the token adds to a text, maybe half a character; nothing for control and unknown unless `special`."""
+        return self.vocab.piece(id, special)
+
+    def decode(self, ids: Iterable[int], special: bool = True) -> str:
+        """The text of `ids`; with `special`, control tokens too.  Bytes that are not UTF-8 become U+FFFD."""
+        return self.detokenize(ids, remove_special=not special, unparse_special=special).decode("utf-8", "replace")
+
+    def detokenize(self, ids: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> bytes:
+        """The bytes of `ids`, as llama_detokenize has them.
+
+        remove_special    without the BOS and EOS that `encode` added
+        unparse_special   control tokens are shown
+        The blank that `add_space_prefix` put first is taken away, but not after a BOS so removed (as in llama.cpp).
+        """
+        ids, vocab = list(ids), self.vocab
+        blank = vocab.add_space_prefix
+        if remove_special and self.add_bos and ids[:1] == [self.bos]:
+            ids, blank = ids[1:], False
+        if remove_special and self.add_eos and ids[-1:] == [self.eos]:
+            ids = ids[:-1]
+        pieces = [vocab.piece(id, unparse_special) for id in ids]
+        if pieces and blank:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        text = b"".join(pieces)
+        return _clean_spaces(text) if vocab.model != "llama" and vocab.pre.clean_spaces else text
+
+
+def _clean_spaces(text: bytes) -> bytes:
+    """`text` without the blanks that English does not put: "it 's , so" -> "it's, so".
+
+    Source: clean_up_tokenization of Hugging Face's transformers, the part of it that llama_detokenize has.
+    """
+    text = re.sub(rb" (?=[?!.,])", b"", text)
+    text = re.sub(rb" ' ", b"'", text)
+    return re.sub(rb" (?='(?:s|m|re|ve))", b"", text)

@@ -1,0 +1,165 @@
+"""Tokenizing in plain Python, merge by merge: what the lesson shows, and the check of the libraries.
+
+Both kinds of vocabulary start from single characters and merge one pair of neighbours at a time until no pair can be:
+
+    SPM   the pair whose piece has the highest score        l o w e r  ->  l ow e r  ->  low e r  ->  low er  ->  lower
+    BPE   the pair that stands first in the list of merges
+
+Of equals the leftmost goes first.  They differ in what is a character (SPM: of the text; byte-level BPE: a byte in
+GPT-2's alphabet), in how far a merge may reach (SPM: the whole text; BPE: a word of the Pre) and in what happens to
+characters without a piece (SPM: their bytes).  Source: llama.cpp's src/llama-vocab.cpp, commit 0c1e57098.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import regex
+
+from .vocab import BYTE_ALPHABET, Vocab
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One step: `left` and `right` became one symbol, because of the score of their piece (SPM) or their rank (BPE)."""
+
+    left: str
+    right: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.right} ({self.value:g})"
+
+
+@dataclass(frozen=True)
+class Word:
+    """What became of a stretch of text that merges do not leave: its symbols, how they arose, and their tokens."""
+
+    text: str
+    merges: list[Merge]
+    symbols: list[str]
+    ids: list[int]
+
+
+def explain(vocab: Vocab, text: str) -> Iterator[Word]:
+    """The words of `text`, which has no special tokens and its blanks escaped, as Tokenizer.fragments gives it."""
+    if vocab.model == "llama":
+        scores, ids = vocab.scores, vocab.ids
+
+        def score(left: str, right: str) -> float | None:
+            id = ids.get(left + right)
+            return None if id is None else -float(scores[id])  # type: ignore[index]
+
+        symbols, merges = merge(_characters(text), score)
+        merges = [Merge(m.left, m.right, -m.value) for m in merges]
+        yield Word(text, merges, symbols, [id for symbol in symbols for id in _or_bytes(vocab, symbol)])
+        return
+
+    def rank(left: str, right: str) -> int | None:
+        return vocab.ranks.get((left, right))
+
+    for word in words(vocab, text):
+        symbols, merges = list(word), []
+        whole = vocab.pre.ignore_merges or (not vocab.pre.byte_level and not word.strip("\n"))
+        if whole and word in vocab.ids:
+            symbols = [word]
+        else:
+            symbols, merges = merge(symbols, rank)
+        yield Word(word, merges, symbols, [id for symbol in symbols for id in _or_bytes(vocab, symbol)])
+
+
+def encode(vocab: Vocab, text: str) -> list[int]:
+    """The ids of `text`, as `explain` explains them."""
+    return [id for word in explain(vocab, text) for id in word.ids]
+
+
+def merge(symbols: list[str], value: Callable[[str, str], float | None]) -> tuple[list[str], list[Merge]]:
+    """What is left of `symbols` after every merge that `value` allows, and the merges in their order.
+
+    `value` of two neighbours is what their merge costs; the cheapest goes first, of equals the leftmost; None forbids.
+    A heap holds the candidates; one whose symbols have changed since is out of date and dropped.
+    """
+    before = list(range(-1, len(symbols) - 1))  # index of the neighbour, -1 and len(symbols) at the ends
+    after = list(range(1, len(symbols) + 1))
+    symbol: list[str | None] = [*symbols, None]  # None: swallowed by the one on its left, or the end
+    heap: list[tuple[float, int, int, str, str]] = []
+    merges = []
+
+    def offer(i: int, j: int) -> None:
+        left, right = symbol[i], symbol[j]
+        if i >= 0 and left is not None and right is not None:
+            cost = value(left, right)
+            if cost is not None:
+                heapq.heappush(heap, (cost, i, j, left, right))
+
+    for i in range(len(symbols) - 1):
+        offer(i, i + 1)
+    while heap:
+        cost, i, j, left, right = heapq.heappop(heap)
+        if symbol[i] != left or symbol[j] != right:
+            continue
+        merges.append(Merge(left, right, cost))
+        symbol[i], symbol[j] = left + right, None
+        after[i] = after[j]
+        if after[i] < len(symbols):
+            before[after[i]] = i
+        offer(before[i], i)
+        offer(i, after[i])
+    return [text for text in symbol if text is not None], merges
+
+
+def words(vocab: Vocab, text: str) -> list[str]:
+    """`text` cut by the vocabulary's Pre; byte-level words in GPT-2's alphabet: "Hello world" -> ["Hello", "Ġworld"]"""
+    parts = [text]
+    for expression in vocab.pre.split:
+        cut = regex.compile(expression)
+        parts = [word for part in parts for word in _isolated(cut, part)]
+    if vocab.pre.byte_level:
+        parts = ["".join(BYTE_ALPHABET[byte] for byte in part.encode()) for part in parts]
+    return parts
+
+
+def _isolated(cut: regex.Pattern[str], text: str) -> Iterator[str]:
+    """The matches of `cut` in `text` and what lies between them, in order."""
+    end = 0
+    for match in cut.finditer(text):
+        if match.start() > end:
+            yield text[end : match.start()]
+        yield match.group()
+        end = match.end()
+    if end < len(text):
+        yield text[end:]
+
+
+def _characters(text: str) -> list[str]:
+    """The characters of `text`.
+
+    Bytes that are not UTF-8 (lone surrogates, see PEP 383) are grouped as llama.cpp does, which believes the first byte
+    of a sequence about its length: four for 0xFF, even if what follows is "abc".
+    """
+    try:
+        text.encode()
+        return list(text)
+    except UnicodeEncodeError:
+        raw, characters = text.encode("utf-8", "surrogateescape"), []
+        while raw:
+            n = (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4)[raw[0] >> 4]
+            characters.append(raw[:n].decode("utf-8", "surrogateescape"))
+            raw = raw[n:]
+        return characters
+
+
+def _or_bytes(vocab: Vocab, symbol: str) -> list[int]:
+    """The id of `symbol`, or of each of its bytes where it is no piece.
+
+    A byte without a token is UNK in SPM (llama.cpp stops there) and nothing in BPE (as in llama.cpp).
+    """
+    if symbol in vocab.ids:
+        return [vocab.ids[symbol]]
+    if vocab.model != "llama" and vocab.pre.byte_level:
+        return []
+    unk = vocab.roles.get("unk") if vocab.model == "llama" else None
+    ids = [vocab.byte_ids[byte] for byte in symbol.encode("utf-8", "surrogateescape")]
+    return [id for id in (unk if id is None else id for id in ids) if id is not None]
