@@ -1,0 +1,141 @@
+"""Model files made on the spot: two random layers of a Llama and a vocabulary of a few hundred pieces."""
+
+import os
+
+import numpy as np
+
+from numllama.engine.gguf_write import write_gguf
+from numllama.kernels.quants import FORMATS_BY_NAME, quantize
+
+WORDS = " the then there they once upon a time was were hello world is in it ing ed little big girl boy cat dog"
+ROLES = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
+CHAT_TEMPLATE = ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # tokenizer.ggml.token_type
+
+
+def tiny_gguf(
+    path: str | os.PathLike[str],
+    family: str = "llama",
+    quant: str = "F32",
+    seed: int = 0,
+    *,
+    tokenizer: str = "spm",
+    tied: bool = False,
+    bias: bool = False,
+    rope_factors: bool = False,
+    chat_template: str | None = None,
+    n_layer: int = 2,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    n_embd: int = 0,
+    n_ff: int = 0,
+    n_ctx: int = 256,
+    **kv,
+) -> str | os.PathLike[str]:
+    """A model at `path`, the same bytes for the same arguments; milliseconds.
+
+    family         general.architecture; the tensors are a Llama's
+    quant          format of the matrices; norms, biases and factors are F32
+    tokenizer      "spm" or "bpe" (byte-level, pre llama-bpe)
+    tied           no output.weight: the embedding serves for it
+    bias           attn_q, attn_k and attn_v have biases
+    rope_factors   rope_freqs.weight, as Llama 3 stretches its slow frequencies
+    n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
+    kv             more key-values, with "__" for ".", or others than these
+    """
+    format = FORMATS_BY_NAME[quant]
+    n_embd = n_embd or max(64, format.block_size)
+    n_ff = n_ff or (96 if format.block_size <= 32 else 512)
+    n_embd_kv = n_embd // n_head * n_head_kv
+    vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
+    n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
+    random = np.random.default_rng(seed)
+    tensors = []
+
+    def matrix(name, n_out, n_in, std):
+        x = random.standard_normal((n_out, n_in), np.float32) * np.float32(std)
+        tensors.append((f"{name}.weight", format, x.shape, quantize(format, x)))
+
+    def vector(name, x):
+        tensors.append((name, FORMATS_BY_NAME["F32"], x.shape, x.astype("<f4")))
+
+    matrix("token_embd", n_vocab, n_embd, 0.5 if tied else 1)
+    if rope_factors:
+        vector("rope_freqs.weight", np.geomspace(1, 8, n_embd // n_head // 2))
+    for blk in (f"blk.{il}" for il in range(n_layer)):
+        vector(f"{blk}.attn_norm.weight", random.uniform(0.75, 1.25, n_embd))
+        for name, n_out in (("attn_q", n_embd), ("attn_k", n_embd_kv), ("attn_v", n_embd_kv)):
+            matrix(f"{blk}.{name}", n_out, n_embd, n_embd**-0.5)
+            if bias:
+                vector(f"{blk}.{name}.bias", random.normal(0, 0.5, n_out))
+        matrix(f"{blk}.attn_output", n_embd, n_embd, n_embd**-0.5)
+        vector(f"{blk}.ffn_norm.weight", random.uniform(0.75, 1.25, n_embd))
+        matrix(f"{blk}.ffn_gate", n_ff, n_embd, n_embd**-0.5)
+        matrix(f"{blk}.ffn_up", n_ff, n_embd, n_embd**-0.5)
+        matrix(f"{blk}.ffn_down", n_embd, n_ff, n_ff**-0.5)
+    vector("output_norm.weight", random.uniform(0.75, 1.25, n_embd))
+    if not tied:
+        matrix("output", n_vocab, n_embd, 2.5 * n_embd**-0.5)
+
+    values = {
+        "general.architecture": family,
+        "general.name": f"tiny-{tokenizer}-{quant}",
+        f"{family}.block_count": n_layer,
+        f"{family}.context_length": n_ctx,
+        f"{family}.embedding_length": n_embd,
+        f"{family}.feed_forward_length": n_ff,
+        f"{family}.attention.head_count": n_head,
+        f"{family}.attention.head_count_kv": n_head_kv,
+        f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{family}.rope.dimension_count": n_embd // n_head,
+        f"{family}.rope.freq_base": 10000.0,
+        f"{family}.vocab_size": n_vocab,
+        **vocabulary,
+        **({"tokenizer.chat_template": chat_template} if chat_template is not None else {}),
+        **{key.replace("__", "."): value for key, value in kv.items()},
+    }
+    write_gguf(path, values, tensors)
+    return path
+
+
+def prefixes(words):
+    """Every beginning of two letters or more, after what it is merged from: those of "they" are th the they."""
+    return list(dict.fromkeys(word[:n] for word in words for n in range(2, len(word) + 1)))
+
+
+def spm_vocabulary():
+    """Pieces, scores and types as sentencepiece has them: specials, bytes, words and their beginnings, characters."""
+    merged = prefixes(WORDS.replace(" ", " \u2581").split())
+    characters = ["\u2581", *map(chr, range(33, 127)), "\u00e9"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *characters]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": np.r_[np.zeros(259), -np.arange(len(pieces) - 259)].astype(np.float32),
+        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * (len(pieces) - 259),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def bpe_vocabulary():
+    """Pieces and merges as GPT-2 has them, its 256 letters for bytes first, Llama 3's specials last."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    merged = prefixes(WORDS.replace(" ", " \u0120").split())
+    specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    n_normal = len(letters) + len(merged)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": letters + merged + specials,
+        "tokenizer.ggml.token_type": [NORMAL] * n_normal + [CONTROL] * len(specials),
+        "tokenizer.ggml.merges": [f"{piece[:-1]} {piece[-1]}" for piece in merged],
+        "tokenizer.ggml.bos_token_id": n_normal,
+        "tokenizer.ggml.eos_token_id": n_normal + 1,
+        "tokenizer.ggml.eot_token_id": n_normal + 2,
+    }
