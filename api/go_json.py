@@ -1,0 +1,211 @@
+"""JSON as Go's encoding/json reads and writes it, so that clients see the texts they know.
+
+Reading is Python's parser; where that one refuses, `syntax_error` walks the bytes as Go's scanner does (encoding/json,
+scanner.go) and says it in Go's words.  Writing is orjson, with Go's escapes for HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+MAX_DEPTH = 10_000  # scanner.go maxNestingDepth
+
+
+class DecodeError(Exception):
+    """The body is not what the route takes: the text is the whole answer, with status 400."""
+
+
+def loads(body: bytes) -> Any:
+    """The first JSON value in `body`; what follows it is ignored, bytes that are not UTF-8 become U+FFFD one by one.
+
+    Raises: DecodeError with Go's text.
+    """
+    text = re.sub("[\udc80-\udcff]", "\ufffd", body.decode("utf-8", "surrogateescape"))
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    if start == len(text):
+        raise DecodeError("missing request body")
+    try:
+        value, _ = _decoder.raw_decode(text, start)
+    except RecursionError:
+        raise DecodeError("exceeded max depth") from None
+    except ValueError:
+        raise DecodeError(syntax_error(body) or "invalid number") from None
+    return _whole(value) if r"\u" in text else value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)  # NaN and Infinity, which Python would take
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _whole(value: Any) -> Any:
+    r"""`value` with halves of surrogate pairs, which "\ud800" makes, as U+FFFD."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return value
+
+
+def kind(value: Any) -> str:
+    """Go's word for what a JSON value is."""
+    words = {bool: "bool", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    return words[type(value)] if value is not None else "null"
+
+
+# --- what Go says about text that is not JSON ---
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_STRING = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)?(?:(?<=[0-9])\.[0-9]*+)?(?:(?<=[0-9])[eE][+-]?[0-9]*+)?")
+
+
+class _Stop(Exception):
+    """Where and why the scanner stopped."""
+
+
+def syntax_error(body: bytes) -> str | None:
+    """Go's words for the first thing in `body` that cannot be JSON, or None if its first value can be."""
+    try:
+        _walk(body)
+    except _Stop as stop:
+        return str(stop)
+    return None
+
+
+def _walk(body: bytes) -> None:
+    """One value, without recursion: `closing` holds the brackets that are open."""
+    closing: list[bytes] = []
+    at, want = 0, "value"  # value, value or ], key, key or }, after value
+    while True:
+        at = _skip(body, at)
+        c = body[at : at + 1]
+        if want in ("value", "value or ]") and not (want == "value or ]" and c == b"]"):
+            if c in (b"{", b"["):
+                closing.append(b"}" if c == b"{" else b"]")
+                if len(closing) > MAX_DEPTH:
+                    raise _Stop("exceeded max depth")
+                at, want = at + 1, "key or }" if c == b"{" else "value or ]"
+                continue
+            at, want = _scalar(body, at), "after value"
+        elif want == "key" or (want == "key or }" and c != b"}"):
+            if c != b'"':
+                raise _bad(body, at, "looking for beginning of object key string")
+            at = _skip(body, _string(body, at))
+            if body[at : at + 1] != b":":
+                raise _bad(body, at, "after object key")
+            at, want = at + 1, "value"
+            continue
+        elif c == closing[-1]:
+            closing.pop()
+            at, want = at + 1, "after value"
+        elif c == b"," and want == "after value":
+            at, want = at + 1, "key" if closing[-1] == b"}" else "value"
+            continue
+        else:
+            raise _bad(body, at, "after object key:value pair" if closing[-1] == b"}" else "after array element")
+        if not closing:
+            return
+
+
+def _skip(body: bytes, at: int) -> int:
+    return _SPACE.match(body, at).end()  # type: ignore[union-attr]
+
+
+def _bad(body: bytes, at: int, where: str) -> _Stop:
+    if at >= len(body):
+        return _Stop("unexpected EOF")
+    return _Stop(f"invalid character {_quoted(body[at])} {where}")
+
+
+def _quoted(byte: int) -> str:
+    """A byte as Go quotes it: taken for a Latin-1 character."""
+    named = {0x27: r"\'", 0x5C: r"\\", 7: r"\a", 8: r"\b", 12: r"\f", 10: r"\n", 13: r"\r", 9: r"\t", 11: r"\v"}
+    if byte in named:
+        return f"'{named[byte]}'"
+    if chr(byte).isprintable():
+        return f"'{chr(byte)}'"
+    return f"'\\x{byte:02x}'" if byte < 0x80 else f"'\\u{byte:04x}'"
+
+
+def _scalar(body: bytes, at: int) -> int:
+    """The end of the string, number or literal that begins at `at`."""
+    c = body[at : at + 1]
+    if c == b'"':
+        return _string(body, at)
+    if c == b"-" or c.isdigit():
+        return _number(body, at)
+    for literal in (b"true", b"false", b"null"):
+        if c == literal[:1]:
+            for i, expected in enumerate(literal):
+                if body[at + i : at + i + 1] != literal[i : i + 1]:
+                    raise _bad(body, at + i, f"in literal {literal.decode()} (expecting '{chr(expected)}')")
+            return at + len(literal)
+    raise _bad(body, at, "looking for beginning of value")
+
+
+def _string(body: bytes, at: int) -> int:
+    end = _STRING.match(body, at + 1).end()  # type: ignore[union-attr]
+    c = body[end : end + 1]
+    if c == b'"':
+        return end + 1
+    if c != b"\\":
+        raise _bad(body, end, "in string literal")
+    if body[end + 1 : end + 2] != b"u":
+        raise _bad(body, end + 1, "in string escape code")
+    digits = re.compile(rb"[0-9a-fA-F]*").match(body, end + 2)
+    raise _bad(body, digits.end(), r"in \u hexadecimal character escape")  # type: ignore[union-attr]
+
+
+def _number(body: bytes, at: int) -> int:
+    end = _NUMBER.match(body, at).end()  # type: ignore[union-attr]
+    last = body[end - 1 : end]
+    if last == b"-" and end == at + 1:
+        raise _bad(body, end, "in numeric literal")
+    if last == b".":
+        raise _bad(body, end, "after decimal point in numeric literal")
+    if last in (b"e", b"E", b"+", b"-"):
+        raise _bad(body, end, "in exponent of numeric literal")
+    return end
+
+
+# --- writing ---
+
+_HTML = {
+    b"<": rb"\u003c",
+    b">": rb"\u003e",
+    b"&": rb"\u0026",
+    "\u2028".encode(): rb"\u2028",
+    "\u2029".encode(): rb"\u2029",
+}
+_UNSAFE = re.compile(b"|".join(_HTML))
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON in the order of the keys, `<`, `>` and `&` escaped.  Text that is no UTF-8 is written as U+FFFD."""
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # half a surrogate pair: bytes of a file that were no UTF-8
+        text = orjson.dumps(_whole(value), option=orjson.OPT_SERIALIZE_NUMPY)
+    return _UNSAFE.sub(lambda m: _HTML[m[0]], text)
+
+
+def rfc3339(ns: int, *, local: bool = False) -> str:
+    """A time in nanoseconds since 1970, up to nine fractional digits, in UTC or with the offset of this place."""
+    second, fraction = divmod(ns, 10**9)
+    when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
+    if local:
+        when = when.astimezone()
+    digits = f".{fraction:09d}".rstrip("0").rstrip(".")
+    offset = when.strftime("%z")
+    zone = "Z" if offset == "+0000" else f"{offset[:3]}:{offset[3:5]}"
+    return f"{when:%Y-%m-%dT%H:%M:%S}{digits}{zone}"
