@@ -6,9 +6,9 @@ decoding goes on, a value that its own class refuses ends it: so the error shown
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
+import string
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -37,7 +37,10 @@ def decode(cls: type[T], body: bytes) -> T:
     decoding = _Decoding()
     if not isinstance(value, dict):
         raise DecodeError(f"json: cannot unmarshal {kind(value)} into Go value of type {go_name(cls)}")
-    request = decoding.struct(cls, value, cls.__name__, ())
+    try:
+        request = decoding.struct(cls, value, cls.__name__, ())
+    except RecursionError:
+        raise DecodeError("exceeded max depth") from None
     if decoding.wrong:
         raise DecodeError(decoding.wrong)
     return request
@@ -119,9 +122,10 @@ class _Decoding:
         return [v for v in got if v is not _WRONG]
 
     def base64(self, value: str) -> Any:
+        text = value.replace("\n", "").replace("\r", "")
         try:
-            return base64.b64decode(value.replace("\n", "").replace("\r", ""), validate=True)
-        except (binascii.Error, ValueError):
+            return binascii.a2b_base64(text if len(text) % 4 == 0 else "=", strict_mode=True)
+        except ValueError:
             self.wrong = self.wrong or f"illegal base64 data at input byte {_bad_base64(value)}"
             return _WRONG
 
@@ -146,5 +150,6 @@ _WRONG = object()
 
 def _bad_base64(text: str) -> int:
     """Where Go's decoder stops: the first character outside the alphabet, else the end of what is complete."""
-    alphabet = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/\r\n")
-    return next((i for i, c in enumerate(text) if c not in alphabet), len(text) // 4 * 4)
+    alphabet = frozenset(string.ascii_letters + string.digits + "+/\r\n")
+    wrong = (i for i, c in enumerate(text) if c not in alphabet and not (c == "=" and i % 4 > 1))
+    return next(wrong, len(text) // 4 * 4)
