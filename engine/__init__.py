@@ -1,14 +1,10 @@
 """The engine: GGUF models, tokens, sequences, models on disk.  It never sees HTTP.
 
-from numllama.engine import generate, load_model
+    from numllama.engine.generate import generate
+    from numllama.engine.model import load_model
 
-for piece in generate(load_model("model.gguf"), "Once upon a time"):
-    print(piece.text, end="")
+    for piece in generate(load_model("model.gguf"), "Once upon a time"):
+        print(piece.text, end="")
+
+Nothing is imported here, so that a command which only lists models does not wait for Numba.
 """
-
-from .errors import EngineError
-from .generate import generate
-from .model import Model, load_model
-from .options import Options
-
-__all__ = ["EngineError", "Model", "Options", "generate", "load_model"]

@@ -17,7 +17,7 @@ from time import perf_counter_ns
 from ..cache import CACHE_TYPES, KVCache
 from ..gguf import GGUF
 from ..template import Template
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, from_gguf
 from .decoder import forward
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
@@ -39,12 +39,12 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_gguf(self.gguf.kv)
+        return from_gguf(self.gguf.kv)
 
     @cached_property
     def template(self) -> Template:
         """The GGUF's own Jinja chat template, or ChatML where it has none."""
-        return Template.from_gguf(self.gguf.kv)
+        return Template.from_gguf(self.gguf)
 
     def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
         """An empty cache for this model.  `type` is "f16", "f32" or "f64"."""
