@@ -195,12 +195,12 @@ def quantize_q3_k(x):
     groups = by_group(x, 16)
     scale, q = search_scale_by_descent(groups, q_max=4)
     scale = scale.reshape(-1, 16)
-    per_d = quotient(-32, extreme(scale, axis=1))
-    scales = np.clip(nearest_int(per_d * scale).astype(np.int8), -32, 31)
-    scales = np.where(per_d == 0, -32, scales)
+    top = extreme(scale, axis=1)
+    per_d = -32 / top
+    scales = np.where(top == 0, -32, np.clip(nearest_int(per_d * scale).astype(np.int8), -32, 31))
     packed = (scales + 32).astype(np.uint8)
     blocks = np.empty(len(x), Q3_K)
-    blocks["d"] = quotient(1, per_d)[:, 0]
+    blocks["d"] = np.where(top == 0, np.float32(0), 1 / per_d)[:, 0]
     blocks["scales"][:, :8] = pack(packed & 15, bits=4, run=8)
     blocks["scales"][:, 8:] = pack(packed >> 4, bits=2, run=4)
     d = blocks["d"].astype(np.float32)[:, None] * scales.astype(np.float32)
