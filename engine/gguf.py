@@ -178,10 +178,9 @@ def _join(given: GGUF, count: int) -> GGUF:
 
 
 def _integer(gguf: GGUF, key: str) -> int:
-    value = gguf.kv.get(key)
-    if type(value) is not int:
-        raise gguf.bad(key, f"{key} is {_quote(value)}, expected an integer")
-    return value
+    if type(gguf.kv.get(key)) is not int:
+        raise gguf.bad(key, f"{key} is {gguf.kv_types.get(key, 'missing')}, expected an integer")
+    return gguf.kv[key]
 
 
 def _read_file(path: Path) -> GGUF:
@@ -217,8 +216,8 @@ class _Reader:
         kv, types, offsets = self.key_values(n_kv)
         alignment = kv.get("general.alignment", DEFAULT_ALIGNMENT)
         if (type := types.get("general.alignment", U32)) is not U32 or alignment.bit_count() != 1:
-            message = f"general.alignment is {type} {_quote(alignment)}, expected a power of two as u32"
-            raise self.bad(offsets["general.alignment"], message)
+            found = f"general.alignment is {alignment if type is U32 else type}"
+            raise self.bad(offsets["general.alignment"], f"{found}, expected a power of two as u32")
         tensors, unsupported, entries = self.tensors(n_tensors, alignment)
         parts = (self.path,)
         return GGUF(self.path, version, self.order, alignment, kv, types, tensors, unsupported, parts, offsets, entries)
@@ -264,7 +263,7 @@ class _Reader:
         for i in range(n):
             size = length(data, at)[0] if end - at >= 8 else 0
             at += 8
-            if size > end - at:  # also where no length was left
+            if size > end - at:  # there is no such string, nor one where no length was left: `string` says so
                 self.at = at - 8
                 self.string(f"{what}[{i}]")
             strings.append(data[at : at + size].decode("utf-8", "surrogateescape"))
@@ -349,7 +348,7 @@ class _Reader:
             start, limit = data + entry.offset, data + after.offset if after else self.end
             room[entry.name] = limit - start
             if entry.nbytes > limit - start:
-                found = f"tensor {_quote(entry.name)} takes {entry.nbytes} bytes from byte {start}"
+                found = f"tensor {_quote(entry.name)} takes at least {entry.nbytes} bytes from byte {start}"
                 next = f"tensor {_quote(after.name)}" if after else "the end of the file"
                 raise self.bad(entry.at, f"{found}, expected to end by byte {limit}, where {next} is")
 
@@ -378,8 +377,8 @@ class _Reader:
         if id not in tuple(GGMLType):
             expected = "which this build does not know; docs/formats.md lists those it does"
             raise self.bad(self.at - 4, f"{what} has ggml type id {id}, {expected}")
-        format, nbytes = FORMATS.get(GGMLType(id)), 0
-        if format:
+        nbytes = min(1, math.prod(shape))
+        if format := FORMATS.get(GGMLType(id)):
             if shape[-1] % format.block_size:
                 expected = f"a multiple of {format.name}'s block of {format.block_size}"
                 raise self.bad(self.at - 4, f"{what} has rows of {shape[-1]} weights, expected {expected}")
@@ -393,7 +392,7 @@ class _Reader:
 
 
 class _Entry(NamedTuple):
-    """A line of the tensor table: found at byte `at`; `nbytes` is 0 for types without a format, `offset` the file's."""
+    """A line of the tensor table, found at byte `at`.  nbytes: 1 stands for any number where the type has no format."""
 
     name: str
     at: int
@@ -403,10 +402,9 @@ class _Entry(NamedTuple):
     offset: int
 
 
-def _quote(value: Any) -> str:
-    """`value` as Python writes it, in one line of at most 70 characters."""
-    text = repr(value[:70] if isinstance(value, str | list) else value)
-    return text if len(text) <= 70 else text[:67] + "..."
+def _quote(text: str) -> str:
+    """`text` as Python writes it, on one line, and not at length."""
+    return repr(text if len(text) <= 70 else text[:67] + "...")
 
 
 _LIKENESSES = {
