@@ -120,8 +120,10 @@ def _layer(value: Any, path: str | os.PathLike[str]) -> Layer:
 
 # in the file's order: those always there, then those left out when empty; "architecture" and "os" end it
 CONFIG_KEYS = ("model_format", "model_family", "model_families", "model_type", "file_type")
-OPTIONAL_KEYS = ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities")
-OPTIONAL_KEYS += ("context_length", "embedding_length", "base_name", "draft")
+OPTIONAL_KEYS = (
+    *("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities"),
+    *("context_length", "embedding_length", "base_name", "draft"),
+)
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,8 @@ def _within_float(digits: str) -> int:
     return int(digits)
 
 
-def sha256_hex(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def read_limited(path: Path, limit: int = MAX_JSON) -> bytes:

@@ -25,7 +25,7 @@ from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFo
 from ..settings import Settings
 from . import manifest as media
 from .blobs import Blobs, BlobWriter, sync_folder
-from .manifest import Config, Layer, Manifest, read_json, read_limited, sha256_hex
+from .manifest import Config, Layer, Manifest, digest_of, read_json, read_limited
 from .name import ModelName
 
 log = logging.getLogger("numllama.store")
@@ -193,9 +193,8 @@ class Store:
         with _refusals():
             data, modified_ns = read_limited(path), path.stat().st_mtime_ns
         manifest = Manifest.from_bytes(data, path)
-        model = LocalModel(
-            name, manifest, Config(), sha256_hex(data), modified_ns, Blobs(root / "blobs"), root == self.builtin
-        )
+        digest, blobs = digest_of(data).removeprefix("sha256:"), Blobs(root / "blobs")
+        model = LocalModel(name, manifest, Config(), digest, modified_ns, blobs, root == self.builtin)
         if manifest.config is None:
             return model
         config = model._find(manifest.config)
@@ -237,12 +236,28 @@ class Store:
             with _refusals():
                 self.blobs.copy_from(path, digest)
 
+    def adopt(self, model: LocalModel) -> None:
+        """Everything that `model` is made of is in the user's own folder.  Raises: BadManifest for what is missing"""
+        for layer in model.manifest.all_layers:
+            try:
+                self.adopt_blob(layer.digest)
+            except FileNotFoundError:
+                raise BadManifest(
+                    model.blobs.path(layer.digest), f"missing, though {model.name.short} is made of it"
+                ) from None
+
     # changing
 
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> None:
-        """`name` is what `manifest` says; blobs that only its predecessor named are gone."""
+        """`name` is what `manifest` says, given as its bytes or not; blobs that only its predecessor named are gone.
+
+        Raises: BadManifest for one that names a missing blob
+        """
         data = manifest if isinstance(manifest, bytes) else manifest.to_bytes()
         with self.lock, _refusals():
+            for layer in Manifest.from_bytes(data, name.short).all_layers:
+                if not self.blobs.has(layer.digest):
+                    raise BadManifest(name.short, f"a layer is missing: {layer.digest}")
             predecessor = self._layers_of(name)
             path = self.root / "manifests" / name.path
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,9 +281,7 @@ class Store:
             model, target = self.resolve(source), self.respell(destination)
             if target == model.name and not model.is_builtin:
                 return
-            for layer in model.manifest.all_layers:
-                with _missing(model, layer):
-                    self.adopt_blob(layer.digest)
+            self.adopt(model)
             root = self.builtin if model.is_builtin else self.root
             assert root
             with _refusals():
@@ -375,11 +388,3 @@ def _refusals() -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{error.filename or 'the store'}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _missing(model: LocalModel, layer: Layer) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise BadManifest(model.blobs.path(layer.digest), f"missing, though {model.name.short} is made of it") from None

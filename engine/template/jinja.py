@@ -57,13 +57,13 @@ def render(
     variables               bos_token, eos_token, enable_thinking, ...: whatever the template may ask for
     Raises: BadTemplate
     """
-    messages = [_prepared(message) for message in messages]
+    own = [_prepared(message) for message in messages]
     if continue_final_message:
-        messages = _marked(messages)
+        own = _marked(own)
     variables = {"documents": None} | variables
     try:
         rendered = _compiled(text).render(
-            messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+            messages=own, tools=tools, add_generation_prompt=add_generation_prompt, **variables
         )
     except Exception as error:  # whatever the template's own code runs into
         raise BadTemplate(_one_line(error)) from error

@@ -1,12 +1,9 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from numllama.engine.errors import BadName
 from numllama.engine.store.name import ModelName, split_source
-
-GOLDEN = Path(__file__).parents[4] / "shared/data/golden/go/model_names.json"
 
 VALID = {
     "llama3": ("registry.ollama.ai/library/llama3:latest", "llama3:latest"),
@@ -83,9 +80,8 @@ def test_existing_spelling_wins_part_by_part():
     assert ModelName.parse("a/x:t").respelled(twins).short == "A/x:t"
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data")
-def test_names_are_read_as_ollama_reads_them():
-    for case in json.loads(GOLDEN.read_text()):
+def test_names_are_read_as_ollama_reads_them(shared):
+    for case in json.loads((shared / "golden/go/model_names.json").read_text()):
         try:
             name = ModelName.parse(case["name"])
         except BadName:

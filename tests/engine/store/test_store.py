@@ -29,7 +29,6 @@ from numllama.engine.store.manifest import (
     Manifest,
 )
 
-DATA = Path(__file__).parents[4] / "shared/data/store"
 ASKED_FOR = {
     "stories:latest": "stories",
     "Tellers/Grandma:v1.0": "tellers/grandma:V1.0",
@@ -287,11 +286,10 @@ def test_environment_chooses_the_store(tmp_path):
     assert (store.root, store.builtin, store.keep_blobs) == (tmp_path, None, True)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
-def test_store_that_ollama_left_is_read(tmp_path):
-    with tarfile.open(DATA / "ollama-store.tar") as tar:
+def test_store_that_ollama_left_is_read(tmp_path, shared):
+    with tarfile.open(shared / "store" / "ollama-store.tar") as tar:
         tar.extractall(tmp_path, filter="data")
-    expected = json.loads((DATA / "expected.json").read_text())
+    expected = json.loads((shared / "store" / "expected.json").read_text())
     got = {model.name.short: model for model in Store(tmp_path / "models").list()}
     assert sorted(got) == sorted(entry["name"] for entry in expected["tags"]["models"])
     for entry in expected["tags"]["models"]:
@@ -305,9 +303,8 @@ def test_store_that_ollama_left_is_read(tmp_path):
         assert model.messages == shown.get("messages", [])
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
-def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path):
-    with tarfile.open(DATA / "ollama-store.tar") as tar:
+def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path, shared):
+    with tarfile.open(shared / "store" / "ollama-store.tar") as tar:
         tar.extractall(tmp_path, filter="data")
     store = Store(tmp_path / "models")
     for model in store.list():

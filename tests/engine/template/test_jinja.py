@@ -1,44 +1,31 @@
 import json
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from numllama.engine.errors import BadTemplate
 from numllama.engine.template import jinja
 
-DATA = Path(__file__).parents[4] / "shared/data/golden/jinja"
 NOW = datetime(2025, 3, 14, 9, 26, 53)
 
 
-def cases():
-    return json.loads((DATA / "cases.json").read_text()) if DATA.exists() else {"special_tokens": {}}
-
-
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
-@pytest.mark.parametrize("template", cases()["special_tokens"])
-def test_renderings_equal_hugging_faces(template):
-    data = cases()
-    text = (DATA / f"templates/{template}.jinja").read_bytes().decode()
-    for case in (case for case in data["cases"] if case["template"] == template):
+def test_renderings_equal_hugging_faces(shared):
+    """42 templates x 26 conversations: texts, refusals of the template's own, and the fact of any other error."""
+    data = json.loads((shared / "golden/jinja/cases.json").read_text())
+    for case in data["cases"]:
+        text = (shared / f"golden/jinja/templates/{case['template']}.jinja").read_bytes().decode()
         conversation = data["conversations"][case["conversation"]]
-        special = conversation.get("special_tokens", data["special_tokens"][template])
-        asked = {key: conversation[key] for key in conversation if key not in ("kwargs", "special_tokens", "messages")}
+        special = conversation.get("special_tokens", data["special_tokens"][case["template"]])
+        asked = {key: conversation[key] for key in conversation if key not in ("kwargs", "special_tokens")}
+        more = {**special, **conversation.get("kwargs", {}), "strftime_now": NOW.strftime}
+        expected = case.get("text", case.get("error"))
         try:
-            got = jinja.render(
-                text,
-                conversation["messages"],
-                strftime_now=NOW.strftime,
-                **asked,
-                **special,
-                **conversation.get("kwargs", {}),
-            )
+            got = jinja.render(text, **asked, **more)
         except BadTemplate as error:
-            assert "error" in case, (case["conversation"], error)
-            if case["error"]["kind"] == "raised":
-                assert str(error) == " ".join(case["error"]["message"].split())
-        else:
-            assert got == case.get("text"), case["conversation"]
+            got = str(error)
+            assert "error" in case, (case["template"], case["conversation"], got)
+            expected = " ".join(expected["message"].split()) if expected["kind"] == "raised" else got
+        assert got == expected, (case["template"], case["conversation"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,6 @@ from numllama.engine.template import (
     for_jinja,
     generate_messages,
 )
-
-GOLDEN = Path(__file__).parents[4] / "shared/data/golden/go/template_choice.json"
 
 
 def say(role, content, **more):
@@ -62,9 +59,8 @@ def test_go_templates_words_say_what_it_offers():
     assert Template("{{ .Prompt }}{{ if\n.Suffix }}x{{ end }}", "go").capabilities == ["insert"]
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data")
-def test_jinja_capabilities_are_the_ones_ollama_finds():
-    for case in json.loads(GOLDEN.read_text()):
+def test_jinja_capabilities_are_the_ones_ollama_finds(shared):
+    for case in json.loads((shared / "golden/go/template_choice.json").read_text()):
         assert Template(case["jinja"]).capabilities == case["jinja_caps"], case["jinja"]
 
 

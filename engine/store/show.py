@@ -1,0 +1,254 @@
+"""What there is to know about a model without running it: the answers of /api/show and /api/tags, and `numllama show`.
+
+Both are plain values in Ollama's order of keys, ready to become JSON; what is empty is absent.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError
+from ..gguf import F32, GGUF, ArrayType
+from ..template import Template
+from .file_type import file_type_name, parameter_size
+from .go_text import literal
+from .manifest import PROJECTOR
+from .modelfile import BARE_TEMPLATE, modelfile
+from .store import LocalModel
+
+log = logging.getLogger("numllama.store")
+
+NOT_INFO = ("general.name", "tokenizer.chat_template")
+
+
+def show(
+    model: LocalModel, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything about `model`.
+
+    verbose          arrays of the metadata in full; else they are None
+    system, options  as if the model had these, which its `modelfile` then says
+    Raises: BadManifest, BadGGUF
+    """
+    head = _head_of(model.weights)
+    system = system or model.system
+    more = [_head_of(path).info for path in model.projectors]
+    answer = {
+        "license": "\n".join(model.licenses),
+        "modelfile": modelfile(model, system, {**model.params, **(options or {})}),
+        "parameters": _parameters(model.params),
+        "template": BARE_TEMPLATE if model.template is None else model.template,
+        "system": system,
+        "details": _details(model, head),
+        "messages": [{"role": message["role"], "content": message["content"]} for message in model.messages],
+        "model_info": model_info(GGUF.open(model.weights), verbose) if verbose else dict(head.info),
+        "projector_info": more[0] if more else {},
+        "tensors": list(head.tensors),
+        "capabilities": _capabilities(model, head),
+        "modified_at": local_time(model.modified_ns),
+        "requires": model.config.more.get("requires", ""),
+    }
+    return {key: value for key, value in answer.items() if value or key in ("details", "model_info", "modified_at")}
+
+
+def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, Any]:
+    """The same of a GGUF that is in no store, also one that cannot run here."""
+    gguf = GGUF.open(path)
+    head = _Head.of(gguf)
+    template = Template.from_gguf(gguf)
+    details = {
+        "parent_model": "",
+        "format": "gguf",
+        "family": head.architecture,
+        "families": [head.architecture],
+        "parameter_size": parameter_size(head.n_parameters),
+        "quantization_level": head.file_type,
+    }
+    answer = {
+        "template": valid_text(template.text),
+        "details": details,
+        "model_info": model_info(gguf, verbose),
+        "tensors": list(head.tensors),
+        "capabilities": [*head.kinds, *template.capabilities],
+        "modified_at": local_time(Path(path).stat().st_mtime_ns),
+    }
+    return {key: value for key, value in answer.items() if value or key in ("details", "model_info", "modified_at")}
+
+
+def tags_entry(model: LocalModel) -> dict[str, Any]:
+    """One line of a list of models.  A model whose weights cannot be read is listed with what its config says."""
+    try:
+        head = _head_of(model.weights)
+    except EngineError as error:
+        log.warning("model %s cannot be run: %s", model.name.short, error)
+        head = _Head()
+    details = _details(model, head)
+    details |= {key: value for key, value in head.lengths.items() if value}
+    entry = {
+        "name": model.name.short,
+        "model": model.name.short,
+        "modified_at": local_time(model.modified_ns),
+        "size": model.size,
+        "digest": model.digest,
+        "details": details,
+    }
+    capabilities = _capabilities(model, head)
+    return entry | ({"capabilities": capabilities} if capabilities else {})
+
+
+def details(model: LocalModel) -> dict[str, Any]:
+    """The six facts about a model that every list of models has."""
+    return _details(model, _head_of(model.weights))
+
+
+def capabilities(model: LocalModel) -> list[str]:
+    """What the model can be asked for: of completion, embedding, vision, audio, tools, insert, thinking."""
+    return _capabilities(model, _head_of(model.weights))
+
+
+def model_info(gguf: GGUF, verbose: bool = False) -> dict[str, Any]:
+    """The metadata with `general.parameter_count`, by key; arrays are None unless `verbose`."""
+    info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in NOT_INFO}
+    return dict(sorted((info | {"general.parameter_count": n_parameters(gguf)}).items()))
+
+
+def local_time(ns: int) -> str:
+    """RFC 3339 with the machine's offset: 2026-11-23T08:44:37.882669583Z.  `ns` nanoseconds since 1970"""
+    seconds, fraction = divmod(ns, 10**9)
+    moment = datetime.fromtimestamp(seconds).astimezone()
+    digits = f".{fraction:09}".rstrip("0").rstrip(".")
+    offset = moment.strftime("%z")
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + digits + ("Z" if offset == "+0000" else f"{offset[:3]}:{offset[3:5]}")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is kept of a GGUF once it was opened: no array, so that a list of many models stays small."""
+
+    architecture: str = ""
+    n_parameters: int = 0
+    file_type: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    tensors: tuple[dict[str, Any], ...] = ()
+    kinds: tuple[str, ...] = ()  # completion or embedding, vision, audio
+    lengths: Mapping[str, int] = field(default_factory=dict)  # context_length, embedding_length
+    jinja: Mapping[str, Any] = field(default_factory=dict)  # the keys of chat templates
+
+    @classmethod
+    def of(cls, gguf: GGUF) -> _Head:
+        architecture = gguf.kv.get("general.architecture")
+        architecture = architecture if isinstance(architecture, str) else ""
+        kinds = ["embedding" if f"{architecture}.pooling_type" in gguf.kv else "completion"]
+        kinds += [kind for kind in ("vision", "audio") if f"{architecture}.{kind}.block_count" in gguf.kv]
+        lengths = {key: gguf.kv.get(f"{architecture}.{key}") for key in ("context_length", "embedding_length")}
+        return cls(
+            architecture,
+            n_parameters(gguf),
+            file_type_name(gguf.kv.get("general.file_type")),
+            model_info(gguf),
+            tuple(_tensors(gguf)),
+            tuple(kinds),
+            {key: length for key, length in lengths.items() if isinstance(length, int)},
+            {key: value for key, value in gguf.kv.items() if key.startswith("tokenizer.chat_template")},
+        )
+
+
+def _head_of(path: Path) -> _Head:
+    status = path.stat()
+    return _head(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _head(path: Path, size: int, modified_ns: int) -> _Head:
+    return _Head.of(GGUF.open(path))
+
+
+def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
+    config = model.config
+    file_type = config.file_type if config.file_type not in ("", "unknown") else head.file_type
+    return {
+        "parent_model": model.parent,
+        "format": config.model_format,
+        "family": config.model_family,
+        "families": list(config.model_families) or None,
+        "parameter_size": config.model_type,
+        "quantization_level": file_type or config.file_type,
+    }
+
+
+def _capabilities(model: LocalModel, head: _Head) -> list[str]:
+    own = [word for word in model.config.more.get("capabilities") or [] if isinstance(word, str)]
+    seen = ["vision"] if model.manifest.of_type(PROJECTOR) else []
+    template = Template.from_gguf(head.jinja, model.template)
+    return list(dict.fromkeys([*own, *head.kinds, *seen, *template.capabilities]))
+
+
+def _parameters(params: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"{key:<30} {literal(item)}"
+        for key, value in sorted(params.items())
+        for item in (value if isinstance(value, list) else [value])
+    )
+
+
+def n_parameters(gguf: GGUF) -> int:
+    """Elements of all tensors together."""
+    shapes = [tensor.shape for tensor in gguf.tensors.values()] + [shape for _, shape, _ in gguf.unsupported.values()]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _tensors(gguf: GGUF) -> list[dict[str, Any]]:
+    """Name, type and shape of each tensor, the shape as GGUF has it: the fastest axis first."""
+    listed = []
+    for name in gguf.tensor_offsets:
+        tensor = gguf.tensors.get(name)
+        type, shape = (tensor.format.type, tensor.shape) if tensor else gguf.unsupported[name][:2]
+        listed.append({"name": valid_text(name), "type": type.name, "shape": list(reversed(shape))})
+    return listed
+
+
+def _value(gguf: GGUF, key: str, verbose: bool) -> Any:
+    value, type = gguf.kv[key], gguf.kv_types[key]
+    if isinstance(type, ArrayType):
+        return _item(value, type.of) if verbose else None
+    return _item(value, type)
+
+
+def _item(value: Any, type: Any) -> Any:
+    """A value of the metadata as JSON has it."""
+    match value:
+        case bool() | int():
+            return value
+        case float():
+            return _number(np.float32(value) if type is F32 else value)
+        case str():
+            return valid_text(value)
+        case np.ndarray() if value.dtype.kind == "f":
+            return [_number(x) for x in value]
+        case np.ndarray():
+            return value.tolist()
+        case _:
+            return [_item(item, type) for item in value]
+
+
+def _number(x: Any) -> float | int | None:
+    """The number with the fewest digits that mean `x` in its own precision: 1e-05, and 10000 for 10000.0."""
+    if not np.isfinite(x):
+        return None
+    shortest = float(str(x))
+    return int(shortest) if shortest.is_integer() and abs(shortest) < 2**53 else shortest
+
+
+def valid_text(value: str) -> str:
+    """`value` with U+FFFD for what was no UTF-8 in the file."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,152 @@
+import json
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from numllama.engine.gguf import F64, I32, ArrayType
+from numllama.engine.gguf_write import write_gguf
+from numllama.engine.store import Store
+from numllama.engine.store.create import create
+from numllama.engine.store.file_type import file_type_name, parameter_size
+from numllama.engine.store.show import capabilities, local_time, show, show_file, tags_entry
+from tiny import tiny_gguf
+
+
+@pytest.mark.parametrize(
+    "n, expected",
+    [
+        (8_030_261_248, "8.0B"),
+        (7_000_000_000, "7B"),
+        (134_515_008, "134.52M"),
+        (22_000_000, "22M"),
+        (2_620_000, "2.62M"),
+        (656_896, "657K"),
+        (260_032, "260K"),
+        (999, "999"),
+    ],
+)
+def test_parameter_size_as_ollama_rounds_it(n, expected):
+    assert parameter_size(n) == expected
+
+
+def test_file_types_have_llama_cpps_names():
+    assert [file_type_name(n) for n in (0, 1, 2, 15, 1024, None, "2")] == ["F32", "F16", "Q4_0", "Q4_K_M"] + [
+        "unknown"
+    ] * 3
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone of a process can't be set here")
+def test_time_is_rfc_3339_with_as_many_digits_as_it_takes(monkeypatch):
+    for zone, expected in (("UTC", "2026-09-21T14:13:20.12Z"), ("IST-5:30", "2026-09-21T19:43:20.12+05:30")):
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            assert local_time(1_790_000_000_120_000_000) == expected
+    time.tzset()
+    assert "." not in local_time(1_790_000_000_000_000_000)
+
+
+def stored(tmp_path, gguf, **more):
+    store = Store(tmp_path / "models")
+    digest, _ = store.put_blob([gguf.read_bytes()])
+    list(create(store, "m", files={"m.gguf": digest}, **more))
+    return store.resolve("m")
+
+
+def test_show_says_what_the_file_holds(tmp_path):
+    tiny_gguf(
+        tmp_path / "m.gguf", general__name="hidden", general__file_type=0, chat_template="{{ tools }}<think></think>"
+    )
+    model = stored(tmp_path, tmp_path / "m.gguf", parameters={"stop": ["<|im_end|>"], "top_p": 0.7, "num_ctx": 4096})
+    shown = show(model)
+    info = shown["model_info"]
+    assert shown["parameters"].splitlines() == [
+        "num_ctx                        4096",
+        'stop                           "<|im_end|>"',
+        "top_p                          0.7",
+    ]
+    assert (shown["template"], shown["capabilities"]) == ("{{ .Prompt }}", ["completion", "tools", "thinking"])
+    assert not {"general.name", "tokenizer.chat_template", "license", "system", "messages"} & {*info, *shown}
+    assert info["tokenizer.ggml.tokens"] is None
+    assert info["general.parameter_count"] == sum(np.prod(tensor["shape"]) for tensor in shown["tensors"])
+    assert list(info) == sorted(info)
+    tokens = show(model, verbose=True)["model_info"]["tokenizer.ggml.tokens"]
+    assert [tensor["shape"] for tensor in shown["tensors"] if tensor["name"] == "token_embd.weight"] == [
+        [64, len(tokens)]
+    ]
+    assert shown["details"]["quantization_level"] == "F32"
+    json.dumps(show(model, verbose=True), allow_nan=False).encode()
+
+
+def test_show_with_another_system_text_only_says_so(tmp_path):
+    tiny_gguf(tmp_path / "m.gguf")
+    model = stored(tmp_path, tmp_path / "m.gguf", system="mine", parameters={"top_k": 1})
+    shown = show(model, system="other", options={"top_k": 3})
+    assert "SYSTEM other\nPARAMETER top_k 3\n" in shown["modelfile"]
+    assert (shown["system"], shown["parameters"]) == ("other", "top_k                          1")
+    assert show(model)["system"] == "mine"
+
+
+def test_values_become_json_with_the_digits_they_need(tmp_path):
+    kv = {"general.architecture": "x", "a.eps": 1e-5, "a.base": 10000.0, "a.nan": float("nan"), "a.f64": F64(0.1)}
+    kv |= {"a.ids": ArrayType(I32)([1, 2]), "a.scores": np.float32([0.1, -2]), "a.words": ["w", "é"], "a.on": [True]}
+    kv |= {"a.broken": b"\xff".decode("utf-8", "surrogateescape")}
+    write_gguf(tmp_path / "x.gguf", kv)
+    shown = show_file(tmp_path / "x.gguf", verbose=True)
+    assert {key: value for key, value in shown["model_info"].items() if key.startswith("a.")} == {
+        "a.base": 10000,
+        "a.broken": "\ufffd",
+        "a.eps": 1e-05,
+        "a.f64": 0.1,
+        "a.ids": [1, 2],
+        "a.nan": None,
+        "a.on": [True],
+        "a.scores": [0.1, -2],
+        "a.words": ["w", "é"],
+    }
+    assert isinstance(shown["model_info"]["a.base"], int)
+    assert set(show_file(tmp_path / "x.gguf")["model_info"].values()) >= {None}
+
+
+def test_pooling_makes_an_embedding_model(tmp_path):
+    tiny_gguf(tmp_path / "m.gguf", llama__pooling_type=1)
+    assert capabilities(stored(tmp_path, tmp_path / "m.gguf")) == ["embedding"]
+
+
+def test_model_with_broken_weights_is_listed_with_what_its_config_says(tmp_path, caplog):
+    tiny_gguf(tmp_path / "m.gguf")
+    model = stored(tmp_path, tmp_path / "m.gguf")
+    whole = tags_entry(model)
+    assert whole["details"]["context_length"] == 256
+    model.weights.write_bytes(b"GGUF")
+    broken = tags_entry(Store(tmp_path / "models").resolve("m"))
+    assert (broken["name"], broken["details"]["parameter_size"]) == ("m:latest", whole["details"]["parameter_size"])
+    assert "cannot be run" in caplog.text
+
+
+def test_store_that_ollama_left_is_shown_as_ollama_shows_it(tmp_path, shared):
+    with tarfile.open(shared / "store/ollama-store.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    store = Store(tmp_path / "models")
+    expected = json.loads((shared / "store/expected.json").read_text())
+    entries = {model.name.short: tags_entry(model) for model in store.list()}
+    assert comparable({"tags": list(entries.values())}) == comparable({"tags": expected["tags"]["models"]})
+    for key in (key for key in expected if key.startswith("show ")):
+        shown = show(store.resolve(key.removeprefix("show ")))
+        assert list(shown) == list(expected[key])
+        assert comparable(shown) == comparable(expected[key])
+
+
+def comparable(shown):
+    """Without what depends on where and when the store lies, in one order, with our name for F32."""
+    shown = json.loads(json.dumps(shown).replace('"quantization_level": "unknown"', '"quantization_level": "F32"'))
+    if "tags" in shown:
+        entries = [{key: entry[key] for key in entry if key != "modified_at"} for entry in shown["tags"]]
+        return sorted(entries, key=lambda entry: entry["name"])
+    for key in ("modelfile", "parameters"):
+        lines = shown.get(key, "").splitlines()
+        shown[key] = sorted(line.split("/blobs/")[-1] for line in lines)
+    shown["tensors"].sort(key=lambda tensor: tensor["name"])
+    return {key: shown[key] for key in shown if key != "modified_at"}
