@@ -1,0 +1,212 @@
+"""Which models are loaded: on demand, for as long as they are wanted, as many as there is room for.
+
+    acquire   loaded and fitting?  ->  a lease at once
+              else into the queue of loads; at its head: unload what is in the way, load, a lease
+    release   the last lease back starts the countdown of keep_alive; at its end the model goes
+
+One lock guards it all.  Loading happens outside the lock, one at a time, in the thread that asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Thread
+from time import monotonic_ns, time_ns
+
+from .duration import FOREVER, SECOND, format_duration
+from .errors import QueueFull
+from .options import Options
+from .runner import Call, Runner
+from .store import LocalModel
+
+log = logging.getLogger(__name__)
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory.
+
+    model      as the store had it, under the name that loaded it
+    deadline   on the monotonic clock, while nobody uses it
+    leaving    takes no new requests: it goes as soon as the last one is done
+    """
+
+    model: LocalModel
+    runner: Runner
+    keep_alive: int
+    n_using: int = 0
+    deadline: int = 0
+    leaving: bool = False
+
+    @property
+    def key(self) -> Path:
+        """What it is: names with the same weights share it."""
+        return self.model.weights
+
+    @property
+    def expires_at(self) -> int:
+        """Nanoseconds since 1970; for one in use, as if it were idle from now on."""
+        return time_ns() + (self.keep_alive if self.n_using else self.deadline - monotonic_ns())
+
+
+class Pool:
+    """The loaded models, by the path of their weights.
+
+    keep_alive   nanoseconds, for loads that do not say
+    max_loaded   models at once; 0 is MAX_LOADED
+    max_queue    loads that may wait while another one is going on
+    """
+
+    def __init__(self, keep_alive: int = 300 * SECOND, max_loaded: int = 0, max_queue: int = 512):
+        self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded or MAX_LOADED, max_queue
+        self._changed = Condition()
+        self._loaded: dict[Path, Loaded] = {}
+        self._queue: deque[Call] = deque()
+        self._closed = False
+        Thread(target=self._watch, name="keep-alive", daemon=True).start()
+
+    def loaded(self) -> list[Loaded]:
+        """Everything in memory, longest remaining lifetime first."""
+        with self._changed:
+            return sorted(self._loaded.values(), key=lambda entry: entry.expires_at, reverse=True)
+
+    def acquire(
+        self,
+        model: LocalModel,
+        options: Options,
+        load: Callable[[], Runner],
+        call: Call,
+        keep_alive: int | None = None,
+    ) -> Loaded:
+        """A lease on `model`, loaded by `load` with `options` (clamped) if need be; `release` gives it back.
+
+        Blocks while other models load or have to finish first.  Raises: QueueFull, Cancelled, what `load` raises.
+        """
+        key = model.weights
+        with self._changed:
+            if entry := self._lease(key, options, keep_alive):
+                return entry
+            if len(self._queue) > self.max_queue:  # the first one does not wait
+                raise QueueFull(BUSY)
+            self._queue.append(call)
+            call.on_cancel = self._wake
+        try:
+            with self._changed:
+                self._wait(lambda: self._queue[0] is call, call)
+                if entry := self._lease(key, options, keep_alive):
+                    return entry
+                self._make_room(key, call)
+            return self._add(Loaded(model, load(), self.keep_alive), keep_alive, call)
+        finally:
+            with self._changed:
+                call.on_cancel = lambda: None
+                self._queue.remove(call)
+                self._changed.notify_all()
+
+    def release(self, entry: Loaded) -> None:
+        """One lease back.  The last one starts the countdown."""
+        with self._changed:
+            entry.n_using -= 1
+            self._count_down(entry)
+
+    def unload(self, model: LocalModel) -> None:
+        """The model goes as soon as nobody uses it.  Fine if it is not there."""
+        with self._changed:
+            if entry := self._loaded.get(model.weights):
+                entry.keep_alive = 0
+                self._count_down(entry)
+
+    def close(self) -> None:
+        """Everything unloaded, everybody who waits sent away."""
+        with self._changed:
+            self._closed = True
+            for call in self._queue:
+                call.cancelled = True
+            for entry in list(self._loaded.values()):
+                self._drop(entry)
+            self._changed.notify_all()
+
+    # --- below, the lock is held, except in `_add` and `_wake`, which take it ---
+
+    def _lease(self, key: Path, options: Options, keep_alive: int | None) -> Loaded | None:
+        entry = self._loaded.get(key)
+        if not entry or entry.leaving or not entry.runner.serves(options):
+            return None
+        entry.n_using += 1
+        if keep_alive is not None:
+            entry.keep_alive = keep_alive
+        return entry
+
+    def _make_room(self, key: Path, call: Call) -> None:
+        """Unload an instance of `key` loaded otherwise, and others until there is room for one more."""
+        while entry := self._loaded.get(key) or (self._victim() if len(self._loaded) >= self.max_loaded else None):
+            entry.leaving = True
+            try:
+                self._wait(lambda e=entry: not e.n_using, call)  # type: ignore[misc]
+            except BaseException:
+                entry.leaving = False
+                raise
+            self._drop(entry)
+
+    def _victim(self) -> Loaded:
+        """An idle one with the shortest keep_alive, else the busy one with the shortest."""
+        return min(self._loaded.values(), key=lambda e: (e.n_using > 0, e.keep_alive, e.key))
+
+    def _wait(self, until: Callable[[], bool], call: Call) -> None:
+        self._changed.wait_for(lambda: until() or call.cancelled or self._closed)
+        call.check()
+
+    def _add(self, entry: Loaded, keep_alive: int | None, call: Call) -> Loaded:
+        with self._changed:
+            if call.cancelled or self._closed:
+                entry.runner.close()
+                call.cancelled = True
+                call.check()
+            self._loaded[entry.key] = entry
+            entry.n_using += 1
+            if keep_alive is not None:
+                entry.keep_alive = keep_alive
+            log.info(
+                "loaded", extra={"fields": {"model": entry.model.name.short, "num_ctx": entry.runner.options.num_ctx}}
+            )
+            return entry
+
+    def _count_down(self, entry: Loaded) -> None:
+        if not entry.n_using:
+            entry.deadline = min(monotonic_ns() + entry.keep_alive, FOREVER)
+            self._changed.notify_all()
+            if not entry.keep_alive and not entry.leaving:
+                self._drop(entry)
+
+    def _drop(self, entry: Loaded) -> None:
+        if self._loaded.get(entry.key) is entry:
+            del self._loaded[entry.key]
+            entry.runner.close()
+            log.info(
+                "unloaded",
+                extra={"fields": {"model": entry.model.name.short, "keep_alive": format_duration(entry.keep_alive)}},
+            )
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """The keep-alive thread: unloads what is idle and past its deadline, sleeps until the next deadline."""
+        with self._changed:
+            while not self._closed:
+                now = monotonic_ns()
+                idle = [e for e in self._loaded.values() if not e.n_using and not e.leaving]
+                for entry in idle:
+                    if entry.deadline <= now:
+                        self._drop(entry)
+                left = min((e.deadline - now for e in idle if e.deadline > now), default=FOREVER)
+                self._changed.wait(min(left / SECOND, 86_400.0))

@@ -1,0 +1,138 @@
+"""A loaded model at work: its cache, its thread, and the requests that wait for it.
+
+caller            runner's thread
+------            ---------------
+submit(job)  -->  waiting, first come first served
+                  generate() ... deliver(piece) ... deliver(last piece)
+call.cancel()     seen at the next value that a forward pass names, so well within a token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter_ns
+
+import numpy as np
+
+from .cache import KVCache
+from .errors import Cancelled
+from .generate import generate
+from .model import Model
+from .options import Options
+from .sequence import Piece, Timings
+
+RUNAWAY = 30  # so many times the same text in a row is not an answer any more: as in Ollama's llm/server.go
+
+
+class Call:
+    """Somebody who waits for an answer, and may stop waiting at any moment, from any thread."""
+
+    def __init__(self) -> None:
+        self.began = perf_counter_ns()
+        self.cancelled = False
+        self.on_cancel: Callable[[], None] = lambda: None  # whatever it waits for now
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.on_cancel()
+
+    def check(self) -> None:
+        """Raises Cancelled if nobody waits any more."""
+        if self.cancelled:
+            raise Cancelled("request canceled")
+
+    def tap(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
+        """The tap that ends a forward pass nobody waits for."""
+        self.check()
+        return value
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt for a runner, and where its pieces go.
+
+    deliver    is called in the runner's thread with each piece, the last one being an error if there is one
+    finished   is called once, before the last of them is delivered
+    """
+
+    call: Call
+    prompt: list[int]
+    options: Options
+    truncate: bool
+    shift: bool
+    n_logprobs: int | None
+    deliver: Callable[[Piece | Exception], None]
+    finished: Callable[[], None]
+
+
+class Runner:
+    """One loaded model, one cache, one thread; one request at a time.
+
+    options   those it was loaded with, num_ctx within what the model was trained on
+    """
+
+    def __init__(self, model: Model, options: Options, cache_type: str = "f16"):
+        self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
+        self.cache: KVCache = model.new_cache(self.options.num_ctx, type=cache_type)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights and cache."""
+        return sum(tensor.nbytes for tensor in self.model.gguf.tensors.values()) + self.cache.nbytes
+
+    def serves(self, options: Options) -> bool:
+        """Whether a request with `options` can be answered without loading the model anew."""
+        return not self.options.needs_reload(options.clamped(self.model.hparams.n_ctx_train))
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Let the thread end when what was submitted is done.  Does not wait."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while job := self._jobs.get():
+            self._serve(job)
+
+    def _serve(self, job: Job) -> None:
+        last: Piece | Exception
+        try:
+            job.call.check()
+            last = self._run(job)
+        except Exception as error:
+            last = error
+        job.finished()
+        job.deliver(last)
+
+    def _run(self, job: Job) -> Piece:
+        """Everything but the last piece delivered; the last piece."""
+        began, first, n, text, repeated = perf_counter_ns(), 0, 0, "", 0
+        for piece in generate(
+            self.model,
+            job.prompt,
+            replace(job.options, num_ctx=self.options.num_ctx),
+            cache=self.cache,
+            truncate=job.truncate,
+            shift=job.shift,
+            n_logprobs=job.n_logprobs,
+            tap=job.call.tap,
+        ):
+            if piece.done_reason:
+                return piece
+            job.call.check()
+            job.deliver(piece)
+            first, n = first or perf_counter_ns(), n + 1
+            if piece.text:
+                repeated, text = repeated + 1 if piece.text.strip() == text else 0, piece.text.strip()
+            if repeated > RUNAWAY:
+                n_prompt = min(len(job.prompt), self.options.num_ctx)
+                timings = Timings(0, n_prompt, first - began, n, perf_counter_ns() - first)
+                return Piece("", done_reason="length", timings=timings)
+        raise AssertionError("generate() ended without a last piece")

@@ -1,0 +1,102 @@
+"""A runner on a tiny model: order, cancelling, and what it reports."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from queue import SimpleQueue
+
+import pytest
+
+from numllama.engine.errors import Cancelled, ContextFull
+from numllama.engine.generate import generate
+from numllama.engine.model import load_model
+from numllama.engine.options import Options
+from numllama.engine.runner import RUNAWAY, Call, Job, Runner
+from tiny import tiny_gguf
+
+GREEDY = Options(temperature=0.0, num_predict=8, num_ctx=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf"))
+
+
+@pytest.fixture
+def runner(model):
+    runner = Runner(model, GREEDY)
+    yield runner
+    runner.close()
+    runner._thread.join(5)
+    assert not runner._thread.is_alive()
+
+
+class Asker:
+    """One job's pieces as they come, and whether it was finished before the last."""
+
+    def __init__(self, runner, prompt, options=GREEDY, **how):
+        self.call, self.pieces, self.finished = Call(), SimpleQueue(), threading.Event()
+        how = {"truncate": True, "shift": True, "n_logprobs": None} | how
+        runner.submit(Job(self.call, prompt, options, **how, deliver=self.pieces.put, finished=self.finished.set))
+
+    def rest(self):
+        """All pieces up to the last one, which may be an error."""
+        out = []
+        while not (out and (isinstance(out[-1], Exception) or out[-1].done_reason)):
+            out.append(self.pieces.get(timeout=20))
+        assert self.finished.is_set()
+        return out
+
+
+def test_it_says_what_generate_says(model, runner):
+    expected = list(generate(model, [1, 300, 301], GREEDY))
+    got = Asker(runner, [1, 300, 301]).rest()
+    assert [p.token for p in got] == [p.token for p in expected]
+    assert got[-1].done_reason == "length" and got[-1].timings.eval_count == 8
+
+
+def test_jobs_are_served_in_their_order_and_each_as_if_alone(runner):
+    alone = [[p.token for p in Asker(runner, [1, 300 + i]).rest()] for i in range(4)]
+    together = [Asker(runner, [1, 300 + i]) for i in range(4)]
+    assert [[p.token for p in asker.rest()] for asker in together] == alone
+
+
+def test_cancelling_ends_it_within_a_token(runner):
+    asker = Asker(runner, [1, 300], replace(GREEDY, num_predict=-1, temperature=2.0, seed=1))
+    asker.pieces.get(timeout=20)
+    asker.call.cancel()
+    assert isinstance(asker.rest()[-1], Cancelled)
+    assert Asker(runner, [1, 300]).rest()[-1].done_reason == "length"  # and the runner goes on
+
+
+def test_cancelling_is_seen_during_the_prompt(model, runner):
+    seen = []
+    asker = Asker(runner, [1] * 60)
+    asker.call.tap = lambda name, il, value: (
+        seen.append(name) or asker.call.cancel() or Call.tap(asker.call, name, il, value)
+    )
+    assert isinstance(asker.rest()[-1], Cancelled)
+    assert len(seen) <= 1
+
+
+def test_what_is_cancelled_while_it_waits_is_never_begun(runner):
+    first, second = Asker(runner, [1, 300]), Asker(runner, [1, 301])
+    second.call.cancel()
+    assert [type(p) for p in second.rest()] == [Cancelled]
+    assert first.rest()[-1].done_reason == "length"
+
+
+def test_an_error_is_the_last_thing_delivered(runner):
+    [error] = Asker(runner, [1] * 100, truncate=False).rest()
+    assert isinstance(error, ContextFull)
+
+
+def test_the_same_text_over_and_over_is_cut_off(runner, monkeypatch):
+    from numllama.engine import runner as module
+    from numllama.engine.sequence import Piece
+
+    monkeypatch.setattr(module, "generate", lambda *a, **k: (Piece(" la ", token=1) for _ in range(1000)))
+    got = Asker(runner, [1, 300]).rest()
+    assert len(got) == RUNAWAY + 3 and got[-1].done_reason == "length"
+    assert got[-1].timings.eval_count == RUNAWAY + 2 and got[-1].timings.prompt_eval_count == 2
