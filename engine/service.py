@@ -1,0 +1,370 @@
+"""What can be asked of numllama, without HTTP: the verbs, on one object.
+
+    Engine.generate, chat   -> Answer, whose pieces come as the model makes them
+    Engine.list, show, ps, copy, delete, create, blobs     models on disk and in memory
+
+An answer goes this way (design: "the one path"):
+
+    resolve the name   ModelName, Store
+    check              capabilities, options
+    load or reuse      Pool
+    render             Template, or the bare prompt
+    encode             Tokenizer
+    submit             Runner; from here on in its thread
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from time import perf_counter_ns
+from typing import Any
+
+from .cache import CACHE_TYPES
+from .duration import FOREVER
+from .errors import CloudModel, ModelNotFound, NotYet, RequestError
+from .model import Model, load_model
+from .options import Options
+from .pool import Loaded, Pool
+from .runner import Call, Job, Runner
+from .sequence import Piece
+from .settings import Settings
+from .store import LocalModel, ModelName, Store, default_store, go_text, show
+from .store.create import create
+from .template import Message, Template, bare_prompt, chat_messages, for_jinja, generate_messages
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Piece | Exception], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How an answer is wanted, whatever it answers; names and defaults are Ollama's.
+
+    keep_alive    nanoseconds; None leaves it as it is
+    n_logprobs    None: no log-probabilities; 0: the sampled token's; n: also the n likeliest
+    render_only   the prompt, and nothing else
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive: int | None = None
+    think: bool | str | None = None
+    format: Any = None
+    truncate: bool = True
+    shift: bool = True
+    n_logprobs: int | None = None
+    render_only: bool = False
+
+
+@dataclass(eq=False)
+class Answer:
+    """What came of a question: a model only loaded or unloaded, a prompt only rendered, or pieces to come.
+
+    done_reason     "load" or "unload", else None: the last piece says it
+    load_duration   nanoseconds from the call to a model that is ready
+    prompt          as rendered
+    is_over         no piece will come
+    """
+
+    done_reason: str | None = None
+    prompt: str = ""
+    is_over: bool = False
+    load_duration: int = 0
+    model: Model | None = None
+    _pieces: SimpleQueue[Piece | Exception] = field(default_factory=SimpleQueue)
+
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces, for a caller who let nothing else take them.  Raises what went wrong."""
+        while True:
+            piece = self._pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+            if piece.done_reason:
+                return
+
+    def context(self, text: str) -> list[int]:
+        """The conversation as tokens, to be handed back with the next prompt; `text` is all that was answered."""
+        assert self.model
+        return self.model.tokenizer.encode(self.prompt + text, add_special=False, parse_special=True)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is to go on from.
+
+    bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
+    """
+
+    text: str
+    bos_once: bool = False
+
+    def encode(self, model: Model) -> list[int]:
+        tokenizer = model.tokenizer
+        ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
+        return ids[1:] if self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2 else ids
+
+
+class Engine:
+    """One store, one pool of loaded models, and everything that can be done with them."""
+
+    def __init__(self, settings: Settings | None = None, store: Store | None = None):
+        self.settings = settings or Settings.from_env()
+        self.store = store or default_store(self.settings)
+        s = self.settings
+        self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue)
+
+    def close(self) -> None:
+        self.pool.close()
+
+    # --- answers ---
+
+    def generate(
+        self,
+        name: str,
+        prompt: str = "",
+        wanted: Wanted = Wanted(),
+        *,
+        suffix: str = "",
+        system: str = "",
+        template: str = "",
+        context: Sequence[int] | None = None,
+        raw: bool = False,
+        images: Sequence[bytes] = (),
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
+
+        system, template  in place of the model's
+        context           what an earlier answer's `context` gave; the model's own messages are then left out
+        raw               the prompt is what the model sees
+        Checks and their order are those of the contract, section 3.2.
+        """
+        call = call or Call()
+        model = self._resolve(name)
+        if not prompt and wanted.keep_alive == 0:
+            return self._unload(model)
+        if raw and (template or system or context):
+            raise RequestError("raw mode does not support template, system, or context")
+        check(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
+        if suffix or template:
+            raise NotYet("Go templates are not supported yet")
+
+        def render(loaded: Loaded) -> Prompt:
+            if raw:
+                return Prompt(prompt)
+            own = Template.from_gguf(loaded.runner.model.gguf, model.template)
+            messages = generate_messages(prompt, system or model.system, model.messages if context is None else [])
+            text = bare_prompt(messages) if own.language == "chatml" else rendered(own, messages, wanted)
+            before = text_of(loaded.runner.model, context or ())
+            return Prompt(before + text, bos_once=own.language == "jinja" and context is None)
+
+        return self._answer(model, prompt, wanted, render, call, deliver)
+
+    def chat(
+        self,
+        name: str,
+        messages: Sequence[Message] = (),
+        wanted: Wanted = Wanted(),
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """The next turn of a conversation.  None at all only loads the model, or unloads it where keep_alive is 0.
+
+        A last message of the assistant is gone on with.  Checks are those of the contract, section 3.3.
+        """
+        call = call or Call()
+        if not name:
+            raise RequestError("model is required")
+        model = self._resolve(name)
+        if not messages and wanted.keep_alive == 0:
+            return self._unload(model)
+        images = any(message.get("images") for message in messages)
+        check(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
+
+        def render(loaded: Loaded) -> Prompt:
+            own = Template.from_gguf(loaded.runner.model.gguf, model.template)
+            everything = chat_messages(messages, model.system, model.messages)
+            size = loaded.runner.options.num_ctx if wanted.truncate else FOREVER
+            encode = loaded.runner.model.tokenizer.encode
+            text = fitting(everything, lambda some: rendered(own, some, wanted), lambda text: len(encode(text)) <= size)
+            return Prompt(text, bos_once=True)
+
+        return self._answer(model, messages, wanted, render, call, deliver)
+
+    # --- models ---
+
+    def list(self) -> list[dict[str, Any]]:
+        """The store's models, the newest first, as /api/tags says them."""
+        return [show.tags_entry(model) for model in self.store.list()]
+
+    def ps(self) -> list[dict[str, Any]]:
+        """The loaded models, longest remaining lifetime first, as /api/ps says them."""
+        return [
+            {
+                "name": entry.model.name.short,
+                "model": entry.model.name.short,
+                "size": entry.runner.nbytes,
+                "digest": entry.model.digest,
+                "details": show.details(entry.model),
+                "expires_at": show.local_time(entry.expires_at),
+                "size_vram": 0,
+                "context_length": entry.runner.options.num_ctx,
+            }
+            for entry in self.pool.loaded()
+        ]
+
+    def show(
+        self, name: str, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
+    ) -> dict:
+        """All about a model, as /api/show says it.  Raises: ModelNotFound with the short form of `name`, ..."""
+        try:
+            model = self._resolve(name)
+        except ModelNotFound:
+            raise ModelNotFound(ModelName.parse_request(name)[0].short) from None
+        except CloudModel:
+            raise CloudModel("ollama cloud is disabled: remote model details are unavailable") from None
+        return show.show(model, verbose, system, options)
+
+    def copy(self, source: str, destination: str) -> None:
+        """`destination` is what `source` is.  Raises: BadName, ModelNotFound"""
+        self.store.copy(ModelName.parse_request(source)[0], ModelName.parse_request(destination)[0])
+
+    def delete(self, name: str) -> None:
+        """The model is gone from the disk; one that is loaded stays so.  Raises: ModelNotFound with `name` as asked"""
+        try:
+            self.store.delete(ModelName.parse_request(name)[0])
+        except ModelNotFound:
+            raise ModelNotFound(name) from None
+
+    def create(self, name: str, from_: str = "", files: Mapping[str, str] | None = None, **more: Any) -> Iterator[dict]:
+        """The model `name` in the making, status by status; see store.create."""
+        return create(self.store, name, from_, files, **more)
+
+    # --- the way of an answer ---
+
+    def _answer(
+        self,
+        model: LocalModel,
+        question: object,
+        wanted: Wanted,
+        render: Callable[[Loaded], Prompt],
+        call: Call,
+        deliver: Deliver | None,
+    ) -> Answer:
+        """The model loaded, the prompt rendered and encoded, the job with its runner."""
+        options = self._options(model, wanted.options)
+        loaded = self.pool.acquire(model, options, lambda: self._load(model, options), call, wanted.keep_alive)
+        answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model)
+        try:
+            prompt = render(loaded) if question else Prompt("")
+            answer.prompt = prompt.text
+            if wanted.render_only or not question:
+                answer.is_over, answer.done_reason = True, None if question else "load"
+                self.pool.release(loaded)
+                return answer
+            ids = prompt.encode(loaded.runner.model)
+        except BaseException:
+            self.pool.release(loaded)
+            raise
+        release = partial(self.pool.release, loaded)
+        how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs)
+        loaded.runner.submit(Job(call, ids, *how, deliver or answer._pieces.put, release))
+        return answer
+
+    def _unload(self, model: LocalModel) -> Answer:
+        self.pool.unload(model)
+        return Answer("unload", is_over=True)
+
+    def _resolve(self, name: str) -> LocalModel:
+        """Raises: BadName, ModelNotFound with the name as it was asked for, CloudModel."""
+        if not name:
+            raise ModelNotFound(name)
+        parsed, source = ModelName.parse_request(name)
+        try:
+            return self.store.resolve(parsed)
+        except ModelNotFound:
+            if source == "cloud":
+                raise CloudModel("ollama cloud is disabled: remote model is unavailable") from None
+            raise ModelNotFound(name) from None
+
+    def _options(self, model: LocalModel, wanted: Mapping[str, Any]) -> Options:
+        """Ours, then the model's, then the request's.  Raises: BadOptions"""
+        return Options.parse({"num_ctx": self.settings.context_length or None}, model.params, wanted)
+
+    def _load(self, model: LocalModel, options: Options) -> Runner:
+        cache_type = self.settings.kv_cache_type
+        if cache_type not in CACHE_TYPES:
+            log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
+            cache_type = "f16"
+        return Runner(load_model(model.weights), options, cache_type)
+
+
+def check(name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bool, tools: bool, suffix: bool) -> None:
+    """Whether the model can do what is wanted, before it is loaded; `name` is what the request called it.
+
+    Raises: RequestError in Ollama's words, NotYet
+    """
+    able = show.capabilities(model)
+    if wanted.think and "thinking" not in able:
+        raise RequestError(f'"{name}" does not support thinking')
+    if "completion" not in able:
+        raise RequestError(f'"{name}" does not support {verb}')
+    for capability, used in (("tools", tools), ("insert", suffix)):
+        if used and capability not in able:
+            raise RequestError(f"{model.name} does not support {capability}")
+    if images and "vision" not in able:
+        raise RequestError(f'"{name}" does not support images')
+    check_format(wanted.format)
+    later = {"think": wanted.think, "images": images, "tools": tools, "adapters": model.adapters}
+    for what, used in later.items():
+        if used:
+            raise NotYet(f"{what}: not supported yet")
+
+
+def rendered(template: Template, messages: Sequence[Message], wanted: Wanted) -> str:
+    """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
+    continues = bool(messages) and messages[-1]["role"] == "assistant"
+    if template.language != "jinja":
+        return template.render(messages, add_generation_prompt=not continues)
+    thinking = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
+    return template.render(for_jinja(messages), continue_final_message=continues, **thinking)
+
+
+def fitting(messages: Sequence[Message], render: Callable[[list[Message]], str], fits: Callable[[str], bool]) -> str:
+    """The conversation rendered without as many of its oldest messages as it takes to fit.
+
+    System messages are kept, and the last message always is, even if it alone is too long.
+    """
+    for n_dropped in range(len(messages)):
+        system = [message for message in messages[:n_dropped] if message["role"] == "system"]
+        text = render([*system, *messages[n_dropped:]])
+        if fits(text):
+            break
+    return text
+
+
+def check_format(format: Any) -> None:
+    """Raises: RequestError for what is neither "json" nor a schema, NotYet for what is."""
+    if format is None or format == "":
+        return
+    if format != "json" and not isinstance(format, dict):
+        shown = go_text.literal(go_text.json_text(format))
+        raise RequestError(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+    raise NotYet("format is not supported yet")
+
+
+def text_of(model: Model, ids: Sequence[int]) -> str:
+    """The text of an earlier answer's `context`, special tokens included."""
+    n_vocab = model.tokenizer.n_vocab
+    for id in ids:
+        if not 0 <= id < n_vocab:
+            raise RequestError(f"context holds token {id}, but the vocabulary ends at {n_vocab - 1}")
+    return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")
