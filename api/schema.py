@@ -156,7 +156,7 @@ class CopyRequest:
 @dataclass
 class CreateRequest(Named):
     from_: str = field(default="", metadata={"json": "from"})
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     template: str = ""
     system: str = ""

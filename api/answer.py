@@ -1,0 +1,79 @@
+"""What generate and chat say alike: how an answer is wanted, the figures and log-probabilities that come with it."""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import Any
+
+from ..engine.errors import RequestError
+from ..engine.sampling import Logprob
+from ..engine.service import Answer, Wanted
+from ..engine.tokenizer import Tokenizer
+from .go_json import rfc3339
+from .schema import Asked
+from .stream import Chunk
+from .visit import Visit
+
+
+def wanted(request: Asked) -> Wanted:
+    """Raises: RequestError"""
+    if not 0 <= request.top_logprobs <= 20:
+        raise RequestError("top_logprobs must be between 0 and 20")
+    return Wanted(
+        options=request.options,
+        keep_alive=request.keep_alive,
+        think=request.think,
+        format=request.format,
+        truncate=request.truncate,
+        shift=request.shift,
+        n_logprobs=request.top_logprobs if request.logprobs else None,
+        render_only=request.debug_render_only,
+    )
+
+
+def head(request: Asked) -> dict[str, Any]:
+    """The name as it was sent, and the time now."""
+    return {"model": request.model, "created_at": rfc3339(time_ns())}
+
+
+def without_text(answer: Answer) -> dict[str, Any]:
+    """The end of an answer that is over before it began: a model loaded or unloaded, a prompt only rendered."""
+    if answer.done_reason:
+        return {"done": True, "done_reason": answer.done_reason}
+    return {"done": False, "_debug_info": {"rendered_template": answer.prompt}}
+
+
+def statistics(visit: Visit, answer: Answer, chunk: Chunk) -> dict[str, int]:
+    """The six figures of the last object, nanoseconds and tokens; a zero is left out."""
+    if not chunk.timings:
+        return {}
+    t = chunk.timings
+    figures = {
+        "total_duration": visit.elapsed,
+        "load_duration": answer.load_duration,
+        "prompt_eval_count": t.prompt_eval_count,
+        "prompt_eval_duration": t.prompt_eval_duration,
+        "eval_count": t.eval_count,
+        "eval_duration": t.eval_duration,
+    }
+    visit.log |= figures
+    return {name: figure for name, figure in figures.items() if figure}
+
+
+def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:
+    """`logprobs` of a chunk, one entry for each of its tokens, if they were asked for."""
+    assert answer.model
+    entries = [_entry(answer.model.tokenizer, known) for known in chunk.logprobs]
+    return {"logprobs": entries} if entries else {}
+
+
+def _entry(tokenizer: Tokenizer, known: Logprob) -> dict[str, Any]:
+    top = [_token(tokenizer, id, value) for id, value in known.top]
+    return _token(tokenizer, known.id, known.logprob) | ({"top_logprobs": top} if top else {})
+
+
+def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
+    piece = tokenizer.piece(id, special=True)
+    shown: dict[str, Any] = {"token": piece.decode("utf-8", "replace")}
+    shown["logprob"] = int(logprob) if logprob.is_integer() else logprob  # Go writes 0, not 0.0
+    return shown | ({"bytes": list(piece)} if piece else {})

@@ -1,0 +1,43 @@
+"""The server: routes, who may use them, what errors become."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from ..engine.errors import EngineError
+from ..engine.service import Engine
+from .errors import on_error, on_http_error
+from .go_json import DecodeError
+from .guard import Guard
+from .log import RequestLog
+from .routes import chat, create, generate, models, root
+
+ROUTERS = [module.router for module in (root, generate, chat, models, create)]
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The ASGI application that answers for `engine`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+        app.state.threads.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(title="numllama", redirect_slashes=False, openapi_url=None, lifespan=lifespan)
+    app.state.engine = engine
+    # Threads wait in here for models to load, so there must be more of them than the queue of loads is long.
+    app.state.threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request")
+    for router in ROUTERS:
+        app.include_router(router)
+    for error in (EngineError, DecodeError):
+        app.add_exception_handler(error, on_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_middleware(Guard, settings=engine.settings)
+    app.add_middleware(RequestLog)
+    return app

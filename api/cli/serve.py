@@ -1,0 +1,53 @@
+"""`numllama serve`: the HTTP server in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from ...engine.service import Engine
+from ...engine.settings import Settings
+from ..app import create_app
+from ..log import start_logging
+
+
+def serve(settings: Settings | None = None) -> None:
+    """Listen where OLLAMA_HOST says until SIGINT or SIGTERM; then unload and return.
+
+    Exits with status 1 and one line if that address cannot be had.
+    """
+    settings = settings or Settings.from_env()
+    start_logging(logging.DEBUG if settings.debug else logging.INFO)
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        print(
+            f"Error: listen tcp {settings.host.address}: bind: {(error.strerror or str(error)).lower()}",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    engine = Engine(settings)
+    config = uvicorn.Config(create_app(engine), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    logging.getLogger(__name__).info("listening on %s", settings.host.url)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to OLLAMA_HOST.  Raises: OSError"""
+    host = settings.host
+    family = socket.AF_INET6 if ":" in host.name else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.name, host.port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,70 @@
+"""`numllama trace`: every named value of one forward pass, as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ...engine.batch import Batch
+from ...engine.errors import RequestError
+from ...engine.model import forward, load_model
+from ...engine.trace import Trace
+from ...kernels import SETS
+from .find import model_file
+
+
+def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None) -> None:
+    """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range."""
+    if kernels not in SETS:
+        raise RequestError(f"'{kernels}' is no set of kernels; there are {', '.join(SETS)}")
+    loaded = load_model(model_file(model))
+    ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
+    if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, expected 1 to {loaded.hparams.n_ctx_train}, the length this model was made for"
+        )
+    seen = Trace(*only, kernels=SETS[kernels])
+    cache = loaded.new_cache(len(ids), type="f64" if kernels.endswith("64") else "f32")
+    logits = forward(loaded, Batch.of(ids), cache, SETS[kernels], seen)[0]
+
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_text(loaded, id)!r}' for id in ids)}", markup=False)
+    console.print(_table(seen))
+    best = np.argsort(-logits, kind="stable")[:5]
+    likely = np.exp(logits[best] - logits.max()) / np.sum(np.exp(logits - logits.max()))
+    console.print(
+        "most likely next: " + "  ".join(f"{_text(loaded, id)!r} {p:.1%}" for id, p in zip(best, likely, strict=True)),
+        markup=False,
+    )
+    if save is not None:
+        try:
+            seen.save(save)
+        except OSError as error:
+            raise RequestError(f"{save}: cannot be written: {error.strerror or error}") from None
+        console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
+
+
+def _text(model, id) -> str:
+    return model.tokenizer.piece(int(id)).decode("utf-8", "replace")
+
+
+def _table(seen: Trace) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("layer", "name", "shape"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("mean", "std", "min", "max"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before = -1
+    for (name, il), value in seen.values.items():
+        if il != before and table.row_count:
+            table.add_section()
+        before = il
+        x = value.astype(np.float64)
+        numbers = (x.mean(), x.std(), x.min(), x.max()) if x.size else ()
+        shape = " x ".join(map(str, value.shape))
+        table.add_row("" if il < 0 else str(il), name, shape, *(f"{number:.5g}" for number in numbers))
+    return table

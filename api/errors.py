@@ -1,0 +1,82 @@
+"""What an error is to a client: one table from the engine's classes to a status, and the one body that carries it.
+
+ModelNotFound            404        RequestError and its kin     400, in Ollama's words where clients match on them
+UnsupportedTemplate,     501        QueueFull                    503
+NotYet                              everything else              500
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+
+from ..engine import errors as e
+from .go_json import DecodeError, dumps
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[Exception], int] = {
+    DecodeError: 400,
+    e.ModelNotFound: 404,
+    e.CloudModel: 403,
+    e.NotYet: 501,
+    e.UnsupportedTemplate: 501,
+    e.RequestError: 400,
+    e.QueueFull: 503,
+    e.Cancelled: 499,  # as Ollama logs it; nobody reads it
+    e.EngineError: 500,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The status of the nearest class in the table; 500 for what no one raised on purpose."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def text_of(error: Exception) -> str:
+    """The one line that a client may see: an error nobody foresaw keeps its details for the log."""
+    if isinstance(error, e.EngineError | DecodeError):
+        return str(error)
+    log.error("unforeseen error", exc_info=error)
+    return f"internal error: {type(error).__name__}"
+
+
+JSON = "application/json; charset=utf-8"
+
+
+def reply(value: object, status: int = 200, content_type: str = JSON) -> Response:
+    return Response(dumps(value), status, headers={"Content-Type": content_type})
+
+
+def refusal(error: Exception, content_type: str = JSON) -> Response:
+    return reply({"error": text_of(error)}, status_of(error), content_type)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    return refusal(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the words of Go's router; a path with a slash too many is sent to the bare one."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (bare := _bare_path(request)):
+        return _redirect(request, bare)
+    text = {404: "404 page not found", 405: "405 method not allowed"}.get(error.status_code, str(error.detail))
+    return Response(text, error.status_code, headers={"Content-Type": "text/plain"})
+
+
+def _bare_path(request: Request) -> str | None:
+    """The route that `request` would be without its trailing slash, if there is one."""
+    path = request.url.path.rstrip("/")
+    scope = {"type": "http", "path": path, "root_path": "", "method": request.method}
+    matches = (route.matches(scope)[0].value for route in request.app.routes)
+    return path if path != request.url.path and path and 2 in matches else None  # 2: Match.FULL
+
+
+def _redirect(request: Request, path: str) -> Response:
+    if request.method != "GET":
+        return Response(status_code=307, headers={"Location": path})
+    body = f'<a href="{path}">Moved Permanently</a>.\n\n'
+    return Response(body, 301, headers={"Location": path}, media_type="text/html; charset=utf-8")

@@ -1,0 +1,40 @@
+"""POST /api/chat: a model's next turn in a conversation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+
+from ..answer import head, logprobs, statistics, wanted, without_text
+from ..errors import reply
+from ..schema import ChatRequest
+from ..stream import Chunk, send
+from ..visit import Visiting, body
+
+router = APIRouter()
+
+
+@router.post("/api/chat")
+async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiting) -> Response:
+    visit.log["model"] = request.model
+    answer = await visit.ask(
+        visit.engine.chat,
+        request.model,
+        [asdict(message) for message in request.messages],
+        wanted(request),
+        tools=[asdict(tool) for tool in request.tools],
+    )
+    if answer.is_over:
+        role = "assistant" if answer.done_reason else ""
+        return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
+
+    def shape(chunk: Chunk, text: str) -> dict[str, Any]:
+        done: dict[str, Any] = {"done": chunk.done_reason is not None}
+        if chunk.done_reason:
+            done["done_reason"] = chunk.done_reason
+        message = {"message": {"role": "assistant", "content": chunk.text}}
+        return head(request) | message | done | logprobs(answer, chunk) | statistics(visit, answer, chunk)
+
+    return await send(visit.pieces(), shape, request.stream)

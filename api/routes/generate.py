@@ -1,0 +1,44 @@
+"""POST /api/generate: a model goes on from a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+
+from ..answer import head, logprobs, statistics, wanted, without_text
+from ..errors import reply
+from ..schema import GenerateRequest
+from ..stream import Chunk, send
+from ..visit import Visiting, body
+
+router = APIRouter()
+
+
+@router.post("/api/generate")
+async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], visit: Visiting) -> Response:
+    visit.log["model"] = request.model
+    answer = await visit.ask(
+        visit.engine.generate,
+        request.model,
+        request.prompt,
+        wanted(request),
+        suffix=request.suffix,
+        system=request.system,
+        template=request.template,
+        context=request.context,
+        raw=request.raw,
+        images=request.images,
+    )
+    if answer.is_over:
+        return reply(head(request) | {"response": ""} | without_text(answer))
+
+    def shape(chunk: Chunk, text: str) -> dict[str, Any]:
+        done = {"done": chunk.done_reason is not None}
+        if chunk.done_reason:
+            done |= {"done_reason": chunk.done_reason} | ({} if request.raw else {"context": answer.context(text)})
+        return (
+            head(request) | {"response": chunk.text} | done | statistics(visit, answer, chunk) | logprobs(answer, chunk)
+        )
+
+    return await send(visit.pieces(), shape, request.stream)

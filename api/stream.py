@@ -1,0 +1,98 @@
+"""An answer's pieces as a client sees them: chunks of text, as NDJSON or as one object."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from ..engine.errors import Cancelled
+from ..engine.sampling import Logprob
+from ..engine.sequence import Piece, Timings
+from .errors import reply, text_of
+from .go_json import dumps
+
+Objects = AsyncGenerator[dict[str, Any], None]
+
+
+@dataclass
+class Chunk:
+    """Text that can be shown and what is known of its tokens; `done_reason` and `timings` in the last one only."""
+
+    text: str = ""
+    logprobs: list[Logprob] = field(default_factory=list)
+    done_reason: str | None = None
+    timings: Timings | None = None
+
+
+Shape = Callable[[Chunk, str], dict[str, Any]]
+"""A chunk, and all text up to it, as the object that a route sends."""
+
+
+async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, None]:
+    """Pieces with text, then a last chunk without.  A token whose text was held back counts with what follows."""
+    chunk = Chunk()
+    async with aclosing(source):
+        async for piece in source:
+            chunk.text += piece.text
+            if piece.logprob:
+                chunk.logprobs.append(piece.logprob)
+            if chunk.text:
+                yield chunk
+                chunk = Chunk()
+            if piece.done_reason:
+                yield Chunk("", chunk.logprobs, piece.done_reason, piece.timings)
+
+
+async def send(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) -> Response:
+    """An answer: objects on lines as they come, or one when all is there.
+
+    Raises what goes wrong before the first line, so that it still has a status of its own.
+    """
+    if not stream:
+        total = Chunk()
+        async for chunk in chunks(source):
+            total = Chunk(total.text + chunk.text, total.logprobs + chunk.logprobs, chunk.done_reason, chunk.timings)
+        return reply(shape(total, total.text))
+    objects = _objects(source, shape)
+    return Lines(await anext(objects), objects)
+
+
+async def _objects(source: AsyncGenerator[Piece, None], shape: Shape) -> Objects:
+    text = ""
+    async with aclosing(chunks(source)) as all_chunks:
+        async for chunk in all_chunks:
+            text += chunk.text
+            yield shape(chunk, text)
+
+
+class Lines(Response):
+    """NDJSON: `first` and then each of `rest` on a line of its own, sent at once.
+
+    What goes wrong on the way is a last line {"error": ...}: the status has gone out long ago.
+    """
+
+    def __init__(self, first: dict[str, Any], rest: Objects):
+        super().__init__(media_type="application/x-ndjson")
+        del self.headers["content-length"]
+        self.first, self.rest = first, rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def line(value: dict[str, Any]) -> None:
+            await send({"type": "http.response.body", "body": dumps(value) + b"\n", "more_body": True})
+
+        async with aclosing(self.rest) as rest:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await line(self.first)
+            try:
+                async for value in rest:
+                    await line(value)
+            except Cancelled:
+                pass
+            except Exception as error:
+                await line({"error": text_of(error)})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,104 @@
+"""One request on its way into the engine: a client that leaves ends what it asked for.
+
+event loop       body -> request -> ask(verb)                           pieces() -> ...
+its own thread                          verb: resolve, load, render, submit
+engine thread                                             deliver(piece) -- loop.call_soon_threadsafe --> outbox
+event loop       client gone -> call.cancel(), seen within a token
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from time import perf_counter_ns
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from ..engine.runner import Call
+from ..engine.sequence import Piece
+from ..engine.service import Answer, Engine
+from .decode import decode
+
+T = TypeVar("T")
+
+
+def body(cls: type[T]) -> Any:
+    """The dependency that reads a request's body as `cls`, whatever its content type."""
+
+    async def read(request: Request) -> T:
+        return decode(cls, await request.body())
+
+    return Depends(read)
+
+
+class Visit:
+    """A request to the engine, from the handler's entry to the last byte."""
+
+    def __init__(self, request: Request):
+        self.call = Call()
+        self.engine: Engine = request.app.state.engine
+        self.log: dict[str, Any] = request.scope["log"]
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._outbox: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def elapsed(self) -> int:
+        """Nanoseconds since the handler's entry."""
+        return perf_counter_ns() - self.call.began
+
+    async def run(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """What the blocking `verb` returns, in a thread of its own."""
+        return await self._loop.run_in_executor(self._request.app.state.threads, partial(verb, *args, **kwargs))
+
+    async def ask(self, verb: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+        """The answer that `verb` of the engine gives; its pieces go to the outbox."""
+        self._watch = asyncio.create_task(self._leave_with_client())
+        try:
+            answer = await self.run(verb, *args, call=self.call, deliver=self._deliver, **kwargs)
+        except BaseException:
+            self.end()
+            raise
+        if answer.is_over:
+            self.end()
+        return answer
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """What comes out of the outbox, up to the last piece.  Closing it ends the request."""
+        try:
+            while True:
+                piece = await self._outbox.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.done_reason:
+                    return
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        self.call.cancel()
+        if self._watch:
+            self._watch.cancel()
+
+    def _deliver(self, piece: Piece | Exception) -> None:
+        """From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._outbox.put_nowait, piece)
+        except RuntimeError:  # the loop is closed: the server is going down
+            self.call.cancel()
+
+    async def _leave_with_client(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.call.cancel()
+
+
+async def _visit(request: Request) -> Visit:
+    return Visit(request)
+
+
+Visiting = Annotated[Visit, Depends(_visit)]
