@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # Within the engine, a file may import from its own level to the left of it, and from every level above.
 ENGINE_LEVELS = [
-    ["errors", "duration", "batch", "trace", "options"],
+    ["errors", "duration", "settings", "batch", "trace", "options"],
     ["gguf", "gguf_write", "template", "store"],
     ["tokenizer", "cache", "sampling", "model"],
     ["sequence", "generate"],

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_gguf
 
 from numllama.engine.errors import ContextFull
 from numllama.engine.generate import generate
@@ -15,6 +14,7 @@ from numllama.engine.model import load_model
 from numllama.engine.options import Options
 from numllama.engine.sequence import truncated
 from numllama.kernels import EXACT, GGML
+from tiny import tiny_gguf
 
 GREEDY = replace(Options(), temperature=0.0)
 
