@@ -48,8 +48,8 @@ def test_ggml_kernels_meet_llama_cpp_on_quantized_models(shared, name):
 
 
 def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(shared):
-    """stories260K-Q8_0 agrees up to position 14, where the float32 scale of one activation block in layer 3 lies exactly
-    on the middle of two f16 numbers: its last bit, which the order of sums decides, moves logits by 0.2.  With that bit
+    """stories260K-Q8_0 agrees up to position 14, where the float32 scale of one activation block in layer 3 lies on the
+    very middle of two f16 numbers: its last bit, which the order of sums decides, moves logits by 0.2.  With that bit
     changed, all 32 positions agree."""
     model, recorded = golden(shared, "stories260K-Q8_0")
     got = logits(model, recorded["tokens"], GGML)
