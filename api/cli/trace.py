@@ -25,7 +25,7 @@ def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path 
     ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
     if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens, expected 1 to {loaded.hparams.n_ctx_train}, what this model was made for"
+            f"the prompt has {len(ids)} tokens, expected 1 to {loaded.hparams.n_ctx_train}, the model's window"
         )
     seen = Trace(*only, kernels=SETS[kernels])
     cache = loaded.new_cache(len(ids), type="f64" if kernels.endswith("64") else "f32")
