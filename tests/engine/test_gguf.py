@@ -186,7 +186,7 @@ def test_a_type_that_cannot_be_computed_can_be_shown(tmp_path, type):
 
 
 def split(folder, damage=lambda kv, tensors: None):
-    """A tiny model and its parts, cut as gguf-split does: the first has all keys, the others the split's; then damaged."""
+    """A tiny model and its parts, cut as gguf-split does, all keys in the first; then damaged."""
     whole = read_gguf(tiny_gguf(folder / "tiny.gguf"))
     keys = [{"split.no": U16(i), "split.count": U16(3), "split.tensors.count": ValueType.I32(21)} for i in range(3)]
     kv = [whole.typed | keys[0], keys[1], keys[2]]
