@@ -1,0 +1,125 @@
+"""Ollama's options: names, defaults, types and ranges, in one place.
+
+Three layers make the options of a request: the defaults below, the model's parameters, the request's own `options`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .errors import BadOptions
+
+log = logging.getLogger(__name__)
+
+# Read by older Ollamas; today they change nothing, whatever their value.
+IGNORED = frozenset("f16_kv logits_all low_vram numa penalize_newline use_mlock vocab_only".split())
+# Gone from Ollama since 0.7, so a model's own are ignored; a request that names them gets them.
+REQUEST_ONLY = frozenset("tfs_z mirostat mirostat_tau mirostat_eta".split())
+# A loaded model serves only requests that agree with it in these; num_gpu < 0 agrees with any.
+LOAD = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+
+_GO_TYPE = {"int": "integer", "float": "float32", "bool": "boolean", "tuple[str, ...]": "array"}
+_INT32_MAX = 2**31 - 1
+_FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a request may set, under Ollama's names and with Ollama's defaults (0.32)."""
+
+    # how the model is loaded
+    num_ctx: int = 4096  # the window, in tokens
+    num_batch: int = 512  # prompt tokens evaluated at once; never changes a result
+    num_gpu: int = -1
+    main_gpu: int | None = None
+    use_mmap: bool | None = None
+    num_thread: int = 0  # 0: as many as there are cores
+    draft_num_predict: int = 0
+    # how long it speaks
+    num_keep: int = 4  # tokens at the front that a shift of the window spares
+    num_predict: int = -1  # tokens to sample at most; 0 and below: no limit of its own
+    stop: tuple[str, ...] = ()
+    # which token comes next, in the order of the chain
+    seed: int = -1  # taken modulo 2**32; -1: another one for every request
+    repeat_last_n: int = 64  # how far the penalties look back; 0: not at all, -1: num_ctx
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_k: int = 40  # 0 and below: off
+    tfs_z: float = 1.0
+    typical_p: float = 1.0
+    top_p: float = 0.9
+    min_p: float = 0.0
+    temperature: float = 0.8  # 0 and below: greedy
+    mirostat: int = 0  # 0: off; 1 or 2 take the place of top_k ... min_p
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+
+    @classmethod
+    def parse(cls, *layers: Mapping[str, Any] | None) -> Options:
+        """The defaults, overridden layer by layer; the last layer is the request's.
+
+        null skips an option, a float for an integer is truncated toward zero, one string for `stop` is a list of one.
+        An unknown name is ignored, with a line in the log.
+        Raises: BadOptions in Ollama's words for a wrong JSON type; for a value out of range in our own.
+        """
+        kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(cls)}
+        chosen: dict[str, Any] = {}
+        for number, layer in enumerate(layers, 1):
+            for name, value in (layer or {}).items():
+                if value is None or name in IGNORED or (name in REQUEST_ONLY and number < len(layers)):
+                    continue
+                if name in kinds:
+                    chosen[name] = _typed(name, kinds[name], value)
+                else:
+                    log.warning("invalid option provided: option=%s", name)
+        options = cls(**chosen)
+        _check_ranges(options)
+        return options
+
+    def clamped(self, n_ctx_train: int, n_ctx_min: int = 4) -> Options:
+        """The same with a num_ctx that the model can have: at least `n_ctx_min`, at most what it was trained on."""
+        return replace(self, num_ctx=min(max(self.num_ctx, n_ctx_min), n_ctx_train))
+
+    def needs_reload(self, wanted: Options) -> bool:
+        """Whether a model loaded with these options has to be loaded anew for `wanted`; both of them clamped.
+
+        Values are compared, not names: a request that does not name num_ctx wants the default.
+        """
+        differing = {name for name in LOAD if getattr(self, name) != getattr(wanted, name)}
+        return bool(differing - {"num_gpu"}) or ("num_gpu" in differing and wanted.num_gpu >= 0)
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """`value` as the option's type.  bool is no number here, as in JSON."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    match kind:
+        case "int" if number:
+            return int(value)
+        case "float" if number:
+            return float(value)
+        case "bool" if isinstance(value, bool):
+            return value
+        case "tuple[str, ...]" if isinstance(value, str):
+            return (value,) if value else ()
+        case "tuple[str, ...]" if isinstance(value, list | tuple):
+            if not all(isinstance(text, str) for text in value):
+                raise BadOptions(name, f'option "{name}" must be of an array of strings')
+            return tuple(text for text in value if text)  # an empty one would stop everything at once
+    raise BadOptions(name, f'option "{name}" must be of type {_GO_TYPE[kind]}')
+
+
+def _check_ranges(o: Options) -> None:
+    """Raises: BadOptions for a value that nothing could be computed with; any other means something or is off."""
+    for field in fields(o):
+        if field.type == "float" and abs(getattr(o, field.name)) > _FLOAT32_MAX:
+            raise BadOptions(field.name, f'option "{field.name}" must fit into float32, got {getattr(o, field.name)}')
+    if o.repeat_penalty < _FLOAT32_MIN:
+        raise BadOptions("repeat_penalty", f'option "repeat_penalty" must be greater than 0, got {o.repeat_penalty}')
+    for name, low, high in (("repeat_last_n", -1, _INT32_MAX), ("num_batch", 1, _INT32_MAX), ("mirostat", 0, 2)):
+        if not low <= (value := getattr(o, name)) <= high:
+            raise BadOptions(name, f'option "{name}" must be between {low} and {high}, got {value}')

@@ -1,0 +1,200 @@
+"""Ollama's options: how layers merge, what is refused and in which words."""
+
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.engine.errors import BadOptions
+from numllama.engine.options import IGNORED, LOAD, Options
+
+TRANSCRIPT = Path(__file__).parents[3] / "shared/data/transcripts/options.json"
+
+
+def refusal(*layers):
+    with pytest.raises(BadOptions) as refused:
+        Options.parse(*layers)
+    return str(refused.value)
+
+
+def test_defaults_are_ollamas():
+    o = Options.parse()
+    assert o == Options()
+    assert (o.num_ctx, o.num_batch, o.num_gpu, o.num_keep, o.num_predict) == (4096, 512, -1, 4, -1)
+    assert (o.seed, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p) == (-1, 0.8, 40, 0.9, 0.0, 1.0)
+    assert (o.repeat_last_n, o.repeat_penalty, o.presence_penalty, o.frequency_penalty) == (64, 1.0, 0.0, 0.0)
+    assert (o.main_gpu, o.use_mmap, o.num_thread, o.draft_num_predict, o.stop) == (None, None, 0, 0, ())
+
+
+def test_a_later_layer_wins_option_by_option():
+    o = Options.parse({"num_ctx": 8192}, {"num_ctx": 2048, "top_k": 3, "stop": ["a", "b"]}, {"top_k": 7, "stop": ["c"]})
+    assert (o.num_ctx, o.top_k, o.stop) == (2048, 7, ("c",))
+
+
+def test_null_and_an_absent_layer_change_nothing():
+    assert Options.parse({"top_k": 3}, {"top_k": None, "temperature": None}) == Options(top_k=3)
+    assert Options.parse(None, {"top_k": 3}, None) == Options(top_k=3)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(2.9, 2), (-2.9, -2), (0.5, 0), (1e12, 10**12), (7, 7)])
+def test_a_float_for_an_integer_is_truncated_toward_zero(given, kept):
+    assert Options.parse({"num_predict": given}).num_predict == kept
+
+
+def test_an_integer_for_a_float_is_a_float():
+    assert isinstance(Options.parse({"temperature": 1}).temperature, float)
+
+
+def test_one_stop_string_is_a_list_of_one_and_empty_ones_are_dropped():
+    assert Options.parse({"stop": "x"}).stop == ("x",)
+    assert Options.parse({"stop": ["", "x"]}).stop == ("x",)
+    assert Options.parse({"stop": "x"}, {"stop": ""}).stop == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("num_ctx", "x", "integer"),
+        ("num_ctx", True, "integer"),
+        ("seed", "1", "integer"),
+        ("seed", float("inf"), "integer"),
+        ("main_gpu", [], "integer"),
+        ("temperature", "x", "float32"),
+        ("temperature", True, "float32"),
+        ("top_p", float("nan"), "float32"),
+        ("top_p", 10**400, "float32"),
+        ("mirostat_tau", {}, "float32"),
+        ("use_mmap", 1, "boolean"),
+        ("use_mmap", "x", "boolean"),
+        ("stop", {}, "array"),
+        ("stop", 1, "array"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_ollamas_words(name, value, kind):
+    assert refusal({name: value}) == f'option "{name}" must be of type {kind}'
+
+
+@pytest.mark.parametrize("value", [[1], ["a", None]])
+def test_stop_must_be_strings_in_ollamas_words(value):
+    assert refusal({"stop": value}) == 'option "stop" must be of an array of strings'
+
+
+def test_the_error_names_its_option():
+    with pytest.raises(BadOptions) as refused:
+        Options.parse({"num_ctx": "x"})
+    assert refused.value.option == "num_ctx"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("repeat_penalty", 0, 'option "repeat_penalty" must be greater than 0, got 0.0'),
+        ("repeat_penalty", -1, 'option "repeat_penalty" must be greater than 0, got -1.0'),
+        ("repeat_penalty", 1e-50, 'option "repeat_penalty" must be greater than 0, got 1e-50'),  # 0 as a float32
+        ("repeat_last_n", -2, 'option "repeat_last_n" must be between -1 and 2147483647, got -2'),
+        ("repeat_last_n", 2**31, 'option "repeat_last_n" must be between -1 and 2147483647, got 2147483648'),
+        ("num_batch", 0, 'option "num_batch" must be between 1 and 2147483647, got 0'),
+        ("mirostat", 3, 'option "mirostat" must be between 0 and 2, got 3'),
+        ("presence_penalty", 1e39, 'option "presence_penalty" must fit into float32, got 1e+39'),
+    ],
+)
+def test_an_impossible_value_is_refused(name, value, text):
+    assert refusal({name: value}) == text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_ctx": -1},
+        {"num_ctx": 0},
+        {"num_thread": -1},
+        {"top_p": 2},
+        {"top_k": -1},
+        {"repeat_last_n": -1},
+        {"min_p": 1.5},
+        {"temperature": -1},
+        {"presence_penalty": 5.5},
+        {"num_predict": -2},
+        {"num_keep": -1},
+    ],
+)
+def test_what_ollama_takes_is_taken(options):
+    (name, value), *_ = options.items()
+    assert getattr(Options.parse(options), name) == value
+
+
+def test_mirostat_and_tfs_z_count_only_in_the_request():
+    old_model = {"mirostat": 2, "mirostat_tau": 3.0, "tfs_z": 0.5}
+    assert Options.parse(old_model, {}) == Options()
+    assert Options.parse(old_model, {"mirostat": 1, "tfs_z": 0.9}) == Options(mirostat=1, tfs_z=0.9)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_options_of_the_past_are_ignored_in_silence(name, caplog):
+    assert Options.parse({name: "anything"}) == Options()
+    assert caplog.records == []
+
+
+def test_an_unknown_option_is_ignored_with_a_line_in_the_log(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert Options.parse({"num_cxt": 3}) == Options()
+    assert [record.getMessage() for record in caplog.records] == ["invalid option provided: option=num_cxt"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_ctx_train", "got"), [(4096, 2048, 2048), (0, 2048, 4), (-1, 2048, 4), (64, 512, 64)]
+)
+def test_num_ctx_is_clamped_to_what_the_model_can(asked, n_ctx_train, got):
+    assert Options(num_ctx=asked).clamped(n_ctx_train).num_ctx == got
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
+def test_only_what_is_fixed_at_load_reloads_the_model(name):
+    changed = {"use_mmap": True, "stop": ("x",)}.get(name, 3)
+    assert Options().needs_reload(Options(**{name: changed})) == (name in LOAD)
+
+
+def test_a_request_without_num_ctx_wants_the_default():
+    assert Options(num_ctx=64).needs_reload(Options.parse({"temperature": 0}))
+
+
+def test_a_negative_num_gpu_agrees_with_any():
+    assert not Options(num_gpu=5).needs_reload(Options(num_gpu=-1))
+    assert Options(num_gpu=5).needs_reload(Options(num_gpu=-1, num_ctx=64))
+    assert Options(num_gpu=-1).needs_reload(Options(num_gpu=5))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
+)
+
+
+@given(st.dictionaries(st.sampled_from([field.name for field in fields(Options)]), json_values))
+def test_anything_json_holds_is_taken_or_refused(layer):
+    try:
+        Options.parse(layer)
+    except BadOptions as refused:
+        assert refused.option in layer
+
+
+@pytest.mark.skipif(not TRANSCRIPT.exists(), reason="needs ../shared/data")
+def test_a_real_ollama_takes_and_refuses_the_same():
+    compared = 0
+    for step in json.loads(TRANSCRIPT.read_text())["steps"]:
+        body = step["send"].get("body")
+        layer = body.get("options") if isinstance(body, dict) else None
+        if layer is None:
+            continue
+        recorded, ours = step["got"], step.get("ours", {})
+        try:
+            Options.parse(layer)
+            assert ours.get("status", recorded["status"]) == 200, layer
+        except BadOptions as refused:
+            assert ours["status"] == 400, layer
+            assert str(refused) == recorded["json"]["error"] or "own words" in step["why"], layer
+        compared += 1
+    assert compared > 30
