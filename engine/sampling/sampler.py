@@ -1,0 +1,75 @@
+"""The chain: from a row of logits to the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..options import Options
+from .penalties import penalties
+from .rng import Rng
+from .steps import (
+    Candidates,
+    candidates,
+    dist,
+    min_p,
+    mirostat_v1,
+    mirostat_v2,
+    softmax,
+    surprise_bits,
+    tail_free,
+    temperature,
+    top_k,
+    top_p,
+    typical_p,
+)
+
+
+class Sampler:
+    """One request's choices: its options, its random numbers and, for mirostat, the surprise it aims at.
+
+    Truncation comes before the temperature, as in llama.cpp: what a hotter draw may choose from does not grow with it.
+    """
+
+    def __init__(self, options: Options, n_vocab: int):
+        self.options = options
+        self.rng = Rng(options.seed)
+        self.mu = 2 * options.mirostat_tau  # bits
+        self.ids = np.arange(n_vocab, dtype=np.int32)
+
+    @np.errstate(over="ignore")  # an overflow in here is a probability of zero
+    def sample(self, logits: NDArray[np.floating], recent: Sequence[int], mask: NDArray[np.bool_] | None = None) -> int:
+        """The next token's id; one random number is drawn, also at temperature 0 (but see mirostat).
+
+        logits f32 [n_vocab], as the model gave them; recent: BOS, prompt and every sampled token so far;
+        mask bool [n_vocab]: what a grammar allows, or None.
+        Raises: ModelError for logits that are not finite, EngineError for a mask that allows nothing.
+        """
+        assert logits.shape == self.ids.shape, f"{logits.shape} logits for {len(self.ids)} tokens"
+        o = self.options
+        n_last = o.repeat_last_n if o.repeat_last_n >= 0 else o.num_ctx
+        window = recent[max(len(recent) - n_last, 0) :]
+        c = candidates(self.ids, logits, mask)
+        c = penalties(c, window, o.repeat_penalty, o.frequency_penalty, o.presence_penalty)
+        if o.mirostat and o.temperature > 0:
+            return self._sample_mirostat(temperature(c, o.temperature))
+        c = top_k(c, o.top_k)
+        c = tail_free(c, o.tfs_z)
+        c = typical_p(c, o.typical_p)
+        c = top_p(c, o.top_p)
+        c = min_p(c, o.min_p)
+        c = temperature(c, o.temperature)
+        return int(c.ids[dist(c, self.rng.draw())])
+
+    def _sample_mirostat(self, c: Candidates) -> int:
+        """The next token's id; `mu` then moves against the error: mu -= eta * (surprise - tau).
+
+        As in llama.cpp, where a lone candidate costs no random number here, other than in the chain.
+        """
+        o = self.options
+        c = mirostat_v1(c, self.mu, len(self.ids)) if o.mirostat == 1 else mirostat_v2(c, self.mu)
+        i = dist(c, self.rng.draw()) if len(c.ids) > 1 else 0
+        self.mu -= o.mirostat_eta * (float(surprise_bits(softmax(c.logits))[i]) - o.mirostat_tau)
+        return int(c.ids[i])

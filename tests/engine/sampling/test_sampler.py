@@ -1,0 +1,167 @@
+"""The chain as a whole: the same picks as llama.cpp, one draw each time, and nothing that breaks it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.engine.errors import ModelError
+from numllama.engine.options import Options
+from numllama.engine.sampling import Sampler
+
+RECORDED = json.loads(Path(__file__).with_name("llama_cpp.json").read_text())
+N_VOCAB = 50
+
+
+def rows(n, n_vocab=N_VOCAB, seed=0):
+    """n rows of plausible logits, f32 [n, n_vocab]"""
+    return (np.random.default_rng(seed).standard_normal((n, n_vocab)) * 2.5).astype(np.float32)
+
+
+def tokens(options, logits, masks=None):
+    sampler, recent = Sampler(Options.parse({"seed": 7}, options), logits.shape[1]), []
+    for i, row in enumerate(logits):
+        recent.append(sampler.sample(row, recent, None if masks is None else masks[i]))
+    return recent
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=range(len(RECORDED)))
+def test_picks_are_llama_cpps(case):
+    """Recorded by record_llama_cpp.py, which makes its logits in the same way."""
+    sampler, picks = Sampler(Options.parse(case["options"]), 3000), []
+    for step in range(len(case["picks"])):
+        logits = (np.random.RandomState(1000 + step).standard_normal(3000) * 2.5).astype(np.float32)
+        logits[:8] += 6
+        picks.append(sampler.sample(logits, picks))
+    assert picks == case["picks"]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_one_others():
+    logits = rows(40)
+    assert tokens({"seed": 3}, logits) == tokens({"seed": 3}, logits) != tokens({"seed": 4}, logits)
+
+
+def test_a_random_seed_differs_between_requests():
+    logits = np.zeros((40, N_VOCAB), np.float32)
+    assert tokens({"seed": -1}, logits) != tokens({"seed": -1}, logits)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 1}, {"top_p": 0.0}, {"min_p": 1}, {"top_k": 0}, {}])
+def test_every_run_of_the_chain_draws_once(options):
+    sampler, reference = (Sampler(Options.parse({"seed": 7}, options), N_VOCAB) for _ in range(2))
+    for row in rows(5):
+        sampler.sample(row, [])
+        reference.rng.draw()
+    assert sampler.rng.draw() == reference.rng.draw()
+
+
+def test_greedy_takes_the_first_of_the_largest():
+    assert tokens({"temperature": 0}, np.array([[1, 5, 2, 5, 5]], np.float32)) == [1]
+    assert tokens({"temperature": 0, "top_k": 0, "top_p": 1}, np.array([[1, 5, 2, 5, 5]], np.float32)) == [1]
+
+
+def test_truncation_comes_before_temperature():
+    # 0.9 of e**3 : 1 : 1 is reached by the first alone; were the temperature first, by all three
+    assert set(tokens({"top_p": 0.9, "temperature": 100}, np.array([[3, 0, 0]] * 50, np.float32))) == {0}
+
+
+def test_penalties_look_back_repeat_last_n_tokens():
+    options = {"repeat_penalty": 100, "temperature": 0}
+    logits = np.array([4, 3, 2, 1], np.float32)
+    picks = {
+        n: Sampler(Options.parse({**options, "repeat_last_n": n, "num_ctx": 4}), 4).sample(logits, [0, 9, 9, 1, 9, 2])
+        for n in (0, 1, 2, 3, 6, 64, -1)
+    }
+    # the last 1, 2: token 2; the last 3: 1 and 2; from 6 on also 0; -1 is num_ctx, here 4
+    assert picks == {0: 0, 1: 0, 2: 0, 3: 0, 6: 3, 64: 3, -1: 0}
+
+
+def test_a_mask_is_obeyed_whatever_is_likely():
+    masks = np.random.default_rng(1).random((60, N_VOCAB)) < 0.1
+    masks[:, 0] = True
+    assert all(masks[i, t] for i, t in enumerate(tokens({}, rows(60), masks)))
+
+
+def test_a_full_mask_is_no_mask():
+    logits = rows(40)
+    assert tokens({}, logits, np.ones(logits.shape, bool)) == tokens({}, logits)
+
+
+def test_a_logit_of_minus_infinity_is_never_chosen():
+    logits = np.full((60, N_VOCAB), -np.inf, np.float32)
+    logits[:, [3, 8]] = 1
+    assert set(tokens({"temperature": 5}, logits)) == {3, 8}
+
+
+def test_float64_logits_give_the_tokens_of_their_float32():
+    logits = rows(20)
+    assert tokens({}, logits.astype(np.float64)) == tokens({}, logits)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_broken_logits_end_in_an_error(bad):
+    logits = rows(1)
+    logits[0, 17] = bad
+    with pytest.raises(ModelError, match="logits are not finite"):
+        tokens({}, logits)
+
+
+def test_the_models_logits_stay_untouched():
+    logits = rows(10)
+    before = logits.copy()
+    tokens({"repeat_penalty": 1.5, "typical_p": 0.5, "temperature": 0.3}, logits)
+    np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_steers_towards_its_surprise(version):
+    """The average surprise -log2 p of what was drawn, in bits, approaches tau."""
+    logits = rows(400, n_vocab=2000)
+    for tau in (2.0, 4.0):
+        options = {"mirostat": version, "mirostat_tau": tau, "temperature": 1}
+        sampler = Sampler(Options.parse({"seed": 5}, options), 2000)
+        mus = []
+        for row in logits:
+            sampler.sample(row, [])
+            mus.append(sampler.mu)
+        # mu moves by eta * (tau - surprise): where it stops moving, the two are equal on average
+        assert abs(mus[-1] - mus[100]) / (0.1 * 300) < 0.15
+
+
+def test_mirostat_does_not_act_at_temperature_0():
+    logits = rows(20)
+    assert tokens({"mirostat": 1, "temperature": 0}, logits) == logits.argmax(axis=1).tolist()
+
+
+anything = st.fixed_dictionaries(
+    {},
+    optional={
+        "top_k": st.integers(-5, 100),
+        "top_p": st.floats(-1, 2),
+        "min_p": st.floats(-1, 2),
+        "typical_p": st.floats(-1, 2),
+        "tfs_z": st.floats(-1, 2),
+        "temperature": st.floats(-1, 1e30) | st.sampled_from([1e-50, 1e-42, 1e-10]),
+        "repeat_penalty": st.floats(2.0**-126, 3e38),
+        "presence_penalty": st.floats(-3e38, 3e38),
+        "frequency_penalty": st.floats(-3e38, 3e38),
+        "repeat_last_n": st.integers(-1, 100),
+        "mirostat": st.integers(0, 2),
+        "mirostat_tau": st.floats(-3e38, 3e38),
+        "mirostat_eta": st.floats(-3e38, 3e38),
+        "seed": st.integers(),
+    },
+)
+
+
+@given(anything, st.integers(1, 40), st.sampled_from([0.0, 1.0, 1e4, 1e37]), st.integers(0, 2**32))
+def test_any_options_choose_an_allowed_token(options, n_vocab, spread, seed):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((4, n_vocab)) * spread).astype(np.float32)
+    masks = rng.random((4, n_vocab)) < 0.5
+    masks[:, rng.integers(n_vocab)] = True
+    assert all(masks[i, t] for i, t in enumerate(tokens(options, logits, masks)))
+    assert all(0 <= t < n_vocab for t in tokens(options, logits))
