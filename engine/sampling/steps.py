@@ -136,10 +136,9 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
     Source: Nguyen et al. 2024, arXiv:2407.01082.
     """
-    p = np.float32(min(p, 1))
-    if p <= 0:
+    if np.float32(p) <= 0:
         return c
-    return c.take(c.logits >= c.logits.max() + np.log(p), c.sorted)
+    return c.take(c.logits >= c.logits.max() + np.log(np.float32(min(p, 1))), c.sorted)
 
 
 def temperature(c: Candidates, t: float) -> Candidates:

@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +10,6 @@ from hypothesis import strategies as st
 
 from numllama.engine.errors import BadOptions
 from numllama.engine.options import IGNORED, LOAD, Options
-
-TRANSCRIPT = Path(__file__).parents[3] / "shared/data/transcripts/options.json"
 
 
 def refusal(*layers):
@@ -181,10 +178,9 @@ def test_anything_json_holds_is_taken_or_refused(layer):
         assert refused.option in layer
 
 
-@pytest.mark.skipif(not TRANSCRIPT.exists(), reason="needs ../shared/data")
-def test_a_real_ollama_takes_and_refuses_the_same():
+def test_a_real_ollama_takes_and_refuses_the_same(shared):
     compared = 0
-    for step in json.loads(TRANSCRIPT.read_text())["steps"]:
+    for step in json.loads((shared / "transcripts/options.json").read_text())["steps"]:
         body = step["send"].get("body")
         layer = body.get("options") if isinstance(body, dict) else None
         if layer is None:
