@@ -22,7 +22,7 @@ def wanted(request: Asked) -> Wanted:
     return Wanted(
         options=request.options,
         keep_alive=request.keep_alive,
-        think=request.think,
+        think=request.think,  # a bool, too
         format=request.format,
         truncate=request.truncate,
         shift=request.shift,

@@ -79,7 +79,7 @@ class _Decoding:
         self.wrong: str | None = None
 
     def struct(self, cls: type[T], value: dict[str, Any], owner: str, path: tuple[str, ...]) -> T:
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         found = {}
         for key, item in value.items():
             if item is not None and key.lower() in hints:
@@ -117,8 +117,7 @@ class _Decoding:
         item = getattr(hint, "item", None) or get_args(hint)[0]
         if not isinstance(value, list):
             return self.mismatch(kind(value), hint, owner, path)
-        blank = item() if is_dataclass(item) else {str: "", int: 0, bytes: b""}.get(item)  # what a null element is
-        got = [blank if v is None else self.value(item, v, owner, path) for v in value]
+        got = [item() if v is None else self.value(item, v, owner, path) for v in value]
         return [v for v in got if v is not _WRONG]
 
     def base64(self, value: str) -> Any:

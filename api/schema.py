@@ -24,7 +24,7 @@ class KeepAlive(int):
             raise DecodeError(str(error)) from None
 
 
-class Think:
+class Think(str):
     """Whether a thinking model thinks, or how hard."""
 
     @classmethod

@@ -18,7 +18,7 @@ from threading import Condition, Thread
 from time import monotonic_ns, time_ns
 
 from .duration import FOREVER, SECOND, format_duration
-from .errors import QueueFull
+from .errors import OutOfMemory, QueueFull
 from .options import Options
 from .runner import Call, Runner
 from .store import LocalModel
@@ -103,12 +103,23 @@ class Pool:
                 if entry := self._lease(key, options, keep_alive):
                     return entry
                 self._make_room(key, call)
-            return self._add(Loaded(model, load(), self.keep_alive), keep_alive, call)
+            return self._add(Loaded(model, self._loaded_in_the_end(load, call), self.keep_alive), keep_alive, call)
         finally:
             with self._changed:
                 call.on_cancel = lambda: None
                 self._queue.remove(call)
                 self._changed.notify_all()
+
+    def _loaded_in_the_end(self, load: Callable[[], Runner], call: Call) -> Runner:
+        """What `load` returns; models are unloaded one after the other while there is too little memory for it."""
+        while True:
+            try:
+                return load()
+            except OutOfMemory:
+                with self._changed:
+                    if not self._loaded:
+                        raise
+                    self._drop_when_idle(self._victim(), call)
 
     def release(self, entry: Loaded) -> None:
         """One lease back.  The last one starts the countdown."""
@@ -147,13 +158,16 @@ class Pool:
     def _make_room(self, key: Path, call: Call) -> None:
         """Unload an instance of `key` loaded otherwise, and others until there is room for one more."""
         while entry := self._loaded.get(key) or (self._victim() if len(self._loaded) >= self.max_loaded else None):
-            entry.leaving = True
-            try:
-                self._wait(lambda e=entry: not e.n_using, call)  # type: ignore[misc]
-            except BaseException:
-                entry.leaving = False
-                raise
-            self._drop(entry)
+            self._drop_when_idle(entry, call)
+
+    def _drop_when_idle(self, entry: Loaded, call: Call) -> None:
+        entry.leaving = True
+        try:
+            self._wait(lambda: not entry.n_using, call)
+        except BaseException:
+            entry.leaving = False
+            raise
+        self._drop(entry)
 
     def _victim(self) -> Loaded:
         """An idle one with the shortest keep_alive, else the busy one with the shortest."""

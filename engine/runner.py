@@ -9,16 +9,18 @@ call.cancel()     seen at the next value that a forward pass names, so well with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter_ns
 
 import numpy as np
 
-from .cache import KVCache
-from .errors import Cancelled
+from .cache import CACHE_TYPES, KVCache
+from .errors import Cancelled, OutOfMemory
 from .generate import generate
 from .model import Model
 from .options import Options
@@ -68,6 +70,30 @@ class Job:
     finished: Callable[[], None]
 
 
+def check_memory(model: Model, n_ctx: int, cache_type: str) -> None:
+    """Raises: OutOfMemory when weights and cache are more than this machine could free.
+
+    Pages of mapped files count as free, since the system may drop them.  A machine that does not tell refuses nothing.
+    """
+    hp = model.hparams
+    cache = 2 * hp.n_layer * n_ctx * hp.n_head_kv * hp.n_head_dim * np.dtype(CACHE_TYPES[cache_type]).itemsize
+    needed, available = cache + sum(tensor.nbytes for tensor in model.gguf.tensors.values()), available_memory()
+    if available is not None and needed > available:
+        sizes = [f"{n / 2**30:.1f} GiB" for n in (needed, available)]
+        raise OutOfMemory(
+            needed, available, f"model requires more system memory ({sizes[0]}) than is available ({sizes[1]})"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that could be had without swapping, where the kernel says so (Linux)."""
+    try:
+        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 class Runner:
     """One loaded model, one cache, one thread; one request at a time.
 
@@ -76,6 +102,7 @@ class Runner:
 
     def __init__(self, model: Model, options: Options, cache_type: str = "f16"):
         self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
+        check_memory(model, self.options.num_ctx, cache_type)
         self.cache: KVCache = model.new_cache(self.options.num_ctx, type=cache_type)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)

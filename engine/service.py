@@ -205,7 +205,7 @@ class Engine:
         """The store's models, the newest first, as /api/tags says them."""
         return [show.tags_entry(model) for model in self.store.list()]
 
-    def ps(self) -> list[dict[str, Any]]:
+    def ps(self) -> Sequence[dict[str, Any]]:
         """The loaded models, longest remaining lifetime first, as /api/ps says them."""
         return [
             {
@@ -323,9 +323,8 @@ def check(name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bo
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
     check_format(wanted.format)
-    later = {"think": wanted.think, "images": images, "tools": tools, "adapters": model.adapters}
-    for what, used in later.items():
-        if used:
+    for what, asked in (("think", wanted.think), ("images", images), ("tools", tools), ("adapters", model.adapters)):
+        if asked:
             raise NotYet(f"{what}: not supported yet")
 
 
@@ -334,7 +333,7 @@ def rendered(template: Template, messages: Sequence[Message], wanted: Wanted) ->
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     if template.language != "jinja":
         return template.render(messages, add_generation_prompt=not continues)
-    thinking = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
+    thinking: dict[str, Any] = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
     return template.render(for_jinja(messages), continue_final_message=continues, **thinking)
 
 

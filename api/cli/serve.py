@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from importlib.metadata import version
 
 import uvicorn
 
@@ -30,7 +31,14 @@ def serve(settings: Settings | None = None) -> None:
         )
         sys.exit(1)
     engine = Engine(settings)
-    config = uvicorn.Config(create_app(engine), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        create_app(engine),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        headers=[("Server", f"numllama/{version('numllama')}")],
+    )
     logging.getLogger(__name__).info("listening on %s", settings.host.url)
     try:
         uvicorn.Server(config).run(sockets=[listener])

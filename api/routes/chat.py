@@ -31,10 +31,8 @@ async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiti
         return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
 
     def shape(chunk: Chunk, text: str) -> dict[str, Any]:
-        done: dict[str, Any] = {"done": chunk.done_reason is not None}
-        if chunk.done_reason:
-            done["done_reason"] = chunk.done_reason
-        message = {"message": {"role": "assistant", "content": chunk.text}}
-        return head(request) | message | done | logprobs(answer, chunk) | statistics(visit, answer, chunk)
+        message = {"role": "assistant", "content": chunk.text}
+        done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
+        return head(request) | {"message": message} | done | logprobs(answer, chunk) | statistics(visit, answer, chunk)
 
     return await send(visit.pieces(), shape, request.stream)

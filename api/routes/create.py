@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
+from ...engine.errors import NotYet
 from ..errors import refusal, reply
 from ..schema import CreateRequest
 from ..stream import Lines
@@ -20,7 +21,8 @@ JSON = "application/json"  # progress has no charset
 
 @router.head("/api/blobs/{digest}")
 async def has_blob(digest: str, visit: Visiting) -> Response:
-    return Response(status_code=200 if await visit.run(visit.engine.store.has_blob, digest) else 404)
+    there = await visit.run(visit.engine.store.has_blob, digest)
+    return Response() if there else reply({"error": f"blob {digest} not found"}, 404)
 
 
 @router.post("/api/blobs/{digest}")
@@ -38,6 +40,8 @@ async def put_blob(digest: str, request: Request, visit: Visiting) -> Response:
 
 @router.post("/api/create")
 async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: Visiting) -> Response:
+    if (request.modelfile or request.path) and not request.from_ and request.files is None:
+        raise NotYet("create does not support a Modelfile as text yet")
     statuses = await visit.run(
         visit.engine.create,
         request.model,

@@ -34,11 +34,10 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
         return reply(head(request) | {"response": ""} | without_text(answer))
 
     def shape(chunk: Chunk, text: str) -> dict[str, Any]:
-        done = {"done": chunk.done_reason is not None}
+        sent: dict[str, Any] = {"response": chunk.text, "done": chunk.done_reason is not None}
         if chunk.done_reason:
-            done |= {"done_reason": chunk.done_reason} | ({} if request.raw else {"context": answer.context(text)})
-        return (
-            head(request) | {"response": chunk.text} | done | statistics(visit, answer, chunk) | logprobs(answer, chunk)
-        )
+            context = {} if request.raw else {"context": answer.context(text)}
+            sent |= {"done_reason": chunk.done_reason} | context | statistics(visit, answer, chunk)
+        return head(request) | sent | logprobs(answer, chunk)
 
     return await send(visit.pieces(), shape, request.stream)

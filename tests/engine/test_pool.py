@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from numllama.engine.duration import FOREVER, SECOND
-from numllama.engine.errors import Cancelled, ModelError, QueueFull
+from numllama.engine.errors import Cancelled, ModelError, OutOfMemory, QueueFull
 from numllama.engine.options import Options
 from numllama.engine.pool import Pool
 from numllama.engine.runner import Call
@@ -264,3 +264,24 @@ def test_a_failed_load_leaves_nothing_behind(bench):
     with pytest.raises(ModelError, match="broken"):
         b.pool.acquire(model("a"), Options(), load, Call())
     assert b.names() == [] and b.acquire("a")
+
+
+def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
+    b = bench()
+    b.pool.release(b.acquire("old"))
+
+    def load():
+        if b.names():
+            raise OutOfMemory(2, 1, "too big beside another")
+        return FakeRunner(Options())
+
+    assert b.pool.acquire(model("big"), Options(), load, Call())
+    assert b.names() == ["big"]
+
+
+def test_too_little_memory_for_anything_is_an_error(bench):
+    def load():
+        raise OutOfMemory(2, 1, "too big")
+
+    with pytest.raises(OutOfMemory, match="too big"):
+        bench().pool.acquire(model("big"), Options(), load, Call())

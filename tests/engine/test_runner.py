@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from numllama.engine.errors import Cancelled, ContextFull
+from numllama.engine.errors import Cancelled, ContextFull, OutOfMemory
 from numllama.engine.generate import generate
 from numllama.engine.model import load_model
 from numllama.engine.options import Options
@@ -100,3 +100,12 @@ def test_the_same_text_over_and_over_is_cut_off(runner, monkeypatch):
     got = Asker(runner, [1, 300]).rest()
     assert len(got) == RUNAWAY + 3 and got[-1].done_reason == "length"
     assert got[-1].timings.eval_count == RUNAWAY + 2 and got[-1].timings.prompt_eval_count == 2
+
+
+def test_a_cache_larger_than_memory_is_refused_before_it_is_made(model, monkeypatch):
+    from numllama.engine import runner as module
+
+    monkeypatch.setattr(module, "available_memory", lambda: 100_000)
+    with pytest.raises(OutOfMemory, match=r"more system memory .* than is available") as refusal:
+        Runner(model, GREEDY)
+    assert refusal.value.needed > 100_000
