@@ -65,6 +65,12 @@ def test_a_file_may_be_replaced_by_what_was_read_from_it(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_other_versions_and_byte_orders_are_refused(tmp_path):
+    for version, order in ((1, "<"), (4, "<"), (3, "=")):
+        with pytest.raises(ValueError, match="expected 2 or 3, '<' or '>'"):
+            write_gguf(tmp_path / "x.gguf", {}, version=version, byteorder=order)
+
+
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch):
     path = tiny_gguf(tmp_path / "tiny.gguf")
     before = path.read_bytes()
