@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import sys
 from importlib.metadata import version
@@ -39,11 +41,11 @@ def serve(settings: Settings | None = None) -> None:
         server_header=False,
         headers=[("Server", f"numllama/{version('numllama')}")],
     )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)  # uvicorn raises what it caught once more: then this takes it
     logging.getLogger(__name__).info("listening on %s", settings.host.url)
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
+    server.run(sockets=[listener])
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -51,7 +53,8 @@ def listen(settings: Settings) -> socket.socket:
     host = settings.host
     family = socket.AF_INET6 if ":" in host.name else socket.AF_INET
     listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # elsewhere this would take a port from whoever has it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host.name, host.port))
         listener.listen(2048)

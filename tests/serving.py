@@ -1,0 +1,59 @@
+"""A real server on a real socket, within a test's own process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import httpx
+import uvicorn
+
+from numllama.api.app import create_app
+from numllama.api.cli.serve import listen
+from numllama.engine.service import Engine
+from numllama.engine.settings import Host
+
+
+class Served:
+    """An engine behind HTTP at `url`, in a thread of this process, so that a test can look at both ends."""
+
+    def __init__(self, settings):
+        settings = replace(settings, host=Host(port=0))
+        listener = listen(settings)
+        self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.engine = Engine(settings)
+        config = uvicorn.Config(create_app(self.engine), log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],))
+        self._thread.start()
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def close(self):
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def add(self, name, path, **more):
+        """The GGUF at `path` as the model `name`."""
+        digest, _ = self.engine.store.put_blob([path.read_bytes()])
+        list(self.engine.create(name, files={path.name: digest}, **more))
+
+    def post(self, path, **body):
+        return self.client.post(path, json=body)
+
+    def ok(self, path, **body):
+        """What a request that succeeds answers."""
+        answer = self.post(path, **body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def until(condition, seconds=5):
+    """Waits for what other threads bring about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this never came true"
+        time.sleep(0.002)
