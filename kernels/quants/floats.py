@@ -6,7 +6,7 @@ import numpy as np
 
 from ..half import bf16_to_f32, f32_to_bf16
 
-# F32 F64 F16: IEEE 754 floats.  I8 I16 I32 I64: two's complement.
+# F32 F64 F16 I8 I16 I32 I64: one weight is one number, an IEEE 754 float or a whole number in two's complement
 F32, F64, F16 = np.dtype("<f4"), np.dtype("<f8"), np.dtype("<f2")
 I8, I16, I32, I64 = np.dtype("<i1"), np.dtype("<i2"), np.dtype("<i4"), np.dtype("<i8")
 
@@ -24,7 +24,7 @@ def quantize_number(layout):
     return lambda x: x[:, 0].astype(layout)
 
 
-# BF16: the upper half of an F32: sign, 8 bits of exponent, 7 of fraction
+# BF16: one weight in 2 bytes, the upper half of an F32: sign, 8 bits of exponent, 7 of fraction
 BF16 = np.dtype("<u2")
 
 

@@ -33,7 +33,7 @@ def even_signs(words):
 def scaled(d, scales, points, signs=1):
     """d * scale * point * sign, a scale for each of g equal groups.
 
-    d f32 [n], scales f32 [n, g], points f32 [n, ...], 256 a block, signs f32 [n, 256] -> f32 [n, 256]
+    d f32 [n], scales f32 [n, g], points f32 [n, ..., 8 or so], signs f32 [n, 256] -> f32 [n, 256]
     """
     db = d[:, None] * scales
     groups = points.reshape(*scales.shape, -1)
@@ -162,9 +162,10 @@ def dequantize_iq1_m(blocks):
 # IQ4_NL: 32 weights in 18 bytes.  w = d * STEPS[q],  q in 0..15
 #   d   f16     scale, signed
 #   qs  u8[16]  as in Q4_0
+#   STEPS widen away from zero: -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113
 IQ4_NL = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
-# kvalues_iq4nl: steps that widen away from zero
+# ggml-common.h, kvalues_iq4nl
 STEPS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
@@ -201,17 +202,19 @@ def search_step_scale(x):
     """
     peak = extreme(x, axis=0)[0]
     weights = x * x
-    scale = best = None
-    for inverse in (1 / (-peak / STEPS[0]), *((trial + STEPS[0]) / peak for trial in range(-7, 8))):
+
+    def fit(inverse):
         step = STEPS[nearest_step(inverse * x)]
-        sum_xq, sum_qq = sum_in_order(weights * step * x), sum_in_order(weights * step * step)
-        if scale is None:
-            scale = np.where(sum_qq > 0, sum_xq / sum_qq, np.float32(0))
-            best = scale * sum_xq
-        else:
-            better = (sum_qq > 0) & (sum_xq * sum_xq > best * sum_qq)
-            scale = np.where(better, sum_xq / sum_qq, scale)
-            best = np.where(better, scale * sum_xq, best)
+        return sum_in_order(weights * step * x), sum_in_order(weights * step * step)
+
+    sum_xq, sum_qq = fit(1 / (-peak / STEPS[0]))
+    scale = np.where(sum_qq > 0, sum_xq / sum_qq, np.float32(0))
+    best = scale * sum_xq
+    for trial in range(-7, 8):
+        sum_xq, sum_qq = fit((trial + STEPS[0]) / peak)
+        better = (sum_qq > 0) & (sum_xq * sum_xq > best * sum_qq)
+        scale = np.where(better, sum_xq / sum_qq, scale)
+        best = np.where(better, scale * sum_xq, best)
     return np.where(np.abs(peak) < TINY, np.float32(0), scale)
 
 

@@ -29,9 +29,9 @@ def search_scale_and_min(x, weights, q_max, first, n_step, absolute=False):
     """Scale, minimum and codes of each group that make x about scale * q - minimum, with q in 0..q_max.
 
     x, weights f32 [k, g] -> f32 [g], f32 [g], i32 [k, g]
-    Codes are tried for q_max + first, q_max + first + 0.1, ... (n_step further ones) in place of q_max; for each, scale
-    and minimum by weighted least squares; the smallest weighted squared (or `absolute`) error wins.  The minimum found
-    so far moves the next trial.  As in ggml-quants.c make_qkx2_quants.
+    Codes are tried for q_max + first, q_max + first + 0.1, ... (n_step further ones) in place of q_max.  For each,
+    scale and minimum minimize sum(w * (scale * q - minimum - x)**2): two linear equations, solved by Cramer's rule.
+    The smallest weighted squared (or `absolute`) error wins; its minimum moves the next trial.  As in make_qkx2_quants.
     """
     low, high = np.minimum(x.min(axis=0), 0), x.max(axis=0)
     flat = high == low  # the group is all zeros, or one value below zero, which is then the minimum itself
@@ -72,7 +72,8 @@ def search_scale(x, q_max):
     """Scale and codes of each group that make x about scale * q, with q in -q_max..q_max - 1; weights are x**2.
 
     x f32 [k, g] -> f32 [g], i32 [k, g]
-    Nineteen trials put the extreme value at -(q_max - 0.9) .. -(q_max + 0.9).  As in make_qx_quants with rmse_type 1.
+    Nineteen trials put the extreme value at -(q_max - 0.9) .. -(q_max + 0.9).  The best scale for given codes is
+    sum(w x q) / sum(w q q), and the larger sum(w x q)**2 / sum(w q q), the smaller the error.  As in make_qx_quants.
     """
     peak = extreme(x, axis=0)[0]
     weights = x * x
@@ -271,7 +272,8 @@ def quantize_scales_and_mins(x, blocks, q_max, first, n_step):
     mins = np.minimum(63, nearest_int(quotient(63, top_min) * minimum).astype(np.uint8))
     blocks["d"], blocks["dmin"] = top_scale[:, 0] / 63, top_min[:, 0] / 63
     blocks["scales"] = pack_scales_and_mins(scales, mins)
-    return codes_again(groups, *dequantize_scales_and_mins(blocks), q, 0, q_max)
+    d, dm = dequantize_scales_and_mins(blocks)
+    return codes_again(groups, d, dm, q, 0, q_max)
 
 
 # --------------------------------------------------------------------------------------------------------------- Q5_K

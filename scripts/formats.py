@@ -1,0 +1,53 @@
+"""Writes docs/formats.md from the table of formats and the drawings in its files; tests hold it up to date.
+
+python scripts/formats.py
+"""
+
+import re
+from pathlib import Path
+
+from numllama.kernels.quants import FORMATS, GGMLType
+
+ROOT = Path(__file__).parents[1]
+FILES = ("floats", "block32", "k", "iq", "ternary", "fp4")
+DRAWING = re.compile(r"^# (?!-)([\w ]+): (.*\n(?:#   .*\n)*)(?=\w[\w, ]* = np\.dtype)", re.MULTILINE)
+
+HEAD = """# Quantization formats
+
+Written by `scripts/formats.py` from `kernels/quants`, where each format has its bytes, its decoder and its encoder in
+one section.
+
+A tensor's row is a run of blocks. A block holds a fixed number of weights in a fixed number of bytes. "With" is what
+ggml's CPU code turns activations into before multiplying. "Made" says whether weights can be turned into the format
+here; all formats can be read. Fields follow each other without gaps; numbers of several bytes are little-endian, or
+big-endian in a big-endian file. `d` is the scale of all weights in the block. Where weights point into a codebook, a
+`point` is a few neighbouring weights at once; the codebooks are in `kernels/quants/iq_grids.py`.
+
+| format | id | bits per weight | weights a block | bytes a block | with | made |
+|---|--:|--:|--:|--:|---|---|
+"""
+
+
+def row(format):
+    bits = 8 * format.block_bytes / format.block_size
+    made = "yes" if format.can_quantize else "no"
+    sizes = f"{format.block_size} | {format.block_bytes}"
+    return f"| {format.name} | {int(format.type)} | {bits:.5g} | {sizes} | {format.dot_with} | {made} |\n"
+
+
+def drawings():
+    """The comment above each layout, as written there."""
+    for file in FILES:
+        for names, text in DRAWING.findall((ROOT / f"kernels/quants/{file}.py").read_text()):
+            lines = [line.removeprefix("#   ") for line in text.rstrip().split("\n")]
+            yield f"\n## {names}\n\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+def document():
+    retired = [f"{type.name} ({int(type)})" for type in GGMLType if type not in FORMATS]
+    tail = f"\n## Retired\n\nggml no longer reads these, and neither does this: {', '.join(retired)}.\n"
+    return HEAD + "".join(map(row, FORMATS.values())) + "".join(drawings()) + tail
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/formats.md").write_text(document())
