@@ -1,0 +1,77 @@
+"""Published clients, unmodified, against a running server (pip install '.[clients]'; pytest -m clients)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+pytestmark = pytest.mark.clients
+
+
+@pytest.fixture(scope="module")
+def ollama():
+    return pytest.importorskip("ollama")
+
+
+@pytest.fixture
+def client(ollama, served):
+    with ollama.Client(host=served.url) as client:
+        yield client
+
+
+def test_ollama_generates(client):
+    whole = client.generate("m", "once upon")
+    assert whole.done and whole.done_reason == "length" and whole.eval_count == 8 and whole.context
+    chunks = list(client.generate("m", "once upon", stream=True))
+    assert "".join(chunk.response for chunk in chunks) == whole.response
+    assert chunks[-1].total_duration > chunks[-1].eval_duration > 0
+
+
+def test_ollama_goes_on_from_a_context(client):
+    first = client.generate("bare", "once", options={"num_predict": 4})
+    assert client.generate("bare", " upon", context=first.context).prompt_eval_count > first.prompt_eval_count
+
+
+def test_ollama_chats(client):
+    history = [{"role": "user", "content": "hello"}]
+    whole = client.chat("m", history)
+    assert whole.message.role == "assistant" and whole.message.content
+    chunks = list(client.chat("m", history, stream=True, logprobs=True))
+    assert "".join(chunk.message.content for chunk in chunks) == whole.message.content
+    history += [whole.message, {"role": "user", "content": "and then?"}]
+    assert client.chat("m", history).prompt_eval_count > whole.prompt_eval_count
+
+
+def test_ollama_lists_shows_and_tells_what_is_loaded(client):
+    assert {"m:latest", "bare:latest"} <= {model.model for model in client.list().models}
+    shown = client.show("m")
+    assert shown.capabilities == ["completion"] and shown.modelinfo["general.architecture"] == "llama"
+    client.generate("m", keep_alive="10m")
+    [loaded] = [model for model in client.ps().models if model.model == "m:latest"]
+    assert loaded.size > 0 and loaded.size_vram == 0 and loaded.context_length == 256
+    assert client.generate("m", keep_alive=0).done_reason == "unload"
+
+
+def test_ollama_copies_creates_and_deletes(client):
+    client.copy("m", "c")
+    assert [status.status for status in client.create("d", from_="c", system="S", stream=True)][-1] == "success"
+    assert client.show("d").modelfile.count("SYSTEM S") == 1
+    assert client.delete("c").status == client.delete("d").status == "success"
+
+
+def test_ollama_sees_errors_with_their_status(client, ollama):
+    with pytest.raises(ollama.ResponseError, match="model 'nope' not found") as refusal:
+        client.generate("nope", "a")
+    assert refusal.value.status_code == 404
+
+
+def test_ollamas_asynchronous_client_streams(ollama, served):
+    async def chat():
+        client = ollama.AsyncClient(host=served.url)
+        chunks = await client.chat("m", [{"role": "user", "content": "hello"}], stream=True)
+        text = [chunk.message.content async for chunk in chunks]
+        await client.close()
+        return text
+
+    assert "".join(asyncio.run(chat()))
