@@ -33,6 +33,10 @@ def test_an_impossible_token_has_minus_infinity():
     assert logprobs(np.array([0, -np.inf], np.float32), id=1).logprob == -math.inf
 
 
+def test_large_logits_do_not_overflow():
+    assert logprobs(np.array([5000, 5000], np.float32), id=1).logprob == pytest.approx(math.log(1 / 2))
+
+
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=300))
 def test_probabilities_sum_to_one_and_descend(logits):
     top = logprobs(np.array(logits, np.float32), id=0, n_top=len(logits)).top

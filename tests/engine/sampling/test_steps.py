@@ -66,6 +66,17 @@ class TestByPencil:
         got = typical_p(SHUFFLED, p)
         assert ids(got) == kept and not got.sorted
 
+    def test_top_p_stops_where_the_sum_reaches_p_and_typical_p_where_it_exceeds_p(self):
+        assert ids(top_p(race("1/2", "1/2"), 0.5)) == [0]
+        assert ids(typical_p(race("1/2", "1/2"), 0.5)) == [0, 1]
+
+    def test_p_is_compared_as_a_float32(self):
+        # a little below ln 9, where the first one's probability is the float32 next to 0.9, which is less than 0.9
+        close = (Candidates(np.arange(2), np.array([x, 0], np.float32)) for x in 2.197224 + np.arange(40) * 1e-7)
+        c = next(c for c in close if softmax(c.logits)[0] == np.float32(0.9))
+        assert float(softmax(c.logits)[0]) < 0.9
+        assert ids(top_p(c, 0.9)) == [0]
+
     @pytest.mark.parametrize(("z", "kept"), [(0.4, 1), (0.7, 1), (0.8, 2), (0.99, 2)])
     def test_tail_free(self, z, kept):
         # p in 16ths 8 4 2 1 1; d1 4 2 1 0; d2 2 1 1, normalised 1/2 1/4 1/4, running 1/2 3/4 1
