@@ -53,7 +53,7 @@ class Template:
         if not isinstance(text, str) or not text:
             return cls(go_text, "go") if go_text is not None else cls(language="chatml")
         tool_use = kv.get("tokenizer.chat_template.tool_use")
-        return cls(text, "jinja", tool_use if isinstance(tool_use, str) else "", _special_tokens(kv))
+        return cls(_valid(text), "jinja", _valid(tool_use) if isinstance(tool_use, str) else "", _special_tokens(kv))
 
     def render(
         self,
@@ -92,6 +92,11 @@ def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, 
     if continue_final_message:
         return text.removesuffix("<|im_end|>\n")
     return text + "<|im_start|>assistant\n" * add_generation_prompt
+
+
+def _valid(text: str) -> str:
+    """`text` with U+FFFD for what was no UTF-8 in the file."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _special_tokens(kv: Mapping[str, Any]) -> dict[str, str]:

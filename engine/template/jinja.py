@@ -1,23 +1,31 @@
 """Chat templates in Jinja, as Hugging Face renders them: with those a model's makers trained it.
 
 The environment is Hugging Face's (transformers 5.23): jinja2's immutable sandbox, blocks trimmed, `{% break %}`,
-`{% generation %}`, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.
+`{% generation %}`, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.  limits.py says what a
+template may take.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
+from types import BuiltinMethodType
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
 
 from ..errors import BadTemplate
+from .limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, Exceeded
 
 MARK = "\ue000continue here\ue000 "  # follows the text to be continued; the blank shows whether the template trims
 
@@ -32,14 +40,170 @@ class Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    made.filters["tojson"] = _tojson
-    made.globals["raise_exception"] = _raise_exception
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return made
+class Metered(NodeTransformer):
+    """A syntax tree in which everything that writes, loops, joins, slices or compares passes through a filter of ours.
+
+    For a template nothing changes; for the budget nothing happens unseen, at compile time nothing at all.
+    """
+
+    def visit_TemplateData(self, node):
+        return nodes.Const(node.data, lineno=node.lineno)  # so that it is written like any other value
+
+    def visit_For(self, node):
+        node = self.generic_visit(node)
+        node.iter = _filter("_looped", node.iter)
+        return node
+
+    def visit_Concat(self, node):
+        node = self.generic_visit(node)
+        return _filter("_concat", node.nodes[0], *node.nodes[1:])
+
+    def visit_Getitem(self, node):
+        node = self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        bounds = (node.arg.start, node.arg.stop, node.arg.step)
+        return _filter("_slice", node.node, *(bound or nodes.Const(None, lineno=node.lineno) for bound in bounds))
+
+    def visit_Compare(self, node):
+        node = self.generic_visit(node)
+        node.expr = _filter("_compared", node.expr)
+        for operand in node.ops:
+            operand.expr = _filter("_compared", operand.expr)
+        return node
+
+    def visit_Pair(self, node):
+        node = self.generic_visit(node)
+        node.key = _filter("_compared", node.key)
+        return node
+
+
+def _filter(name: str, value: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, name, list(args), [], None, None, lineno=value.lineno)
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Hugging Face's environment, every operation paid for from the rendering's budget."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self):
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", Generation],
+            finalize=_written,
+            optimized=False,
+        )
+        self.filters["tojson"] = _tojson
+        self.filters = {name: _metered(name, function) for name, function in self.filters.items()}
+        self.filters |= {"_looped": _looped, "_concat": _concat, "_slice": _slice, "_compared": _compared}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": _dict}
+        del self.globals["lipsum"]
+
+    def _parse(self, source, name, filename):
+        if len(source) > MAX_TEXT:
+            raise Exceeded(f"{len(source)} characters, at most {MAX_TEXT} are allowed")
+        if any(count >= MAX_TOKENS for count, _ in enumerate(self.lex(source))):
+            raise Exceeded(f"more than {MAX_TOKENS} tokens")
+        tree = super()._parse(source, name, filename)
+        if any(count >= MAX_NODES for count, _ in enumerate(tree.find_all(nodes.Node))):
+            raise Exceeded(f"more than {MAX_NODES} nodes")
+        return Metered().visit(tree)
+
+    def call_binop(self, context, operator, left, right):
+        _budget.get().operator(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context, obj, *args, **kwargs):
+        budget = _budget.get()
+        budget.tick()
+        if isinstance(obj, BuiltinMethodType):
+            args = budget.method(obj.__self__, obj.__name__, args)
+        return budget.charge_for(super().call(context, obj, *args, **kwargs))
+
+    def getitem(self, obj, argument):
+        _budget.get().weight(argument)  # a nested tuple takes time to find
+        return super().getitem(obj, argument)
+
+    def wrap_str_format(self, value):
+        wrapped = super().wrap_str_format(value)
+        return wrapped and functools.partial(_formatted, value.__self__, wrapped)
+
+
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+@jinja2.pass_context
+def _written(context: Any, value: Any) -> str:
+    """What `{{ value }}` writes."""
+    budget = _budget.get()
+    budget.tick()
+    budget.charge(budget.weight(value))
+    return str(value)
+
+
+def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter `name`, paid for; jinja2 hands some of them a context or an environment before the value."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @functools.wraps(function)
+    def metered(*args, **kwargs):
+        budget = _budget.get()
+        budget.tick()
+        paid = budget.filter(name, args[first:], kwargs)
+        return budget.charge_for(function(*args[:first], *paid, **kwargs))
+
+    return metered
+
+
+def _looped(value: Any) -> Any:
+    _budget.get().tick()
+    return value
+
+
+def _concat(*values: Any) -> str:
+    budget = _budget.get()
+    budget.charge(budget.weight(values))
+    return "".join(map(str, values))
+
+
+def _slice(value: Any, start: Any, stop: Any, step: Any) -> Any:
+    taken = value[start:stop:step]
+    _budget.get().charge(len(taken))
+    return taken
+
+
+def _compared(value: Any) -> Any:
+    """Comparing and hashing a value that holds another many times takes that many times as long."""
+    if not isinstance(value, str):
+        _budget.get().tick()
+        _budget.get().weight(value)
+    return value
+
+
+def _formatted(form: str, function: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+    """str.format; a width may stand in the format, but not be large or come from a value."""
+    for _, _, spec, _ in string.Formatter().parse(form):
+        if spec and ("{" in spec or any(len(digits) > 4 for digits in _digits(spec))):
+            raise Exceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
+    budget = _budget.get()
+    budget.charge(len(form) + budget.weight([*args, *kwargs.values()]))
+    return function(*args, **kwargs)
+
+
+def _digits(text: str) -> list[str]:
+    return "".join(c if c.isdigit() else " " for c in text).split()
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)  # the class itself would bring its methods, which change messages
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > 1000:
+        raise Exceeded("a date's format is longer than 1000 characters")
+    return datetime.now().strftime(form)
 
 
 def render(
@@ -60,19 +224,21 @@ def render(
     own = [_prepared(message) for message in messages]
     if continue_final_message:
         own = _marked(own)
-    variables = {"documents": None} | variables
+    variables = {"messages": own, "tools": tools, "documents": None, **variables}
+    previous = _budget.set(Budget(variables))
     try:
-        rendered = _compiled(text).render(
-            messages=own, tools=tools, add_generation_prompt=add_generation_prompt, **variables
-        )
+        rendered = _compiled(text).render(add_generation_prompt=add_generation_prompt, **variables)
+        rendered.encode()  # half of a surrogate pair is no text
     except Exception as error:  # whatever the template's own code runs into
         raise BadTemplate(_one_line(error)) from error
+    finally:
+        _budget.reset(previous)
     return _cut(rendered) if continue_final_message else rendered
 
 
 @lru_cache(maxsize=32)
 def _compiled(text: str) -> jinja2.Template:
-    return environment().from_string(text)
+    return Environment().from_string(text)
 
 
 def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +274,7 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 
 def _raise_exception(message: Any) -> NoReturn:
+    _budget.get().weight(message)
     raise jinja2.TemplateError(str(message))
 
 

@@ -1,0 +1,261 @@
+"""What a chat template may take: it comes with a model file, and a model file may come from anywhere.
+
+jinja2's sandbox keeps a template from the machine, not from its memory, `{{ 'x' * 10**10 }}`, nor from its time, two
+nested loops.  So a rendering has a budget: every operation that makes text or a list says how much it will make
+*before* it does, and a clock is looked at wherever the template loops, calls, filters or writes.
+
+Memory  a character counts 1, a place in a list 8
+Time    processor time of the rendering thread, so that a busy machine refuses nothing that an idle one allows
+Both grow with the conversation, so that a long one is not refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, ItemsView, KeysView, Mapping, Sized, ValuesView
+from time import thread_time
+from typing import Any
+
+MAX_TEXT = 1 << 16  # characters of a template; the longest of 42 published ones has 16,714
+MAX_TOKENS = 20_000
+MAX_NODES = 4_000  # of its syntax tree; compiling takes 0.1 ms for each, the largest published one has 1,286
+BASE_CHARS = 2_000_000  # that a rendering may make of an empty conversation
+CHARS_PER_CHAR = 128  # and how many more for each character that it is given
+BASE_SECONDS = 0.5
+SECONDS_PER_CHAR = 1e-5
+MAX_BITS = 4096  # of a whole number
+PLACE = 8
+
+_WIDE = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{5,}|\*)")
+
+
+class Exceeded(Exception):
+    """The template wants more than its budget."""
+
+
+class Budget:
+    """What is left to one rendering of `given`, the values that the template sees."""
+
+    def __init__(self, given: Any):
+        self.left = 1 << 40
+        n_given = self.weight(given)
+        self.left = BASE_CHARS + CHARS_PER_CHAR * n_given
+        self.seconds = BASE_SECONDS + SECONDS_PER_CHAR * n_given
+        self.deadline = thread_time() + self.seconds
+
+    def tick(self) -> None:
+        if thread_time() > self.deadline:
+            raise Exceeded(f"the template takes longer than {self.seconds:.1f} seconds")
+
+    def charge(self, n: int) -> None:
+        self.left -= n
+        if self.left < 0:
+            raise Exceeded("the template makes far more text than the conversation has")
+
+    def weight(self, value: Any) -> int:
+        """Characters that printing `value` takes, about; of a value that holds another many times, each time."""
+        total, stack = 0, [value]
+        while stack:
+            match item := stack.pop():
+                case str() | bytes():
+                    total += len(item)
+                case Mapping():
+                    total += 8 * len(item)
+                    stack += [*item.keys(), *item.values()]
+                case list() | tuple() | set() | frozenset() | KeysView() | ValuesView() | ItemsView():
+                    total += 4 * len(item)
+                    stack += item
+                case range():
+                    total += 8 * len(item)
+                case _ if type(item).__module__ == "jinja2.utils":  # a namespace, a cycler, a joiner
+                    total += 8
+                    stack += object.__getattribute__(item, "__dict__").values()
+                case _:
+                    total += 8
+            if total > self.left:
+                self.charge(total)
+        return total
+
+    def charge_for(self, made: Any) -> Any:
+        """`made`, paid for: it is there already, so it must be small or paid in part before."""
+        if isinstance(made, str | bytes):
+            self.charge(len(made))
+        elif isinstance(made, list | tuple | set | dict):
+            self.charge(PLACE * len(made))
+        return made
+
+    # before an operator, a method, a filter
+
+    def operator(self, operator: str, left: Any, right: Any) -> None:
+        if operator == "+":
+            self.charge(_size(left) + _size(right))
+        elif operator == "*" and isinstance(left, int) and isinstance(right, int):
+            self._bits(left.bit_length() + right.bit_length())
+        elif operator == "*":
+            self.charge(_size(left) * _count(right) + _size(right) * _count(left))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            self._bits(left.bit_length() * abs(right))
+        elif operator == "%" and isinstance(left, str):
+            self.format(left, right)
+
+    def format(self, form: str, *values: Any) -> None:
+        if _WIDE.search(form):
+            raise Exceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
+        self.charge(len(form) + self.weight(values))
+
+    def method(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments for a built-in method of text or a number, which its result was paid for."""
+        if isinstance(owner, int | float):
+            self.charge(sum(_count(arg) for arg in args))  # int.to_bytes
+        if not isinstance(owner, str | bytes) or name.startswith(("is", "find", "rfind", "index", "rindex", "count")):
+            return args
+        if name in ("startswith", "endswith"):
+            return args
+        match name, args:
+            case "replace", (old, new, *_) if isinstance(old, type(owner)) and isinstance(new, type(owner)):
+                self.charge(len(owner) + owner.count(old) * len(new))  # type: ignore[arg-type]
+            case "join", (parts,):
+                parts = list(parts)
+                self.charge(self.weight(parts) + len(owner) * len(parts))
+                return (parts,)
+            case "expandtabs", (width, *_):
+                self.charge(len(owner) * max(_count(width), 1))
+            case "translate", _:
+                raise Exceeded("a template has no use for translate()")
+            case (("split" | "rsplit"), (separator, *_)) if isinstance(separator, str) and separator:
+                self.charge(len(owner) + PLACE * owner.count(separator))  # type: ignore[arg-type]
+            case (("split" | "rsplit" | "splitlines"), _):
+                self.charge(PLACE // 2 * len(owner))
+            case _:
+                self.charge(len(owner) + sum(_count(arg) for arg in args))  # ljust, center, zfill
+        return args
+
+    def filter(self, name: str, args: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments for the filter `name`, the filtered value first, which its result was paid for."""
+        check = FILTERS.get(name)
+        if check:
+            return check(self, args, more) or args
+        if args and isinstance(args[0], str):
+            self.charge(len(args[0]) * (PLACE if name in LISTING else 1))
+        elif name in LISTING and isinstance(args[0], Sized):
+            self.charge(PLACE * len(args[0]))
+        return args
+
+    def _bits(self, n: int) -> None:
+        if n > MAX_BITS:
+            raise Exceeded(f"a whole number of more than {MAX_BITS} bits")
+
+
+LISTING = (
+    "list",
+    "sort",
+    "unique",
+    "groupby",
+    "dictsort",
+    "reverse",
+)  # filters that go through the characters of a text
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return PLACE * len(value) if isinstance(value, list | tuple) else 0
+
+
+def _count(value: Any) -> int:
+    return max(value, 0) if isinstance(value, int) else 0
+
+
+def _text(args: tuple[Any, ...]) -> str:
+    return args[0] if args and isinstance(args[0], str) else ""
+
+
+def _argument(args: tuple[Any, ...], more: Mapping[str, Any], place: int, name: str, default: Any = 0) -> Any:
+    """An argument of a filter, given by place (the filtered value is 0) or by name."""
+    return args[place] if len(args) > place else more.get(name, default)
+
+
+def _printed(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    budget.charge(budget.weight(args))
+
+
+def _compared(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    budget.weight(args)
+
+
+def _short(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    """Filters whose time grows with the square of the text."""
+    if budget.weight([*args, *more.values()]) > 20_000:
+        raise Exceeded("a filter's text is longer than 20000 characters")
+
+
+def _at_most(most: int, place: int, name: str) -> Callable[..., None]:
+    def check(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        n = _argument(args, more, place, name)
+        if isinstance(n, int) and abs(n) > most:
+            raise Exceeded(f"a filter's {name} is {str(n)[:20]}, at most {most} is allowed")
+        if args and isinstance(args[0], str | Mapping | list | tuple):
+            budget.charge(budget.weight(args[0]))
+
+    return check
+
+
+def _replace(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    old, new = _argument(args, more, 1, "old"), _argument(args, more, 2, "new")
+    budget.charge(budget.weight(args))
+    if isinstance(old, str) and isinstance(new, str):
+        text = args[0] if isinstance(args[0], str) else str(args[0])
+        budget.charge(text.count(old) * len(new))
+
+
+def _join(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Any, ...]:
+    parts = list(args[0])
+    separator = _argument(args, more, 1, "d", "")
+    budget.charge(budget.weight(parts) + budget.weight(separator) * len(parts))
+    return (parts, *args[1:])
+
+
+def _indent(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    width = _argument(args, more, 1, "width", 4)
+    width = len(width) if isinstance(width, str) else _count(width)
+    budget.charge(len(_text(args)) + width)
+    budget.charge((len(_text(args).splitlines()) + 1) * width)
+
+
+def _sum(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Adding lists one by one copies what is there each time."""
+    parts = list(args[0])
+    if len(parts) > 1000 and not isinstance(_argument(args, more, 2, "start"), int | float):
+        raise Exceeded("a sum of more than 1000 lists")
+    return (parts, *args[1:])
+
+
+def _json(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    indent, separators = _argument(args, more, 2, "indent"), _argument(args, more, 3, "separators", ())
+    if _count(indent) > 16 or budget.weight([indent, separators]) > 50:
+        raise Exceeded("tojson with an indent or separators longer than 16")
+    budget.charge(budget.weight(args[0]) * (1 + _count(indent)))
+
+
+def _format(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    budget.format(str(args[0]), *args[1:], *more.values())
+
+
+FILTERS: dict[str, Callable[[Budget, tuple[Any, ...], Mapping[str, Any]], tuple[Any, ...] | None]] = {
+    **dict.fromkeys(
+        ("string", "upper", "lower", "capitalize", "title", "trim", "e", "escape", "forceescape"), _printed
+    ),
+    **dict.fromkeys(("truncate", "wordcount", "urlencode"), _printed),
+    **dict.fromkeys(("sort", "unique", "groupby", "min", "max"), _compared),
+    **dict.fromkeys(("striptags", "urlize", "wordwrap", "xmlattr", "pprint"), _short),
+    "tojson": _json,
+    "batch": _at_most(10_000, 1, "linecount"),
+    "slice": _at_most(10_000, 1, "slices"),
+    "round": _at_most(50, 1, "precision"),
+    "center": _at_most(10_000, 1, "width"),
+    "replace": _replace,
+    "join": _join,
+    "indent": _indent,
+    "sum": _sum,
+    "format": _format,
+}
