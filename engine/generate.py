@@ -47,15 +47,14 @@ def generate(
     shift       forget the older half of a full window and go on, else end with done_reason "length"
     n_logprobs  give each token's log-probability and that many most likely ones; None for neither
     """
-    options = options or Options()
+    options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
-    window = max(4, min(options.num_ctx, model.hparams.n_ctx_train))
-    if len(ids) > window and not truncate:
-        raise ContextFull(len(ids), window)
-    ids = truncated(ids, window, kept(options.num_keep, len(ids), tokenizer.add_bos))
-    cache = cache or model.new_cache(window)
-    seq = Sequence(tokenizer, ids, options, window, shift=shift, n_logprobs=n_logprobs)
+    if len(ids) > options.num_ctx and not truncate:
+        raise ContextFull(len(ids), options.num_ctx)
+    ids = truncated(ids, options.num_ctx, kept(options.num_keep, len(ids), tokenizer.add_bos))
+    cache = cache or model.new_cache(options.num_ctx)
+    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs)
 
     began = perf_counter_ns()
     logits = prefill(model, seq, cache, kernels, tap)

@@ -56,9 +56,7 @@ class Sequence:
 
     tokens    prompt, then every sampled token, whatever a window shift has forgotten since
     n_cached  positions that the cache holds for it in `slot`
-    window    positions it may use: num_ctx, at most what the model was trained on
-
-    Raises ContextFull for a prompt over the window, where `truncate` is False.
+    options   clamped, so that num_ctx is the window: the positions it may use
     """
 
     def __init__(
@@ -66,19 +64,19 @@ class Sequence:
         tokenizer: Tokenizer,
         prompt: list[int],
         options: Options,
-        window: int,
         *,
         slot: int = 0,
         shift: bool = True,
         n_logprobs: int | None = None,
     ):
-        self.options, self.window, self.slot, self.shift, self.n_logprobs = options, window, slot, shift, n_logprobs
+        self.options, self.slot, self.shift, self.n_logprobs = options, slot, shift, n_logprobs
+        self.window = options.num_ctx
         self.tokens, self.n_prompt, self.n_cached = list(prompt), len(prompt), 0
         self.state = State.WAITING
         self.done_reason: str | None = None
         self.sampler = Sampler(options, tokenizer.n_vocab)
         self.n_keep = kept(options.num_keep, len(prompt), tokenizer.add_bos)
-        limit = 10 * window
+        limit = 10 * self.window
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
         self._eog = tokenizer.eog
         self._text = Detokenizer(tokenizer, options.stop)
