@@ -24,8 +24,8 @@ class KVCache:
     ):
         shape = (n_slot, n_ctx, n_head_kv, n_head_dim)
         self.n_ctx, self.n_slot = n_ctx, n_slot
-        self.k = [np.zeros(shape, dtype) for _ in range(n_layer)]
-        self.v = [np.zeros(shape, dtype) for _ in range(n_layer)]
+        self.k: list[np.ndarray] = [np.zeros(shape, dtype) for _ in range(n_layer)]
+        self.v: list[np.ndarray] = [np.zeros(shape, dtype) for _ in range(n_layer)]
 
     @property
     def nbytes(self) -> int:
