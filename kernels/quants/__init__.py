@@ -55,7 +55,7 @@ def _format(name, block_size, block_bytes, layout, dequantize, quantize, dot_wit
     quiet = np.errstate(all="ignore")
 
     def refuse(x):
-        raise CannotQuantize(f"{name} is read but not made here: its encoder needs an importance matrix")
+        raise CannotQuantize(f"{name} is read but not made here: its encoder, a search of the codebook, is left out")
 
     encode = quiet(quantize) if quantize else refuse
     return QuantFormat(GGMLType[name], block_size, layout, quiet(dequantize), encode, dot_with, quantize is not None)
@@ -102,8 +102,8 @@ _ROWS = (
 )
 # fmt: on
 
-FORMATS = {format.type: format for format in _ROWS}
-FORMATS_BY_NAME = {format.name: format for format in _ROWS}
+FORMATS: dict[GGMLType, QuantFormat] = {format.type: format for format in _ROWS}
+FORMATS_BY_NAME: dict[str, QuantFormat] = {format.name: format for format in _ROWS}
 
 
 def quantize(format: QuantFormat, x: np.ndarray) -> np.ndarray:

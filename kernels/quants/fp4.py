@@ -62,10 +62,12 @@ def quantize_mxfp4(x):
 #   qs  u8[32]  group i in bytes 8 i .. 8 i + 7: byte j of these holds weight j in the low four bits, j + 8 in the high
 NVFP4 = np.dtype([("d", "u1", 4), ("qs", "u1", 32)])
 
-_fraction, _exponent = np.arange(256) & 7, np.arange(256) >> 3 & 15
-HALF_OF_E4M3 = np.ldexp(np.where(_exponent > 0, 8 + _fraction, _fraction), np.maximum(_exponent, 1) - 11)
-HALF_OF_E4M3 = HALF_OF_E4M3.astype(np.float32)
-HALF_OF_E4M3[0x7F] = 0
+
+def half_of_e4m3(d):
+    """Half the value of d.  u8 [...] -> f32 [...]"""
+    exponent, fraction = d >> 3 & 15, d & 7
+    eighths = np.where(exponent > 0, 8 + fraction, fraction).astype(np.float32)
+    return np.where(d == 0x7F, np.float32(0), np.ldexp(eighths, np.maximum(exponent, 1).astype(np.int32) - 11))
 
 
 def f32_to_e4m3(x):
@@ -74,25 +76,23 @@ def f32_to_e4m3(x):
     As in ggml-impl.h ggml_fp32_to_ue4m3, 0c1e57098.
     """
     bits = x.view(np.int32)
-    normal = ((bits >> 19) + 1 >> 1) - (
-        120 << 3
-    )  # exponent and three bits of fraction; a carry moves into the exponent
-    normal = np.where(normal < 15 << 3, normal, 0x7E)
+    rounded = (bits >> 19) + 1 >> 1  # exponent and three bits of fraction; a carry moves into the exponent
+    normal = np.where(rounded < 127 + 8 << 3, rounded - (127 - 7 << 3), 0x7E)
     subnormal = np.minimum(truncate(x * 512 + np.float32(0.5)), 7)
-    return np.where(bits >> 23 > 120, normal, subnormal).astype(np.uint8)
+    return np.where(bits >> 23 > 127 - 7, normal, subnormal).astype(np.uint8)
 
 
 def dequantize_nvfp4(blocks):
     """NVFP4 [n] -> f32 [n, 64]"""
     values = TWICE[unpack(blocks["qs"], bits=4, run=8)].reshape(-1, 4, 16)
-    return (values * HALF_OF_E4M3[blocks["d"]][..., None]).reshape(-1, 64)
+    return (values * half_of_e4m3(blocks["d"])[..., None]).reshape(-1, 64)
 
 
 def quantize_nvfp4(x):
     """f32 [n, 64] -> NVFP4 [n].  d puts each group's largest magnitude at 6."""
     groups = x.reshape(-1, 16)
     d = f32_to_e4m3(np.abs(groups).max(axis=1) / 6)
-    q = nearest_code(groups, HALF_OF_E4M3[d][:, None])
+    q = nearest_code(groups, half_of_e4m3(d)[:, None])
     blocks = np.empty(len(x), NVFP4)
     blocks["d"] = d.reshape(-1, 4)
     blocks["qs"] = pack(q.reshape(-1, 64), bits=4, run=8)

@@ -1,7 +1,7 @@
 """IQ formats: codes that point into a codebook (IQ1, IQ2, IQ3) or a table of 16 uneven steps (IQ4).
 
-The codebooks are in iq_grids.py.  The encoders of IQ1, IQ2 and IQ3 search them for neighbours under an importance
-matrix and are not offered here.  Layouts are ggml-common.h's, 0c1e57098; where ggml packs two things into one array
+The codebooks are in iq_grids.py.  The encoders of IQ1, IQ2 and IQ3, which search them for neighbours and mostly want
+an importance matrix, are left out.  Layouts are ggml-common.h's, 0c1e57098; where ggml packs two things into one array
 they are two fields here.
 """
 
