@@ -9,20 +9,25 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from ..errors import ModelError
 from .vocab import Vocab, split_merge
 
+# Stands for a byte that the vocabulary lacks, so that nothing merges across it; gives no id, as in llama.cpp.
+_MISSING = "<missing>\uffff"
+
 
 def bpe_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     """Text without special tokens -> ids.  Builds in 0.3 s for 128k pieces and 280k merges.
 
     Raises: ModelError where a merge names a piece that is not in the vocabulary.
     """
-    pre = vocab.pre
+    pre, n_vocab = vocab.pre, len(vocab.tokens)
     pieces = {text: id for text, id in vocab.ids.items() if text.isprintable() or _is_utf8(text)}
+    pieces[_MISSING] = n_vocab
     try:
         model = models.BPE(
             pieces,
             [split_merge(merge) for merge in vocab.merges],
             ignore_merges=pre.ignore_merges,
             byte_fallback=not pre.byte_level,
+            unk_token=_MISSING,
         )
     except ModelError:
         raise
@@ -37,7 +42,8 @@ def bpe_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
 
     def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if n_vocab not in ids else [id for id in ids if id != n_vocab]
 
     return encode
 

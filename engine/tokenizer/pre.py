@@ -78,6 +78,8 @@ _DEEPSEEK_LETTERS = (
     "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-"
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
+# no blanks, although U+2028 and others lie within: llama.cpp shows a blank to such expressions as U+000B
+_DEEPSEEK_CJK = r"(?:(?!\s)[\u0800-\u9fa5\uac00-\ud7ff])+"
 
 _GPT2_WORDS = Pre((_GPT2,))
 _STARCODER = Pre((r"\p{N}", _GPT2))
@@ -162,15 +164,15 @@ PRE: dict[str, Pre] = {
         (
             "[\r\n]",
             rf"\s?[{_DEEPSEEK_LETTERS}]+",
-            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001-\u3002]+",
             r"\s+$",
-            "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+            _DEEPSEEK_CJK,
             r"\p{N}+",
         ),
         clean_spaces=False,
     ),
     "deepseek-coder": Pre(
-        ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}"),
+        ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}"),
         clean_spaces=False,
     ),
     **dict.fromkeys(["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], _DEEPSEEK3),

@@ -7,6 +7,7 @@ what it concludes from the spelling of a piece: `<|im_end|>` ends a generation w
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -81,7 +82,7 @@ class Vocab:
     tokens        piece of each id, as the file spells it;  ids: the inverse
     scores        f32 [n_vocab] or None;  SPM merges the pair whose piece has the highest
     merges        "left right", best first;  BPE's own
-    attr          u16 [n_vocab], Attr
+    attr          i64 [n_vocab], Attr
     roles         id of the token with that role: bos eos eot eom unk pad fim_pre ...; absent: None
     eog           every id that ends a generation
     """
@@ -124,11 +125,11 @@ class Vocab:
                 raise ModelError(f"'tokenizer.ggml.scores' is not a number for token {int(np.isnan(scores).argmax())}")
         else:
             merges = list(dict.fromkeys(_array(kv, "merges", str)))  # a pair named twice keeps its first rank
-        attr = np.full(len(tokens), Attr.NORMAL, np.uint16)
+        attr = np.full(len(tokens), Attr.NORMAL, np.int64)
         if "tokenizer.ggml.token_type" in kv:
             types = np.asarray(_array(kv, "token_type", int, len(tokens)))
             known = (types >= 0) & (types < len(_ATTR_OF_TYPE))
-            attr = np.asarray(_ATTR_OF_TYPE, np.uint16)[np.where(known, types, 0)]
+            attr = np.asarray(_ATTR_OF_TYPE, np.int64)[np.where(known, types, 0)]
 
         roles = _roles(kv, model, pre, ids, attr)
         eog = _end_of_generation(roles, tokens, ids, attr)
@@ -191,7 +192,11 @@ class Vocab:
                 return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
             return b"".join(_BYTE_OF.get(char) or _unknown_byte(char, text) for char in text)
         if attr & Attr.BYTE:
-            return bytes([_byte_of_spelling(text)])
+            return (
+                bytes([int(text[3:5], 16)])
+                if _BYTE_SPELLING.fullmatch(text)
+                else text.encode("utf-8", "surrogateescape")
+            )
         return b""
 
 
@@ -214,6 +219,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 BYTE_ALPHABET = _byte_alphabet()
+_BYTE_SPELLING = re.compile("<0x[0-9A-Fa-f]{2}>")
 _BYTE_OF = {char: bytes([byte]) for byte, char in BYTE_ALPHABET.items()}
 
 
@@ -221,14 +227,6 @@ def _unknown_byte(char: str, text: str) -> bytes:
     """What llama_decode_text puts where a byte-level piece has a character outside the alphabet."""
     spelled = char.encode("utf-8", "surrogateescape")
     return b"[UNK_BYTE_0x" + spelled.hex().encode() + text.encode("utf-8", "surrogateescape") + b"]"
-
-
-def _byte_of_spelling(text: str) -> int:
-    """10 for "<0x0A>"; 0 for what is not spelled so, as C's strtol has it."""
-    try:
-        return int(text[3:5], 16)
-    except ValueError:
-        return 0
 
 
 def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
@@ -325,9 +323,7 @@ def _end_of_generation(
     eog |= {roles[role] for role in ("eos", "eot", "eom") if role in roles}
 
     spelled = {tokens[id] for id in eog}
-    if "<|end|>" in spelled and (
-        {"<|return|>", "<|call|>"} <= spelled or ("<|flush|>" in spelled and spelled & {"<|call|>", "<|calls|>"})
-    ):
+    if "<|end|>" in spelled and spelled & {"<|call|>", "<|calls|>"} and spelled & {"<|return|>", "<|flush|>"}:
         eog.remove(ids["<|end|>"])  # gpt-oss and solar-open end a message with it, not the answer
         attr[ids["<|end|>"]] = Attr.USER_DEFINED
     if "</s>" in spelled and spelled & {"<|tool_response>", "<|plamo:eos|>"}:
@@ -345,6 +341,6 @@ def _strip(kv: Mapping[str, Any], ids: Mapping[str, int], attr: np.ndarray) -> N
         special = (attr & (Attr.CONTROL | Attr.USER_DEFINED | Attr.UNKNOWN)) != 0
         attr[special] |= Attr.RSTRIP
         attr[_found(["</s>"], ids)] |= Attr.RSTRIP
-        attr[_found(["<unk>", "<s>", "<|endoftext|>"], ids)] &= ~np.uint16(Attr.RSTRIP)
+        attr[_found(["<unk>", "<s>", "<|endoftext|>"], ids)] &= ~Attr.RSTRIP
     elif "modern-bert" in name:
         attr[_found(["[MASK]"], ids)] |= Attr.LSTRIP
