@@ -62,20 +62,21 @@ def create(
     overrides = _overrides(info or {}) | {"renderer": renderer, "parser": parser, "requires": requires}
 
     def statuses() -> Iterator[Status]:
+        if not from_ and files is None:
+            raise RequestError("neither 'from' or 'files' was specified")
         if adapters or quantize:
             what = "quantizing" if quantize else "adapters"
             raise NotYet(f"create does not support {what} yet")
         if from_:
             config, layers = _inherited(store, from_)
-        elif files is not None:
-            config, layers = yield from _from_files(store, files)
         else:
-            raise RequestError("neither 'from' or 'files' was specified")
+            config, layers = yield from _from_files(store, files or {})
         told = {layer.digest: "using existing layer" for layer in layers}
 
         def text(media_type: str, content: str) -> Layer:
-            is_there = store.has_blob(media.digest_of(content.encode()))
-            digest, size = store.put_blob([content.encode()])
+            data = content.encode("utf-8", "replace")
+            is_there = store.has_blob(media.digest_of(data))
+            digest, size = store.put_blob([data])
             told.setdefault(digest, f"{'using existing' if is_there else 'creating new'} layer")
             return Layer(media_type, digest, size)
 

@@ -46,11 +46,12 @@ def ordered_json_text(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
+    """%v; every number is a float64, as in Go's values of a JSON text."""
     match value:
         case bool():
             return "true" if value else "false"
         case int() | float():
-            return _float(float(value), -4, 6)  # every number of a JSON text is a float64 to Go
+            return _float(float(value), -4, 6)
         case str():
             return value
         case _:
@@ -58,6 +59,7 @@ def plain(value: Any) -> str:
 
 
 def literal(value: Any) -> str:
+    """%#v."""
     if not isinstance(value, str):
         return plain(value)
     return '"' + "".join(SHORT.get(c) or (c if c.isprintable() else _escape(ord(c))) for c in value) + '"'

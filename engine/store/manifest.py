@@ -66,6 +66,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Manifest:
+    """The layers of a model in their order, and its config, which very old models lack."""
+
     config: Layer | None
     layers: tuple[Layer, ...]
 
@@ -149,6 +151,7 @@ class Config:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Config:
+        """The config that `data` spells.  Raises: BadManifest about `path`"""
         value = read_json(data, path, dict)
         texts = {key: value.get(key) or "" for key in CONFIG_KEYS if key != "model_families"}
         families = value.get("model_families") or []

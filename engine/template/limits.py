@@ -87,6 +87,7 @@ class Budget:
     # before an operator, a method, a filter
 
     def operator(self, operator: str, left: Any, right: Any) -> None:
+        """Pays for one of + * ** %."""
         if operator == "+":
             self.charge(_size(left) + _size(right))
         elif operator == "*" and isinstance(left, int) and isinstance(right, int):

@@ -155,6 +155,7 @@ def test_request_is_checked_before_the_first_status(store, digest):
 
 FAILURES = [
     (RequestError, "neither 'from' or 'files' was specified", {}),
+    (RequestError, "neither 'from' or 'files' was specified", {"adapters": {"a.gguf": "sha256:" + "0" * 64}}),
     (RequestError, "unknown type", {"files": {}}),
     (ModelError, "invalid digest format", {"files": {"x.gguf": "sha256:12"}}),
     (ModelError, f"open sha256-{'0' * 64}: no such file", {"files": {"x.gguf": "sha256:" + "0" * 64}}),
