@@ -31,10 +31,15 @@ def kernel(function: Callable | None = None, **options):
     """`function`, compiled on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
     if function is None:
         return lambda function: kernel(function, **options)
-    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    compiled = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
     if not config.DISABLE_JIT:
         keep(compiled, cache_folder())
     return compiled
+
+
+def inner(function: Callable):
+    """A kernel that only kernels call: compiles sooner, as nothing has to unpack Python's objects for it."""
+    return kernel(function, no_cpython_wrapper=True)
 
 
 def keep(compiled, folder: Path | None) -> None:

@@ -3,10 +3,13 @@
     f32x16 i32x16 u8x64 ...     types: 16 float32 lanes, 64 bytes; + - * & | ^ << >> lane by lane, with a number too
     zero(f32x16)  splat(f32x16, x)  broadcast(f32x16, a, i)     0, x, a[i] in every lane
     load(f32x16, a, i)  store(a, i, v)                          a[i : i + 16]; `a` is flat, nothing checks its bounds
+    scatter(a, i, step, v)                                      a[i + step * lane] = v[lane]
     registers(f32x16, n)                                        n vectors to index; real registers once loops unroll
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
-    fma(a, b, c)  maximum(a, b)  total(v)  largest(v)           a * b + c; lane by lane; over the lanes
+    fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
+    total(v)  largest(v)                                        over the lanes
     half_to_f32(u16x16)                                         float16 bits -> f32x16
+    round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds
     dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
 
 Only the last three lines depend on the machine.  LEVEL names the form in use:
@@ -90,9 +93,9 @@ class VecModel(models.PrimitiveModel):
         super().__init__(manager, vec, vec.llvm)
 
 
-f32x16, f32x8, f32x4 = (Vec(types.float32, n) for n in (16, 8, 4))
-i32x16, u32x16 = Vec(types.int32, 16), Vec(types.uint32, 16)
-u16x16, i16x16 = Vec(types.uint16, 16), Vec(types.int16, 16)
+f32x16 = Vec(types.float32, 16)
+i32x16, i32x4 = Vec(types.int32, 16), Vec(types.int32, 4)
+u16x16 = Vec(types.uint16, 16)
 u8x64, i8x64, u8x16, i8x16 = Vec(types.uint8, 64), Vec(types.int8, 64), Vec(types.uint8, 16), Vec(types.int8, 16)
 
 
@@ -206,6 +209,19 @@ def store(typing, array, i, vector):
     return types.void(array, types.intp, vector), generate
 
 
+@intrinsic
+def scatter(typing, array, i, step, vector):
+    def generate(context, builder, sig, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        for lane in range(vector.n):
+            x = builder.extract_element(args[3], ir.Constant(ir.IntType(32), lane))
+            i = builder.add(args[1], builder.mul(args[2], ir.Constant(args[2].type, lane)))
+            builder.store(x, builder.gep(data, [i]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), generate
+
+
 @intrinsic(prefer_literal=True)
 def registers(typing, vec, n):
     """`n` vectors, uninitialized.  `n` must be a literal in the caller: `literally(n)`."""
@@ -260,12 +276,20 @@ def fma(typing, a, b, c):
     return a(a, a, a), generate
 
 
+def chosen(builder, vec, sign, a, b):
+    """a where a > b (or a < b), else b."""
+    compare = builder.fcmp_ordered if vec.lane == types.float32 else builder.icmp_signed
+    return builder.select(compare(sign, a, b), a, b)
+
+
 @intrinsic
 def maximum(typing, a, b):
-    def generate(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+    return a(a, a), lambda context, builder, sig, args: chosen(builder, a, ">", *args)
 
-    return a(a, a), generate
+
+@intrinsic
+def minimum(typing, a, b):
+    return a(a, a), lambda context, builder, sig, args: chosen(builder, a, "<", *args)
 
 
 def halves(builder, v):
@@ -288,13 +312,16 @@ def fold(builder, v, combine):
 
 @intrinsic
 def total(typing, vector):
-    return vector.lane(vector), lambda context, builder, sig, args: fold(builder, args[0], builder.fadd)
+    def generate(context, builder, sig, args):
+        return fold(builder, args[0], builder.fadd if vector.lane == types.float32 else builder.add)
+
+    return vector.lane(vector), generate
 
 
 @intrinsic
 def largest(typing, vector):
     def generate(context, builder, sig, args):
-        return fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+        return fold(builder, args[0], lambda a, b: chosen(builder, vector, ">", a, b))
 
     return vector.lane(vector), generate
 
@@ -325,6 +352,41 @@ def half_to_f32_native(builder, h):
 def half_to_f32(typing, h):
     generate = half_to_f32_portable if LEVEL == "portable" else half_to_f32_native
     return Vec(types.float32, h.n)(h), lambda context, builder, sig, args: generate(builder, args[0])
+
+
+def round_to_half_portable(builder, x):
+    """To 11 bits, ties to even; below 2^-14 to multiples of 2^-24, which adding 0.75 leaves.  For |x| < 65520."""
+    whole, real = ir.IntType(32), ir.FloatType()
+    b = builder.bitcast(x, whole)
+    odd = builder.and_(builder.lshr(b, whole(13)), whole(1))
+    normal = builder.and_(builder.add(builder.add(b, whole(0x0FFF)), odd), whole(-0x2000))
+    tiny = builder.fsub(builder.fadd(x, real(0.75)), real(0.75))
+    small = builder.icmp_unsigned("<", builder.and_(b, whole(0x7FFFFFFF)), whole(0x38800000))
+    return builder.select(small, tiny, builder.bitcast(normal, real))
+
+
+def round_to_half_native(builder, x):
+    return builder.fpext(builder.fptrunc(x, ir.HalfType()), ir.FloatType())
+
+
+@intrinsic
+def round_to_half(typing, x):
+    generate = round_to_half_portable if LEVEL == "portable" else round_to_half_native
+    return types.float32(types.float32), lambda context, builder, sig, args: generate(builder, args[0])
+
+
+@intrinsic
+def round_to_bf16(typing, x):
+    """Ties to even; no NaNs."""
+
+    def generate(context, builder, sig, args):
+        whole = ir.IntType(32)
+        b = builder.bitcast(args[0], whole)
+        odd = builder.and_(builder.lshr(b, whole(16)), whole(1))
+        b = builder.and_(builder.add(builder.add(b, whole(0x7FFF)), odd), whole(-0x10000))
+        return builder.bitcast(b, ir.FloatType())
+
+    return types.float32(types.float32), generate
 
 
 def quarter_sums(builder, products):

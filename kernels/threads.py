@@ -29,7 +29,7 @@ from numba.core import cgutils, config
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from .jit import kernel
+from .jit import inner, kernel
 
 WORTH = 100_000  # multiply-adds or bytes: about ten microseconds, the price of a helper that was asleep
 SPINS = 5_000  # looks for work before a helper sleeps, some 50 ns apart
@@ -104,7 +104,7 @@ PART = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), ir.IntType(64
 
 @intrinsic
 def call_part(typing, code, args, first, last):
-    """What `code`, an address that `part_address` gave, does with `args`."""
+    """What the PART at address `code` does with `args`, the address of its struct."""
 
     def generate(context, builder, sig, values):
         function = builder.inttoptr(values[0], PART.as_pointer())
@@ -114,45 +114,10 @@ def call_part(typing, code, args, first, last):
     return types.void(*[types.int64] * 4), generate
 
 
-@intrinsic
-def part_address(typing, part, args):
-    """The address of a C function (args *, first, last) that calls the kernel `part`.  `part` must not raise."""
-    sig = part.get_call_type(typing, (*args.types, types.intp, types.intp), {})
-
-    def generate(context, builder, _, values):
-        compiled = part.dispatcher.overloads[sig.args]
-        context.active_code_library.add_linking_library(compiled.library)
-        name = builder.module.get_unique_name(f"part.{compiled.fndesc.mangled_name}")
-        function = ir.Function(builder.module, PART, name)
-        function.linkage = "internal"
-        inner = ir.IRBuilder(function.append_basic_block())
-        pointer, first, last = function.args
-        packed = inner.load(inner.bitcast(pointer, values[1].type.as_pointer()), typ=values[1].type)
-        unpacked = [inner.extract_value(packed, i) for i in range(len(args))]
-        callee = context.declare_function(builder.module, compiled.fndesc)
-        context.call_conv.call_function(inner, callee, sig.return_type, sig.args, [*unpacked, first, last])
-        inner.ret_void()
-        return builder.ptrtoint(function, ir.IntType(64))
-
-    return signature(types.int64, part, args), generate
-
-
-@intrinsic
-def stack_address(typing, args):
-    """Where a copy of the tuple `args` lies while the calling function runs."""
-
-    def generate(context, builder, sig, values):
-        place = cgutils.alloca_once(builder, values[0].type)
-        builder.store(values[0], place)
-        return builder.ptrtoint(place, ir.IntType(64))
-
-    return types.int64(args), generate
-
-
 # --- in machine code
 
 
-@kernel
+@inner
 def take_parts(team):
     """Runs parts of the team's job until none is left.  -> how many
 
@@ -183,9 +148,12 @@ def help_out(team, me):
             give_way()
 
 
-@kernel
+@inner
 def start_job(team, code, args, n):
     """Puts the job before the team, helps with it, and returns when all of 0 .. n is done."""
+    if team[SIZE] == 1:
+        call_part(code, args, 0, n)
+        return
     n_part = min(n, PARTS_PER_THREAD * team[SIZE])
     team[CODE], team[ARGS], team[N], team[N_PART] = code, args, n, n_part
     atomic_store(team, DONE, 0)
@@ -199,13 +167,40 @@ def start_job(team, code, args, n):
             give_way()
 
 
-@kernel(inline="always")  # passed on as an argument, `part` would be an address that no cache can keep
-def parallel_for(team, part, args, n):
-    """part(*args, first, last) for pieces that together cover 0 .. n, each index once."""
-    if team[SIZE] == 1:
-        part(*args, 0, n)
-    elif n > 0:
-        start_job(team, part_address(part, args), stack_address(args), n)
+@intrinsic
+def parallel_for(typing, team, part, args, n):
+    """part(*args, first, last) for pieces that together cover 0 .. n, each index once.  `part` must not raise."""
+    sig = part.get_call_type(typing, (*args.types, types.intp, types.intp), {})
+    start = typing.resolve_value_type(start_job).get_call_type(typing, (team, *[types.int64] * 3), {})
+
+    def generate(context, builder, _, values):
+        code = builder.ptrtoint(part_function(context, builder, part, sig, values[2].type), ir.IntType(64))
+        place = cgutils.alloca_once_value(builder, values[2])  # on the stack, where it stays until the job is done
+        job = values[0], code, builder.ptrtoint(place, ir.IntType(64)), values[3]
+        call_compiled(context, builder, start_job, start, job)
+        return context.get_dummy_value()
+
+    return signature(types.void, team, part, args, types.int64), generate
+
+
+def part_function(context, builder, part, sig, packed):
+    """A C function (args *, first, last) that unpacks the struct `packed` and calls the kernel `part`."""
+    function = ir.Function(builder.module, PART, builder.module.get_unique_name("part"))
+    function.linkage = "internal"
+    inside = ir.IRBuilder(function.append_basic_block())
+    pointer, first, last = function.args
+    args = inside.load(inside.bitcast(pointer, packed.as_pointer()), typ=packed)
+    unpacked = [inside.extract_value(args, i) for i in range(len(packed.elements))]
+    call_compiled(context, inside, part.dispatcher, sig, [*unpacked, first, last])
+    inside.ret_void()
+    return function
+
+
+def call_compiled(context, builder, kernel, sig, args):
+    compiled = kernel.overloads[sig.args]
+    context.active_code_library.add_linking_library(compiled.library)
+    function = context.declare_function(builder.module, compiled.fndesc)
+    context.call_conv.call_function(builder, function, sig.return_type, sig.args, args)
 
 
 # --- in Python
