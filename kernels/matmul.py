@@ -3,10 +3,12 @@
 matmul_numpy    the definition: dequantize, then NumPy's product
 matmul_exact    the same without the whole matrix in memory, summed in an order that no batch changes
 matmul_ggml     what llama.cpp computes on a CPU: the activations are quantized first
+matmul_numba    the same values up to the order of sums, at speed
 """
 
 import numpy as np
 
+from . import packed
 from .activations import round_activations
 from .jit import kernel
 
@@ -58,3 +60,12 @@ def matmul_ggml(w, x):
     ggml multiplies the integers of both sides and sums scaled blocks in float32: only its order of sums differs.
     """
     return matmul_exact(w, round_activations(x, w.format.dot_with))
+
+
+def matmul_numba(w, x):
+    """As matmul_ggml, on weights repacked for vectors; sums in float32, from the first block to the last.
+
+    w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    The kernels are in packed/: one section a format, each beside the drawing of what it reads.
+    """
+    return packed.matmul(w, x) if w.format.type in packed.PRODUCTS else packed.matmul_dequantized(w, x)

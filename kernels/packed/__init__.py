@@ -1,0 +1,96 @@
+"""Weights repacked for this machine's vectors, and products with them.
+
+PRODUCTS    by GGMLType: the formats that have integer kernels of their own
+pack        a Tensor's blocks in groups of 16 rows; made once and kept, see Tensor.form
+matmul      x w^T on such a form
+matmul_dequantized      the same for every other format, some rows at a time as F32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ..activations import round_activations
+from ..quants import FORMATS, GGMLType
+from ..tensor import Tensor
+from ..threads import run
+from . import arena, block32, floats
+from .tiles import LANES, Packed, new_tiles
+
+
+class Product(NamedTuple):
+    """How a format is packed and multiplied.
+
+    block           weights in a block of a row
+    code_bytes, scale_bytes     of a block of 16 rows
+    parts           starts per 32 columns, see Tiles; 0 for plain numbers
+    pack            (team, blocks u8 [...], Packed, its codes as i32)
+    matmul          (team, rows f32 [...], Packed, Tiles, y f32 [...])
+    """
+
+    block: int
+    code_bytes: int
+    scale_bytes: int
+    parts: int
+    pack: Callable
+    matmul: Callable
+
+
+# fmt: off
+PRODUCTS = {
+    #                      block  codes scales parts
+    GGMLType.Q4_0: Product(   32,   256,    32,    1, block32.pack_q4_0, block32.matmul_q4_0),
+    GGMLType.Q4_1: Product(   32,   256,    64,    1, block32.pack_q4_1, block32.matmul_q4_1),
+    GGMLType.Q5_0: Product(   32,   320,    32,    1, block32.pack_q5_0, block32.matmul_q5_0),
+    GGMLType.Q5_1: Product(   32,   320,    64,    1, block32.pack_q5_1, block32.matmul_q5_1),
+    GGMLType.Q8_0: Product(   32,   512,    32,    1, block32.pack_q8_0, block32.matmul_q8_0),
+    GGMLType.F32:  Product(    1,    64,     0,    0, floats.pack_32_bits, floats.matmul_f32),
+    GGMLType.F16:  Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_f16),
+    GGMLType.BF16: Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_bf16),
+}
+# fmt: on
+
+
+ROWS = 256  # dequantized at a time
+
+
+def pack(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> Packed:
+    """Tensor [n_out, n_in] of a format in PRODUCTS -> its groups, in memory that `zeros` gives"""
+    product = PRODUCTS[w.format.type]
+    n_out, n_in = w.shape
+    n_group, n_block = -(-n_out // 16), n_in // product.block
+    n = n_group * n_block
+    form = Packed(zeros(n * product.code_bytes), zeros(n * product.scale_bytes), n_group, n_block)
+    blocks = np.ascontiguousarray(w.blocks, w.format.layout).view(np.uint8).reshape(-1)
+    blocks.flags.writeable = False  # as in a mapped file: one type, one compilation
+    run(product.pack, w.n_elements, blocks, form, form.codes.view(np.int32))
+    return form
+
+
+def matmul(w: Tensor, x: np.ndarray, form: Packed | None = None) -> np.ndarray:
+    """x w^T with the activations rounded as ggml does.
+
+    w Tensor [n_out, n_in] of a format in PRODUCTS, x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    """
+    product, form = PRODUCTS[w.format.type], form or w.form(pack)
+    n_tok, (n_out, n_in) = len(x), w.shape
+    tiles = new_tiles(n_tok, n_in // 32 if product.parts else n_in, product.parts)
+    y = np.empty((1 if n_tok == 1 else tiles.n_tile * LANES, 16 * form.n_group), np.float32)
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1)
+    run(product.matmul, n_tok * w.n_elements, rows, form, tiles, y.reshape(-1))
+    return np.ascontiguousarray(y[:n_tok, :n_out])
+
+
+def matmul_dequantized(w: Tensor, x: np.ndarray) -> np.ndarray:
+    """As `matmul`, for a format without an integer kernel: slow, as every call dequantizes all of `w`."""
+    x = round_activations(x, w.format.dot_with)
+    y = np.empty((len(x), len(w.blocks)), np.float32)
+    for r in range(0, len(w.blocks), ROWS):
+        rows = w.dequantize(np.arange(r, min(r + ROWS, len(w.blocks))))
+        part = Tensor(w.name, FORMATS[GGMLType.F32], rows.shape, rows)
+        y[:, r : r + ROWS] = matmul(part, x, pack(part, partial(np.zeros, dtype=np.uint8)))
+    return y

@@ -1,0 +1,39 @@
+"""Memory for packed weights: a few large pieces, so that the system can back them with large pages.
+
+Reading 600 MB a token touches 150,000 pages of 4 KiB but 300 of 2 MiB; measured 16 against 25 GB/s on one core.
+"""
+
+from __future__ import annotations
+
+import mmap
+from threading import Lock
+
+import numpy as np
+
+PIECE = 64 << 20  # bytes; what is never written to costs no memory
+LINE = 64  # a cache line, and the longest load
+
+_lock = Lock()
+_piece = np.empty(0, np.uint8)
+_used = 0
+
+
+def zeros(n: int) -> np.ndarray:
+    """u8 [n] of zeros that begins a cache line.  Freed with the last array of its piece."""
+    global _piece, _used
+    with _lock:
+        if _used + n > _piece.size:
+            _piece, _used = new_piece(max(n, PIECE)), 0
+        array = _piece[_used : _used + n]
+        _used += -(-n // LINE) * LINE
+        return array
+
+
+def new_piece(n: int) -> np.ndarray:
+    memory = mmap.mmap(-1, n)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them
+            pass
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,85 @@
+"""Products on repacked weights: the values of the GGML set, and a token's bits whatever is computed beside it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba.core import config
+
+from numllama.kernels import packed, threads
+from numllama.kernels.activations import round_activations
+from numllama.kernels.matmul import matmul_numba
+from numllama.kernels.quants import FORMATS, quantize
+from numllama.kernels.tensor import Tensor
+
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
+PACKED = [FORMATS[type] for type in packed.PRODUCTS]
+
+
+def random_weight(format, n_out, n_in, seed=0):
+    w = np.random.default_rng(seed).standard_normal((n_out, n_in), np.float32)
+    return Tensor("w", format, (n_out, n_in), quantize(format, w))
+
+
+def random_tokens(n_tok, n_in, seed=1):
+    return np.random.default_rng(seed).standard_normal((n_tok, n_in), np.float32)
+
+
+@pytest.fixture(scope="module", params=PACKED, ids=lambda format: format.name)
+def weight(request):
+    return random_weight(request.param, n_out=40, n_in=512)  # 40 rows: the third group is not full
+
+
+def test_a_product_is_that_of_the_rounded_activations(weight):
+    x = random_tokens(19, 512)  # 12 tokens at a time, then tiles of 4, the last with one lane empty
+    x[3] = 0
+    expected = round_activations(x, weight.format.dot_with).astype(np.float64) @ weight.dequantize().T.astype(
+        np.float64
+    )
+    got = matmul_numba(weight, x)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=512 * 2**-24 * np.abs(expected).max())  # n float32 sums
+
+
+@given(data=st.data(), n_tok=st.integers(2, 40), n_thread=st.integers(1, 2))
+@settings(deadline=None, max_examples=20)
+def test_a_token_s_bits_do_not_depend_on_the_batch_or_the_threads(weight, data, n_tok, n_thread):
+    x = random_tokens(n_tok, 512, seed=n_tok)
+    t = data.draw(st.integers(0, n_tok - 1))
+    threads.limit(1)
+    alone = matmul_numba(weight, x[t : t + 1])
+    threads.limit(n_thread)
+    try:
+        together = matmul_numba(weight, x)
+    finally:
+        threads.limit(None)
+    assert together[t].tobytes() == alone[0].tobytes()
+
+
+def test_codes_and_scales_at_their_limits(weight):
+    """Tokens whose codes are all -127 or 127 against the weight's largest: sums that 16 bits would not hold."""
+    x = np.ones((2, 512), np.float32)
+    x[1] = -1
+    extreme = np.where(np.arange(512) % 64 < 32, 4.0, -4.0).astype(np.float32)[None].repeat(16, axis=0)
+    w = Tensor("w", weight.format, (16, 512), quantize(weight.format, extreme))
+    expected = round_activations(x, w.format.dot_with).astype(np.float64) @ w.dequantize().T.astype(np.float64)
+    np.testing.assert_allclose(matmul_numba(w, x), expected, rtol=0, atol=512 * 2**-24 * 4 * 512)
+
+
+@pytest.mark.parametrize(
+    "format", [f for f in FORMATS.values() if f not in PACKED and f.can_quantize], ids=lambda f: f.name
+)
+def test_every_other_format_is_dequantized(format):
+    n_in = 256 if format.name != "I8" else 64
+    w = random_weight(format, n_out=300, n_in=n_in)
+    x = random_tokens(3, n_in)
+    expected = round_activations(x, format.dot_with).astype(np.float64) @ w.dequantize().T.astype(np.float64)
+    got = matmul_numba(w, x)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=256 * 2**-24 * max(1, np.abs(expected).max()))
+    assert got[2].tobytes() == matmul_numba(w, x[2:])[0].tobytes()
+
+
+def test_a_byte_swapped_file_packs_to_the_same_groups(weight):
+    swapped = weight.blocks.astype(weight.format.layout.newbyteorder(">"))
+    big = Tensor("w", weight.format, weight.shape, swapped)
+    x = random_tokens(2, 512)
+    np.testing.assert_array_equal(matmul_numba(big, x), matmul_numba(weight, x))
