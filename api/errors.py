@@ -36,7 +36,7 @@ def status_of(error: Exception) -> int:
 
 
 def text_of(error: Exception) -> str:
-    """The one line that a client may see: an error nobody foresaw keeps its details for the log."""
+    """The one line that a client may see.  An error nobody foresaw goes to the log, with its traceback."""
     if isinstance(error, e.EngineError | DecodeError):
         return str(error)
     log.error("unforeseen error", exc_info=error)

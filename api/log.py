@@ -13,12 +13,12 @@ import sys
 import time
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engine.duration import format_duration
-from ..engine.errors import EngineError
 from .errors import refusal
-from .go_json import DecodeError, rfc3339
+from .go_json import rfc3339
 
 log = logging.getLogger("numllama.request")
 
@@ -74,11 +74,12 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_and_note)
+        except ClientDisconnect:  # in the middle of its body
+            status = 499
         except Exception as error:
-            if not isinstance(error, EngineError | DecodeError):
-                log.error("unforeseen error", exc_info=error)
+            answer = refusal(error)
             if not status:
-                await refusal(error)(scope, receive, send_and_note)
+                await answer(scope, receive, send_and_note)
         finally:
             duration = format_duration(time.perf_counter_ns() - began)
             facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration": duration}

@@ -9,6 +9,7 @@ call.cancel()     seen at the next value that a forward pass names, so well with
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from .generate import generate
 from .model import Model
 from .options import Options
 from .sequence import Piece, Timings
+
+log = logging.getLogger(__name__)
 
 RUNAWAY = 30  # so many times the same text in a row is not an answer any more: as in Ollama's llm/server.go
 
@@ -104,6 +107,7 @@ class Runner:
         self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
         check_memory(model, self.options.num_ctx, cache_type)
         self.cache: KVCache = model.new_cache(self.options.num_ctx, type=cache_type)
+        _ = model.tokenizer  # made on first use, which is now: it belongs to loading
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
         self._thread.start()
@@ -141,6 +145,9 @@ class Runner:
     def _run(self, job: Job) -> Piece:
         """Everything but the last piece delivered; the last piece."""
         began, first, n, text, repeated = perf_counter_ns(), 0, 0, "", 0
+        if job.truncate and len(job.prompt) > self.options.num_ctx:
+            facts = {"num_ctx": self.options.num_ctx, "prompt": len(job.prompt), "num_keep": job.options.num_keep}
+            log.warning("truncating input prompt", extra={"fields": facts})
         for piece in generate(
             self.model,
             job.prompt,

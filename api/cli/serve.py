@@ -11,10 +11,13 @@ from importlib.metadata import version
 
 import uvicorn
 
+from ...engine.errors import StoreError
 from ...engine.service import Engine
 from ...engine.settings import Settings
 from ..app import create_app
 from ..log import start_logging
+
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings | None = None) -> None:
@@ -33,6 +36,10 @@ def serve(settings: Settings | None = None) -> None:
         )
         sys.exit(1)
     engine = Engine(settings)
+    try:
+        engine.store.prune()
+    except StoreError as error:
+        log.warning("nothing is pruned: %s", error)
     config = uvicorn.Config(
         create_app(engine),
         log_config=None,
@@ -44,7 +51,7 @@ def serve(settings: Settings | None = None) -> None:
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)  # uvicorn raises what it caught once more: then this takes it
-    logging.getLogger(__name__).info("listening on %s", settings.host.url)
+    log.info("listening on %s", settings.host.url)
     server.run(sockets=[listener])
 
 

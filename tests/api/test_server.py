@@ -301,6 +301,22 @@ def test_a_client_that_leaves_ends_the_generation_within_a_token(served, counted
     assert served.ok("/api/generate", model="bare", prompt="a", stream=False)["done"]  # still there, still working
 
 
+def test_an_upload_that_breaks_off_leaves_nothing(fresh, caplog):
+    server = fresh()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.putrequest("POST", f"/api/blobs/sha256:{'0' * 64}")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"x" * 10)
+    blobs = server.engine.store.blobs.folder
+    until(lambda: blobs.is_dir() and list(blobs.iterdir()))
+    with caplog.at_level(logging.INFO, "numllama.request"):
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        until(lambda: caplog.records)
+    assert [record.fields["status"] for record in caplog.records] == [499]
+    assert list(blobs.iterdir()) == []
+
+
 def test_whoever_waits_for_a_busy_model_gets_the_same_text_as_alone(served):
     def ask(n):
         body = {"model": "m", "prompt": f"once {n}", "stream": False, "options": {"num_predict": 30}}

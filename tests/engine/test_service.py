@@ -1,0 +1,150 @@
+"""The engine's verbs without HTTP."""
+
+from __future__ import annotations
+
+import pytest
+
+from numllama.engine.errors import Cancelled, ModelNotFound, NotYet, RequestError
+from numllama.engine.runner import Call
+from numllama.engine.service import Engine, Wanted, check_format, fitting
+from numllama.engine.settings import Settings
+from tiny import CHAT_TEMPLATE, tiny_gguf
+
+GREEDY = Wanted(options={"temperature": 0, "num_predict": 6})
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("service")
+    engine = Engine(Settings(models=folder / "store", builtin=False))
+    path = tiny_gguf(folder / "m.gguf", chat_template=CHAT_TEMPLATE)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("m", files={"m.gguf": digest}, parameters={"num_predict": 3}))
+    yield engine
+    engine.close()
+
+
+def user(*contents):
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def test_an_answer_is_its_pieces(engine):
+    pieces = list(engine.generate("m", "once", GREEDY))
+    assert pieces[-1].done_reason == "length" and pieces[-1].timings.eval_count == 6
+    assert pieces[-1].timings.eval_duration > 0
+
+
+def test_the_requests_options_come_after_the_models(engine):
+    assert list(engine.generate("m", "once"))[-1].timings.eval_count == 3
+
+
+def test_the_environments_num_ctx_comes_before_the_models(engine):
+    small = Engine(Settings(models=engine.settings.models, builtin=False, context_length=32))
+    assert small.chat("m", wanted=GREEDY).is_over
+    assert [entry["context_length"] for entry in small.ps()] == [32]
+    small.close()
+
+
+def test_a_chat_is_the_generation_of_its_rendering(engine):
+    answer = engine.chat("m", user("hello"), GREEDY)
+    text = "".join(piece.text for piece in answer)
+    assert answer.prompt == "<|user|>hello\n<|assistant|>"
+    raw = engine.generate("m", answer.prompt, GREEDY, raw=True)
+    assert "".join(piece.text for piece in raw) == text
+
+
+def test_context_is_prompt_and_text_as_tokens_without_bos(engine):
+    answer = engine.generate("m", "once", GREEDY)
+    text = "".join(piece.text for piece in answer)
+    tokenizer = answer.model.tokenizer
+    assert answer.context(text) == tokenizer.encode(answer.prompt + text, add_special=False)
+    assert answer.context(text)[0] != tokenizer.bos
+
+
+def test_bos_comes_once_though_the_template_writes_it(engine, tmp_path):
+    path = tiny_gguf(tmp_path / "b.gguf", chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("b", files={"b.gguf": digest}))
+    rendered = engine.chat("b", user("hello"), Wanted(render_only=True)).prompt
+    assert rendered.startswith("<s><|user|>")
+    once = list(engine.chat("b", user("hello"), GREEDY))[-1].timings.prompt_eval_count
+    assert list(engine.generate("b", rendered, GREEDY, raw=True))[-1].timings.prompt_eval_count == once + 1
+    engine.generate("b", wanted=Wanted(keep_alive=0))
+
+
+def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(engine):
+    loaded = engine.generate("m")
+    assert (loaded.done_reason, loaded.is_over) == ("load", True)
+    assert [entry["name"] for entry in engine.ps()] == ["m:latest"]
+    assert engine.chat("m", wanted=Wanted(keep_alive=0)).done_reason == "unload"
+    assert engine.ps() == []
+
+
+def test_two_names_of_one_file_share_what_is_loaded(engine):
+    engine.copy("m", "twin")
+    engine.generate("m")
+    engine.generate("twin")
+    assert [entry["name"] for entry in engine.ps()] == ["m:latest"]
+    engine.delete("twin")
+
+
+def test_an_error_of_the_model_reaches_whoever_reads(engine):
+    call = Call()
+    answer = engine.generate("m", "once", Wanted(options={"num_predict": -1}), call=call)
+    pieces = iter(answer)
+    next(pieces)
+    call.cancel()
+    with pytest.raises(Cancelled):
+        list(pieces)
+
+
+def test_unknown_names_are_told_as_they_were_asked_for(engine):
+    with pytest.raises(ModelNotFound, match=r"^model 'Nope' not found$"):
+        engine.generate("Nope", "a")
+    with pytest.raises(ModelNotFound, match=r"^model 'Nope:latest' not found$"):
+        engine.show("Nope")
+
+
+# conversations longer than the window
+
+
+def shortened(messages, size):
+    """`fitting` where a message's size is its text's length."""
+    shown = []
+    fitting(messages, lambda some: shown.append(some) or "".join(m["content"] for m in some), lambda t: len(t) <= size)
+    return [m["content"] for m in shown[-1]]
+
+
+def test_the_oldest_messages_go_first():
+    assert shortened(user("aa", "bb", "cc"), 6) == ["aa", "bb", "cc"]
+    assert shortened(user("aa", "bb", "cc"), 5) == ["bb", "cc"]
+
+
+def test_the_last_message_stays_even_if_it_is_too_long():
+    assert shortened(user("aa", "bbbbbb"), 3) == ["bbbbbb"]
+
+
+def test_system_messages_stay():
+    messages = [*user("aa"), {"role": "system", "content": "S"}, *user("bb", "cc")]
+    assert shortened(messages, 3) == ["S", "cc"]
+
+
+# formats
+
+
+@pytest.mark.parametrize("format", [None, ""])
+def test_no_format_is_no_constraint(format):
+    check_format(format)
+
+
+@pytest.mark.parametrize(("format", "shown"), [("xml", r'"\"xml\""'), (1, '"1"'), ([], '"[]"'), (True, '"true"')])
+def test_what_is_no_format_is_quoted_as_go_does(format, shown):
+    with pytest.raises(RequestError) as refusal:
+        check_format(format)
+    assert str(refusal.value) == f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
+
+
+@pytest.mark.parametrize("format", ["json", {}, {"type": "object"}])
+def test_a_format_is_refused_rather_than_ignored(format):
+    with pytest.raises(NotYet):
+        check_format(format)
