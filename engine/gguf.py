@@ -18,7 +18,7 @@ Nothing needs closing, for the map lives as long as an array that looks into it.
 process (SIGBUS), as in llama.cpp; so a model is replaced by renaming another over it, never by writing into it.
 
 No length is trusted: each is compared with the bytes that remain before anything of that length is made.  A broken file
-ends in BadGGUF, whatever is broken, and costs little; a sound one costs its metadata, about 50 bytes more per string.
+ends in BadGGUF, whatever is broken, and costs little; a sound one costs its metadata, and Python's 50 bytes per string.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; as strict as llama.cpp's gguf.cpp, 0c1e57098.
 """
 
@@ -62,7 +62,7 @@ class ValueType(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArrayType:
     """An array's type: that of its items, or each one's own where they are arrays.  Also typed: `ArrayType(STR)([])`"""
 
@@ -75,7 +75,7 @@ class ArrayType:
         return f"arr[{self.of if isinstance(self.of, ValueType) else 'arr'}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Typed:
     """A value with its GGUF type, where Python's own type would not tell."""
 
