@@ -32,7 +32,8 @@ def bpe_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     except ModelError:
         raise
     except Exception as error:  # what `tokenizers` raises has no narrower class
-        raise ModelError(f"'tokenizer.ggml.merges': {error}") from error
+        message = " ".join(str(error).split()).removeprefix("Error while initializing BPE: ")
+        raise ModelError(f"'tokenizer.ggml.merges': {message}") from error
     tokenizer = Tokenizer(model)
     cuts: list[pre_tokenizers.PreTokenizer] = [
         pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.split

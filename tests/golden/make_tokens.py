@@ -1,4 +1,4 @@
-"""Records tests/golden/tokens_*.json: what llama.cpp's tokenizer makes of texts, for two vocabularies of a few hundred pieces.
+"""Records tests/golden/tokens_*.json: what llama.cpp makes of texts, for two vocabularies of a few hundred pieces.
 
     NUMLLAMA_LLAMA_CPP=llama.cpp/build/bin PYTHONPATH=tests python tests/golden/make_tokens.py stories260K.gguf
 
@@ -93,7 +93,7 @@ def pre():
     trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, min_frequency=1, show_progress=False)
     trained.train_from_iterator(texts, trainer)
     model = json.loads(trained.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get) + ["<|im_end|>"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].get), "<|im_end|>"]
     vocabulary = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.tokens": tokens,

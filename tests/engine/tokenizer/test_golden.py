@@ -23,7 +23,8 @@ SHARED = {
     "bpe128k": "vocab/ggml-vocab-llama-bpe.gguf",
 }
 FIXTURES = (
-    "llama-spm phi-3 llama-bpe qwen2 qwen35 gpt-2 gemma-4 falcon deepseek-llm deepseek-coder command-r starcoder mpt refact"
+    "llama-spm phi-3 llama-bpe qwen2 qwen35 gpt-2 gemma-4 falcon deepseek-llm deepseek-coder command-r starcoder mpt "
+    "refact"
 ).split()
 
 

@@ -1,0 +1,117 @@
+"""Text as it streams: whole characters, and nothing of a stop string."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vocabularies import CONTROL, NORMAL, spm
+
+from numllama.engine.tokenizer import from_gguf
+from numllama.engine.tokenizer.detokenize import Detokenizer
+
+# what a scripted model said to a recorded Ollama (v0.33.0-rc2), token by token
+PIECES = [
+    *"caf|é |☕ |好 | fin.|cut |off<|Before |the ST|OP and| aft|er it.|Not S|TO but| ST|OR.| En|d.".split("|"),
+    "STOP",
+]
+TOKENIZER = from_gguf(
+    spm(*(piece.replace(" ", "▁") for piece in PIECES), "<|x|>", types=[NORMAL] * len(PIECES) + [CONTROL])
+)
+N_VOCAB = TOKENIZER.n_vocab
+
+
+def ids_of(*pieces):
+    """Ids of text pieces, and of bytes."""
+    ids = TOKENIZER.vocab.ids
+    return [3 + piece if isinstance(piece, int) else ids[piece.replace(" ", "▁")] for piece in pieces]
+
+
+def stream(ids, stop=(), special=False):
+    """What is shown after each token, and at the end."""
+    text = Detokenizer(TOKENIZER, stop, special)
+    return [text.push(id) for id in ids], text.flush(), text.met
+
+
+def raw(ids):
+    return b"".join(TOKENIZER.piece(id, special=False) for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "shown", "met"),
+    [
+        (["caf", "é ", 0xE2, 0x98, 0x95, "好 "], [], ["caf", "é ", "", "", "☕", "好 "], None),
+        (["cut ", "off<", 0xE4, 0xBD], [], ["cut ", "off<", "", ""], None),
+        (["Before ", "the ST", "OP and", " aft"], ["STOP"], ["Before ", "", "the ", ""], "STOP"),
+        (["Before ", "the ST", "OP and", " aft"], ["STOP", "SAY"], ["Before ", "", "the ", ""], "STOP"),
+        (["Before ", "the ST", "OP and", " aft"], [" aft"], ["", "Before the ST", "OP and", ""], " aft"),
+        (["Not S", "TO but", " ST", "OR.", " En"], ["STOP"], ["", "Not STO but", "", " STOR.", " En"], None),
+        (["Before "], ["Be"], [""], "Be"),
+    ],
+)  # fmt: skip
+def test_chunks_are_cut_where_a_recorded_ollama_cut_them(pieces, stop, shown, met):
+    assert stream(ids_of(*pieces), stop) == (shown, "", met)
+
+
+def test_what_was_held_for_a_stop_string_that_did_not_come_is_shown_at_the_end():
+    assert stream(ids_of("the ST"), ["STOP"]) == ([""], "the ST", None)
+
+
+def test_bytes_that_are_no_character_are_one_replacement_each_beginning_of_one():
+    assert stream(ids_of(0xE4, 0xBD, "cut ")) == (["", "", "\ufffdcut "], "", None)
+    assert stream(ids_of(0xFF, 0x80)) == (["\ufffd", "\ufffd"], "", None)
+
+
+def test_control_tokens_are_shown_when_asked():
+    id = TOKENIZER.vocab.ids["<|x|>"]
+    assert stream([id]) == ([""], "", None)
+    assert stream([id], special=True) == (["<|x|>"], "", None)
+
+
+def test_empty_stop_string_never_matches():
+    assert stream(ids_of("caf"), [""]) == (["caf"], "", None)
+
+
+def whole_characters(data):
+    """`data` as text, without the beginning of a character that may stand at its end."""
+    for n in (3, 2, 1):
+        try:
+            data[-n:].decode()
+        except UnicodeDecodeError as error:
+            if n <= len(data) and error.start == 0 and error.reason == "unexpected end of data":
+                return data[:-n].decode(errors="replace")
+    return data.decode(errors="replace")
+
+
+IDS = st.lists(
+    st.one_of(st.integers(0, N_VOCAB - 1), st.sampled_from(ids_of(0xE2, 0x98, 0x95, 0xF0, 0x9F, "好 ", "STOP"))),
+    max_size=40,
+)
+
+
+@given(IDS)
+def test_what_is_shown_is_all_of_the_text(ids):
+    shown, rest, _ = stream(ids)
+    assert "".join(shown) + rest == whole_characters(raw(ids))
+
+
+@given(IDS, st.lists(st.text("STOP caf☕好\ufffd", min_size=1, max_size=4), max_size=3))
+def test_text_ends_before_the_stop_string_that_comes_first(ids, stops):
+    shown, rest, met = stream(ids, stops)
+    so_far = [whole_characters(raw(ids[: n + 1])) for n in range(len(ids))]
+    ended = next((text for text in so_far if any(stop in text for stop in stops)), None)
+    if ended is None:
+        assert met is None
+        assert "".join(shown) + rest == (so_far or [""])[-1]
+    else:
+        assert met in stops
+        assert rest == ""
+        assert "".join(shown) == ended[: min(ended.find(stop) for stop in stops if stop in ended)]
+
+
+@given(IDS, st.lists(st.text("STOP caf☕好", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_nothing_shown_may_be_the_beginning_of_a_stop_string(ids, stops):
+    text, shown = Detokenizer(TOKENIZER, stops), ""
+    for id in ids:
+        shown += text.push(id)
+        if text.stopped:
+            break
+        assert not any(shown.endswith(stop[:n]) for stop in stops for n in range(1, len(stop) + 1))

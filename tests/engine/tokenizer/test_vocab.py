@@ -1,0 +1,173 @@
+"""What a vocabulary says about its tokens, and what it may not say."""
+
+import numpy as np
+import pytest
+from vocabularies import CONTROL, NORMAL, UNUSED, USER_DEFINED, bpe, spm, without
+
+from numllama.engine.errors import ModelError, UnsupportedArchitecture
+from numllama.engine.tokenizer import Tokenizer, Vocab, from_gguf
+from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
+
+
+@pytest.mark.parametrize(
+    ("kv", "message"),
+    [
+        ({}, "no 'tokenizer.ggml.model'"),
+        (without(spm(), "tokens"), "no 'tokenizer.ggml.tokens'"),
+        (without(spm(), "scores"), "no 'tokenizer.ggml.scores'"),
+        (without(bpe(), "merges"), "no 'tokenizer.ggml.merges'"),
+        (spm(tokens=[]), "'tokenizer.ggml.tokens' is empty"),
+        (spm(tokens=np.arange(3)), "'tokenizer.ggml.tokens' is not an array of strings"),
+        (spm(tokens="abc"), "'tokenizer.ggml.tokens' is not an array of strings"),
+        (spm(scores=np.zeros(3)), "'tokenizer.ggml.scores' has 3 elements, 'tokenizer.ggml.tokens' has 259"),
+        (spm(scores=np.full(259, np.nan)), "'tokenizer.ggml.scores' is not a number for token 0"),
+        (bpe(token_type=np.zeros(3, int)), "'tokenizer.ggml.token_type' has 3 elements"),
+        (bpe(token_type=["x"] * 258), "'tokenizer.ggml.token_type' is not an array of integers"),
+        (spm("a", "a"), "'tokenizer.ggml.tokens' has 'a' twice, as 259 and as 260"),
+        (spm(bos_token_id=259), "'tokenizer.ggml.bos_token_id' is 259, but the vocabulary has 259 tokens"),
+        (spm(eos_token_id="x"), "'tokenizer.ggml.eos_token_id' is 'x', expected the id of a token"),
+        (spm(add_bos_token=3), "'tokenizer.ggml.add_bos_token' is 3, expected a bool"),
+        (bpe(merges=["th"]), "'tokenizer.ggml.merges' has 'th', which is not two pieces"),
+        (bpe(merges=["t q"]), "'tokenizer.ggml.merges': Token `tq` out of vocabulary"),
+        (bpe(merges=["zz h"]), "'tokenizer.ggml.merges': Token `zz` out of vocabulary"),
+        (bpe(pre="glm4", add_bos_token=True), "asks for a token, but the vocabulary has no BOS"),
+    ],
+)  # fmt: skip
+def test_ill_formed_vocabulary_ends_in_one_line(kv, message):
+    with pytest.raises(ModelError) as caught:
+        from_gguf(kv)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kv", [spm(model="rwkv"), bpe(pre="no-such-pre"), bpe(pre=7)])
+def test_unknown_kind_of_vocabulary_is_unsupported(kv):
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        from_gguf(kv | {"general.architecture": "llama"})
+    assert caught.value.architecture == "llama"
+
+
+def test_without_pre_words_are_cut_by_the_default_and_the_log_says_so(caplog):
+    tokenizer = from_gguf(without(bpe(), "pre"))
+    assert tokenizer.vocab.pre == from_gguf(bpe(pre="default")).vocab.pre
+    assert "no 'tokenizer.ggml.pre'" in caplog.text
+
+
+def test_spm_defaults():
+    tokenizer = from_gguf(spm("▁", "a"))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.add_bos, tokenizer.add_eos) == (1, 2, True, False)
+    assert tokenizer.encode("a") == [1, 259, 260]  # a blank is put first
+    assert tokenizer.encode("a</s>a") == [1, 259, 260, 2, 259, 260]  # and after each special token
+    assert tokenizer.encode("a</s>a", add_special=False, parse_special=False)[2:3] != [2]
+
+
+def test_bpe_defaults():
+    assert from_gguf(bpe()).encode("the") == [257]
+    llama3 = from_gguf(bpe(pre="llama-bpe"))
+    assert (llama3.bos, llama3.eos, llama3.encode("the")) == (11, 11, [11, 257])
+
+
+def test_file_decides_about_bos_and_eos():
+    tokenizer = from_gguf(spm("a", bos_token_id=2, eos_token_id=1, add_bos_token=False, add_eos_token=True))
+    assert tokenizer.encode("</s>") == [2, 1]
+    assert from_gguf(spm(bos_token_id=0xFFFFFFFF)).bos == 1  # -1: the file names none
+
+
+def test_gemma4_adds_bos_whatever_its_file_says():
+    kv = spm("▁", "a", model="gemma4", merges=[], bos_token_id=2, add_bos_token=False)
+    assert from_gguf(kv).encode("a") == [2, 260]
+
+
+def test_user_defined_tokens_are_parsed_in_any_text_and_control_tokens_only_when_asked():
+    tokenizer = from_gguf(bpe("<|x|>", "<|y|>", types=[CONTROL, USER_DEFINED]))
+    assert tokenizer.encode("<|x|><|y|>", parse_special=True) == [258, 259]
+    assert tokenizer.encode("<|x|><|y|>", parse_special=False)[-1] == 259
+    assert 258 not in tokenizer.encode("<|x|><|y|>", parse_special=False)
+
+
+def test_longest_special_token_is_cut_out_first_wherever_it_stands():
+    tokenizer = from_gguf(bpe("ab", "bcd", types=[USER_DEFINED, USER_DEFINED]))
+    assert tokenizer.encode("abcd") == [*tokenizer.encode("a"), 259]
+
+
+def test_phi3_swallows_the_blanks_after_its_special_tokens():
+    kv = spm("▁", "a", "<|user|>", types=[NORMAL, NORMAL, CONTROL]) | {"general.name": "Phi-3 mini"}
+    tokenizer = from_gguf(kv)
+    assert tokenizer.encode("<|user|>\n a<s> a") == [1, 261, 259, 260, 1, 259, 259, 260]
+    assert len(from_gguf(kv | {"general.name": "other"}).encode("<|user|>\n a")) > 4
+
+
+def test_modern_bert_swallows_the_blanks_before_its_mask():
+    kv = bpe("[MASK]", types=[CONTROL]) | {"general.name": "modern-bert"}
+    assert from_gguf(kv).encode("the \t[MASK] the")[:2] == [257, 258]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "types", "kv", "expected"),
+    [
+        (["<|im_end|>", "<|eot_id|>"], [NORMAL, USER_DEFINED], {}, {"<|im_end|>", "<|eot_id|>"}),
+        (["<|fim_pad|>", "<|fim_prefix|>"], [CONTROL, CONTROL], {}, {"<|fim_pad|>"}),
+        (["my end"], [CONTROL], {"eot_token_id": 258}, {"my end"}),
+        (["<|end|>", "<|return|>", "<|call|>"], [CONTROL] * 3, {}, {"<|return|>", "<|call|>"}),  # gpt-oss
+        (["<|end|>", "<|return|>"], [CONTROL] * 2, {}, {"<|end|>", "<|return|>"}),
+        (["</s>", "<|tool_response>"], [NORMAL, CONTROL], {}, {"<|tool_response>"}),  # gemma4 writes HTML
+    ],
+)
+def test_spelling_tells_what_ends_a_generation(spelled, types, kv, expected):
+    vocab = Vocab.from_gguf(bpe(*spelled, types=types, eos_token_id=0, **kv))
+    assert {vocab.tokens[id] for id in vocab.eog} == expected | {vocab.tokens[0]}
+    for text in expected - {"my end"}:
+        assert vocab.piece(vocab.ids[text], special=False) == b""  # control, whatever the file says
+
+
+def test_gpt_oss_channels_are_always_shown():
+    vocab = Vocab.from_gguf(bpe("<|channel|>", types=[CONTROL]))
+    assert vocab.piece(258, special=False) == b"<|channel|>"
+
+
+def test_pieces_are_bytes():
+    vocab = Vocab.from_gguf(spm("▁a", "▁b", "x", types=[NORMAL, USER_DEFINED, UNUSED]))
+    assert [vocab.piece(id) for id in (0, 1, 3 + 0xE2, 259, 260, 261)] == [
+        b"<unk>",
+        b"<s>",
+        b"\xe2",
+        b" a",
+        "▁b".encode(),
+        b"",
+    ]
+    assert [vocab.piece(id, special=False) for id in (0, 1)] == [b"", b""]
+    assert Vocab.from_gguf(bpe("Ġâĺ")).piece(258) == b" \xe2\x98"
+
+
+def test_every_byte_has_its_character_in_gpt2s_alphabet():
+    assert sorted(BYTE_ALPHABET) == list(range(256))
+    assert len(set(BYTE_ALPHABET.values())) == 256
+    assert (BYTE_ALPHABET[32], BYTE_ALPHABET[10], BYTE_ALPHABET[65]) == ("Ġ", "Ċ", "A")
+
+
+def test_decode_takes_away_what_encode_put():
+    tokenizer = from_gguf(spm("▁", "a", "b"))
+    assert tokenizer.decode(tokenizer.encode("a b", add_special=False)) == "a b"
+    assert tokenizer.decode(tokenizer.encode("a b")) == "<s> a b"
+    assert tokenizer.decode(tokenizer.encode("a b"), special=False) == " a b"  # as llama_detokenize
+
+
+def test_blanks_that_english_does_not_put_are_cleaned_where_the_pre_says_so():
+    text = "it 's , we 're ' x ' t . 't"
+    clean, exact = from_gguf(bpe(pre="gpt-2")), from_gguf(bpe(pre="qwen2"))
+    assert exact.decode(exact.encode(text)) == text
+    assert clean.decode(clean.encode(text)) == "it's, we're'x't. 't"
+
+
+def test_vocabulary_without_bytes_works_in_plain_python():
+    kv = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a"],
+        "tokenizer.ggml.scores": np.array([0, 0, 0, -3, -2, -1], np.float32),
+    }
+    assert from_gguf(kv).encode("a aé") == [1, 5, 5, 0, 0]  # é is two bytes without tokens
+
+
+def test_plain_tokenizer_needs_no_library():
+    vocab = Vocab.from_gguf(bpe())
+    assert Tokenizer(vocab).encode("the") == [257]
