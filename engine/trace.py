@@ -43,7 +43,7 @@ class Trace:
             for name in INSIDE_ATTENTION:
                 if name in self.patterns and name not in kernels.inside:
                     raise RequestError(
-                        f"'{name}' lies inside attention, where '{kernels.name}' kernels do not look; the numpy set does"
+                        f"'{name}' lies inside attention, where '{kernels.name}' kernels do not look; numpy's do"
                     )
 
     def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
