@@ -103,14 +103,14 @@ class Pool:
                 if entry := self._lease(key, options, keep_alive):
                     return entry
                 self._make_room(key, call)
-            return self._add(Loaded(model, self._loaded_in_the_end(load, call), self.keep_alive), keep_alive, call)
+            return self._add(Loaded(model, self._load(load, call), self.keep_alive), keep_alive, call)
         finally:
             with self._changed:
                 call.on_cancel = lambda: None
                 self._queue.remove(call)
                 self._changed.notify_all()
 
-    def _loaded_in_the_end(self, load: Callable[[], Runner], call: Call) -> Runner:
+    def _load(self, load: Callable[[], Runner], call: Call) -> Runner:
         """What `load` returns; models are unloaded one after the other while there is too little memory for it."""
         while True:
             try:

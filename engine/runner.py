@@ -131,6 +131,7 @@ class Runner:
     def _work(self) -> None:
         while job := self._jobs.get():
             self._serve(job)
+            del job  # with it goes all that its caller held
 
     def _serve(self, job: Job) -> None:
         last: Piece | Exception
