@@ -41,6 +41,8 @@ class Tensor:
         """What the blocks mean.  -> f32 [*shape], or f32 [len(rows), *shape[1:]] for chosen `rows` of the first axis"""
         blocks = self.blocks if rows is None else self.blocks[rows]
         shape = self.shape if rows is None else (len(rows), *self.shape[1:])
+        if not blocks.size:
+            return np.zeros(shape, np.float32)
         return self.format.dequantize(np.ascontiguousarray(blocks).reshape(-1)).reshape(shape)
 
     def form(self, pack: Callable[[Tensor], Any]) -> Any:

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from numllama.kernels import Tensor
+from numllama.kernels.quants import FORMATS_BY_NAME, quantize
+
+
+def tensor(format="Q4_0", n_out=6, n_in=64):
+    x = np.random.default_rng(0).standard_normal((n_out, n_in)).astype(np.float32)
+    return Tensor("w", FORMATS_BY_NAME[format], (n_out, n_in), quantize(FORMATS_BY_NAME[format], x))
+
+
+def test_chosen_rows_are_those_of_the_whole():
+    w = tensor()
+    np.testing.assert_array_equal(w.dequantize([5, 0, 5]), w.dequantize()[[5, 0, 5]])
+
+
+def test_bytes_and_elements_are_the_file_s():
+    w = tensor()
+    assert w.n_elements == 6 * 64 and w.nbytes == 6 * 2 * 18
+
+
+def test_a_form_is_packed_once():
+    w, made = tensor(), []
+
+    def pack(tensor):
+        made.append(tensor)
+        return tensor.shape
+
+    assert w.form(pack) == w.form(pack) == (6, 64) and made == [w]
+
+
+@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+def test_a_tensor_without_rows_means_an_array_without_rows(format):
+    w = Tensor(
+        "w",
+        FORMATS_BY_NAME[format],
+        (0, 64),
+        np.empty((0, 64 // FORMATS_BY_NAME[format].block_size), FORMATS_BY_NAME[format].layout),
+    )
+    assert w.dequantize().shape == (0, 64)
