@@ -196,7 +196,7 @@ class Text:
         while True:
             topic = self._next_topic(rng)
             yield self.question(topic.id, rng), topic.answer
-            while rng.random() < 0.4:
+            while rng.random() < 0.5:
                 if topic.id in self.stories and rng.random() < 0.6:
                     topic = self.story_after(topic)
                     yield self.question("another", rng), topic.answer
