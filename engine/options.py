@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import BadOptions
@@ -67,7 +67,7 @@ class Options:
         An unknown name is ignored, with a line in the log.
         Raises: BadOptions in Ollama's words for a wrong JSON type; for a value out of range in our own.
         """
-        kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(cls)}
+        kinds = {option.name: str(option.type).removesuffix(" | None") for option in fields(cls)}
         chosen: dict[str, Any] = {}
         for number, layer in enumerate(layers, 1):
             for name, value in (layer or {}).items():
@@ -94,6 +94,28 @@ class Options:
         return bool(differing - {"num_gpu"}) or ("num_gpu" in differing and wanted.num_gpu >= 0)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How an answer is wanted, whatever it answers; names and defaults are Ollama's.
+
+    keep_alive    nanoseconds; None leaves it as it is
+    n_logprobs    None: no log-probabilities; 0: the sampled token's; n: also the n likeliest
+    render_only   the prompt, and nothing else
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive: int | None = None
+    think: bool | str | None = None
+    format: Any = None
+    truncate: bool = True
+    shift: bool = True
+    n_logprobs: int | None = None
+    render_only: bool = False
+
+
+AS_USUAL = Wanted()
+
+
 def _typed(name: str, kind: str, value: Any) -> Any:
     """`value` as the option's type.  bool is no number here, as in JSON."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -115,9 +137,9 @@ def _typed(name: str, kind: str, value: Any) -> Any:
 
 def _check_ranges(o: Options) -> None:
     """Raises: BadOptions for a value that nothing could be computed with; any other means something or is off."""
-    for field in fields(o):
-        if field.type == "float" and abs(getattr(o, field.name)) > _FLOAT32_MAX:
-            raise BadOptions(field.name, f'option "{field.name}" must fit into float32, got {getattr(o, field.name)}')
+    for option in fields(o):
+        if option.type == "float" and abs(value := getattr(o, option.name)) > _FLOAT32_MAX:
+            raise BadOptions(option.name, f'option "{option.name}" must fit into float32, got {value}')
     if o.repeat_penalty < _FLOAT32_MIN:
         raise BadOptions("repeat_penalty", f'option "repeat_penalty" must be greater than 0, got {o.repeat_penalty}')
     for name, low, high in (("repeat_last_n", -1, _INT32_MAX), ("num_batch", 1, _INT32_MAX), ("mirostat", 0, 2)):

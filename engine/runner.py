@@ -20,6 +20,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from ..kernels import EXACT, Kernels
 from .cache import CACHE_TYPES, KVCache
 from .errors import Cancelled, OutOfMemory
 from .generate import generate
@@ -103,8 +104,9 @@ class Runner:
     options   those it was loaded with, num_ctx within what the model was trained on
     """
 
-    def __init__(self, model: Model, options: Options, cache_type: str = "f16"):
+    def __init__(self, model: Model, options: Options, cache_type: str = "f16", kernels: Kernels = EXACT):
         self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
+        self.kernels = kernels
         check_memory(model, self.options.num_ctx, cache_type)
         self.cache: KVCache = model.new_cache(self.options.num_ctx, type=cache_type)
         _ = model.tokenizer  # made on first use, which is now: it belongs to loading
@@ -153,6 +155,7 @@ class Runner:
             self.model,
             job.prompt,
             replace(job.options, num_ctx=self.options.num_ctx),
+            kernels=self.kernels,
             cache=self.cache,
             truncate=job.truncate,
             shift=job.shift,

@@ -23,11 +23,12 @@ from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
 
+from ..kernels import EXACT, Kernels
 from .cache import CACHE_TYPES
 from .duration import FOREVER
 from .errors import CloudModel, ModelNotFound, NotYet, RequestError
 from .model import Model, load_model
-from .options import Options
+from .options import AS_USUAL, Options, Wanted
 from .pool import Loaded, Pool
 from .runner import Call, Job, Runner
 from .sequence import Piece
@@ -41,25 +42,6 @@ log = logging.getLogger(__name__)
 Deliver = Callable[[Piece | Exception], None]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How an answer is wanted, whatever it answers; names and defaults are Ollama's.
-
-    keep_alive    nanoseconds; None leaves it as it is
-    n_logprobs    None: no log-probabilities; 0: the sampled token's; n: also the n likeliest
-    render_only   the prompt, and nothing else
-    """
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    keep_alive: int | None = None
-    think: bool | str | None = None
-    format: Any = None
-    truncate: bool = True
-    shift: bool = True
-    n_logprobs: int | None = None
-    render_only: bool = False
-
-
 @dataclass(eq=False)
 class Answer:
     """What came of a question: a model only loaded or unloaded, a prompt only rendered, or pieces to come.
@@ -68,6 +50,7 @@ class Answer:
     load_duration   nanoseconds from the call to a model that is ready
     prompt          as rendered
     is_over         no piece will come
+    call            who waits for it
     """
 
     done_reason: str | None = None
@@ -75,17 +58,29 @@ class Answer:
     is_over: bool = False
     load_duration: int = 0
     model: Model | None = None
+    call: Call = field(default_factory=Call)
     _pieces: SimpleQueue[Piece | Exception] = field(default_factory=SimpleQueue)
 
     def __iter__(self) -> Iterator[Piece]:
-        """The pieces, for a caller who let nothing else take them.  Raises what went wrong."""
-        while True:
-            piece = self._pieces.get()
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
-            if piece.done_reason:
-                return
+        """The pieces, for a caller who let nothing else take them.  Closing it ends the answer.
+
+        Raises what went wrong.
+        """
+        try:
+            while True:
+                piece = self._pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.done_reason:
+                    return
+        finally:
+            self.call.cancel()
+
+    @property
+    def total_duration(self) -> int:
+        """Nanoseconds since the call."""
+        return perf_counter_ns() - self.call.began
 
     def context(self, text: str) -> list[int]:
         """The conversation as tokens, to be handed back with the next prompt; `text` is all that was answered."""
@@ -110,11 +105,23 @@ class Prompt:
 
 
 class Engine:
-    """One store, one pool of loaded models, and everything that can be done with them."""
+    """One store, one pool of loaded models, and everything that can be done with them.
 
-    def __init__(self, settings: Settings | None = None, store: Store | None = None):
+    file      the one model there is, under whatever name: a GGUF that lies in no store
+    kernels   the set that answers
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        store: Store | None = None,
+        *,
+        file: LocalModel | None = None,
+        kernels: Kernels = EXACT,
+    ):
         self.settings = settings or Settings.from_env()
         self.store = store or default_store(self.settings)
+        self.file, self.kernels = file, kernels
         s = self.settings
         self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue)
 
@@ -127,7 +134,7 @@ class Engine:
         self,
         name: str,
         prompt: str = "",
-        wanted: Wanted = Wanted(),
+        wanted: Wanted = AS_USUAL,
         *,
         suffix: str = "",
         system: str = "",
@@ -170,7 +177,7 @@ class Engine:
         self,
         name: str,
         messages: Sequence[Message] = (),
-        wanted: Wanted = Wanted(),
+        wanted: Wanted = AS_USUAL,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         call: Call | None = None,
@@ -262,7 +269,7 @@ class Engine:
         """The model loaded, the prompt rendered and encoded, the job with its runner."""
         options = self._options(model, wanted.options)
         loaded = self.pool.acquire(model, options, lambda: self._load(model, options), call, wanted.keep_alive)
-        answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model)
+        answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
         try:
             prompt = render(loaded) if question else Prompt("")
             answer.prompt = prompt.text
@@ -285,6 +292,8 @@ class Engine:
 
     def _resolve(self, name: str) -> LocalModel:
         """Raises: BadName, ModelNotFound with the name as it was asked for, CloudModel."""
+        if self.file:
+            return self.file
         if not name:
             raise ModelNotFound(name)
         parsed, source = ModelName.parse_request(name)
@@ -304,7 +313,7 @@ class Engine:
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
-        return Runner(load_model(model.weights), options, cache_type)
+        return Runner(load_model(model.weights), options, cache_type, self.kernels)
 
 
 def check(name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bool, tools: bool, suffix: bool) -> None:
