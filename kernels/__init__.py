@@ -4,6 +4,7 @@ Kernels     a record of functions, one per operation of the forward pass
 NUMPY       the definition, float32;  numpy_kernels(np.float64) the same in float64
 EXACT       the same values at real model sizes: dequantized tile by tile, summed in an order no batch changes
 GGML        activations rounded as ggml's CPU code does: explains llama.cpp's numbers
+NUMBA       the values of GGML up to the order of float32 sums, at speed: what serves
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numba import config
 
-from .activation import silu_mul_numpy, softmax_numpy
-from .attention import attention_exact, attention_ggml, attention_numpy
-from .matmul import matmul_exact, matmul_ggml, matmul_numpy
-from .norm import rms_norm_ggml, rms_norm_numpy
-from .rope import Rope, rope_ggml, rope_numpy
+from .activation import silu_mul_numba, silu_mul_numpy, softmax_numba, softmax_numpy
+from .attention import attention_exact, attention_ggml, attention_numba, attention_numpy
+from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
+from .norm import rms_norm_ggml, rms_norm_numba, rms_norm_numpy
+from .rope import Rope, rope_ggml, rope_numba, rope_numpy
 from .rows import rows_numpy
 from .tensor import Tensor
 
-__all__ = ["EXACT", "GGML", "NUMPY", "SETS", "Kernels", "Rope", "Tensor", "numpy_kernels"]
+__all__ = ["EXACT", "GGML", "NUMBA", "NUMPY", "SETS", "Kernels", "Rope", "Tensor", "numpy_kernels"]
 
 
 @dataclass(frozen=True)
@@ -68,4 +70,16 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
 NUMPY = numpy_kernels()
 EXACT = replace(NUMPY, name="exact", matmul=matmul_exact, attention=attention_exact, inside=frozenset())
 GGML = replace(EXACT, name="ggml", matmul=matmul_ggml, rms_norm=rms_norm_ggml, rope=rope_ggml, attention=attention_ggml)
-SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML)}
+NUMBA = replace(
+    GGML,
+    name="numba",
+    matmul=matmul_numba,
+    rms_norm=rms_norm_numba,
+    rope=rope_numba,
+    attention=attention_numba,
+    softmax=softmax_numba,
+    silu_mul=silu_mul_numba,
+)
+SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
+if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1 leaves Python, which has no vectors
+    del SETS["numba"]

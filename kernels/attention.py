@@ -9,9 +9,27 @@ query t=2    * * * * * *
 """
 
 import numpy as np
+from numba import literally
 
 from .activation import softmax_numpy
-from .jit import kernel
+from .exp import exp
+from .jit import inner, kernel
+from .simd import (
+    broadcast,
+    f32x16,
+    floats,
+    fma,
+    largest,
+    load,
+    maximum,
+    registers,
+    splat,
+    store,
+    total,
+    totals,
+    zero,
+)
+from .threads import parallel_for, run
 
 
 def look_away(name, value):
@@ -96,3 +114,198 @@ def attention_ggml(q, k, v, first, scale, look=look_away):
         p = attention_numpy(q[t : t + 1].astype(np.float16).astype(np.float64), k[:n_pos], v[:n_pos], n_pos - 1, scale)
         out[t] = p.reshape(n_head, n_head_dim)
     return out.reshape(n_tok, n_head * n_head_dim)
+
+
+# --- at speed: an online softmax over fixed tiles of positions (Milakov & Gimelshein 2018, arXiv:1805.02867)
+#
+#   row     one query head of one token; the rows of a key head lie side by side: row = t * group + head in group
+#   tile    positions 0 .. TILE - 1, TILE .. 2 TILE - 1, ...: absolute, so that a row's sums never depend on the span
+#
+# Each row keeps the largest score so far, the weights' sum (16 partial ones) and the weighted values' sum; a new
+# largest shrinks the other two.  A hidden position has weight 0, and adding 0 changes no bit.
+
+TILE = 256
+ROWS = 32  # rows of one piece of work: a tile's keys and values are read once for them
+HIDDEN = np.float32(-np.inf)
+
+
+def attention_numba(q, k, v, first, scale, look=look_away, window=0, softcap=0.0):
+    """As attention_numpy in float32.
+
+    q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
+    -> f32 [n_tok, n_head * n_head_dim]
+    window      a query sees this many positions, its own the last; 0: all
+    softcap     scores s become softcap * tanh(s / softcap); 0: as they are
+    """
+    n_tok, n_head, n_head_dim = q.shape
+    n_head_kv = k.shape[1]
+    q, k, v = (widened(np.ascontiguousarray(a)) for a in (q, k, v))
+    out = np.empty((n_tok, n_head, q.shape[2]), np.float32)
+    work = 2 * n_tok * n_head * n_head_dim * (min(window, len(k)) or len(k))
+    scale, softcap = np.float32(scale), np.float32(softcap)
+    shape = n_tok, n_head, n_head_kv, q.shape[2]
+    run(_attend, work, q.reshape(-1), flat(k), flat(v), *shape, first, scale, window, softcap, out.reshape(-1))
+    return out[:, :, :n_head_dim].reshape(n_tok, n_head * n_head_dim)
+
+
+def widened(a):
+    """`a` with heads of a multiple of 16, zeros added: whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
+    return np.pad(a, ((0, 0), (0, 0), (0, -a.shape[2] % 16))) if a.shape[2] % 16 else a
+
+
+def flat(a):
+    """f16 as its bits, which Numba can load; f32 as it is."""
+    return (a.view(np.uint16) if a.dtype == np.float16 else a.astype(np.float32, copy=False)).reshape(-1)
+
+
+@kernel
+def _attend(team, q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out):
+    n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
+    args = (q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out)
+    parallel_for(team, _attend_pieces, args, n_piece)
+
+
+@inner
+def _attend_pieces(
+    q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out, piece_first, piece_last
+):
+    group, d = n_head // n_head_kv, n_head_dim
+    n_chunk = -(-n_tok * group // ROWS)
+    rows = np.empty(ROWS * d, np.float32)
+    score = np.empty(4 * TILE, np.float32)
+    top, weights, sums = np.empty(ROWS, np.float32), np.empty(ROWS * 16, np.float32), np.empty(ROWS * d, np.float32)
+    last = np.empty(ROWS, np.int64)
+    for piece in range(piece_first, piece_last):
+        h, begin = piece // n_chunk, piece % n_chunk * ROWS
+        n_row = min(ROWS, n_tok * group - begin)
+        for r in range(n_row):
+            t, start = (begin + r) // group, r * d
+            start_q = (t * n_head + h * group + (begin + r) % group) * d
+            for i in range(d):
+                rows[start + i] = q[start_q + i] * scale
+                sums[start + i] = 0
+            for i in range(16):
+                weights[16 * r + i] = 0
+            top[r] = -1e30
+            last[r] = first + t
+        n_seen = last[n_row - 1] + 1
+        first_seen = max(0, last[0] - window + 1) if window > 0 else 0
+        for p in range(first_seen // TILE * TILE, n_seen, TILE):
+            for r in range(0, n_row - 3, 4):
+                place, step = (p * n_head_kv + h) * d, n_head_kv * d
+                _scores(rows, r, k, place, step, min(TILE, n_seen - p), d, score, 4)
+                for t in range(4):
+                    _weigh(
+                        score,
+                        t * TILE,
+                        last[r + t] - p,
+                        window,
+                        min(TILE, n_seen - p),
+                        softcap,
+                        top,
+                        weights,
+                        sums,
+                        r + t,
+                        d,
+                    )
+                _add_values(score, v, place, step, min(TILE, n_seen - p), d, sums, r, 4)
+            for r in range(n_row // 4 * 4, n_row):
+                place, step = (p * n_head_kv + h) * d, n_head_kv * d
+                _scores(rows, r, k, place, step, min(TILE, n_seen - p), d, score, 1)
+                _weigh(score, 0, last[r] - p, window, min(TILE, n_seen - p), softcap, top, weights, sums, r, d)
+                _add_values(score, v, place, step, min(TILE, n_seen - p), d, sums, r, 1)
+        for r in range(n_row):
+            start = ((begin + r) // group * n_head + h * group + (begin + r) % group) * d
+            per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
+            for i in range(0, d, 16):
+                store(out, start + i, load(f32x16, sums, r * d + i) * per_weight)
+
+
+@inner
+def _scores(rows, r, k, place, step, n, d, score, T):
+    """score[t, p] = rows[r + t] . key p, for `T` rows and n positions (some more: up to a multiple of 4)."""
+    literally(T)
+    a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
+    for p in range(0, n, 4):
+        at = place + p * step
+        at1, at2, at3 = (
+            place + min(p + 1, n - 1) * step,
+            place + min(p + 2, n - 1) * step,
+            place + min(p + 3, n - 1) * step,
+        )
+        for t in range(T):
+            a[t], b[t], c[t], e[t] = zero(f32x16), zero(f32x16), zero(f32x16), zero(f32x16)
+        for i in range(0, d, 16):
+            key, key1, key2, key3 = floats(k, at + i), floats(k, at1 + i), floats(k, at2 + i), floats(k, at3 + i)
+            for t in range(T):
+                x = load(f32x16, rows, (r + t) * d + i)
+                a[t], b[t], c[t], e[t] = fma(x, key, a[t]), fma(x, key1, b[t]), fma(x, key2, c[t]), fma(x, key3, e[t])
+        for t in range(T):
+            store(score, t * TILE + p, totals(a[t], b[t], c[t], e[t]))
+
+
+@inner
+def _weigh(score, start, last, window, n, softcap, top, weights, sums, r, d):
+    """A row's scores become weights e^(score - largest so far), 0 for what it may not see; its sums shrink to match."""
+    n16 = (n + 15) // 16 * 16
+    if softcap > 0:
+        for i in range(0, n16, 16):
+            grown = exp(load(f32x16, score, start + i) * (np.float32(2) / softcap))
+            store(score, start + i, (splat(f32x16, 1) - splat(f32x16, 2) / (grown + np.float32(1))) * softcap)  # tanh
+    for i in range(min(last - window + 1, n) if window > 0 else 0):
+        score[start + i] = HIDDEN
+    for i in range(max(last + 1, 0), n16):
+        score[start + i] = HIDDEN
+    largest_yet = splat(f32x16, top[r])
+    for i in range(0, n16, 16):
+        largest_yet = maximum(load(f32x16, score, start + i), largest_yet)
+    now = largest(largest_yet)
+    shrink = exp(splat(f32x16, top[r] - now))
+    top[r] = now
+    weight = load(f32x16, weights, 16 * r) * shrink
+    for i in range(0, n16, 16):
+        e = exp(load(f32x16, score, start + i) - now)
+        store(score, start + i, e)
+        weight = weight + e
+    store(weights, 16 * r, weight)
+    for i in range(0, d, 16):
+        store(sums, r * d + i, load(f32x16, sums, r * d + i) * shrink)
+
+
+@inner
+def _add_values(score, v, place, step, n, d, sums, r, T):
+    """sums[r + t] += sum over p of score[t, p] * value p, 64 components at a time, then the rest 16 at a time."""
+    literally(T)
+    a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
+    whole = d // 64 * 64
+    for i in range(0, whole, 64):
+        for t in range(T):
+            j = (r + t) * d + i
+            a[t], b[t] = load(f32x16, sums, j), load(f32x16, sums, j + 16)
+            c[t], e[t] = load(f32x16, sums, j + 32), load(f32x16, sums, j + 48)
+        for p in range(n):
+            j = place + p * step + i
+            value, value1, value2, value3 = floats(v, j), floats(v, j + 16), floats(v, j + 32), floats(v, j + 48)
+            for t in range(T):
+                w = broadcast(f32x16, score, t * TILE + p)
+                a[t], b[t], c[t], e[t] = (
+                    fma(value, w, a[t]),
+                    fma(value1, w, b[t]),
+                    fma(value2, w, c[t]),
+                    fma(value3, w, e[t]),
+                )
+        for t in range(T):
+            j = (r + t) * d + i
+            store(sums, j, a[t])
+            store(sums, j + 16, b[t])
+            store(sums, j + 32, c[t])
+            store(sums, j + 48, e[t])
+    for i in range(whole, d, 16):
+        for t in range(T):
+            a[t] = load(f32x16, sums, (r + t) * d + i)
+        for p in range(n):
+            value = floats(v, place + p * step + i)
+            for t in range(T):
+                a[t] = fma(value, broadcast(f32x16, score, t * TILE + p), a[t])
+        for t in range(T):
+            store(sums, (r + t) * d + i, a[t])

@@ -24,6 +24,7 @@ import llvmlite
 import numba
 from numba.core import config
 
+FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
 
 
@@ -31,15 +32,15 @@ def kernel(function: Callable | None = None, **options):
     """`function`, compiled on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
     if function is None:
         return lambda function: kernel(function, **options)
-    compiled = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
+    compiled = numba.njit(**FLAGS, **options)(function)
     if not config.DISABLE_JIT:
         keep(compiled, cache_folder())
     return compiled
 
 
-def inner(function: Callable):
-    """A kernel that only kernels call: compiles sooner, as nothing has to unpack Python's objects for it."""
-    return kernel(function, no_cpython_wrapper=True)
+def inner(function: Callable, **options):
+    """A kernel that only kernels call: their machine code contains it, so it needs no entry from Python and no file."""
+    return numba.njit(**FLAGS, no_cpython_wrapper=True, **options)(function)
 
 
 def keep(compiled, folder: Path | None) -> None:

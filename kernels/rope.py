@@ -9,8 +9,12 @@ Components from n_rot on stay as they are.
 
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
+
+from .jit import inner, kernel
+from .threads import parallel_for, run
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +71,17 @@ def rope_numpy(x, positions, rope):
 
 
 def rope_ggml(x, positions, rope):
-    """As rope_numpy with ggml's float32 angles: each pair's is the one before times base ** (-2 / n_rot), rounded.
+    """As rope_numpy with ggml's float32 angles.
 
     x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x
+    """
+    return turn(x, *cos_and_sin_ggml(positions, rope), rope.pairs)
+
+
+def cos_and_sin_ggml(positions, rope):
+    """Of angles each of which is the pair's before times base ** (-2 / n_rot), rounded.
+
+    positions i32 [n_tok] -> two f32 [n_tok, n_rot / 2]
     Source: ggml-cpu/ops.cpp ggml_rope_cache_init, llama.cpp 0c1e57098.
     """
     f32 = np.float32
@@ -81,4 +93,51 @@ def rope_ggml(x, positions, rope):
     if rope.factors is not None:
         angle /= rope.factors
     angle = (angle * f32(rope.scale)).astype(np.float64)
-    return turn(x, np.cos(angle).astype(f32), np.sin(angle).astype(f32), rope.pairs)
+    return np.cos(angle).astype(f32), np.sin(angle).astype(f32)
+
+
+_tables: WeakKeyDictionary[Rope, tuple[np.ndarray, np.ndarray]] = WeakKeyDictionary()
+
+
+def cos_and_sin_table(rope, n):
+    """As cos_and_sin_ggml for positions 0 .. n - 1 at least, computed once.  -> 2 f32 [n or more, n_rot / 2]"""
+    if rope not in _tables or len(_tables[rope][0]) < n:
+        _tables[rope] = cos_and_sin_ggml(np.arange(max(512, 1 << (n - 1).bit_length())), rope)
+    return _tables[rope]
+
+
+def rope_numba(x, positions, rope):
+    """As rope_ggml.  x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x"""
+    positions = np.asarray(positions)
+    if positions.size and positions.min() < 0:
+        rows, (cos, sin) = np.arange(len(positions)), cos_and_sin_ggml(positions, rope)
+    else:
+        rows, (cos, sin) = positions.astype(np.int64), cos_and_sin_table(rope, int(positions.max(initial=0)) + 1)
+    x = np.ascontiguousarray(x, np.float32)
+    y = np.empty_like(x)
+    run(_rope, 2 * x.size, x, rows, cos, sin, rope.style == "norm", y)
+    return y
+
+
+@kernel
+def _rope(team, x, rows, cos, sin, neighbours, y):
+    parallel_for(team, _rope_tokens, (x, rows, cos, sin, neighbours, y), len(x))
+
+
+@inner
+def _rope_tokens(x, rows, cos, sin, neighbours, y, first, last):
+    n_pair = cos.shape[1]
+    for t in range(first, last):
+        c, s = cos[rows[t]], sin[rows[t]]
+        for h in range(x.shape[1]):
+            a, b = x[t, h], y[t, h]
+            if neighbours:
+                for i in range(n_pair):
+                    b[2 * i] = a[2 * i] * c[i] - a[2 * i + 1] * s[i]
+                    b[2 * i + 1] = a[2 * i] * s[i] + a[2 * i + 1] * c[i]
+            else:
+                for i in range(n_pair):
+                    b[i] = a[i] * c[i] - a[i + n_pair] * s[i]
+                    b[i + n_pair] = a[i] * s[i] + a[i + n_pair] * c[i]
+            for i in range(2 * n_pair, a.size):
+                b[i] = a[i]

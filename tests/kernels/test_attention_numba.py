@@ -1,0 +1,98 @@
+"""The fast attention: its values over several tiles, and a query's bits whatever span it comes in."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba.core import config
+
+from numllama.kernels import threads
+from numllama.kernels.attention import TILE, attention_numba, attention_numpy
+from numllama.kernels.exp import exp
+from numllama.kernels.jit import kernel
+from numllama.kernels.simd import f32x16, load, store
+
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
+
+
+def queries_and_cache(n_tok, n_pos, n_head, n_head_kv, d, cache_type=np.float16):
+    rng = np.random.default_rng([n_tok, n_pos, n_head, d])
+    q = rng.standard_normal((n_tok, n_head, d), np.float32)
+    k, v = (rng.standard_normal((n_pos, n_head_kv, d), np.float32).astype(cache_type) for _ in "kv")
+    return q, k, v
+
+
+@pytest.mark.parametrize("cache_type", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    "n_head, n_head_kv, d",
+    [(8, 2, 64), (4, 4, 128), (7, 1, 80), (4, 2, 8), (6, 2, 20)],  # a whole vector, several, and parts of one
+)
+def test_several_tiles_are_one_softmax(n_head, n_head_kv, d, cache_type):
+    q, k, v = queries_and_cache(5, 2 * TILE + 90, n_head, n_head_kv, d, cache_type)
+    first = len(k) - len(q)
+    expected = attention_numpy(q.astype(np.float64), k, v, first, 0.2)
+    got = attention_numba(q, k, v, first, 0.2)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # values of 1, 600 weights, scores up to 10: float32
+
+
+@pytest.mark.parametrize("window, softcap", [(40, 0.0), (300, 0.0), (0, 2.0), (40, 2.0)])
+def test_window_and_softcap(window, softcap):
+    q, k, v = queries_and_cache(70, 600, 2, 1, 16)
+    first = 530
+
+    def look(name, kq):
+        if name != "kq":
+            return kq
+        kq = kq * 0.25
+        if softcap:
+            kq = softcap * np.tanh(kq / softcap)
+        if window:
+            far = np.arange(600) <= first + np.arange(70)[:, None] - window
+            kq = np.where(far, -np.inf, kq)
+        return kq
+
+    expected = attention_numpy(q.astype(np.float64), k, v, first, 1.0, look)
+    got = attention_numba(q, k, v, first, 0.25, window=window, softcap=softcap)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 59), unique=True, max_size=4).map(sorted),
+    first=st.sampled_from([0, 1, 200, 250, 256]),  # spans on both sides of a tile's edge
+    n_thread=st.integers(1, 2),
+    window=st.sampled_from([0, 30]),
+)
+@settings(deadline=None, max_examples=30)
+def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_thread, window):
+    q, k, v = queries_and_cache(60, first + 60, 6, 2, 32)
+    threads.limit(1)
+    whole = attention_numba(q, k, v, first, 0.3, window=window)
+    threads.limit(n_thread)
+    try:
+        edges = [0, *cuts, 60]
+        pieces = [
+            attention_numba(q[a:b], k[: first + b], v[: first + b], first + a, 0.3, window=window)
+            for a, b in pairwise(edges)
+        ]
+    finally:
+        threads.limit(None)
+    assert np.concatenate(pieces).tobytes() == whole.tobytes()
+
+
+@kernel
+def each_exp(x, y):
+    for i in range(0, x.size, 16):
+        store(y, i, exp(load(f32x16, x, i)))
+
+
+def test_exp_is_right_to_a_ten_millionth_and_zero_for_what_is_hidden():
+    x = np.linspace(-87, 88, 1 << 16, dtype=np.float32)
+    y = np.empty_like(x)
+    each_exp(x, y)
+    np.testing.assert_allclose(y, np.exp(x.astype(np.float64)), rtol=1e-7)
+    x = np.array([0, -np.inf, -1e30, -88.2] * 4, np.float32)
+    y = np.empty_like(x)
+    each_exp(x, y)
+    np.testing.assert_array_equal(y, [1, 0, 0, 0] * 4)
