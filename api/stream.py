@@ -11,8 +11,8 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.errors import Cancelled
+from ..engine.piece import Piece, Timings
 from ..engine.sampling import Logprob
-from ..engine.sequence import Piece, Timings
 from .errors import reply, text_of
 from .go_json import dumps
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from ..engine.piece import Piece
 from ..engine.runner import Call
-from ..engine.sequence import Piece
 from ..engine.service import Answer, Engine
 from .decode import decode
 

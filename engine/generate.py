@@ -23,7 +23,8 @@ from .cache import KVCache
 from .errors import ContextFull
 from .model import Model, forward
 from .options import Options
-from .sequence import Piece, Sequence, State, Timings, kept, truncated
+from .piece import Piece, Timings
+from .sequence import Sequence, State, kept, truncated
 from .trace import Tap, no_tap
 
 

@@ -26,7 +26,7 @@ from .errors import Cancelled, OutOfMemory
 from .generate import generate
 from .model import Model
 from .options import Options
-from .sequence import Piece, Timings
+from .piece import Piece, Timings
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from .duration import FOREVER
 from .errors import CloudModel, ModelNotFound, NotYet, RequestError
 from .model import Model, load_model
 from .options import AS_USUAL, Options, Wanted
+from .piece import Piece
 from .pool import Loaded, Pool
 from .runner import Call, Job, Runner
-from .sequence import Piece
 from .settings import Settings
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
 from .store.create import create

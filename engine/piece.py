@@ -1,0 +1,40 @@
+"""What an answer is made of, wherever it comes from: text as it comes, and the figures at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
+    from .sampling import Logprob
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Counts of tokens, and durations in nanoseconds, under Ollama's names.
+
+    prompt_eval_duration  spent on the prompt
+    eval_duration         from the end of the prompt to the last token
+    """
+
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a stream is made of: one for each sampled token, then a last one with `done_reason` and `timings`.
+
+    text      what can be shown now: maybe empty, while half a character or the beginning of a stop string is held back
+    token     the sampled id, None in the last piece
+    logprob   of that token, where logprobs were asked for
+    """
+
+    text: str
+    token: int | None = None
+    logprob: Logprob | None = None
+    done_reason: str | None = None
+    timings: Timings | None = None
