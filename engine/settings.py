@@ -100,6 +100,7 @@ class Settings:
     kv_cache_type: str = "f16"
     go_template: bool = True
     noprune: bool = False
+    nohistory: bool = False
     no_cloud: bool = False
     debug: int = 0  # 1 debug, 2 trace
     debug_log_requests: bool = False
@@ -123,6 +124,7 @@ class Settings:
             kv_cache_type=env.text("OLLAMA_KV_CACHE_TYPE").lower() or cls.kv_cache_type,
             go_template=env.flag("OLLAMA_GO_TEMPLATE", True),
             noprune=env.flag("OLLAMA_NOPRUNE"),
+            nohistory=env.flag("OLLAMA_NOHISTORY"),
             no_cloud=env.flag("OLLAMA_NO_CLOUD"),
             debug=env.debug(),
             debug_log_requests=env.flag("OLLAMA_DEBUG_LOG_REQUESTS"),
