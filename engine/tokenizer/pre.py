@@ -60,9 +60,8 @@ def _camel(letter: str, suffix: str = "") -> str:
 _GPT4O = _camel(r"\p{L}", f"(?:{_SHORT})?") + r"|\p{N}{1,3}" + _SLASHES
 _DEEPSEEK3_WORDS = _ASCII_SIGNS + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-_THREES = (
-    r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # digits in threes from the right; what precedes stays with the first
-)
+# digits in threes from the right; what precedes stays with the first of them, and what has none behind it is a word too
+_THREES = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
 _LINES = r"[^\n]+|\n+"
 
 # the letters with two cases, as DeepSeek's tokenizer.json lists them

@@ -235,14 +235,14 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
     if model is None:
         raise ModelError("no 'tokenizer.ggml.model': this file has no vocabulary")
     architecture = str(kv.get("general.architecture", ""))
-    if model not in _DEFAULT_ROLES:
+    if not isinstance(model, str) or model not in _DEFAULT_ROLES:
         raise UnsupportedArchitecture(
             architecture, f"'tokenizer.ggml.model' is {model!r}; known here: {', '.join(_DEFAULT_ROLES)}"
         )
     if model == "llama":
         return model, DEFAULT
     name = "gemma4" if model == "gemma4" else kv.get("tokenizer.ggml.pre", "")
-    if name == "":
+    if isinstance(name, str) and not name:
         log.warning("no 'tokenizer.ggml.pre': words are cut as in the first GGUFs, which few models were trained with")
         name = "default"
     if not isinstance(name, str) or name not in PRE:

@@ -40,7 +40,7 @@ def test_ill_formed_vocabulary_ends_in_one_line(kv, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kv", [spm(model="rwkv"), bpe(pre="no-such-pre"), bpe(pre=7)])
+@pytest.mark.parametrize("kv", [spm(model="rwkv"), spm(model=["llama"]), bpe(pre="no-such"), bpe(pre=np.ones(2))])
 def test_unknown_kind_of_vocabulary_is_unsupported(kv):
     with pytest.raises(UnsupportedArchitecture) as caught:
         from_gguf(kv | {"general.architecture": "llama"})
@@ -159,13 +159,15 @@ def test_blanks_that_english_does_not_put_are_cleaned_where_the_pre_says_so():
     assert clean.decode(clean.encode(text)) == "it's, we're'x't. 't"
 
 
-def test_vocabulary_without_bytes_works_in_plain_python():
-    kv = {
+def test_what_sentencepiece_refuses_works_in_plain_python():
+    few = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a"],
         "tokenizer.ggml.scores": np.array([0, 0, 0, -3, -2, -1], np.float32),
     }
-    assert from_gguf(kv).encode("a aé") == [1, 5, 5, 0, 0]  # é is two bytes without tokens
+    assert from_gguf(few).encode("a aé") == [1, 5, 5, 0, 0]  # é is two bytes without tokens
+    assert from_gguf(spm("a\0b", "a", "\0b", add_space_prefix=False)).encode("a") == [1, 260]
+    assert from_gguf(spm("a" * 10_000, "a", add_space_prefix=False)).encode("a") == [1, 260]
 
 
 def test_plain_tokenizer_needs_no_library():
