@@ -1,0 +1,98 @@
+"""Where a model's thoughts end and its answer begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+# What Go's unicode.IsSpace takes for white space: that of str.isspace without the four separators 0x1c to 0x1f.
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+class State(Enum):
+    BEFORE, OPENED, THINKING, CLOSED, CONTENT = range(5)
+
+
+class ThinkingParser:
+    """Splits an answer into thinking, between the tags `open` and `close`, and content, after them.
+
+        "<think>\\nTwo and two.</th" -> ("Two and two.", "")      "ink>\\n\\nFour." -> ("", "Four.")
+
+    Only a tag that comes before everything but blanks opens thinking; else all is content as it stands.  Blanks after
+    either tag are dropped.  What may be the beginning of a tag is held back until it is one or is none.
+
+    is_open  the prompt ended with the opening tag already
+    """
+
+    def __init__(self, open: str, close: str, is_open: bool = False):
+        self._open, self._close = open, close
+        self._state = State.OPENED if is_open else State.BEFORE
+        self._blanks: list[str] = []  # before an opening tag; content if none comes
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str]:
+        """What `text` adds to thinking and content."""
+        text, self._held = self._held + text, ""
+        if self._state is State.BEFORE:
+            text = self._before(text)
+        if self._state is State.OPENED:
+            text = text.lstrip(BLANKS)
+            if text:
+                self._state = State.THINKING
+        thinking = ""
+        if self._state is State.THINKING:
+            thinking, tag, text = text.partition(self._close)
+            if tag:
+                self._state = State.CLOSED
+            else:
+                shown = len(thinking) - overlap(thinking, self._close)
+                thinking, self._held = thinking[:shown], thinking[shown:]
+        if self._state is State.CLOSED:
+            text = text.lstrip(BLANKS)
+            if text:
+                self._state = State.CONTENT
+        return thinking, text
+
+    def flush(self) -> tuple[str, str]:
+        """What was held back, when the answer is over: thinking, if no closing tag came, or content."""
+        held = "".join([*self._blanks, self._held])
+        self._blanks, self._held = [], ""
+        return (held, "") if self._state is State.THINKING else ("", held)
+
+    def _before(self, text: str) -> str:
+        """What follows the opening tag or, if none can come any more, everything so far."""
+        rest = text.lstrip(BLANKS)
+        self._blanks.append(text[: len(text) - len(rest)])
+        if rest.startswith(self._open):
+            self._state = State.OPENED
+            self._blanks.clear()
+            return rest[len(self._open) :]
+        if self._open.startswith(rest):
+            self._held = rest
+            return ""
+        self._state = State.CONTENT
+        rest = "".join([*self._blanks, rest])
+        self._blanks.clear()
+        return rest
+
+
+def overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `tag`; less than all of it."""
+    return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def without_old_thoughts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """`messages` without what the assistant thought, in <think> tags before its content, before the user spoke last.
+
+    Models trained so, qwen3 and deepseek-r1, never saw their earlier thoughts again.
+    """
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+    old = [message if message["role"] != "assistant" else _thoughtless(message) for message in messages[:last]]
+    return [*old, *messages[last:]]
+
+
+def _thoughtless(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    parser = ThinkingParser("<think>", "</think>")
+    content = [parser.push(message.get("content") or "")[1], parser.flush()[1]]
+    return {**message, "content": "".join(content)}

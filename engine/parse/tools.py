@@ -1,0 +1,210 @@
+"""Which tools a model wants called, and with what.
+
+Models write calls as their templates show them:
+
+    <tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>
+    [TOOL_CALLS] [{"name": ...}, {"name": ...}]
+    {"name": "get_weather", "parameters": {...}}
+    <|tool▁calls▁begin|>...get_weather ```json {"city": "Paris"} ```
+
+The tag comes first; after it, the first name of an offered tool and the first JSON object make a call, whatever stands
+around them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import accumulate
+from typing import Any
+
+from .thinking import BLANKS, overlap
+
+MAX_NESTING = 100  # deeper objects are no arguments; Python's own readers and writers of JSON give up at 250
+TOKEN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)
+STRING = re.compile(r'"(?:\\.|[^"\\])*+"', re.DOTALL)
+
+
+def _new_id() -> str:
+    return "call_" + "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool by its name, and the arguments for it as the model ordered them; `index` counts within an answer."""
+
+    name: str
+    arguments: dict[str, Any]
+    index: int = 0
+    id: str = field(default_factory=_new_id)
+
+
+class State(Enum):
+    BEFORE, CALLS, TEXT = range(3)
+
+
+class ToolParser:
+    """Splits an answer into content and, from `tag` on, calls of the tools `names`.
+
+    What may be the beginning of the tag is held back.  After it no text is content any more, with one exception: the
+    tags "{" and "[" may as well begin an ordinary answer, so they count only before everything but blanks, and if they
+    are closed before there is a call, everything is content.
+
+    Names: the first that occurs, of several at one place the longest.  Objects: the first that is valid JSON; brackets
+    within strings don't count.  After a call, both are sought behind it.
+    """
+
+    def __init__(self, tag: str, names: Sequence[str]):
+        self._tag, self._closing = tag, {"{": "}", "[": "]"}.get(tag)
+        self._names = sorted(set(names), key=len, reverse=True)
+        self._name = re.compile("|".join(map(re.escape, self._names)) if self._names else "(?!)")
+        self._state = State.BEFORE
+        self._buffer = ""  # BEFORE: what may begin the tag; CALLS: all from the tag on
+        self._n_calls = 0
+        # The search for an object: how far it is, and what it is in
+        self._at, self._in_string, self._n_open, self._start = 0, False, 0, 0
+        self._n_closing = 0  # of "{" or "[" as a tag: how many are still to be closed
+        # An object waiting for a name, where it ends; where names are sought; where the last call ended
+        self._object: dict[str, Any] | None = None
+        self._end, self._sought, self._cut = 0, 0, 0
+
+    def push(self, text: str) -> tuple[str, list[ToolCall]]:
+        """What `text` adds to the content, and the calls that it completes."""
+        if self._state is State.TEXT:
+            return text, []
+        buffer, self._buffer = self._buffer, ""  # the only reference, so that += appends without a copy
+        buffer += text
+        content = ""
+        if self._state is State.BEFORE:
+            at = buffer.find(self._tag)
+            if at >= 0:
+                self._state = State.CALLS
+            else:
+                at = len(buffer) - overlap(buffer, self._tag)
+            content, buffer = buffer[:at], buffer[at:]
+            if self._closing and content.strip(BLANKS):
+                self._state = State.TEXT
+                return content + buffer, []
+            self._at = self._sought = self._cut = 0 if self._closing else len(self._tag)
+        calls = list(self._read(buffer)) if self._state is State.CALLS else []
+        if self._state is State.TEXT:
+            return content + buffer, []
+        self._buffer = buffer
+        return content, calls
+
+    def flush(self) -> tuple[str, list[ToolCall]]:
+        """What was held back, when the answer is over: content that looked like a tag, a call whose name might go on.
+
+        A call that was begun with a tag of its own and not ended is dropped.
+        """
+        calls = list(self._pair(self._buffer, len(self._buffer)))
+        is_content = self._state is State.BEFORE or (self._closing and not self._n_calls)
+        content = self._buffer if is_content else ""
+        self._state, self._buffer = State.TEXT, ""
+        return content, calls
+
+    def _read(self, buffer: str) -> Iterator[ToolCall]:
+        """The calls that are complete in `buffer`; the state becomes TEXT if a bracket closes before there is any."""
+        for token in TOKEN.finditer(buffer, self._at):
+            c, self._at = token[0], token.end()
+            if c == "\\":  # what it escapes is still to come
+                self._at = token.start()
+                break
+            if c == '"':
+                self._in_string = not self._in_string
+            if self._in_string:
+                continue
+            self._n_closing += (c == self._tag) - (c == self._closing)
+            if c == "{":
+                self._start = self._start if self._n_open else token.start()
+                self._n_open += 1
+            elif c == "}" and self._n_open:
+                self._n_open -= 1
+                if not self._n_open:
+                    yield from self._complete(buffer, token.end())
+            if c == self._closing and not self._n_closing:
+                yield from self._pair(buffer, token.end())
+                if not self._n_calls:
+                    self._state = State.TEXT
+                    return
+        else:
+            self._at = len(buffer)
+        if not self._may_go_on(buffer):
+            yield from self._pair(buffer, len(buffer))
+
+    def _complete(self, buffer: str, end: int) -> Iterator[ToolCall]:
+        """The calls made by the brackets that close at `end`."""
+        yield from self._pair(buffer, end)
+        if self._object is None and self._start >= self._cut:
+            self._object, self._end = _object(buffer[self._start : end]), end
+            yield from self._pair(buffer, end)
+
+    def _pair(self, buffer: str, end: int) -> Iterator[ToolCall]:
+        """The call that the waiting object and the first name in buffer[:end] make."""
+        if self._object is None:
+            return
+        name = self._name.search(buffer, self._sought, end)
+        if not name:
+            self._sought = max(self._sought, end + 1 - len(self._names[0])) if self._names else end
+            return
+        arguments = _arguments(self._object, name[0])
+        self._object, self._cut = None, max(self._end, name.end())
+        self._sought = self._cut
+        if arguments is not None:
+            yield ToolCall(name[0], arguments, self._n_calls)
+            self._n_calls += 1
+
+    def _may_go_on(self, buffer: str) -> bool:
+        """Whether `buffer` ends in the beginning of a name: then a shorter one that is complete has to wait."""
+        return self._object is not None and any(overlap(buffer, name) for name in self._names)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is, or None."""
+    depth = {"{": 1, "[": 1, "}": -1, "]": -1}
+    if max(accumulate(depth.get(c, 0) for c in STRING.sub("", text)), default=0) > MAX_NESTING:
+        return None
+    try:
+        value = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _number(text: str) -> int | float:
+    """The number as it is, or as a double where it has no 64 bits.  Raises: ValueError for what JSON or Go has not"""
+    value = float(text)
+    if not abs(value) < float("inf"):
+        raise ValueError(text)
+    whole = text.removeprefix("-").isdigit() and abs(value) < 2**63
+    return int(text) if whole else value
+
+
+def _arguments(call: dict[str, Any], tool: str) -> dict[str, Any] | None:
+    """What the object `call` hands to `tool`, or None if it has a name, but no arguments.
+
+    {"name": tool, "arguments": {...}}, or "parameters", or {tool: {...}}, itself or anywhere within; else all of it.
+    """
+    for inner in _objects(call):
+        keys = ("arguments", "parameters") if "name" in inner else (tool,)
+        given = [inner[key] for key in keys if key in inner]
+        objects = [_object(value) if isinstance(value, str) else value for value in given]
+        arguments = next((value for value in objects if isinstance(value, dict)), None)
+        if arguments is not None or "name" in inner:
+            return arguments
+    return call
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """`value` and the objects within, from outside to inside."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _objects(item)
