@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # Within the engine, a file may import from its own level to the left of it, and from every level above.
 ENGINE_LEVELS = [
     ["errors", "duration", "settings", "batch", "trace", "options"],
-    ["gguf", "gguf_write", "template", "store"],
+    ["gguf", "gguf_write", "parse", "template", "store"],
     ["tokenizer", "cache", "sampling", "model"],
     ["piece", "sequence", "generate"],
     ["runner", "pool", "service"],
