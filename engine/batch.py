@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Batch:
             ),
         )
 
-    @property
+    @cached_property
     def positions(self) -> np.ndarray:
         """Each token's position in its sequence.  i32 [n_tok]"""
         return np.concatenate([np.arange(s.start, s.start + s.length, dtype=np.int32) for s in self.spans])

@@ -17,7 +17,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from ..kernels import EXACT, Kernels
+from ..kernels import NUMBA, Kernels
 from .batch import Batch
 from .cache import KVCache
 from .errors import ContextFull
@@ -33,7 +33,7 @@ def generate(
     prompt: str | list[int],
     options: Options | None = None,
     *,
-    kernels: Kernels = EXACT,
+    kernels: Kernels = NUMBA,
     cache: KVCache | None = None,
     truncate: bool = True,
     shift: bool = True,

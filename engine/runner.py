@@ -20,7 +20,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from ..kernels import EXACT, Kernels
+from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES, KVCache
 from .errors import Cancelled, OutOfMemory
 from .generate import generate
@@ -104,7 +104,7 @@ class Runner:
     options   those it was loaded with, num_ctx within what the model was trained on
     """
 
-    def __init__(self, model: Model, options: Options, cache_type: str = "f16", kernels: Kernels = EXACT):
+    def __init__(self, model: Model, options: Options, cache_type: str = "f16", kernels: Kernels = NUMBA):
         self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
         self.kernels = kernels
         check_memory(model, self.options.num_ctx, cache_type)

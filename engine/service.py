@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
 
-from ..kernels import EXACT, Kernels
+from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
 from .duration import FOREVER
 from .errors import CloudModel, ModelNotFound, NotYet, RequestError
@@ -117,7 +117,7 @@ class Engine:
         store: Store | None = None,
         *,
         file: LocalModel | None = None,
-        kernels: Kernels = EXACT,
+        kernels: Kernels = NUMBA,
     ):
         self.settings = settings or Settings.from_env()
         self.store = store or default_store(self.settings)

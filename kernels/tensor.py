@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from threading import Lock
 from typing import Any
 
@@ -28,9 +30,9 @@ class Tensor:
     blocks: np.ndarray
     _forms: dict[Callable[[Tensor], Any], Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def n_elements(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
