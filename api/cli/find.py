@@ -1,17 +1,84 @@
-"""What a MODEL argument means: a GGUF file, or a name in the store."""
+"""What a MODEL argument means, and who answers for it: a server, or the engine in this process."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ...engine.errors import RequestError
+from ...engine.settings import Settings
 from ...engine.store import default_store
+
+if TYPE_CHECKING:  # each takes its time to import, and a command needs one of them at most
+    from ...engine.service import Engine
+    from ..client import Client
+
+    Models = Client | Engine
+    """Whoever knows the models: both have the verbs list, show, generate and chat."""
 
 
 def is_file(model: str) -> bool:
-    """Whether `model` is meant as a path: it ends in .gguf, or begins like one, or a file lies there."""
-    return model.lower().endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or Path(model).is_file()
+    """Whether `model` is meant as a path: it ends in .gguf, or begins like one, or a GGUF lies there."""
+    return model.lower().endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or _is_gguf(model)
+
+
+def _is_gguf(path: str) -> bool:
+    try:
+        return Path(path).is_file() and open(path, "rb").read(4) == b"GGUF"
+    except (OSError, ValueError):
+        return False
 
 
 def model_file(model: str) -> Path:
     """The GGUF file of `model`.  Raises ModelNotFound, BadName, BadManifest for a name; a path is not looked at yet."""
     return Path(model).expanduser() if is_file(model) else default_store().resolve(model).weights
+
+
+def server() -> Client:
+    """The server at OLLAMA_HOST.  Raises: NoServer, ServerError"""
+    from ..client import Client
+
+    client = Client(Settings.from_env().host)
+    client.check()
+    return client
+
+
+def server_if_any(*, as_told: bool = False) -> Client | None:
+    """The server at OLLAMA_HOST, if one listens there.
+
+    as_told   what a server has is asked about: one that OLLAMA_HOST names must be there, for this machine's models
+              would be the answer to another question.  Raises: NoServer
+    """
+    from ..client import NoServer
+
+    try:
+        return server()
+    except NoServer:
+        if as_told and os.environ.get("OLLAMA_HOST", "").strip(" \"'"):
+            raise
+        return None
+
+
+def models_for(model: str, kernels: str | None = None, *, as_told: bool = False) -> Models:
+    """Who answers for `model`: a file, or a wish for kernels, is for this process; else a server, if there is one.
+
+    Raises: RequestError for an unknown set, ModelNotFound for a missing file, ServerError
+    """
+    path = Path(model).expanduser() if is_file(model) else None
+    if path is None and kernels is None and (client := server_if_any(as_told=as_told)):
+        return client
+    from ...engine.service import Engine
+    from ...engine.store.file import FileModel
+
+    file = FileModel.of(path) if path else None
+    return Engine(file=file, kernels=kernel_set(kernels)) if kernels else Engine(file=file)
+
+
+def kernel_set(name: str):
+    """The set of kernels of that name.  Raises: RequestError naming those there are"""
+    from ...kernels import SETS
+
+    if name not in SETS:
+        raise RequestError(f"'{name}' is no set of kernels; there are {', '.join(SETS)}")
+    return SETS[name]

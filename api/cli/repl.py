@@ -1,0 +1,156 @@
+"""`numllama run` on a terminal: a conversation, with a history and a few commands that begin with a slash."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.formatted_text import ANSI
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+from ...engine.errors import EngineError
+from ...engine.options import Wanted
+from ...engine.settings import Settings
+from ..client import ServerError
+from .find import models_for
+from .history import LineHistory
+from .run import tell
+from .slash import command
+from .wrap import Wrapped, text_width
+
+if TYPE_CHECKING:
+    from .find import Models
+
+HINT = {">>> ": "Send a message (/? for help)", "... ": 'Use """ to end multi-line input'}
+
+
+@dataclass
+class Session:
+    """A conversation and how it is to be held.
+
+    options    typed values by name, over the model's own
+    messages   what was said; `system` comes before it, in place of the model's
+    """
+
+    models: Models
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    keep_alive: int | None = None
+    kernels: str | None = None
+    verbose: bool = False
+    wordwrap: bool = True
+    system: str = ""
+    messages: list[Mapping[str, Any]] = field(default_factory=list)
+    history: LineHistory = field(default_factory=lambda: LineHistory(Path.home() / ".ollama" / "history"))
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(options=self.options, keep_alive=self.keep_alive)
+
+    def load(self) -> None:
+        """Have the model ready, and show the conversation that it begins with.  Raises: ModelNotFound, ServerError"""
+        info = self.models.show(self.model)
+        self.models.generate(self.model, "", self.wanted)
+        for message in info.get("messages") or []:
+            match message["role"]:
+                case "user":
+                    print(f">>> {message['content']}")
+                case "assistant":
+                    self._screen().put(f"{message['content']}\n\n")
+
+    def change(self, model: str) -> None:
+        """Begin anew with `model`.  Raises: ModelNotFound, ServerError, and then nothing has changed"""
+        other = Session(models_for(model, self.kernels), model, {}, self.keep_alive, self.kernels)
+        other.load()
+        self.models.close()
+        self.models, self.model, self.options, self.system = other.models, model, {}, ""
+        self.messages.clear()
+
+    def ask(self, text: str) -> None:
+        """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer."""
+        self.messages.append({"role": "user", "content": text})
+        before = [{"role": "system", "content": self.system}] if self.system else []
+        screen = self._screen()
+        try:
+            tell(self.models.chat(self.model, [*before, *self.messages], self.wanted), screen, self.verbose)
+        except KeyboardInterrupt:
+            pass
+        except (EngineError, ServerError) as error:
+            self.messages.pop()
+            print(f"error: {error}", file=sys.stderr)
+            return
+        self.messages.append({"role": "assistant", "content": screen.text})
+        print()
+
+    def _screen(self) -> Wrapped:
+        return Wrapped(sys.stdout, text_width(sys.stdout, self.wordwrap))
+
+
+class Typed(NamedTuple):
+    """A message or a command; what stood in triple quotes is a message, whatever it begins with."""
+
+    text: str
+    is_command: bool
+
+
+class Prompt:
+    """Where people type."""
+
+    def __init__(self, history: LineHistory):
+        self.history = history
+        self._session: PromptSession[str] = PromptSession(history=history, key_bindings=keys())
+
+    def read(self) -> Typed:
+        """The next message or command; triple quotes open one of several lines.  Raises: EOFError, KeyboardInterrupt"""
+        line = self._line(">>> ")
+        head, quotes, text = line.partition('"""')
+        if not quotes or head.strip() not in ("", "/set system"):
+            return Typed(line.strip(), line.strip().startswith("/"))
+        while not text.endswith('"""'):
+            text += "\n" + self._line("... ")
+        return Typed(head + text.removesuffix('"""').strip("\n"), bool(head.strip()))
+
+    def is_empty(self) -> bool:
+        """Whether nothing had been typed when the last `read` was broken off."""
+        return not self._session.default_buffer.text
+
+    def _line(self, prompt: str) -> str:
+        line = self._session.prompt(prompt, placeholder=ANSI(f"\x1b[38;5;245m{HINT[prompt]}\x1b[0m"))
+        self.history.remember(line)
+        return line
+
+
+def keys() -> KeyBindings:
+    """What prompt_toolkit does not bind by itself: Ctrl-G opens an editor."""
+    bindings = KeyBindings()
+
+    @bindings.add("c-g")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return bindings
+
+
+def converse(session: Session) -> None:
+    """Talk until /bye or Ctrl-D."""
+    session.history.enabled = not Settings.from_env().nohistory
+    session.load()
+    prompt = Prompt(session.history)
+    while True:
+        try:
+            typed = prompt.read()
+        except KeyboardInterrupt:
+            if prompt.is_empty():
+                print("\nUse Ctrl + d or /bye to exit.")
+            continue
+        except EOFError:
+            return
+        if typed.is_command:
+            if not command(session, typed.text):
+                return
+        elif typed.text.strip():
+            session.ask(typed.text)

@@ -1,0 +1,104 @@
+"""How the command is spoken to: Ollama's words for a wrong command line, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+UsageError = typer.BadParameter.__mro__[1]  # whatever library of exceptions this typer brings
+
+
+def usage_error(message: str) -> Exception:
+    return UsageError(message)  # type: ignore[call-arg]
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs, which says what it does not know as Ollama does."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, {"ls": "list", "start": "serve"}.get(cmd_name, cmd_name))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:
+            raise usage_error(f'unknown command "{args[0]}" for "numllama"')
+        return super().resolve_command(ctx, args)
+
+
+def exactly(n: int, args: Sequence[str] | None) -> Sequence[str]:
+    """`args`, which must be `n`.  Raises: UsageError"""
+    if len(args or ()) != n:
+        raise usage_error(f"accepts {n} arg(s), received {len(args or ())}")
+    return args or ()
+
+
+def at_most(n: int, args: Sequence[str] | None) -> Sequence[str]:
+    if len(args or ()) > n:
+        raise usage_error(f"accepts at most {n} arg(s), received {len(args or ())}")
+    return args or ()
+
+
+def at_least(n: int, args: Sequence[str] | None) -> Sequence[str]:
+    if len(args or ()) < n:
+        raise usage_error(f"requires at least {n} arg(s), only received {len(args or ())}")
+    return args or ()
+
+
+def said(error: Any) -> str:
+    """A usage error in Ollama's words."""
+    name = getattr(error, "option_name", "")
+    match type(error).__name__:
+        case "NoSuchOption":
+            return (
+                f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1]}' in {name}"
+            )
+        case "BadOptionUsage" if "requires" in error.message:
+            return f"flag needs an argument: {name}"
+        case "MissingParameter":
+            return "accepts 1 arg(s), received 0"
+        case _:
+            return error.format_message()
+
+
+def one_line(error: BaseException) -> str:
+    """What an error is to whoever typed the command."""
+    from ...engine.errors import EngineError
+
+    match error:
+        case EngineError():
+            return str(error)
+        case OSError() if error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror.lower()}"
+        case MemoryError():
+            return "out of memory"
+        case _ if type(error).__name__ in ("ServerError", "NoServer"):
+            return str(error)
+    return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; OLLAMA_DEBUG=1 shows where"
+
+
+def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+    """Do what the command line says.  -> exit status: 0, 1 after `Error: ...`, 130 after Ctrl-C"""
+    try:
+        try:
+            status = app(args, prog_name="numllama", standalone_mode=False)
+        finally:
+            sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed into it at the end
+        return 141
+    except UsageError as error:  # type: ignore[misc]
+        message = said(error)
+    except Exception as error:
+        if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
+            raise
+        message = one_line(error)
+    print(f"Error: {message}", file=sys.stderr)
+    return 1
