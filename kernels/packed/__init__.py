@@ -18,7 +18,7 @@ from ..activations import round_activations
 from ..quants import FORMATS, GGMLType
 from ..tensor import Tensor
 from ..threads import run
-from . import arena, block32, floats
+from . import arena, block32, floats, k
 from .tiles import LANES, Packed, new_tiles
 
 
@@ -48,6 +48,11 @@ PRODUCTS = {
     GGMLType.Q5_0: Product(   32,   320,    32,    1, block32.pack_q5_0, block32.matmul_q5_0),
     GGMLType.Q5_1: Product(   32,   320,    64,    1, block32.pack_q5_1, block32.matmul_q5_1),
     GGMLType.Q8_0: Product(   32,   512,    32,    1, block32.pack_q8_0, block32.matmul_q8_0),
+    GGMLType.Q2_K: Product(  256,  1024,   320,    2, k.pack_q2_k, k.matmul_q2_k),
+    GGMLType.Q3_K: Product(  256,  1536,   288,    2, k.pack_q3_k, k.matmul_q3_k),
+    GGMLType.Q4_K: Product(  256,  2048,   320,    1, k.pack_q4_k, k.matmul_q4_k),
+    GGMLType.Q5_K: Product(  256,  2560,   320,    1, k.pack_q5_k, k.matmul_q5_k),
+    GGMLType.Q6_K: Product(  256,  3072,   288,    2, k.pack_q6_k, k.matmul_q6_k),
     GGMLType.F32:  Product(    1,    64,     0,    0, floats.pack_32_bits, floats.matmul_f32),
     GGMLType.F16:  Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_f16),
     GGMLType.BF16: Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_bf16),
