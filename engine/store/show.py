@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -77,7 +77,7 @@ def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, 
     answer = {
         "template": valid_text(template.text),
         "details": details,
-        "model_info": model_info(gguf, verbose),
+        "model_info": model_info(gguf, verbose, leave_out=("tokenizer.chat_template",)),
         "tensors": list(head.tensors),
         "capabilities": [*head.kinds, *template.capabilities],
         "modified_at": local_time(Path(path).stat().st_mtime_ns),
@@ -116,9 +116,9 @@ def capabilities(model: LocalModel) -> list[str]:
     return _capabilities(model, _head_of(model.weights))
 
 
-def model_info(gguf: GGUF, verbose: bool = False) -> dict[str, Any]:
+def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = NOT_INFO) -> dict[str, Any]:
     """The metadata with `general.parameter_count`, by key; arrays are None unless `verbose`."""
-    info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in NOT_INFO}
+    info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in leave_out}
     return dict(sorted((info | {"general.parameter_count": n_parameters(gguf)}).items()))
 
 
