@@ -33,7 +33,8 @@ class Session:
     """A conversation and how it is to be held.
 
     options    typed values by name, over the model's own
-    messages   what was said; `system` comes before it, in place of the model's
+    messages   what was said, and each system message where it was set
+    system     the newest of those
     """
 
     models: Models
@@ -70,13 +71,28 @@ class Session:
         self.models, self.model, self.options, self.system = other.models, model, {}, ""
         self.messages.clear()
 
+    def set_system(self, text: str, *, several_lines: bool) -> None:
+        """Have `text` said by the system.  It takes the place of one that nothing followed, if it is one line.
+
+        As in Ollama's interactive.go, fb30760, where one of several lines is added to it.
+        """
+        if self.messages and self.messages[-1]["role"] == "system" and not several_lines:
+            self.messages.pop()
+        self.system = text
+        self.messages.append({"role": "system", "content": text})
+
+    def clear(self) -> None:
+        """Forget what was said, but for the system message."""
+        self.messages.clear()
+        if self.system:
+            self.set_system(self.system, several_lines=False)
+
     def ask(self, text: str) -> None:
         """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer."""
         self.messages.append({"role": "user", "content": text})
-        before = [{"role": "system", "content": self.system}] if self.system else []
         screen = self._screen()
         try:
-            tell(self.models.chat(self.model, [*before, *self.messages], self.wanted), screen, self.verbose)
+            tell(self.models.chat(self.model, self.messages, self.wanted), screen, self.verbose)
         except KeyboardInterrupt:
             pass
         except (EngineError, ServerError) as error:

@@ -93,7 +93,7 @@ def command(session: Session, line: str) -> bool:
         case "/list" | "/ls":
             print(list_models(rest), end="")
         case "/clear":
-            session.messages.clear()
+            session.clear()
             print("Cleared session context")
         case _:
             unknown(line)
@@ -118,11 +118,10 @@ def set_(session: Session, rest: str) -> None:
             session.verbose = what == "verbose"
             print(f"Set '{what}' mode.")
         case "system":
-            if text:
-                session.system = text
-                print("Set system message.")
-            else:
-                print(HELP_ON["set"])
+            if not text:
+                return print(HELP_ON["set"])
+            session.set_system(text, several_lines="\n" in text)
+            print("Set system message.")
         case "parameter":
             set_parameter(session, *text.split())
         case _:
