@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .parse import ToolCall
+
 if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
     from .sampling import Logprob
 
@@ -28,9 +30,11 @@ class Timings:
 class Piece:
     """What a stream is made of: one for each sampled token, then a last one with `done_reason` and `timings`.
 
-    text      what can be shown now: maybe empty, while half a character or the beginning of a stop string is held back
-    token     the sampled id, None in the last piece
-    logprob   of that token, where logprobs were asked for
+    text        what can be shown now; maybe empty, while half a character, a possible stop string or tag is held back
+    token       the sampled id, None in the last piece and wherever no token belongs
+    logprob     of that token, where logprobs were asked for
+    thinking    what the model thinks, which comes before what it says
+    tool_calls  that became complete; there is no text in such a piece
     """
 
     text: str
@@ -38,3 +42,5 @@ class Piece:
     logprob: Logprob | None = None
     done_reason: str | None = None
     timings: Timings | None = None
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
