@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..kernels import Kernels
@@ -52,5 +53,11 @@ class Trace:
         return value
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """All values as safetensors, named as llama.cpp's dumps: "attn_norm-0", "result_output"."""
-        save_file({name if il < 0 else f"{name}-{il}": value for (name, il), value in self.values.items()}, path)
+        """All values as safetensors, named as llama.cpp's dumps: "attn_norm-0", "result_output".
+
+        Raises: RequestError where the file cannot be written
+        """
+        try:
+            save_file({name if il < 0 else f"{name}-{il}": value for (name, il), value in self.values.items()}, path)
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"{os.fspath(path)} cannot be written: {error}") from None

@@ -76,13 +76,10 @@ def refused_early(models: Any, model: str) -> None:
 def tell(answer: Answer | Reply, shown: Wrapped, verbose: bool = False) -> None:
     """The answer as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
     timings = None
-    try:
-        with closing(iter(answer)) as pieces:  # type: ignore[type-var]
-            for piece in pieces:
-                shown.put(piece.text)
-                timings = piece.timings
-    finally:
-        shown.end()
+    with closing(iter(answer)) as pieces, shown:  # type: ignore[type-var]
+        for piece in pieces:
+            shown.put(piece.text)
+            timings = piece.timings
     if verbose and timings:
         print("\n" + figures(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
 

@@ -13,23 +13,25 @@ from ...engine.batch import Batch
 from ...engine.errors import RequestError
 from ...engine.model import forward, load_model
 from ...engine.trace import Trace
-from ...kernels import SETS
-from .find import model_file
+from .find import kernel_set, model_file
 
 
 def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None) -> None:
     """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range."""
-    if kernels not in SETS:
-        raise RequestError(f"'{kernels}' is no set of kernels; there are {', '.join(SETS)}")
+    chosen = kernel_set(kernels)
     loaded = load_model(model_file(model))
     ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
     if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
         raise RequestError(
             f"the prompt has {len(ids)} tokens, expected 1 to {loaded.hparams.n_ctx_train}, the model's window"
         )
-    seen = Trace(*only, kernels=SETS[kernels])
+    seen = Trace(*only, kernels=chosen)
     cache = loaded.new_cache(len(ids), type="f64" if kernels.endswith("64") else "f32")
-    logits = forward(loaded, Batch.of(ids), cache, SETS[kernels], seen)[0]
+    logits = forward(loaded, Batch.of(ids), cache, chosen, seen)[0]
+    if not seen.values:
+        raise RequestError(
+            f"nothing is called {' or '.join(only)} in a forward pass; without --only all names are shown"
+        )
 
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_text(loaded, id)!r}' for id in ids)}", markup=False)
@@ -41,10 +43,7 @@ def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path 
         markup=False,
     )
     if save is not None:
-        try:
-            seen.save(save)
-        except OSError as error:
-            raise RequestError(f"{save}: cannot be written: {error.strerror or error}") from None
+        seen.save(save)
         console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
 
 

@@ -82,7 +82,7 @@ def one_line(error: BaseException) -> str:
 
 
 def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
-    """Do what the command line says.  -> exit status: 0, 1 after `Error: ...`, 130 after Ctrl-C"""
+    """Do what the command line says.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
     try:
         try:
             status = app(args, prog_name="numllama", standalone_mode=False)
@@ -93,7 +93,7 @@ def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed into it at the end
-        return 141
+        return 1
     except UsageError as error:  # type: ignore[misc]
         message = said(error)
     except Exception as error:

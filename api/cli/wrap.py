@@ -32,11 +32,14 @@ class Wrapped:
         self.out.write("".join(map(self._placed, text)) if self.width else text)
         self.out.flush()
 
-    def end(self) -> None:
-        """End the last line, if it has not ended."""
-        if not self.text.endswith("\n"):
+    def __enter__(self) -> Wrapped:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the last line, if it has not ended; what failed before its first letter has none."""
+        if not self.text.endswith("\n") and (self.text or kind is None):
             self.out.write("\n")
-        self.out.flush()
+            self.out.flush()
 
     def _placed(self, c: str) -> str:
         """`c`, with what it takes to put it where it belongs."""
