@@ -138,14 +138,14 @@ def attention_numba(q, k, v, first, scale, look=look_away, window=0, softcap=0.0
     softcap     scores s become softcap * tanh(s / softcap); 0: as they are
     """
     n_tok, n_head, n_head_dim = q.shape
-    n_head_kv = k.shape[1]
-    q, k, v = (widened(np.ascontiguousarray(a)) for a in (q, k, v))
-    out = np.empty((n_tok, n_head, q.shape[2]), np.float32)
-    work = 2 * n_tok * n_head * n_head_dim * (min(window, len(k)) or len(k))
-    scale, softcap = np.float32(scale), np.float32(softcap)
-    shape = n_tok, n_head, n_head_kv, q.shape[2]
-    run(_attend, work, q.reshape(-1), flat(k), flat(v), *shape, first, scale, window, softcap, out.reshape(-1))
-    return out[:, :, :n_head_dim].reshape(n_tok, n_head * n_head_dim)
+    n_pos, n_head_kv, _ = k.shape
+    q, k, v = (widened(a) for a in (np.ascontiguousarray(q, np.float32), k, v))
+    shape, d = (n_tok, n_head, n_head_kv), q.shape[2]
+    out = np.empty((n_tok, n_head, d), np.float32)
+    work = 2 * n_tok * n_head * d * (min(window, n_pos) or n_pos)
+    limits = first, np.float32(scale), window, np.float32(softcap)
+    run(_attend, work, q.reshape(-1), *strided(k), *strided(v), *shape, d, *limits, out.reshape(-1))
+    return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
 def widened(a):
@@ -153,29 +153,38 @@ def widened(a):
     return np.pad(a, ((0, 0), (0, 0), (0, -a.shape[2] % 16))) if a.shape[2] % 16 else a
 
 
-def flat(a):
-    """f16 as its bits, which Numba can load; f32 as it is."""
-    return (a.view(np.uint16) if a.dtype == np.float16 else a.astype(np.float32, copy=False)).reshape(-1)
+def strided(a):
+    """The first row of `a`, f16 as its bits, and how many numbers further the next position and the next head are."""
+    if a.strides[2] != a.itemsize or a.dtype not in (np.float16, np.float32):
+        a = np.ascontiguousarray(a, np.float32)
+    row = a[0, 0]
+    return (
+        (row.view(np.uint16) if a.dtype == np.float16 else row),
+        a.strides[0] // a.itemsize,
+        a.strides[1] // a.itemsize,
+    )
 
 
 @kernel
-def _attend(team, q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out):
+def _attend(
+    team, q, k, k_step, k_head, v, v_step, v_head, n_tok, n_head, n_head_kv, d, first, scale, window, softcap, out
+):
     n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
-    args = (q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out)
+    shape = n_tok, n_head, n_head_kv, d
+    args = (q, k, k_step, k_head, v, v_step, v_head, shape, first, scale, window, softcap, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
 @inner
-def _attend_pieces(
-    q, k, v, n_tok, n_head, n_head_kv, n_head_dim, first, scale, window, softcap, out, piece_first, piece_last
-):
-    group, d = n_head // n_head_kv, n_head_dim
+def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, scale, window, softcap, out, begun, ended):
+    n_tok, n_head, n_head_kv, d = shape
+    group = n_head // n_head_kv
     n_chunk = -(-n_tok * group // ROWS)
     rows = np.empty(ROWS * d, np.float32)
     score = np.empty(4 * TILE, np.float32)
     top, weights, sums = np.empty(ROWS, np.float32), np.empty(ROWS * 16, np.float32), np.empty(ROWS * d, np.float32)
     last = np.empty(ROWS, np.int64)
-    for piece in range(piece_first, piece_last):
+    for piece in range(begun, ended):
         h, begin = piece // n_chunk, piece % n_chunk * ROWS
         n_row = min(ROWS, n_tok * group - begin)
         for r in range(n_row):
@@ -191,29 +200,16 @@ def _attend_pieces(
         n_seen = last[n_row - 1] + 1
         first_seen = max(0, last[0] - window + 1) if window > 0 else 0
         for p in range(first_seen // TILE * TILE, n_seen, TILE):
+            n, keys, values = min(TILE, n_seen - p), h * k_head + p * k_step, h * v_head + p * v_step
             for r in range(0, n_row - 3, 4):
-                place, step = (p * n_head_kv + h) * d, n_head_kv * d
-                _scores(rows, r, k, place, step, min(TILE, n_seen - p), d, score, 4)
+                _scores(rows, r, k, keys, k_step, n, d, score, 4)
                 for t in range(4):
-                    _weigh(
-                        score,
-                        t * TILE,
-                        last[r + t] - p,
-                        window,
-                        min(TILE, n_seen - p),
-                        softcap,
-                        top,
-                        weights,
-                        sums,
-                        r + t,
-                        d,
-                    )
-                _add_values(score, v, place, step, min(TILE, n_seen - p), d, sums, r, 4)
+                    _weigh(score, t * TILE, last[r + t] - p, window, n, softcap, top, weights, sums, r + t, d)
+                _add_values(score, v, values, v_step, n, d, sums, r, 4)
             for r in range(n_row // 4 * 4, n_row):
-                place, step = (p * n_head_kv + h) * d, n_head_kv * d
-                _scores(rows, r, k, place, step, min(TILE, n_seen - p), d, score, 1)
-                _weigh(score, 0, last[r] - p, window, min(TILE, n_seen - p), softcap, top, weights, sums, r, d)
-                _add_values(score, v, place, step, min(TILE, n_seen - p), d, sums, r, 1)
+                _scores(rows, r, k, keys, k_step, n, d, score, 1)
+                _weigh(score, 0, last[r] - p, window, n, softcap, top, weights, sums, r, d)
+                _add_values(score, v, values, v_step, n, d, sums, r, 1)
         for r in range(n_row):
             start = ((begin + r) // group * n_head + h * group + (begin + r) % group) * d
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
