@@ -40,7 +40,11 @@ def server() -> Client:
     from ..client import Client
 
     client = Client(Settings.from_env().host)
-    client.check()
+    try:
+        client.check()
+    except BaseException:
+        client.close()
+        raise
     return client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from ...engine.store import default_store
 from .find import server_if_any
@@ -12,7 +13,8 @@ from .words import ago, seconds_until, size, table
 def list_models(prefix: str = "") -> str:
     """A table of the models whose name begins with `prefix`, in whatever case."""
     if client := server_if_any(as_told=True):
-        found = [(m["name"], m["digest"], m["size"], -seconds_until(m["modified_at"])) for m in client.list()]
+        with closing(client):
+            found = [(m["name"], m["digest"], m["size"], -seconds_until(m["modified_at"])) for m in client.list()]
     else:
         now = time.time()
         found = [(m.name.short, m.digest, m.size, now - m.modified_ns / 1e9) for m in default_store().list()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from ..client import ServerError
@@ -11,6 +12,8 @@ from .words import seconds_until, size, table, until
 
 def loaded_models(prefix: str = "") -> str:
     """A table of the loaded models whose name begins with `prefix`, longest remaining lifetime first."""
+    with closing(server()) as client:
+        loaded = client.ps()
     rows = [
         (
             model["name"],
@@ -20,7 +23,7 @@ def loaded_models(prefix: str = "") -> str:
             str(model.get("context_length", "")),
             until(seconds_until(model["expires_at"])),
         )
-        for model in server().ps()
+        for model in loaded
         if model["name"].lower().startswith(prefix.lower())
     ]
     return table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), *rows])
@@ -39,10 +42,10 @@ def processor(model: dict[str, Any]) -> str:
 
 def stop(model: str) -> None:
     """Have the server unload `model`; fine if it is not loaded.  Raises: ServerError"""
-    client = server()
-    try:
-        client.unload(model)
-    except ServerError as error:
-        if error.status == 404:
-            raise ServerError(f'couldn\'t find model "{model}" to stop', 404) from None
-        raise
+    with closing(server()) as client:
+        try:
+            client.unload(model)
+        except ServerError as error:
+            if error.status == 404:
+                raise ServerError(f'couldn\'t find model "{model}" to stop', 404) from None
+            raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -20,6 +22,7 @@ from .find import models_for
 from .history import LineHistory
 from .run import tell
 from .slash import command
+from .spinner import Spinner
 from .wrap import Wrapped, text_width
 
 if TYPE_CHECKING:
@@ -52,10 +55,14 @@ class Session:
     def wanted(self) -> Wanted:
         return Wanted(options=self.options, keep_alive=self.keep_alive)
 
+    def close(self) -> None:
+        self.models.close()
+
     def load(self) -> None:
         """Have the model ready, and show the conversation that it begins with.  Raises: ModelNotFound, ServerError"""
-        info = self.models.show(self.model)
-        self.models.generate(self.model, "", self.wanted)
+        with Spinner(sys.stderr):
+            info = self.models.show(self.model)
+            self.models.generate(self.model, "", self.wanted)
         for message in info.get("messages") or []:
             match message["role"]:
                 case "user":
@@ -66,8 +73,12 @@ class Session:
     def change(self, model: str) -> None:
         """Begin anew with `model`.  Raises: ModelNotFound, ServerError, and then nothing has changed"""
         other = Session(models_for(model, self.kernels), model, {}, self.keep_alive, self.kernels)
-        other.load()
-        self.models.close()
+        try:
+            other.load()
+        except BaseException:
+            other.close()
+            raise
+        self.close()
         self.models, self.model, self.options, self.system = other.models, model, {}, ""
         self.messages.clear()
 
@@ -92,7 +103,7 @@ class Session:
         self.messages.append({"role": "user", "content": text})
         screen = self._screen()
         try:
-            tell(self.models.chat(self.model, self.messages, self.wanted), screen, self.verbose)
+            tell(lambda: self.models.chat(self.model, self.messages, self.wanted), screen, self.verbose)
         except KeyboardInterrupt:
             pass
         except (EngineError, ServerError) as error:
@@ -135,9 +146,14 @@ class Prompt:
         return not self._session.default_buffer.text
 
     def _line(self, prompt: str) -> str:
-        line = self._session.prompt(prompt, placeholder=ANSI(f"\x1b[38;5;245m{HINT[prompt]}\x1b[0m"))
+        line = self._session.prompt(prompt, placeholder=partial(hint, prompt))
         self.history.remember(line)
         return line
+
+
+def hint(prompt: str) -> ANSI:
+    """What stands in an empty line, in grey, until the line is done."""
+    return ANSI("" if get_app().is_done else f"\x1b[38;5;245m{HINT[prompt]}\x1b[0m")
 
 
 def keys() -> KeyBindings:
@@ -161,7 +177,7 @@ def converse(session: Session) -> None:
             typed = prompt.read()
         except KeyboardInterrupt:
             if prompt.is_empty():
-                print("\nUse Ctrl + d or /bye to exit.")
+                print("Use Ctrl + d or /bye to exit.")
             continue
         except EOFError:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ...engine.options import Wanted
 from ...engine.piece import Timings
 from .find import models_for
 from .parameters import parameters
+from .spinner import Spinner
 from .wrap import Wrapped, text_width
 
 if TYPE_CHECKING:
@@ -45,16 +46,17 @@ def run(
     if interactive:
         from .repl import Session, converse
 
-        converse(Session(models, model, dict(wanted.options), keep_alive, kernels, verbose, wordwrap))
+        with closing(Session(models, model, dict(wanted.options), keep_alive, kernels, verbose, wordwrap)) as session:
+            converse(session)
         return
-    refused_early(models, model)
-    try:
-        answer = models.generate(model, prompt, wanted, raw=raw)
-        if not answer.is_over:
-            tell(answer, Wrapped(sys.stdout, text_width(sys.stdout, wordwrap)), verbose)
-    except ContextFull as full:
-        advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
-        raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
+    with closing(models):
+        refused_early(models, model)
+        try:
+            screen = Wrapped(sys.stdout, text_width(sys.stdout, wordwrap))
+            tell(lambda: models.generate(model, prompt, wanted, raw=raw), screen, verbose)
+        except ContextFull as full:
+            advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
+            raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
 
 
 def piped() -> list[str]:
@@ -73,13 +75,19 @@ def refused_early(models: Any, model: str) -> None:
         models.show(model)
 
 
-def tell(answer: Answer | Reply, shown: Wrapped, verbose: bool = False) -> None:
-    """The answer as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
+def tell(ask: Callable[[], Answer | Reply], shown: Wrapped, verbose: bool = False) -> None:
+    """What `ask` answers, as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
     timings = None
-    with closing(iter(answer)) as pieces, shown:  # type: ignore[type-var]
-        for piece in pieces:
-            shown.put(piece.text)
-            timings = piece.timings
+    with Spinner(sys.stderr) as spinner:
+        answer = ask()
+        if answer.is_over:
+            return
+        with closing(iter(answer)) as pieces, shown:  # type: ignore[type-var]
+            for piece in pieces:
+                if piece.text:
+                    spinner.stop()
+                    shown.put(piece.text)
+                timings = piece.timings
     if verbose and timings:
         print("\n" + figures(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
 
         verbose, answer = True, show_file(Path(model).expanduser(), verbose=True)
     else:
-        answer = models_for(model, as_told=True).show(model, verbose)
+        with closing(models_for(model, as_told=True)) as models:
+            answer = models.show(model, verbose)
     return f"{answer.get(part, '')}\n" if part else information(answer, verbose)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from importlib.metadata import version
 
 from .find import server_if_any
@@ -13,6 +14,7 @@ def version_text() -> str:
     client = server_if_any()
     if client is None:
         return f"Warning: could not connect to a running Ollama instance\nWarning: client version is {own}\n"
-    program, found = client.version()
+    with closing(client):
+        program, found = client.version()
     line = f"{program} version is {found}\n"
     return line if (program, found) == ("numllama", own) else f"{line}Warning: client version is {own}\n"
