@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UnsupportedTemplate
-from . import jinja
+from . import jinja, tags
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages
 
 __all__ = ["Message", "Template", "bare_prompt", "chat_messages", "collate", "for_jinja", "generate_messages"]
@@ -85,6 +85,16 @@ class Template:
         cuts = splits and "reasoning_content" not in self.text and "<SPECIAL_12>" not in self.text
         thinking = ("<think>" in self.text and "</think>" in self.text) or cuts
         return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
+
+    @property
+    def thinking_tags(self) -> tuple[str, str] | None:
+        """What opens and what closes the thoughts in an answer, if there are any."""
+        return ("<think>", "</think>") if "thinking" in self.capabilities else None
+
+    @property
+    def tool_tag(self) -> str | None:
+        """What tool calls begin with in an answer; None where they cannot be told from other text."""
+        return tags.tool_tag(lambda said, tools: self.render(said, tools, said[-1]["role"] == "user"))
 
 
 def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final_message: bool) -> str:

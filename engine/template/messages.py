@@ -60,6 +60,11 @@ def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if message.get("tool_name"):
             told["name"] = message["tool_name"]
         if message.get("tool_calls"):
-            told["tool_calls"] = [{"type": "function", **call} for call in message["tool_calls"]]
+            told["tool_calls"] = [_call_for_jinja(call) for call in message["tool_calls"]]
         renamed.append(told)
     return renamed
+
+
+def _call_for_jinja(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {key: value for key, value in call["function"].items() if key != "index"}
+    return ({"id": call["id"]} if call.get("id") else {}) | {"type": "function", "function": function}

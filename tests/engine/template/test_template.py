@@ -93,7 +93,8 @@ def test_neighbours_of_one_role_are_merged_but_results_of_tools_are_not():
 def test_messages_take_the_names_that_jinja_templates_expect():
     call = {"id": "call_1", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}}
     asked = [say("assistant", "", tool_calls=[call], images=[]), say("tool", "7", tool_name="f", tool_call_id="call_1")]
+    function = {"name": "f", "arguments": {"x": 1}}
     assert for_jinja(asked) == [
-        say("assistant", "", tool_calls=[{"type": "function", **call}]),
+        say("assistant", "", tool_calls=[{"id": "call_1", "type": "function", "function": function}]),
         say("tool", "7", name="f", tool_call_id="call_1"),
     ]

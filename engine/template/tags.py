@@ -1,0 +1,58 @@
+"""What a model begins its tool calls with, learned from its Jinja template: a call is rendered, and looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import BadTemplate
+from ..parse import ToolParser
+from ..parse.thinking import BLANKS
+
+NO_TAG = "{"  # a call begins like JSON
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]
+"""Messages and tools as text; it ends where the answer begins if the last message is the user's."""
+
+NAME, KEY, SAID = "probe_the_tag", "probed_key", "probe the start"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {KEY: {"type": "string", "description": "d"}},
+            "required": [KEY],
+        },
+    },
+}
+ASKED = {"role": "user", "content": "u"}
+ANSWERED = {"role": "assistant", "content": SAID}
+CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "abcdef123", "type": "function", "function": {"name": NAME, "arguments": {KEY: "v"}}}],
+}
+
+
+def tool_tag(render: Render) -> str | None:
+    """What a call begins with, up to a brace or its name; None if calls of this model are not made of JSON."""
+    try:
+        asked, answered, called = (render([ASKED, *more], [TOOL]) for more in ([], [ANSWERED], [CALLED]))
+    except BadTemplate:
+        return NO_TAG
+    if called.count(NAME) == asked.count(NAME):
+        return NO_TAG
+    before = answered.partition(SAID)[0]
+    call = called[len(before if called.startswith(before) else _shared(asked, called)) :].lstrip(BLANKS)
+    tag = re.split(rf"\{{|{NAME}", call, maxsplit=1)[0].rstrip(BLANKS) or NO_TAG
+    parser = ToolParser(tag, [NAME])
+    calls = parser.push(call)[1] + parser.flush()[1]
+    return tag if [call.arguments for call in calls] == [{KEY: "v"}] else None
+
+
+def _shared(a: str, b: str) -> str:
+    """How both texts begin, without the beginning of a tag that goes on differently."""
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return re.sub(r"[<\[][^<>\[\]]*\Z", "", a[:n])

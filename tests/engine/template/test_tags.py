@@ -1,0 +1,53 @@
+"""What tool calls begin with, as Jinja templates show it."""
+
+import pytest
+
+from numllama.engine.template import Template
+
+
+def tag_of(text, **tokens):
+    return Template(text, special_tokens=tokens).tool_tag
+
+
+JINJA = (
+    "{% for m in messages %}"
+    "<|{{ m.role }}|>{% if m.tool_calls %}CALL{% else %}{{ m.content }}{% endif %}<|end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "call, tag",
+    [
+        ("<tool_call>\n{{ m.tool_calls[0].function | tojson }}\n</tool_call>", "<tool_call>"),
+        ("{{ m.tool_calls | map(attribute='function') | list | tojson }}", "["),
+        ('{"f": "{{ m.tool_calls[0].function.name }}", "x": {{ m.tool_calls[0].function.arguments | tojson }}}', None),
+        ("{{ m.tool_calls[0].function | tojson }}", "{"),
+        (
+            "<function={{ m.tool_calls[0].function.name }}>{{ m.tool_calls[0].function.arguments | tojson }}",
+            "<function=",
+        ),
+        ("<f>{{ m.tool_calls[0].function.name }}<arg>{{ m.tool_calls[0].function.arguments.probed_key }}", None),
+        ("nothing", "{"),
+        ("{{ raise_exception('no calls') }}", "{"),
+    ],
+)
+def test_a_jinja_template_shows_it_when_it_renders_a_call(call, tag):
+    assert tag_of(JINJA.replace("CALL", call)) == tag
+
+
+@pytest.mark.parametrize(
+    "name, tag",
+    [
+        ("Qwen-Qwen3-0.6B", "<tool_call>"),
+        ("meta-llama-Llama-3.1-8B-Instruct", "{"),
+        ("mistralai-Mistral-Nemo-Instruct-2407", "[TOOL_CALLS]["),
+        ("ibm-granite-granite-4.1", "<tool_call>"),
+        ("NVIDIA-Nemotron-Nano-v2", "<TOOLCALL>["),
+        ("GLM-4.6", None),  # arguments in XML
+    ],
+)
+def test_tags_of_published_jinja_templates(shared, name, tag):
+    text = (shared / "golden" / "jinja" / "templates" / f"{name}.jinja").read_text()
+    assert tag_of(text, bos_token="<s>", eos_token="</s>") == tag
