@@ -43,6 +43,20 @@ def without_text(answer: Answer) -> dict[str, Any]:
     return {"done": False, "_debug_info": {"rendered_template": answer.prompt}}
 
 
+def thinking(chunk: Chunk) -> dict[str, str]:
+    """`thinking`, if there is any."""
+    return {"thinking": chunk.thinking} if chunk.thinking else {}
+
+
+def tool_calls(chunk: Chunk) -> dict[str, Any]:
+    """`tool_calls`, if there are any."""
+    calls = [
+        {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
+        for call in chunk.tool_calls
+    ]
+    return {"tool_calls": calls} if calls else {}
+
+
 def statistics(visit: Visit, answer: Answer, chunk: Chunk) -> dict[str, int]:
     """The six figures of the last object, nanoseconds and tokens; a zero is left out."""
     if not chunk.timings:

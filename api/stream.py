@@ -11,6 +11,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine.errors import Cancelled
+from ..engine.parse import ToolCall
 from ..engine.piece import Piece, Timings
 from ..engine.sampling import Logprob
 from .errors import reply, text_of
@@ -21,31 +22,44 @@ Objects = AsyncGenerator[dict[str, Any], None]
 
 @dataclass
 class Chunk:
-    """Text that can be shown and what is known of its tokens; `done_reason` and `timings` in the last one only."""
+    """What can be shown and what is known of its tokens; `done_reason` and `timings` in the last one only."""
 
     text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     logprobs: list[Logprob] = field(default_factory=list)
     done_reason: str | None = None
     timings: Timings | None = None
 
+    def __add__(self, later: Chunk) -> Chunk:
+        return Chunk(
+            self.text + later.text,
+            self.thinking + later.thinking,
+            self.tool_calls + later.tool_calls,
+            self.logprobs + later.logprobs,
+            later.done_reason,
+            later.timings,
+        )
 
-Shape = Callable[[Chunk, str], dict[str, Any]]
-"""A chunk, and all text up to it, as the object that a route sends."""
+
+Shape = Callable[[Chunk], dict[str, Any]]
+"""A chunk as the object that a route sends."""
 
 
 async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, None]:
-    """Pieces with text, then a last chunk without.  A token whose text was held back counts with what follows."""
+    """Pieces that show something, then a last chunk that does not.
+
+    A token whose text was held back counts with what follows.
+    """
     chunk = Chunk()
     async with aclosing(source):
         async for piece in source:
-            chunk.text += piece.text
-            if piece.logprob:
-                chunk.logprobs.append(piece.logprob)
-            if chunk.text:
+            chunk += Chunk(piece.text, piece.thinking, piece.tool_calls, [piece.logprob] if piece.logprob else [])
+            if chunk.text or chunk.thinking or chunk.tool_calls:
                 yield chunk
                 chunk = Chunk()
             if piece.done_reason:
-                yield Chunk("", chunk.logprobs, piece.done_reason, piece.timings)
+                yield Chunk(logprobs=chunk.logprobs, done_reason=piece.done_reason, timings=piece.timings)
 
 
 async def send(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) -> Response:
@@ -56,18 +70,16 @@ async def send(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) 
     if not stream:
         total = Chunk()
         async for chunk in chunks(source):
-            total = Chunk(total.text + chunk.text, total.logprobs + chunk.logprobs, chunk.done_reason, chunk.timings)
-        return reply(shape(total, total.text))
+            total += chunk
+        return reply(shape(total))
     objects = _objects(source, shape)
     return Lines(await anext(objects), objects)
 
 
 async def _objects(source: AsyncGenerator[Piece, None], shape: Shape) -> Objects:
-    text = ""
     async with aclosing(chunks(source)) as all_chunks:
         async for chunk in all_chunks:
-            text += chunk.text
-            yield shape(chunk, text)
+            yield shape(chunk)
 
 
 class Lines(Response):

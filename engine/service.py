@@ -11,13 +11,14 @@ An answer goes this way (design: "the one path"):
     render             Template, or the bare prompt
     encode             Tokenizer
     submit             Runner; from here on in its thread
+    tell apart         Split: thinking, text, tool calls
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter_ns
@@ -29,10 +30,13 @@ from .duration import FOREVER
 from .errors import CloudModel, ModelNotFound, NotYet, RequestError
 from .model import Model, load_model
 from .options import AS_USUAL, Options, Wanted
+from .parse import ThinkingParser, ToolParser, without_old_thoughts
+from .parse.thinking import BLANKS
 from .piece import Piece
 from .pool import Loaded, Pool
 from .runner import Call, Job, Runner
 from .settings import Settings
+from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
 from .store.create import create
 from .template import Message, Template, bare_prompt, chat_messages, for_jinja, generate_messages
@@ -40,6 +44,7 @@ from .template import Message, Template, bare_prompt, chat_messages, for_jinja, 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Piece | Exception], None]
+Tool = Mapping[str, Any]
 
 
 @dataclass(eq=False)
@@ -51,6 +56,7 @@ class Answer:
     prompt          as rendered
     is_over         no piece will come
     call            who waits for it
+    split           what the pieces pass before they come out
     """
 
     done_reason: str | None = None
@@ -59,6 +65,7 @@ class Answer:
     load_duration: int = 0
     model: Model | None = None
     call: Call = field(default_factory=Call)
+    split: Split = field(default_factory=Split)
     _pieces: SimpleQueue[Piece | Exception] = field(default_factory=SimpleQueue)
 
     def __iter__(self) -> Iterator[Piece]:
@@ -82,10 +89,11 @@ class Answer:
         """Nanoseconds since the call."""
         return perf_counter_ns() - self.call.began
 
-    def context(self, text: str) -> list[int]:
-        """The conversation as tokens, to be handed back with the next prompt; `text` is all that was answered."""
+    def context(self) -> list[int]:
+        """The conversation up to the last piece as tokens, to be handed back with the next prompt."""
         assert self.model
-        return self.model.tokenizer.encode(self.prompt + text, add_special=False, parse_special=True)
+        text = self.prompt + "".join(self.split.said)
+        return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,12 @@ class Prompt:
     """What the model is to go on from.
 
     bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
+    split      how what comes is to be told apart
     """
 
     text: str
     bos_once: bool = False
+    split: Split = field(default_factory=Split)
 
     def encode(self, model: Model) -> list[int]:
         tokenizer = model.tokenizer
@@ -158,18 +168,18 @@ class Engine:
             return self._unload(model)
         if raw and (template or system or context):
             raise RequestError("raw mode does not support template, system, or context")
-        check(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
+        wanted = checked(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
         if suffix or template:
             raise NotYet("Go templates are not supported yet")
 
         def render(loaded: Loaded) -> Prompt:
-            if raw:
-                return Prompt(prompt)
             own = Template.from_gguf(loaded.runner.model.gguf, model.template)
+            if raw:
+                return Prompt(prompt, split=split(own, prompt, wanted))
             messages = generate_messages(prompt, system or model.system, model.messages if context is None else [])
             text = bare_prompt(messages) if own.language == "chatml" else rendered(own, messages, wanted)
-            before = text_of(loaded.runner.model, context or ())
-            return Prompt(before + text, bos_once=own.language == "jinja" and context is None)
+            text = text_of(loaded.runner.model, context or ()) + text
+            return Prompt(text, own.language == "jinja" and context is None, split(own, text, wanted))
 
         return self._answer(model, prompt, wanted, render, call, deliver)
 
@@ -179,7 +189,7 @@ class Engine:
         messages: Sequence[Message] = (),
         wanted: Wanted = AS_USUAL,
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Tool] = (),
         call: Call | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
@@ -194,15 +204,19 @@ class Engine:
         if not messages and wanted.keep_alive == 0:
             return self._unload(model)
         images = any(message.get("images") for message in messages)
-        check(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
+        wanted = checked(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
 
         def render(loaded: Loaded) -> Prompt:
             own = Template.from_gguf(loaded.runner.model.gguf, model.template)
             everything = chat_messages(messages, model.system, model.messages)
+            if model.config.model_family == "qwen3" or model.name.model == "deepseek-r1":
+                everything = without_old_thoughts(everything)
             size = loaded.runner.options.num_ctx if wanted.truncate else FOREVER
             encode = loaded.runner.model.tokenizer.encode
-            text = fitting(everything, lambda some: rendered(own, some, wanted), lambda text: len(encode(text)) <= size)
-            return Prompt(text, bos_once=True)
+            text = fitting(
+                everything, lambda some: rendered(own, some, wanted, tools), lambda text: len(encode(text)) <= size
+            )
+            return Prompt(text, True, split(own, text, wanted, tools))
 
         return self._answer(model, messages, wanted, render, call, deliver)
 
@@ -272,7 +286,7 @@ class Engine:
         answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
         try:
             prompt = render(loaded) if question else Prompt("")
-            answer.prompt = prompt.text
+            answer.prompt, answer.split = prompt.text, prompt.split
             if wanted.render_only or not question:
                 answer.is_over, answer.done_reason = True, None if question else "load"
                 self.pool.release(loaded)
@@ -283,7 +297,7 @@ class Engine:
             raise
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs)
-        loaded.runner.submit(Job(call, ids, *how, deliver or answer._pieces.put, release))
+        loaded.runner.submit(Job(call, ids, *how, through(answer.split, deliver or answer._pieces.put), release))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -316,9 +330,12 @@ class Engine:
         return Runner(load_model(model.weights), options, cache_type, self.kernels)
 
 
-def check(name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bool, tools: bool, suffix: bool) -> None:
-    """Whether the model can do what is wanted, before it is loaded; `name` is what the request called it.
+def checked(
+    name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bool, tools: bool, suffix: bool
+) -> Wanted:
+    """`wanted`, if the model can do it, before it is loaded; one that can think does unless it is told not to.
 
+    name  what the request called the model
     Raises: RequestError in Ollama's words, NotYet
     """
     able = show.capabilities(model)
@@ -332,18 +349,43 @@ def check(name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bo
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
     check_format(wanted.format)
-    for what, asked in (("think", wanted.think), ("images", images), ("tools", tools), ("adapters", model.adapters)):
+    for what, asked in (("images", images), ("adapters", model.adapters)):
         if asked:
             raise NotYet(f"{what}: not supported yet")
+    return replace(wanted, think=True) if wanted.think is None and "thinking" in able else wanted
 
 
-def rendered(template: Template, messages: Sequence[Message], wanted: Wanted) -> str:
+def rendered(template: Template, messages: Sequence[Message], wanted: Wanted, tools: Sequence[Tool] = ()) -> str:
     """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     if template.language != "jinja":
         return template.render(messages, add_generation_prompt=not continues)
     thinking: dict[str, Any] = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
-    return template.render(for_jinja(messages), continue_final_message=continues, **thinking)
+    if isinstance(wanted.think, str):
+        thinking["reasoning_effort"] = wanted.think
+    offered = [{key: value for key, value in tool.items() if value is not None} for tool in tools]
+    return template.render(for_jinja(messages), offered or None, continue_final_message=continues, **thinking)
+
+
+def split(template: Template, prompt: str, wanted: Wanted, tools: Sequence[Tool] = ()) -> Split:
+    """How the answer to `prompt` is to be told apart, by the tags that the template shows."""
+    thoughts = template.thinking_tags if wanted.think else None
+    calls = template.tool_tag if tools else None
+    names = [tool["function"].get("name", "") for tool in tools]
+    return Split(
+        ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
+        ToolParser(calls, names) if calls else None,
+    )
+
+
+def through(split: Split, deliver: Deliver) -> Deliver:
+    """`deliver`, for pieces that have not been told apart yet."""
+
+    def told_apart(piece: Piece | Exception) -> None:
+        for part in [piece] if isinstance(piece, Exception) else split(piece):
+            deliver(part)
+
+    return told_apart
 
 
 def fitting(messages: Sequence[Message], render: Callable[[list[Message]], str], fits: Callable[[str], bool]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ..answer import head, logprobs, statistics, wanted, without_text
+from ..answer import head, logprobs, statistics, thinking, tool_calls, wanted, without_text
 from ..errors import reply
 from ..schema import ChatRequest
 from ..stream import Chunk, send
@@ -30,8 +30,8 @@ async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiti
         role = "assistant" if answer.done_reason else ""
         return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
 
-    def shape(chunk: Chunk, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": chunk.text}
+    def shape(chunk: Chunk) -> dict[str, Any]:
+        message = {"role": "assistant", "content": chunk.text} | thinking(chunk) | tool_calls(chunk)
         done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
         return head(request) | {"message": message} | done | logprobs(answer, chunk) | statistics(visit, answer, chunk)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ..answer import head, logprobs, statistics, wanted, without_text
+from ..answer import head, logprobs, statistics, thinking, wanted, without_text
 from ..errors import reply
 from ..schema import GenerateRequest
 from ..stream import Chunk, send
@@ -33,10 +33,10 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
     if answer.is_over:
         return reply(head(request) | {"response": ""} | without_text(answer))
 
-    def shape(chunk: Chunk, text: str) -> dict[str, Any]:
-        sent: dict[str, Any] = {"response": chunk.text, "done": chunk.done_reason is not None}
+    def shape(chunk: Chunk) -> dict[str, Any]:
+        sent: dict[str, Any] = {"response": chunk.text} | thinking(chunk) | {"done": chunk.done_reason is not None}
         if chunk.done_reason:
-            context = {} if request.raw else {"context": answer.context(text)}
+            context = {} if request.raw else {"context": answer.context()}
             sent |= {"done_reason": chunk.done_reason} | context | statistics(visit, answer, chunk)
         return head(request) | sent | logprobs(answer, chunk)
 

@@ -70,7 +70,7 @@ def test_created_at_is_utc(served):
 
 def test_what_the_model_says_goes_out_escaped_for_html(served, monkeypatch):
     from numllama.engine import runner
-    from numllama.engine.sequence import Piece, Timings
+    from numllama.engine.piece import Piece, Timings
 
     def says(*_, **__):
         yield Piece("<b>&é", token=1)
@@ -269,7 +269,7 @@ def test_a_go_template_does_not_stand_in_the_way_of_raw(served):
 
 def test_an_error_on_the_way_is_the_last_line(served, monkeypatch):
     from numllama.engine import runner
-    from numllama.engine.sequence import Piece
+    from numllama.engine.piece import Piece
 
     def breaks(*_, **__):
         yield Piece("a", token=1)

@@ -57,8 +57,8 @@ def test_context_is_prompt_and_text_as_tokens_without_bos(engine):
     answer = engine.generate("m", "once", GREEDY)
     text = "".join(piece.text for piece in answer)
     tokenizer = answer.model.tokenizer
-    assert answer.context(text) == tokenizer.encode(answer.prompt + text, add_special=False)
-    assert answer.context(text)[0] != tokenizer.bos
+    assert answer.context() == tokenizer.encode(answer.prompt + text, add_special=False)
+    assert answer.context()[0] != tokenizer.bos
 
 
 def test_bos_comes_once_though_the_template_writes_it(engine, tmp_path):

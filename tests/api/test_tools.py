@@ -1,0 +1,162 @@
+"""Thinking and tools over HTTP: what a model says is scripted, everything around it is real."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from numllama.engine import runner
+from numllama.engine.piece import Piece, Timings
+from tiny import tiny_gguf
+
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "{% if m.role == 'tool' %} from {{ m.name }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}({{ reasoning_effort }}){% endif %}{% endif %}"
+)
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def model(served, models):
+    """One that may think and call tools."""
+    tiny_gguf(models / "tools.gguf", seed=4, chat_template=TEMPLATE)
+    served.add("t", models / "tools.gguf")
+    return served
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Makes every model say the given pieces."""
+
+    def script(*texts, done_reason="stop"):
+        def generate(*_, **__):
+            yield from (Piece(text, token=1) for text in texts)
+            yield Piece("", done_reason=done_reason, timings=Timings(0, 1, 1, len(texts), 1))
+
+        monkeypatch.setattr(runner, "generate", generate)
+
+    return script
+
+
+def chat(server, messages=HELLO, **more):
+    return server.ok("/api/chat", model="t", messages=messages, stream=False, **more)
+
+
+def messages_of(answer):
+    return [json.loads(line)["message"] for line in answer.text.splitlines()]
+
+
+def test_the_model_can_think_and_call_tools(model):
+    assert model.ok("/api/show", model="t")["capabilities"] == ["completion", "tools", "thinking"]
+
+
+def test_thinking_and_content_come_apart(model, says):
+    says("<thi", "nk>\nTwo and", " two.</thi", "nk>\n\nThe", " answer.")
+    whole = chat(model)
+    assert whole["message"] == {"role": "assistant", "content": "The answer.", "thinking": "Two and two."}
+    streamed = messages_of(model.post("/api/chat", model="t", messages=HELLO))
+    assert streamed == [
+        {"role": "assistant", "content": "", "thinking": "Two and"},
+        {"role": "assistant", "content": "", "thinking": " two."},
+        {"role": "assistant", "content": "The"},
+        {"role": "assistant", "content": " answer."},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+def test_generate_thinks_too_and_its_context_has_all_that_was_said(model, says):
+    says("<think>hm</think>", "yes")
+    whole = model.ok("/api/generate", model="t", prompt="a", stream=False)
+    assert list(whole)[2:6] == ["response", "thinking", "done", "done_reason"]
+    assert (whole["response"], whole["thinking"]) == ("yes", "hm")
+    engine = model.engine.pool.loaded()[0].runner.model.tokenizer
+    assert engine.decode(whole["context"]).endswith("<think>hm</think>yes")
+
+
+def test_without_thinking_tags_are_text(model, says):
+    says("<think>hm</think>yes")
+    assert chat(model, think=False)["message"] == {"role": "assistant", "content": "<think>hm</think>yes"}
+
+
+@pytest.mark.parametrize(
+    ("think", "end"),
+    [(None, "()"), (True, "()"), ("high", "(high)"), (False, "")],
+    ids=["absent", "true", "high", "false"],
+)
+def test_the_template_is_told_whether_to_think(model, think, end):
+    answer = chat(model, think=think, _debug_render_only=True)
+    assert answer["_debug_info"]["rendered_template"] == f"<|user|>hello\n<|assistant|>{end}"
+
+
+@pytest.mark.parametrize("done_reason", ["stop", "length"])
+def test_a_thought_that_never_ends_is_all_there_is(model, says, done_reason):
+    says("<think>I wonder", " whether</th", done_reason=done_reason)
+    whole = chat(model)
+    assert whole["message"] == {"role": "assistant", "content": "", "thinking": "I wonder whether</th"}
+    assert whole["done_reason"] == done_reason
+
+
+def test_a_call_is_taken_out_of_the_text(model, says):
+    says(
+        "Let me see.\n<tool_",
+        'call>{"name": "get_',
+        'weather", "arguments": {"city": "<P>", "a": 1}',
+        "}",
+        "</tool_call>",
+    )
+    message = chat(model, tools=[WEATHER])["message"]
+    [call] = message.pop("tool_calls")
+    assert message == {"role": "assistant", "content": "Let me see.\n"}
+    assert re.fullmatch("call_[a-z0-9]{8}", call.pop("id"))
+    assert call == {"function": {"index": 0, "name": "get_weather", "arguments": {"city": "<P>", "a": 1}}}
+    assert list(call["function"]["arguments"]) == ["city", "a"]
+    streamed = messages_of(model.post("/api/chat", model="t", messages=HELLO, tools=[WEATHER]))
+    assert [message["content"] for message in streamed] == ["Let me see.\n", "", ""]
+    assert [len(message.get("tool_calls", ())) for message in streamed] == [0, 1, 0]
+
+
+def test_a_call_after_a_thought(model, says):
+    says("<think>use it</think>", '<tool_call>{"name": "get_weather", "arguments": {}}', "</tool_call>")
+    message = chat(model, tools=[WEATHER])["message"]
+    assert (message["thinking"], message["content"]) == ("use it", "")
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_a_call_that_never_ends_is_no_text(model, says):
+    says("So: ", '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
+    whole = chat(model, tools=[WEATHER])
+    assert (whole["message"], whole["done_reason"]) == ({"role": "assistant", "content": "So: "}, "length")
+
+
+def test_without_tools_a_call_is_text(model, says):
+    says(text := '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>')
+    assert chat(model)["message"]["content"] == text
+
+
+def test_calls_and_results_go_back_into_the_prompt(model):
+    call = {"id": "call_12345678", "function": {"index": 0, "name": "get_weather", "arguments": {"b": 1, "a": 2}}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_name": "get_weather", "tool_call_id": "call_12345678"},
+    ]
+    answer = chat(model, messages, tools=[WEATHER], think=False, truncate=False, _debug_render_only=True)
+    assert answer["_debug_info"]["rendered_template"] == (
+        f"<tools>{json.dumps([WEATHER])}</tools><|user|>hello\n<|assistant|><think>hm</think>"
+        '<tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}</tool_call>\n'
+        "<|tool|>sunny from get_weather\n<|assistant|>"
+    )
