@@ -1,4 +1,4 @@
-"""The heartbeat and the version."""
+"""The heartbeat, the version, and that there is no cloud."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ async def root() -> Response:
 @router.api_route("/api/version", methods=["GET", "HEAD"])
 async def version() -> Response:
     return reply({"version": OLLAMA_VERSION})
+
+
+@router.get("/api/status")
+async def status() -> Response:
+    return reply({"cloud": {"disabled": True, "source": "env"}})

@@ -58,6 +58,10 @@ def test_the_version_is_one_that_clients_can_compare(served):
     assert re.fullmatch(r'\{"version":"\d+\.\d+\.\d+"\}', served.client.get("/api/version").text)
 
 
+def test_there_is_no_cloud(served):
+    assert served.client.get("/api/status").json() == {"cloud": {"disabled": True, "source": "env"}}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "text"),
     [
@@ -259,6 +263,13 @@ def test_an_architecture_that_nobody_computes_is_named(fresh, models, tmp_path):
 # clients that leave
 
 
+def hang_up(connection, answer=None):
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    if answer:
+        answer.close()
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How many tokens the engine has made, whoever asked."""
@@ -285,14 +296,14 @@ def test_a_client_that_leaves_ends_the_generation_within_a_token(served, counted
     }
     connection = http.client.HTTPConnection("127.0.0.1", served.port)
     connection.request("POST", "/api/generate", json.dumps(body))
+    answer = None
     if stream:
         answer = connection.getresponse()
         assert [json.loads(answer.readline())["done"] for _ in range(3)] == [False] * 3
     until(lambda: len(counted) >= 5)
     [entry] = [e for e in served.engine.pool.loaded() if e.model.name.short == "bare:latest"]
     assert entry.n_using == 1
-    connection.sock.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    hang_up(connection, answer)
     until(lambda: not entry.n_using, seconds=1)
     at_the_end = len(counted)
     assert at_the_end < 2000  # of 2560 there would have been
@@ -310,8 +321,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(fresh, caplog):
     blobs = server.engine.store.blobs.folder
     until(lambda: blobs.is_dir() and list(blobs.iterdir()))
     with caplog.at_level(logging.INFO, "numllama.request"):
-        connection.sock.shutdown(socket.SHUT_RDWR)
-        connection.close()
+        hang_up(connection)
         until(lambda: caplog.records)
     assert [record.fields["status"] for record in caplog.records] == [499]
     assert list(blobs.iterdir()) == []
@@ -332,18 +342,41 @@ def test_whoever_waits_for_a_busy_model_gets_the_same_text_as_alone(served):
     assert together == alone
 
 
-def test_a_full_queue_is_503(fresh, models, monkeypatch):
-    server = fresh(max_queue=0)
-    for name in ("m", "n"):
-        server.add(name, models / {"m": "chat.gguf", "n": "bare.gguf"}[name])
-    gate, load = threading.Event(), server.engine._load
-    monkeypatch.setattr(server.engine, "_load", lambda *a: gate.wait(10) and load(*a))
-    first = threading.Thread(target=httpx.post, args=(f"{server.url}/api/generate",), kwargs={"json": {"model": "m"}})
-    first.start()
-    until(lambda: server.engine.pool._queue)
-    answer = server.post("/api/generate", model="n")
-    gate.set()
-    first.join(10)
+@pytest.fixture
+def loading(fresh, models, monkeypatch):
+    """A server where the model m is being loaded, for as long as the test lasts, and n is another one."""
+    gates = []
+
+    def begin(**settings):
+        server, gate = fresh(**settings), threading.Event()
+        server.add("m", models / "chat.gguf")
+        server.add("n", models / "bare.gguf")
+        load = server.engine._load
+        monkeypatch.setattr(server.engine, "_load", lambda *a: gate.wait(10) and load(*a))
+        request = {"json": {"model": "m"}, "timeout": 20}
+        first = threading.Thread(target=httpx.post, args=(f"{server.url}/api/generate",), kwargs=request)
+        first.start()
+        gates.append((gate, first))
+        until(lambda: server.engine.pool._queue)
+        return server
+
+    yield begin
+    for gate, first in gates:
+        gate.set()
+        first.join(10)
+
+
+def test_a_client_that_leaves_the_queue_of_loads_is_forgotten(loading):
+    server = loading()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("POST", "/api/generate", '{"model":"n"}')
+    until(lambda: len(server.engine.pool._queue) == 2)
+    hang_up(connection)
+    until(lambda: len(server.engine.pool._queue) == 1)
+
+
+def test_a_full_queue_is_503(loading):
+    answer = loading(max_queue=0).post("/api/generate", model="n")
     assert answer.status_code == 503
     assert answer.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
 

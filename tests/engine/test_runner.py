@@ -94,7 +94,7 @@ def test_an_error_is_the_last_thing_delivered(runner):
 
 def test_the_same_text_over_and_over_is_cut_off(runner, monkeypatch):
     from numllama.engine import runner as module
-    from numllama.engine.sequence import Piece
+    from numllama.engine.piece import Piece
 
     monkeypatch.setattr(module, "generate", lambda *a, **k: (Piece(" la ", token=1) for _ in range(1000)))
     got = Asker(runner, [1, 300]).rest()
