@@ -1,0 +1,166 @@
+"""What can be typed after `numllama`: verbs, arguments, flags.
+
+Ollama's, with its texts and exit codes; trace, `-o`, `--raw`, `--kernels` and GGUF files by path are ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from .usage import Verbs, at_least, at_most, exactly, usage_error
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+    subcommand_metavar="[COMMAND]",
+)
+
+
+def words(metavar: str) -> Any:
+    """Arguments that are counted by the command, in Ollama's words."""
+    return Argument(metavar=metavar, show_default=False)
+
+
+@app.callback(invoke_without_command=True)
+def numllama(
+    ctx: typer.Context, version: Annotated[bool, Option("-v", "--version", help="Show version information")] = False
+) -> None:
+    """A reference inference engine for GGUF models, with Ollama's HTTP API."""
+    if version:
+        from .version import version_text
+
+        print(version_text(), end="")
+    elif ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+    else:
+        return
+    raise typer.Exit()
+
+
+@app.command("serve")
+def serve(nothing: Annotated[list[str] | None, words("")] = None) -> None:
+    """Start the server (also: start)"""
+    exactly(0, nothing)
+    from .serve import serve
+
+    serve()
+
+
+@app.command("run")
+def run(
+    args: Annotated[list[str] | None, words("MODEL|FILE.gguf [PROMPT]")] = None,
+    option: Annotated[
+        list[str] | None,
+        Option(
+            "-o",
+            "--option",
+            metavar="NAME=VALUE",
+            help="Set one of Ollama's options, e.g. temperature=0; again for more",
+        ),
+    ] = None,
+    keepalive: Annotated[str | None, Option(help="Duration to keep a model loaded (e.g. 5m)")] = None,
+    nowordwrap: Annotated[bool, Option("--nowordwrap", help="Don't wrap words to the next line automatically")] = False,
+    verbose: Annotated[bool, Option("--verbose", help="Show timings for response")] = False,
+    raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
+    kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
+) -> None:
+    """Run a model: answer a prompt, or converse"""
+    model, *prompt = at_least(1, args)
+    from .run import run
+
+    run(
+        model,
+        prompt,
+        options=option or (),
+        keepalive=keepalive,
+        kernels=kernels,
+        raw=raw,
+        verbose=verbose,
+        wordwrap=not nowordwrap,
+    )
+
+
+@app.command("show")
+def show(
+    args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None,
+    license: Annotated[bool, Option("--license", help="Show license of a model")] = False,
+    modelfile: Annotated[bool, Option("--modelfile", help="Show Modelfile of a model")] = False,
+    parameters: Annotated[bool, Option("--parameters", help="Show parameters of a model")] = False,
+    system: Annotated[bool, Option("--system", help="Show system message of a model")] = False,
+    template: Annotated[bool, Option("--template", help="Show template of a model")] = False,
+    verbose: Annotated[
+        bool, Option("-v", "--verbose", help="Show key-values and tensors, too; of a file always")
+    ] = False,
+) -> None:
+    """Show information for a model or any GGUF file"""
+    (model,) = exactly(1, args)
+    flags = {
+        "license": license,
+        "modelfile": modelfile,
+        "parameters": parameters,
+        "system": system,
+        "template": template,
+    }
+    parts = [part for part, is_set in flags.items() if is_set]
+    if len(parts) > 1:
+        raise usage_error(
+            "only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified"
+        )
+    from .show import show_model
+
+    print(show_model(model, parts[0] if parts else None, verbose), end="")
+
+
+@app.command("list")
+def list_(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
+    """List models (also: ls)"""
+    from .list import list_models
+
+    print(list_models(*at_most(1, args)), end="")
+
+
+@app.command("ps")
+def ps(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
+    """List running models"""
+    from .ps import loaded_models
+
+    print(loaded_models(*at_most(1, args)), end="")
+
+
+@app.command("stop")
+def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
+    """Stop a running model"""
+    (model,) = exactly(1, args)
+    from .ps import stop
+
+    stop(model)
+
+
+@app.command("trace")
+def trace(
+    args: Annotated[list[str] | None, words("MODEL|FILE.gguf PROMPT")] = None,
+    kernels: Annotated[str, Option(metavar="SET", help="The set of kernels to look at")] = "numpy-float32",
+    only: Annotated[
+        list[str] | None, Option(metavar="PATTERN", help="Names to show, e.g. 'ffn_*'; again for more")
+    ] = None,
+    save: Annotated[Path | None, Option(metavar="FILE", help="Write the arrays into a safetensors file")] = None,
+) -> None:
+    """Show every named activation of one forward pass"""
+    model, prompt = exactly(2, args)
+    from .trace import trace
+
+    trace(model, prompt, kernels=kernels, only=only or [], save=save)
+
+
+@app.command("help")
+def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
+    """Help about any command"""
+    app([*at_most(1, args), "--help"], prog_name="numllama", standalone_mode=False)

@@ -1,0 +1,79 @@
+"""The command in this process: what it prints and returns."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import pytest
+
+from numllama.api.cli import main
+from numllama.api.client import Client, NoServer
+from numllama.engine.store import default_store
+from numllama.engine.store.create import create
+from tiny import CHAT_TEMPLATE, tiny_gguf
+
+GREEDY = {"temperature": 0, "num_predict": 8}
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def numllama(capsys, monkeypatch):
+    """`numllama ARGS < stdin`."""
+
+    def call(*args, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        status = main(list(args))
+        return Outcome(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="package")
+def store(models, tmp_path_factory):
+    """A folder of models: m (Jinja template) and bare (none), greedy and brief."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OLLAMA_MODELS", str(folder))
+        environment.setenv("NUMLLAMA_BUILTIN", "0")
+        store = default_store()
+    for name, file, more in (
+        ("bare", "bare.gguf", {}),
+        ("m", "chat.gguf", {"system": "S.", "license": "MIT\n\nto all\nand"}),
+    ):
+        digest, _ = store.put_blob([(models / file).read_bytes()])
+        list(create(store, name, files={file: digest}, parameters=GREEDY, **more))
+    return folder
+
+
+@pytest.fixture
+def alone(store, monkeypatch):
+    """No server; that folder of models."""
+
+    def refuse(self):
+        raise NoServer("could not connect to ollama server, run 'numllama serve' to start it")
+
+    monkeypatch.setattr(Client, "check", refuse)
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    monkeypatch.setenv("NUMLLAMA_BUILTIN", "0")
+
+
+@pytest.fixture
+def with_server(served, store, monkeypatch):
+    """A server, whose models are not this machine's: its m is greedy and brief, too."""
+    monkeypatch.setenv("OLLAMA_HOST", served.url)
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    monkeypatch.setenv("NUMLLAMA_BUILTIN", "0")
+    return served
+
+
+@pytest.fixture(scope="package")
+def file(tmp_path_factory):
+    """A GGUF that is in no store."""
+    return str(tiny_gguf(tmp_path_factory.mktemp("file") / "chat.gguf", seed=1, chat_template=CHAT_TEMPLATE))

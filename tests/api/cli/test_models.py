@@ -1,0 +1,187 @@
+"""`list`, `ps`, `stop`, `show`, `trace`, `--version`: what there is to know of models."""
+
+import re
+from importlib.metadata import version
+
+import pytest
+from gguf import GGUFWriter
+from safetensors.numpy import load_file
+
+from numllama.engine.gguf import GGUF
+
+
+def test_a_store_is_listed(alone, numllama):
+    heading, *rows = numllama("list").out.splitlines()
+    assert re.fullmatch(r"NAME           ID              SIZE      MODIFIED", heading)
+    assert {row.split()[0] for row in rows} == {"m:latest", "bare:latest"}
+    assert all(re.fullmatch(r"[a-z]+:latest +[0-9a-f]{12}    [\d.]+ [KM]B +.* ago", row) for row in rows)
+    assert numllama("ls").out == numllama("list").out
+
+
+def test_a_prefix_chooses_in_whatever_case(alone, numllama):
+    assert [row.split()[0] for row in numllama("list", "BA").out.splitlines()] == ["NAME", "bare:latest"]
+    assert numllama("list", "zzz").out == "NAME    ID    SIZE    MODIFIED\n"
+
+
+def test_a_server_lists_its_own(with_server, numllama):
+    assert {row.split()[0] for row in numllama("list").out.splitlines()[1:]} == {
+        f"{name}:latest" for name in ("m", "bare", "go", "h", "e")
+    }
+
+
+def test_ps_shows_what_is_loaded_until_it_is_stopped(with_server, numllama):
+    for name in ("m", "bare", "h"):
+        assert numllama("stop", name) == (0, "", "")
+    assert numllama("ps") == (0, "NAME    ID    SIZE    PROCESSOR    CONTEXT    UNTIL\n", "")
+    numllama("run", "m", "hello", "--keepalive", "10m")
+    heading, row = numllama("ps").out.splitlines()
+    assert re.split(" {2,}", heading) == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert re.split(" {2,}", row)[3:] == ["100% CPU", "256", "9 minutes from now"]
+    numllama("run", "m", "hello", "--keepalive", "-1m")
+    assert numllama("ps", "M").out.splitlines()[1].endswith("Forever")
+    assert len(numllama("ps", "x").out.splitlines()) == 1
+    numllama("stop", "m")
+    assert len(numllama("ps").out.splitlines()) == 1
+
+
+def test_a_model_that_is_not_there_cannot_be_stopped(with_server, numllama):
+    assert numllama("stop", "nope") == (1, "", 'Error: couldn\'t find model "nope" to stop\n')
+    assert numllama("stop", "a b") == (1, "", "Error: invalid model name\n")
+
+
+def test_a_server_of_the_same_version_is_told_in_one_line(with_server, numllama, monkeypatch):
+    monkeypatch.setattr("numllama.api.client.Client.version", lambda self: ("numllama", version("numllama")))
+    assert numllama("--version").out == f"numllama version is {version('numllama')}\n"
+    monkeypatch.setattr("numllama.api.client.Client.version", lambda self: ("ollama", "0.33.0"))
+    assert numllama("--version").out.splitlines()[0] == "ollama version is 0.33.0"
+
+
+INFORMATION = """\
+  Model
+    architecture        llama
+    parameters          {size}
+    context length      256
+    embedding length    64
+    quantization        {quant}
+
+  Capabilities
+    completion
+
+  Parameters
+    num_predict    8
+    temperature    0
+
+  System
+    S.
+
+  License
+    MIT
+    to all
+    ...
+
+"""
+
+
+def test_a_model_is_shown_in_sections(alone, numllama):
+    status, out, err = numllama("show", "m")
+    size, quant = re.search(r"parameters {10}(\S+)", out)[1], re.search(r"quantization {8}(\S+)", out)[1]
+    assert (status, err) == (0, "")
+    assert out == INFORMATION.format(size=size, quant=quant)
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--license", "MIT\n\nto all\nand\n"),
+        ("--system", "S.\n"),
+        ("--parameters", "num_predict                    8\ntemperature                    0\n"),
+        ("--template", "{{ .Prompt }}\n"),
+    ],
+)
+def test_a_part_is_shown_as_it_is(alone, numllama, flag, expected):
+    assert numllama("show", "m", flag).out == expected == numllama("show", flag, "M:latest").out
+    assert numllama("show", "bare", "--system").out == "\n"
+
+
+def test_a_modelfile_names_the_model(alone, numllama, store):
+    out = numllama("show", "m", "--modelfile").out
+    assert "# FROM m:latest\n" in out and f"FROM {store}/blobs/sha256-" in out and "\nSYSTEM S.\n" in out
+
+
+def test_a_server_shows_what_it_has(with_server, numllama):
+    assert numllama("show", "h", "--system").out == "S\n"
+    assert numllama("show", "nope") == (1, "", "Error: model 'nope:latest' not found\n")
+
+
+def test_a_file_is_shown_with_its_values_and_tensors(alone, numllama, file):
+    out = numllama("show", file).out
+    gguf = GGUF.open(file)
+    missing = [name for name in gguf.tensors if f"\n    {name} " not in out]
+    assert not missing and "token_embd.weight           F32    [64 " in out
+    missing = [key for key in gguf.kv if f"\n    {key} " not in out]
+    assert missing == ["tokenizer.chat_template"]  # which --template shows
+    assert numllama("show", file, "--template").out == gguf.kv["tokenizer.chat_template"] + "\n"
+    assert "\n    tokenizer.ggml.scores                     [0 0 0 ...+" in out
+
+
+def test_a_file_that_nothing_here_can_run_is_shown(alone, numllama, tmp_path):
+    """Made by another writer, with an architecture and types of values that no model here has."""
+    writer = GGUFWriter(tmp_path / "alien.gguf", "alien")
+    writer.add_array("alien.names", ["x", "y"])
+    writer.add_string("alien.note", "two\nlines")
+    writer.add_float64("alien.fraction", 0.1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    out = numllama("show", str(tmp_path / "alien.gguf")).out
+    for line in (
+        "architecture    alien",
+        "alien.fraction             0.1",
+        "alien.names                [x y]",
+        r"two\nlines",
+    ):
+        assert line in out, out
+
+
+def test_a_trace_names_every_value(alone, numllama, file, tmp_path):
+    status, out, err = numllama("trace", file, "hello", "--save", str(tmp_path / "out.safetensors"))
+    assert (status, err) == (0, "")
+    saved = load_file(tmp_path / "out.safetensors")
+    assert {"embd", "attn_norm-0", "kq_soft_max-1", "l_out-1", "result_output"} <= set(saved)
+    for name in {key.split("-")[0] for key in saved}:
+        assert f" {name} " in out
+    assert re.search(r"embd +\d+ x 64 +-?[\d.e-]+ +[\d.]+ +-[\d.]+ +[\d.]+", out)
+    assert f"saved {len(saved)} arrays to " in " ".join(out.split())
+
+
+def test_a_trace_can_be_of_some_names(alone, numllama, file, tmp_path):
+    numllama(
+        "trace",
+        file,
+        "hello",
+        "--only",
+        "l_out",
+        "--only",
+        "ffn_*",
+        "--kernels",
+        "exact",
+        "--save",
+        str(tmp_path / "x"),
+    )
+    assert {key.split("-")[0] for key in load_file(tmp_path / "x")} == {
+        "l_out",
+        *("ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out"),
+    }
+
+
+def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
+    for args, message in [
+        (["m", "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32"),
+        (["nope", "hi"], "model 'nope' not found"),
+        ([file, "hi", "--only", "nope"], "nothing is called nope in a forward pass"),
+        ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
+        ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
+        ([file, "the " * 300], "expected 1 to 256, the model's window"),
+    ]:
+        status, _, err = numllama("trace", *args)
+        assert status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)

@@ -1,0 +1,27 @@
+"""Options typed by people."""
+
+import pytest
+
+from numllama.api.cli.parameters import parameters
+from numllama.engine.errors import BadOptions
+
+
+def test_values_have_their_options_type():
+    typed = ["temperature=0", "seed=7", "stop=a", "stop=b=c", "use_mmap=f", "temperature=0.5"]
+    assert parameters(typed) == {"temperature": 0.5, "seed": 7, "stop": ["a", "b=c"], "use_mmap": False}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("bogus=1", "unknown parameter 'bogus'"),
+        ("num_ctx=1.5", "invalid int value [1.5]"),
+        ("top_p=x", "invalid float value [x]"),
+        ("use_mmap=yes", "invalid bool value [yes]"),
+        ("seed", "option 'seed' has no value, expected NAME=VALUE"),
+    ],
+)
+def test_wrong_values_are_named_in_ollamas_words(typed, message):
+    with pytest.raises(BadOptions) as raised:
+        parameters([typed])
+    assert str(raised.value) == message

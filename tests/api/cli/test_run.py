@@ -1,0 +1,137 @@
+"""`numllama run` with a prompt: one answer, here or from a server, or one line about what is wrong."""
+
+import re
+
+import pytest
+
+from numllama.engine.generate import generate
+from numllama.engine.model import load_model
+from numllama.engine.options import Options
+from tiny import tiny_gguf
+
+BRIEF = ["-o", "temperature=0", "-o", "num_predict=8"]
+
+
+def greedy(path, prompt, n=8):
+    options = Options(temperature=0.0, num_predict=n)
+    return "".join(piece.text for piece in generate(load_model(path), prompt, options))
+
+
+def rendered(text):
+    """As tiny.CHAT_TEMPLATE renders a question."""
+    return f"<|user|>{text}\n<|assistant|>"
+
+
+def test_a_file_answers_by_its_template(alone, numllama, file):
+    expected = greedy(file, rendered("once upon"))
+    assert numllama("run", file, "once", "upon", *BRIEF) == (0, f"{expected}\n", "")
+
+
+def test_raw_goes_round_the_template(alone, numllama, file):
+    assert numllama("run", file, "once upon", "--raw", *BRIEF).out == greedy(file, "once upon") + "\n"
+
+
+def test_what_is_piped_in_comes_first(alone, numllama, file):
+    expected = greedy(file, "there was a dog the")
+    assert numllama("run", file, "the", "--raw", *BRIEF, stdin="there was a dog").out == f"{expected}\n"
+    assert numllama("run", file, "--raw", *BRIEF, stdin="there was a dog the").out == f"{expected}\n"
+
+
+def test_a_model_of_the_store_has_its_parameters_and_system_text(alone, numllama, file):
+    expected = greedy(file, f"<|system|>S.\n{rendered('hello')}")
+    assert numllama("run", "m", "hello") == (0, f"{expected}\n", "")
+
+
+def test_without_a_prompt_the_model_is_loaded_and_says_nothing(alone, numllama):
+    assert numllama("run", "m") == (0, "", "")
+
+
+@pytest.mark.parametrize("kernels", ["numpy-float32", "numpy-float64", "exact"])
+def test_sets_of_kernels_agree_on_the_likeliest_words(with_server, numllama, file, kernels):
+    """Even with a server, a wish for kernels is met in this process: where the server's h would say something else."""
+    expected = greedy(file, f"<|system|>S.\n{rendered('hello')}")
+    assert numllama("run", "m", "hello", "--kernels", kernels).out == f"{expected}\n"
+
+
+def test_figures_go_to_stderr(alone, numllama):
+    status, out, err = numllama("run", "m", "hello", "--verbose")
+    assert status == 0 and out.count("\n") == 1
+    names = [
+        "total duration",
+        "load duration",
+        *(f"{p}eval {x}" for p in ("prompt ", "") for x in ("count", "duration", "rate")),
+    ]
+    assert [line[:22].rstrip(" :") for line in err.strip().split("\n")] == names
+    figures = {line[:21].rstrip(" :"): line[22:] for line in err.strip().split("\n")}
+    assert figures["eval count"] == "8 token(s)"
+    assert re.fullmatch(r"\d+\.\d\d tokens/s", figures["eval rate"])
+    assert re.fullmatch(r"[\d.]+(m|µ)?s", figures["total duration"])
+
+
+def test_a_server_answers_the_same(with_server, numllama, file):
+    assert numllama("run", "m", "hello") == (0, greedy(file, rendered("hello")) + "\n", "")
+    assert "eval count:           8 token(s)" in numllama("run", "m", "hello", "--verbose").err
+
+
+def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
+    (tmp_path / "text.gguf").write_text("hello")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "cut.gguf").write_bytes((models / "bare.gguf").read_bytes()[:5000])
+    tiny_gguf(tmp_path / "alien.gguf", family="alien")
+    for args, message in [
+        (["nope", "hi"], "model 'nope' not found"),
+        (["a b", "hi"], "invalid model name"),
+        ([str(tmp_path / "gone.gguf"), "hi"], "gone.gguf: no such file"),
+        ([str(tmp_path / "folder.gguf"), "hi"], "is a directory"),
+        ([str(tmp_path / "text.gguf"), "hi"], "at byte 0: found b'hell', expected b'GGUF'"),
+        ([str(tmp_path / "cut.gguf"), "hi"], "cut.gguf: at byte "),
+        ([str(tmp_path / "alien.gguf"), "hi"], "alien"),
+        ([str(models / "embed.gguf"), "hi"], "does not support generate"),
+        ([file, "hi", "-o", "bogus=1"], "unknown parameter 'bogus'"),
+        ([file, "hi", "-o", "mirostat=9"], 'option "mirostat" must be between 0 and 2, got 9'),
+        ([file, "hi", "--keepalive", "5x"], 'time: unknown unit "x" in duration "5x"'),
+        ([file, "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32, "),
+        ([file, "the " * 300], "the input length exceeds the context length: "),
+        ([file, "--raw", ""], None),
+    ]:
+        status, out, err = numllama("run", *args)
+        assert status == (message is not None) and out == "", args
+        assert err == "" if message is None else err.startswith("Error: ") and message in err, (args, err)
+        assert err.count("\n") == (message is not None)
+
+
+def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("numllama.engine.gguf.open", refuse, raising=False)
+    status, out, err = numllama("show", file)
+    assert (status, out) == (1, "") and file in err and "ermission denied" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nope", "hi"], "model 'nope:latest' not found"),
+        (["a b", "hi"], "invalid model name"),
+        (["e", "hi"], '400 Bad Request: "e" does not support generate'),
+        (["go", "hi"], "501 Not Implemented: Go templates are not supported yet"),
+        (["m", "the " * 300], "400 Bad Request: the input length exceeds the context length"),
+    ],
+)
+def test_what_a_server_refuses_is_told_with_its_status(with_server, numllama, args, message):
+    assert numllama("run", *args) == (1, "", f"Error: {message}\n")
+
+
+def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch):
+    from numllama.api.cli.wrap import Wrapped
+
+    put = Wrapped.put
+
+    def interrupted(self, text):
+        put(self, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Wrapped, "put", interrupted)
+    status, out, err = numllama("run", file, "hello", *BRIEF)
+    assert (status, err) == (130, "") and out.endswith("\n") and len(out) > 1

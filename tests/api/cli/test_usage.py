@@ -1,0 +1,106 @@
+"""The command line itself: what is said to a wrong one, help, start-up."""
+
+import subprocess
+import sys
+
+import pytest
+
+from numllama.api.cli import usage
+from numllama.api.cli.commands import app
+
+DOWN = "could not connect to ollama server, run 'numllama serve' to start it"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bogus"], 'unknown command "bogus" for "numllama"'),
+        (["--bogus"], "unknown flag: --bogus"),
+        (["run", "--bogus", "x"], "unknown flag: --bogus"),
+        (["show", "-z", "x"], "unknown shorthand flag: 'z' in -z"),
+        (["run", "--keepalive"], "flag needs an argument: --keepalive"),
+        (["show"], "accepts 1 arg(s), received 0"),
+        (["show", "a", "b"], "accepts 1 arg(s), received 2"),
+        (["stop"], "accepts 1 arg(s), received 0"),
+        (["trace", "a"], "accepts 2 arg(s), received 1"),
+        (["run"], "requires at least 1 arg(s), only received 0"),
+        (["serve", "x"], "accepts 0 arg(s), received 1"),
+        (["list", "a", "b"], "accepts at most 1 arg(s), received 2"),
+        (
+            ["show", "--system", "--license", "x"],
+            "only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_ollamas_words(numllama, args, message):
+    assert numllama(*args) == (1, "", f"Error: {message}\n")
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"], ["help"]])
+def test_help_lists_every_command(numllama, args):
+    outcome = numllama(*args)
+    names = {command.name for command in app.registered_commands}
+    assert outcome.status == 0 and not outcome.err
+    assert names == {"serve", "run", "show", "list", "ps", "stop", "trace", "help"}
+    assert all(f"\n  {name} " in outcome.out for name in names)
+
+
+def test_help_on_a_command_lists_its_flags(numllama):
+    outcome = numllama("help", "run")
+    assert outcome.out == numllama("run", "--help").out
+    assert {"--keepalive", "--nowordwrap", "--verbose", "--option", "--raw", "--kernels"} <= set(outcome.out.split())
+
+
+def test_an_unforeseen_error_is_one_line_too(numllama, monkeypatch):
+    def fail():
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr("numllama.api.cli.version.version_text", fail)
+    monkeypatch.delenv("OLLAMA_DEBUG", raising=False)
+    outcome = numllama("--version")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err == "Error: internal error: ZeroDivisionError: by nothing; OLLAMA_DEBUG=1 shows where\n"
+
+
+def test_system_errors_name_the_file():
+    assert usage.one_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
+
+
+@pytest.mark.parametrize("args", [["ps"], ["stop", "x"]])
+def test_ps_and_stop_need_a_server(alone, numllama, args):
+    assert numllama(*args) == (1, "", f"Error: {DOWN}\n")
+
+
+@pytest.mark.parametrize("args", [["list"], ["ls"], ["show", "m"]])
+def test_a_server_that_ollama_host_names_must_be_there(alone, numllama, monkeypatch, args):
+    """What this machine has would be the answer to another question."""
+    assert numllama(*args).status == 0
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.9")
+    assert numllama(*args) == (1, "", f"Error: {DOWN}\n")
+
+
+def test_a_version_without_a_server_is_this_programs(alone, numllama):
+    outcome = numllama("-v")
+    assert outcome.status == 0
+    assert outcome.out.startswith(
+        "Warning: could not connect to a running Ollama instance\nWarning: client version is "
+    )
+
+
+def test_a_host_that_does_not_exist_is_named(numllama, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "nohost.invalid:1")
+    status, out, err = numllama("list")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith('Error: Head "http://nohost.invalid:1/": ')
+
+
+def test_a_list_of_models_waits_for_no_library_of_numbers(store):
+    script = """if True:
+        import sys
+        from numllama.api.cli import main
+        main(["list"])
+        print(sorted({"numpy", "numba", "tokenizers", "sentencepiece", "fastapi"} & set(sys.modules)))
+    """
+    environment = {"OLLAMA_MODELS": str(store), "HOME": "/nowhere", "NUMLLAMA_BUILTIN": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

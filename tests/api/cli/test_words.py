@@ -1,0 +1,64 @@
+"""Sizes, ages and tables, as Ollama's format package prints them."""
+
+import pytest
+
+from numllama.api.cli.words import ago, size, span, table, until
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "expected"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (1000, "1 KB"),
+        (1049, "1.0 KB"),
+        (343_999, "343 KB"),
+        (3_623_552, "3.6 MB"),
+        (637_700_138, "637 MB"),
+        (4_661_224_676, "4.7 GB"),
+        (5_000_000_000, "5 GB"),
+        (42_999_999_999, "42 GB"),
+        (1_500_000_000_000, "1.5 TB"),
+    ],
+)
+def test_sizes_have_one_decimal_below_ten(n_bytes, expected):
+    assert size(n_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (-3, "Less than a second"),
+        (0.9, "Less than a second"),
+        (1, "1 second"),
+        (59, "59 seconds"),
+        (MINUTE, "About a minute"),
+        (2 * MINUTE - 1, "About a minute"),
+        (59 * MINUTE, "59 minutes"),
+        (89 * MINUTE, "About an hour"),
+        (90 * MINUTE, "2 hours"),
+        (47.4 * HOUR, "47 hours"),
+        (47.6 * HOUR, "2 days"),
+        (13 * DAY, "13 days"),
+        (14 * DAY, "2 weeks"),
+        (59 * DAY, "8 weeks"),
+        (60 * DAY, "2 months"),
+        (729 * DAY, "24 months"),
+        (730 * DAY, "2 years"),
+    ],
+)
+def test_spans_are_a_word_or_two(seconds, expected):
+    assert span(seconds) == expected
+
+
+def test_the_past_the_future_and_forever():
+    assert ago(3 * DAY) == "3 days ago"
+    assert until(299) == "4 minutes from now"
+    assert until(-1) == "Stopping..."
+    assert until(292 * 365 * DAY) == "Forever"
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_four_blanks_apart():
+    assert table([("NAME", "ID"), ("a", "1"), ("longer", "")]) == "NAME      ID\na         1\nlonger\n"
