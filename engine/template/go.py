@@ -1,0 +1,255 @@
+"""A TEMPLATE as Ollama reads it: Go's text/template for a whole conversation.
+
+Which variables a template names decides how it is run:
+
+    .Prompt and .Suffix given   once, for a prompt with a hole in it
+    .Messages named             once, for the whole list
+    neither                     "legacy": for each turn, with .System .Prompt .Response; the last turn stays open
+
+What a model can do, and which tags it writes, is read off the template's tree: it is said nowhere else.
+Source: template/template.go, tools/template.go, thinking/template.go of Ollama v0.33.0-rc2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from ..errors import BadTemplate
+from .go_data import go_messages, go_tools
+from .go_eval import execute
+from .go_functions import FUNCTIONS
+from .go_parse import Action, Branch, Call, Field, If, List, Pipe, Range, Steps, Text, Variable, parse, run
+from .limits import Budget
+from .messages import Message, collate
+
+SPACE = " \t\n\v\f\r\x85\u00a0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)  # Go's unicode.IsSpace
+RESULT_WORDS = ('eq .Role "tool"', "tool_response", "[TOOL_RESULTS]")
+
+
+@lru_cache(maxsize=64)
+def load(text: str) -> GoTemplate:
+    """The template that `text` is.  Raises: BadTemplate in Go's words"""
+    trees = parse(text, FUNCTIONS)
+    if any(isinstance(node, Call) and node.pipe is None for tree in trees.values() for node in _all(tree)):
+        raise BadTemplate("undefined template specified")  # Ollama's words for {{ template "x" }} without an argument
+    template = GoTemplate(text, trees)
+    if {"messages", "response"} & template.names:
+        return template
+    response = parse("{{ .Response }}", ())[""].nodes
+    return GoTemplate(text, {**trees, "": List((*trees[""].nodes, *response))})
+
+
+@dataclass(frozen=True, eq=False)
+class GoTemplate:
+    """A template that parsed.
+
+    source  its text, to which errors point
+    trees   by name; "" is the template itself, which ends in `{{ .Response }}` if it names neither that nor .Messages
+    """
+
+    source: str
+    trees: Mapping[str, List]
+
+    # --- what it writes ---
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        think: bool | str | None = None,
+    ) -> str:
+        """The conversation as the template writes it; a last message of the assistant stays open.
+
+        Raises: BadTemplate
+        """
+        budget = Budget([*messages, *(tools or ())])
+        if "messages" not in self.names:
+            return self._turns(collate(messages), think, budget)
+        system = [message["content"] for message in messages if message["role"] == "system"]
+        data = {
+            "System": "\n\n".join(system),
+            "Messages": go_messages(collate(messages)),
+            "Tools": go_tools(tools),
+            "Response": "",
+        }
+        return execute(self.source, self.trees, data | thinking(think), budget)
+
+    def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
+        """The prompt for what belongs between `prompt` and `suffix`.  Raises: BadTemplate"""
+        data = {"Prompt": prompt, "Suffix": suffix, "Response": ""}
+        return execute(self.source, self.trees, data | thinking(think), Budget(data))
+
+    def _turns(self, messages: Sequence[Message], think: bool | str | None, budget: Budget) -> str:
+        """Legacy mode: a turn is written when the next one begins, the last one up to where the answer goes."""
+        written, empty = "", {"System": "", "Prompt": "", "Response": ""}
+        turn = dict(empty)
+        for message in messages:
+            begins = {"system": ("Prompt", "Response"), "user": ("Response",)}.get(message["role"], ())
+            if any(turn[name] for name in begins):
+                written += execute(self.source, self.trees, turn | thinking(think), budget)
+                turn = dict(empty)
+            name = {"system": "System", "user": "Prompt", "assistant": "Response"}.get(message["role"])
+            if name:
+                turn[name] = message["content"]
+        return written + execute(self.source, {"": self._open}, turn | thinking(think), budget)
+
+    @cached_property
+    def _open(self) -> List:
+        """The tree without what follows its first `.Response`; as upstream, other templates are not at hand in it."""
+        return run(_Cut().list(self.trees[""]))
+
+    # --- what it tells ---
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Variables and fields that the template names, in lower case.  One in `(x).Name` is not seen."""
+        nodes = [node for tree in self.trees.values() for node in _all(tree)]
+        return frozenset(name.lower() for node in nodes if isinstance(node, Field | Variable) for name in node.names)
+
+    @cached_property
+    def capabilities(self) -> list[str]:
+        """Some of tools, insert, thinking."""
+        named = [capability for capability, name in (("tools", "tools"), ("insert", "suffix")) if name in self.names]
+        return [*named, *(["thinking"] if all(self.thinking_tags) else [])]
+
+    @cached_property
+    def takes_results(self) -> bool:
+        """Whether the template shows the model its tools' calls and what came of them."""
+        return "toolcalls" in self.names and any(word in self.source for word in RESULT_WORDS)
+
+    @cached_property
+    def thinking_tags(self) -> tuple[str, str]:
+        """What stands around a thought, such as <think> and </think>; "" where the template does not show it.
+
+        They are the first and last text of the nodes among which `.Thinking` stands, in a range over `.Messages`.
+        """
+        opening = closing = ""
+        for node, around in _with_ancestors(self.trees[""]):
+            if not (isinstance(node, Field) and node.names[0] == "Thinking"):
+                continue
+            ranges = [outer for outer in around if isinstance(outer, Range)]
+            if not ranges or not any(_names(inner, "Messages") for inner in _all(ranges[-1].pipe)):
+                continue
+            nodes = next(outer for outer in reversed(around) if isinstance(outer, List)).nodes
+            opening = nodes[0].text.strip(SPACE) if isinstance(nodes[0], Text) else opening
+            closing = nodes[-1].text.strip(SPACE) if isinstance(nodes[-1], Text) else closing
+        return opening, closing
+
+    @cached_property
+    def tool_tag(self) -> str:
+        """What a model writes before its calls of tools: <tool_call>, [TOOL_CALLS] [, or { where that is not shown.
+
+        It is the first text in the first `if .ToolCalls`.
+        """
+        calls = (node for node in _all(self.trees[""]) if isinstance(node, If) and _asks_for_calls(node))
+        branch = next(calls, None)
+        text = _first_text(branch.body) if branch else ""
+        return text.replace("\r\n", "\n").partition("{")[0].strip(SPACE) or "{"
+
+
+def thinking(think: bool | str | None) -> dict[str, Any]:
+    """The variables that say whether the model is to think, and how hard."""
+    level = think if isinstance(think, str) else "medium" if think else ""
+    return {"Think": bool(think), "ThinkLevel": level, "IsThinkSet": think is not None}
+
+
+# --- walks over a tree, without Python's stack ---
+
+
+def _children(node: Any) -> Sequence[Any]:
+    match node:
+        case List():
+            return node.nodes
+        case Branch():
+            return [node.pipe, node.body, *([node.otherwise] if node.otherwise else [])]
+        case Action():
+            return [node.pipe]
+        case Call():
+            return [node.pipe] if node.pipe else []
+        case Pipe():
+            return [arg for command in node.commands for arg in command.args]
+    return []
+
+
+def _with_ancestors(root: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Every node with the ones around it, the outermost first, in the order of the text."""
+    todo: list[tuple[Any, tuple[Any, ...]]] = [(root, ())]
+    while todo:
+        node, around = todo.pop()
+        yield node, around
+        todo += [(child, (*around, node)) for child in reversed(_children(node))]
+
+
+def _all(root: Any) -> Iterator[Any]:
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        yield node
+        todo += reversed(_children(node))
+
+
+def _names(node: Any, name: str) -> bool:
+    return isinstance(node, Field) and node.names[0] == name
+
+
+def _asks_for_calls(node: If) -> bool:
+    operands = [arg for command in node.pipe.commands for arg in command.args]
+    return any(isinstance(operand, Field) and "ToolCalls" in operand.names for operand in operands)
+
+
+def _first_text(tree: List) -> str:
+    """The first text that is not blank, before any action; a block without one ends the search."""
+    todo = list(reversed(tree.nodes))
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Text) and node.text.strip(SPACE):
+            return node.text
+        if isinstance(node, Branch):
+            todo = [*reversed(node.otherwise.nodes if node.otherwise else ()), *reversed(node.body.nodes)]
+        elif not isinstance(node, Text | Call):
+            return ""
+    return ""
+
+
+class _Cut:
+    """A copy of a tree that ends after its first `.Response`; the conditions of blocks do not count."""
+
+    def __init__(self) -> None:
+        self.is_met = False
+
+    def list(self, tree: List) -> Steps:
+        kept: list[Any] = []
+        for node in tree.nodes:
+            if self.is_met:
+                break
+            if isinstance(node, Branch):
+                body = yield self.list(node.body)
+                otherwise = (yield self.list(node.otherwise)) if node.otherwise and not self.is_met else None
+                kept.append(replace(node, body=body, otherwise=otherwise))
+            elif not isinstance(node, Action):
+                kept.append(node)
+            elif (pipe := (yield self.pipe(node.pipe))) is not None:
+                kept.append(replace(node, pipe=pipe))
+        return List(tuple(kept))
+
+    def pipe(self, pipe: Pipe) -> Steps:
+        """What is left of a pipeline; None: a stage of it lost all its operands."""
+        commands = []
+        for command in pipe.commands:
+            args: list[Any] = []
+            for arg in command.args:
+                if self.is_met:
+                    break
+                if isinstance(arg, Field) and "Response" in arg.names:
+                    self.is_met = True
+                kept = (yield self.pipe(arg)) if isinstance(arg, Pipe) else arg
+                args += [kept] if kept is not None else []
+            if not args:
+                return None
+            commands.append(replace(command, args=tuple(args)))
+        return replace(pipe, commands=tuple(commands))

@@ -1,0 +1,144 @@
+"""What Ollama shows its templates, in Go's types: api/types.go and template/template.go.
+
+Numbers that come as JSON are float64, names of properties and arguments are sorted, what Ollama does not know of a
+tool's schema is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .go_fmt import json_text
+from .go_values import Map, Slice, Struct
+
+TOOL_KEYS = {"Type": "type", "Items": "items?", "Function": "function"}
+FUNCTION_KEYS = {"Name": "name", "Description": "description", "Parameters": "parameters"}
+PARAMETERS_KEYS = {
+    "Type": "type",
+    "Defs": "$defs?",
+    "Items": "items?",
+    "Required": "required?",
+    "Properties": "properties",
+}
+PROPERTY_KEYS = {
+    "AnyOf": "anyOf?",
+    "Type": "type?",
+    "Items": "items?",
+    "Description": "description?",
+    "Enum": "enum?",
+    "Properties": "properties?",
+    "Required": "required?",
+}
+TYPESCRIPT = {
+    "string": "string",
+    "number": "number",
+    "integer": "number",
+    "boolean": "boolean",
+    "array": "any[]",
+    "object": "Record<string, any>",
+    "null": "null",
+}
+
+
+def go_messages(messages: Sequence[Mapping[str, Any]]) -> Slice:
+    """`.Messages`."""
+    items = [
+        Struct(
+            "*template.templateMessage",
+            {
+                "Role": message.get("role", ""),
+                "Content": message.get("content", ""),
+                "Thinking": message.get("thinking") or "",
+                "Images": _slice(message.get("images"), "[]api.ImageData"),
+                "ToolCalls": _slice(map(_call, message.get("tool_calls") or ()), "[]template.templateToolCall"),
+                "ToolName": message.get("tool_name") or "",
+                "ToolCallID": message.get("tool_call_id") or "",
+            },
+        )
+        for message in messages
+    ]
+    return _slice(items, "[]*template.templateMessage")
+
+
+def go_tools(tools: Sequence[Mapping[str, Any]] | None) -> Slice:
+    """`.Tools`."""
+    return _slice(map(_tool, tools or ()), "template.templateTools", json_text)
+
+
+def _slice(items: Any, go_type: str, as_text: Callable[[Any], str] | None = None) -> Slice:
+    made = list(items or ())
+    return Slice(made, go_type, not made, as_text)
+
+
+def _call(call: Mapping[str, Any]) -> Struct:
+    function = call["function"]
+    told = {
+        "Index": function.get("index") or 0,
+        "Name": function["name"],
+        "Arguments": Map(go_value(function.get("arguments") or {}), "template.templateArgs", json_text),
+    }
+    made = Struct("template.templateToolCallFunction", told)
+    return Struct("template.templateToolCall", {"ID": call.get("id") or "", "Function": made})
+
+
+def _tool(tool: Mapping[str, Any]) -> Struct:
+    """A tool.  Its Function prints as JSON, as templates were written for; Ollama prints a struct since end of 2025."""
+    function = tool.get("function") or {}
+    parameters = function.get("parameters") or {}
+    told = {
+        "Type": parameters.get("type") or "",
+        "Defs": go_value(parameters.get("$defs")),
+        "Items": go_value(parameters.get("items")),
+        "Required": _slice(parameters.get("required"), "[]string"),
+        "Properties": Map(
+            {name: _property(value) for name, value in sorted((parameters.get("properties") or {}).items())},
+            "template.templateProperties",
+            json_text,
+        ),
+    }
+    described = {
+        "Name": function.get("name") or "",
+        "Description": function.get("description") or "",
+        "Parameters": Struct("template.templateToolFunctionParameters", told, PARAMETERS_KEYS),
+    }
+    offered = {
+        "Type": tool.get("type") or "",
+        "Items": go_value(tool.get("items")),
+        "Function": Struct("template.templateToolFunction", described, FUNCTION_KEYS, json_text),
+    }
+    return Struct("template.templateTool", offered, TOOL_KEYS, json_text)
+
+
+def _property(schema: Mapping[str, Any]) -> Struct:
+    """One parameter of a tool; keywords that Ollama does not know are dropped, the names in it keep their order."""
+    types = schema.get("type") or []
+    types = [types] if isinstance(types, str) else list(types)
+    any_of = [_property(choice) for choice in schema.get("anyOf") or ()]
+    inner = {name: _property(value) for name, value in (schema.get("properties") or {}).items()}
+    told = {
+        "AnyOf": _slice(any_of, "[]api.ToolProperty"),
+        "Type": _slice(types, "api.PropertyType", _types_text),
+        "Items": go_value(schema.get("items")),
+        "Description": schema.get("description") or "",
+        "Enum": go_value(schema.get("enum")) or [],
+        "Properties": Struct("*api.ToolPropertiesMap", inner) if inner else None,
+        "Required": _slice(schema.get("required"), "[]string"),
+    }
+    alike = [choice.methods["ToTypeScriptType"]() for choice in any_of]
+    name = " | ".join(alike or [TYPESCRIPT.get(type, "any") for type in types]) or "any"
+    return Struct("api.ToolProperty", told, PROPERTY_KEYS, methods={"ToTypeScriptType": lambda: name})
+
+
+def _types_text(types: Sequence[str]) -> str:
+    """PropertyType.String: one alone as it is, several as a list."""
+    return f"[{' '.join(types)}]" if len(types) > 1 else "".join(types)
+
+
+def go_value(value: Any) -> Any:
+    """`value` as Go reads JSON into `any`: every number a float64."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: go_value(item) for key, item in value.items()}
+    return [go_value(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,343 @@
+"""What a parsed Go template writes for given data.
+
+    dot     the value that `.A` looks into; `range` and `with` move it, `$` is where it began
+    scope   variables by name, the newest last; a block that ends takes its own with it
+    at      the node that an error names
+    values  as go_values tells them: one from a list or map is in an Interface until a pipeline looks into it
+
+What may call itself through the template is written as Steps (go_parse.run): there, a `yield` is a call.
+The order of evaluation and the words of errors are those of text/template, Go 1.26, with missingkey=zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BadTemplate
+from .go_fmt import sprint
+from .go_functions import FUNCTIONS, Failed, GoFunction
+from .go_lex import quote
+from .go_parse import (
+    Action,
+    Call,
+    Chain,
+    Command,
+    Constant,
+    Dot,
+    Field,
+    Function,
+    If,
+    Leave,
+    List,
+    Nil,
+    Node,
+    Operand,
+    Pipe,
+    Range,
+    Steps,
+    Text,
+    Variable,
+    With,
+    run,
+    shown,
+)
+from .go_values import Interface, Struct, element, is_true, opened, type_name
+from .limits import Budget, Exceeded
+
+MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth
+ABSENT: Any = object()  # no value comes through the pipe
+
+
+def execute(
+    source: str,
+    trees: Mapping[str, List],
+    data: Any,
+    budget: Budget,
+    functions: Mapping[str, GoFunction] = FUNCTIONS,
+) -> str:
+    """What the template "" of `trees`, which `source` was parsed to, writes for `data`.
+
+    Raises: BadTemplate with Go's words, or because of what the template would take
+    """
+    running = _Run(source, trees, functions, budget)
+    try:
+        run(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
+    except Exceeded as error:
+        raise BadTemplate(f"template: {error}") from None
+    return "".join(running.written)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """One template at work, which another may have called: it sees no variable of the other's."""
+
+    name: str
+    scope: list[tuple[str, Any]]
+    depth: int = 0
+
+
+@dataclass(eq=False)
+class _Run:
+    source: str
+    trees: Mapping[str, List]
+    functions: Mapping[str, GoFunction]
+    budget: Budget
+    written: list[str] = field(default_factory=list)
+    at: Any = None
+    name: str = ""
+
+    def error(self, message: str) -> BadTemplate:
+        before = self.source[: self.at.start]
+        line, column = 1 + before.count("\n"), len(before[before.rfind("\n") + 1 :].encode())
+        where = f"executing {quote(self.name)} at <{shown(self.at)}>"
+        return BadTemplate(f"template: :{line}:{column}: {where}: {message}")
+
+    def write(self, text: str) -> None:
+        self.budget.charge(len(text))
+        self.written.append(text)
+
+    # --- actions ---
+
+    def walk(self, nodes: Sequence[Node], dot: Any, frame: _Frame) -> Steps:
+        """Writes what `nodes` make; returns "break" or "continue" where one was met."""
+        for node in nodes:
+            self.at, self.name = node, frame.name
+            self.budget.tick()
+            left = None
+            match node:
+                case Text():
+                    self.write(node.text)
+                case Action():
+                    value = yield from self.pipe(node.pipe, dot, frame)
+                    if not node.pipe.variables:
+                        self.write("<no value>" if value is None else sprint([value]))
+                case If() | With():
+                    left = yield from self.choose(node, dot, frame)
+                case Range():
+                    left = yield from self.loop(node, dot, frame)
+                case Leave():
+                    return node.word
+                case Call():
+                    yield (yield from self.call(node, dot, frame))
+            if left:
+                return left
+
+    def choose(self, node: If | With, dot: Any, frame: _Frame) -> Steps:
+        outer, left = len(frame.scope), None
+        value = yield from self.pipe(node.pipe, dot, frame)
+        if is_true(value):
+            left = yield self.walk(node.body.nodes, value if isinstance(node, With) else dot, frame)
+        elif node.otherwise:
+            left = yield self.walk(node.otherwise.nodes, dot, frame)
+        del frame.scope[outer:]
+        return left
+
+    def loop(self, node: Range, dot: Any, frame: _Frame) -> Steps:
+        outer = len(frame.scope)
+        value = yield from self.pipe(node.pipe, dot, frame)
+        pairs = self.pairs(opened(value), len(node.pipe.variables))
+        left, inner, is_empty = None, len(frame.scope), True
+        for pair in pairs:
+            is_empty = False
+            self.budget.tick()
+            for i, variable in enumerate(reversed(node.pipe.variables), 1):
+                if node.pipe.assigns:
+                    self.assign(variable, pair[-i], frame)
+                else:  # by place: both may have one name
+                    frame.scope[inner - i] = (variable.names[0], pair[-i])
+            left = yield self.walk(node.body.nodes, pair[1], frame)
+            del frame.scope[inner:]
+            if left == "break":
+                break
+        if is_empty and node.otherwise:
+            left = yield self.walk(node.otherwise.nodes, dot, frame)
+        else:
+            left = None
+        del frame.scope[outer:]
+        return left if left == "continue" else None
+
+    def pairs(self, value: Any, n_variables: int) -> Iterable[tuple[Any, Any]]:
+        """Index and element, as `range` gives them to its variables; of a map by key."""
+        if value is None:
+            return ()
+        if isinstance(value, int) and not isinstance(value, bool):
+            if n_variables > 1:
+                raise self.error(f"can't use {value} to iterate over more than one variable")
+            return ((None, i) for i in range(value))
+        if isinstance(value, list):
+            return ((i, element(value, i)) for i in range(len(value)))
+        if isinstance(value, dict):
+            return ((key, element(value, key)) for key in sorted(value))
+        raise self.error(f"range can't iterate over {sprint([value])}")
+
+    def call(self, node: Call, dot: Any, frame: _Frame) -> Steps:
+        """The steps that `node` asks for, to be taken."""
+        tree = self.trees.get(node.name)
+        if tree is None:
+            raise self.error(f"template {quote(node.name)} not defined")
+        if frame.depth == MAX_CALLS:
+            raise self.error(f"exceeded maximum template depth ({MAX_CALLS})")
+        value = (yield from self.pipe(node.pipe, dot, frame)) if node.pipe else None
+        return self.walk(tree.nodes, value, _Frame(node.name, [("$", value)], frame.depth + 1))
+
+    # --- pipelines ---
+
+    def pipe(self, pipe: Pipe, dot: Any, frame: _Frame) -> Steps:
+        self.at = pipe
+        value = ABSENT
+        for command in pipe.commands:
+            value = opened((yield from self.command(command, dot, frame, value)))
+        for variable in pipe.variables:
+            if pipe.assigns:
+                self.assign(variable, value, frame)
+            else:
+                frame.scope.append((variable.names[0], value))
+        return value
+
+    def command(self, command: Command, dot: Any, frame: _Frame, piped: Any) -> Steps:
+        """One stage; `piped` is what the one before gave."""
+        first, *args = command.args
+        has_args = bool(args) or piped is not ABSENT
+        match first:
+            case Function():
+                return (yield from self.function(first, args, dot, frame, piped, command))
+            case Chain():
+                self.at = first
+                return self.fields((yield from self.operand(first.of, dot, frame)), first.names, has_args)
+            case Field() | Variable():
+                return self.named(first, dot, frame, has_args, first)
+        if not isinstance(first, Pipe):
+            self.at = first
+        if has_args:
+            raise self.error(f"can't give argument to non-function {shown(first)}")
+        match first:
+            case Pipe():
+                return (yield self.pipe(first, dot, frame))
+            case Nil():
+                raise self.error("nil is not a command")
+        return self.plain(first, dot)
+
+    def operand(self, node: Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
+        """An argument, for a parameter of that kind."""
+        self.at = node
+        match node:
+            case Pipe():
+                value = yield self.pipe(node, dot, frame)
+            case Function():
+                value = yield from self.function(node, [], dot, frame, ABSENT, node)
+            case Chain():
+                value = self.fields((yield from self.operand(node.of, dot, frame)), node.names)
+            case Field() | Variable():
+                value = self.named(node, dot, frame)
+            case Nil() if kind == "string":
+                raise self.error("cannot assign nil to string")
+            case Nil():
+                return None
+            case Constant() if kind == "string" and not isinstance(node.value, str):
+                raise self.error(f"expected string; found {node.text}")
+            case _:
+                value = self.plain(node, dot)
+        return self.fit(value, kind)
+
+    def fit(self, value: Any, kind: str) -> Any:
+        """`value` as a parameter of that kind takes it."""
+        if kind == "string" and not isinstance(opened(value), str):
+            found = type_name(opened(value) if opened(value) is not None else value) if value is not None else ""
+            raise self.error(
+                f"wrong type for value; expected string; got {found}" if found else "invalid value; expected string"
+            )
+        return value if kind == "value" else opened(value)
+
+    def plain(self, node: Operand, dot: Any) -> Any:
+        if isinstance(node, Dot):
+            return dot
+        assert isinstance(node, Constant)
+        if node.value is None:
+            raise self.error(f"{node.text} overflows int")
+        return node.value
+
+    def function(
+        self, function: Function, args: list[Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
+    ) -> Steps:
+        """A function's result; `piped` comes as its last argument."""
+        self.at, name = function, function.name
+        known = self.functions.get(name)
+        if known is None:
+            raise self.error(f"{quote(name)} is not a defined function")
+        kinds, n_args = known.takes, len(args) + (piped is not ABSENT)
+        if known.variadic and n_args < len(kinds) - 1:
+            raise self.error(f"wrong number of args for {name}: want at least {len(kinds) - 1} got {len(args)}")
+        if not known.variadic and n_args != len(kinds):
+            raise self.error(f"wrong number of args for {name}: want {len(kinds)} got {n_args}")
+        values = []
+        for i, arg in enumerate(args):
+            values.append((yield from self.operand(arg, dot, frame, kinds[min(i, len(kinds) - 1)])))
+            if name in ("and", "or") and is_true(values[-1]) == (name == "or"):
+                return values[-1]
+        if piped is not ABSENT:
+            values.append(self.fit(piped, kinds[min(len(args), len(kinds) - 1)]))
+        if name in ("and", "or"):
+            return values[-1]
+        if name == "call":
+            values.insert(0, shown(args[0]) if args else str(piped))
+        try:
+            made = known.call(values, self.budget.charge) if known.sized else known.call(values)
+        except Failed as error:
+            self.at = whole
+            raise self.error(f"error calling {name}: {error}") from None
+        if isinstance(made, str | list):
+            self.budget.charge(len(made))
+        return made
+
+    # --- names ---
+
+    def named(
+        self, node: Field | Variable, dot: Any, frame: _Frame, has_args: bool = False, first: Operand | None = None
+    ) -> Any:
+        self.at = node
+        if isinstance(node, Field):
+            return self.fields(dot, node.names, has_args)
+        name, *names = node.names
+        value = frame.scope[self.place(name, frame)][1]
+        if has_args and not names:
+            raise self.error(f"can't give argument to non-function {name}")
+        return self.fields(value, names, has_args)
+
+    def place(self, name: str, frame: _Frame) -> int:
+        for i in range(len(frame.scope) - 1, -1, -1):
+            if frame.scope[i][0] == name:
+                return i
+        raise self.error(f"undefined variable: {name}")
+
+    def assign(self, variable: Variable, value: Any, frame: _Frame) -> None:
+        frame.scope[self.place(variable.names[0], frame)] = (variable.names[0], value)
+
+    def fields(self, value: Any, names: Sequence[str], has_args: bool = False) -> Any:
+        for i, name in enumerate(names, 1):
+            value = self.field(value, name, has_args and i == len(names))
+        return value
+
+    def field(self, value: Any, name: str, has_args: bool) -> Any:
+        """A field of a struct, an element of a map, or what a method of it says."""
+        if value is None:
+            return None
+        go_type, holder = type_name(value), opened(value)
+        match holder:
+            case None:
+                raise self.error(f"nil pointer evaluating {go_type}.{name}")
+            case Struct() if name in holder.fields:
+                if has_args:
+                    raise self.error(f"{name} has arguments but cannot be invoked as function")
+                found = holder.fields[name]
+                return Interface(found) if found is None or type(found) is dict else found
+            case Struct() if name in holder.methods:
+                return holder.methods[name]()
+            case dict():
+                if has_args:
+                    raise self.error(f"{name} is not a method but has arguments")
+                return element(holder, name) if name in holder else Interface(None)
+        if name == "String" and getattr(holder, "as_text", None):
+            return holder.as_text(holder)
+        raise self.error(f"can't evaluate field {name} in type {go_type}")

@@ -1,0 +1,233 @@
+"""The words of a Go template, as text/template/parse cuts them.
+
+    Hi {{- .Name | printf "%q" }}    text "Hi", {{, .Name, space, |, space, printf, space, "%q", }}
+
+A dash with a blank inside the braces takes the white space outside them away.  Blanks inside are words too, because
+`.A.B` is a field of a field where `.A .B` are two operands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+BLANKS = " \t\r\n"
+KEYWORDS = frozenset("block break continue define else end if nil range template with .".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """kind   text {{ }} space | ( ) := = variable field identifier bool char number complex string raw error EOF, or a
+           keyword; "character" is any other
+    value  the word itself, or what is wrong about it
+    start  offset in the template
+    """
+
+    kind: str
+    value: str
+    start: int
+
+    def __str__(self) -> str:
+        if self.kind in ("EOF", "error"):
+            return self.value
+        if self.kind in KEYWORDS:
+            return f"<{self.value}>"
+        return f"{quote(self.value[:10])}..." if len(self.value) > 10 else quote(self.value)
+
+
+class _Bad(Exception):
+    """What cannot be a word, and the offset where the word began."""
+
+
+def tokens(text: str) -> Iterator[Token]:
+    """The words of `text`; the last one is EOF or an error."""
+    at = 0
+    while (opening := text.find("{{", at)) >= 0:
+        trims = _trims_left(text, opening + 2)
+        before = text[at:opening].rstrip(BLANKS) if trims else text[at:opening]
+        if before:
+            yield Token("text", before, at)
+        inside = opening + 4 if trims else opening + 2
+        try:
+            if text.startswith("/*", inside):
+                at = _after_comment(text, inside)
+                continue
+            yield Token("{{", "{{", opening)
+            at = yield from _action(text, inside)
+        except _Bad as bad:
+            yield Token("error", *bad.args)
+            return
+    if at < len(text):
+        yield Token("text", text[at:], at)
+    yield Token("EOF", "EOF", len(text))
+
+
+def _action(text: str, at: int) -> Generator[Token, None, int]:
+    """What stands between the braces, and the closing ones; returns where the text goes on."""
+    depth = 0
+    while True:
+        closing = _closing(text, at)
+        if closing and depth:
+            raise _Bad("unclosed left paren", at)
+        if closing:
+            end = at + closing
+            yield Token("}}", "}}", end - 2)
+            return _skip_blanks(text, end) if closing == 4 else end
+        token = _word(text, at)
+        depth += (token.kind == "(") - (token.kind == ")")
+        if depth < 0:
+            raise _Bad("unexpected right paren", at)
+        yield token
+        at += len(token.value)
+
+
+def _word(text: str, at: int) -> Token:
+    """The word at `at`, which is inside an action and not at its end."""
+    c = text[at : at + 1]
+    if not c:
+        raise _Bad("unclosed action", at)
+    if c in BLANKS:
+        end = _skip_blanks(text, at)
+        return Token("space", text[at : end - 1 if end - at > 1 and _closing(text, end - 1) == 4 else end], at)
+    if c == ":" and text[at + 1 : at + 2] != "=":
+        raise _Bad("expected :=", at)
+    for sign in (":=", "=", "|", "(", ")"):
+        if text.startswith(sign, at):
+            return Token(sign, sign, at)
+    if c in QUOTED:
+        kind, pattern, name = QUOTED[c]
+        if not (match := pattern.match(text, at)):
+            raise _Bad(f"unterminated {name}", at)
+        return Token(kind, match[0], at)
+    if c in "+-0123456789" or (c == "." and text[at + 1 : at + 2] in set("0123456789")):
+        return _number(text, at)
+    if c in ".$" or _is_alphanumeric(c):
+        end = at + (c in ".$")
+        while end < len(text) and _is_alphanumeric(text[end]):
+            end += 1
+        if end < len(text) and text[end] not in BLANKS + ".,|:()" and not text.startswith("}}", end):
+            raise _Bad(f"bad character {code_point(text[end])}", at)
+        return Token(_kind(text[at:end]), text[at:end], at)
+    if c.isascii() and c.isprintable():
+        return Token("character", c, at)
+    raise _Bad(f"unrecognized character in action: {code_point(c)}", at)
+
+
+def _kind(word: str) -> str:
+    if word in KEYWORDS:
+        return word
+    if word in ("true", "false"):
+        return "bool"
+    return {"$": "variable", ".": "field"}.get(word[0], "identifier")
+
+
+QUOTED = {
+    '"': ("string", re.compile(r'"(?:[^"\\\n]|\\[^\n])*+"'), "quoted string"),
+    "`": ("raw", re.compile(r"`[^`]*+`"), "raw quoted string"),
+    "'": ("char", re.compile(r"'(?:[^'\\\n]|\\[^\n])*+'"), "character constant"),
+}
+_DECIMAL = r"(?:[0-9_]*(?:\.[0-9_]*)?(?:[eE][+-]?[0-9_]*)?)"
+_HEXADECIMAL = r"(?:0[xX][0-9a-fA-F_]*(?:\.[0-9a-fA-F_]*)?(?:[pP][+-]?[0-9_]*)?)"
+_NUMBER = re.compile(rf"[+-]?(?:{_HEXADECIMAL}|0[oO][0-7_]*(?:\.[0-7_]*)?|0[bB][01_]*(?:\.[01_]*)?|{_DECIMAL})i?")
+
+
+def _number(text: str, at: int) -> Token:
+    """Anything that looks like a number; whether it is one, the parser says."""
+    end = _NUMBER.match(text, at).end()  # type: ignore[union-attr]
+    kind = "number"
+    if not _is_alphanumeric(text[end : end + 1]) and text[end : end + 1] in ("+", "-"):  # 1+2i
+        kind, end = "complex", _NUMBER.match(text, end).end()  # type: ignore[union-attr]
+        if text[end - 1] != "i":
+            end += _is_alphanumeric(text[end : end + 1])
+            raise _Bad(f"bad number syntax: {quote(text[at:end])}", at)
+    if _is_alphanumeric(text[end : end + 1]):
+        raise _Bad(f"bad number syntax: {quote(text[at : end + 1])}", at)
+    return Token(kind, text[at:end], at)
+
+
+def _after_comment(text: str, at: int) -> int:
+    end = text.find("*/", at + 2)
+    if end < 0:
+        raise _Bad("unclosed comment", at)
+    closing = _closing(text, end + 2)
+    if not closing:
+        raise _Bad("comment ends before closing delimiter", at)
+    return _skip_blanks(text, end + 2 + closing) if closing == 4 else end + 2 + closing
+
+
+def _trims_left(text: str, at: int) -> bool:
+    return text[at : at + 1] == "-" and text[at + 1 : at + 2] in tuple(BLANKS)
+
+
+def _closing(text: str, at: int) -> int:
+    """The length of what ends an action at `at`: 2 for `}}`, 4 for ` -}}`, else 0."""
+    if text.startswith("}}", at):
+        return 2
+    return 4 if text.startswith("-}}", at + 1) and text[at] in BLANKS else 0
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at] in BLANKS:
+        at += 1
+    return at
+
+
+def _is_alphanumeric(c: str) -> bool:
+    return c == "_" or c.isalpha() or c.isdecimal()
+
+
+# --- text in quotes, as package strconv writes and reads it ---
+
+_ESCAPES = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v", "\\": "\\"}
+_NAMED = {name: c for c, name in _ESCAPES.items()}
+_ESCAPED = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
+
+
+def quote(text: str, mark: str = '"', ascii_only: bool = False) -> str:
+    """`text` as a Go literal; a byte that is no UTF-8 (a lone surrogate here) as \\xNN."""
+    return mark + "".join(_quoted(c, mark, ascii_only) for c in text) + mark
+
+
+def _quoted(c: str, mark: str, ascii_only: bool) -> str:
+    if c == mark:
+        return "\\" + c
+    if c in _ESCAPES:
+        return "\\" + _ESCAPES[c]
+    code = ord(c)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if c.isprintable() and (code < 0x80 or not ascii_only):
+        return c
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def unquote(literal: str) -> str:
+    """The text that a literal in quotes means.  Raises: ValueError with Go's words"""
+    if literal[0] == "`":
+        return literal[1:-1].replace("\r", "")
+    other = {'"': "'", "'": '"'}[literal[0]]
+    made, at, end = bytearray(), 1, len(literal) - 1
+    while at < end:
+        if literal[at] != "\\":
+            made += literal[at].encode("utf-8", "surrogateescape")
+            at += 1
+            continue
+        match = _ESCAPED.match(literal, at, end)
+        if not match or match[1] == other:
+            raise ValueError("invalid syntax")
+        named, x, u, wide, octal = match.groups()
+        code = int(x or u or wide or "0", 16) if not octal else int(octal, 8)
+        if code > 0x10FFFF or 0xD800 <= code < 0xE000 or (octal and code > 255):
+            raise ValueError("invalid syntax")
+        if named:
+            made += _NAMED.get(named, named).encode()
+        else:
+            made += bytes([code]) if x or octal else chr(code).encode()
+        at = match.end()
+    return made.decode("utf-8", "surrogateescape")
+
+
+def code_point(c: str) -> str:
+    """U+2764 '❤'."""
+    return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")

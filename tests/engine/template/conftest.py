@@ -1,0 +1,22 @@
+"""For tests of templates."""
+
+from datetime import datetime
+
+import pytest
+
+from numllama.engine.template import go_functions
+
+
+@pytest.fixture
+def freeze(monkeypatch):
+    """Makes it the day on which a case was recorded, where that matters to it."""
+
+    def freeze(case):
+        class Recorded(datetime):
+            @classmethod
+            def now(cls):
+                return cls.fromisoformat(case["now"][:10])
+
+        monkeypatch.setattr(go_functions, "datetime", Recorded if "now" in case else datetime)
+
+    return freeze

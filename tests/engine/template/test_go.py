@@ -1,0 +1,189 @@
+"""Go's text/template by worked cases, and by what Go 1.26 made of 2,226 templates."""
+
+import base64
+import json
+
+import pytest
+
+from numllama.engine.errors import BadTemplate
+from numllama.engine.template.go_data import go_value
+from numllama.engine.template.go_eval import execute
+from numllama.engine.template.go_functions import FUNCTIONS
+from numllama.engine.template.go_parse import parse, shown
+from numllama.engine.template.limits import Budget
+
+ADA = {
+    "Name": "Ada",
+    "Empty": "",
+    "Age": 36,
+    "Tags": ["x", "y"],
+    "Nested": {"b": {"c": 1.5}, "a": "A"},
+    "Null": None,
+}
+
+
+def go(text, data=ADA, budget=None):
+    """What Go's text/template writes for JSON `data`, or what it says against the template."""
+    data = go_value(data)
+    try:
+        return execute(text, parse(text, FUNCTIONS), data, budget or Budget(data))
+    except BadTemplate as error:
+        return str(error)
+
+
+WORKED = {
+    "the dot and its fields": {
+        "Hi {{ .Name }}!": "Hi Ada!",
+        "{{ .Nested.b.c }}": "1.5",
+        "{{ .Age }} {{ 3 }} {{ 1e6 }} {{ 0x10 }} {{ 1_000 }} {{ 'a' }}": "36 3 1e+06 16 1000 97",
+        "{{ .Tags }} {{ .Nested }} {{ .Null }} {{ .Missing }}": (
+            "[x y] map[a:A b:map[c:1.5]] <no value> <no value>"  # a map prints by its keys' order
+        ),
+        "{{ (index .Tags 0) }} {{ (.Nested).a }}": "x A",
+        "{{ .Missing.Deeper }}": (
+            'template: :1:11: executing "" at <.Missing.Deeper>: nil pointer evaluating interface {}.Deeper'
+        ),
+        "{{ .Name.First }}": (
+            'template: :1:8: executing "" at <.Name.First>: can\'t evaluate field First in type interface {}'
+        ),
+        "{{ $n := .Name }}{{ $n.First }}": (  # a variable holds what was in the interface
+            'template: :1:22: executing "" at <$n.First>: can\'t evaluate field First in type string'
+        ),
+    },
+    "what is true": {
+        '{{ if 0 }}a{{ else if "" }}b{{ else if .Tags }}c{{ end }}': "c",
+        "{{ if .Missing }}a{{ else }}b{{ end }}{{ if not .Null }}c{{ end }}": "bc",
+        '{{ and 1 0 2 }} {{ or 0 "" "z" }} {{ and .Name .Age }}': "0 z 36",  # the operand that decides
+        "{{ or .Name (index .Tags 99) }}": "Ada",  # which ends the evaluation
+        '{{ eq "a" "b" "a" }} {{ ne .Name "Bob" }} {{ lt 1 2 }} {{ ge "b" "a" }}': "true true true true",
+        "{{ eq .Age 36.0 }}": "true",
+        "{{ eq .Age 36 }}": (  # a number that comes as JSON is a float64
+            'template: :1:3: executing "" at <eq .Age 36>: error calling eq: '
+            "incompatible types for comparison: float64 and int"
+        ),
+    },
+    "range": {
+        "{{ range .Tags }}<{{ . }}>{{ end }}": "<x><y>",
+        "{{ range $i, $t := .Tags }}{{ $i }}={{ $t }};{{ end }}": "0=x;1=y;",
+        "{{ range $k, $v := .Nested }}{{ $k }} {{ end }}": "a b ",  # by key
+        "{{ range 3 }}{{ . }}{{ end }} {{ range len .Tags }}{{ . }}{{ end }}": "012 01",
+        "{{ range .Missing }}a{{ else }}none{{ end }}": "none",
+        "{{ range .Tags }}{{ $.Name }}{{ break }}{{ end }}": "Ada",
+        '{{ range .Tags }}{{ if eq . "x" }}{{ continue }}{{ end }}{{ . }}{{ end }}': "y",
+        "{{ range .Name }}{{ end }}": 'template: :1:9: executing "" at <.Name>: range can\'t iterate over Ada',
+    },
+    "with": {
+        "{{ with .Nested }}{{ .a }}{{ $.Name }}{{ end }}": "AAda",
+        "{{ with .Empty }}a{{ else with .Name }}{{ . }}{{ else }}c{{ end }}": "Ada",
+        "{{ with $x := .Nested.a }}{{ $x }}{{ end }}": "A",
+    },
+    "variables": {
+        "{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ end }}{{ $x }}": "2",  # = reaches out of the block
+        "{{ $x := 1 }}{{ if true }}{{ $x := 2 }}{{ end }}{{ $x }}": "1",  # := does not
+        "{{ if $x := .Name }}{{ $x }}{{ end }}{{ $x }}": 'template: :1: undefined variable "$x"',
+        "{{ $x, $y := .Tags }}": "template: :1: too many declarations in command",
+    },
+    "pipelines": {
+        '{{ .Name | printf "%s-%s" "a" }}': "a-Ada",  # what comes through the pipe is the last argument
+        '{{ "<&>" | html | len }}': "13",
+        '{{ print "a" 1 2 "b" }}|{{ println 1 "a" }}': "a1 2b|1 a\n",  # a blank between two that are no text
+        '{{ slice "héllo" 1 3 }}{{ len "héllo" }}{{ index "abc" 1 }}': "é698",  # bytes, not characters
+        '{{ index .Nested "b" "c" }}': "1.5",
+        "{{ js `it's <b>` }} {{ urlquery `a b&c` }}": r"it\'s \u003Cb\u003E a+b%26c",
+        '{{ json .Nested }}{{ json "<é>" }}{{ json 1000000 }}': '{"a":"A","b":{"c":1.5}}"\\u003cé\\u003e"1000000',
+        '{{ "a" | "b" }}': "template: :1: non executable command in pipeline stage 2",
+        "{{ len 3 }}": 'template: :1:3: executing "" at <len 3>: error calling len: len of type int',
+    },
+    "white space": {
+        "a \n{{- .Name -}}\n b": "aAdab",
+        "a {{- /* a comment */ -}} b": "ab",
+        "{{ 3 -}} x {{- 4 }}": "3x4",
+        "{{.Name -}} \n\t{{- .Name}}": "AdaAda",
+        "{{-3}}": "-3",  # a number: the dash needs a blank after it
+    },
+    "templates": {
+        '{{ define "t" }}<{{ . }}>{{ end }}{{ template "t" .Name }}{{ template "t" 1 }}': "<Ada><1>",
+        '{{ block "b" .Nested }}{{ .a }}{{ end }}': "A",
+        '{{ $x := 1 }}{{ define "t" }}{{ $x }}{{ end }}': 'template: :1: undefined variable "$x"',
+        '{{ template "no" . }}': ('template: :1:12: executing "" at <{{template "no" .}}>: template "no" not defined'),
+    },
+    "printf": {
+        '{{ printf "%v %s %q %d %5.2f|%-4s|%05d" .Tags .Name .Name 7 .Age "ab" 42 }}': (
+            '[x y] Ada "Ada" 7 36.00|ab  |00042'
+        ),
+        '{{ printf "%d %s" .Name }}': "%!d(string=Ada) %!s(MISSING)",
+        '{{ printf "%t" true 1 }}': "true%!(EXTRA int=1)",
+        '{{ printf "%x %X %c %U %T" "hi" 255 97 10003 .Age }}': "6869 FF a U+2713 float64",
+        '{{ printf "%[2]s %[1]s" "a" "b" }}': "b a",
+        '{{ printf "%v %v" .Null 1.0 }}': "<nil> 1",
+    },
+    "what does not parse": {
+        "{{ .Name": "template: :1: unclosed action",
+        "{{ if }}": "template: :1: missing value for if",
+        "{{ if 1 }}": "template: :1: unexpected EOF",
+        "{{ end }}": "template: :1: unexpected {{end}}",
+        "{{ foo }}": 'template: :1: function "foo" not defined',
+        "a\n\n{{ .Name; }}": "template: :3: bad character U+003B ';'",
+        "{{ break }}": "template: :1: {{break}} outside {{range}}",
+        '{{ "a }}': "template: :1: unterminated quoted string",
+        "{{ ( }}": "template: :1: unclosed left paren",
+        "{{/* a": "template: :1: unclosed comment",
+    },
+}
+
+
+@pytest.mark.parametrize("subject", WORKED)
+def test_worked_cases(subject):
+    for text, expected in WORKED[subject].items():
+        assert go(text) == expected, text
+
+
+class Patient(Budget):
+    """For the templates that call themselves 100,000 deep."""
+
+    def tick(self):
+        pass
+
+
+def test_templates_write_what_gos_do(shared, freeze):
+    """Go 1.26: every output, every error, word for word; "exotic" printf verbs and literals included."""
+    for case in json.loads((shared / "golden/go/text_template.json").read_text()):
+        freeze(case)
+        expected = case.get("out", case.get("err"))
+        if expected is None:
+            expected = base64.b64decode(case["out_b64"]).decode("utf-8", "surrogateescape")
+        budget = Patient(case["d"]) if "maximum template depth" in expected else None
+        assert go(case["t"], case["d"], budget) == expected, (case["id"], case["t"])
+
+
+def test_nodes_print_as_go_prints_them():
+    text = '{{range  $i,$x:=.A|f (g .B "c") }}{{ (h).C }}{{template "t"  $x.D}}{{ .E  1.50 \'x\' nil . }}{{end}}'
+    loop = parse(text, "fgh")[""].nodes[0]
+    assert shown(loop.pipe) == '$i, $x := .A | f (g .B "c")'
+    assert [shown(node) for node in loop.body.nodes] == ["{{(h).C}}", '{{template "t" $x.D}}', "{{.E 1.50 'x' nil .}}"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}", "nested deeper than 1000 blocks and parentheses"),
+        ("{{ if 1 }}" * 5_000, "nested deeper than 1000 blocks and parentheses"),
+        ("x" * 100_000, "at most 65536 are allowed"),
+        ('{{ define "r" }}{{ template "r" . }}{{ end }}{{ template "r" . }}', "template"),
+        ("{{ range 1000000000 }}{{ end }}", "takes longer than"),
+        ('{{ $x := "ab" }}{{ range 100 }}{{ $x = print $x $x }}{{ end }}', "far more text than"),
+        ('{{ $x := "ab" }}{{ range 100 }}{{ $x = printf "%s%s" $x $x }}{{ end }}', "far more text than"),
+        ("{{ range 1000000 }}" + "x" * 100 + "{{ end }}", "far more text than"),
+        ('{{ printf "%999999d%999999d%999999d" 1 1 1 }}', "far more text than"),
+        ('{{ printf "%.999999f%.999999f%.999999f" 1.0 1.0 1.0 }}', "far more text than"),
+    ],
+)
+def test_template_that_wants_too_much_ends_in_a_clear_error(text, expected):
+    assert expected in go(text, {})
+
+
+def test_nesting_costs_no_stack():
+    depth = 900
+    assert go("{{ " + "(" * depth + "len .Tags" + ")" * depth + " }}") == "2"
+    assert go("{{ if 1 }}" * depth + "x" + "{{ end }}" * depth) == "x"
+    assert go("{{ if 0 }}" + "{{ else if 0 }}" * depth + "{{ else }}y{{ end }}") == "y"
