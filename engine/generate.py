@@ -11,7 +11,7 @@ A server does the same with many sequences in one batch: scheduler instead of lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from time import perf_counter_ns
 
@@ -38,6 +38,7 @@ def generate(
     truncate: bool = True,
     shift: bool = True,
     n_logprobs: int | None = None,
+    shown: Collection[int] = (),
     tap: Tap = no_tap,
 ) -> Iterator[Piece]:
     """The model's continuation of `prompt`, piece by piece; the last piece says why it ended and how long it took.
@@ -47,6 +48,7 @@ def generate(
     truncate    cut a prompt over the window, else raise ContextFull
     shift       forget the older half of a full window and go on, else end with done_reason "length"
     n_logprobs  give each token's log-probability and that many most likely ones; None for neither
+    shown       control tokens whose text counts; others say nothing
     """
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
@@ -55,7 +57,7 @@ def generate(
         raise ContextFull(len(ids), options.num_ctx)
     ids = truncated(ids, options.num_ctx, kept(options.num_keep, len(ids), tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
-    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs)
+    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown)
 
     began = perf_counter_ns()
     logits = prefill(model, seq, cache, kernels, tap)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -60,6 +60,7 @@ class Call:
 class Job:
     """One prompt for a runner, and where its pieces go.
 
+    shown      control tokens whose text counts
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
     finished   is called once, before the last of them is delivered
     """
@@ -72,6 +73,7 @@ class Job:
     n_logprobs: int | None
     deliver: Callable[[Piece | Exception], None]
     finished: Callable[[], None]
+    shown: Collection[int] = ()
 
 
 def check_memory(model: Model, n_ctx: int, cache_type: str) -> None:
@@ -160,6 +162,7 @@ class Runner:
             truncate=job.truncate,
             shift=job.shift,
             n_logprobs=job.n_logprobs,
+            shown=job.shown,
             tap=job.call.tap,
         ):
             if piece.done_reason:

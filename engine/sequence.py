@@ -5,6 +5,7 @@ WAITING -> PREFILL -> DECODE -> DONE
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 import numpy as np
@@ -26,6 +27,7 @@ class Sequence:
     tokens    prompt, then every sampled token, whatever a window shift has forgotten since
     n_cached  positions that the cache holds for it in `slot`
     options   clamped, so that num_ctx is the window: the positions it may use
+    shown     control tokens whose text counts: others say nothing
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Sequence:
         slot: int = 0,
         shift: bool = True,
         n_logprobs: int | None = None,
+        shown: Collection[int] = (),
     ):
         self.options, self.slot, self.shift, self.n_logprobs = options, slot, shift, n_logprobs
         self.window = options.num_ctx
@@ -48,7 +51,7 @@ class Sequence:
         limit = 10 * self.window
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
         self._eog = tokenizer.eog
-        self._text = Detokenizer(tokenizer, options.stop)
+        self._text = Detokenizer(tokenizer, options.stop, shown=shown)
 
     @property
     def n_sampled(self) -> int:

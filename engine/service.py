@@ -297,7 +297,9 @@ class Engine:
             raise
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs)
-        loaded.runner.submit(Job(call, ids, *how, through(answer.split, deliver or answer._pieces.put), release))
+        shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
+        deliver = through(answer.split, deliver or answer._pieces.put)
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -375,6 +377,7 @@ def split(template: Template, prompt: str, wanted: Wanted, tools: Sequence[Tool]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
         ToolParser(calls, names) if calls else None,
+        (*(thoughts or ()), *([calls] if calls else [])),
     )
 
 

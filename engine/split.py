@@ -13,11 +13,13 @@ from .piece import Piece
 class Split:
     """The parsers that an answer passes; None where there is nothing to tell apart.
 
+    tags  that they look for
     said  what went in, tags included
     """
 
     thinking: ThinkingParser | None = None
     tools: ToolParser | None = None
+    tags: tuple[str, ...] = ()
     said: list[str] = field(default_factory=list)
 
     def __call__(self, piece: Piece) -> Iterator[Piece]:

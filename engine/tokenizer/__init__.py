@@ -119,6 +119,11 @@ class Tokenizer:
             if not last:
                 yield id
 
+    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+        """The control tokens that `texts` are made of, some of them or all."""
+        ids = (id for text in texts for id in self.encode(text, add_special=False))
+        return frozenset(id for id in ids if self.vocab.attr[id] & Attr.CONTROL)
+
     def piece(self, id: int, special: bool = True) -> bytes:
         """What the token adds to a text, maybe half a character; nothing for control and unknown unless `special`."""
         return self.vocab.piece(id, special)

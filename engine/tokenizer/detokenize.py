@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from . import Tokenizer
 
@@ -19,9 +19,11 @@ class Detokenizer:
     of a character (so Python, and Ollama's engine).
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), special: bool = False):
-        """`special`: control tokens are shown.  Empty stop strings never match."""
-        self._piece, self._special = tokenizer.piece, special
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), special: bool = False, shown: Collection[int] = ()
+    ):
+        """`special`: control tokens are shown, else only those in `shown`.  Empty stop strings never match."""
+        self._piece, self._special, self._shown = tokenizer.piece, special, shown
         self._stop = [text for text in stop if text]
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -36,7 +38,7 @@ class Detokenizer:
         """The text that `id` makes safe to show; often its piece, sometimes more, or nothing yet."""
         if self.stopped:
             return ""
-        self._held += self._utf8.decode(self._piece(id, self._special))
+        self._held += self._utf8.decode(self._piece(id, self._special or id in self._shown))
         found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             at, self.met = min(found)

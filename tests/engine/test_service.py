@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from numllama.engine import runner
 from numllama.engine.errors import Cancelled, ModelNotFound, NotYet, RequestError
+from numllama.engine.piece import Piece
 from numllama.engine.runner import Call
 from numllama.engine.service import Engine, Wanted, check_format, fitting
 from numllama.engine.settings import Settings
@@ -148,3 +150,24 @@ def test_what_is_no_format_is_quoted_as_go_does(format, shown):
 def test_a_format_is_refused_rather_than_ignored(format):
     with pytest.raises(NotYet):
         check_format(format)
+
+
+def test_control_tokens_are_shown_where_calls_begin_with_them(engine, tmp_path, monkeypatch):
+    text = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}</s>{{ c.function | tojson }}{% endfor %}"
+    path = tiny_gguf(tmp_path / "t.gguf", chat_template=text + "{% endfor %}")
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("t", files={"t.gguf": digest}))
+    seen = []
+
+    def says(*_, shown, **__):
+        seen.append(set(shown))
+        yield Piece("</s>", token=2)
+        yield Piece('{"name": "f", "arguments": {}}', done_reason="stop")
+
+    monkeypatch.setattr(runner, "generate", says)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    pieces = list(engine.chat("t", user("hello"), tools=tools))
+    assert [call.name for piece in pieces for call in piece.tool_calls] == ["f"]
+    first, *_ = engine.chat("t", user("hello"))
+    assert first.text == "</s>"
+    assert seen == [{2}, set()]

@@ -51,6 +51,15 @@ def test_chunks_are_cut_where_a_recorded_ollama_cut_them(pieces, stop, shown, me
     assert stream(ids_of(*pieces), stop) == (shown, "", met)
 
 
+def test_a_control_token_says_nothing_unless_it_is_to_be_shown():
+    control = TOKENIZER.controls(["<|x|>cut "])
+    assert control == {TOKENIZER.vocab.ids["<|x|>"]}
+    ids = [*ids_of("caf"), *control]
+    assert stream(ids) == (["caf", ""], "", None)
+    text = Detokenizer(TOKENIZER, shown=control)
+    assert [text.push(id) for id in ids] == ["caf", "<|x|>"]
+
+
 def test_what_was_held_for_a_stop_string_that_did_not_come_is_shown_at_the_end():
     assert stream(ids_of("the ST"), ["STOP"]) == ([""], "the ST", None)
 
