@@ -1,7 +1,7 @@
 """From a conversation to the text that the model goes on from.
 
+go       a TEMPLATE from an Ollama Modelfile, as Ollama renders it
 jinja    the template in the GGUF, as Hugging Face renders it
-go       a TEMPLATE layer from an Ollama Modelfile: shown, not run
 chatml   neither: what llama.cpp falls back to
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import UnsupportedTemplate
-from . import jinja, tags
+from ..errors import BadTemplate
+from . import go, jinja, tags
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages
 
 __all__ = ["Message", "Template", "bare_prompt", "chat_messages", "collate", "for_jinja", "generate_messages"]
@@ -27,6 +27,9 @@ SPECIAL_TOKENS = {  # what a template calls a token -> where the GGUF has its id
     "cls_token": "tokenizer.ggml.cls_token_id",
     "mask_token": "tokenizer.ggml.mask_token_id",
 }
+
+
+RESULTS = re.compile(r"""role['"]?\]?\s*==\s*['"]tool['"]|tool_response|tool_results|ipython""")
 
 
 @dataclass(frozen=True)
@@ -46,40 +49,48 @@ class Template:
     def from_gguf(cls, gguf: Any, go_text: str | None = None) -> Template:
         """The template of a GGUF, given whole or as its key-values; `go_text` is the model's TEMPLATE layer, if any.
 
-        The GGUF's own comes first as long as Go's are not run.
+        The layer comes first, unless the GGUF's own can do more.
         """
         kv: Mapping[str, Any] = getattr(gguf, "kv", gguf)
+        layer = cls(go_text, "go") if go_text is not None else None
         text = kv.get("tokenizer.chat_template")
         if not isinstance(text, str) or not text:
-            return cls(go_text, "go") if go_text is not None else cls(language="chatml")
+            return layer or cls(language="chatml")
         tool_use = kv.get("tokenizer.chat_template.tool_use")
-        return cls(_valid(text), "jinja", _valid(tool_use) if isinstance(tool_use, str) else "", _special_tokens(kv))
+        tool_use = _valid(tool_use) if isinstance(tool_use, str) else ""
+        own = cls(_valid(text), "jinja", tool_use, _special_tokens(kv))
+        return layer if layer and not own.can_more_than(layer) else own
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        think: bool | str | None = None,
         **extra: Any,
     ) -> str:
-        """The conversation as the model was trained to see it; `extra` goes to jinja.render.
+        """The conversation as the model was trained to see it; `extra` goes to jinja.render, `think` to Go.
 
-        Raises: BadTemplate, UnsupportedTemplate for Go
+        Raises: BadTemplate
         """
         if self.language == "go":
-            raise UnsupportedTemplate("Go templates are not supported yet")
+            return go.load(self.text).render(messages, tools, think)
         if self.language == "chatml":
             return _chatml(messages, add_generation_prompt, extra.get("continue_final_message", False))
         text = self.tool_use if tools and self.tool_use else self.text
         return jinja.render(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
 
+    def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
+        """What a model is asked for the text between `prompt` and `suffix`.  Raises: BadTemplate, also for Jinja"""
+        if self.language != "go":
+            raise BadTemplate("a suffix needs a Go template that has a place for it")
+        return go.load(self.text).fill(prompt, suffix, think)
+
     @property
     def capabilities(self) -> list[str]:
-        """What the template offers beyond plain text: some of tools, insert, thinking, judged by its words."""
+        """What the template offers beyond plain text: some of tools, insert, thinking; Jinja is judged by its words."""
         if self.language == "go":
-            actions = " ".join(re.findall(r"\{\{.*?\}\}", self.text, re.DOTALL))
-            words = {"tools": r"\.Tools\b", "insert": r"\.Suffix\b"}
-            return [capability for capability, word in words.items() if re.search(word, actions)]
+            return self._go.capabilities if self._go else []
         tools = "tools" in self.text or "tool_call" in self.text
         splits = re.search(r"""content\.split\(['"]</think>['"]\)""", self.text)
         cuts = splits and "reasoning_content" not in self.text and "<SPECIAL_12>" not in self.text
@@ -87,14 +98,43 @@ class Template:
         return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
 
     @property
+    def takes_results(self) -> bool:
+        """Whether the template shows the model its tools' calls and what came of them."""
+        if self.language == "go":
+            return bool(self._go and self._go.takes_results)
+        return "tool_call" in self.text and RESULTS.search(self.text) is not None
+
+    def can_more_than(self, other: Template) -> bool:
+        """Whether this one knows tools or thoughts that `other` does not, or sees results of tools where that does not.
+
+        One that sees them is never given up for one that does not.
+        """
+        mine, others = (sorted({"tools", "thinking"} & set(one.capabilities)) for one in (self, other))
+        if self.takes_results != other.takes_results:
+            return self.takes_results and (len(mine) > len(others) or (mine == others and "tools" in mine))
+        return len(mine) > len(others)
+
+    @property
     def thinking_tags(self) -> tuple[str, str] | None:
         """What opens and what closes the thoughts in an answer, if there are any."""
+        if self.language == "go":
+            return self._go.thinking_tags if self._go and all(self._go.thinking_tags) else None
         return ("<think>", "</think>") if "thinking" in self.capabilities else None
 
     @property
     def tool_tag(self) -> str | None:
         """What tool calls begin with in an answer; None where they cannot be told from other text."""
+        if self.language == "go":
+            return self._go.tool_tag if self._go else None
         return tags.tool_tag(lambda said, tools: self.render(said, tools, said[-1]["role"] == "user"))
+
+    @property
+    def _go(self) -> go.GoTemplate | None:
+        """The Go template; None: it does not parse, which shows when it is to be rendered."""
+        try:
+            return go.load(self.text)
+        except BadTemplate:
+            return None
 
 
 def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final_message: bool) -> str:

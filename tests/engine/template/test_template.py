@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from numllama.engine.errors import BadTemplate, UnsupportedTemplate
+from numllama.engine.errors import BadTemplate
 from numllama.engine.template import (
     Template,
     bare_prompt,
@@ -47,16 +47,32 @@ def test_second_template_takes_over_when_tools_are_offered():
     assert Template.from_gguf(kv).render(HI, tools=[{}]) == "1 tools"
 
 
-def test_go_template_is_not_run_and_gives_way_to_the_ggufs():
-    with pytest.raises(UnsupportedTemplate, match=r"^Go templates are not supported yet$"):
-        Template.from_gguf({}, go_text="{{ .Prompt }}").render(HI)
-    assert issubclass(UnsupportedTemplate, BadTemplate)
-    assert Template.from_gguf({"tokenizer.chat_template": "jinja"}, go_text="{{ .Prompt }}").render(HI) == "jinja"
+def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(shared):
+    for case in json.loads((shared / "golden/go/template_choice.json").read_text()):
+        jinja = Template(case["jinja"])
+        assert jinja.takes_results == case["jinja_round_trip"], case["jinja"]
+        chosen = Template.from_gguf({"tokenizer.chat_template": case["jinja"]}, case["go_template"])
+        assert chosen.language == ("jinja" if case["prefer_jinja"] else "go"), case["id"]
+    assert Template.from_gguf({}, "{{ .Prompt }}").render(HI) == "U"
+    assert Template.from_gguf({"tokenizer.chat_template": "tools"}, "{{ .Prompt }}").render(HI) == "tools"
 
 
-def test_go_templates_words_say_what_it_offers():
-    assert Template("{{ range .Tools }}{{ . }}{{ end }}.Suffix", "go").capabilities == ["tools"]
-    assert Template("{{ .Prompt }}{{ if\n.Suffix }}x{{ end }}", "go").capabilities == ["insert"]
+def test_published_jinja_says_whether_it_sees_results_of_tools(shared):
+    for case in json.loads((shared / "golden/go/named_templates.json").read_text()):
+        assert Template(case["jinja"]).takes_results == case["round_trip"], case["id"]
+
+
+def test_go_template_that_does_not_parse_can_nothing_until_it_is_rendered():
+    broken = Template("{{ .Tools", "go")
+    assert (broken.capabilities, broken.thinking_tags, broken.tool_tag) == ([], None, None)
+    with pytest.raises(BadTemplate, match=r"^template: :1: unclosed action$"):
+        broken.render(HI)
+
+
+def test_suffix_wants_a_go_template():
+    assert Template("{{ .Prompt }}<hole>{{ .Suffix }}", "go").fill("a", "b") == "a<hole>b"
+    with pytest.raises(BadTemplate):
+        Template("jinja").fill("a", "b")
 
 
 def test_jinja_capabilities_are_the_ones_ollama_finds(shared):
