@@ -361,7 +361,7 @@ def rendered(template: Template, messages: Sequence[Message], wanted: Wanted, to
     """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     if template.language != "jinja":
-        return template.render(messages, add_generation_prompt=not continues)
+        return template.render(messages, tools, add_generation_prompt=not continues, think=wanted.think)
     thinking: dict[str, Any] = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
     if isinstance(wanted.think, str):
         thinking["reasoning_effort"] = wanted.think
