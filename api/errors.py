@@ -1,19 +1,23 @@
-"""What an error is to a client: one table from the engine's classes to a status, and the one body that carries it.
+"""What an error is to a client: one table from the engine's classes to a status, and the body that carries it.
 
 ModelNotFound            404        RequestError and its kin     400, in Ollama's words where clients match on them
 UnsupportedTemplate,     501        QueueFull                    503
 NotYet                              everything else              500
+
+The body is {"error": text}, and under /v1 what OpenAI's or Anthropic's clients look for.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
+from typing import Any
 
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
 from ..engine import errors as e
-from .go_json import DecodeError, dumps
+from .go_json import DecodeError, NoBody, dumps
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,9 @@ STATUS: dict[type[Exception], int] = {
     e.Cancelled: 499,  # as Ollama logs it; nobody reads it
     e.EngineError: 500,
 }
+
+
+KIND = {400: "invalid_request_error", 404: "not_found_error"}  # under /v1
 
 
 def status_of(error: Exception) -> int:
@@ -50,12 +57,25 @@ def reply(value: object, status: int = 200, content_type: str = JSON) -> Respons
     return Response(dumps(value), status, headers={"Content-Type": content_type})
 
 
-def refusal(error: Exception, content_type: str = JSON) -> Response:
-    return reply({"error": text_of(error)}, status_of(error), content_type)
+def refusal(error: Exception, content_type: str = JSON, path: str = "") -> Response:
+    return reply(body_of(error, path), status_of(error), content_type)
+
+
+def body_of(error: Exception, path: str) -> dict[str, Any]:
+    """What carries `error` on the wire that is spoken at `path`."""
+    if not path.startswith("/v1/"):
+        return {"error": text_of(error)}
+    text = "EOF" if isinstance(error, NoBody) else text_of(error)
+    kind = KIND.get(status_of(error), "api_error")
+    if not path.startswith("/v1/messages"):
+        return {"error": {"message": text, "type": kind, "param": None, "code": None}}
+    details = getattr(error, "details", None)
+    told = {"type": kind, "message": text} | ({"details": details} if details else {})
+    return {"type": "error", "error": told, "request_id": f"req_{secrets.token_hex(12)}"}
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    return refusal(error)
+    return refusal(error, path=request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

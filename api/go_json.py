@@ -20,6 +20,10 @@ class DecodeError(Exception):
     """The body is not what the route takes: the text is the whole answer, with status 400."""
 
 
+class NoBody(DecodeError):
+    """There is nothing in the body but blanks."""
+
+
 def loads(body: bytes) -> Any:
     """The first JSON value in `body`; what follows it is ignored, bytes that are not UTF-8 become U+FFFD one by one.
 
@@ -28,7 +32,7 @@ def loads(body: bytes) -> Any:
     text = re.sub("[\udc80-\udcff]", "\ufffd", body.decode("utf-8", "surrogateescape"))
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
-        raise DecodeError("missing request body")
+        raise NoBody("missing request body")
     try:
         value, _ = _decoder.raw_decode(text, start)
     except RecursionError:

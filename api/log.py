@@ -77,7 +77,7 @@ class RequestLog:
         except ClientDisconnect:  # in the middle of its body
             status = 499
         except Exception as error:
-            answer = refusal(error)
+            answer = refusal(error, path=scope["path"])
             if not status:
                 await answer(scope, receive, send_and_note)
         finally:

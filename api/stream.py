@@ -62,16 +62,21 @@ async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, N
                 yield Chunk(logprobs=chunk.logprobs, done_reason=piece.done_reason, timings=piece.timings)
 
 
+async def whole(source: AsyncGenerator[Piece, None]) -> Chunk:
+    """All that comes, as one chunk."""
+    total = Chunk()
+    async for chunk in chunks(source):
+        total += chunk
+    return total
+
+
 async def send(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) -> Response:
     """An answer: objects on lines as they come, or one when all is there.
 
     Raises what goes wrong before the first line, so that it still has a status of its own.
     """
     if not stream:
-        total = Chunk()
-        async for chunk in chunks(source):
-            total += chunk
-        return reply(shape(total))
+        return reply(shape(await whole(source)))
     objects = _objects(source, shape)
     return Lines(await anext(objects), objects)
 
@@ -88,14 +93,22 @@ class Lines(Response):
     What goes wrong on the way is a last line {"error": ...}: the status has gone out long ago.
     """
 
-    def __init__(self, first: dict[str, Any], rest: Objects):
-        super().__init__(media_type="application/x-ndjson")
+    content_type = "application/x-ndjson"
+
+    def __init__(self, first: Any, rest: AsyncGenerator[Any, None]):
+        super().__init__(headers={"Content-Type": self.content_type})
         del self.headers["content-length"]
         self.first, self.rest = first, rest
 
+    def frame(self, value: Any) -> bytes:
+        return dumps(value) + b"\n"
+
+    def failure(self, error: Exception) -> Any:
+        return {"error": text_of(error)}
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def line(value: dict[str, Any]) -> None:
-            await send({"type": "http.response.body", "body": dumps(value) + b"\n", "more_body": True})
+        async def line(value: Any) -> None:
+            await send({"type": "http.response.body", "body": self.frame(value), "more_body": True})
 
         async with aclosing(self.rest) as rest:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -106,5 +119,5 @@ class Lines(Response):
             except Cancelled:
                 pass
             except Exception as error:
-                await line({"error": text_of(error)})
+                await line(self.failure(error))
         await send({"type": "http.response.body", "body": b""})
