@@ -57,21 +57,9 @@ def tool_calls(chunk: Chunk) -> dict[str, Any]:
     return {"tool_calls": calls} if calls else {}
 
 
-def statistics(visit: Visit, answer: Answer, chunk: Chunk) -> dict[str, int]:
-    """The six figures of the last object, nanoseconds and tokens; a zero is left out."""
-    if not chunk.timings:
-        return {}
-    t = chunk.timings
-    figures = {
-        "total_duration": visit.elapsed,
-        "load_duration": answer.load_duration,
-        "prompt_eval_count": t.prompt_eval_count,
-        "prompt_eval_duration": t.prompt_eval_duration,
-        "eval_count": t.eval_count,
-        "eval_duration": t.eval_duration,
-    }
-    visit.log |= figures
-    return {name: figure for name, figure in figures.items() if figure}
+def statistics(visit: Visit, chunk: Chunk) -> dict[str, int]:
+    """The figures of the last object; a zero is left out."""
+    return {name: n for name, n in visit.figures(chunk.timings).items() if n} if chunk.timings else {}
 
 
 def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:

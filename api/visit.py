@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from ..engine.piece import Piece
+from ..engine.piece import Piece, Timings
 from ..engine.runner import Call
 from ..engine.service import Answer, Engine
 from .decode import decode
@@ -44,11 +44,23 @@ class Visit:
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
+        self._load_duration = 0
 
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the handler's entry."""
         return perf_counter_ns() - self.call.began
+
+    def figures(self, t: Timings) -> dict[str, int]:
+        """The six figures of an answer, nanoseconds and tokens, at its end."""
+        return {
+            "total_duration": self.elapsed,
+            "load_duration": self._load_duration,
+            "prompt_eval_count": t.prompt_eval_count,
+            "prompt_eval_duration": t.prompt_eval_duration,
+            "eval_count": t.eval_count,
+            "eval_duration": t.eval_duration,
+        }
 
     async def run(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What the blocking `verb` returns, in a thread of its own."""
@@ -62,17 +74,24 @@ class Visit:
         except BaseException:
             self.end()
             raise
+        self._load_duration = answer.load_duration
         if answer.is_over:
+            self._outbox.put_nowait(Piece("", done_reason="stop", timings=Timings()))
             self.end()
         return answer
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """What comes out of the outbox, up to the last piece.  Closing it ends the request."""
+        """What comes out of the outbox, up to the last piece, whose figures the log gets.  Closing it ends the request.
+
+        An answer that is over before it began has one empty piece.
+        """
         try:
             while True:
                 piece = await self._outbox.get()
                 if isinstance(piece, Exception):
                     raise piece
+                if piece.timings:
+                    self.log |= self.figures(piece.timings)
                 yield piece
                 if piece.done_reason:
                     return

@@ -7,25 +7,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
+from ...engine.service import Answer
 from ..answer import head, logprobs, statistics, thinking, tool_calls, wanted, without_text
 from ..errors import reply
 from ..schema import ChatRequest
 from ..stream import Chunk, send
-from ..visit import Visiting, body
+from ..visit import Visit, Visiting, body
 
 router = APIRouter()
 
 
 @router.post("/api/chat")
 async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiting) -> Response:
-    visit.log["model"] = request.model
-    answer = await visit.ask(
-        visit.engine.chat,
-        request.model,
-        [asdict(message) for message in request.messages],
-        wanted(request),
-        tools=[asdict(tool) for tool in request.tools],
-    )
+    answer = await ask(visit, request)
     if answer.is_over:
         role = "assistant" if answer.done_reason else ""
         return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
@@ -33,6 +27,18 @@ async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiti
     def shape(chunk: Chunk) -> dict[str, Any]:
         message = {"role": "assistant", "content": chunk.text} | thinking(chunk) | tool_calls(chunk)
         done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
-        return head(request) | {"message": message} | done | logprobs(answer, chunk) | statistics(visit, answer, chunk)
+        return head(request) | {"message": message} | done | logprobs(answer, chunk) | statistics(visit, chunk)
 
     return await send(visit.pieces(), shape, request.stream)
+
+
+async def ask(visit: Visit, request: ChatRequest) -> Answer:
+    """The engine's answer to `request`, whatever wire it came by."""
+    visit.log["model"] = request.model
+    return await visit.ask(
+        visit.engine.chat,
+        request.model,
+        [asdict(message) for message in request.messages],
+        wanted(request),
+        tools=[asdict(tool) for tool in request.tools],
+    )

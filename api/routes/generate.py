@@ -37,7 +37,7 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
         sent: dict[str, Any] = {"response": chunk.text} | thinking(chunk) | {"done": chunk.done_reason is not None}
         if chunk.done_reason:
             context = {} if request.raw else {"context": answer.context()}
-            sent |= {"done_reason": chunk.done_reason} | context | statistics(visit, answer, chunk)
+            sent |= {"done_reason": chunk.done_reason} | context | statistics(visit, chunk)
         return head(request) | sent | logprobs(answer, chunk)
 
     return await send(visit.pieces(), shape, request.stream)
