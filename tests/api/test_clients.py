@@ -75,3 +75,66 @@ def test_ollamas_asynchronous_client_streams(ollama, served):
         return text
 
     assert "".join(asyncio.run(chat()))
+
+
+# --- a model that says what its script says (scripted.json, recorded models): "<tool>" makes it call get_weather ---
+
+GO_TEMPLATE = (
+    "{{ if .Tools }}{{ .Tools }}\n{{ end }}{{ range .Messages }}{{ if .ToolCalls }}<tool_call>\n{{ range .ToolCalls }}"
+    '{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}{{ end }}\n</tool_call>'
+    "{{ else }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}{{ end }}"
+)
+
+
+@pytest.fixture(scope="module")
+def scripted(served, shared):
+    """Its name.  It may think and call tools."""
+    served.add("scripted", shared / "models" / "scripted-F16.gguf", template=GO_TEMPLATE)
+    return "scripted"
+
+
+def test_ollama_calls_a_python_function_and_hears_its_result(client, scripted):
+    def get_weather(city: str, days: int) -> str:
+        """Weather of a city.
+
+        Args:
+          city: name of the city
+          days: how many
+        """
+        return f"{city}, {days} days of sun. <hello>"
+
+    history = [{"role": "user", "content": "<tool>"}]
+    asked = client.chat(scripted, history, tools=[get_weather])
+    assert asked.message.content == "" and asked.done_reason == "stop"
+    [call] = asked.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris", "days": 2})
+    result = get_weather(**call.function.arguments)
+    history += [asked.message, {"role": "tool", "tool_name": call.function.name, "content": result}]
+    told = client.chat(scripted, history, tools=[get_weather])
+    assert told.message.content == "Hello there. How are you today?"
+    assert told.message.tool_calls is None
+
+
+def test_ollama_streams_calls_as_they_are_made(client, scripted):
+    def get_weather(city: str) -> str:
+        """Weather of a city."""
+
+    def get_time() -> str:
+        """Time now."""
+
+    chunks = list(
+        client.chat(scripted, [{"role": "user", "content": "<tools2>"}], tools=[get_weather, get_time], stream=True)
+    )
+    calls = [call.function for chunk in chunks for call in chunk.message.tool_calls or []]
+    assert [(call.name, call.arguments) for call in calls] == [("get_weather", {"city": "Rome"}), ("get_time", {})]
+    assert "".join(chunk.message.content for chunk in chunks) == ""
+
+
+def test_ollama_streams_a_thinking_chat(client, scripted):
+    chunks = list(client.chat(scripted, [{"role": "user", "content": "<muse>"}], think=True, stream=True))
+    assert "".join(chunk.message.thinking or "" for chunk in chunks) == "Six times seven makes forty-two. \n"
+    assert "".join(chunk.message.content for chunk in chunks) == "Forty-two, I say."
+    said = [bool(chunk.message.thinking) for chunk in chunks if chunk.message.thinking or chunk.message.content]
+    assert said == sorted(said, reverse=True)  # first it thinks, then it speaks
+    plain = client.chat(scripted, [{"role": "user", "content": "<muse>"}], think=False)
+    assert plain.message.thinking is None and plain.message.content.startswith("<think>")
