@@ -21,10 +21,11 @@ from time import perf_counter_ns
 import numpy as np
 
 from ..kernels import NUMBA, Kernels
+from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
 from .errors import Cancelled, OutOfMemory
 from .generate import generate
-from .model import Model
+from .model import Model, forward
 from .options import Options
 from .piece import Piece, Timings
 
@@ -111,7 +112,9 @@ class Runner:
         self.kernels = kernels
         check_memory(model, self.options.num_ctx, cache_type)
         self.cache: KVCache = model.new_cache(self.options.num_ctx, type=cache_type)
-        _ = model.tokenizer  # made on first use, which is now: it belongs to loading
+        # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
+        _ = model.tokenizer
+        forward(model, Batch.of([0]), self.cache, kernels)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
         self._thread.start()
