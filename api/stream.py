@@ -22,7 +22,7 @@ Objects = AsyncGenerator[dict[str, Any], None]
 
 @dataclass
 class Chunk:
-    """What can be shown and what is known of its tokens; `done_reason` and `timings` in the last one only."""
+    """What can be shown and what is known of its tokens; `done_reason`, `timings` and `met` in the last one only."""
 
     text: str = ""
     thinking: str = ""
@@ -30,6 +30,7 @@ class Chunk:
     logprobs: list[Logprob] = field(default_factory=list)
     done_reason: str | None = None
     timings: Timings | None = None
+    met: str | None = None
 
     def __add__(self, later: Chunk) -> Chunk:
         return Chunk(
@@ -39,6 +40,7 @@ class Chunk:
             self.logprobs + later.logprobs,
             later.done_reason,
             later.timings,
+            later.met,
         )
 
 
@@ -59,7 +61,8 @@ async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, N
                 yield chunk
                 chunk = Chunk()
             if piece.done_reason:
-                yield Chunk(logprobs=chunk.logprobs, done_reason=piece.done_reason, timings=piece.timings)
+                end = {"done_reason": piece.done_reason, "timings": piece.timings, "met": piece.met}
+                yield Chunk(logprobs=chunk.logprobs, **end)
 
 
 async def whole(source: AsyncGenerator[Piece, None]) -> Chunk:

@@ -69,7 +69,7 @@ def generate(
             break
         logits = decode(model, seq, cache, kernels, tap)
     timings = Timings(model.load_duration, len(ids), prefilled - began, seq.n_sampled, perf_counter_ns() - prefilled)
-    yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings)
+    yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
 
 
 def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:

@@ -33,6 +33,7 @@ class Piece:
     text        what can be shown now; maybe empty, while half a character, a possible stop string or tag is held back
     token       the sampled id, None in the last piece and wherever no token belongs
     logprob     of that token, where logprobs were asked for
+    met         the stop string that ended it, in the last piece
     thinking    what the model thinks, which comes before what it says
     tool_calls  that became complete; there is no text in such a piece
     """
@@ -42,5 +43,6 @@ class Piece:
     logprob: Logprob | None = None
     done_reason: str | None = None
     timings: Timings | None = None
+    met: str | None = None
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()

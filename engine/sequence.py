@@ -57,6 +57,11 @@ class Sequence:
     def n_sampled(self) -> int:
         return len(self.tokens) - self.n_prompt
 
+    @property
+    def met(self) -> str | None:
+        """The stop string that ended it."""
+        return self._text.met
+
     def sample(self, logits: np.ndarray) -> Piece:
         """Draw the next token from `logits` f32 [n_vocab] and say what it adds; the last one sets `done_reason`."""
         token = self.sampler.sample(logits, self.tokens)

@@ -54,6 +54,7 @@ class Answer:
     done_reason     "load" or "unload", else None: the last piece says it
     load_duration   nanoseconds from the call to a model that is ready
     prompt          as rendered
+    n_prompt        its tokens, as far as the window holds them
     is_over         no piece will come
     call            who waits for it
     split           what the pieces pass before they come out
@@ -61,6 +62,7 @@ class Answer:
 
     done_reason: str | None = None
     prompt: str = ""
+    n_prompt: int = 0
     is_over: bool = False
     load_duration: int = 0
     model: Model | None = None
@@ -254,6 +256,10 @@ class Engine:
             raise CloudModel("ollama cloud is disabled: remote model details are unavailable") from None
         return show.show(model, verbose, system, options)
 
+    def capabilities(self, name: str) -> Sequence[str]:
+        """What the model can do, in Ollama's words.  Raises: BadName, ModelNotFound, CloudModel"""
+        return show.capabilities(self._resolve(name))
+
     def copy(self, source: str, destination: str) -> None:
         """`destination` is what `source` is.  Raises: BadName, ModelNotFound"""
         self.store.copy(ModelName.parse_request(source)[0], ModelName.parse_request(destination)[0])
@@ -292,6 +298,7 @@ class Engine:
                 self.pool.release(loaded)
                 return answer
             ids = prompt.encode(loaded.runner.model)
+            answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
         except BaseException:
             self.pool.release(loaded)
             raise
