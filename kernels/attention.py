@@ -150,7 +150,12 @@ def attention_numba(q, k, v, first, scale, look=look_away, window=0, softcap=0.0
 
 def widened(a):
     """`a` with heads of a multiple of 16, zeros added: whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
-    return np.pad(a, ((0, 0), (0, 0), (0, -a.shape[2] % 16))) if a.shape[2] % 16 else a
+    n, n_head, d = a.shape
+    if d % 16 == 0:
+        return a
+    wide = np.zeros((n, n_head, d + -d % 16), a.dtype)  # np.pad would take 30 us
+    wide[:, :, :d] = a
+    return wide
 
 
 def strided(a):
