@@ -2,7 +2,7 @@
 
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
-     +- RequestError      BadOptions  BadName  BadTemplate (UnsupportedTemplate)  ContextFull
+     +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  ContextFull
      |                    BadDigest  DigestMismatch(expected, found)  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- CapacityError     QueueFull  OutOfMemory
@@ -76,12 +76,12 @@ class BadName(RequestError):
         super().__init__(message)
 
 
+class BadGrammar(RequestError):
+    """A `format` that is none, or a JSON schema that no answer can be held to here: says by which keyword."""
+
+
 class BadTemplate(RequestError):
     """A chat template that does not parse, or fails on this conversation."""
-
-
-class UnsupportedTemplate(BadTemplate):
-    """A chat template in a language that is not run here."""
 
 
 class BadDigest(RequestError):

@@ -17,6 +17,7 @@ An answer goes this way (design: "the one path"):
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,6 @@ from typing import Any
 
 from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
-from .duration import FOREVER
 from .errors import CloudModel, ModelNotFound, NotYet, RequestError
 from .model import Model, load_model
 from .options import AS_USUAL, Options, Wanted
@@ -39,11 +39,20 @@ from .settings import Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
 from .store.create import create
-from .template import Message, Template, bare_prompt, chat_messages, for_jinja, generate_messages
+from .template import (
+    Message,
+    Template,
+    bare_prompt,
+    chat_messages,
+    for_jinja,
+    generate_messages,
+    mark_images,
+)
 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Piece | Exception], None]
+IMAGE_TOKENS = 768  # what an image counts where a conversation is cut
 Tool = Mapping[str, Any]
 
 
@@ -159,6 +168,7 @@ class Engine:
     ) -> Answer:
         """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
 
+        suffix            what is to follow the answer
         system, template  in place of the model's
         context           what an earlier answer's `context` gave; the model's own messages are then left out
         raw               the prompt is what the model sees
@@ -170,18 +180,21 @@ class Engine:
             return self._unload(model)
         if raw and (template or system or context):
             raise RequestError("raw mode does not support template, system, or context")
-        wanted = checked(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
-        if suffix or template:
-            raise NotYet("Go templates are not supported yet")
+        wanted = self._checked(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
 
         def render(loaded: Loaded) -> Prompt:
-            own = Template.from_gguf(loaded.runner.model.gguf, model.template)
+            own = self._template(model, loaded)
             if raw:
                 return Prompt(prompt, split=split(own, prompt, wanted))
-            messages = generate_messages(prompt, system or model.system, model.messages if context is None else [])
-            text = bare_prompt(messages) if own.language == "chatml" else rendered(own, messages, wanted)
+            asked = Template(template, "go") if template else own
+            history = model.messages if context is None else []
+            messages = mark_images(generate_messages(prompt, system or model.system, history, images))
+            if suffix:
+                text = asked.fill(prompt, suffix, wanted.think)
+            else:
+                text = bare_prompt(messages) if asked.language == "chatml" else rendered(asked, messages, wanted)
             text = text_of(loaded.runner.model, context or ()) + text
-            return Prompt(text, own.language == "jinja" and context is None, split(own, text, wanted))
+            return Prompt(text, asked.language == "jinja" and context is None, split(own, text, wanted))
 
         return self._answer(model, prompt, wanted, render, call, deliver)
 
@@ -206,19 +219,23 @@ class Engine:
         if not messages and wanted.keep_alive == 0:
             return self._unload(model)
         images = any(message.get("images") for message in messages)
-        wanted = checked(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
+        wanted = self._checked(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
 
         def render(loaded: Loaded) -> Prompt:
-            own = Template.from_gguf(loaded.runner.model.gguf, model.template)
+            own = self._template(model, loaded)
             everything = chat_messages(messages, model.system, model.messages)
             if model.config.model_family == "qwen3" or model.name.model == "deepseek-r1":
                 everything = without_old_thoughts(everything)
-            size = loaded.runner.options.num_ctx if wanted.truncate else FOREVER
-            encode = loaded.runner.model.tokenizer.encode
-            text = fitting(
-                everything, lambda some: rendered(own, some, wanted, tools), lambda text: len(encode(text)) <= size
-            )
-            return Prompt(text, True, split(own, text, wanted, tools))
+
+            def size(some: Sequence[Message]) -> int:
+                text = rendered(own, some, wanted, tools)
+                n_images = sum(len(message.get("images") or ()) for message in some) if model.projectors else 0
+                return len(loaded.runner.model.tokenizer.encode(text)) + n_images * IMAGE_TOKENS
+
+            if wanted.truncate:
+                everything = fitting(everything, size, loaded.runner.options.num_ctx)
+            text = rendered(own, mark_images(everything), wanted, tools)
+            return Prompt(text, own.language != "go", split(own, text, wanted, tools))
 
         return self._answer(model, messages, wanted, render, call, deliver)
 
@@ -276,6 +293,14 @@ class Engine:
         return create(self.store, name, from_, files, **more)
 
     # --- the way of an answer ---
+
+    def _template(self, model: LocalModel, loaded: Loaded) -> Template:
+        """What the model is prompted by."""
+        layer = model.template if self.settings.go_template else None
+        return Template.from_gguf(loaded.runner.model.gguf, layer)
+
+    def _checked(self, name: str, model: LocalModel, verb: str, wanted: Wanted, **needs: bool) -> Wanted:
+        return checked(name, model, show.capabilities(model, self.settings.go_template), verb, wanted, **needs)
 
     def _answer(
         self,
@@ -340,14 +365,22 @@ class Engine:
 
 
 def checked(
-    name: str, model: LocalModel, verb: str, wanted: Wanted, *, images: bool, tools: bool, suffix: bool
+    name: str,
+    model: LocalModel,
+    able: Sequence[str],
+    verb: str,
+    wanted: Wanted,
+    *,
+    images: bool,
+    tools: bool,
+    suffix: bool,
 ) -> Wanted:
     """`wanted`, if the model can do it, before it is loaded; one that can think does unless it is told not to.
 
     name  what the request called the model
+    able  the model's capabilities
     Raises: RequestError in Ollama's words, NotYet
     """
-    able = show.capabilities(model)
     if wanted.think and "thinking" not in able:
         raise RequestError(f'"{name}" does not support thinking')
     if "completion" not in able:
@@ -398,17 +431,19 @@ def through(split: Split, deliver: Deliver) -> Deliver:
     return told_apart
 
 
-def fitting(messages: Sequence[Message], render: Callable[[list[Message]], str], fits: Callable[[str], bool]) -> str:
-    """The conversation rendered without as many of its oldest messages as it takes to fit.
+def fitting(messages: Sequence[Message], size: Callable[[Sequence[Message]], int], most: int) -> Sequence[Message]:
+    """The conversation without as many of its oldest messages as it takes for its `size` to be at most `most`.
 
-    System messages are kept, and the last message always is, even if it alone is too long.
+    System messages are kept, and the last message always is, even if it alone is too long.  The place is found by
+    halving, not one by one: a message less never makes a prompt longer.
     """
-    for n_dropped in range(len(messages)):
-        system = [message for message in messages[:n_dropped] if message["role"] == "system"]
-        text = render([*system, *messages[n_dropped:]])
-        if fits(text):
-            break
-    return text
+
+    def without(n: int) -> list[Message]:
+        return [*(message for message in messages[:n] if message["role"] == "system"), *messages[n:]]
+
+    if len(messages) < 2 or size(messages) <= most:
+        return messages
+    return without(bisect_left(range(len(messages) - 1), True, lo=1, key=lambda n: size(without(n)) <= most))
 
 
 def check_format(format: Any) -> None:

@@ -111,9 +111,12 @@ def details(model: LocalModel) -> dict[str, Any]:
     return _details(model, _head_of(model.weights))
 
 
-def capabilities(model: LocalModel) -> list[str]:
-    """What the model can be asked for: of completion, embedding, vision, audio, tools, insert, thinking."""
-    return _capabilities(model, _head_of(model.weights))
+def capabilities(model: LocalModel, go_template: bool = True) -> list[str]:
+    """What the model can be asked for: of completion, embedding, vision, audio, tools, insert, thinking.
+
+    go_template  whether its TEMPLATE layer is run
+    """
+    return _capabilities(model, _head_of(model.weights), go_template)
 
 
 def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = NOT_INFO) -> dict[str, Any]:
@@ -186,10 +189,10 @@ def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
     }
 
 
-def _capabilities(model: LocalModel, head: _Head) -> list[str]:
+def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> list[str]:
     own = [word for word in model.config.more.get("capabilities") or [] if isinstance(word, str)]
     seen = ["vision"] if model.manifest.of_type(PROJECTOR) else []
-    template = Template.from_gguf(head.jinja, model.template)
+    template = Template.from_gguf(head.jinja, model.template if go_template else None)
     return list(dict.fromkeys([*own, *head.kinds, *seen, *template.capabilities]))
 
 

@@ -14,9 +14,18 @@ from typing import Any, Literal
 
 from ..errors import BadTemplate
 from . import go, jinja, tags
-from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages
+from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, mark_images
 
-__all__ = ["Message", "Template", "bare_prompt", "chat_messages", "collate", "for_jinja", "generate_messages"]
+__all__ = [
+    "Message",
+    "Template",
+    "bare_prompt",
+    "chat_messages",
+    "collate",
+    "for_jinja",
+    "generate_messages",
+    "mark_images",
+]
 
 SPECIAL_TOKENS = {  # what a template calls a token -> where the GGUF has its id
     "bos_token": "tokenizer.ggml.bos_token_id",

@@ -48,6 +48,22 @@ def collate(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
+def mark_images(messages: Sequence[Message]) -> list[Message]:
+    """`messages` that say where their images are: [img-0] for the first, [img-1], ...
+
+    A mark takes the place of the first `[img]` in the text; where there is none, it stands in front.
+    """
+    marked, n = [], 0
+    for message in messages:
+        front, text = "", message["content"]
+        for _ in message.get("images") or ():
+            mark = f"[img-{n}]"
+            front, text = (front, text.replace("[img]", mark, 1)) if "[img]" in text else (front + mark, text)
+            n += 1
+        marked.append({**message, "content": front + text} if front or text != message["content"] else message)
+    return marked
+
+
 def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Ollama's messages under the names that templates from Hugging Face expect.
 

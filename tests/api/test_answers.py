@@ -242,8 +242,13 @@ REFUSED = [
         400,
         "the input length exceeds the context length",
     ),
-    ("/api/generate", {"model": "go", "prompt": "a"}, 501, "Go templates are not supported yet"),
-    ("/api/chat", {"model": "go", "messages": [{"content": "a"}]}, 501, "Go templates are not supported yet"),
+    ("/api/generate", {"model": "m", "prompt": "a", "template": "{{ .Prompt"}, 500, "template: :1: unclosed action"),
+    (
+        "/api/generate",
+        {"model": "m", "prompt": "a", "template": "{{ .Prompt.x }}"},
+        500,
+        'template: :1:10: executing "" at <.Prompt.x>: can\'t evaluate field x in type interface {}',
+    ),
     ("/api/chat", {"messages": [{"content": "a"}]}, 400, "model is required"),
     ("/api/chat", {"model": "e", "messages": [{"content": "a"}]}, 400, '"e" does not support chat'),
     (
@@ -263,7 +268,14 @@ def test_what_cannot_be_done_is_said_with_a_status(served, path, body, status, t
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
 
 
-def test_a_go_template_does_not_stand_in_the_way_of_raw(served):
+def test_a_template_is_run_whether_the_models_or_the_requests(served):
+    def prompt(**asked):
+        answer = served.ok("/api/generate", **asked, _debug_render_only=True)
+        return answer["_debug_info"]["rendered_template"]
+
+    assert prompt(model="go", prompt="a") == "a"
+    assert prompt(model="go", prompt="a", template="<{{ .Prompt }}>{{ .Response }}tail") == "<a>"
+    assert prompt(model="m", prompt="a", system="S", template="{{ .System }}{{ .Prompt }}{{ .Think }}") == "Safalse"
     assert served.ok("/api/generate", model="go", prompt="a", raw=True, stream=False)["done"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from numllama.engine import runner
@@ -10,6 +12,7 @@ from numllama.engine.piece import Piece
 from numllama.engine.runner import Call
 from numllama.engine.service import Engine, Wanted, check_format, fitting
 from numllama.engine.settings import Settings
+from numllama.engine.template import Template, mark_images
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 GREEDY = Wanted(options={"temperature": 0, "num_predict": 6})
@@ -112,9 +115,7 @@ def test_unknown_names_are_told_as_they_were_asked_for(engine):
 
 def shortened(messages, size):
     """`fitting` where a message's size is its text's length."""
-    shown = []
-    fitting(messages, lambda some: shown.append(some) or "".join(m["content"] for m in some), lambda t: len(t) <= size)
-    return [m["content"] for m in shown[-1]]
+    return [m["content"] for m in fitting(messages, lambda some: sum(len(m["content"]) for m in some), size)]
 
 
 def test_the_oldest_messages_go_first():
@@ -129,6 +130,20 @@ def test_the_last_message_stays_even_if_it_is_too_long():
 def test_system_messages_stay():
     messages = [*user("aa"), {"role": "system", "content": "S"}, *user("bb", "cc")]
     assert shortened(messages, 3) == ["S", "cc"]
+
+
+def test_conversations_are_cut_where_ollama_cuts_them(shared):
+    """Recorded with a token for each word, and 768 for an image where the model sees."""
+    for case in json.loads((shared / "golden/go/chat_truncation.json").read_text()):
+        template = Template(case["template"], "go")
+
+        def size(some, template=template, case=case):
+            n_images = sum(len(message.get("images", ())) for message in some)
+            return len(template.render(some).split()) + 768 * n_images * case["vision"]
+
+        kept = fitting(case["messages"], size, case["num_ctx"])
+        assert template.render(mark_images(kept)) == case["out"], case["id"]
+        assert sum(len(message.get("images", ())) for message in kept) == case["n_images"], case["id"]
 
 
 # formats
