@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Response
@@ -61,8 +61,7 @@ async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, N
                 yield chunk
                 chunk = Chunk()
             if piece.done_reason:
-                end = {"done_reason": piece.done_reason, "timings": piece.timings, "met": piece.met}
-                yield Chunk(logprobs=chunk.logprobs, **end)
+                yield replace(chunk, done_reason=piece.done_reason, timings=piece.timings, met=piece.met)
 
 
 async def whole(source: AsyncGenerator[Piece, None]) -> Chunk:

@@ -1,0 +1,279 @@
+"""Between OpenAI's wire and Ollama's: completions and chats.  Pure functions, and two answers in the making.
+
+ChatCompletionRequest -> ChatRequest            chunks -> ChatCompletion.push -> chat.completion.chunk
+CompletionRequest     -> GenerateRequest        chunk  -> ChatCompletion.whole -> chat.completion
+"""
+
+from __future__ import annotations
+
+import binascii
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..engine.errors import RequestError
+from ..engine.parse import ToolCall
+from ..engine.piece import Timings
+from ..engine.service import Answer
+from . import openai_schema as openai
+from . import schema as ollama
+from .answer import logprobs
+from .go_json import dumps, loads
+from .sse import Event
+from .stream import Chunk
+
+EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+EFFORTS |= {"xhigh": "max", "ultra": "max", "max": "max"}
+_DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
+
+
+# --- requests ---
+
+
+def chat_request(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
+    """The same question to /api/chat.  Raises: RequestError"""
+    if not request.messages:
+        raise RequestError("[] is too short - 'messages'")
+    max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop if isinstance(request.stop, list) else []
+    return ollama.ChatRequest(
+        model=request.model,
+        stream=request.stream,
+        messages=messages(request.messages),
+        tools=request.tools,
+        format=response_format(request.response_format),
+        think=think(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
+        logprobs=request.logprobs,
+        top_logprobs=request.top_logprobs,
+        options=options(request, max_tokens, [text for text in stop if isinstance(text, str)]),
+    )
+
+
+def generate_request(request: openai.CompletionRequest) -> ollama.GenerateRequest:
+    """The same question to /api/generate, all but the prompt.  Raises: RequestError"""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop if isinstance(request.stop, list) else []
+    for text in stop:
+        if not isinstance(text, str):
+            raise RequestError(f"invalid type for 'stop' field: {go_type(text)}")
+    penalties = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
+    return ollama.GenerateRequest(
+        model=request.model,
+        stream=request.stream,
+        suffix=request.suffix,
+        logprobs=request.logprobs is not None,
+        top_logprobs=request.logprobs or 0,
+        options=penalties | options(request, request.max_tokens, stop),
+    )
+
+
+def options(request: openai.Asked, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
+    """OpenAI's defaults, what the request says, then the options that it has in Ollama's way."""
+    asked = {
+        "num_predict": max_tokens,
+        "seed": request.seed,
+        "stop": list(stop) or None,
+        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "top_p": request.top_p or 1.0 if isinstance(request, openai.CompletionRequest) else request.top_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+    }
+    return {"top_p": 1.0} | {name: value for name, value in asked.items() if value is not None} | request.options
+
+
+def response_format(wanted: openai.ResponseFormat | None) -> Any:
+    if wanted is None:
+        return None
+    if wanted.type == "json_schema":
+        return wanted.json_schema.schema if wanted.json_schema else None
+    return "json" if wanted.type == "json_object" else None
+
+
+def think(effort: str | None) -> Any:
+    """Ollama's word for OpenAI's reasoning effort.  Raises: RequestError"""
+    if not effort:
+        return None
+    if effort != "none" and effort not in EFFORTS:
+        words = ", ".join(f'"{word}"' for word in EFFORTS)
+        raise RequestError(f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
+    return EFFORTS.get(effort, False)
+
+
+def messages(sent: Sequence[openai.Message]) -> list[ollama.Message]:
+    """Ollama's messages.  A message in parts becomes as many messages.  Raises: RequestError"""
+    said = []
+    names = {call.id: call.function.name for message in sent for call in message.tool_calls}
+    for message in sent:
+        parts = list(contents(message))
+        last = parts[-1]
+        last.thinking = message.reasoning
+        last.tool_calls = [tool_call(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
+        if last.role == "tool":
+            last.tool_name = message.name or names.get(message.tool_call_id, "")
+            last.tool_call_id = message.tool_call_id
+        said += parts
+    return said
+
+
+def contents(message: openai.Message) -> Iterator[ollama.Message]:
+    role = role_of(message.role)
+    if isinstance(message.content, str) or (message.content is None and message.tool_calls):
+        yield ollama.Message(role, message.content or "")
+    elif isinstance(message.content, list) and message.content:
+        for item in message.content:
+            text, images = part(item)
+            yield ollama.Message(role, text, images=images)
+    elif message.content == []:
+        yield ollama.Message(role)
+    else:
+        raise RequestError(f"invalid message content type: {go_type(message.content)}")
+
+
+def part(item: Any) -> tuple[str, list[bytes]]:
+    """The text or the image that a part of a message is, by the names of either of OpenAI's routes."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(item.get("text"), str):
+        return item["text"], []
+    if kind == "refusal" and isinstance(item.get("refusal"), str):
+        return item["refusal"], []
+    if kind in ("image_url", "input_image"):
+        url = item.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if isinstance(url, str):
+            return "", [image(url)]
+    raise RequestError("invalid message format")
+
+
+def role_of(role: str) -> str:
+    """A developer's word is the system's: what OpenAI calls it since it has a system of its own."""
+    return "system" if role == "developer" else role
+
+
+def image(url: str) -> bytes:
+    """The bytes in a data URL."""
+    if url.startswith(("http://", "https://")):
+        raise RequestError("image URLs are not currently supported, please use base64 encoded data instead")
+    if head := _DATA_URL.match(url):
+        try:
+            return binascii.a2b_base64(url[head.end() :], strict_mode=True)
+        except ValueError:
+            pass
+    raise RequestError("invalid image input")
+
+
+def tool_call(id: str, name: str, arguments: str) -> ollama.ToolCall:
+    """A call made earlier, whose arguments come as text."""
+    try:
+        value = loads(arguments.encode())
+    except Exception:
+        value = None
+    if not isinstance(value, dict):
+        raise RequestError("invalid tool call arguments")
+    return ollama.ToolCall(id, ollama.ToolCallFunction(name=name, arguments=ollama.Arguments(value)))
+
+
+def go_type(value: Any) -> str:
+    """What Go calls the type of a value in free JSON."""
+    names = {type(None): "<nil>", bool: "bool", int: "float64", float: "float64", str: "string"}
+    return names.get(type(value), "[]interface {}" if isinstance(value, list) else "map[string]interface {}")
+
+
+# --- answers ---
+
+
+def usage(timings: Timings | None) -> dict[str, int]:
+    t = timings or Timings()
+    total = t.prompt_eval_count + t.eval_count
+    return {"prompt_tokens": t.prompt_eval_count, "completion_tokens": t.eval_count, "total_tokens": total}
+
+
+def tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    functions = [{"name": call.name, "arguments": arguments(call)} for call in calls]
+    heads = [{"id": call.id, "index": call.index, "type": "function"} for call in calls]
+    return [head | {"function": function} for head, function in zip(heads, functions, strict=True)]
+
+
+def arguments(call: ToolCall) -> str:
+    return dumps(call.arguments).decode()
+
+
+class ChatCompletion:
+    """An answer of /v1/chat/completions: `push` for one that streams, `whole` for one object."""
+
+    def __init__(self, request: openai.ChatCompletionRequest, answer: Answer):
+        self._answer, self._model = answer, request.model
+        self._include_usage = request.stream_options.include_usage
+        self._id, self._created = f"chatcmpl-{random.randrange(999)}", int(time.time())
+        self._role: dict[str, Any] = {"role": "assistant"}  # in the first chunk only
+        self._called = False
+
+    def whole(self, chunk: Chunk) -> dict[str, Any]:
+        self._called = bool(chunk.tool_calls)
+        message = {"role": "assistant", "content": chunk.text} | _thoughts(chunk) | _calls(chunk)
+        choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
+        return self._object("chat.completion", [choice]) | {"usage": usage(chunk.timings)}
+
+    def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        self._called = self._called or bool(chunk.tool_calls)
+        if chunk.thinking:
+            yield self._chunk({"content": ""} | _thoughts(chunk))
+        if chunk.text or chunk.tool_calls:
+            yield self._chunk({"content": chunk.text} | _calls(chunk), self._logprobs(chunk))
+        if chunk.done_reason:
+            if self._role:
+                yield self._chunk({"content": ""})
+            yield self._chunk({}, self._logprobs(chunk), self._finish(chunk))
+            if self._include_usage:
+                yield "", self._object("chat.completion.chunk", []) | {"usage": usage(chunk.timings)}
+            yield "", "[DONE]"
+
+    def _chunk(self, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None) -> Event:
+        choice = {"index": 0, "delta": self._role | delta, "finish_reason": finish} | (more or {})
+        self._role = {}
+        return "", self._object("chat.completion.chunk", [choice])
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return head | {"system_fingerprint": "fp_ollama", "choices": choices}
+
+    def _finish(self, chunk: Chunk) -> str | None:
+        return "tool_calls" if self._called and chunk.done_reason == "stop" else chunk.done_reason
+
+    def _logprobs(self, chunk: Chunk) -> dict[str, Any]:
+        known = logprobs(self._answer, chunk)
+        return {"logprobs": {"content": known["logprobs"]}} if known else {}
+
+
+def _thoughts(chunk: Chunk) -> dict[str, Any]:
+    return {"reasoning": chunk.thinking} if chunk.thinking else {}
+
+
+def _calls(chunk: Chunk) -> dict[str, Any]:
+    return {"tool_calls": tool_calls(chunk.tool_calls)} if chunk.tool_calls else {}
+
+
+class Completion:
+    """An answer of /v1/completions: `push` for one that streams, `whole` for choices that are there."""
+
+    def __init__(self, request: openai.CompletionRequest):
+        self._include_usage = request.stream_options.include_usage
+        self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
+        self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
+
+    def whole(self, choices: list[dict[str, Any]], total: dict[str, int]) -> dict[str, Any]:
+        return self._head | self._tail | {"choices": choices, "usage": total}
+
+    def push(self, choices: list[dict[str, Any]], total: dict[str, int] | None = None) -> Iterator[Event]:
+        """The events of `choices`; `total` comes with the last of them, and is told if it was asked for."""
+        so_far = {"usage": usage(None)} if self._include_usage else {}
+        yield "", self._head | {"choices": choices} | self._tail | so_far
+        if total and self._include_usage:
+            yield "", self._head | {"choices": []} | self._tail | {"usage": total}
+        if total:
+            yield "", "[DONE]"
+
+
+def choice(chunk: Chunk, index: int = 0) -> dict[str, Any]:
+    return {"text": chunk.text, "index": index, "finish_reason": chunk.done_reason}

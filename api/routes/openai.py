@@ -1,0 +1,92 @@
+"""OpenAI's routes: chat/completions, completions, responses, models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+
+from ...engine.errors import NotYet
+from ...engine.store import ModelName
+from ..answer import wanted
+from ..errors import body_of, reply
+from ..openai_map import ChatCompletion, Completion, chat_request, choice, generate_request, usage
+from ..openai_schema import ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from ..responses_map import ResponsesAnswer
+from ..responses_map import chat_request as chat_of_responses
+from ..sse import Event, send_events
+from ..stream import Chunk, whole
+from ..tool_choice import as_call, choose
+from ..visit import Visiting, body
+from .chat import ask
+
+JSON = "application/json"
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(
+    request: Annotated[ChatCompletionRequest, body(ChatCompletionRequest)], visit: Visiting
+) -> Response:
+    chat = chat_request(request)
+    must_call = choose(chat, request.tool_choice)
+    completion = ChatCompletion(request, await ask(visit, chat))
+    pieces = as_call(visit.pieces()) if must_call else visit.pieces()
+    if request.stream:
+        return await send_events(pieces, completion.push, failure)
+    return reply(completion.whole(await whole(pieces)), content_type=JSON)
+
+
+@router.post("/v1/responses")
+async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], visit: Visiting) -> Response:
+    chat = chat_of_responses(request)
+    must_call = choose(chat, request.tool_choice)
+    await ask(visit, chat)
+    pieces = as_call(visit.pieces()) if must_call else visit.pieces()
+    response = ResponsesAnswer(request)
+    if request.stream:
+        return await send_events(pieces, response.push, response.failure)
+    return reply(response.whole(await whole(pieces)), content_type=JSON)
+
+
+@router.post("/v1/completions")
+async def completions(request: Annotated[CompletionRequest, body(CompletionRequest)], visit: Visiting) -> Response:
+    asked = generate_request(request)
+    visit.log["model"] = request.model
+    await visit.ask(visit.engine.generate, request.model, request.prompt, wanted(asked), suffix=request.suffix)
+    completion = Completion(request)
+
+    def push(chunk: Chunk) -> Any:
+        return completion.push([choice(chunk)], usage(chunk.timings) if chunk.done_reason else None)
+
+    if request.stream:
+        return await send_events(visit.pieces(), push, failure)
+    chunk = await whole(visit.pieces())
+    return reply(completion.whole([choice(chunk)], usage(chunk.timings)), content_type=JSON)
+
+
+@router.post("/v1/embeddings")
+async def embeddings() -> Response:
+    raise NotYet("embeddings: not supported yet")
+
+
+@router.get("/v1/models")
+async def models(visit: Visiting) -> Response:
+    entries = [entry(listed["name"], listed) for listed in await visit.run(visit.engine.list)]
+    return reply({"object": "list", "data": entries}, content_type=JSON)
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, visit: Visiting) -> Response:
+    return reply(entry(name, await visit.run(visit.engine.show, name)), content_type=JSON)
+
+
+def entry(name: str, shown: dict[str, Any]) -> dict[str, Any]:
+    changed = datetime.fromisoformat(shown["modified_at"])
+    owner = ModelName.parse_request(name)[0].namespace
+    return {"id": name, "object": "model", "created": int(changed.timestamp()), "owned_by": owner}
+
+
+def failure(error: Exception) -> Event:
+    return "", body_of(error, "/v1/")
