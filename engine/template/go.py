@@ -96,11 +96,14 @@ class GoTemplate:
             name = {"system": "System", "user": "Prompt", "assistant": "Response"}.get(message["role"])
             if name:
                 turn[name] = message["content"]
-        return written + execute(self.source, {"": self._open}, turn | thinking(think), budget)
+        return written + execute(self.source, {"": self._open}, turn | thinking(think), budget, missing=None)
 
     @cached_property
     def _open(self) -> List:
-        """The tree without what follows its first `.Response`; as upstream, other templates are not at hand in it."""
+        """The tree without what follows its first `.Response`.
+
+        As upstream, it is a template by itself: those that `define` made are not at hand, nor is missingkey=zero.
+        """
         return run(_Cut().list(self.trees[""]))
 
     # --- what it tells ---

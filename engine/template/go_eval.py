@@ -6,7 +6,7 @@
     values  as go_values tells them: one from a list or map is in an Interface until a pipeline looks into it
 
 What may call itself through the template is written as Steps (go_parse.run): there, a `yield` is a call.
-The order of evaluation and the words of errors are those of text/template, Go 1.26, with missingkey=zero.
+The order of evaluation and the words of errors are those of text/template, Go 1.26.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from .go_values import Interface, Struct, element, is_true, opened, type_name
 from .limits import Budget, Exceeded
 
 MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth
+NIL = Interface(None)
 ABSENT: Any = object()  # no value comes through the pipe
 
 
@@ -55,13 +56,16 @@ def execute(
     trees: Mapping[str, List],
     data: Any,
     budget: Budget,
+    missing: Any = NIL,
     functions: Mapping[str, GoFunction] = FUNCTIONS,
 ) -> str:
     """What the template "" of `trees`, which `source` was parsed to, writes for `data`.
 
+    missing  what a map has under a key that it lacks: NIL, of which no field can be asked (Go's missingkey=zero), or
+             None, whose fields are None too (missingkey=default)
     Raises: BadTemplate with Go's words, or because of what the template would take
     """
-    running = _Run(source, trees, functions, budget)
+    running = _Run(source, trees, functions, budget, missing)
     try:
         run(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
     except Exceeded as error:
@@ -84,6 +88,7 @@ class _Run:
     trees: Mapping[str, List]
     functions: Mapping[str, GoFunction]
     budget: Budget
+    missing: Any
     written: list[str] = field(default_factory=list)
     at: Any = None
     name: str = ""
@@ -337,7 +342,7 @@ class _Run:
             case dict():
                 if has_args:
                     raise self.error(f"{name} is not a method but has arguments")
-                return element(holder, name) if name in holder else Interface(None)
+                return element(holder, name) if name in holder else self.missing
         if name == "String" and getattr(holder, "as_text", None):
             return holder.as_text(holder)
         raise self.error(f"can't evaluate field {name} in type {go_type}")

@@ -38,6 +38,7 @@ EACH = "{{ .System }}|{{ range .Messages }}[{{ .Role }}:{{ .Content }}]{{ end }}
         (L, [say("user", "q"), say("tool", "T"), say("user", "z")], "<u>z</u><a>"),
         ("{{ .Prompt }}:{{ .Response | printf `%s!` }}tail", C, "U1:A1!tailU2:"),
         ("{{ if .Response }}{{ .Response }}{{ else }}none{{ end }}{{ .Prompt }}", C, "A1U1"),
+        ("{{ .Nope.Foo }}", C[1:2], "<no value>"),  # in the last turn nothing is asked of what is missing
         ("{{ with .System }}a{{ else with .ThinkLevel }}{{ . }}{{ end }}{{ .Response }}", C[1:2], "medium"),
     ],
 )
