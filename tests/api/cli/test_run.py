@@ -4,9 +4,12 @@ import re
 
 import pytest
 
+from numllama.api.cli.wrap import Wrapped
+from numllama.engine.errors import RequestError
 from numllama.engine.generate import generate
 from numllama.engine.model import load_model
 from numllama.engine.options import Options
+from numllama.engine.piece import Piece
 from tiny import tiny_gguf
 
 BRIEF = ["-o", "temperature=0", "-o", "num_predict=8"]
@@ -115,7 +118,6 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
         (["nope", "hi"], "model 'nope:latest' not found"),
         (["a b", "hi"], "invalid model name"),
         (["e", "hi"], '400 Bad Request: "e" does not support generate'),
-        (["go", "hi"], "501 Not Implemented: Go templates are not supported yet"),
         (["m", "the " * 300], "400 Bad Request: the input length exceeds the context length"),
     ],
 )
@@ -123,9 +125,16 @@ def test_what_a_server_refuses_is_told_with_its_status(with_server, numllama, ar
     assert numllama("run", *args) == (1, "", f"Error: {message}\n")
 
 
-def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch):
-    from numllama.api.cli.wrap import Wrapped
+def test_what_fails_on_the_way_is_told_after_what_came(with_server, numllama, monkeypatch):
+    def half(*args, **how):
+        yield Piece("half", 5)
+        raise RequestError("out of words")
 
+    monkeypatch.setattr("numllama.engine.runner.generate", half)
+    assert numllama("run", "m", "hello") == (1, "half\n", "Error: out of words\n")
+
+
+def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch):
     put = Wrapped.put
 
     def interrupted(self, text):

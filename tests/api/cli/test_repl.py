@@ -1,0 +1,205 @@
+"""A conversation: what is typed, what is shown, what is remembered."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from numllama.api.cli.find import models_for
+from numllama.api.cli.history import LIMIT, LineHistory
+from numllama.api.cli.repl import Session, converse
+from numllama.engine.options import Wanted
+
+CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
+
+
+@pytest.fixture
+def session(alone, tmp_path, monkeypatch):
+    """With the greedy and brief model m."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    session = Session(models_for("m"), "m")
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def talk(session, capsys):
+    """What is shown when `typed` is typed, each with Enter, and then Ctrl-D."""
+
+    def talk(*typed):
+        with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+            keys.send_text("".join(text if text == CTRL_C else f"{text}\r" for text in typed) + CTRL_D)
+            converse(session)
+        return capsys.readouterr().out
+
+    return talk
+
+
+def answer(session, *messages):
+    """What the model says to `messages`, role by role in turn."""
+    roles = ("user", "assistant") * len(messages)
+    asked = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
+    return "".join(piece.text for piece in session.models.chat("m", asked, Wanted()))
+
+
+def test_a_conversation_is_remembered(session, talk):
+    first = answer(session, "hello")
+    second = answer(session, "hello", first, "once")
+    assert talk("hello", "once") == f"{first}\n\n{second}\n\n"
+    assert [message["content"] for message in session.messages] == ["hello", first, "once", second]
+
+
+def test_cleared_it_begins_anew(session, talk):
+    first = answer(session, "hello")
+    assert talk("hello", "/clear", "hello") == f"{first}\n\nCleared session context\n{first}\n\n"
+
+
+def test_triple_quotes_hold_several_lines(session, talk):
+    talk('"""one', "/bye", 'two"""', '"""/bye"""')
+    assert [message["content"] for message in session.messages[::2]] == ["one\n/bye\ntwo", "/bye"]
+
+
+def test_a_system_message_takes_the_place_of_the_models(session, talk):
+    assert talk("/set system You are X.", "/show system") == "Set system message.\nYou are X.\n\n"
+    assert session.messages == [{"role": "system", "content": "You are X."}]
+    talk('/set system """Long', 'text."""')
+    assert session.system == "Long\ntext."
+
+
+def test_parameters_are_set_and_shown(session, talk):
+    shown = talk("/set parameter num_predict 2", "/set parameter stop a b", "/show parameters", "hello")
+    assert "Set parameter 'num_predict' to '2'\nSet parameter 'stop' to 'a, b'\n" in shown
+    assert (
+        "User defined parameters:\n  num_predict                    2\n  stop                           [a b]\n"
+        in shown
+    )
+    assert session.wanted.options == {"num_predict": 2, "stop": ["a", "b"]}
+
+
+def test_what_is_wrong_is_told_and_the_conversation_goes_on(session, talk):
+    shown = talk(
+        "/set parameter bogus 1",
+        "/set parameter top_p x",
+        "/set bogus",
+        "/show bogus",
+        "/bogus",
+        "/load nope",
+        "/load",
+        "/save a:b:c",
+        "/save a b",
+    )
+    assert shown.splitlines() == [
+        "Couldn't set parameter: \"unknown parameter 'bogus'\"",
+        'Couldn\'t set parameter: "invalid float value [x]"',
+        "Unknown command '/set bogus'. Type /? for help",
+        "Unknown command '/show bogus'. Type /? for help",
+        "Unknown command '/bogus'. Type /? for help",
+        "Loading model 'nope'",
+        "Couldn't find model 'nope'",
+        *("Usage:", "  /load <modelname>"),
+        "error: The model name 'a:b:c' is invalid",
+        *("Usage:", "  /save <modelname>"),
+    ]
+
+
+def test_a_refused_message_is_not_remembered(session, talk, capsys):
+    assert talk("/set parameter mirostat 9", "hello") == "Set parameter 'mirostat' to '9'\n"
+    assert not session.messages
+
+
+def test_a_conversation_is_saved_and_gone_on_with(session, talk):
+    first = answer(session, "hello")
+    shown = talk("hello", "/save kept", "/load kept", "/list kept")
+    assert f"Created new model 'kept'\nLoading model 'kept'\n>>> hello\n{first}\n\nNAME" in shown
+    assert session.model == "kept" and not session.messages
+    session.models.delete("kept")
+
+
+def test_the_models_parts_are_shown(talk, numllama):
+    for part in ("license", "modelfile", "template", "system"):
+        assert talk(f"/show {part}") == numllama("show", "m", f"--{part}").out + "\n"
+    assert talk("/show info") == numllama("show", "m").out
+
+
+def test_help_names_every_command(talk):
+    shown = talk("/?", "/? set", "/? show", "/? shortcuts", "/set", "/show", "/set parameter")
+    for word in ("/load", "/save", "/clear", "/bye", "/set parameter", "/set nohistory", "/show modelfile", "Ctrl + g"):
+        assert word in shown
+
+
+def test_ctrl_c_says_how_to_leave_only_on_an_empty_line(session, talk):
+    assert talk(CTRL_C) == "Use Ctrl + d or /bye to exit.\n"
+    assert talk(f"abc{CTRL_C}/show system") == "S.\n\n"
+    assert not session.messages
+
+
+def test_lines_are_kept_for_the_next_time(session, talk, tmp_path):
+    path = tmp_path / ".ollama" / "history"
+    helped = talk("/? set")
+    assert talk("/? set", "/set nohistory", "/? show").startswith(helped)
+    assert path.read_text() == "/? set\n/? set\n/set nohistory\n"
+    session.history = LineHistory(path)
+    assert talk(f"{UP}{UP}") == helped
+
+
+def test_a_history_is_of_the_newest_lines(tmp_path):
+    history = LineHistory(tmp_path / "history")
+    for n in range(LIMIT + 5):
+        history.remember(f"{n}")
+    assert list(history.load_history_strings())[:: LIMIT - 1] == [f"{LIMIT + 4}", "5"]
+    history = LineHistory(tmp_path / "history" / "cannot")
+    history.remember("x")
+    assert not history.enabled
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal(alone, file, tmp_path):
+    """The whole command: an answer stopped by Ctrl-C, a line taken back, an end by Ctrl-D."""
+    import fcntl
+    import pty
+    import termios
+
+    terminal, theirs = pty.openpty()
+    program = "import sys; from numllama.api.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "run", file, "-o", "num_predict=-1", "--kernels", "numpy-float32"]
+    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "OLLAMA_HOST": "127.0.0.1:1"}
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+
+    def until(pattern):
+        shown = ""
+        while not re.search(pattern, shown):
+            assert select.select([terminal], [], [], 60)[0], shown
+            data = os.read(terminal, 4096)
+            if b"\x1b[6n" in data:  # where is the cursor?
+                os.write(terminal, b"\x1b[1;1R")
+            shown += data.decode("utf-8", "replace")
+        return shown
+
+    until("Send a message")
+    os.write(terminal, b"hello\r")
+    until(r"[a-z]+ [a-z]+")
+    os.write(terminal, b"\x03")
+    until("Send a message")
+    os.write(terminal, b"zzz\x15/show info\r")
+    assert "architecture        llama" in until("completion[^>]*>>> ")
+    os.write(terminal, b"\x04")
+    assert process.wait(60) == 0
+    os.close(terminal)
+    assert (tmp_path / ".ollama" / "history").read_text() == "hello\n/show info\n"
