@@ -160,3 +160,12 @@ def test_calls_and_results_go_back_into_the_prompt(model):
         '<tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}</tool_call>\n'
         "<|tool|>sunny from get_weather\n<|assistant|>"
     )
+
+
+def test_deepseek_r1_does_not_see_its_old_thoughts(model, models):
+    messages = [*HELLO, {"role": "assistant", "content": "<think>hm</think>\n\nyes"}, *HELLO]
+    shown = "<|user|>hello\n<|assistant|>{}yes\n<|user|>hello\n<|assistant|>"
+    model.add("deepseek-r1:7b", models / "tools.gguf")
+    for name, said in [("t", "<think>hm</think>\n\n"), ("deepseek-r1:7b", "")]:
+        answer = model.ok("/api/chat", model=name, messages=messages, think=False, _debug_render_only=True)
+        assert answer["_debug_info"]["rendered_template"] == shown.format(said)
