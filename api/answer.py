@@ -63,9 +63,10 @@ def statistics(visit: Visit, chunk: Chunk) -> dict[str, int]:
 
 
 def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:
-    """`logprobs` of a chunk, one entry for each of its tokens, if they were asked for."""
+    """`logprobs` of a chunk, one entry for each of its tokens but the one that ends it, if they were asked for."""
     assert answer.model
-    entries = [_entry(answer.model.tokenizer, known) for known in chunk.logprobs]
+    tokenizer = answer.model.tokenizer
+    entries = [_entry(tokenizer, known) for known in chunk.logprobs if known.id not in tokenizer.eog]
     return {"logprobs": entries} if entries else {}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..kernels import NUMBA, Kernels
 from .batch import Batch
 from .cache import KVCache
+from .echo import echo as echoed
 from .errors import ContextFull
 from .model import Model, forward
 from .options import Options
@@ -39,6 +40,7 @@ def generate(
     shift: bool = True,
     n_logprobs: int | None = None,
     shown: Collection[int] = (),
+    echo: bool = False,
     tap: Tap = no_tap,
 ) -> Iterator[Piece]:
     """The model's continuation of `prompt`, piece by piece; the last piece says why it ended and how long it took.
@@ -49,6 +51,7 @@ def generate(
     shift       forget the older half of a full window and go on, else end with done_reason "length"
     n_logprobs  give each token's log-probability and that many most likely ones; None for neither
     shown       control tokens whose text counts; others say nothing
+    echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
     """
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
@@ -60,14 +63,15 @@ def generate(
     seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown)
 
     began = perf_counter_ns()
-    logits = prefill(model, seq, cache, kernels, tap)
+    logits = (yield from echoed(model, seq, cache, kernels, tap)) if echo else prefill(model, seq, cache, kernels, tap)
     prefilled = perf_counter_ns()
-    while True:
+    if echo and options.num_predict == 0:
+        seq.end("length")
+    while seq.state is not State.DONE:
         piece = seq.sample(logits)
         yield piece
-        if seq.state is State.DONE:
-            break
-        logits = decode(model, seq, cache, kernels, tap)
+        if seq.state is not State.DONE:
+            logits = decode(model, seq, cache, kernels, tap)
     timings = Timings(model.load_duration, len(ids), prefilled - began, seq.n_sampled, perf_counter_ns() - prefilled)
     yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
 

@@ -100,6 +100,7 @@ class Wanted:
 
     keep_alive    nanoseconds; None leaves it as it is
     n_logprobs    None: no log-probabilities; 0: the sampled token's; n: also the n likeliest
+    echo          the answer begins with the prompt, see echo.py
     render_only   the prompt, and nothing else
     """
 
@@ -110,6 +111,7 @@ class Wanted:
     truncate: bool = True
     shift: bool = True
     n_logprobs: int | None = None
+    echo: bool = False
     render_only: bool = False
 
 

@@ -62,6 +62,7 @@ class Job:
     """One prompt for a runner, and where its pieces go.
 
     shown      control tokens whose text counts
+    echo       the prompt is given out before the answer
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
     finished   is called once, before the last of them is delivered
     """
@@ -72,6 +73,7 @@ class Job:
     truncate: bool
     shift: bool
     n_logprobs: int | None
+    echo: bool
     deliver: Callable[[Piece | Exception], None]
     finished: Callable[[], None]
     shown: Collection[int] = ()
@@ -153,6 +155,7 @@ class Runner:
     def _run(self, job: Job) -> Piece:
         """Everything but the last piece delivered; the last piece."""
         began, first, n, text, repeated = perf_counter_ns(), 0, 0, "", 0
+        n_echo = len(job.prompt) if job.echo else 0
         if job.truncate and len(job.prompt) > self.options.num_ctx:
             facts = {"num_ctx": self.options.num_ctx, "prompt": len(job.prompt), "num_keep": job.options.num_keep}
             log.warning("truncating input prompt", extra={"fields": facts})
@@ -166,12 +169,16 @@ class Runner:
             shift=job.shift,
             n_logprobs=job.n_logprobs,
             shown=job.shown,
+            echo=job.echo,
             tap=job.call.tap,
         ):
             if piece.done_reason:
                 return piece
             job.call.check()
             job.deliver(piece)
+            if n_echo:
+                n_echo -= 1
+                continue
             first, n = first or perf_counter_ns(), n + 1
             if piece.text:
                 repeated, text = repeated + 1 if piece.text.strip() == text else 0, piece.text.strip()

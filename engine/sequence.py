@@ -66,19 +66,19 @@ class Sequence:
         """Draw the next token from `logits` f32 [n_vocab] and say what it adds; the last one sets `done_reason`."""
         token = self.sampler.sample(logits, self.tokens)
         self.tokens.append(token)
-        if token in self._eog:
-            return self._end("stop", Piece("", token))
         logprob = None if self.n_logprobs is None else logprobs(logits, token, self.n_logprobs)
+        if token in self._eog:
+            self.end("stop")
+            return Piece("", token, logprob)
         piece = Piece(self._text.push(token), token, logprob)
         if self._text.stopped:
-            return self._end("stop", piece)
-        if self.n_sampled >= self.n_predict or (not self.shift and self.n_cached + 1 >= self.window):
-            return self._end("length", piece)
+            self.end("stop")
+        elif self.n_sampled >= self.n_predict or (not self.shift and self.n_cached + 1 >= self.window):
+            self.end("length")
         return piece
 
-    def _end(self, reason: str, piece: Piece) -> Piece:
+    def end(self, reason: str) -> None:
         self.state, self.done_reason = State.DONE, reason
-        return piece
 
     def rest(self) -> str:
         """Text still held back when the sequence ended otherwise than by a stop string."""

@@ -113,13 +113,17 @@ class Prompt:
 
     bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
     split      how what comes is to be told apart
+    ids        in place of those that the tokenizer makes of the text
     """
 
     text: str
     bos_once: bool = False
     split: Split = field(default_factory=Split)
+    ids: list[int] | None = None
 
     def encode(self, model: Model) -> list[int]:
+        if self.ids is not None:
+            return self.ids
         tokenizer = model.tokenizer
         ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
         return ids[1:] if self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2 else ids
@@ -154,7 +158,7 @@ class Engine:
     def generate(
         self,
         name: str,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         wanted: Wanted = AS_USUAL,
         *,
         suffix: str = "",
@@ -168,6 +172,7 @@ class Engine:
     ) -> Answer:
         """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
 
+        prompt            text, or the very tokens that the model sees
         suffix            what is to follow the answer
         system, template  in place of the model's
         context           what an earlier answer's `context` gave; the model's own messages are then left out
@@ -184,8 +189,10 @@ class Engine:
 
         def render(loaded: Loaded) -> Prompt:
             own = self._template(model, loaded)
+            if not isinstance(prompt, str):
+                return Prompt(text_of(loaded.runner.model, prompt), ids=list(prompt))
             if raw:
-                return Prompt(prompt, split=split(own, prompt, wanted))
+                return Prompt(prompt, split=Split() if wanted.echo else split(own, prompt, wanted))
             asked = Template(template, "go") if template else own
             history = model.messages if context is None else []
             messages = mark_images(generate_messages(prompt, system or model.system, history, images))
@@ -328,7 +335,7 @@ class Engine:
             self.pool.release(loaded)
             raise
         release = partial(self.pool.release, loaded)
-        how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs)
+        how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
         shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
         deliver = through(answer.split, deliver or answer._pieces.put)
         loaded.runner.submit(Job(call, ids, *how, deliver, release, shown))
@@ -457,9 +464,9 @@ def check_format(format: Any) -> None:
 
 
 def text_of(model: Model, ids: Sequence[int]) -> str:
-    """The text of an earlier answer's `context`, special tokens included."""
+    """The text of tokens that a request brings, special ones included."""
     n_vocab = model.tokenizer.n_vocab
     for id in ids:
         if not 0 <= id < n_vocab:
-            raise RequestError(f"context holds token {id}, but the vocabulary ends at {n_vocab - 1}")
+            raise RequestError(f"there is no token {id}: the vocabulary ends at {n_vocab - 1}")
     return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")

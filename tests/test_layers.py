@@ -12,7 +12,7 @@ ENGINE_LEVELS = [
     ["errors", "duration", "settings", "batch", "trace", "options"],
     ["gguf", "gguf_write", "parse", "template", "store"],
     ["tokenizer", "cache", "sampling", "model"],
-    ["piece", "split", "sequence", "generate"],
+    ["piece", "split", "sequence", "echo", "generate"],
     ["runner", "pool", "service"],
 ]
 # Optional or heavy libraries are imported in one place each.

@@ -37,7 +37,7 @@ class Asker:
 
     def __init__(self, runner, prompt, options=GREEDY, **how):
         self.call, self.pieces, self.finished = Call(), SimpleQueue(), threading.Event()
-        how = {"truncate": True, "shift": True, "n_logprobs": None} | how
+        how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | how
         runner.submit(Job(self.call, prompt, options, **how, deliver=self.pieces.put, finished=self.finished.set))
 
     def rest(self):
