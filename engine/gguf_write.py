@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,27 @@ from ..kernels.tensor import Tensor
 from .gguf import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, Typed, ValueType
 
 
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """A tensor whose blocks are made while the file is written.
+
+    pieces   arrays of blocks [n] that follow one another, little endian; together the whole tensor's
+    """
+
+    name: str
+    format: QuantFormat
+    shape: tuple[int, ...]
+    pieces: Iterable[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) // self.format.block_size * self.format.block_bytes
+
+
 def write_gguf(
     path: str | os.PathLike[str],
     kv: Mapping[str, Any],
-    tensors: Iterable[Tensor | tuple[str, QuantFormat, tuple[int, ...], np.ndarray]] = (),
+    tensors: Iterable[Tensor | Streamed | tuple[str, QuantFormat, tuple[int, ...], np.ndarray]] = (),
     version: int = 3,
     byteorder: str = "<",
     alignment: int | None = None,
@@ -39,12 +58,32 @@ def write_gguf(
     The file takes its name when it is whole, so `blocks` may be views into the file that it replaces.
     Raises: ValueError for what the format cannot hold.
     """
+    chunks = gguf_chunks(kv, tensors, version, byteorder, alignment)
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def gguf_chunks(
+    kv: Mapping[str, Any],
+    tensors: Iterable[Tensor | Streamed | tuple[str, QuantFormat, tuple[int, ...], np.ndarray]] = (),
+    version: int = 3,
+    byteorder: str = "<",
+    alignment: int | None = None,
+) -> Iterator[bytes | memoryview]:
+    """The same file's bytes, piece by piece, the head first; the arguments are looked at before the first is made."""
     if version not in VERSIONS or byteorder not in "<>":
         raise ValueError(f"version {version}, byte order {byteorder!r}: expected 2 or 3, '<' or '>'")
     if alignment is not None:
         kv = {**kv, "general.alignment": ValueType.U32(alignment)}
     alignment = _alignment(kv.get("general.alignment", DEFAULT_ALIGNMENT))
-    table = [_checked(tensor if isinstance(tensor, Tensor) else Tensor(*tensor)) for tensor in tensors]
+    table = [_checked(tensor if isinstance(tensor, Tensor | Streamed) else Tensor(*tensor)) for tensor in tensors]
     if len({tensor.name for tensor in table}) < len(table):
         raise ValueError("two tensors have one name")
 
@@ -59,18 +98,20 @@ def write_gguf(
     if table:
         head += bytes(_padded(len(head), alignment) - len(head))
 
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(head)
-            for tensor in table:
-                layout = tensor.format.layout if byteorder == "<" else tensor.format.layout.newbyteorder(">")
-                file.write(np.ascontiguousarray(tensor.blocks, layout).reshape(-1).view(np.uint8).data)
-                file.write(bytes(_padded(tensor.nbytes, alignment) - tensor.nbytes))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield head
+        for tensor in table:
+            layout = tensor.format.layout if byteorder == "<" else tensor.format.layout.newbyteorder(">")
+            n_bytes = 0
+            for blocks in [tensor.blocks] if isinstance(tensor, Tensor) else tensor.pieces:
+                chunk = np.ascontiguousarray(blocks, layout).reshape(-1).view(np.uint8).data
+                n_bytes += len(chunk)
+                yield chunk
+            if n_bytes != tensor.nbytes:
+                raise ValueError(f"tensor {tensor.name!r} came in {n_bytes} bytes, expected {tensor.nbytes}")
+            yield bytes(_padded(n_bytes, alignment) - n_bytes)
+
+    return chunks()
 
 
 def _padded(n: int, alignment: int) -> int:
@@ -85,12 +126,15 @@ def _alignment(value: Any) -> int:
     return value
 
 
-def _checked(tensor: Tensor) -> Tensor:
+def _checked(tensor: Tensor | Streamed) -> Tensor | Streamed:
     """The tensor, if its fields agree."""
-    name, format, shape, blocks = tensor.name, tensor.format, tensor.shape, tensor.blocks
+    name, format, shape = tensor.name, tensor.format, tensor.shape
     if not name or not 1 <= len(shape) <= MAX_DIMS or shape[-1] % format.block_size:
         expected = f"a name, 1 to {MAX_DIMS} axes and rows of whole {format.name} blocks"
         raise ValueError(f"tensor {name!r} has shape {shape}, expected {expected}")
+    if isinstance(tensor, Streamed):
+        return tensor
+    blocks = tensor.blocks
     if blocks.shape != (*shape[:-1], shape[-1] // format.block_size):
         raise ValueError(f"tensor {name!r} of shape {shape} has {format.name} blocks of shape {blocks.shape}")
     if blocks.dtype not in (format.layout, format.layout.newbyteorder()):

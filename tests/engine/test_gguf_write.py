@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.engine.gguf import ARR, BOOL, CODES, F32, STR, U8, U32, ArrayType, Typed, ValueType, read_gguf
-from numllama.engine.gguf_write import value_type, write_gguf
+from numllama.engine.gguf_write import Streamed, gguf_chunks, value_type, write_gguf
 from numllama.kernels.quants import FORMATS, FORMATS_BY_NAME
 from numllama.kernels.quants.types import GGMLType
 from tiny import CHAT_TEMPLATE, tiny_gguf
@@ -317,3 +317,23 @@ def test_what_gguf_py_splits_is_read_whole(tmp_path):
     gguf = read_gguf(tmp_path / "theirs-00001-of-00003.gguf")
     assert list(gguf.tensors) == [f"w{i}" for i in range(5)]
     assert len(gguf.parts) == gguf.kv["split.count"] == 3
+
+
+def test_a_tensor_may_come_in_pieces(tmp_path):
+    format, shape = FORMATS_BY_NAME["Q4_0"], (3, 64)
+    blocks = np.frombuffer(np.random.default_rng(0).bytes(6 * 18), format.layout)
+    write_gguf(
+        tmp_path / "whole.gguf",
+        {},
+        [("x", format, shape, blocks.reshape(3, 2)), ("y", format, shape, blocks.reshape(3, 2))],
+    )
+    pieces = (blocks[i : i + 4] for i in (0, 4))
+    streamed = [Streamed("x", format, shape, pieces), Streamed("y", format, shape, [blocks])]
+    assert b"".join(gguf_chunks({}, streamed)) == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_tensor_with_a_piece_missing_leaves_no_file(tmp_path):
+    format = FORMATS_BY_NAME["F32"]
+    with pytest.raises(ValueError, match="'x' came in 4 bytes, expected 8"):
+        write_gguf(tmp_path / "x.gguf", {}, [Streamed("x", format, (2,), [np.zeros(1, "<f4")])])
+    assert list(tmp_path.iterdir()) == []
