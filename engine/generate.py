@@ -22,6 +22,7 @@ from .batch import Batch
 from .cache import KVCache
 from .echo import echo as echoed
 from .errors import ContextFull
+from .grammar import Grammar
 from .model import Model, forward
 from .options import Options
 from .piece import Piece, Timings
@@ -41,6 +42,7 @@ def generate(
     n_logprobs: int | None = None,
     shown: Collection[int] = (),
     echo: bool = False,
+    grammar: Grammar | None = None,
     tap: Tap = no_tap,
 ) -> Iterator[Piece]:
     """The model's continuation of `prompt`, piece by piece; the last piece says why it ended and how long it took.
@@ -52,6 +54,7 @@ def generate(
     n_logprobs  give each token's log-probability and that many most likely ones; None for neither
     shown       control tokens whose text counts; others say nothing
     echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
+    grammar     what the text is held to: `model.grammars.grammar("json")`, or of a JSON schema
     """
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
@@ -60,7 +63,7 @@ def generate(
         raise ContextFull(len(ids), options.num_ctx)
     ids = truncated(ids, options.num_ctx, kept(options.num_keep, len(ids), tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
-    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown)
+    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown, grammar=grammar)
 
     began = perf_counter_ns()
     logits = (yield from echoed(model, seq, cache, kernels, tap)) if echo else prefill(model, seq, cache, kernels, tap)

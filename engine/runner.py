@@ -25,6 +25,7 @@ from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
 from .errors import Cancelled, OutOfMemory
 from .generate import generate
+from .grammar import Grammar
 from .model import Model, forward
 from .options import Options
 from .piece import Piece, Timings
@@ -63,6 +64,7 @@ class Job:
 
     shown      control tokens whose text counts
     echo       the prompt is given out before the answer
+    grammar    what the answer is held to
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
     finished   is called once, before the last of them is delivered
     """
@@ -77,6 +79,7 @@ class Job:
     deliver: Callable[[Piece | Exception], None]
     finished: Callable[[], None]
     shown: Collection[int] = ()
+    grammar: Grammar | None = None
 
 
 def check_memory(model: Model, n_ctx: int, cache_type: str) -> None:
@@ -170,6 +173,7 @@ class Runner:
             n_logprobs=job.n_logprobs,
             shown=job.shown,
             echo=job.echo,
+            grammar=job.grammar,
             tap=job.call.tap,
         ):
             if piece.done_reason:

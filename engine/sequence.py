@@ -10,6 +10,7 @@ from enum import Enum
 
 import numpy as np
 
+from .grammar import Grammar
 from .options import Options
 from .piece import Piece
 from .sampling import Sampler, logprobs
@@ -28,6 +29,7 @@ class Sequence:
     n_cached  positions that the cache holds for it in `slot`
     options   clamped, so that num_ctx is the window: the positions it may use
     shown     control tokens whose text counts: others say nothing
+    grammar   what its text is held to
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Sequence:
         shift: bool = True,
         n_logprobs: int | None = None,
         shown: Collection[int] = (),
+        grammar: Grammar | None = None,
     ):
         self.options, self.slot, self.shift, self.n_logprobs = options, slot, shift, n_logprobs
         self.window = options.num_ctx
@@ -52,6 +55,7 @@ class Sequence:
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
         self._eog = tokenizer.eog
         self._text = Detokenizer(tokenizer, options.stop, shown=shown)
+        self._grammar = grammar
 
     @property
     def n_sampled(self) -> int:
@@ -64,8 +68,10 @@ class Sequence:
 
     def sample(self, logits: np.ndarray) -> Piece:
         """Draw the next token from `logits` f32 [n_vocab] and say what it adds; the last one sets `done_reason`."""
-        token = self.sampler.sample(logits, self.tokens)
+        token = self.sampler.sample(logits, self.tokens, mask=self._grammar.mask() if self._grammar else None)
         self.tokens.append(token)
+        if self._grammar:
+            self._grammar.accept(token)
         logprob = None if self.n_logprobs is None else logprobs(logits, token, self.n_logprobs)
         if token in self._eog:
             self.end("stop")

@@ -27,7 +27,8 @@ from typing import Any
 
 from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
-from .errors import CloudModel, ModelNotFound, NotYet, RequestError
+from .errors import BadGrammar, CloudModel, ModelNotFound, NotYet, RequestError
+from .grammar import Grammar
 from .model import Model, load_model
 from .options import AS_USUAL, Options, Wanted
 from .parse import ThinkingParser, ToolParser, without_old_thoughts
@@ -329,6 +330,8 @@ class Engine:
                 answer.is_over, answer.done_reason = True, None if question else "load"
                 self.pool.release(loaded)
                 return answer
+            shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
+            grammar = constraint(loaded.runner.model, wanted.format, answer.split.thinking, shown)
             ids = prompt.encode(loaded.runner.model)
             answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
         except BaseException:
@@ -336,9 +339,8 @@ class Engine:
             raise
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
-        shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
         deliver = through(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown))
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -397,7 +399,6 @@ def checked(
             raise RequestError(f"{model.name} does not support {capability}")
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
-    check_format(wanted.format)
     for what, asked in (("images", images), ("adapters", model.adapters)):
         if asked:
             raise NotYet(f"{what}: not supported yet")
@@ -419,7 +420,7 @@ def rendered(template: Template, messages: Sequence[Message], wanted: Wanted, to
 def split(template: Template, prompt: str, wanted: Wanted, tools: Sequence[Tool] = ()) -> Split:
     """How the answer to `prompt` is to be told apart, by the tags that the template shows."""
     thoughts = template.thinking_tags if wanted.think else None
-    calls = template.tool_tag if tools else None
+    calls = template.tool_tag if tools and wanted.format in (None, "") else None  # JSON that was asked for is no call
     names = [tool["function"].get("name", "") for tool in tools]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
@@ -453,14 +454,17 @@ def fitting(messages: Sequence[Message], size: Callable[[Sequence[Message]], int
     return without(bisect_left(range(len(messages) - 1), True, lo=1, key=lambda n: size(without(n)) <= most))
 
 
-def check_format(format: Any) -> None:
-    """Raises: RequestError for what is neither "json" nor a schema, NotYet for what is."""
+def constraint(
+    model: Model, format: Any, thinking: ThinkingParser | None = None, shown: frozenset[int] = frozenset()
+) -> Grammar | None:
+    """What holds an answer to `format`, once the model has thought.  Raises: BadGrammar"""
     if format is None or format == "":
-        return
+        return None
     if format != "json" and not isinstance(format, dict):
-        shown = go_text.literal(go_text.json_text(format))
-        raise RequestError(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
-    raise NotYet("format is not supported yet")
+        quoted = go_text.literal(go_text.json_text(format))
+        raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
+    tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
+    return model.grammars.grammar(format, tags, is_open, shown)
 
 
 def text_of(model: Model, ids: Sequence[int]) -> str:

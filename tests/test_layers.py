@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 # Within the engine, a file may import from its own level to the left of it, and from every level above.
 ENGINE_LEVELS = [
     ["errors", "duration", "settings", "batch", "trace", "options"],
-    ["gguf", "gguf_write", "parse", "template", "store"],
-    ["tokenizer", "cache", "sampling", "model"],
+    ["gguf", "gguf_write", "json_schema", "parse", "template", "store"],
+    ["tokenizer", "grammar", "json_mode", "cache", "sampling", "model"],
     ["piece", "split", "sequence", "echo", "generate"],
     ["runner", "pool", "service"],
 ]
@@ -20,6 +20,7 @@ ONLY_IN = {
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],
+    "llguidance": ["engine/grammar.py"],
     "safetensors": ["engine/trace.py"],
     "prompt_toolkit": ["api/cli"],
     "typer": ["api/cli"],

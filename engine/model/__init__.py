@@ -16,6 +16,7 @@ from time import perf_counter_ns
 
 from ..cache import CACHE_TYPES, KVCache
 from ..gguf import GGUF
+from ..grammar import Grammars
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
 from .decoder import forward
@@ -40,6 +41,11 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return from_gguf(self.gguf.kv)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What its answers can be held to."""
+        return Grammars(self.tokenizer)
 
     @cached_property
     def template(self) -> Template:

@@ -26,7 +26,7 @@ class ThinkingParser:
     """
 
     def __init__(self, open: str, close: str, is_open: bool = False):
-        self._open, self._close = open, close
+        self.open, self.close, self.is_open = open, close, is_open
         self._state = State.OPENED if is_open else State.BEFORE
         self._blanks: list[str] = []  # before an opening tag; content if none comes
         self._held = ""
@@ -42,11 +42,11 @@ class ThinkingParser:
                 self._state = State.THINKING
         thinking = ""
         if self._state is State.THINKING:
-            thinking, tag, text = text.partition(self._close)
+            thinking, tag, text = text.partition(self.close)
             if tag:
                 self._state = State.CLOSED
             else:
-                shown = len(thinking) - overlap(thinking, self._close)
+                shown = len(thinking) - overlap(thinking, self.close)
                 thinking, self._held = thinking[:shown], thinking[shown:]
         if self._state is State.CLOSED:
             text = text.lstrip(BLANKS)
@@ -64,11 +64,11 @@ class ThinkingParser:
         """What follows the opening tag or, if none can come any more, everything so far."""
         rest = text.lstrip(BLANKS)
         self._blanks.append(text[: len(text) - len(rest)])
-        if rest.startswith(self._open):
+        if rest.startswith(self.open):
             self._state = State.OPENED
             self._blanks.clear()
-            return rest[len(self._open) :]
-        if self._open.startswith(rest):
+            return rest[len(self.open) :]
+        if self.open.startswith(rest):
             self._held = rest
             return ""
         self._state = State.CONTENT
