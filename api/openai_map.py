@@ -7,6 +7,8 @@ CompletionRequest     -> GenerateRequest        chunk  -> ChatCompletion.whole -
 from __future__ import annotations
 
 import binascii
+import codecs
+import math
 import random
 import re
 import time
@@ -16,16 +18,20 @@ from typing import Any
 from ..engine.errors import RequestError
 from ..engine.parse import ToolCall
 from ..engine.piece import Timings
+from ..engine.sampling import Logprob
 from ..engine.service import Answer
+from ..engine.tokenizer import Tokenizer
 from . import openai_schema as openai
 from . import schema as ollama
 from .answer import logprobs
-from .go_json import dumps, loads
+from .go_json import dumps, kind, loads
 from .sse import Event
 from .stream import Chunk
 
 EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 EFFORTS |= {"xhigh": "max", "ultra": "max", "max": "max"}
+Prompt = str | Sequence[int]
+
 _DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
 
 
@@ -66,6 +72,28 @@ def generate_request(request: openai.CompletionRequest) -> ollama.GenerateReques
         top_logprobs=request.logprobs or 0,
         options=penalties | options(request, request.max_tokens, stop),
     )
+
+
+def prompts(request: openai.CompletionRequest) -> list[Prompt]:
+    """Text, or tokens; several of them are several prompts.  Several texts are for an echo only, as Ollama has it.
+
+    Raises: RequestError
+    """
+    sent = request.prompt
+    if isinstance(sent, str):
+        return [sent]
+    if isinstance(sent, list) and sent:
+        if all(type(id) is int for id in sent):
+            return [sent]
+        if all(_is_prompt(item) or (request.echo and isinstance(item, str)) for item in sent):
+            return sent
+    raise RequestError(
+        f"json: cannot unmarshal {kind(sent)} into Go struct field CompletionRequest.prompt of type string"
+    )
+
+
+def _is_prompt(item: Any) -> bool:
+    return isinstance(item, list) and bool(item) and all(type(id) is int for id in item)
 
 
 def options(request: openai.Asked, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
@@ -182,10 +210,10 @@ def go_type(value: Any) -> str:
 # --- answers ---
 
 
-def usage(timings: Timings | None) -> dict[str, int]:
-    t = timings or Timings()
-    total = t.prompt_eval_count + t.eval_count
-    return {"prompt_tokens": t.prompt_eval_count, "completion_tokens": t.eval_count, "total_tokens": total}
+def usage(*timings: Timings | None) -> dict[str, int]:
+    n_prompt = sum(t.prompt_eval_count for t in timings if t)
+    n_sampled = sum(t.eval_count for t in timings if t)
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "total_tokens": n_prompt + n_sampled}
 
 
 def tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
@@ -257,23 +285,63 @@ def _calls(chunk: Chunk) -> dict[str, Any]:
 class Completion:
     """An answer of /v1/completions: `push` for one that streams, `whole` for choices that are there."""
 
-    def __init__(self, request: openai.CompletionRequest):
-        self._include_usage = request.stream_options.include_usage
+    def __init__(self, request: openai.CompletionRequest, tokenizer: Tokenizer):
+        self._request, self._tokenizer = request, tokenizer
         self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
         self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
+        self._at = 0  # characters told
 
-    def whole(self, choices: list[dict[str, Any]], total: dict[str, int]) -> dict[str, Any]:
-        return self._head | self._tail | {"choices": choices, "usage": total}
+    def whole(self, prompts: Sequence[Prompt], chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The answers to `prompts`, a choice for each."""
+        choices = [
+            self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
+        ]
+        return self._head | self._tail | {"choices": choices, "usage": usage(*(chunk.timings for chunk in chunks))}
 
-    def push(self, choices: list[dict[str, Any]], total: dict[str, int] | None = None) -> Iterator[Event]:
-        """The events of `choices`; `total` comes with the last of them, and is told if it was asked for."""
-        so_far = {"usage": usage(None)} if self._include_usage else {}
+    def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        yield from self.events([self._choice(chunk)], usage(chunk.timings) if chunk.timings else None)
+        self._at += len(chunk.text)
+
+    def events(self, choices: list[dict[str, Any]], total: dict[str, int] | None) -> Iterator[Event]:
+        """`choices`, and the end if these are the last: then there is the `total`."""
+        include_usage = self._request.stream_options.include_usage
+        so_far = {"usage": usage()} if include_usage else {}
         yield "", self._head | {"choices": choices} | self._tail | so_far
-        if total and self._include_usage:
+        if total and include_usage:
             yield "", self._head | {"choices": []} | self._tail | {"usage": total}
         if total:
             yield "", "[DONE]"
 
+    def _choice(self, chunk: Chunk, index: int = 0, prompt: Prompt = ()) -> dict[str, Any]:
+        """`prompt`: as it was sent, so that an echo of text is that text, without BOS and the blank before it."""
+        front = max(chunk.text.find(prompt), 0) if self._request.echo and isinstance(prompt, str) else 0
+        told = {"text": chunk.text[front:], "index": index, "finish_reason": chunk.done_reason}
+        if self._request.logprobs is None:
+            return told
+        return told | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._at - front)}
 
-def choice(chunk: Chunk, index: int = 0) -> dict[str, Any]:
-    return {"text": chunk.text, "index": index, "finish_reason": chunk.done_reason}
+
+def classic_logprobs(tokenizer: Tokenizer, known: Sequence[Logprob], at: int = 0) -> dict[str, list[Any]]:
+    """Lists, an entry for each token: its text, its log-probability, the likeliest ones, where it begins in the text.
+
+    The first token of a prompt has no probability; where it begins before the text (`at` < 0), it is left out.  A token
+    that is no whole character is written "bytes:\\xe2".  An answer's last token may be the one that says it is over.
+    """
+    entries = []
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    for one in known:
+        text, first = token_text(tokenizer.piece(one.id)), math.isnan(one.logprob)
+        offset, at = at, at + len(utf8.decode(tokenizer.piece(one.id)))
+        top = {token_text(tokenizer.piece(id)): value for id, value in one.top} | {text: one.logprob}
+        if not (first and offset < 0 and at <= 0):
+            entries.append((text, None if first else one.logprob, None if first else top, max(offset, 0)))
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {name: [entry[i] for entry in entries] for i, name in enumerate(names)}
+
+
+def token_text(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

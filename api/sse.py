@@ -7,7 +7,7 @@ data: {"type": "message_stop"}
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -29,6 +29,11 @@ async def send_events(source: AsyncGenerator[Piece, None], push: Push, failure: 
     return Events(await anext(events), events, failure)
 
 
+def reply_events(events: Iterable[Event]) -> Response:
+    """Events that are all there."""
+    return Response(b"".join(map(frame, events)), headers={"Content-Type": Events.content_type})
+
+
 async def _events(source: AsyncGenerator[Piece, None], push: Push) -> AsyncGenerator[Event, None]:
     async with aclosing(chunks(source)) as all_chunks:
         async for chunk in all_chunks:
@@ -46,9 +51,13 @@ class Events(Lines):
         self._failure = failure
 
     def frame(self, value: Event) -> bytes:
-        name, data = value
-        text = data.encode() if isinstance(data, str) else dumps(data)
-        return (f"event: {name}\n".encode() if name else b"") + b"data: " + text + b"\n\n"
+        return frame(value)
 
     def failure(self, error: Exception) -> Event:
         return self._failure(error)
+
+
+def frame(event: Event) -> bytes:
+    name, data = event
+    text = data.encode() if isinstance(data, str) else dumps(data)
+    return (f"event: {name}\n".encode() if name else b"") + b"data: " + text + b"\n\n"

@@ -98,6 +98,10 @@ class Visit:
         finally:
             self.end()
 
+    def again(self) -> Visit:
+        """Another question of the same request."""
+        return Visit(self._request)
+
     def end(self) -> None:
         self.call.cancel()
         if self._watch:

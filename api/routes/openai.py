@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
 from ...engine.errors import NotYet
+from ...engine.service import Answer
 from ...engine.store import ModelName
 from ..answer import wanted
 from ..errors import body_of, reply
-from ..openai_map import ChatCompletion, Completion, chat_request, choice, generate_request, usage
+from ..openai_map import ChatCompletion, Completion, chat_request, generate_request, prompts
 from ..openai_schema import ChatCompletionRequest, CompletionRequest, ResponsesRequest
 from ..responses_map import ResponsesAnswer
 from ..responses_map import chat_request as chat_of_responses
-from ..sse import Event, send_events
-from ..stream import Chunk, whole
+from ..sse import Event, reply_events, send_events
+from ..stream import whole
 from ..tool_choice import as_call, choose
-from ..visit import Visiting, body
+from ..visit import Visit, Visiting, body
 from .chat import ask
 
 JSON = "application/json"
@@ -52,18 +55,30 @@ async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)]
 
 @router.post("/v1/completions")
 async def completions(request: Annotated[CompletionRequest, body(CompletionRequest)], visit: Visiting) -> Response:
-    asked = generate_request(request)
-    visit.log["model"] = request.model
-    await visit.ask(visit.engine.generate, request.model, request.prompt, wanted(asked), suffix=request.suffix)
-    completion = Completion(request)
-
-    def push(chunk: Chunk) -> Any:
-        return completion.push([choice(chunk)], usage(chunk.timings) if chunk.done_reason else None)
-
+    """Text is what the model's template makes of the prompt; an echo, and tokens, are what the model sees."""
+    asked = prompts(request)
+    answer = await ask_generate(visit, request, asked[0])
+    assert answer.model
+    completion = Completion(request, answer.model.tokenizer)
+    if request.stream and not request.echo and len(asked) == 1:
+        return await send_events(visit.pieces(), completion.push, failure)
+    said = [await whole(visit.pieces())]
+    for prompt in asked[1:]:
+        visit = visit.again()
+        await ask_generate(visit, request, prompt)
+        said.append(await whole(visit.pieces()))
+    answered = completion.whole(asked, said)
     if request.stream:
-        return await send_events(visit.pieces(), push, failure)
-    chunk = await whole(visit.pieces())
-    return reply(completion.whole([choice(chunk)], usage(chunk.timings)), content_type=JSON)
+        return reply_events(completion.events(answered["choices"], answered["usage"]))
+    return reply(answered, content_type=JSON)
+
+
+async def ask_generate(visit: Visit, request: CompletionRequest, prompt: str | Sequence[int]) -> Answer:
+    how = wanted(generate_request(request))
+    if request.echo:
+        how = replace(how, echo=True, truncate=False)
+    visit.log["model"] = request.model
+    return await visit.ask(visit.engine.generate, request.model, prompt, how, suffix=request.suffix, raw=request.echo)
 
 
 @router.post("/v1/embeddings")
