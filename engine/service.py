@@ -231,7 +231,7 @@ class Engine:
 
         def render(loaded: Loaded) -> Prompt:
             own = self._template(model, loaded)
-            everything = chat_messages(messages, model.system, model.messages)
+            everything: Sequence[Message] = chat_messages(messages, model.system, model.messages)
             if model.config.model_family == "qwen3" or model.name.model == "deepseek-r1":
                 everything = without_old_thoughts(everything)
 

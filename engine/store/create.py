@@ -11,8 +11,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import BadDigest, BadGGUF, EngineError, ModelError, NotYet, RequestError
+from ..errors import BadDigest, BadGGUF, BadTemplate, EngineError, ModelError, NotYet, RequestError
 from ..gguf import GGUF
+from ..template import go, jinja
+from ..template.named import Named, match
 from . import manifest as media
 from .file_type import file_type_name, parameter_size
 from .go_text import json_text, ordered_json_text
@@ -67,22 +69,29 @@ def create(
         if adapters or quantize:
             what = "quantizing" if quantize else "adapters"
             raise NotYet(f"create does not support {what} yet")
+        named: Named | None = None
         if from_:
             config, layers = _inherited(store, from_)
         else:
-            config, layers = yield from _from_files(store, files or {})
-        told = {layer.digest: "using existing layer" for layer in layers}
+            config, layers, named = yield from _from_files(store, files or {})
+        if template:
+            _check_template(template)
+            named = None
+        told = {layer.digest: f"using existing layer {layer.digest}" for layer in layers}
 
         def text(media_type: str, content: str) -> Layer:
             data = content.encode("utf-8", "replace")
             is_there = store.has_blob(media.digest_of(data))
             digest, size = store.put_blob([data])
-            told.setdefault(digest, f"{'using existing' if is_there else 'creating new'} layer")
+            told.setdefault(digest, f"{'using existing' if is_there else 'creating new'} layer {digest}")
             return Layer(media_type, digest, size)
 
-        inherited = _params(store, layers)
+        inherited = {"stop": list(named.stop)} if named else _params(store, layers)
         layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT, system and media.SYSTEM)
-        layers += [text(media.TEMPLATE, template)] if template else []
+        if template or named:
+            layers.append(text(media.TEMPLATE, named.template if named else template))
+        if named:
+            told[layers[-1].digest] = f"using autodetected template {named.name}"
         layers += [text(media.SYSTEM, system)] if system else []
         layers += [text(media.LICENSE, content) for content in _licenses(license)]
         if params := {**inherited, **(parameters or {})}:
@@ -90,7 +99,7 @@ def create(
         if messages:
             layers = [*_without(layers, media.MESSAGES), text(media.MESSAGES, _messages(messages))]
         for layer in layers:
-            yield {"status": f"{told[layer.digest]} {layer.digest}"}
+            yield {"status": told[layer.digest]}
         yield {"status": "writing manifest"}
         written = text(media.CONFIG_TYPE, _configured(config, overrides).to_bytes().decode())
         with store.lock:
@@ -106,8 +115,22 @@ def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:
     return model.config, [replace(layer, source=model.name.short) for layer in model.manifest.layers]
 
 
-def _from_files(store: Store, files: Mapping[str, str]) -> Generator[Status, None, tuple[Config, list[Layer]]]:
-    """The config and layers that uploaded files make; told as {"status": "parsing GGUF"} for each."""
+def _check_template(text: str) -> None:
+    """Raises: RequestError for a template that does not parse, in the words of Ollama"""
+    try:
+        go.load(text)
+    except BadTemplate as error:
+        raise RequestError(f"template error: {error}") from None
+
+
+def _from_files(
+    store: Store, files: Mapping[str, str]
+) -> Generator[Status, None, tuple[Config, list[Layer], Named | None]]:
+    """The config and layers that uploaded files make; told as {"status": "parsing GGUF"} for each.
+
+    Also the format of its conversations, if the model's own template does not run here and is known by another's name.
+    """
+    named: Named | None = None
     if any(path.endswith(".safetensors") for path in files):
         raise NotYet("create does not support safetensors yet")
     if not files:
@@ -127,6 +150,8 @@ def _from_files(store: Store, files: Mapping[str, str]) -> Generator[Status, Non
             projectors.append(replace(layer, media_type=media.PROJECTOR))
             continue
         models.append(layer)
+        own = gguf.kv.get("tokenizer.chat_template")
+        named = match(own) if isinstance(own, str) and not jinja.compiles(own) else None
         config = Config(
             "gguf",
             architecture,
@@ -136,7 +161,7 @@ def _from_files(store: Store, files: Mapping[str, str]) -> Generator[Status, Non
         )
     if len(models) != 1:
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
-    return config, models + projectors
+    return config, models + projectors, named
 
 
 def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, Layer]:

@@ -236,6 +236,15 @@ def render(
     return _cut(rendered) if continue_final_message else rendered
 
 
+def compiles(text: str) -> bool:
+    """Whether `text` is a template that runs here, as far as can be told without a conversation."""
+    try:
+        _compiled(text)
+    except Exception:  # whatever jinja2's parser and compiler run into
+        return False
+    return True
+
+
 @lru_cache(maxsize=32)
 def _compiled(text: str) -> jinja2.Template:
     return Environment().from_string(text)

@@ -215,3 +215,31 @@ def test_parent_with_a_missing_layer_makes_no_child(store, digest):
     store.blobs.remove("sha256:" + hashlib.sha256(b"gone").hexdigest())
     with pytest.raises(BadManifest, match="missing, though a:latest is made of it"):
         list(create(store, "b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ .Prompt", "unclosed action"),
+        ("{{ foo }}", 'function "foo" not defined'),
+        ("{{ if }}", "missing value for if"),
+    ],
+)
+def test_template_that_does_not_parse_is_refused(store, digest, template, message):
+    with pytest.raises(RequestError, match=rf"^template error: template: :1: {message}$"):
+        statuses(store, "a", files={"m.gguf": digest}, template=template)
+    with pytest.raises(ModelNotFound):
+        store.resolve("a")
+
+
+def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(store, tmp_path):
+    jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja + "{% unknown %}")
+    made = statuses(store, "a", files={"m.gguf": store.put_blob([path.read_bytes()])[0]})
+    assert "using autodetected template chatml" in made
+    assert "<|im_start|>user" in store.resolve("a").template
+    assert store.resolve("a").params == {"stop": ["<|im_start|>", "<|im_end|>"]}
+
+    runs = tiny_gguf(tmp_path / "runs.gguf", chat_template=jinja)
+    statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
+    assert store.resolve("b").template is None

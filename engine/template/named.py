@@ -1,0 +1,238 @@
+"""Formats of conversations that have names, as Go templates: what a model is given whose Jinja does not run here.
+
+Which one a Jinja text writes is seen by words that no other format has.  Ollama measures edit distances to 37 stored
+texts instead, and always takes its own template; here the makers' own comes first.  Names and stops are Ollama's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .go_lex import quote
+
+Turn = tuple[str, str]  # what stands before and after a text
+
+
+@dataclass(frozen=True)
+class Named:
+    """A format.
+
+    words    of a Jinja text in this format, all of them
+    stop     what the model is not to write
+    user     where the system's text does not stand alone, `{system}` is its place
+    opens    what the model's answer follows
+    begins   what stands before everything
+    """
+
+    name: str
+    words: tuple[str, ...]
+    stop: tuple[str, ...]
+    system: Turn
+    user: Turn
+    assistant: Turn
+    opens: str = ""
+    begins: str = ""
+
+    @property
+    def template(self) -> str:
+        """The format as a Go template."""
+        before, after = self.user
+        waits = "{system}" in before
+        if waits:  # until the user speaks
+            form = quote("%s".join(text.replace("%", "%%") for text in self.system))
+            first, last = "{{ $system := `` }}", "{{ $system = `` }}"
+            system = f"{{{{ if .Content }}}}{{{{ $system = printf {form} .Content }}}}{{{{ end }}}}"
+        else:
+            first, last = "", ""
+            system = "{{ .Content }}".join(self.system)
+        user = before.replace("{system}", "{{ $system }}") + "{{ .Content }}" + after + last
+        return (
+            f"{first}{self.begins}{{{{ range .Messages }}}}"
+            f'{{{{ if eq .Role "system" }}}}{system}'
+            f'{{{{ else if eq .Role "user" }}}}{user}'
+            f'{{{{ else if eq .Role "assistant" }}}}{"{{ .Content }}".join(self.assistant)}'
+            f"{{{{ end }}}}{{{{ end }}}}{self.opens}"
+        )
+
+
+def _tagged(before: str, after: str) -> tuple[Turn, Turn, Turn]:
+    """The turns of a format that writes the role's name into a tag."""
+    system, user, assistant = (before.replace("role", role) for role in ("system", "user", "assistant"))
+    return (system, after), (user, after), (assistant, after)
+
+
+NAMED = [  # the first that fits is meant
+    Named(
+        "chatml",
+        ("<|im_start|>",),
+        ("<|im_start|>", "<|im_end|>"),
+        *_tagged("<|im_start|>role\n", "<|im_end|>\n"),
+        opens="<|im_start|>assistant\n",
+    ),
+    Named(
+        "llama3-instruct",
+        ("<|start_header_id|>",),
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        *_tagged("<|start_header_id|>role<|end_header_id|>\n\n", "<|eot_id|>"),
+        opens="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    Named(
+        "phi-3",
+        ("<|assistant|>", "<|end|>"),
+        ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
+        *_tagged("<|role|>\n", "<|end|>\n"),
+        opens="<|assistant|>\n",
+    ),
+    Named(
+        "zephyr",
+        ("<|assistant|>", "eos_token"),
+        ("<|system|>", "</s>", "<|user|>", "<|assistant|>"),
+        *_tagged("<|role|>\n", "</s>\n"),
+        opens="<|assistant|>\n",
+    ),
+    Named(
+        "openchat",
+        ("GPT4 Correct",),
+        ("<|end_of_turn|>",),
+        ("GPT4 Correct System: ", "<|end_of_turn|>"),
+        ("GPT4 Correct User: ", "<|end_of_turn|>"),
+        ("GPT4 Correct Assistant: ", "<|end_of_turn|>"),
+        opens="GPT4 Correct Assistant:",
+    ),
+    Named(
+        "llama2-chat",
+        ("[INST]", "<<SYS>>"),
+        ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+        ("\n", "\n"),
+        ("<<SYS>>{system}<</SYS>>\n\n", " [/INST]"),
+        (" ", "</s><s>[INST] "),
+        begins="[INST] ",
+    ),
+    Named(
+        "mistral-instruct",
+        ("[INST]",),
+        ("<|im_start|>", "<|im_end|>"),  # as Ollama has them
+        ("", "\n\n"),
+        ("", "[/INST]"),
+        (" ", "</s>[INST] "),
+        begins="[INST] ",
+    ),
+    Named(
+        "gemma3-instruct",
+        ("<start_of_turn>", "first_user_prefix"),
+        ("<end_of_turn>",),
+        ("", "\n\n"),
+        ("<start_of_turn>user\n{system}", "<end_of_turn>\n"),
+        ("<start_of_turn>model\n", "<end_of_turn>\n"),
+        opens="<start_of_turn>model\n",
+    ),
+    Named(
+        "gemma-instruct",
+        ("<start_of_turn>",),
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("", "\n"),
+        ("<start_of_turn>user\n{system}", "<end_of_turn>\n"),
+        ("<start_of_turn>model\n", "<end_of_turn>\n"),
+        opens="<start_of_turn>model\n",
+    ),
+    Named(
+        "command-r",
+        ("<|START_OF_TURN_TOKEN|>",),
+        ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        ("<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        ("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        opens="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    ),
+    Named(
+        "alpaca",
+        ("### Instruction:",),
+        ("### Instruction:", "### Response"),
+        ("", "\n\n"),
+        ("{system}### Instruction:\n", "\n\n"),
+        ("### Response:\n", "\n\n"),
+        opens="### Response:\n",
+    ),
+    Named(
+        "starcoder2-instruct",
+        ("### Instruction",),
+        ("### Instruction", "### Response", "<|endoftext|>"),
+        ("", "\n\n"),
+        ("{system}### Instruction\n", "\n\n"),
+        ("### Response\n", "<|endoftext|>\n\n"),
+        opens="### Response\n",
+    ),
+    Named(
+        "magicoder",
+        ("@@ Instruction",),
+        ("@@ Instruction", "@@ Response"),
+        ("", "\n\n"),
+        ("{system}@@ Instruction\n", "\n\n"),
+        ("@@ Response\n", "\n\n"),
+        opens="@@ Response\n",
+    ),
+    Named(
+        "solar-instruct",
+        ("### System:", "### User:"),
+        ("### System:", "### User:", "### Assistant"),
+        ("### System:\n", "\n\n"),
+        ("### User:\n", "\n\n"),
+        ("### Assistant:\n", "</s>\n\n"),
+        opens="### Assistant:\n",
+    ),
+    Named(
+        "codellama-70b-instruct",
+        ("Source:", "<step>"),
+        ("Source:", "Destination:", "<step>"),
+        *_tagged("Source: role\n\n ", " <step> "),
+        opens="Source: assistant\nDestination: user\n\n ",
+    ),
+    Named(
+        "granite-instruct",
+        ("Question:", "Answer:"),
+        ("System:", "Question:", "Answer:"),
+        ("System:\n", "\n\n"),
+        ("Question:\n", "\n\n"),
+        ("Answer:\n", "\n\n"),
+        opens="Answer:\n",
+    ),
+    Named(
+        "alfred",
+        ("<start_user>",),
+        ("<start_system>", "<end_message>", "<start_user>", "<start_assistant>"),
+        *_tagged("<start_role>", "<end_message>"),
+        opens="<start_assistant>",
+    ),
+    Named(
+        "falcon-instruct",
+        ("User:", "Falcon:"),
+        ("User:", "Assistant:"),
+        ("System: ", "\n"),
+        ("User:\n", "\n"),
+        ("Falcon:\n", "\n"),
+        opens="Falcon:\n",
+    ),
+    Named(
+        "chatqa",
+        ("User: ", "Assistant: "),
+        ("System:", "User:", "Assistant:", "<|begin_of_text|>"),
+        ("System: ", "\n\n"),
+        ("User: ", "\n\n"),
+        ("Assistant: ", "\n\n"),
+        opens="Assistant:",
+    ),
+    Named(
+        "vicuna",
+        ("USER: ", "ASSISTANT: "),
+        ("USER:", "ASSISTANT:"),
+        ("", "\n\n"),
+        ("{system}USER: ", "\n"),
+        ("ASSISTANT: ", "</s>\n"),
+        opens="ASSISTANT:",
+    ),
+]
+
+
+def match(jinja: str) -> Named | None:
+    """The format that a Jinja template writes, by its words."""
+    return next((named for named in NAMED if all(word in jinja for word in named.words)), None)
