@@ -30,10 +30,11 @@ def zeros(n: int) -> np.ndarray:
 
 
 def new_piece(n: int) -> np.ndarray:
-    memory = mmap.mmap(-1, n)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(n, np.uint8)
+    memory = mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory, the default, stays small
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        pass
     return np.frombuffer(memory, np.uint8)
