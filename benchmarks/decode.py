@@ -1,0 +1,159 @@
+"""A model's speed from prompt to tokens, interleaved with llama.cpp's on the same machine in the same minutes.
+
+    python -m numllama.benchmarks.decode FILE.gguf [--peer DIR with llama-bench and llama-batched-bench] [--rounds 5]
+
+    prefill N           tokens of a prompt of N, logits of the last only
+    decode @D           tokens one by one after D cached ones
+    batch B             B sequences one token each a step, after 64 cached ones; tokens of all together
+
+tok/s are medians over rounds, ratios medians of the rounds' own: on a shared machine only these mean something.
+`others` is what other processes used of a core meanwhile, the most of a row's rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from ..engine.batch import Batch
+from ..engine.cache import KVCache
+from ..engine.model import Model, forward, load_model
+from ..kernels import NUMBA, threads
+from . import machine, report
+
+STEPS = 32  # decoded tokens a measurement
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: `ours` and `peer` give tokens a second with so many threads."""
+
+    name: str
+    ours: Callable[[int], float]
+    peer: Callable[[int], float]
+
+
+class Bench:
+    """A loaded model and the peer's programs."""
+
+    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int):
+        self.path, self.programs = path, peer
+        began = perf_counter()
+        self.model: Model = load_model(path)
+        self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
+        self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # compiles, and packs the weights
+        self.load_seconds = perf_counter() - began
+
+    def step(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            forward(self.model, batch, self.cache, NUMBA)
+
+    def timed(self, n_thread: int, n_token: int, batches: list[Batch]) -> float:
+        threads.limit(n_thread)
+        began = perf_counter()
+        self.step(batches)
+        return n_token / (perf_counter() - began)
+
+    def prefill(self, n: int) -> Task:
+        tokens = np.random.default_rng(n).integers(3, self.model.hparams.n_vocab, n).tolist()
+        batch = Batch.of(tokens)
+        return Task(
+            f"prefill {n}",
+            lambda n_thread: self.timed(n_thread, n, [batch]),
+            lambda n_thread: self.llama_bench(n_thread, "-p", n, "-n", 0),
+        )
+
+    def decode(self, depth: int) -> Task:
+        batches = [Batch.of([3 + i], 0, depth + i) for i in range(STEPS)]
+        return Task(
+            f"decode @{depth}",
+            lambda n_thread: self.timed(n_thread, STEPS, batches),
+            lambda n_thread: self.llama_bench(n_thread, "-p", 0, "-n", STEPS, "-d", depth),
+        )
+
+    def batched(self, n_seq: int) -> Task:
+        batches = [Batch.join([Batch.of([3 + i], slot, 64 + i) for slot in range(n_seq)]) for i in range(STEPS)]
+        return Task(
+            f"batch {n_seq}",
+            lambda n_thread: self.timed(n_thread, STEPS * n_seq, batches),
+            lambda n_thread: self.llama_batched_bench(n_thread, n_seq),
+        )
+
+    def llama_bench(self, n_thread: int, *args: object) -> float:
+        (row,) = json.loads(self.output("llama-bench", "-t", n_thread, "-r", 1, "-o", "json", *args))
+        return row["avg_ts"]
+
+    def llama_batched_bench(self, n_thread: int, n_seq: int) -> float:
+        args = "-t", n_thread, "-c", 256 * n_seq, "-npp", 64, "-ntg", STEPS, "-npl", n_seq, "--output-format", "jsonl"
+        lines = self.output("llama-batched-bench", *args).splitlines()
+        (row,) = [json.loads(line) for line in lines if line.startswith("{")]
+        return row["speed_tg"]
+
+    def output(self, program: str, *args: object) -> str:
+        assert self.programs is not None
+        command = [str(self.programs / program), "-m", self.path, *map(str, args)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
+    """Each task and thread count in turn, ours and then the peer's, `rounds` times over."""
+    cells = [(task, n) for task in tasks for n in n_threads]
+    ours, peers, others = ({cell: [] for cell in cells} for _ in range(3))  # type: dict, dict, dict
+    for _ in range(rounds):
+        for task, n in cells:
+            with machine.watch() as share:
+                ours[task, n].append(task.ours(n))
+                if with_peer:
+                    peers[task, n].append(task.peer(n))
+            others[task, n].append(share.others)
+    rows = []
+    for cell in cells:
+        row = {"task": cell[0].name, "threads": cell[1], "ours": float(np.median(ours[cell]))}
+        if with_peer:
+            ratios = np.array(ours[cell]) / np.array(peers[cell])
+            row |= {"llama.cpp": float(np.median(peers[cell])), "ratio": float(np.median(ratios))}
+            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
+        row["others"] = max((share for share in others[cell] if share is not None), default=None)
+        rows.append(row | {"rounds": rounds})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--peer", type=Path, help="folder with llama-bench and llama-batched-bench")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
+    parser.add_argument("--prefill", nargs="*", type=int, default=[32, 128, 512])
+    parser.add_argument("--depth", nargs="*", type=int, default=[0, 1024, 4096])
+    parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--jsonl", help="append the rows to this file")
+    options = parser.parse_args(argv)
+
+    n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
+    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]))
+    about = machine.describe() | {"model": Path(options.model).name}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    tasks = [bench.prefill(n) for n in options.prefill]
+    tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
+    rows = measure(tasks, options.threads, options.rounds, options.peer is not None)
+    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "others"]
+    print(report.markdown(rows, columns if options.peer else ["task", "threads", "ours", "others"]))
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f"load, compile and pack {bench.load_seconds:.2f} s, peak RSS {peak / 2**20:.0f} MiB")
+    if options.jsonl:
+        report.append_jsonl(options.jsonl, (about | row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

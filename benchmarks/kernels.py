@@ -1,0 +1,152 @@
+"""Every kernel and format: checked, then timed, beside what this machine can do at most.
+
+    numllama bench kernels      or      python -m numllama.benchmarks.kernels [--format Q4_0 ...] [--threads 1 2]
+
+GB/s count the bytes of the weight as it is in memory, once a call; GFLOP/s two operations a weight and token.
+"""
+
+from __future__ import annotations
+
+import argparse
+from time import perf_counter
+
+import numpy as np
+
+from ..kernels import NUMBA, Rope, Tensor, packed, threads
+from ..kernels.activations import round_activations
+from ..kernels.attention import attention_numpy
+from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
+from . import machine, report
+
+N_OUT, N_IN = 5632, 2048  # the feed-forward of a 1.1B Llama
+
+
+def weight(format: QuantFormat, n_out: int = N_OUT, n_in: int = N_IN) -> Tensor:
+    """Random rows, quantized; 64 of them repeated, as some encoders take their time."""
+    rows = np.random.default_rng(0).standard_normal((64, n_in), np.float32)
+    blocks = np.tile(quantize(format, rows), (n_out // 64, 1))
+    return Tensor(format.name, format, (n_out, n_in), blocks)
+
+
+def check(w: Tensor, x: np.ndarray) -> None:
+    """Against float64 on the first 64 rows."""
+    expected = round_activations(x, w.format.dot_with).astype(np.float64) @ w.dequantize(np.arange(64)).T
+    np.testing.assert_allclose(NUMBA.matmul(w, x)[:, :64], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def seconds(call, at_least: float = 0.1) -> float:
+    """The median of as many calls as fit into `at_least` seconds, three or more."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < at_least:
+        began = perf_counter()
+        call()
+        times.append(perf_counter() - began)
+    return float(np.median(times))
+
+
+def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[int]) -> list[dict]:
+    rows = []
+    for format in formats:
+        w = weight(format)
+        for n_tok in n_toks:
+            x = np.random.default_rng(1).standard_normal((n_tok, N_IN), np.float32)
+            check(w, x)
+            for n in n_threads:
+                threads.limit(n)
+                with machine.watch() as share:
+                    t = seconds(lambda w=w, x=x: NUMBA.matmul(w, x))
+                form = w.form(packed.pack)
+                rows.append(
+                    {
+                        "kernel": "matmul",
+                        "format": format.name,
+                        "tokens": n_tok,
+                        "threads": n,
+                        "us": t * 1e6,
+                        "GB/s": (form.codes.nbytes + form.scales.nbytes) / t / 1e9,
+                        "GFLOP/s": 2 * n_tok * N_OUT * N_IN / t / 1e9,
+                        "others": share.others,
+                    }
+                )
+    return rows
+
+
+def attention_rows(n_threads: list[int]) -> list[dict]:
+    rows = []
+    for n_tok, n_pos, n_head, n_head_kv, d in (
+        (1, 4096, 32, 8, 64),
+        (1, 4096, 32, 4, 64),
+        (1, 4096, 32, 32, 128),
+        (512, 512, 32, 4, 64),
+        (512, 512, 32, 8, 128),
+    ):
+        rng = np.random.default_rng(0)
+        q = rng.standard_normal((n_tok, n_head, d), np.float32)
+        k, v = (rng.standard_normal((n_pos, n_head_kv, d), np.float32).astype(np.float16) for _ in "kv")
+        first = n_pos - n_tok
+        expected = attention_numpy(q[-1:], k, v, n_pos - 1, d**-0.5)
+        np.testing.assert_allclose(NUMBA.attention(q, k, v, first, d**-0.5)[-1:], expected, rtol=0, atol=1e-4)
+        for n in n_threads:
+            threads.limit(n)
+            with machine.watch() as share:
+                t = seconds(lambda q=q, k=k, v=v, first=first, d=d: NUMBA.attention(q, k, v, first, d**-0.5))
+            seen = n_tok * (first + (n_tok + 1) / 2)
+            rows.append(
+                {
+                    "kernel": f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions",
+                    "format": "F16",
+                    "tokens": n_tok,
+                    "threads": n,
+                    "us": t * 1e6,
+                    "GB/s": (k.nbytes + v.nbytes) / t / 1e9,
+                    "GFLOP/s": 4 * seen * n_head * d / t / 1e9,
+                    "others": share.others,
+                }
+            )
+    return rows
+
+
+def elementwise_rows(n_threads: list[int]) -> list[dict]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for n_tok in (1, 512):
+        x, gate = rng.standard_normal((n_tok, 2048), np.float32), rng.standard_normal((n_tok, 5632), np.float32)
+        q, rope, positions = x.reshape(n_tok, 32, 64), Rope("norm", 64), np.arange(n_tok, dtype=np.int32)
+        calls = {
+            "rms_norm 2048": (x, lambda x=x: NUMBA.rms_norm(x, x[0], 1e-5)),
+            "rope 32 x 64": (x, lambda q=q, p=positions, rope=rope: NUMBA.rope(q, p, rope)),
+            "silu_mul 5632": (gate, lambda g=gate: NUMBA.silu_mul(g, g)),
+        }
+        for name, (array, call) in calls.items():
+            for n in n_threads:
+                threads.limit(n)
+                t = seconds(call, 0.05)
+                row = {"kernel": name, "format": "F32", "tokens": n_tok, "threads": n, "us": t * 1e6}
+                rows.append(row | {"GB/s": 2 * array.nbytes / t / 1e9})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--format", nargs="+", default=[FORMATS[type].name for type in packed.PRODUCTS])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, threads.N_CORE])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 128])
+    parser.add_argument("--jsonl", help="append the rows to this file")
+    options = parser.parse_args(argv)
+
+    about = machine.describe()
+    for n in dict.fromkeys(options.threads):
+        threads.limit(n)
+        limits = f"read {machine.read_bandwidth():.1f} GB/s, dot4 {machine.dot_peak():.0f} GOP/s"
+        print(f"{about['cpu']}, {about['simd']}, {n} threads: {limits}, fma {machine.fma_peak():.0f} GFLOP/s")
+    n_threads = list(dict.fromkeys(options.threads))
+    formats = [FORMATS_BY_NAME[name] for name in options.format]
+    rows = matmul_rows(formats, n_threads, options.tokens) + attention_rows(n_threads) + elementwise_rows(n_threads)
+    print(report.markdown(rows, ["kernel", "format", "tokens", "threads", "us", "GB/s", "GFLOP/s", "others"]))
+    if options.jsonl:
+        report.append_jsonl(options.jsonl, (about | row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Rows of measurements: as JSON lines for machines, as a Markdown table for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def markdown(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """A table of the `columns` of `rows`; numbers to three digits, "" for what a row lacks."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def cell(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
