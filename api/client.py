@@ -59,13 +59,14 @@ class Reply:
             self._lines.close()  # type: ignore[attr-defined]
 
     def _piece(self, line: dict[str, Any]) -> Piece:
-        text = line.get("response") or (line.get("message") or {}).get("content") or ""
+        said = line.get("message") or line
+        text, thinking = said.get("content") or said.get("response") or "", said.get("thinking") or ""
         if not line.get("done"):
-            return Piece(text)
+            return Piece(text, thinking=thinking)
         self.total_duration, self.load_duration = line.get("total_duration", 0), line.get("load_duration", 0)
         names = ("load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration")
         timings = Timings(*(line.get(name, 0) for name in names))
-        return Piece(text, done_reason=line.get("done_reason") or "stop", timings=timings)
+        return Piece(text, done_reason=line.get("done_reason") or "stop", timings=timings, thinking=thinking)
 
 
 class Client:

@@ -69,6 +69,11 @@ def run(
     keepalive: Annotated[str | None, Option(help="Duration to keep a model loaded (e.g. 5m)")] = None,
     nowordwrap: Annotated[bool, Option("--nowordwrap", help="Don't wrap words to the next line automatically")] = False,
     verbose: Annotated[bool, Option("--verbose", help="Show timings for response")] = False,
+    think: Annotated[
+        str | None, Option(metavar="[LEVEL]", help="Have the model think: true/false or high/medium/low/max")
+    ] = None,
+    hidethinking: Annotated[bool, Option("--hidethinking", help="Hide what the model thinks")] = False,
+    format: Annotated[str | None, Option(help="Response format: json, or a JSON schema")] = None,
     raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
     kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
 ) -> None:
@@ -83,6 +88,9 @@ def run(
         keepalive=keepalive,
         kernels=kernels,
         raw=raw,
+        think=think,
+        hidethinking=hidethinking,
+        format=format,
         verbose=verbose,
         wordwrap=not nowordwrap,
     )

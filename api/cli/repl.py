@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,15 +15,15 @@ from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from ...engine.errors import EngineError
-from ...engine.options import Wanted
+from ...engine.options import AS_USUAL, Wanted
+from ...engine.piece import Piece
 from ...engine.settings import Settings
 from ..client import ServerError
 from .find import models_for
 from .history import LineHistory
-from .run import tell
 from .slash import command
 from .spinner import Spinner
-from .wrap import Wrapped, text_width
+from .tell import Told, tell
 
 if TYPE_CHECKING:
     from .find import Models
@@ -35,25 +35,25 @@ HINT = {">>> ": "Send a message (/? for help)", "... ": 'Use """ to end multi-li
 class Session:
     """A conversation and how it is to be held.
 
-    options    typed values by name, over the model's own
+    wanted     how its answers are
     messages   what was said, and each system message where it was set
     system     the newest of those
     """
 
     models: Models
     model: str
-    options: dict[str, Any] = field(default_factory=dict)
-    keep_alive: int | None = None
+    wanted: Wanted = AS_USUAL
     kernels: str | None = None
     verbose: bool = False
     wordwrap: bool = True
+    hide_thinking: bool = False
     system: str = ""
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     history: LineHistory = field(default_factory=lambda: LineHistory(Path.home() / ".ollama" / "history"))
 
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted(options=self.options, keep_alive=self.keep_alive)
+    def want(self, **how: Any) -> None:
+        """Have answers differ from now on."""
+        self.wanted = replace(self.wanted, **how)
 
     def close(self) -> None:
         self.models.close()
@@ -62,24 +62,24 @@ class Session:
         """Have the model ready, and show the conversation that it begins with.  Raises: ModelNotFound, ServerError"""
         with Spinner(sys.stderr):
             info = self.models.show(self.model)
-            self.models.generate(self.model, "", self.wanted)
+            self.models.generate(self.model, "", Wanted(self.wanted.options, self.wanted.keep_alive))
         for message in info.get("messages") or []:
             match message["role"]:
                 case "user":
                     print(f">>> {message['content']}")
                 case "assistant":
-                    self._screen().put(f"{message['content']}\n\n")
+                    Told(self.wordwrap).put(Piece(f"{message['content']}\n\n"))
 
     def change(self, model: str) -> None:
         """Begin anew with `model`.  Raises: ModelNotFound, ServerError, and then nothing has changed"""
-        other = Session(models_for(model, self.kernels), model, {}, self.keep_alive, self.kernels)
+        other = Session(models_for(model, self.kernels), model, replace(self.wanted, options={}), self.kernels)
         try:
             other.load()
         except BaseException:
             other.close()
             raise
         self.close()
-        self.models, self.model, self.options, self.system = other.models, model, {}, ""
+        self.models, self.model, self.wanted, self.system = other.models, model, other.wanted, ""
         self.messages.clear()
 
     def set_system(self, text: str, *, several_lines: bool) -> None:
@@ -101,20 +101,18 @@ class Session:
     def ask(self, text: str) -> None:
         """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer."""
         self.messages.append({"role": "user", "content": text})
-        screen = self._screen()
+        told = Told(self.wordwrap, self.hide_thinking)
         try:
-            tell(lambda: self.models.chat(self.model, self.messages, self.wanted), screen, self.verbose)
+            tell(lambda: self.models.chat(self.model, self.messages, self.wanted), told, self.verbose)
         except KeyboardInterrupt:
             pass
         except (EngineError, ServerError) as error:
             self.messages.pop()
             print(f"error: {error}", file=sys.stderr)
             return
-        self.messages.append({"role": "assistant", "content": screen.text})
+        thoughts = {"thinking": told.thinking} if told.thinking else {}
+        self.messages.append({"role": "assistant", "content": told.text, **thoughts})
         print()
-
-    def _screen(self) -> Wrapped:
-        return Wrapped(sys.stdout, text_width(sys.stdout, self.wordwrap))
 
 
 class Typed(NamedTuple):

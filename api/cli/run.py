@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from ...engine.duration import SECOND, format_duration, parse_keep_alive
+from ...engine.duration import parse_keep_alive
 from ...engine.errors import ContextFull, RequestError
 from ...engine.options import Wanted
-from ...engine.piece import Timings
 from .find import models_for
 from .parameters import parameters
-from .spinner import Spinner
-from .wrap import Wrapped, text_width
-
-if TYPE_CHECKING:
-    from ...engine.service import Answer
-    from ..client import Reply
+from .tell import Told, tell
 
 
 def run(
@@ -29,6 +25,9 @@ def run(
     keepalive: str | None = None,
     kernels: str | None = None,
     raw: bool = False,
+    think: str | None = None,
+    hidethinking: bool = False,
+    format: str | None = None,
     verbose: bool = False,
     wordwrap: bool = True,
 ) -> None:
@@ -37,7 +36,7 @@ def run(
     Raises: whatever the engine or a server refuses
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
-    wanted = Wanted(options=parameters(options), keep_alive=keep_alive, truncate=False)
+    wanted = Wanted(parameters(options), keep_alive, think_value(think), format_value(format), truncate=False)
     if interactive := not words and sys.stdin.isatty() and sys.stdout.isatty():
         if raw:
             raise RequestError("--raw needs a prompt")
@@ -46,14 +45,15 @@ def run(
     if interactive:
         from .repl import Session, converse
 
-        with closing(Session(models, model, dict(wanted.options), keep_alive, kernels, verbose, wordwrap)) as session:
+        session = Session(models, model, replace(wanted, truncate=True), kernels, verbose, wordwrap, hidethinking)
+        with closing(session):
             converse(session)
         return
     with closing(models):
         refused_early(models, model)
         try:
-            screen = Wrapped(sys.stdout, text_width(sys.stdout, wordwrap))
-            tell(lambda: models.generate(model, prompt, wanted, raw=raw), screen, verbose)
+            told = Told(wordwrap, hidethinking)
+            tell(lambda: models.generate(model, prompt, wanted, raw=raw), told, verbose)
         except ContextFull as full:
             advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
             raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
@@ -75,36 +75,20 @@ def refused_early(models: Any, model: str) -> None:
         models.show(model)
 
 
-def tell(ask: Callable[[], Answer | Reply], shown: Wrapped, verbose: bool = False) -> None:
-    """What `ask` answers, as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
-    timings = None
-    with Spinner(sys.stderr) as spinner:
-        answer = ask()
-        if answer.is_over:
-            return
-        with closing(iter(answer)) as pieces, shown:  # type: ignore[type-var]
-            for piece in pieces:
-                if piece.text:
-                    spinner.stop()
-                    shown.put(piece.text)
-                timings = piece.timings
-    if verbose and timings:
-        print("\n" + figures(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
+def think_value(text: str | None) -> bool | str | None:
+    """What --think says.  Raises: RequestError"""
+    if text is None or text in ("high", "medium", "low", "max"):
+        return text
+    if text not in ("true", "false"):
+        raise RequestError(f'invalid value for --think: "{text}" (must be true, false, high, medium, low, or max)')
+    return text == "true"
 
 
-def figures(total_duration: int, load_duration: int, t: Timings) -> str:
-    """Counts, durations and rates, one on a line; what is zero is left out.  Durations in nanoseconds"""
-    lines = [
-        ("total duration", total_duration and format_duration(total_duration)),
-        ("load duration", load_duration and format_duration(load_duration)),
-    ]
-    for name, n, duration in (
-        ("prompt eval", t.prompt_eval_count, t.prompt_eval_duration),
-        ("eval", t.eval_count, t.eval_duration),
-    ):
-        lines += [
-            (f"{name} count", n and f"{n} token(s)"),
-            (f"{name} duration", duration and format_duration(duration)),
-            (f"{name} rate", duration and f"{n / duration * SECOND:.2f} tokens/s"),
-        ]
-    return "".join(f"{name + ':':<22}{value}\n" for name, value in lines if value)
+def format_value(text: str | None) -> Any:
+    """What --format says: "json", or a schema.  Raises: RequestError"""
+    if text in (None, "", "json"):
+        return text or None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"--format is neither 'json' nor a JSON schema: {error}") from None

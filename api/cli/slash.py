@@ -36,6 +36,10 @@ HELP_ON = {
   /set nohistory         Do not
   /set wordwrap          Break lines between words
   /set nowordwrap        Do not
+  /set format json       Have answers in JSON
+  /set noformat          Do not
+  /set think [level]     Have the model think first
+  /set nothink           Do not
   /set verbose           Show counts and durations
   /set quiet             Do not
 """,
@@ -122,10 +126,27 @@ def set_(session: Session, rest: str) -> None:
                 return print(HELP_ON["set"])
             session.set_system(text, several_lines="\n" in text)
             print("Set system message.")
+        case "format" if text == "json":
+            session.want(format="json")
+            print("Set format to 'json' mode.")
+        case "format":
+            print("Invalid or missing format. For 'json' mode use '/set format json'")
+        case "noformat":
+            session.want(format=None)
+            print("Disabled format.")
+        case "think" | "nothink":
+            set_think(session, what, text)
         case "parameter":
             set_parameter(session, *text.split())
         case _:
             unknown(f"/set {rest}")
+
+
+def set_think(session: Session, what: str, level: str) -> None:
+    if "thinking" not in (session.models.show(session.model).get("capabilities") or []):
+        print(f'warning: model "{session.model}" does not support thinking output')
+    session.want(think=(level or True) if what == "think" else False)
+    print(f"Set '{what}' mode to '{level}'." if level else f"Set '{what}' mode.")
 
 
 def set_parameter(session: Session, name: str = "", *texts: str) -> None:
@@ -136,7 +157,7 @@ def set_parameter(session: Session, name: str = "", *texts: str) -> None:
         print(f"Available Parameters:\n{kinds}  /set parameter stop <string> <string> ...\n")
         return
     try:
-        session.options[name] = parameter(name, texts)
+        session.want(options={**session.wanted.options, name: parameter(name, texts)})
     except BadOptions as error:
         print(f"Couldn't set parameter: {literal(str(error))}")
     else:
@@ -166,7 +187,7 @@ def parameters(models: str, session: Session) -> str:
     """The model's parameters and the session's, one on a line."""
     own = [
         f"{name:<30} {'[' + ' '.join(value) + ']' if isinstance(value, list) else plain(value)}"
-        for name, value in session.options.items()
+        for name, value in session.wanted.options.items()
     ]
     parts = [("Model defined parameters:", models.splitlines()), ("User defined parameters:", own)]
     shown = [f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in parts if lines]
@@ -187,14 +208,13 @@ def load(session: Session, model: str) -> None:
 
 
 def save(session: Session, model: str) -> None:
-    """Make `model` of the session's: its settings and everything said."""
+    """Make `model` of the session's: its settings and everything said.  What the system says is its SYSTEM only."""
     if is_file(session.model):
         return print("error: what is saved is a model of the store, and this one is a file")
-    system = [{"role": "system", "content": session.system}] if session.system else []
     more: dict[str, Any] = {
         "system": session.system,
-        "parameters": session.options,
-        "messages": system + session.messages,
+        "parameters": session.wanted.options,
+        "messages": [message for message in session.messages if message["role"] != "system"],
     }
     try:
         for _ in session.models.create(model, session.model, **{key: value for key, value in more.items() if value}):

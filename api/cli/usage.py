@@ -81,11 +81,19 @@ def one_line(error: BaseException) -> str:
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; OLLAMA_DEBUG=1 shows where"
 
 
+def with_value(args: Sequence[str]) -> list[str]:
+    """`args` with `--think=true` for a bare `--think`, whose value may be left out; not after `--`."""
+    end = list(args).index("--") if "--" in args else len(args)
+    return ["--think=true" if arg == "--think" else arg for arg in args[:end]] + list(args[end:])
+
+
 def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     """Do what the command line says.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
     try:
         try:
-            status = app(args, prog_name="numllama", standalone_mode=False)
+            status = app(
+                with_value(sys.argv[1:] if args is None else args), prog_name="numllama", standalone_mode=False
+            )
         finally:
             sys.stdout.flush()
         return status if isinstance(status, int) else 0

@@ -129,6 +129,26 @@ def test_the_models_parts_are_shown(talk, numllama):
     assert talk("/show info") == numllama("show", "m").out
 
 
+def test_a_system_message_is_saved_as_such(session, talk, numllama):
+    talk("/set system You are X.", "/save kept")
+    modelfile = numllama("show", "kept", "--modelfile").out
+    assert "SYSTEM You are X.\n" in modelfile and "MESSAGE" not in modelfile
+    session.models.delete("kept")
+
+
+def test_how_answers_are_wanted_can_change(session, talk):
+    shown = talk("/set format json", "/set think high", "/set format xml")
+    assert (session.wanted.format, session.wanted.think) == ("json", "high")
+    assert shown.splitlines() == [
+        "Set format to 'json' mode.",
+        'warning: model "m" does not support thinking output',
+        "Set 'think' mode to 'high'.",
+        "Invalid or missing format. For 'json' mode use '/set format json'",
+    ]
+    talk("/set noformat", "/set nothink")
+    assert (session.wanted.format, session.wanted.think) == (None, False)
+
+
 def test_help_names_every_command(talk):
     shown = talk("/?", "/? set", "/? show", "/? shortcuts", "/set", "/show", "/set parameter")
     for word in ("/load", "/save", "/clear", "/bye", "/set parameter", "/set nohistory", "/show modelfile", "Ctrl + g"):

@@ -1,5 +1,6 @@
 """`numllama run` with a prompt: one answer, here or from a server, or one line about what is wrong."""
 
+import json
 import re
 
 import pytest
@@ -92,6 +93,12 @@ def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
         ([str(models / "embed.gguf"), "hi"], "does not support generate"),
         ([file, "hi", "-o", "bogus=1"], "unknown parameter 'bogus'"),
         ([file, "hi", "-o", "mirostat=9"], 'option "mirostat" must be between 0 and 2, got 9'),
+        (
+            [file, "hi", "--think=maybe"],
+            'invalid value for --think: "maybe" (must be true, false, high, medium, low, or max)',
+        ),
+        ([file, "hi", "--think"], "does not support thinking"),
+        ([file, "hi", "--format", "xml"], "--format is neither 'json' nor a JSON schema: Expecting value"),
         ([file, "hi", "--keepalive", "5x"], 'time: unknown unit "x" in duration "5x"'),
         ([file, "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32, "),
         ([file, "the " * 300], "the input length exceeds the context length: "),
@@ -123,6 +130,14 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
 )
 def test_what_a_server_refuses_is_told_with_its_status(with_server, numllama, args, message):
     assert numllama("run", *args) == (1, "", f"Error: {message}\n")
+
+
+@pytest.mark.parametrize("where", ["alone", "with_server"])
+def test_an_answer_can_be_wanted_in_json(request, numllama, where):
+    request.getfixturevalue(where)
+    schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": false}'
+    out = numllama("run", "m", "hello", "--format", schema, "-o", "num_predict=200").out
+    assert json.loads(out) == {"a": 1}
 
 
 def test_what_fails_on_the_way_is_told_after_what_came(with_server, numllama, monkeypatch):

@@ -1,0 +1,82 @@
+"""An answer on its way to people: what is thought, what is said, and the figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ...engine.duration import SECOND, format_duration
+from ...engine.piece import Piece, Timings
+from .spinner import Spinner
+from .wrap import Wrapped, text_width
+
+if TYPE_CHECKING:
+    from ...engine.service import Answer
+    from ..client import Reply
+
+
+@dataclass
+class Told:
+    """What of an answer has been shown.
+
+    text, thinking   all that came, shown or not
+    """
+
+    wordwrap: bool = True
+    hide_thinking: bool = False
+    text: str = ""
+    thinking: str = ""
+    screen: Wrapped = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.screen = Wrapped(sys.stdout, text_width(sys.stdout, self.wordwrap))
+
+    def put(self, piece: Piece) -> None:
+        """Show it; thoughts between `Thinking...` and `...done thinking.`"""
+        if piece.thinking and not self.hide_thinking:
+            self.screen.put("" if self.thinking else "Thinking...\n")
+            self.screen.put(piece.thinking)
+        self.thinking += piece.thinking
+        if piece.text:
+            if self.thinking and not self.text and not self.hide_thinking:
+                self.screen.put("\n" * (not self.screen.text.endswith("\n")) + "...done thinking.\n\n")
+            self.screen.put(piece.text)
+            self.text += piece.text
+
+
+def tell(ask: Callable[[], Answer | Reply], told: Told, verbose: bool = False) -> None:
+    """What `ask` answers, as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
+    timings = None
+    with Spinner(sys.stderr) as spinner:
+        answer = ask()
+        if answer.is_over:
+            return
+        with closing(iter(answer)) as pieces, told.screen:  # type: ignore[type-var]
+            for piece in pieces:
+                if piece.text or piece.thinking:
+                    spinner.stop()
+                    told.put(piece)
+                timings = piece.timings
+    if verbose and timings:
+        print("\n" + figures(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
+
+
+def figures(total_duration: int, load_duration: int, t: Timings) -> str:
+    """Counts, durations and rates, one on a line; what is zero is left out.  Durations in nanoseconds"""
+    lines = [
+        ("total duration", total_duration and format_duration(total_duration)),
+        ("load duration", load_duration and format_duration(load_duration)),
+    ]
+    for name, n, duration in (
+        ("prompt eval", t.prompt_eval_count, t.prompt_eval_duration),
+        ("eval", t.eval_count, t.eval_duration),
+    ):
+        lines += [
+            (f"{name} count", n and f"{n} token(s)"),
+            (f"{name} duration", duration and format_duration(duration)),
+            (f"{name} rate", duration and f"{n / duration * SECOND:.2f} tokens/s"),
+        ]
+    return "".join(f"{name + ':':<22}{value}\n" for name, value in lines if value)

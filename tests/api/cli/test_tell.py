@@ -1,0 +1,52 @@
+"""Thoughts and words of an answer, and where the one ends."""
+
+import pytest
+
+from numllama.api.cli.tell import Told, figures, tell
+from numllama.engine.piece import Piece, Timings
+
+PIECES = [
+    Piece("", thinking="Two "),
+    Piece("", thinking="and two."),
+    Piece("Four"),
+    Piece("."),
+    Piece("", done_reason="stop"),
+]
+
+
+class Answer:
+    is_over = False
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def __iter__(self):
+        yield from self.pieces
+
+
+@pytest.mark.parametrize(
+    ("hide", "expected"), [(False, "Thinking...\nTwo and two.\n...done thinking.\n\nFour.\n"), (True, "Four.\n")]
+)
+def test_thoughts_stand_apart_or_are_hidden(capsys, hide, expected):
+    told = Told(hide_thinking=hide)
+    tell(lambda: Answer(PIECES), told)
+    assert capsys.readouterr().out == expected
+    assert (told.thinking, told.text) == ("Two and two.", "Four.")
+
+
+def test_an_answer_of_lines_gets_no_other_end(capsys):
+    tell(lambda: Answer([Piece("a\n"), Piece("", done_reason="stop")]), Told())
+    assert capsys.readouterr().out == "a\n"
+
+
+def test_rates_are_tokens_by_seconds():
+    timings = Timings(0, 10, 500_000_000, 30, 2_000_000_000)
+    assert figures(2_600_000_000, 0, timings) == (
+        "total duration:       2.6s\n"
+        "prompt eval count:    10 token(s)\n"
+        "prompt eval duration: 500ms\n"
+        "prompt eval rate:     20.00 tokens/s\n"
+        "eval count:           30 token(s)\n"
+        "eval duration:        2s\n"
+        "eval rate:            15.00 tokens/s\n"
+    )
