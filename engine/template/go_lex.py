@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 BLANKS = " \t\r\n"
+DIGIT_OR_END = ("", *"0123456789")
 KEYWORDS = frozenset("block break continue define else end if nil range template with .".split())
 
 
@@ -100,7 +101,7 @@ def _word(text: str, at: int) -> Token:
         if not (match := pattern.match(text, at)):
             raise _Bad(f"unterminated {name}", at)
         return Token(kind, match[0], at)
-    if c in "+-0123456789" or (c == "." and text[at + 1 : at + 2] in set("0123456789")):
+    if c in "+-0123456789" or (c == "." and text[at + 1 : at + 2] in DIGIT_OR_END):
         return _number(text, at)
     if c in ".$" or _is_alphanumeric(c):
         end = at + (c in ".$")

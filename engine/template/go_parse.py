@@ -265,6 +265,7 @@ class _Parser:
 
     variables  declared so far and in sight
     n_loops    `range`s around, which `break` may leave
+    started    the braces that opened the newest action, as long as no other ended since
     """
 
     text: str
@@ -273,6 +274,7 @@ class _Parser:
     variables: list[str] = field(default_factory=lambda: ["$"])
     n_loops: int = 0
     depth: int = 0
+    started: Token | None = None
 
     def __post_init__(self) -> None:
         self.words: Iterator[Token] = tokens(self.text)
@@ -299,11 +301,19 @@ class _Parser:
         self.back(token)
         return token
 
+    def line(self, token: Token) -> int:
+        return 1 + self.text.count("\n", 0, token.start)
+
     def error(self, message: str) -> BadTemplate:
-        return BadTemplate(f"template: :{1 + self.text.count(chr(10), 0, self.last.start)}: {message}")
+        return BadTemplate(f"template: :{self.line(self.last)}: {message}")
 
     def unexpected(self, token: Token, where: str) -> BadTemplate:
-        return self.error(token.value if token.kind == "error" else f"unexpected {token} in {where}")
+        if token.kind != "error":
+            return self.error(f"unexpected {token} in {where}")
+        if not self.started or self.line(self.started) == self.line(token):
+            return self.error(token.value)
+        where = "started at" if token.value.endswith(" action") else "in action started at"
+        return self.error(f"{token.value} {where} :{self.line(self.started)}")
 
     def expect_end(self, where: str) -> None:
         if (token := self.next_word()).kind != "}}":
@@ -342,6 +352,12 @@ class _Parser:
             return Text(token.start, token.value)
         if token.kind != "{{":
             raise self.unexpected(token, "input")
+        self.started = token
+        node = yield from self._action()
+        self.started = None
+        return node
+
+    def _action(self) -> Steps:
         word = self.next_word()
         match word.kind:
             case "if" | "with" | "range":

@@ -128,6 +128,8 @@ WORKED = {
         '{{ "a }}': "template: :1: unterminated quoted string",
         "{{ ( }}": "template: :1: unclosed left paren",
         "{{/* a": "template: :1: unclosed comment",
+        "a\n{{ .Name\n\n": "template: :4: unclosed action started at :2",
+        "{{ .Name\n .b-c }}": "template: :2: bad character U+002D '-' in action started at :1",
     },
 }
 
