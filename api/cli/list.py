@@ -10,9 +10,9 @@ from .find import server_if_any
 from .words import ago, seconds_until, size, table
 
 
-def list_models(prefix: str = "") -> str:
-    """A table of the models whose name begins with `prefix`, in whatever case."""
-    if client := server_if_any(as_told=True):
+def list_models(prefix: str = "", *, as_told: bool = True) -> str:
+    """A table of the models whose name begins with `prefix`, in whatever case; `as_told` as in server_if_any."""
+    if client := server_if_any(as_told=as_told):
         with closing(client):
             found = [(m["name"], m["digest"], m["size"], -seconds_until(m["modified_at"])) for m in client.list()]
     else:

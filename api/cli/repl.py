@@ -180,7 +180,10 @@ def converse(session: Session) -> None:
         except EOFError:
             return
         if typed.is_command:
-            if not command(session, typed.text):
-                return
+            try:
+                if not command(session, typed.text):
+                    return
+            except (EngineError, ServerError) as error:
+                print(f"error: {error}", file=sys.stderr)
         elif typed.text.strip():
             session.ask(typed.text)

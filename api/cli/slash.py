@@ -95,7 +95,7 @@ def command(session: Session, line: str) -> bool:
         case "/save":
             save(session, rest)
         case "/list" | "/ls":
-            print(list_models(rest), end="")
+            print(list_models(rest, as_told=False), end="")
         case "/clear":
             session.clear()
             print("Cleared session context")

@@ -16,6 +16,7 @@ from prompt_toolkit.output import DummyOutput
 from numllama.api.cli.find import models_for
 from numllama.api.cli.history import LIMIT, LineHistory
 from numllama.api.cli.repl import Session, converse
+from numllama.engine.errors import StoreError
 from numllama.engine.options import Wanted
 
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
@@ -108,6 +109,14 @@ def test_what_is_wrong_is_told_and_the_conversation_goes_on(session, talk):
         "error: The model name 'a:b:c' is invalid",
         *("Usage:", "  /save <modelname>"),
     ]
+
+
+def test_a_command_that_fails_does_not_end_the_conversation(session, talk, monkeypatch):
+    def fail(*_, **__):
+        raise StoreError("the folder is gone")
+
+    monkeypatch.setattr("numllama.api.cli.slash.list_models", fail)
+    assert talk("/list", "/clear") == "Cleared session context\n"
 
 
 def test_a_refused_message_is_not_remembered(session, talk, capsys):
