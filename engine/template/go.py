@@ -13,12 +13,13 @@ Source: template/template.go, tools/template.go, thinking/template.go of Ollama 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from ..errors import BadTemplate
-from .go_data import go_messages, go_tools
+from .go_data import go_messages, go_tools, go_value
 from .go_eval import execute
 from .go_functions import FUNCTIONS
 from .go_parse import Action, Branch, Call, Field, If, List, Pipe, Range, Steps, Text, Variable, parse, run
@@ -42,6 +43,21 @@ def load(text: str) -> GoTemplate:
         return template
     response = parse("{{ .Response }}", ())[""].nodes
     return GoTemplate(text, {**trees, "": List((*trees[""].nodes, *response))})
+
+
+def write(text: str, data: Any) -> str:
+    """What the template `text` writes for JSON `data`, as text/template does without Ollama.  Raises: BadTemplate"""
+    with shallow():
+        return execute(text, parse(text, FUNCTIONS), go_value(data), Budget(data))
+
+
+@contextmanager
+def shallow() -> Iterator[None]:
+    """Where values may be nested too deeply to be walked through.  Raises: BadTemplate for those that are"""
+    try:
+        yield
+    except RecursionError:
+        raise BadTemplate("template: the data are nested too deeply") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +87,14 @@ class GoTemplate:
         if "messages" not in self.names:
             return self._turns(collate(messages), think, budget)
         system = [message["content"] for message in messages if message["role"] == "system"]
-        data = {
-            "System": "\n\n".join(system),
-            "Messages": go_messages(collate(messages)),
-            "Tools": go_tools(tools),
-            "Response": "",
-        }
-        return execute(self.source, self.trees, data | thinking(think), budget)
+        with shallow():
+            data = {
+                "System": "\n\n".join(system),
+                "Messages": go_messages(collate(messages)),
+                "Tools": go_tools(tools),
+                "Response": "",
+            }
+            return execute(self.source, self.trees, data | thinking(think), budget)
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
         """The prompt for what belongs between `prompt` and `suffix`.  Raises: BadTemplate"""

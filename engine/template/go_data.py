@@ -66,44 +66,56 @@ def go_tools(tools: Sequence[Mapping[str, Any]] | None) -> Slice:
     return _slice(map(_tool, tools or ()), "template.templateTools", json_text)
 
 
+def _object(value: Any) -> Mapping[str, Any]:
+    """`value`, if it is an object: a request may have anything where a schema is due."""
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _slice(items: Any, go_type: str, as_text: Callable[[Any], str] | None = None) -> Slice:
     made = list(items or ())
     return Slice(made, go_type, not made, as_text)
 
 
 def _call(call: Mapping[str, Any]) -> Struct:
-    function = call["function"]
+    function = _object(call.get("function"))
     told = {
         "Index": function.get("index") or 0,
-        "Name": function["name"],
-        "Arguments": Map(go_value(function.get("arguments") or {}), "template.templateArgs", json_text),
+        "Name": _text(function.get("name")),
+        "Arguments": Map(go_value(_object(function.get("arguments"))), "template.templateArgs", json_text),
     }
     made = Struct("template.templateToolCallFunction", told)
-    return Struct("template.templateToolCall", {"ID": call.get("id") or "", "Function": made})
+    return Struct("template.templateToolCall", {"ID": _text(call.get("id")), "Function": made})
 
 
 def _tool(tool: Mapping[str, Any]) -> Struct:
     """A tool.  Its Function prints as JSON, as templates were written for; Ollama prints a struct since end of 2025."""
-    function = tool.get("function") or {}
-    parameters = function.get("parameters") or {}
+    function = _object(tool.get("function"))
+    parameters = _object(function.get("parameters"))
+    properties = sorted(_object(parameters.get("properties")).items())
     told = {
-        "Type": parameters.get("type") or "",
+        "Type": _text(parameters.get("type")),
         "Defs": go_value(parameters.get("$defs")),
         "Items": go_value(parameters.get("items")),
-        "Required": _slice(parameters.get("required"), "[]string"),
+        "Required": _slice(_texts(parameters.get("required")), "[]string"),
         "Properties": Map(
-            {name: _property(value) for name, value in sorted((parameters.get("properties") or {}).items())},
-            "template.templateProperties",
-            json_text,
+            {name: _property(_object(schema)) for name, schema in properties}, "template.templateProperties", json_text
         ),
     }
     described = {
-        "Name": function.get("name") or "",
-        "Description": function.get("description") or "",
+        "Name": _text(function.get("name")),
+        "Description": _text(function.get("description")),
         "Parameters": Struct("template.templateToolFunctionParameters", told, PARAMETERS_KEYS),
     }
     offered = {
-        "Type": tool.get("type") or "",
+        "Type": _text(tool.get("type")),
         "Items": go_value(tool.get("items")),
         "Function": Struct("template.templateToolFunction", described, FUNCTION_KEYS, json_text),
     }
@@ -112,18 +124,18 @@ def _tool(tool: Mapping[str, Any]) -> Struct:
 
 def _property(schema: Mapping[str, Any]) -> Struct:
     """One parameter of a tool; keywords that Ollama does not know are dropped, the names in it keep their order."""
-    types = schema.get("type") or []
-    types = [types] if isinstance(types, str) else list(types)
-    any_of = [_property(choice) for choice in schema.get("anyOf") or ()]
-    inner = {name: _property(value) for name, value in (schema.get("properties") or {}).items()}
+    types = [schema["type"]] if isinstance(schema.get("type"), str) else _texts(schema.get("type"))
+    choices = schema.get("anyOf") if isinstance(schema.get("anyOf"), list) else []
+    any_of = [_property(_object(choice)) for choice in choices or ()]
+    inner = {name: _property(_object(value)) for name, value in _object(schema.get("properties")).items()}
     told = {
         "AnyOf": _slice(any_of, "[]api.ToolProperty"),
         "Type": _slice(types, "api.PropertyType", _types_text),
         "Items": go_value(schema.get("items")),
-        "Description": schema.get("description") or "",
-        "Enum": go_value(schema.get("enum")) or [],
+        "Description": _text(schema.get("description")),
+        "Enum": go_value(schema["enum"]) if isinstance(schema.get("enum"), list) else [],
         "Properties": Struct("*api.ToolPropertiesMap", inner) if inner else None,
-        "Required": _slice(schema.get("required"), "[]string"),
+        "Required": _slice(_texts(schema.get("required")), "[]string"),
     }
     alike = [choice.methods["ToTypeScriptType"]() for choice in any_of]
     name = " | ".join(alike or [TYPESCRIPT.get(type, "any") for type in types]) or "any"

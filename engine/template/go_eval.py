@@ -16,33 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadTemplate
+from . import go_parse as syntax
 from .go_fmt import sprint
-from .go_functions import FUNCTIONS, Failed, GoFunction
+from .go_functions import FUNCTIONS, Failed
 from .go_lex import quote
-from .go_parse import (
-    Action,
-    Call,
-    Chain,
-    Command,
-    Constant,
-    Dot,
-    Field,
-    Function,
-    If,
-    Leave,
-    List,
-    Nil,
-    Node,
-    Operand,
-    Pipe,
-    Range,
-    Steps,
-    Text,
-    Variable,
-    With,
-    run,
-    shown,
-)
+from .go_parse import Steps, run, shown
 from .go_values import Interface, Struct, element, is_true, opened, type_name
 from .limits import Budget, Exceeded
 
@@ -53,11 +31,10 @@ ABSENT: Any = object()  # no value comes through the pipe
 
 def execute(
     source: str,
-    trees: Mapping[str, List],
+    trees: Mapping[str, syntax.List],
     data: Any,
     budget: Budget,
     missing: Any = NIL,
-    functions: Mapping[str, GoFunction] = FUNCTIONS,
 ) -> str:
     """What the template "" of `trees`, which `source` was parsed to, writes for `data`.
 
@@ -65,7 +42,7 @@ def execute(
              None, whose fields are None too (missingkey=default)
     Raises: BadTemplate with Go's words, or because of what the template would take
     """
-    running = _Run(source, trees, functions, budget, missing)
+    running = _Run(source, trees, budget, missing)
     try:
         run(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
     except Exceeded as error:
@@ -85,8 +62,7 @@ class _Frame:
 @dataclass(eq=False)
 class _Run:
     source: str
-    trees: Mapping[str, List]
-    functions: Mapping[str, GoFunction]
+    trees: Mapping[str, syntax.List]
     budget: Budget
     missing: Any
     written: list[str] = field(default_factory=list)
@@ -105,46 +81,45 @@ class _Run:
 
     # --- actions ---
 
-    def walk(self, nodes: Sequence[Node], dot: Any, frame: _Frame) -> Steps:
+    def walk(self, nodes: Sequence[syntax.Node], dot: Any, frame: _Frame) -> Steps:
         """Writes what `nodes` make; returns "break" or "continue" where one was met."""
         for node in nodes:
             self.at, self.name = node, frame.name
             self.budget.tick()
             left = None
             match node:
-                case Text():
+                case syntax.Text():
                     self.write(node.text)
-                case Action():
+                case syntax.Action():
                     value = yield from self.pipe(node.pipe, dot, frame)
                     if not node.pipe.variables:
                         self.write("<no value>" if value is None else sprint([value]))
-                case If() | With():
+                case syntax.If() | syntax.With():
                     left = yield from self.choose(node, dot, frame)
-                case Range():
+                case syntax.Range():
                     left = yield from self.loop(node, dot, frame)
-                case Leave():
+                case syntax.Leave():
                     return node.word
-                case Call():
+                case syntax.Call():
                     yield (yield from self.call(node, dot, frame))
             if left:
                 return left
 
-    def choose(self, node: If | With, dot: Any, frame: _Frame) -> Steps:
+    def choose(self, node: syntax.If | syntax.With, dot: Any, frame: _Frame) -> Steps:
         outer, left = len(frame.scope), None
         value = yield from self.pipe(node.pipe, dot, frame)
         if is_true(value):
-            left = yield self.walk(node.body.nodes, value if isinstance(node, With) else dot, frame)
+            left = yield self.walk(node.body.nodes, value if isinstance(node, syntax.With) else dot, frame)
         elif node.otherwise:
             left = yield self.walk(node.otherwise.nodes, dot, frame)
         del frame.scope[outer:]
         return left
 
-    def loop(self, node: Range, dot: Any, frame: _Frame) -> Steps:
+    def loop(self, node: syntax.Range, dot: Any, frame: _Frame) -> Steps:
         outer = len(frame.scope)
         value = yield from self.pipe(node.pipe, dot, frame)
-        pairs = self.pairs(opened(value), len(node.pipe.variables))
-        left, inner, is_empty = None, len(frame.scope), True
-        for pair in pairs:
+        inner, is_empty, left = len(frame.scope), True, None
+        for pair in self.pairs(opened(value), len(node.pipe.variables)):
             is_empty = False
             self.budget.tick()
             for i, variable in enumerate(reversed(node.pipe.variables), 1):
@@ -152,16 +127,13 @@ class _Run:
                     self.assign(variable, pair[-i], frame)
                 else:  # by place: both may have one name
                     frame.scope[inner - i] = (variable.names[0], pair[-i])
-            left = yield self.walk(node.body.nodes, pair[1], frame)
-            del frame.scope[inner:]
-            if left == "break":
+            if (yield self.walk(node.body.nodes, pair[1], frame)) == "break":
                 break
+            del frame.scope[inner:]
         if is_empty and node.otherwise:
             left = yield self.walk(node.otherwise.nodes, dot, frame)
-        else:
-            left = None
         del frame.scope[outer:]
-        return left if left == "continue" else None
+        return left if left == "continue" else None  # a break in `else` ends this range
 
     def pairs(self, value: Any, n_variables: int) -> Iterable[tuple[Any, Any]]:
         """Index and element, as `range` gives them to its variables; of a map by key."""
@@ -177,7 +149,7 @@ class _Run:
             return ((key, element(value, key)) for key in sorted(value))
         raise self.error(f"range can't iterate over {sprint([value])}")
 
-    def call(self, node: Call, dot: Any, frame: _Frame) -> Steps:
+    def call(self, node: syntax.Call, dot: Any, frame: _Frame) -> Steps:
         """The steps that `node` asks for, to be taken."""
         tree = self.trees.get(node.name)
         if tree is None:
@@ -189,7 +161,7 @@ class _Run:
 
     # --- pipelines ---
 
-    def pipe(self, pipe: Pipe, dot: Any, frame: _Frame) -> Steps:
+    def pipe(self, pipe: syntax.Pipe, dot: Any, frame: _Frame) -> Steps:
         self.at = pipe
         value = ABSENT
         for command in pipe.commands:
@@ -201,46 +173,43 @@ class _Run:
                 frame.scope.append((variable.names[0], value))
         return value
 
-    def command(self, command: Command, dot: Any, frame: _Frame, piped: Any) -> Steps:
+    def command(self, command: syntax.Command, dot: Any, frame: _Frame, piped: Any) -> Steps:
         """One stage; `piped` is what the one before gave."""
         first, *args = command.args
         has_args = bool(args) or piped is not ABSENT
         match first:
-            case Function():
+            case syntax.Function():
                 return (yield from self.function(first, args, dot, frame, piped, command))
-            case Chain():
+            case syntax.Chain():
                 self.at = first
                 return self.fields((yield from self.operand(first.of, dot, frame)), first.names, has_args)
-            case Field() | Variable():
-                return self.named(first, dot, frame, has_args, first)
-        if not isinstance(first, Pipe):
+            case syntax.Field() | syntax.Variable():
+                return self.named(first, dot, frame, has_args)
+        if not isinstance(first, syntax.Pipe):
             self.at = first
         if has_args:
             raise self.error(f"can't give argument to non-function {shown(first)}")
-        match first:
-            case Pipe():
-                return (yield self.pipe(first, dot, frame))
-            case Nil():
-                raise self.error("nil is not a command")
-        return self.plain(first, dot)
+        if isinstance(first, syntax.Nil):
+            raise self.error("nil is not a command")
+        return (yield self.pipe(first, dot, frame)) if isinstance(first, syntax.Pipe) else self.plain(first, dot)
 
-    def operand(self, node: Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
+    def operand(self, node: syntax.Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
         """An argument, for a parameter of that kind."""
         self.at = node
         match node:
-            case Pipe():
+            case syntax.Pipe():
                 value = yield self.pipe(node, dot, frame)
-            case Function():
+            case syntax.Function():
                 value = yield from self.function(node, [], dot, frame, ABSENT, node)
-            case Chain():
+            case syntax.Chain():
                 value = self.fields((yield from self.operand(node.of, dot, frame)), node.names)
-            case Field() | Variable():
+            case syntax.Field() | syntax.Variable():
                 value = self.named(node, dot, frame)
-            case Nil() if kind == "string":
+            case syntax.Nil() if kind == "string":
                 raise self.error("cannot assign nil to string")
-            case Nil():
+            case syntax.Nil():
                 return None
-            case Constant() if kind == "string" and not isinstance(node.value, str):
+            case syntax.Constant() if kind == "string" and not isinstance(node.value, str):
                 raise self.error(f"expected string; found {node.text}")
             case _:
                 value = self.plain(node, dot)
@@ -248,29 +217,28 @@ class _Run:
 
     def fit(self, value: Any, kind: str) -> Any:
         """`value` as a parameter of that kind takes it."""
-        if kind == "string" and not isinstance(opened(value), str):
-            found = type_name(opened(value) if opened(value) is not None else value) if value is not None else ""
-            raise self.error(
-                f"wrong type for value; expected string; got {found}" if found else "invalid value; expected string"
-            )
-        return value if kind == "value" else opened(value)
+        inner = opened(value)
+        if kind == "string" and value is None:
+            raise self.error("invalid value; expected string")
+        if kind == "string" and not isinstance(inner, str):
+            found = type_name(value if inner is None else inner)
+            raise self.error(f"wrong type for value; expected string; got {found}")
+        return value if kind == "value" else inner
 
-    def plain(self, node: Operand, dot: Any) -> Any:
-        if isinstance(node, Dot):
+    def plain(self, node: syntax.Operand, dot: Any) -> Any:
+        if isinstance(node, syntax.Dot):
             return dot
-        assert isinstance(node, Constant)
+        assert isinstance(node, syntax.Constant)
         if node.value is None:
             raise self.error(f"{node.text} overflows int")
         return node.value
 
     def function(
-        self, function: Function, args: list[Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
+        self, function: syntax.Function, args: list[syntax.Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
     ) -> Steps:
         """A function's result; `piped` comes as its last argument."""
         self.at, name = function, function.name
-        known = self.functions.get(name)
-        if known is None:
-            raise self.error(f"{quote(name)} is not a defined function")
+        known = FUNCTIONS[name]
         kinds, n_args = known.takes, len(args) + (piped is not ABSENT)
         if known.variadic and n_args < len(kinds) - 1:
             raise self.error(f"wrong number of args for {name}: want at least {len(kinds) - 1} got {len(args)}")
@@ -298,11 +266,9 @@ class _Run:
 
     # --- names ---
 
-    def named(
-        self, node: Field | Variable, dot: Any, frame: _Frame, has_args: bool = False, first: Operand | None = None
-    ) -> Any:
+    def named(self, node: syntax.Field | syntax.Variable, dot: Any, frame: _Frame, has_args: bool = False) -> Any:
         self.at = node
-        if isinstance(node, Field):
+        if isinstance(node, syntax.Field):
             return self.fields(dot, node.names, has_args)
         name, *names = node.names
         value = frame.scope[self.place(name, frame)][1]
@@ -316,7 +282,7 @@ class _Run:
                 return i
         raise self.error(f"undefined variable: {name}")
 
-    def assign(self, variable: Variable, value: Any, frame: _Frame) -> None:
+    def assign(self, variable: syntax.Variable, value: Any, frame: _Frame) -> None:
         frame.scope[self.place(variable.names[0], frame)] = (variable.names[0], value)
 
     def fields(self, value: Any, names: Sequence[str], has_args: bool = False) -> Any:

@@ -4,9 +4,15 @@ import base64
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from numllama.engine.errors import BadTemplate
 from numllama.engine.template.go import load
+
+KEYWORDS = [
+    *("name", "description", "parameters", "type", "properties", "items", "required", "enum", "anyOf", "$defs", "x"),
+]
 
 
 def say(role, content, **more):
@@ -58,6 +64,21 @@ def test_calls_and_tools_print_as_json_with_gos_escapes():
     text = "{{ range .Messages }}{{ end }}{{ .Tools }}"
     expected = '{"name":"f","description":"","parameters":{"type":"object","properties":{}}}'
     assert load(text).render([], [tool]) == f'[{{"type":"function","function":{expected}}}]'
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values, json_values)
+def test_whatever_is_offered_as_a_tool_prints_as_one(function, arguments):
+    text = "{{ range .Messages }}{{ .ToolCalls }}{{ end }}{{ range .Tools }}{{ json . }}{{ end }}"
+    said = [say("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])]
+    written = load(text).render(said, [{"type": "function", "function": function}])
+    assert '"parameters":{"type":' in written
 
 
 # What [OURS] of the contract, 10.6, changes in ollama_renders.json: a template by its id, and why.
