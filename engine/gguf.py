@@ -31,6 +31,7 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -142,7 +143,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
 
     Raises: BadGGUF; ModelNotFound; ModelError for what is not a file or may not be read.
     """
-    given = _read_file(Path(path))
+    given = read_part(Path(path))
     count = _integer(given, "split.count") if "split.count" in given.kv else 1
     return _join(given, count) if count > 1 else given
 
@@ -155,16 +156,31 @@ def _join(given: GGUF, count: int) -> GGUF:
         raise given.bad("split.count", f"split.count is {count}, expected {expected}")
     paths = tuple(given.path.with_name(f"{name[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
     parts = []
-    for i, path in enumerate(paths):
+    for path in paths:
         try:
-            part = given if path == given.path else _read_file(path)
+            parts.append(given if path == given.path else read_part(path))
         except ModelNotFound:
             raise given.bad("split.count", f"split.count is {count}, and part {_quote(path.name)} is missing") from None
+    return join(parts, "as in the file's name")
+
+
+def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
+    """The model of all its `parts`, which were read one by one and are in order.  Raises: BadGGUF
+
+    why   ends the sentence about a part that is another than its place says
+    """
+    count = len(parts)
+    for i, part in enumerate(parts):
         for key, value in (("split.no", i), ("split.count", count)):
             if _integer(part, key) != value:
-                raise part.bad(key, f"{key} is {part.kv[key]}, expected {value} as in the file's name")
-        parts.append(part)
-    whole = replace(parts[0], parts=paths)
+                raise part.bad(key, f"{key} is {part.kv[key]}, expected {value} {why}")
+    whole = replace(
+        parts[0],
+        tensors=dict(parts[0].tensors),
+        unsupported=dict(parts[0].unsupported),
+        parts=tuple(part.path for part in parts),
+        tensor_offsets=dict(parts[0].tensor_offsets),
+    )
     for part in parts[1:]:
         if twice := whole.tensor_offsets.keys() & part.tensor_offsets.keys():
             raise part.bad("split.no", f"tensor {_quote(min(twice))} is in an earlier part too")
@@ -183,8 +199,8 @@ def _integer(gguf: GGUF, key: str) -> int:
     return gguf.kv[key]
 
 
-def _read_file(path: Path) -> GGUF:
-    """One file, whatever it says of other parts."""
+def read_part(path: Path) -> GGUF:
+    """One file, whatever it says of other parts.  Raises: as `read_gguf`"""
     try:
         mode = os.stat(path).st_mode  # first, since opening a named pipe would wait for its writer
         if not stat.S_ISREG(mode):

@@ -38,7 +38,7 @@ class BlobWriter:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         self._sha256.update(chunk)
         self._file.write(chunk)
         self.size += len(chunk)

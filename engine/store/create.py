@@ -1,7 +1,7 @@
 """Making a model: from uploaded GGUF files or from another model, with texts and parameters of its own.
 
 A layer that is replaced is left out; what stays keeps its order, and the new ones follow it in the order template,
-system, licenses, parameters, messages.  An uploaded GGUF is the layer itself: nothing is rewritten, the digest stays.
+system, licenses, parameters, messages.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import BadDigest, BadGGUF, BadTemplate, EngineError, ModelError, NotYet, RequestError
+from ..errors import BadDigest, BadTemplate, EngineError, RequestError
 from ..gguf import GGUF
 from ..template import go, jinja
 from ..template.named import Named, match
 from . import manifest as media
-from .file_type import file_type_name, parameter_size
 from .go_text import json_text, ordered_json_text
-from .manifest import Config, Layer, Manifest, check_digest
+from .manifest import Config, Layer, Manifest
 from .name import ModelName
-from .show import n_parameters
 from .store import Store
-
-Status = dict[str, Any]
+from .uploads import Status, adapter_layer, model_layers, quantized_layer
 
 
 def create(
@@ -47,7 +44,9 @@ def create(
     """The model `name` in the making, told status by status; the last is {"status": "success"}.
 
     from_       a model of the store, whose layers and config are taken over
-    files       the digests of uploaded blobs, by file name: one GGUF, maybe with a projector
+    files       the digests of uploaded blobs, by file name: a GGUF, or all parts of one, maybe with a projector
+    adapters    the same of an adapter
+    quantize    the file type that the weights are to have: Q8_0, Q4_K_M, ...
     parameters  merged over the inherited ones; `messages` replace them; `license` (a text or several) is added
     info        overrides what the config says of the model: model_family, parameter_size, capabilities, ...
 
@@ -66,32 +65,28 @@ def create(
     def statuses() -> Iterator[Status]:
         if not from_ and files is None:
             raise RequestError("neither 'from' or 'files' was specified")
-        if adapters or quantize:
-            what = "quantizing" if quantize else "adapters"
-            raise NotYet(f"create does not support {what} yet")
         named: Named | None = None
+        before = store.digests()
         if from_:
             config, layers = _inherited(store, from_)
+            if quantize:
+                config, layers = yield from _quantized(store, config, layers, quantize)
         else:
-            config, layers, named = yield from _from_files(store, files or {})
+            config, layers = yield from model_layers(store, files or {}, quantize)
+            named = _named(store, layers)
+        if adapters:
+            layers = [*_without(layers, media.ADAPTER), (yield from adapter_layer(store, adapters))]
         if template:
             _check_template(template)
             named = None
-        told = {layer.digest: f"using existing layer {layer.digest}" for layer in layers}
 
         def text(media_type: str, content: str) -> Layer:
-            data = content.encode("utf-8", "replace")
-            is_there = store.has_blob(media.digest_of(data))
-            digest, size = store.put_blob([data])
-            told.setdefault(digest, f"{'using existing' if is_there else 'creating new'} layer {digest}")
-            return Layer(media_type, digest, size)
+            return Layer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
 
         inherited = {"stop": list(named.stop)} if named else _params(store, layers)
         layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT, system and media.SYSTEM)
         if template or named:
             layers.append(text(media.TEMPLATE, named.template if named else template))
-        if named:
-            told[layers[-1].digest] = f"using autodetected template {named.name}"
         layers += [text(media.SYSTEM, system)] if system else []
         layers += [text(media.LICENSE, content) for content in _licenses(license)]
         if params := {**inherited, **(parameters or {})}:
@@ -99,7 +94,12 @@ def create(
         if messages:
             layers = [*_without(layers, media.MESSAGES), text(media.MESSAGES, _messages(messages))]
         for layer in layers:
-            yield {"status": told[layer.digest]}
+            if named and layer.media_type == media.TEMPLATE:
+                yield {"status": f"using autodetected template {named.name}"}
+            else:
+                yield {
+                    "status": f"{'using existing' if layer.digest in before else 'creating new'} layer {layer.digest}"
+                }
         yield {"status": "writing manifest"}
         written = text(media.CONFIG_TYPE, _configured(config, overrides).to_bytes().decode())
         with store.lock:
@@ -115,6 +115,18 @@ def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:
     return model.config, [replace(layer, source=model.name.short) for layer in model.manifest.layers]
 
 
+def _quantized(
+    store: Store, config: Config, layers: Sequence[Layer], name: str
+) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    """The config and layers of a model whose weights are of file type `name`."""
+    changed = []
+    for layer in layers:
+        if layer.media_type == media.MODEL:
+            config, layer = yield from quantized_layer(store, config, layer, name)
+        changed.append(layer)
+    return config, changed
+
+
 def _check_template(text: str) -> None:
     """Raises: RequestError for a template that does not parse, in the words of Ollama"""
     try:
@@ -123,65 +135,10 @@ def _check_template(text: str) -> None:
         raise RequestError(f"template error: {error}") from None
 
 
-def _from_files(
-    store: Store, files: Mapping[str, str]
-) -> Generator[Status, None, tuple[Config, list[Layer], Named | None]]:
-    """The config and layers that uploaded files make; told as {"status": "parsing GGUF"} for each.
-
-    Also the format of its conversations, if the model's own template does not run here and is known by another's name.
-    """
-    named: Named | None = None
-    if any(path.endswith(".safetensors") for path in files):
-        raise NotYet("create does not support safetensors yet")
-    if not files:
-        raise RequestError("unknown type")
-    config, models, projectors = Config(), list[Layer](), list[Layer]()
-    for path, digest in files.items():
-        yield {"status": "parsing GGUF"}
-        gguf, layer = _uploaded(store, path, digest)
-        architecture, kind = gguf.kv.get("general.architecture"), gguf.kv.get("general.type")
-        if not isinstance(architecture, str) or not architecture:
-            raise RequestError(f"{path}: general.architecture is {architecture!r}, expected a name such as 'llama'")
-        if kind == "adapter":
-            raise RequestError(f"{path}: an adapter, expected a model")
-        if "split.count" in gguf.kv and gguf.kv["split.count"] != 1:
-            raise NotYet("create does not support a model in several files yet")
-        if architecture == "clip" or kind == "mmproj":
-            projectors.append(replace(layer, media_type=media.PROJECTOR))
-            continue
-        models.append(layer)
-        own = gguf.kv.get("tokenizer.chat_template")
-        named = match(own) if isinstance(own, str) and not jinja.compiles(own) else None
-        config = Config(
-            "gguf",
-            architecture,
-            (architecture,),
-            parameter_size(n_parameters(gguf)),
-            file_type_name(gguf.kv.get("general.file_type")),
-        )
-    if len(models) != 1:
-        raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
-    return config, models + projectors, named
-
-
-def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, Layer]:
-    """An uploaded GGUF, in the user's own folder.  Errors name the file as the client knows it."""
-    try:
-        digest = check_digest(digest)
-        store.adopt_blob(digest)
-        blob = store.blob_path(digest)
-    except BadDigest as error:
-        raise ModelError(str(error)) from None  # Ollama answers 500 here, and 400 to an empty one
-    except FileNotFoundError:
-        raise ModelError(f"open {digest.replace(':', '-')}: no such file or directory") from None
-    with open(blob, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise RequestError("supplied file was not in GGUF format" if path.endswith(".gguf") else "unknown type")
-    try:
-        gguf = GGUF.open(blob)
-    except BadGGUF as error:
-        raise RequestError(str(error).replace(str(blob), path)) from None
-    return gguf, Layer(media.MODEL, digest, blob.stat().st_size)
+def _named(store: Store, layers: Sequence[Layer]) -> Named | None:
+    """The format of a new model's conversations, if its own template does not run here but is known by name."""
+    own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
+    return match(own) if isinstance(own, str) and not jinja.compiles(own) else None
 
 
 def _without(layers: Sequence[Layer], *media_types: str) -> list[Layer]:

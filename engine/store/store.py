@@ -208,6 +208,13 @@ class Store:
         with _refusals():
             return any(Blobs(root / "blobs").has(digest) for root in self._roots)
 
+    def digests(self) -> set[str]:
+        """Those of all blobs in either folder."""
+        with _refusals():
+            folders = [root / "blobs" for root in self._roots]
+            names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
+        return {name.replace("-", ":", 1) for name in names}
+
     def blob_path(self, digest: str) -> Path:
         """The file of that content, in either folder.  Raises: FileNotFoundError, BadDigest, BadManifest"""
         for root in self._roots:

@@ -162,8 +162,13 @@ FAILURES = [
     (BadName, "invalid model name", {"from_": "a b"}),
     (ModelNotFound, "model 'nope:latest' not found", {"from_": "nope"}),
     (NotYet, "create does not support safetensors yet", {"files": {"model.safetensors": "sha256:" + "0" * 64}}),
-    (NotYet, "create does not support quantizing yet", {"from_": "a", "quantize": "Q4_0"}),
-    (NotYet, "create does not support adapters yet", {"from_": "a", "adapters": {"a.gguf": "sha256:" + "0" * 64}}),
+    (EngineError, "unsupported quantization type Q9 - supported types are F32", {"from_": "a", "quantize": "q9"}),
+    (ModelError, f"open sha256-{'0' * 64}", {"from_": "a", "adapters": {"a.gguf": "sha256:" + "0" * 64}}),
+    (
+        RequestError,
+        "only one adapter is currently supported",
+        {"from_": "a", "adapters": {"a.gguf": "1", "b.gguf": "2"}},
+    ),
     (EngineError, "json: cannot unmarshal number into Go value of type []string", {"from_": "a", "license": 3}),
     (EngineError, "json: cannot unmarshal number into Go value of type string", {"from_": "a", "license": ["x", 3]}),
 ]
