@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
+from ...engine.options import KINDS, option_from_text
 from ...engine.store.go_text import literal, plain
 from ..client import ServerError
 from .find import is_file
 from .list import list_models
-from .parameters import KINDS, parameter
 from .show import PARTS, information
 
 if TYPE_CHECKING:
@@ -208,13 +208,13 @@ def load(session: Session, model: str) -> None:
 
 
 def save(session: Session, model: str) -> None:
-    """Make `model` of the session's: its settings and everything said.  What the system says is its SYSTEM only."""
+    """Make `model` of the session's: its settings and everything said, the system's words among it, as in Ollama."""
     if is_file(session.model):
         return print("error: what is saved is a model of the store, and this one is a file")
     more: dict[str, Any] = {
         "system": session.system,
         "parameters": session.wanted.options,
-        "messages": [message for message in session.messages if message["role"] != "system"],
+        "messages": session.messages,
     }
     try:
         for _ in session.models.create(model, session.model, **{key: value for key, value in more.items() if value}):
