@@ -6,10 +6,13 @@ Three layers make the options of a request: the defaults below, the model's para
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
 
 from .errors import BadOptions
 
@@ -67,14 +70,13 @@ class Options:
         An unknown name is ignored, with a line in the log.
         Raises: BadOptions in Ollama's words for a wrong JSON type; for a value out of range in our own.
         """
-        kinds = {option.name: str(option.type).removesuffix(" | None") for option in fields(cls)}
         chosen: dict[str, Any] = {}
         for number, layer in enumerate(layers, 1):
             for name, value in (layer or {}).items():
                 if value is None or name in IGNORED or (name in REQUEST_ONLY and number < len(layers)):
                     continue
-                if name in kinds:
-                    chosen[name] = _typed(name, kinds[name], value)
+                if name in KINDS:
+                    chosen[name] = _typed(name, KINDS[name], value)
                 else:
                     log.warning("invalid option provided: option=%s", name)
         options = cls(**chosen)
@@ -116,6 +118,37 @@ class Wanted:
 
 
 AS_USUAL = Wanted()
+KINDS = {option.name: str(option.type).removesuffix(" | None") for option in fields(Options)}
+
+
+TRUE, FALSE = "1 t T TRUE true True".split(), "0 f F FALSE false False".split()
+
+
+def option_from_text(name: str, texts: Sequence[str]) -> Any:
+    """The value of option `name` as people type it: of several texts the last one counts, `stop` has them all.
+
+    Numbers are Go's: an integer is decimal, a float may be hexadecimal and is rounded to float32.
+    Raises: BadOptions in Ollama's words; ranges are looked at when the options are used
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise BadOptions(name, f"unknown parameter '{name}'")
+    if kind.startswith("tuple"):
+        return list(texts)
+    text = texts[-1]
+    wrong = BadOptions(name, f"invalid {kind} value [{text}]")
+    if kind == "bool" and text in TRUE + FALSE:
+        return text in TRUE
+    if kind == "int" and re.fullmatch(r"[+-]?[0-9]{1,19}", text) and -(2**63) <= int(text) < 2**63:
+        return int(text)
+    if kind == "float" and text.strip() == text:
+        try:
+            value = float.fromhex(text) if "x" in text.lower() else float(text)
+        except (ValueError, OverflowError):
+            raise wrong from None
+        if abs(value) <= _FLOAT32_MAX:
+            return float(str(np.float32(value)))
+    raise wrong
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

@@ -157,7 +157,7 @@ def set_parameter(session: Session, name: str = "", *texts: str) -> None:
         print(f"Available Parameters:\n{kinds}  /set parameter stop <string> <string> ...\n")
         return
     try:
-        session.want(options={**session.wanted.options, name: parameter(name, texts)})
+        session.want(options={**session.wanted.options, name: option_from_text(name, texts)})
     except BadOptions as error:
         print(f"Couldn't set parameter: {literal(str(error))}")
     else:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadOptions
-from numllama.engine.options import IGNORED, LOAD, Options
+from numllama.engine.options import IGNORED, LOAD, Options, option_from_text
 
 
 def refusal(*layers):
@@ -194,3 +195,34 @@ def test_a_real_ollama_takes_and_refuses_the_same(shared):
             assert str(refused) == recorded["json"]["error"] or "own words" in step["why"], layer
         compared += 1
     assert compared > 30
+
+
+@pytest.mark.parametrize(
+    "name, texts, expected",
+    [
+        ("temperature", ["0.7"], 0.7),
+        ("temperature", ["0x1p-2"], 0.25),
+        ("top_p", ["0.123456789123"], 0.12345679),
+        ("num_ctx", ["1", "+5"], 5),
+        ("use_mmap", ["T"], True),
+        ("stop", ["a", " b "], ["a", " b "]),
+    ],
+)
+def test_text_becomes_the_value_that_go_reads(name, texts, expected):
+    assert option_from_text(name, texts) == expected
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("num_ctx", "1_000", "invalid int value [1_000]"),
+        ("num_ctx", "99999999999999999999", "invalid int value [99999999999999999999]"),
+        ("temperature", "inf", "invalid float value [inf]"),
+        ("temperature", "NaN", "invalid float value [NaN]"),
+        ("use_mmap", "yes", "invalid bool value [yes]"),
+        ("numa", "true", "unknown parameter 'numa'"),
+    ],
+)
+def test_text_that_is_no_value_is_refused_in_ollamas_words(name, text, message):
+    with pytest.raises(BadOptions, match=f"^{re.escape(message)}$"):
+        option_from_text(name, [text])
