@@ -36,19 +36,19 @@ BLANKS = r" |\n{1,2}[ \t]{0,20}"
 JSON = rf"""
     start: object
     value: object | array | STRING | NUMBER | "true" | "false" | "null"
-    object: "{{" (member ("," member)*)? "}}"
-    member: STRING ":" value
-    array: "[" (value ("," value)*)? "]"
+    object: "{{" ws (member ("," ws member)*)? "}}"
+    member: STRING ws ":" ws value ws
+    array: "[" ws (value ws ("," ws value ws)*)? "]"
+    ws: /{BLANKS}/?
     NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/
     STRING: "\"" (/[^"\\\x00-\x1f]/ | "\\" /["\\\/bfnrt]/ | "\\u" CODE)* "\""
     CODE: /[0-9a-cefA-CEF]/ HEX HEX HEX | /[dD][0-7]/ HEX HEX | /[dD][89abAB]/ HEX HEX "\\u" /[dD][c-fC-F]/ HEX HEX
     HEX: /[0-9a-fA-F]/
-    %ignore /{BLANKS}/
 """
 SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": True}
 LIMITS = LLParserLimits(verbose_errors=False)
 # Whose fault it is, where llguidance does not say so.
-KEYWORDS = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type", "NoExtension": "$ref"}
+KEYWORDS = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
 
 def source(format: str | dict[str, Any], tags: Tags | None = None, is_open: bool = False) -> str:
@@ -161,7 +161,7 @@ def _complaint(error: str) -> str:
     said = error.split("\n   1 | ")[0]
     keyword = next((keyword for sign, keyword in KEYWORDS.items() if sign in said), "")
     if "NoExtension" in said:
-        said = "the schema allows no answer that comes to an end"
+        said = "no answer is possible: a $ref leads back to itself, or the vocabulary cannot spell one"
     lines = said.split("\n")
     last = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
     return f"format: {keyword}: {last}" if keyword else f"format: {last}"

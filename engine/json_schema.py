@@ -83,7 +83,7 @@ def _choose(part: Schema, root: Schema) -> None:
     alternatives = part.get("oneOf")
     if not isinstance(alternatives, list) or "anyOf" in part:
         return
-    for a, b in combinations([_target(one, root) for one in alternatives], 2):
+    for a, b in combinations([_target(one, root) for one in alternatives if one is not False], 2):
         if not _exclude_each_other(a, b, root):
             raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that")
     part["anyOf"] = part.pop("oneOf")
