@@ -10,7 +10,7 @@ from numllama.engine.errors import RequestError
 from numllama.engine.generate import generate
 from numllama.engine.model import load_model
 from numllama.engine.options import Options
-from numllama.engine.piece import Piece
+from numllama.engine.sampling import Sampler
 from tiny import tiny_gguf
 
 BRIEF = ["-o", "temperature=0", "-o", "num_predict=8"]
@@ -140,13 +140,23 @@ def test_an_answer_can_be_wanted_in_json(request, numllama, where):
     assert json.loads(out) == {"a": 1}
 
 
-def test_what_fails_on_the_way_is_told_after_what_came(with_server, numllama, monkeypatch):
-    def half(*args, **how):
-        yield Piece("half", 5)
-        raise RequestError("out of words")
+@pytest.mark.parametrize("where", ["alone", "with_server"])
+def test_what_fails_on_the_way_is_told_after_what_came(request, numllama, file, monkeypatch, where):
+    request.getfixturevalue(where)
+    sample, drawn = Sampler.sample, []
 
-    monkeypatch.setattr("numllama.engine.runner.generate", half)
-    assert numllama("run", "m", "hello") == (1, "half\n", "Error: out of words\n")
+    def fail(self, *args):
+        drawn.append(1)
+        if len(drawn) > 4:
+            raise RequestError("out of words")
+        return sample(self, *args)
+
+    system = "<|system|>S.\n" if where == "alone" else ""
+    expected = greedy(file, system + rendered("hello"))
+    monkeypatch.setattr(Sampler, "sample", fail)
+    status, out, err = numllama("run", "m", "hello")
+    assert (status, err) == (1, "Error: out of words\n")
+    assert out.endswith("\n") and len(out) > 1 and expected.startswith(out[:-1])
 
 
 def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch):
