@@ -3,7 +3,7 @@
     f32x16 i32x16 u8x64 ...     types: 16 float32 lanes, 64 bytes; + - * & | ^ << >> lane by lane, with a number too
     zero(f32x16)  splat(f32x16, x)  broadcast(f32x16, a, i)     0, x, a[i] in every lane
     load(f32x16, a, i)  store(a, i, v)                          a[i : i + 16]; `a` is flat, nothing checks its bounds
-    scatter(a, i, step, v)                                      a[i + step * lane] = v[lane]
+    scatter(a, i, step, v)  prefetch(a, i)                      a[i + step * lane] = v[lane]; a[i] is wanted soon
     registers(f32x16, n)                                        n vectors to index; real registers once loops unroll
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
@@ -221,6 +221,21 @@ def scatter(typing, array, i, step, vector):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vector), generate
+
+
+@intrinsic
+def prefetch(typing, array, i):
+    """Brings the cache line of a[i] nearer, to the second-level cache; never faults, wherever i points."""
+
+    def generate(context, builder, sig, args):
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        pointer = address(context, builder, array, args[0], args[1], ir.IntType(8))
+        builder.call(function, [pointer, whole(0), whole(2), whole(1)])  # to read, level 2, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)

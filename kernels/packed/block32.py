@@ -32,7 +32,7 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import LANES, four_codes, multiply_tiles, place_of, put_sums, quantize_q8_0
+from .tiles import LANES, fetch_ahead, four_codes, multiply_tiles, place_of, put_sums, quantize_q8_0
 
 # --- Q4_0
 # codes   u8[4][16][4]   column 4 j + c in the low four bits, column 16 + 4 j + c in the high
@@ -72,6 +72,7 @@ def dot_q4_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
+                fetch_ahead(w, block, 256, 32, T)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))  # the codes stand for q - 8
                 for j in range(4):
@@ -124,6 +125,7 @@ def dot_q4_1(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
+                fetch_ahead(w, block, 256, 64, T)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 for j in range(4):
@@ -191,6 +193,7 @@ def dot_q5_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
+                fetch_ahead(w, block, 320, 32, T)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))  # the codes stand for q - 16
                 fifth = load(u8x64, w.codes, 320 * block + 256)
@@ -246,6 +249,7 @@ def dot_q5_1(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
+                fetch_ahead(w, block, 320, 64, T)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 fifth = load(u8x64, w.codes, 320 * block + 256)
@@ -303,6 +307,7 @@ def dot_q8_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
+                fetch_ahead(w, block, 512, 32, T)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))
                 for j in range(8):

@@ -25,7 +25,7 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import LANES, lanes, multiply_tiles, place_of, put_sums
+from .tiles import LANES, fetch_ahead, lanes, multiply_tiles, place_of, put_sums
 
 # --- packing, and filling tiles
 
@@ -76,6 +76,7 @@ def dot_f32(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
+                fetch_ahead(w, g * w.n_block + i, 64, 0, T)
                 column = load(f32x16, w.codes, (g * w.n_block + i) * 64)
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])
@@ -101,6 +102,7 @@ def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
+                fetch_ahead(w, g * w.n_block + i, 32, 0, T)
                 column = half_to_f32(load(u16x16, w.codes, (g * w.n_block + i) * 32))
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])
@@ -127,6 +129,7 @@ def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
+                fetch_ahead(w, g * w.n_block + i, 32, 0, T)
                 column = bits(f32x16, convert(i32x16, load(u16x16, w.codes, (g * w.n_block + i) * 32)) << 16)
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])
