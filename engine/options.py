@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-
 from .errors import BadOptions
 
 log = logging.getLogger(__name__)
@@ -147,7 +145,9 @@ def option_from_text(name: str, texts: Sequence[str]) -> Any:
         except (ValueError, OverflowError):
             raise wrong from None
         if abs(value) <= _FLOAT32_MAX:
-            return float(str(np.float32(value)))
+            from numpy import float32  # for this alone, which most commands do without
+
+            return float(str(float32(value)))
     raise wrong
 
 
