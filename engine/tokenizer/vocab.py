@@ -38,6 +38,10 @@ class Attr(IntFlag):
     RSTRIP = 256
 
 
+# plain numbers for Vocab.piece, which is asked for every token there is: arithmetic on flags takes most of its time
+_HIDDEN, _AS_WRITTEN = int(Attr.CONTROL | Attr.UNKNOWN), int(Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED)
+_NORMAL, _BYTE = int(Attr.NORMAL), int(Attr.BYTE)
+
 # tokenizer.ggml.token_type, as sentencepiece numbers them, to Attr; any other number is UNDEFINED
 _ATTR_OF_TYPE = [0, Attr.NORMAL, Attr.UNKNOWN, Attr.CONTROL, Attr.USER_DEFINED, Attr.UNUSED, Attr.BYTE]
 
@@ -183,15 +187,15 @@ class Vocab:
         As llama_token_to_piece: a piece may be half a character, and an unused one is empty.
         """
         attr, text = int(self.attr[id]), self.tokens[id]
-        if attr & (Attr.CONTROL | Attr.UNKNOWN) and not special:
+        if attr & _HIDDEN and not special:
             return b""
-        if attr & (Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED):
+        if attr & _AS_WRITTEN:
             return text.encode("utf-8", "surrogateescape")
-        if attr & Attr.NORMAL:
+        if attr & _NORMAL:
             if self.spm_blanks:
                 return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
             return b"".join(_BYTE_OF.get(char) or _unknown_byte(char, text) for char in text)
-        if attr & Attr.BYTE:
+        if attr & _BYTE:
             return (
                 bytes([int(text[3:5], 16)])
                 if _BYTE_SPELLING.fullmatch(text)
