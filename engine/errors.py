@@ -3,10 +3,11 @@
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
      +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  ContextFull
-     |                    BadDigest  DigestMismatch(expected, found)  BuiltinModel  CloudModel  NotYet
+     |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- CapacityError     QueueFull  OutOfMemory
      +- Cancelled
+     +- ShuttingDown
 
 A message is one line: what was found, what was expected, and where.  Facts a caller could act on are attributes.
 """
@@ -74,6 +75,10 @@ class BadName(RequestError):
     def __init__(self, name: str, message: str = "invalid model name"):
         self.name = name
         super().__init__(message)
+
+
+class BadModelfile(RequestError):
+    """A Modelfile that does not parse, or asks for what is no instruction: in Ollama's words."""
 
 
 class BadGrammar(RequestError):
@@ -146,3 +151,10 @@ class OutOfMemory(CapacityError):
 
 class Cancelled(EngineError):
     """Whoever asked has gone."""
+
+
+class ShuttingDown(EngineError):
+    """The server was told to end while somebody waited for an answer."""
+
+    def __init__(self, message: str = "the server is shutting down"):
+        super().__init__(message)

@@ -1,19 +1,35 @@
-"""Modelfiles: a model of the store as the text that would make it again.
+"""Modelfiles: what a model is made of, as text; read, and written of a model of the store.
 
-FROM /.../blobs/sha256-...
-TEMPLATE {{ .Prompt }}
-PARAMETER temperature 0.7
-MESSAGE user hi
+    FROM llama3.2                    a model, a file, or a folder of files
+    PARAMETER temperature 0.7        a value ends with its line,
+    SYSTEM "You are Mario.           or with the line that ends with the quotes it began with,
+    Say so."                         one or three of them; nothing is escaped within
+    MESSAGE user hi                  # is a comment where an instruction could begin, and only there
+
+The grammar is that of Ollama's parser/parser.go, fb30760, told line by line: characters that do not print are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import codecs
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from ..errors import BadModelfile
+from ..options import IGNORED, REQUEST_ONLY, option_from_text
 from .go_text import plain
 from .store import LocalModel
 
+INSTRUCTIONS = (
+    *("from", "license", "template", "system", "adapter", "draft", "renderer", "parser"),
+    *("parameter", "message", "requires"),
+)
+ROLES = ("system", "user", "assistant")
+BLANKS, NEWLINES = " \t", "\r\n"
+SEMVER = re.compile(
+    r"(0|[1-9]\d*)(\.(0|[1-9]\d*)(\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?)?)?"
+)
 BARE_TEMPLATE = "{{ .Prompt }}"  # what a model without a TEMPLATE is shown to have
 
 
@@ -40,6 +56,170 @@ def modelfile(model: LocalModel, system: str, params: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n" + own
 
 
+class Command(NamedTuple):
+    """One instruction.
+
+    name    in lower case; "model" of FROM, and of PARAMETER the parameter's
+    value   of MESSAGE "role: text"
+    """
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        match self.name:
+            case "model":
+                return f"FROM {quoted(self.value)}"
+            case "message":
+                role, _, text = self.value.partition(": ")
+                return f"MESSAGE {role} {quoted(text)}"
+            case name if name in INSTRUCTIONS:
+                return f"{name.upper()} {quoted(self.value)}"
+        return f"PARAMETER {self.name} {quoted(self.value)}"
+
+
+def parse(text: str | bytes) -> list[Command]:
+    """The instructions of a Modelfile, in their order.  Raises: BadModelfile in Ollama's words"""
+    commands = _Reader(decoded(text) if isinstance(text, bytes) else text).commands()
+    if not any(command.name == "model" for command in commands):
+        raise BadModelfile("no FROM line")
+    return commands
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8, or UTF-16 behind its byte order mark."""
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if data.startswith(mark):
+            return data[2:].decode(encoding, "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+class _Reader:
+    """A place in the text of a Modelfile."""
+
+    def __init__(self, text: str):
+        self.text, self.at = text, 0
+
+    def commands(self) -> list[Command]:
+        commands = []
+        while (name := self.instruction()) is not None:
+            if name == "parameter":
+                name = self.word(lambda c: c == "_" or (c.isascii() and c.isalnum()))
+                value = self.value()
+            elif name == "message":
+                role = self.word(lambda c: c.isascii() and c.isalpha())
+                if role not in ROLES:
+                    raise self.wrong('message role must be one of "system", "user", or "assistant"')
+                value = f"{role}: {self.value()}"
+            else:
+                value = self.value()
+            commands.append(Command("model" if name == "from" else name, value))
+        return commands
+
+    def instruction(self) -> str | None:
+        """The next instruction's name, up to the blank behind it; None where no more comes."""
+        while self.next(BLANKS + NEWLINES + "#"):
+            if self.text[self.at - 1] == "#":
+                self.line()
+        if self.at == len(self.text):
+            return None
+        first = self.text[self.at]
+        self.at += 1
+        begun, self.at = self.at, re.compile("[A-Za-z]*").match(self.text, self.at).end()  # type: ignore[union-attr]
+        name = (printing(first) + self.text[begun : self.at]).lower()
+        if self.at == len(self.text):
+            raise BadModelfile("unexpected EOF")
+        if not self.next(BLANKS) or name not in INSTRUCTIONS:
+            self.at += self.text[self.at - 1] not in BLANKS
+            *most, last = (f'"{known}"' for known in INSTRUCTIONS)
+            raise self.wrong(f"command must be one of {', '.join(most)}, or {last}")
+        return name
+
+    def word(self, is_part: Callable[[str], bool]) -> str:
+        """The second word of an instruction, up to the blank behind it."""
+        begun = self.at
+        while self.at < len(self.text) and is_part(self.text[self.at]):
+            self.at += 1
+        word = self.text[begun : self.at]
+        if not self.next(BLANKS):
+            raise BadModelfile(f"unexpected EOF: {word}" if self.at < len(self.text) else "unexpected EOF")
+        return word
+
+    def value(self) -> str:
+        """The rest of the line, and more lines where quotes are open at its end."""
+        value = ""
+        while True:
+            value += printing(self.line())
+            if (whole := unquoted(value.strip(BLANKS + NEWLINES))) is not None:
+                return whole
+            if self.at == len(self.text):
+                raise BadModelfile("unexpected EOF")
+            value += self.text[self.at]
+            self.at += 1
+
+    def line(self) -> str:
+        """What is left of the line; goes on before the character that ends it."""
+        begun = self.at
+        while self.at < len(self.text) and self.text[self.at] not in NEWLINES:
+            self.at += 1
+        return self.text[begun : self.at]
+
+    def next(self, characters: str) -> bool:
+        """Goes on behind the next character, if it is one of these."""
+        found = self.at < len(self.text) and self.text[self.at] in characters
+        self.at += found
+        return found
+
+    def wrong(self, message: str) -> BadModelfile:
+        """The error at what was just read."""
+        return BadModelfile(f"(line {1 + sum(self.text.count(c, 0, self.at) for c in NEWLINES)}): {message}")
+
+
+def printing(text: str) -> str:
+    """`text` without the characters that Go does not print; tabs stay."""
+    return "".join(c for c in text if c.isprintable() or c == "\t")
+
+
+def unquoted(value: str) -> str | None:
+    """`value` without its quotes; None if they are still open."""
+    for quotes in ('"""', '"'):
+        if value.startswith(quotes):
+            is_closed = value.endswith(quotes) and len(value) >= 2 * len(quotes)
+            return value[len(quotes) : -len(quotes)] if is_closed else None
+    return value
+
+
+def wishes(commands: Sequence[Command]) -> dict[str, Any]:
+    """What the instructions ask for beside FROM and ADAPTER, as keywords of `create`; what is not said is not there.
+
+    Raises: BadModelfile, BadOptions
+    """
+    said: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    for name, value in commands:
+        match name:
+            case "model" | "adapter":
+                pass
+            case "template" | "system" | "renderer" | "parser":
+                said[name] = value
+            case "license":
+                said.setdefault(name, []).append(value)
+            case "message":
+                role, _, content = value.partition(": ")
+                said.setdefault("messages", []).append({"role": role, "content": content})
+            case "requires":
+                said[name] = value.removeprefix("v")
+                if not SEMVER.fullmatch(said[name]):
+                    raise BadModelfile("requires must be a valid semver (e.g. 0.14.0)")
+            case "draft":
+                raise BadModelfile("DRAFT is not supported: a model runs here without another that drafts for it")
+            case _ if name not in (IGNORED | REQUEST_ONLY) - {"numa"}:
+                texts.setdefault(name, []).append(value)
+    if texts:
+        said["parameters"] = {name: option_from_text(name, values) for name, values in texts.items()}
+    return said
+
+
 def render(
     weights: str,
     adapters: Sequence[str] = (),
@@ -53,25 +233,26 @@ def render(
     licenses: Sequence[str] = (),
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """One line for each instruction, in Ollama's order; a file's path is never quoted."""
-    lines = [("FROM", weights)]
-    lines += [("ADAPTER", path) for path in adapters]
-    lines += [("DRAFT", path) for path in drafts]
-    lines += [("FROM", path) for path in projectors]
-    lines += [("TEMPLATE", quoted(template))] if template is not None else []
-    texts = {"SYSTEM": system, "RENDERER": renderer, "PARSER": parser}
-    lines += [(key, quoted(text)) for key, text in texts.items() if text]
-    for key, value in sorted((params or {}).items()):
-        lines += [(f"PARAMETER {key}", quoted(plain(item))) for item in (value if isinstance(value, list) else [value])]
-    lines += [("LICENSE", quoted(text)) for text in licenses]
-    lines += [(f"MESSAGE {message['role']}", quoted(message["content"])) for message in messages]
-    return "".join(f"{instruction} {value}\n" for instruction, value in lines)
+    """One line for each instruction, in Ollama's order."""
+    commands = [Command("model", weights)]
+    commands += [Command("adapter", path) for path in adapters]
+    commands += [Command("draft", path) for path in drafts]
+    commands += [Command("model", path) for path in projectors]
+    commands += [Command("template", template)] if template is not None else []
+    texts = {"system": system, "renderer": renderer, "parser": parser}
+    commands += [Command(name, text) for name, text in texts.items() if text]
+    for name, value in sorted((params or {}).items()):
+        commands += [Command(name, plain(item)) for item in (value if isinstance(value, list) else [value])]
+    commands += [Command("license", text) for text in licenses]
+    commands += [Command("message", f"{message['role']}: {message['content']}") for message in messages]
+    return "".join(f"{command}\n" for command in commands)
 
 
 def quoted(value: str) -> str:
     """`value` so that a parser reads it back: in quotes if it has lines, or ends that a parser would take away.
 
-    Ollama also leaves `"text"` and outer tabs as they are, which come back without.
+    Ollama also leaves `"text"` and outer tabs as they are, which come back without.  No quotes hold a text of which a
+    line but the last ends with three of them, nor characters that do not print.
     """
     if not (set(value) & set("\n\r") or value != value.strip(" \t") or value.startswith('"')):
         return value
