@@ -65,7 +65,9 @@ def create(
     def statuses() -> Iterator[Status]:
         if not from_ and files is None:
             raise RequestError("neither 'from' or 'files' was specified")
-        named: Named | None = None
+        if template:
+            _check_template(template)
+        stop, named = list[str](), None
         before = store.digests()
         if from_:
             config, layers = _inherited(store, from_)
@@ -73,17 +75,16 @@ def create(
                 config, layers = yield from _quantized(store, config, layers, quantize)
         else:
             config, layers = yield from model_layers(store, files or {}, quantize)
-            named = _named(store, layers)
+            stop, named = _named(store, layers)
         if adapters:
             layers = [*_without(layers, media.ADAPTER), (yield from adapter_layer(store, adapters))]
         if template:
-            _check_template(template)
             named = None
 
         def text(media_type: str, content: str) -> Layer:
             return Layer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
 
-        inherited = {"stop": list(named.stop)} if named else _params(store, layers)
+        inherited = {"stop": stop} if stop else _params(store, layers)
         layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT, system and media.SYSTEM)
         if template or named:
             layers.append(text(media.TEMPLATE, named.template if named else template))
@@ -135,10 +136,13 @@ def _check_template(text: str) -> None:
         raise RequestError(f"template error: {error}") from None
 
 
-def _named(store: Store, layers: Sequence[Layer]) -> Named | None:
-    """The format of a new model's conversations, if its own template does not run here but is known by name."""
+def _named(store: Store, layers: Sequence[Layer]) -> tuple[list[str], Named | None]:
+    """What ends a turn in the format of a new model, and that format if the model's own template does not run here."""
     own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
-    return match(own) if isinstance(own, str) and not jinja.compiles(own) else None
+    named = match(own) if isinstance(own, str) else None
+    if named is None:
+        return [], None
+    return [word for word in named.stop if word in own], None if jinja.compiles(own) else named
 
 
 def _without(layers: Sequence[Layer], *media_types: str) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""Formats of conversations that have names, as Go templates: what a model is given whose Jinja does not run here.
+"""Formats of conversations that have names: their stop strings, and Go templates where a Jinja does not run here.
 
 Which one a Jinja text writes is seen by words that no other format has.  Ollama measures edit distances to 37 stored
 texts instead, and always takes its own template; here the makers' own comes first.  Names and stops are Ollama's.

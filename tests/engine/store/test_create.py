@@ -248,3 +248,4 @@ def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(s
     runs = tiny_gguf(tmp_path / "runs.gguf", chat_template=jinja)
     statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
     assert store.resolve("b").template is None
+    assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # as Ollama gives to this format
