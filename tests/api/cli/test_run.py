@@ -145,11 +145,11 @@ def test_what_fails_on_the_way_is_told_after_what_came(request, numllama, file, 
     request.getfixturevalue(where)
     sample, drawn = Sampler.sample, []
 
-    def fail(self, *args):
+    def fail(self, *args, **how):
         drawn.append(1)
         if len(drawn) > 4:
             raise RequestError("out of words")
-        return sample(self, *args)
+        return sample(self, *args, **how)
 
     system = "<|system|>S.\n" if where == "alone" else ""
     expected = greedy(file, system + rendered("hello"))
