@@ -19,7 +19,7 @@ from ..quants import FORMATS, GGMLType
 from ..tensor import Tensor
 from ..threads import run
 from . import arena, block32, floats, k
-from .tiles import LANES, Packed, new_tiles
+from .tiles import LANES, Packed
 
 
 class Product(NamedTuple):
@@ -27,35 +27,33 @@ class Product(NamedTuple):
 
     block           weights in a block of a row
     code_bytes, scale_bytes     of a block of 16 rows
-    parts           starts per 32 columns, see Tiles; 0 for plain numbers
     pack            (team, blocks u8 [...], Packed, its codes as i32)
-    matmul          (team, rows f32 [...], Packed, Tiles, y f32 [...])
+    matmul          (team, rows f32 [...], codes, scales, n_tok, n_block, y f32 [...])
     """
 
     block: int
     code_bytes: int
     scale_bytes: int
-    parts: int
     pack: Callable
     matmul: Callable
 
 
 # fmt: off
 PRODUCTS = {
-    #                      block  codes scales parts
-    GGMLType.Q4_0: Product(   32,   256,    32,    1, block32.pack_q4_0, block32.matmul_q4_0),
-    GGMLType.Q4_1: Product(   32,   256,    64,    1, block32.pack_q4_1, block32.matmul_q4_1),
-    GGMLType.Q5_0: Product(   32,   320,    32,    1, block32.pack_q5_0, block32.matmul_q5_0),
-    GGMLType.Q5_1: Product(   32,   320,    64,    1, block32.pack_q5_1, block32.matmul_q5_1),
-    GGMLType.Q8_0: Product(   32,   512,    32,    1, block32.pack_q8_0, block32.matmul_q8_0),
-    GGMLType.Q2_K: Product(  256,  1024,   320,    2, k.pack_q2_k, k.matmul_q2_k),
-    GGMLType.Q3_K: Product(  256,  1536,   288,    2, k.pack_q3_k, k.matmul_q3_k),
-    GGMLType.Q4_K: Product(  256,  2048,   320,    1, k.pack_q4_k, k.matmul_q4_k),
-    GGMLType.Q5_K: Product(  256,  2560,   320,    1, k.pack_q5_k, k.matmul_q5_k),
-    GGMLType.Q6_K: Product(  256,  3072,   288,    2, k.pack_q6_k, k.matmul_q6_k),
-    GGMLType.F32:  Product(    1,    64,     0,    0, floats.pack_32_bits, floats.matmul_f32),
-    GGMLType.F16:  Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_f16),
-    GGMLType.BF16: Product(    1,    32,     0,    0, floats.pack_16_bits, floats.matmul_bf16),
+    #                      block  codes scales
+    GGMLType.Q4_0: Product(   32,   256,    32, block32.pack_q4_0, block32.matmul_q4_0),
+    GGMLType.Q4_1: Product(   32,   256,    64, block32.pack_q4_1, block32.matmul_q4_1),
+    GGMLType.Q5_0: Product(   32,   320,    32, block32.pack_q5_0, block32.matmul_q5_0),
+    GGMLType.Q5_1: Product(   32,   320,    64, block32.pack_q5_1, block32.matmul_q5_1),
+    GGMLType.Q8_0: Product(   32,   512,    32, block32.pack_q8_0, block32.matmul_q8_0),
+    GGMLType.Q2_K: Product(  256,  1024,   320, k.pack_q2_k, k.matmul_q2_k),
+    GGMLType.Q3_K: Product(  256,  1536,   288, k.pack_q3_k, k.matmul_q3_k),
+    GGMLType.Q4_K: Product(  256,  2048,   320, k.pack_q4_k, k.matmul_q4_k),
+    GGMLType.Q5_K: Product(  256,  2560,   320, k.pack_q5_k, k.matmul_q5_k),
+    GGMLType.Q6_K: Product(  256,  3072,   288, k.pack_q6_k, k.matmul_q6_k),
+    GGMLType.F32:  Product(    1,    64,     0, floats.pack_32_bits, floats.matmul_f32),
+    GGMLType.F16:  Product(    1,    32,     0, floats.pack_16_bits, floats.matmul_f16),
+    GGMLType.BF16: Product(    1,    32,     0, floats.pack_16_bits, floats.matmul_bf16),
 }
 # fmt: on
 
@@ -82,12 +80,12 @@ def matmul(w: Tensor, x: np.ndarray, form: Packed | None = None) -> np.ndarray:
     w Tensor [n_out, n_in] of a format in PRODUCTS, x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
     """
     product, form = PRODUCTS[w.format.type], form or w.form(pack)
-    n_tok, (n_out, n_in) = len(x), w.shape
-    tiles = new_tiles(n_tok, n_in // 32 if product.parts else n_in, product.parts)
-    y = np.empty((1 if n_tok == 1 else tiles.n_tile * LANES, 16 * form.n_group), np.float32)
+    n_tok, n_out = len(x), w.shape[0]
+    y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES, 16 * form.n_group), np.float32)
     rows = np.ascontiguousarray(x, np.float32).reshape(-1)
-    run(product.matmul, n_tok * w.n_elements, rows, form, tiles, y.reshape(-1))
-    return np.ascontiguousarray(y[:n_tok, :n_out])
+    work = n_tok * w.n_elements
+    run(product.matmul, work, rows, form.codes, form.scales, n_tok, form.n_block, y.reshape(-1))
+    return y if y.shape == (n_tok, n_out) else np.ascontiguousarray(y[:n_tok, :n_out])
 
 
 def matmul_dequantized(w: Tensor, x: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import LANES, fetch_ahead, four_codes, multiply_tiles, place_of, put_sums, quantize_q8_0
+from .tiles import LANES, Packed, fetch_ahead, four_codes, multiply_tiles, new_tiles, place_of, put_sums, quantize_q8_0
 
 # --- Q4_0
 # codes   u8[4][16][4]   column 4 j + c in the low four bits, column 16 + 4 j + c in the high
@@ -89,7 +89,8 @@ def dot_q4_0(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q4_0(team, rows, w, x, y):
+def matmul_q4_0(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (256 * n_block), n_block), new_tiles(n_tok, n_block, 1)
     quantize_q8_0(team, rows, x, 8)
     multiply_tiles(team, dot_q4_0, w, x, y)
 
@@ -145,7 +146,8 @@ def dot_q4_1(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q4_1(team, rows, w, x, y):
+def matmul_q4_1(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (256 * n_block), n_block), new_tiles(n_tok, n_block, 1)
     quantize_q8_0(team, rows, x, 0)
     multiply_tiles(team, dot_q4_1, w, x, y)
 
@@ -212,7 +214,8 @@ def dot_q5_0(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q5_0(team, rows, w, x, y):
+def matmul_q5_0(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (320 * n_block), n_block), new_tiles(n_tok, n_block, 1)
     quantize_q8_0(team, rows, x, 16)
     multiply_tiles(team, dot_q5_0, w, x, y)
 
@@ -271,7 +274,8 @@ def dot_q5_1(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q5_1(team, rows, w, x, y):
+def matmul_q5_1(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (320 * n_block), n_block), new_tiles(n_tok, n_block, 1)
     quantize_q8_0(team, rows, x, 0)
     multiply_tiles(team, dot_q5_1, w, x, y)
 
@@ -322,6 +326,7 @@ def dot_q8_0(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q8_0(team, rows, w, x, y):
+def matmul_q8_0(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (512 * n_block), n_block), new_tiles(n_tok, n_block, 1)
     quantize_q8_0(team, rows, x, SIGNED_BIAS)
     multiply_tiles(team, dot_q8_0, w, x, y)

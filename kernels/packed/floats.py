@@ -25,7 +25,7 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import LANES, fetch_ahead, lanes, multiply_tiles, place_of, put_sums
+from .tiles import LANES, Packed, fetch_ahead, lanes, multiply_tiles, new_tiles, place_of, put_sums
 
 # --- packing, and filling tiles
 
@@ -85,7 +85,8 @@ def dot_f32(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_f32(team, rows, w, x, y):
+def matmul_f32(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (64 * n_block), n_block), new_tiles(n_tok, n_block, 0)
     put_numbers(rows, x)
     multiply_tiles(team, dot_f32, w, x, y)
 
@@ -111,7 +112,8 @@ def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_f16(team, rows, w, x, y):
+def matmul_f16(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
     put_numbers(rows, x)
     round_all(x.d, True)
     multiply_tiles(team, dot_f16, w, x, y)
@@ -138,7 +140,8 @@ def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_bf16(team, rows, w, x, y):
+def matmul_bf16(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
     put_numbers(rows, x)
     round_all(x.d, False)
     multiply_tiles(team, dot_bf16, w, x, y)

@@ -33,7 +33,7 @@ from ..simd import (
 )
 from ..threads import parallel_for
 from .block32 import put_bytes
-from .tiles import LANES, fetch_ahead, four_codes, multiply_tiles, place_of, put_sums, quantize_q8_k
+from .tiles import LANES, Packed, fetch_ahead, four_codes, multiply_tiles, new_tiles, place_of, put_sums, quantize_q8_k
 
 # --- packing: bit fields to one byte a weight, and those to lines and planes
 
@@ -143,7 +143,8 @@ def dot_q4_k(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q4_k(team, rows, w, x, y):
+def matmul_q4_k(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (2048 * n_block), n_block), new_tiles(n_tok, 8 * n_block, 1)
     quantize_q8_k(team, rows, x, 0)
     multiply_tiles(team, dot_q4_k, w, x, y)
 
@@ -210,7 +211,8 @@ def dot_q5_k(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q5_k(team, rows, w, x, y):
+def matmul_q5_k(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (2560 * n_block), n_block), new_tiles(n_tok, 8 * n_block, 1)
     quantize_q8_k(team, rows, x, 0)
     multiply_tiles(team, dot_q5_k, w, x, y)
 
@@ -290,7 +292,8 @@ def start_of(x, m, b, half, t, L):
 
 
 @kernel
-def matmul_q6_k(team, rows, w, x, y):
+def matmul_q6_k(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (3072 * n_block), n_block), new_tiles(n_tok, 8 * n_block, 2)
     quantize_q8_k(team, rows, x, 32)
     multiply_tiles(team, dot_q6_k, w, x, y)
 
@@ -356,7 +359,8 @@ def dot_q3_k(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q3_k(team, rows, w, x, y):
+def matmul_q3_k(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (1536 * n_block), n_block), new_tiles(n_tok, 8 * n_block, 2)
     quantize_q8_k(team, rows, x, 4)
     multiply_tiles(team, dot_q3_k, w, x, y)
 
@@ -420,6 +424,7 @@ def dot_q2_k(w, x, y, m_first, m_last, T, g_first, g_last):
 
 
 @kernel
-def matmul_q2_k(team, rows, w, x, y):
+def matmul_q2_k(team, rows, codes, scales, n_tok, n_block, y):
+    w, x = Packed(codes, scales, codes.size // (1024 * n_block), n_block), new_tiles(n_tok, 8 * n_block, 2)
     quantize_q8_k(team, rows, x, -1)
     multiply_tiles(team, dot_q2_k, w, x, y)

@@ -75,12 +75,13 @@ class Tiles(NamedTuple):
     n_block: int
 
 
-def new_tiles(n_tok: int, n_block: int, parts: int) -> Tiles:
+@inner
+def new_tiles(n_tok, n_block, parts):
     """Room for `n_tok` rows of `n_block` blocks; with 0 parts for a number a block, in `d`."""
     n_lane = 1 if n_tok == 1 else LANES
     n_tile = -(-n_tok // n_lane)
     n = n_tile * n_lane * n_block
-    n_code = n if parts else 0
+    n_code = n if parts > 0 else 0
     q, d, start = np.empty(8 * n_code, np.int32), np.empty(n, np.float32), np.empty(parts * n, np.int32)
     return Tiles(q, d, start, np.empty(n_code, np.float32), n_tok, n_tile, n_block)
 
