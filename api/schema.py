@@ -169,6 +169,6 @@ class CreateRequest(Named):
     parser: str = ""
     requires: str = ""
     info: dict[str, Any] = field(default_factory=dict)
-    modelfile: Any = None
-    path: Any = None
+    modelfile: str = ""
+    path: str = ""
     stream: bool = True

@@ -21,6 +21,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
@@ -39,7 +40,8 @@ from .runner import Call, Job, Runner
 from .settings import Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
-from .store.create import create
+from .store.create import create, create_from_modelfile
+from .store.sources import file_chunks
 from .template import (
     Message,
     Template,
@@ -299,6 +301,15 @@ class Engine:
     def create(self, name: str, from_: str = "", files: Mapping[str, str] | None = None, **more: Any) -> Iterator[dict]:
         """The model `name` in the making, status by status; see store.create."""
         return create(self.store, name, from_, files, **more)
+
+    def create_from_modelfile(self, name: str, text: str, path: str = "", quantize: str = "") -> Iterator[dict]:
+        """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
+        may_read = self.settings.server_files
+        return create_from_modelfile(self.store, name, text, path, may_read=may_read, quantize=quantize)
+
+    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
+        """The digest of the file's content, which is in the store; `tell` hears how many bytes are."""
+        return self.store.put_blob(file_chunks(path, tell))[0]
 
     # --- the way of an answer ---
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from ...engine.errors import NotYet
 from ..errors import refusal, reply
 from ..schema import CreateRequest
 from ..stream import Lines
@@ -40,8 +39,11 @@ async def put_blob(digest: str, request: Request, visit: Visiting) -> Response:
 
 @router.post("/api/create")
 async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: Visiting) -> Response:
+    quantize = request.quantize or request.quantization
     if (request.modelfile or request.path) and not request.from_ and request.files is None:
-        raise NotYet("create does not support a Modelfile as text yet")
+        asked = (request.model, request.modelfile, request.path, quantize)
+        statuses = await visit.run(visit.engine.create_from_modelfile, *asked)
+        return await progress(visit, statuses, request.stream)
     statuses = await visit.run(
         visit.engine.create,
         request.model,
@@ -56,7 +58,7 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: 
         parser=request.parser,
         requires=request.requires,
         info=request.info,
-        quantize=request.quantize or request.quantization,
+        quantize=quantize,
         adapters=request.adapters,
     )
     return await progress(visit, statuses, request.stream)

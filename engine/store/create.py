@@ -9,16 +9,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ..errors import BadDigest, BadTemplate, EngineError, RequestError
+from ..errors import BadDigest, BadModelfile, BadTemplate, EngineError, RequestError
 from ..gguf import GGUF
 from ..template import go, jinja
 from ..template.named import Named, match
 from . import manifest as media
 from .go_text import json_text, ordered_json_text
 from .manifest import Config, Layer, Manifest
+from .modelfile import parse, wishes
 from .name import ModelName
+from .sources import file_chunks, sources
 from .store import Store
 from .uploads import Status, adapter_layer, model_layers, quantized_layer
 
@@ -40,6 +43,7 @@ def create(
     info: Mapping[str, Any] | None = None,
     quantize: str = "",
     adapters: Mapping[str, str] | None = None,
+    drop_system: bool = False,
 ) -> Iterator[Status]:
     """The model `name` in the making, told status by status; the last is {"status": "success"}.
 
@@ -48,6 +52,7 @@ def create(
     adapters    the same of an adapter
     quantize    the file type that the weights are to have: Q8_0, Q4_K_M, ...
     parameters  merged over the inherited ones; `messages` replace them; `license` (a text or several) is added
+    drop_system no inherited SYSTEM
     info        overrides what the config says of the model: model_family, parameter_size, capabilities, ...
 
     The request is checked before the first status is asked for.
@@ -85,7 +90,8 @@ def create(
             return Layer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
 
         inherited = {"stop": stop} if stop else _params(store, layers)
-        layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT, system and media.SYSTEM)
+        layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT)
+        layers = _without(layers, media.SYSTEM) if system or drop_system else layers
         if template or named:
             layers.append(text(media.TEMPLATE, named.template if named else template))
         layers += [text(media.SYSTEM, system)] if system else []
@@ -108,6 +114,32 @@ def create(
         yield {"status": "success"}
 
     return statuses()
+
+
+def create_from_modelfile(
+    store: Store, name: str, text: str, path: str = "", *, may_read: bool = False, quantize: str = ""
+) -> Iterator[Status]:
+    """The same of a Modelfile: its `text`, or else the file `path` of this machine.
+
+    may_read   files of this machine may be read for whoever asks
+    An empty SYSTEM takes an inherited one away.
+    Raises: as `create`; BadModelfile
+    """
+    ModelName.parse_request(name)
+    content: str | bytes = text
+    if not text:
+        if not may_read:
+            raise BadModelfile("path is a file of the server, which reads none for clients; send its text as modelfile")
+        try:
+            content = Path(path).expanduser().read_bytes()
+        except (OSError, ValueError) as error:
+            raise BadModelfile(f"error reading modelfile: {error}") from None
+    commands = parse(content)
+    said = wishes(commands)
+    folder = Path(path).expanduser().parent if path and not text else Path.cwd()
+    found = sources(commands, folder if may_read else None)
+    said |= found.uploaded(lambda file: store.put_blob(file_chunks(file))[0])
+    return create(store, name, **said, quantize=quantize, drop_system=said.get("system") == "")
 
 
 def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:
