@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scripted import TEMPLATE, Script
 from serving import Served
 
 from numllama.engine.settings import Settings
@@ -33,3 +34,17 @@ def served(models, tmp_path_factory):
     server.add("e", models / "embed.gguf")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="package")
+def model(served, models):
+    """The server with a model t as well, which may think and call tools."""
+    tiny_gguf(models / "tools.gguf", seed=4, chat_template=TEMPLATE)
+    served.add("t", models / "tools.gguf")
+    return served
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Called with texts, it makes every model say them."""
+    return Script(monkeypatch)

@@ -6,50 +6,7 @@ import json
 import re
 
 import pytest
-
-from numllama.engine import runner
-from numllama.engine.piece import Piece, Timings
-from tiny import tiny_gguf
-
-TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for m in messages %}<|{{ m.role }}|>"
-    "{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-    "{% if m.role == 'tool' %} from {{ m.name }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}({{ reasoning_effort }}){% endif %}{% endif %}"
-)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def model(served, models):
-    """One that may think and call tools."""
-    tiny_gguf(models / "tools.gguf", seed=4, chat_template=TEMPLATE)
-    served.add("t", models / "tools.gguf")
-    return served
-
-
-@pytest.fixture
-def says(monkeypatch):
-    """Makes every model say the given pieces."""
-
-    def script(*texts, done_reason="stop"):
-        def generate(*_, **__):
-            yield from (Piece(text, token=1) for text in texts)
-            yield Piece("", done_reason=done_reason, timings=Timings(0, 1, 1, len(texts), 1))
-
-        monkeypatch.setattr(runner, "generate", generate)
-
-    return script
+from scripted import HELLO, WEATHER
 
 
 def chat(server, messages=HELLO, **more):

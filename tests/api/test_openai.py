@@ -1,0 +1,561 @@
+"""OpenAI's wire: what it asks becomes Ollama's question, what is answered has OpenAI's shape (items 194-207)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import chain
+
+import pytest
+from scripted import HELLO, WEATHER
+
+from numllama.api import openai_schema as openai
+from numllama.api.decode import decode
+from numllama.api.openai_map import chat_request
+from numllama.api.tool_choice import schema
+
+CHAT = "/v1/chat/completions"
+CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
+USAGE = {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+
+
+def events(answer):
+    """The data of each event, the last of which ends the stream."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/event-stream" and answer.text.endswith("\n\n")
+    *data, last = [block.removeprefix("data: ") for block in answer.text.removesuffix("\n\n").split("\n\n")]
+    assert last == "[DONE]"
+    return [json.loads(text) for text in data]
+
+
+def asked(**body):
+    """What /api/chat would have been sent."""
+    body = {"messages": HELLO} | body
+    return chat_request(decode(openai.ChatCompletionRequest, json.dumps(body).encode()))
+
+
+# --- chat/completions ---
+
+
+def test_194_a_completion_is_one_object_unless_a_stream_is_wanted(model, says):
+    says("Hel", "lo")
+    answer = model.post(CHAT, model="t", messages=HELLO)
+    assert answer.headers["content-type"] == "application/json"
+    got = answer.json()
+    assert re.fullmatch(r"chatcmpl-\d+", got.pop("id")) and got.pop("created") > 1.7e9
+    message = {"role": "assistant", "content": "Hello"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    head = {"object": "chat.completion", "model": "t", "system_fingerprint": "fp_ollama"}
+    assert got == head | {"choices": [choice], "usage": USAGE}
+
+
+def test_195_a_stream_says_the_role_once_and_ends_with_an_empty_delta(model, says):
+    says("Hel", "lo")
+    chunks = events(model.post(CHAT, model="t", messages=HELLO, stream=True))
+    assert [chunk["choices"] for chunk in chunks] == [
+        [{"index": 0, "delta": {"role": "assistant", "content": "Hel"}, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": "lo"}, "finish_reason": None}],
+        [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+    ]
+    assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
+    assert all(chunk["object"] == "chat.completion.chunk" and "usage" not in chunk for chunk in chunks)
+
+
+def test_a_stream_that_says_nothing_still_has_a_role(model, says):
+    says()
+    first, last = [chunk["choices"][0] for chunk in events(model.post(CHAT, model="t", messages=HELLO, stream=True))]
+    assert first["delta"] == {"role": "assistant", "content": ""} and last["finish_reason"] == "stop"
+
+
+def test_196_usage_is_a_chunk_of_its_own_where_it_is_wanted(model, says):
+    says("Hel", "lo")
+    options = {"include_usage": True}
+    *_, last = events(model.post(CHAT, model="t", messages=HELLO, stream=True, stream_options=options))
+    assert (last["choices"], last["usage"]) == ([], USAGE)
+
+
+def test_197_temperature_and_top_p_are_one_unless_something_else_is_said(model, says):
+    says()
+    model.ok(CHAT, model="t", messages=HELLO)
+    assert (says.options.temperature, says.options.top_p) == (1.0, 1.0)
+    model.ok(CHAT, model="t", messages=HELLO, temperature=0.5, top_p=0, options={"top_k": 3, "temperature": 0.25})
+    assert (says.options.temperature, says.options.top_p, says.options.top_k) == (0.25, 0.0, 3)
+
+
+def test_what_is_asked_for_becomes_ollamas_options():
+    said = asked(max_tokens=5, seed=7, stop="a", frequency_penalty=0.5, presence_penalty=-1)
+    expected = {"num_predict": 5, "seed": 7, "stop": ["a"], "frequency_penalty": 0.5, "presence_penalty": -1.0}
+    assert said.options == {"temperature": 1.0, "top_p": 1.0} | expected
+    assert asked(stop=["a", 1, "b"]).options["stop"] == ["a", "b"]
+    assert asked(max_completion_tokens=6).options["num_predict"] == 6
+    assert "stop" not in asked(n=2, user="me", logit_bias={"1": 2}).options
+
+
+@pytest.mark.parametrize(
+    ("body", "think"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning": {"effort": "xhigh"}}, "max"),
+    ],
+)
+def test_reasoning_effort_is_think(body, think):
+    assert asked(**body).think == think
+
+
+@pytest.mark.parametrize(
+    ("response_format", "format"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, "json"),
+        ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}, {"type": "object"}),
+    ],
+)
+def test_202_response_format_is_format(response_format, format):
+    assert asked(response_format=response_format).format == format
+
+
+def test_parts_of_a_message_are_messages(model, says):
+    says()
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    model.ok(CHAT, model="t", messages=[{"role": "user", "content": parts}], reasoning_effort="none")
+    assert says.prompt == "<|user|>a\n<|user|>b\n<|assistant|>"
+
+
+def test_a_developer_is_the_system():
+    assert asked(messages=[{"role": "developer", "content": "S"}]).messages[0].role == "system"
+
+
+def test_200_images_are_data_and_no_addresses():
+    def part(url):
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]
+
+    for url in ("data:image/png;base64,AAAA", {"url": "data:;base64,AAAA"}):
+        assert asked(messages=part(url)).messages[0].images == [b"\0\0\0"]
+
+
+def test_calls_and_results_go_back_into_the_prompt(model, says):
+    says()
+    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"b": 1, "a": 2}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "reasoning": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ]
+    model.ok(CHAT, model="t", messages=messages, reasoning_effort="none")
+    assert says.prompt == (
+        '<|user|>hello\n<|assistant|><think>hm</think><tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}'
+        "</tool_call>\n<|tool|>sunny from get_weather\n<|assistant|>"
+    )
+
+
+def test_201_a_call_has_its_arguments_as_text(model, says):
+    says("See: ", CALL)
+    [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER])["choices"]
+    [call] = choice["message"].pop("tool_calls")
+    assert choice["message"] == {"role": "assistant", "content": "See: "} and choice["finish_reason"] == "tool_calls"
+    assert re.fullmatch("call_[a-z0-9]{8}", call.pop("id"))
+    function = {"name": "get_weather", "arguments": '{"city":"Paris"}'}
+    assert call == {"index": 0, "type": "function", "function": function}
+
+
+def test_a_call_streams_in_a_chunk_of_its_own(model, says):
+    says("See: ", CALL)
+    chunks = events(model.post(CHAT, model="t", messages=HELLO, tools=[WEATHER], stream=True))
+    first, second, last = [chunk["choices"][0] for chunk in chunks]
+    assert first["delta"] == {"role": "assistant", "content": "See: "}
+    assert second["delta"]["content"] == "" and len(second["delta"]["tool_calls"]) == 1
+    assert (last["delta"], last["finish_reason"]) == ({}, "tool_calls")
+
+
+def test_an_answer_cut_short_is_no_finished_call(model, says):
+    says(CALL, done_reason="length")
+    [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER])["choices"]
+    assert choice["finish_reason"] == "length" and choice["message"]["tool_calls"]
+
+
+def test_thinking_is_reasoning(model, says):
+    says("<think>hm", "</think>yes")
+    [choice] = model.ok(CHAT, model="t", messages=HELLO)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "yes", "reasoning": "hm"}
+    deltas = [c["choices"][0]["delta"] for c in events(model.post(CHAT, model="t", messages=HELLO, stream=True))]
+    assert deltas == [{"role": "assistant", "content": "", "reasoning": "hm"}, {"content": "yes"}, {}]
+
+
+def test_203_too_many_tokens_is_length(served):
+    got = served.ok(CHAT, model="m", messages=HELLO, max_tokens=3)
+    assert got["choices"][0]["finish_reason"] == "length" and got["usage"]["completion_tokens"] == 3
+
+
+def test_207_log_probabilities_are_the_choices(served):
+    body = {"model": "m", "messages": HELLO, "max_tokens": 3, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    whole = served.ok(CHAT, **body)["choices"][0]["logprobs"]["content"]
+    assert len(whole) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in whole)
+    chunks = events(served.post(CHAT, **body, stream=True))
+    streamed = [chunk["choices"][0].get("logprobs", {"content": []})["content"] for chunk in chunks]
+    assert list(chain.from_iterable(streamed)) == whole
+
+
+# --- tool_choice ---
+
+
+def test_with_tool_choice_none_there_are_no_tools(model, says):
+    says(CALL)
+    [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER], tool_choice="none")["choices"]
+    assert choice["message"]["content"] == CALL and "<tools>" not in says.prompt
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_call_that_is_required_is_an_answer_of_that_form(model, says, tool_choice):
+    body = {"model": "t", "messages": HELLO, "tools": [WEATHER], "tool_choice": tool_choice}
+    says('{"name": "get_weather", ', '"arguments": {"city": "Rome"}}')
+    [choice] = model.ok(CHAT, **body)["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_weather", "arguments": '{"city":"Rome"}'}
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "tool_calls")
+    first, last = [chunk["choices"][0] for chunk in events(model.post(CHAT, **body, stream=True))]
+    assert first["delta"]["tool_calls"][0]["function"] == call["function"] and last["finish_reason"] == "tool_calls"
+
+
+def test_a_required_call_that_was_cut_short_is_text(model, says):
+    says('{"name": "get_wea', done_reason="length")
+    [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER], tool_choice="required")["choices"]
+    assert choice["message"] == {"role": "assistant", "content": '{"name": "get_wea'}
+    assert choice["finish_reason"] == "length"
+
+
+def test_an_untrained_model_calls_the_tool_it_has_to(model):
+    city = {"type": "string", "enum": ["Oslo", "Rome"]}
+    parameters = {"$defs": {"City": city}, "type": "object", "required": ["city"], "additionalProperties": False}
+    parameters["properties"] = {"city": {"$ref": "#/$defs/City"}}
+    other = {"type": "function", "function": {"name": "get/time", "parameters": {"type": "object"}}}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}, other]
+    chosen = {"type": "function", "function": {"name": "get_weather"}}
+    body = {"model": "t", "messages": HELLO, "tools": tools, "seed": 1, "reasoning_effort": "none", "max_tokens": 200}
+    [choice] = model.ok(CHAT, **body, tool_choice=chosen)["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
+
+
+def test_references_within_a_tool_still_mean_the_same():
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "leaf": {"$ref": "#/$defs/x"}}}
+    request = asked(tools=[{"type": "function", "function": {"name": "a/b", "parameters": tree}}])
+    got = schema(request.tools)
+    assert got["properties"]["arguments"] == {"$ref": "#/$defs/a~1b"}
+    assert got["$defs"]["a/b"]["properties"] == {
+        "left": {"$ref": "#/$defs/a~1b"},
+        "leaf": {"$ref": "#/$defs/a~1b/$defs/x"},
+    }
+
+
+# --- what is refused ---
+
+TEXT = [{"role": "user", "content": "x"}]
+PART = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
+GIF = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/gif;base64,xx"}}]}]
+BROKEN = [{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "not json"}}]}]
+WORDS = '"minimal", "low", "medium", "high", "xhigh", "ultra", "max", or "none"'
+REFUSED = [
+    (CHAT, {"model": "m", "messages": []}, 400, "[] is too short - 'messages'"),
+    (CHAT, {"model": "nope", "messages": TEXT}, 404, "model 'nope' not found"),
+    (CHAT, {"messages": TEXT}, 400, "model is required"),
+    (CHAT, {"model": "m", "messages": [{"role": "user"}]}, 400, "invalid message content type: <nil>"),
+    (CHAT, {"model": "m", "messages": [{"content": 3}]}, 400, "invalid message content type: float64"),
+    (CHAT, {"model": "m", "messages": [{"content": [3]}]}, 400, "invalid message format"),
+    (
+        CHAT,
+        {"model": "m", "messages": PART},
+        400,
+        "image URLs are not currently supported, please use base64 encoded data instead",
+    ),
+    (CHAT, {"model": "m", "messages": GIF}, 400, "invalid image input"),
+    (CHAT, {"model": "m", "messages": BROKEN}, 400, "invalid tool call arguments"),
+    (
+        CHAT,
+        {"model": "m", "messages": TEXT, "temperature": "hot"},
+        400,
+        "json: cannot unmarshal string into Go struct field ChatCompletionRequest.temperature of type float64",
+    ),
+    (
+        CHAT,
+        {"model": "m", "messages": TEXT, "tools": [WEATHER]},
+        400,
+        "registry.ollama.ai/library/m:latest does not support tools",
+    ),
+    (
+        CHAT,
+        {"model": "m", "messages": TEXT, "reasoning_effort": "bogus"},
+        400,
+        f'invalid reasoning value: "bogus" (must be {WORDS})',
+    ),
+    (
+        CHAT,
+        {"model": "t", "messages": TEXT, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        400,
+        "tool_choice names 'f', which is not among the tools",
+    ),
+    (
+        CHAT,
+        {"model": "t", "messages": TEXT, "tool_choice": "required"},
+        400,
+        "tool_choice is 'required', but there are no tools",
+    ),
+    (
+        CHAT,
+        {"model": "t", "messages": TEXT, "tool_choice": "perhaps"},
+        400,
+        "tool_choice 'perhaps' is not known; it can be auto, none, required or a function's name",
+    ),
+    (
+        "/v1/completions",
+        {"model": "m", "prompt": ["x"]},
+        400,
+        "json: cannot unmarshal array into Go struct field CompletionRequest.prompt of type string",
+    ),
+    ("/v1/completions", {"model": "nope", "prompt": "x"}, 404, "model 'nope' not found"),
+    ("/v1/completions", {"model": "m", "prompt": "x", "stop": [1]}, 400, "invalid type for 'stop' field: float64"),
+    (
+        "/v1/completions",
+        {"model": "m", "prompt": [[0, 99999]]},
+        400,
+        "there is no token 99999: the vocabulary ends at 416",
+    ),
+    (
+        "/v1/completions",
+        {"model": "m", "prompt": "x" * 300, "echo": True},
+        400,
+        "the input length exceeds the context length",
+    ),
+    ("/v1/responses", {"model": "nope", "input": "x"}, 404, "model 'nope' not found"),
+    ("/v1/responses", {"input": "x"}, 400, "model is required"),
+    ("/v1/responses", {"model": "m", "input": [{"type": "what"}]}, 400, "unknown input item type: what"),
+    (
+        "/v1/responses",
+        {"model": "m", "input": "x", "previous_response_id": "resp_1"},
+        400,
+        "previous_response_id is not supported: send the whole conversation as input",
+    ),
+    ("/v1/embeddings", {"model": "e", "input": "x"}, 501, "embeddings: not supported yet"),
+]
+KIND = {400: "invalid_request_error", 404: "not_found_error"}
+
+
+@pytest.mark.parametrize(("path", "body", "status", "text"), REFUSED, ids=lambda x: str(x)[:40])
+def test_198_199_what_cannot_be_done_is_said_as_openai_says_it(model, path, body, status, text):
+    error = {"message": text, "type": KIND.get(status, "api_error"), "param": None, "code": None}
+    for stream in (False, True):
+        answer = model.post(path, **body, stream=stream)
+        assert (answer.status_code, answer.json()) == (status, {"error": error})
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+def test_a_body_that_is_none_is_an_end_of_file(served, path):
+    answer = served.client.post(path, content=b"")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "EOF")
+
+
+def test_other_paths_and_methods_are_the_routers(served):
+    assert served.client.get("/v1/nope").text == "404 page not found"
+    assert served.client.get(CHAT).text == "405 method not allowed"
+
+
+def test_an_error_on_the_way_is_the_last_event(served, says):
+    says("a", error=RuntimeError("secret detail"))
+    body = {"model": "m", "messages": HELLO}
+    error = {"message": "internal error: RuntimeError", "type": "api_error", "param": None, "code": None}
+    answer = served.post(CHAT, **body, stream=True)
+    first, last = answer.text.removesuffix("\n\n").split("\n\n")
+    assert '"content":"a"' in first and json.loads(last.removeprefix("data: ")) == {"error": error}
+    answer = served.post(CHAT, **body)
+    assert (answer.status_code, answer.json()) == (500, {"error": error})
+
+
+# --- completions ---
+
+
+def test_204_a_completion_of_text(model, says):
+    says("Hel", "lo")
+    got = model.ok("/v1/completions", model="t", prompt="a")
+    assert re.fullmatch(r"cmpl-\d+", got.pop("id")) and got.pop("created")
+    head = {"object": "text_completion", "model": "t", "system_fingerprint": "fp_ollama"}
+    assert got == head | {"choices": [{"text": "Hello", "index": 0, "finish_reason": "stop"}], "usage": USAGE}
+
+
+def test_a_completion_streams_its_text(model, says):
+    says("Hel", "lo")
+    chunks = events(model.post("/v1/completions", model="t", prompt="a", stream=True))
+    assert [chunk["choices"][0] for chunk in chunks] == [
+        {"text": "Hel", "index": 0, "finish_reason": None},
+        {"text": "lo", "index": 0, "finish_reason": None},
+        {"text": "", "index": 0, "finish_reason": "stop"},
+    ]
+    *chunks, last = events(
+        model.post("/v1/completions", model="t", prompt="a", stream=True, stream_options={"include_usage": True})
+    )
+    assert all(chunk["usage"]["total_tokens"] == 0 for chunk in chunks)
+    assert (last["choices"], last["usage"]) == ([], USAGE)
+
+
+def test_an_empty_prompt_is_answered_with_nothing(served):
+    [choice] = served.ok("/v1/completions", model="m", prompt="")["choices"]
+    assert choice == {"text": "", "index": 0, "finish_reason": "stop"}
+
+
+def score(served, prompt, **more):
+    return served.ok("/v1/completions", model="bare", prompt=prompt, echo=True, logprobs=1, **more)["choices"]
+
+
+def test_an_echo_is_the_prompt_with_its_log_probabilities(served):
+    [choice] = score(served, "once upon", max_tokens=0)
+    assert (choice["text"], choice["finish_reason"]) == ("once upon", "length")
+    told = choice["logprobs"]
+    assert told["tokens"] == [" once", " upon"] and told["text_offset"] == [0, 4]
+    for token, value, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert value < 0 and top[token] == value and max(top.values()) >= value and len(top) <= 2
+
+
+def test_the_tokens_of_an_echo_are_those_that_were_sent(served):
+    tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
+    ids = tokenizer.encode("once upon")
+    [text] = score(served, "once upon", max_tokens=1, temperature=0)
+    [tokens] = score(served, [ids], max_tokens=1, temperature=0)
+    [flat] = score(served, ids, max_tokens=1, temperature=0)
+    assert tokens == flat and tokens["text"] == "<s> " + text["text"]
+    assert tokens["logprobs"]["tokens"] == ["<s>", *text["logprobs"]["tokens"]]
+    assert tokens["logprobs"]["token_logprobs"] == [None, *text["logprobs"]["token_logprobs"]]
+    assert tokens["logprobs"]["top_logprobs"][0] is None and len(tokens["logprobs"]["tokens"]) == len(ids) + 1
+
+
+def test_several_prompts_are_several_choices(served):
+    got = served.ok("/v1/completions", model="bare", prompt=["once", "upon a"], echo=True, logprobs=1, max_tokens=0)
+    assert [(choice["index"], choice["text"]) for choice in got["choices"]] == [(0, "once"), (1, "upon a")]
+    assert got["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+    assert got["choices"][0]["logprobs"] == score(served, "once", max_tokens=0)[0]["logprobs"]
+    [streamed] = events(
+        served.post("/v1/completions", model="bare", prompt=["once", "upon a"], echo=True, max_tokens=0, stream=True)
+    )
+    assert [choice["text"] for choice in streamed["choices"]] == ["once", "upon a"]
+
+
+def test_half_characters_are_written_as_bytes(served):
+    tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
+    ids = tokenizer.encode("é☕x", add_special=False)
+    [choice] = score(served, [ids], max_tokens=0)
+    told = choice["logprobs"]
+    assert choice["text"] == " é☕x"
+    assert told["tokens"] == [" ", "é", "bytes:\\xe2", "bytes:\\x98", "bytes:\\x95", "x"]
+    assert told["text_offset"] == [0, 1, 2, 2, 2, 3]
+
+
+def test_a_stream_tells_log_probabilities_too(served):
+    body = {"model": "bare", "prompt": "once", "max_tokens": 4, "logprobs": 1, "temperature": 0}
+    [whole] = served.ok("/v1/completions", **body)["choices"]
+    chunks = [chunk["choices"][0] for chunk in events(served.post("/v1/completions", **body, stream=True))]
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert list(chain.from_iterable(chunk["logprobs"][name] for chunk in chunks)) == whole["logprobs"][name]
+
+
+def test_the_closing_token_has_a_log_probability_where_prompts_are_scored(served, monkeypatch):
+    """A scorer takes all tokens between the context and the last one, so there has to be a last one."""
+    tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
+    monkeypatch.setattr("numllama.engine.sequence.Sampler.sample", lambda *_, **__: tokenizer.eos)
+    [choice] = score(served, "once upon", max_tokens=1)
+    assert choice["finish_reason"] == "stop" and choice["text"] == "once upon"
+    assert choice["logprobs"]["tokens"] == [" once", " upon", "</s>"]
+    assert all(math.isfinite(value) for value in choice["logprobs"]["token_logprobs"])
+
+
+# --- models ---
+
+
+def test_206_models_are_those_of_tags(served):
+    got = served.client.get("/v1/models").json()
+    tags = [entry["name"] for entry in served.client.get("/api/tags").json()["models"]]
+    assert got["object"] == "list" and [entry["id"] for entry in got["data"]] == tags
+    assert all((entry["object"], entry["owned_by"]) == ("model", "library") for entry in got["data"])
+    one = served.client.get("/v1/models/m").json()
+    assert one["id"] == "m" and one["created"] == next(e["created"] for e in got["data"] if e["id"] == "m:latest")
+
+
+def test_a_models_name_may_hold_slashes(served):
+    served.engine.copy("m", "me/mine:v1")
+    assert served.client.get("/v1/models/me/mine:v1").json()["owned_by"] == "me"
+    served.engine.delete("me/mine:v1")
+    answer = served.client.get("/v1/models/none")
+    assert answer.status_code == 404 and answer.json()["error"]["message"] == "model 'none:latest' not found"
+
+
+# --- responses ---
+
+
+def responses(answer):
+    """The events' data, whose type is their name and whose numbers count."""
+    blocks = [block.split("\n") for block in answer.text.removesuffix("\n\n").split("\n\n")]
+    got = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+    assert all(name == data["type"] for name, data in got)
+    assert [data["sequence_number"] for _, data in got] == list(range(len(got)))
+    return [data for _, data in got]
+
+
+def test_a_response_is_a_list_of_items(model, says):
+    says("<think>hm</think>", "See: ", CALL)
+    tool = {"type": "function"} | WEATHER["function"]
+    got = model.ok("/v1/responses", model="t", input="hello", tools=[tool])
+    thought, message, call = got["output"]
+    assert thought["summary"] == [{"type": "summary_text", "text": "hm"}]
+    assert message["content"] == [{"type": "output_text", "text": "See: ", "annotations": [], "logprobs": []}]
+    assert (call["type"], call["name"], call["arguments"]) == ("function_call", "get_weather", '{"city":"Paris"}')
+    assert (got["object"], got["status"], got["error"]) == ("response", "completed", None)
+    assert got["usage"]["total_tokens"] == 5 and got["tools"][0]["strict"] is None
+
+
+def test_a_response_streams_item_by_item(model, says):
+    says("<think>hm</think>", "See", ": ", CALL)
+    tool = {"type": "function"} | WEATHER["function"]
+    got = responses(model.post("/v1/responses", model="t", input="hello", tools=[tool], stream=True))
+    added, done = "response.output_item.added", "response.output_item.done"
+    text, thought = "response.output_text", "response.reasoning_summary_text"
+    part, call = "response.content_part", "response.function_call_arguments"
+    assert [data["type"] for data in got] == [
+        *("response.created", "response.in_progress"),
+        *(added, f"{thought}.delta", f"{thought}.done", done),
+        *(added, f"{part}.added", f"{text}.delta", f"{text}.delta", f"{text}.done", f"{part}.done", done),
+        *(added, f"{call}.delta", f"{call}.done", done),
+        "response.completed",
+    ]
+    assert [data["output_index"] for data in got if data["type"] == "response.output_item.done"] == [0, 1, 2]
+    assert [data["item"] for data in got if data["type"] == "response.output_item.done"] == got[-1]["response"][
+        "output"
+    ]
+    assert got[0]["response"]["status"] == "in_progress" and got[-1]["response"]["status"] == "completed"
+
+
+def test_the_input_is_the_conversation(model, says):
+    says()
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "so"}]},
+        {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
+    ]
+    model.ok("/v1/responses", model="t", instructions="S", input=items, reasoning={"effort": "none"})
+    assert says.prompt == (
+        "<|system|>S\n<|user|>ab\n<|assistant|><think>hm</think>so"
+        '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>\n'
+        "<|tool|>sunny from get_weather\n<|assistant|>"
+    )
+
+
+def test_a_response_without_input_is_empty(served):
+    got = served.ok("/v1/responses", model="m")
+    assert got["output"][0]["content"][0]["text"] == "" and got["usage"]["total_tokens"] == 0
+
+
+def test_a_response_that_breaks_ends_with_an_error(served, says):
+    says("a", error=RuntimeError("secret detail"))
+    *_, last = responses(served.post("/v1/responses", model="m", input="a", stream=True))
+    assert (last["type"], last["message"]) == ("error", "internal error: RuntimeError")
