@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any
 
 from .go_lex import quote
-from .go_values import Map, Slice, Struct, opened, type_name
+from .go_values import Map, Slice, Struct, opened, type_name, uint8
 
 MAX_WIDTH = 1_000_000  # and of a precision; print.go tooLarge
 
@@ -145,7 +145,7 @@ class _Format:
                 return value, True
             return None, True
         digits = re.compile("[0-9]*").match(self.form, self.at)[0]  # type: ignore[index]
-        if len(digits.lstrip("0")) > 7 or int(digits or 0) > 10 * MAX_WIDTH + 9:
+        if len(digits.lstrip("0")) > 7 or int(digits or 0) > 10 * MAX_WIDTH + 9:  # Go looks before the last digit
             self.at = len(self.form)
             return None, False
         self.at += len(digits)
@@ -167,13 +167,13 @@ class _Verb:
         value = opened(value)
         verb, go_like = self.verb, "go" in self.flags
         if verb == "T" and not depth:
-            return self._pad("<nil>" if value is None else type_name(value))
+            return self._pad("<nil>" if value is None else type_name(value)[: self.precision])
         if value is None and (depth or verb == "v"):
             return self._pad("<nil>") if not depth else "interface {}(nil)" if go_like else "<nil>"
         match value:
             case None:
                 return f"%!{verb}(<nil>)"
-            case _ if verb == "w":  # wraps errors, elsewhere
+            case _ if verb in ("w", "p"):  # errors and addresses: there are none
                 return self._refuse(value)
             case bool():
                 return self._pad(str(value).lower()) if verb in "tv" else self._refuse(value)
@@ -211,13 +211,15 @@ class _Verb:
 
     def _int(self, value: int) -> str:
         match self.verb:
+            case "v" if "go" in self.flags and isinstance(value, uint8):
+                return self._digits(value, "x", "0x")
             case "v" | "d":
                 return self._digits(value, "d", "")
             case "b" | "o" | "x" | "X":
                 prefix = {"b": "0b", "o": "0", "x": "0x", "X": "0X"}[self.verb] if "#" in self.flags else ""
                 return self._digits(value, self.verb, prefix)
             case "O":
-                return self._digits(value, "o", "0o")
+                return self._digits(value, "o", "0o0" if "#" in self.flags else "0o")
             case "c" | "q":
                 rune = chr(value) if 0 <= value <= 0x10FFFF and not 0xD800 <= value < 0xE000 else "\ufffd"
                 return self._pad(rune if self.verb == "c" else quote(rune, "'", "+" in self.flags))
@@ -238,8 +240,8 @@ class _Verb:
             least = self.width - len(sign)
         self.charge(least or 0)
         digits = format(abs(value), base).rjust(least or 0, "0")
-        if prefix == "0" and digits[0] == "0":
-            prefix = ""
+        if base == "o" and digits[0] == "0":  # # asks for one zero in front, at least
+            prefix = prefix.removesuffix("0")
         return self._pad(sign + prefix + digits, " ")
 
     def _float(self, value: float, verb: str) -> str:
@@ -307,7 +309,7 @@ def _float_text(value: float, verb: str, precision: int | None) -> str:
         shown = shortest(value, -4, 6)
         return shown.upper() if verb == "G" else shown
     if verb == "b":
-        exponent = max(math.frexp(value)[1] - 53, -1074)
+        exponent = max(math.frexp(value)[1] - 53, -1074) if value else -1074
         return f"{int(math.ldexp(value, -exponent))}p{exponent:+d}"
     shown = _hexadecimal(value, precision)
     return shown.upper() if verb == "X" else shown
