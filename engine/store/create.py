@@ -171,8 +171,7 @@ def _check_template(text: str) -> None:
 def _named(store: Store, layers: Sequence[Layer]) -> tuple[list[str], Named | None]:
     """What ends a turn in the format of a new model, and that format if the model's own template does not run here."""
     own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
-    named = match(own) if isinstance(own, str) else None
-    if named is None:
+    if not isinstance(own, str) or (named := match(own)) is None:
         return [], None
     return [word for word in named.stop if word in own], None if jinja.compiles(own) else named
 
