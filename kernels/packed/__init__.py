@@ -71,6 +71,7 @@ def pack(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> Packed:
     blocks = np.ascontiguousarray(w.blocks, w.format.layout).view(np.uint8).reshape(-1)
     blocks.flags.writeable = False  # as in a mapped file: one type, one compilation
     run(product.pack, w.n_elements, blocks, form, form.codes.view(np.int32))
+    arena.let_go(w.blocks)
     return form
 
 

@@ -26,6 +26,7 @@ from ..simd import (
     i32x16,
     load,
     registers,
+    store,
     u8x16,
     u8x64,
     u16x16,
@@ -40,11 +41,16 @@ from .tiles import LANES, Packed, fetch_ahead, four_codes, multiply_tiles, new_t
 
 @inner
 def add_field(blocks, at, n, bits, run, shift, q):
-    """q |= what `n` bytes hold in fields of `bits`: of each run of bytes first all lowest fields, then the next."""
-    for i in range(n):
+    """q |= what `n` bytes hold in fields of `bits`: of each run of bytes first all lowest fields, then the next.
+
+    Runs are of 16 bytes or a multiple.
+    """
+    for i in range(0, n, 16):
+        fields = load(u8x16, blocks, at + i)
         for s in range(8 // bits):
             to = i // run * run * (8 // bits) + s * run + i % run
-            q[to] |= (blocks[at + i] >> (bits * s) & ((1 << bits) - 1)) << shift
+            field = (fields >> (bits * s) & ((1 << bits) - 1)) << shift
+            store(q, to, load(u8x16, q, to) | field)
 
 
 @inner
@@ -305,17 +311,18 @@ def matmul_q6_k(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q3_k_part(blocks, w, codes, first, last):
-    q, scale = np.empty(256, np.uint8), np.empty(16, np.uint8)
+    q = np.empty(256, np.uint8)
     for g in range(first, last):
         for r in range(min(16, blocks.size // (110 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
                 source, target = 110 * ((16 * g + r) * w.n_block + b), g * w.n_block + b
                 put_bytes(w.scales, 288 * target + 2 * r, blocks, source + 108, 2)
-                scale[:] = 0
-                add_field(blocks, source + 96, 8, 4, 8, 0, scale)
-                add_field(blocks, source + 104, 4, 2, 4, 4, scale)
                 for i in range(16):
-                    w.scales[288 * target + 32 + 16 * i + r] = scale[i] - 32
+                    low, high = (
+                        blocks[source + 96 + i % 8] >> (i // 8 * 4),
+                        blocks[source + 104 + i % 4] >> (i // 4 * 2),
+                    )
+                    w.scales[288 * target + 32 + 16 * i + r] = (low & 15 | (high & 3) << 4) - 32
                 q[:] = 0
                 add_field(blocks, source, 32, 1, 32, 2, q)
                 add_field(blocks, source + 32, 64, 2, 32, 0, q)

@@ -83,3 +83,12 @@ def test_a_byte_swapped_file_packs_to_the_same_groups(weight):
     big = Tensor("w", weight.format, weight.shape, swapped)
     x = random_tokens(2, 512)
     np.testing.assert_array_equal(matmul_numba(big, x), matmul_numba(weight, x))
+
+
+def test_a_packed_file_s_pages_can_be_read_again(weight, tmp_path):
+    (tmp_path / "w").write_bytes(weight.blocks.tobytes() * 8)
+    blocks = np.memmap(tmp_path / "w", weight.format.layout, "r", shape=(320, *weight.blocks.shape[1:]))
+    mapped = Tensor("w", weight.format, (320, 512), blocks)
+    got = matmul_numba(mapped, random_tokens(1, 512))
+    np.testing.assert_array_equal(got, np.tile(matmul_numba(weight, random_tokens(1, 512)), 8))
+    assert blocks.tobytes() == weight.blocks.tobytes() * 8
