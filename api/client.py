@@ -7,9 +7,11 @@ for piece in client.generate("primer", "Why is the grass green?"):
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +20,7 @@ from ..engine.duration import FOREVER, format_duration
 from ..engine.options import AS_USUAL, Wanted
 from ..engine.piece import Piece, Timings
 from ..engine.settings import Host
+from ..engine.store.sources import file_chunks
 
 CONNECT_SECONDS = 10  # an address that swallows packets; one that refuses says so at once
 
@@ -118,8 +121,29 @@ class Client:
         return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(wanted)))
 
     def create(self, name: str, from_: str = "", **more: Any) -> Iterator[dict[str, Any]]:
-        """The statuses of a model in the making."""
-        return self._lines("/api/create", {"model": name, "from": from_} | more)
+        """The statuses of a model in the making; `more` are the fields of the request."""
+        return self._lines("/api/create", {"model": name, **({"from": from_} if from_ else {})} | more)
+
+    def copy(self, source: str, destination: str) -> None:
+        self._send("POST", "/api/copy", {"source": source, "destination": destination})
+
+    def delete(self, name: str) -> None:
+        self._send("DELETE", "/api/delete", {"model": name})
+
+    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
+        """The digest of the file's content, which the server then has; `tell` hears how many bytes were sent."""
+        with open(path, "rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        url = f"/api/blobs/{digest}"
+        with _one_line("HEAD", f"{self.host.url}{url}"):
+            is_there = self._http.head(url).is_success
+        if not is_there:
+            with _one_line("POST", f"{self.host.url}{url}"):
+                answer = self._http.post(url, content=file_chunks(path, tell))
+            if answer.is_error:
+                raise ServerError(_error_text(answer), answer.status_code)
+        tell(path.stat().st_size)
+        return digest
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         with _one_line(method, f"{self.host.url}{path}"):

@@ -152,6 +152,36 @@ def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     stop(model)
 
 
+@app.command("create")
+def create(
+    args: Annotated[list[str] | None, words("MODEL")] = None,
+    file: Annotated[str | None, Option("-f", "--file", help='Name of the Modelfile (default "Modelfile")')] = None,
+    quantize: Annotated[str, Option("-q", "--quantize", help="Quantize model to this level (e.g. q4_K_M)")] = "",
+) -> None:
+    """Create a model from a Modelfile, or from the weights in a folder"""
+    (model,) = exactly(1, args)
+    from .create import create
+
+    create(model, file, quantize)
+
+
+@app.command("cp")
+def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) -> None:
+    """Copy a model"""
+    source, destination = exactly(2, args)
+    from .create import copy
+
+    copy(source, destination)
+
+
+@app.command("rm")
+def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> None:
+    """Remove a model"""
+    from .create import remove
+
+    remove(at_least(1, args))
+
+
 @app.command("trace")
 def trace(
     args: Annotated[list[str] | None, words("MODEL|FILE.gguf PROMPT")] = None,

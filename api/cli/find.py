@@ -79,6 +79,18 @@ def models_for(model: str, kernels: str | None = None, *, as_told: bool = False)
     return Engine(file=file, kernels=kernel_set(kernels)) if kernels else Engine(file=file)
 
 
+def store_owner() -> Models:
+    """Who keeps the models: the server that OLLAMA_HOST names, or one that is there anyway, or else this process.
+
+    Raises: NoServer, ServerError
+    """
+    if client := server_if_any(as_told=True):
+        return client
+    from ...engine.service import Engine
+
+    return Engine()
+
+
 def kernel_set(name: str):
     """The set of kernels of that name.  Raises: RequestError naming those there are"""
     from ...kernels import SETS

@@ -1,0 +1,91 @@
+"""`create`, `cp`, `rm`: models made, copied and deleted, with a server and without."""
+
+import shutil
+
+import pytest
+
+from numllama.engine.store import default_store
+from tiny import tiny_gguf
+
+
+@pytest.fixture(params=["alone", "with_server"])
+def folder(request, tmp_path, monkeypatch):
+    """A working folder with a GGUF in it; who keeps the models is either."""
+    request.getfixturevalue(request.param)
+    monkeypatch.chdir(tmp_path)
+    tiny_gguf(tmp_path / "s.gguf", seed=3, general__file_type=0)
+    return tmp_path
+
+
+def test_a_model_is_made_copied_and_deleted(folder, numllama):
+    (folder / "Modelfile").write_text("FROM ./s.gguf\nPARAMETER stop X\nSYSTEM You are Z.\n")
+    status, out, err = numllama("create", "Z:v1")
+    assert (status, out) == (0, "")
+    lines = [line.split(" sha256:")[0] for line in err.splitlines()]
+    assert lines[:3] == ["gathering model components", "copying file s.gguf", "parsing GGUF"]
+    assert lines[-2:] == ["writing manifest", "success"]
+    assert numllama("show", "--system", "z:v1").out == "You are Z.\n"
+    assert numllama("cp", "z:v1", "lab/y") == (0, "copied 'z:v1' to 'lab/y'\n", "")
+    assert numllama("rm", "lab/y", "z:v1") == (0, "deleted 'lab/y'\ndeleted 'z:v1'\n", "")
+    status, _, err = numllama("rm", "z:v1")
+    assert (status, err) == (1, "Error: model 'z:v1' not found\n")
+
+
+def test_a_model_is_made_of_the_weights_in_a_folder_and_quantized(folder, numllama):
+    assert numllama("create", "q", "-q", "q8_0").err.splitlines()[-1] == "success"
+    assert "Q8_0" in numllama("show", "q").out
+    assert numllama("rm", "q").status == 0
+
+
+def test_a_modelfile_elsewhere_has_its_paths_from_there(folder, numllama, monkeypatch):
+    (folder / "sub").mkdir()
+    shutil.move(folder / "s.gguf", folder / "sub")
+    (folder / "sub" / "file").write_text("FROM s.gguf")
+    assert numllama("create", "elsewhere", "--file", "sub/file").status == 0
+    assert numllama("rm", "elsewhere").status == 0
+
+
+@pytest.mark.parametrize(
+    "args, text, expected",
+    [
+        (["-f", "nothere"], "", "specified Modelfile wasn't found"),
+        ([], "SYSTEM x", "no FROM line"),
+        ([], "FROM m\nPARAMETER num_ctx x", "invalid int value [x]"),
+        ([], 'FROM m\nSYSTEM """x\n', "unexpected EOF"),
+        (["-q", "Q9"], "FROM s.gguf", "unsupported quantization type Q9 - supported types are F32, F16, Q4_K_S"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, numllama, args, text, expected):
+    (folder / "Modelfile").write_text(text)
+    status, out, err = numllama("create", "x", *args)
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith(f"Error: {expected}")
+    assert "x:latest" not in numllama("list").out
+
+
+def test_a_name_that_is_none_is_refused(folder, numllama):
+    assert numllama("create", "a b").err == "Error: invalid model name: a b\n"
+    assert numllama("cp", "m", "a b").status == 1
+
+
+def test_a_server_hears_who_is_wrong_about_a_copy(with_server, numllama):
+    assert numllama("cp", "nope", "x").err == 'Error: model "nope" not found\n'
+    assert numllama("cp", "m", "a b").err == 'Error: destination "a b" is invalid\n'
+    assert numllama("rm", "a b").err == "Warning: unable to stop model 'a b'\nError: name \"a b\" is invalid\n"
+
+
+def test_a_file_that_the_server_has_is_not_sent_again(with_server, numllama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gguf(tmp_path / "s.gguf", seed=4)
+    assert numllama("create", "one").status == 0
+    monkeypatch.setattr("numllama.api.client.file_chunks", lambda *_: pytest.fail("sent again"))
+    assert numllama("create", "two").status == 0
+    assert numllama("rm", "one", "two").status == 0
+
+
+def test_without_a_server_models_are_in_this_machines_store(alone, numllama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Modelfile").write_text("FROM m\nSYSTEM Other.")
+    assert numllama("create", "other").status == 0
+    assert default_store().resolve("other").system == "Other."
+    assert numllama("rm", "other").status == 0
