@@ -16,8 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from ..engine.job import Call
 from ..engine.piece import Piece, Timings
-from ..engine.runner import Call
 from ..engine.service import Answer, Engine
 from .decode import decode
 

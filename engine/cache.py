@@ -42,6 +42,11 @@ class KVCache:
         where = span.slot, slice(0, span.start + span.length)
         return self.k[il][where], self.v[il][where]
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Positions start .. end - 1 of slot `target` become those of `source`."""
+        for array in (*self.k, *self.v):
+            array[target, start:end] = array[source, start:end]
+
     def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, rope: Rope) -> int:
         """Forget `discard` positions after the first `keep`; later ones move down.  -> positions now cached
 

@@ -17,7 +17,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from ..kernels import NUMBA, Kernels
+from ..kernels import NUMBA, Kernels, Rope
 from .batch import Batch
 from .cache import KVCache
 from .echo import echo as echoed
@@ -59,9 +59,10 @@ def generate(
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
-    if len(ids) > options.num_ctx and not truncate:
-        raise ContextFull(len(ids), options.num_ctx)
-    ids = truncated(ids, options.num_ctx, kept(options.num_keep, len(ids), tokenizer.add_bos))
+    n_whole = len(ids)
+    if n_whole > options.num_ctx and not truncate:
+        raise ContextFull(n_whole, options.num_ctx)
+    ids = truncated(ids, options.num_ctx, kept(options.num_keep, n_whole, tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
     seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown, grammar=grammar)
 
@@ -75,7 +76,14 @@ def generate(
         yield piece
         if seq.state is not State.DONE:
             logits = decode(model, seq, cache, kernels, tap)
-    timings = Timings(model.load_duration, len(ids), prefilled - began, seq.n_sampled, perf_counter_ns() - prefilled)
+    timings = Timings(
+        model.load_duration,
+        seq.n_prompt,
+        prefilled - began,
+        seq.n_sampled,
+        perf_counter_ns() - prefilled,
+        n_whole=n_whole if n_whole > seq.n_prompt else 0,
+    )
     yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
 
 
@@ -93,13 +101,20 @@ def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: 
 
 def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Bring the newest token into the cache, after making room where the window is full.  -> logits f32 [n_vocab]"""
-    if seq.n_cached >= seq.window - 1:
-        keep = min(seq.n_keep, seq.window - 4)
-        discard = (seq.n_cached - keep) // 2
-        seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, model.hparams.rope)
+    make_room(seq, cache, kernels, model.hparams.rope)
     logits = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
     seq.n_cached += 1
     return logits[0]
+
+
+def make_room(seq: Sequence, cache: KVCache, kernels: Kernels, rope: Rope) -> int:
+    """Where the window is full, forget the older half of what need not be kept.  -> positions left as they were"""
+    if seq.n_cached < seq.window - 1:
+        return seq.n_cached
+    keep = min(seq.n_keep, seq.window - 4)
+    discard = (seq.n_cached - keep) // 2
+    seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, rope)
+    return keep
 
 
 def main(argv: list[str]) -> None:

@@ -17,6 +17,8 @@ class Timings:
 
     prompt_eval_duration  spent on the prompt
     eval_duration         from the end of the prompt to the last token
+    prompt_eval_cached_count   tokens of the prompt that the cache knew from before
+    n_whole               tokens of the prompt before it was cut; 0 where it was not
     """
 
     load_duration: int = 0
@@ -24,6 +26,8 @@ class Timings:
     prompt_eval_duration: int = 0
     eval_count: int = 0
     eval_duration: int = 0
+    prompt_eval_cached_count: int = 0
+    n_whole: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from time import monotonic_ns, time_ns
 
 from .duration import FOREVER, SECOND, format_duration
 from .errors import OutOfMemory, QueueFull
+from .job import Call
 from .options import Options
-from .runner import Call, Runner
+from .runner import Runner
 from .store import LocalModel
 
 log = logging.getLogger(__name__)

@@ -30,13 +30,14 @@ from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
 from .errors import BadGrammar, CloudModel, ModelNotFound, NotYet, RequestError
 from .grammar import Grammar
+from .job import Call, Job
 from .model import Model, load_model
 from .options import AS_USUAL, Options, Wanted
 from .parse import ThinkingParser, ToolParser, without_old_thoughts
 from .parse.thinking import BLANKS
 from .piece import Piece
 from .pool import Loaded, Pool
-from .runner import Call, Job, Runner
+from .runner import Runner
 from .settings import Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
@@ -381,7 +382,7 @@ class Engine:
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
-        return Runner(load_model(model.weights), options, cache_type, self.kernels)
+        return Runner(load_model(model.weights), options, cache_type, self.kernels, self.settings.num_parallel)
 
 
 def checked(

@@ -93,7 +93,7 @@ class Settings:
     keep_alive: int = 300 * SECOND
     load_timeout: int = 300 * SECOND
     context_length: int = 0  # 0: Options' default
-    num_parallel: int = 1
+    num_parallel: int = 0  # sequences at once for each model; 0: 4 where memory allows it
     max_loaded_models: int = 0  # 0: as many as a machine without a graphics card is given, 3
     max_queue: int = 512
     origins: tuple[str, ...] = LOCAL_ORIGINS
@@ -117,7 +117,7 @@ class Settings:
             keep_alive=env.duration("OLLAMA_KEEP_ALIVE", cls.keep_alive, forever_if=lambda ns: ns < 0),
             load_timeout=env.duration("OLLAMA_LOAD_TIMEOUT", cls.load_timeout, forever_if=lambda ns: ns <= 0),
             context_length=env.number("OLLAMA_CONTEXT_LENGTH", 0),
-            num_parallel=env.number("OLLAMA_NUM_PARALLEL", 1),
+            num_parallel=env.number("OLLAMA_NUM_PARALLEL", 0),
             max_loaded_models=env.number("OLLAMA_MAX_LOADED_MODELS", 0),
             max_queue=env.number("OLLAMA_MAX_QUEUE", 512),
             origins=origins + LOCAL_ORIGINS,

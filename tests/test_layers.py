@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 ENGINE_LEVELS = [
     ["errors", "duration", "settings", "batch", "trace", "options"],
     ["gguf", "gguf_write", "json_schema", "parse", "template", "store"],
-    ["tokenizer", "grammar", "json_mode", "cache", "sampling", "model"],
-    ["piece", "split", "sequence", "echo", "generate"],
+    ["tokenizer", "grammar", "json_mode", "cache", "prefix", "sampling", "model"],
+    ["piece", "split", "sequence", "echo", "generate", "job", "scheduler"],
     ["runner", "pool", "service"],
 ]
 # Optional or heavy libraries are imported in one place each.

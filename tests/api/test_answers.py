@@ -68,15 +68,8 @@ def test_created_at_is_utc(served):
     )
 
 
-def test_what_the_model_says_goes_out_escaped_for_html(served, monkeypatch):
-    from numllama.engine import runner
-    from numllama.engine.piece import Piece, Timings
-
-    def says(*_, **__):
-        yield Piece("<b>&é", token=1)
-        yield Piece("", done_reason="stop", timings=Timings(0, 1, 1, 1, 1))
-
-    monkeypatch.setattr(runner, "generate", says)
+def test_what_the_model_says_goes_out_escaped_for_html(served, says):
+    says("<b>&é")
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)
     assert r'"response":"\u003cb\u003e\u0026é"' in answer.text
 
@@ -279,15 +272,8 @@ def test_a_template_is_run_whether_the_models_or_the_requests(served):
     assert served.ok("/api/generate", model="go", prompt="a", raw=True, stream=False)["done"]
 
 
-def test_an_error_on_the_way_is_the_last_line(served, monkeypatch):
-    from numllama.engine import runner
-    from numllama.engine.piece import Piece
-
-    def breaks(*_, **__):
-        yield Piece("a", token=1)
-        raise RuntimeError("secret detail")
-
-    monkeypatch.setattr(runner, "generate", breaks)
+def test_an_error_on_the_way_is_the_last_line(served, says):
+    says("a", error=RuntimeError("secret detail"))
     *_, last = lines(served.post("/api/generate", model="m", prompt="a"))
     assert last == {"error": "internal error: RuntimeError"}
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)

@@ -20,6 +20,7 @@ import pytest
 from serving import Served, until
 
 from numllama.api.guard import host_allowed
+from numllama.engine.sequence import Sequence
 from numllama.engine.settings import LOCAL_ORIGINS, Settings
 
 JSON = "application/json; charset=utf-8"
@@ -273,16 +274,13 @@ def hang_up(connection, answer=None):
 @pytest.fixture
 def counted(monkeypatch):
     """How many tokens the engine has made, whoever asked."""
-    from numllama.engine import runner
+    made, sample = [], Sequence.sample
 
-    made, generate = [], runner.generate
+    def counting(*args):
+        made.append(sample(*args))
+        return made[-1]
 
-    def counting(*args, **kwargs):
-        for piece in generate(*args, **kwargs):
-            made.append(piece)
-            yield piece
-
-    monkeypatch.setattr(runner, "generate", counting)
+    monkeypatch.setattr(Sequence, "sample", counting)
     return made
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from numllama.engine.duration import FOREVER, SECOND
 from numllama.engine.errors import Cancelled, ModelError, OutOfMemory, QueueFull
+from numllama.engine.job import Call
 from numllama.engine.options import Options
 from numllama.engine.pool import Pool
-from numllama.engine.runner import Call
 
 MS = SECOND // 1000
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from numllama.engine import runner
 from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
+from numllama.engine.job import Call
 from numllama.engine.piece import Piece
-from numllama.engine.runner import Call
+from numllama.engine.runner import Runner
 from numllama.engine.service import Engine, Wanted, constraint, fitting
 from numllama.engine.settings import Settings
 from numllama.engine.template import Template, mark_images
@@ -168,12 +168,13 @@ def test_control_tokens_are_shown_where_calls_begin_with_them(engine, tmp_path, 
     list(engine.create("t", files={"t.gguf": digest}))
     seen = []
 
-    def says(*_, shown, **__):
-        seen.append(set(shown))
-        yield Piece("</s>", token=2)
-        yield Piece('{"name": "f", "arguments": {}}', done_reason="stop")
+    def says(_, job):
+        seen.append(set(job.shown))
+        job.deliver(Piece("</s>", token=2))
+        job.finished()
+        job.deliver(Piece('{"name": "f", "arguments": {}}', done_reason="stop"))
 
-    monkeypatch.setattr(runner, "generate", says)
+    monkeypatch.setattr(Runner, "submit", says)
     tools = [{"type": "function", "function": {"name": "f"}}]
     pieces = list(engine.chat("t", user("hello"), tools=tools))
     assert [call.name for piece in pieces for call in piece.tool_calls] == ["f"]

@@ -1,0 +1,251 @@
+"""Many sequences, one forward pass: continuous batching.
+
+    waiting   E F                       first come, first served
+    slot 0    A   speaks                 1 token    .
+         1    B   speaks                 1 token     > one Batch -> forward -> a row of logits for A, B, C
+         2    C   its prompt's end      40 tokens    |
+         3    D   its prompt's middle   22 tokens   '
+
+A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first, get
+what room is left, which is little while somebody speaks.  Each sequence says what generate() would say, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, replace
+from time import perf_counter_ns
+
+import numpy as np
+
+from ..kernels import NUMBA, Kernels
+from .batch import Batch
+from .cache import KVCache
+from .echo import Echo
+from .errors import ContextFull, EngineError
+from .generate import make_room
+from .job import Call, Job
+from .model import Model, forward
+from .piece import Piece, Timings
+from .prefix import Prefixes
+from .sequence import Sequence, State, kept, truncated
+from .trace import Tap
+
+log = logging.getLogger(__name__)
+
+# Tokens of prompts in a step in which somebody speaks.  A 1.1B model on two cores takes 0.3 s for them, of which the
+# waiting for weights is a tenth; with 512 the speakers would stand still for 2 s.
+CHUNK = 64
+RUNAWAY = 30  # so many times the same text in a row is not an answer any more: as in Ollama's llm/server.go
+
+
+@dataclass(eq=False)
+class Running:
+    """A job in a slot.
+
+    n_reused   tokens of its prompt that the cache knew
+    began, prefilled   on the clock of perf_counter_ns, the latter 0 until its prompt is done
+    repeated   pieces with the text of the last one before them
+    """
+
+    job: Job
+    seq: Sequence
+    n_reused: int
+    began: int
+    prefilled: int = 0
+    echo: Echo | None = None
+    text: str = ""
+    repeated: int = 0
+
+    def runs_away(self, text: str) -> bool:
+        """Whether the answer has come to say the same over and over; `text` is what it says now."""
+        if text:
+            self.repeated, self.text = self.repeated + 1 if text.strip() == self.text else 0, text.strip()
+        return self.repeated > RUNAWAY
+
+    def last_piece(self) -> Piece:
+        seq, n_whole = self.seq, max(len(self.job.prompt), self.job.n_whole)
+        return Piece(
+            seq.rest(),
+            done_reason=seq.done_reason,
+            met=seq.met,
+            timings=Timings(
+                prompt_eval_count=seq.n_prompt,
+                prompt_eval_duration=self.prefilled - self.began,
+                eval_count=seq.n_sampled,
+                eval_duration=perf_counter_ns() - self.prefilled,
+                prompt_eval_cached_count=self.n_reused,
+                n_whole=n_whole if n_whole > seq.n_prompt else 0,
+            ),
+        )
+
+
+class Scheduler:
+    """The jobs of one model: those that wait, and those that have one of the cache's slots.
+
+    num_batch   tokens of prompts in one forward pass, at most
+    guard       ends answers that repeat themselves, which generate() does not
+    """
+
+    def __init__(
+        self, model: Model, cache: KVCache, kernels: Kernels = NUMBA, num_batch: int = 512, guard: bool = True
+    ):
+        self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
+        self.prefixes = Prefixes(cache.n_slot)
+        self.waiting: deque[Job] = deque()
+        self.running: list[Running] = []  # in the order in which they came
+        self.stopped: EngineError | None = None  # set by any thread: everything ends with it
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def step(self) -> None:
+        """One forward pass for everyone whose turn it is, and what comes of it."""
+        self._dismiss()
+        self._admit()
+        turns = self._plan()
+        if not turns:
+            return
+        try:
+            batch = Batch.join([part for _, part in turns])
+            logits = forward(self.model, batch, self.cache, self.kernels, self._tap([one.job.call for one, _ in turns]))
+        except Exception as error:
+            for one, _ in turns:
+                self._leave(one, error)
+            return
+        row = 0
+        for one, part in turns:
+            n_out = len(part.outputs)
+            try:
+                self._advance(one, part, logits[row : row + n_out])
+            except Exception as error:
+                self._leave(one, error)
+            row += n_out
+
+    def _dismiss(self) -> None:
+        """Those that nobody waits for any more go, wherever they are."""
+        for one in [one for one in self.running if self.stopped or one.job.call.cancelled]:
+            self._leave(one, self.stopped or one.job.call.why)
+        for job in [job for job in self.waiting if self.stopped or job.call.cancelled]:
+            self.waiting.remove(job)
+            conclude(job, self.stopped or job.call.why)
+
+    def _admit(self) -> None:
+        """Those who waited longest get the free slots."""
+        while self.waiting and self.prefixes.free:
+            job = self.waiting.popleft()
+            try:
+                self.running.append(self._begin(job))
+            except Exception as error:
+                conclude(job, error)
+
+    def _begin(self, job: Job) -> Running:
+        """The job in a slot of its own.  Raises: ContextFull"""
+        began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx
+        options = replace(job.options, num_ctx=n_ctx)
+        if len(job.prompt) > n_ctx:
+            if not job.truncate:
+                raise ContextFull(len(job.prompt), n_ctx)
+            facts = {"num_ctx": n_ctx, "prompt": len(job.prompt), "num_keep": options.num_keep}
+            log.warning("truncating input prompt", extra={"fields": facts})
+        prompt = truncated(job.prompt, n_ctx, kept(options.num_keep, len(job.prompt), tokenizer.add_bos))
+        seq = Sequence(
+            tokenizer,
+            prompt,
+            options,
+            shift=job.shift,
+            n_logprobs=job.n_logprobs,
+            shown=job.shown,
+            grammar=job.grammar,
+        )
+        seq.slot, seq.n_cached = self.prefixes.take([] if job.echo else prompt)  # an echo wants all its logits
+        seq.state = State.PREFILL
+        return Running(job, seq, seq.n_cached, began, echo=Echo(tokenizer, seq) if job.echo else None)
+
+    def _plan(self) -> list[tuple[Running, Batch]]:
+        """Who takes part in the next forward pass, and with what."""
+        speaking = [one for one in self.running if one.seq.state is State.DECODE]
+        turns = [(one, self._next_token(one)) for one in speaking]
+        room = max(1, min(self.num_batch, CHUNK) - len(speaking)) if speaking else self.num_batch
+        for one in self.running:
+            if one.seq.state is State.PREFILL and room:
+                turns.append((one, part := self._next_chunk(one, room)))
+                room -= len(part.tokens)
+        return turns
+
+    def _next_token(self, one: Running) -> Batch:
+        seq = one.seq
+        self.prefixes.forget(seq.slot, make_room(seq, self.cache, self.kernels, self.model.hparams.rope))
+        return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
+
+    def _next_chunk(self, one: Running, room: int) -> Batch:
+        """At most `room` tokens of its prompt, after all that any slot has learned of it meanwhile."""
+        seq = one.seq
+        if not one.echo:
+            source, n = self.prefixes.longest(seq.tokens)
+            if n > seq.n_cached:
+                self.cache.copy(source, seq.slot, seq.n_cached, n)
+                self.prefixes.wrote(seq.slot, seq.n_cached, seq.tokens[seq.n_cached : n])
+                one.n_reused += n - seq.n_cached
+                seq.n_cached = n
+        n = min(room, seq.n_prompt - seq.n_cached, one.echo.n_rows if one.echo else room)
+        is_last = seq.n_cached + n == seq.n_prompt
+        outputs = range(n) if one.echo else range(n - is_last, n)
+        return Batch.of(seq.tokens[seq.n_cached : seq.n_cached + n], seq.slot, seq.n_cached, outputs)
+
+    def _advance(self, one: Running, part: Batch, logits: np.ndarray) -> None:
+        """What a sequence says after the cache has `part`.  logits f32 [n_out, n_vocab]"""
+        seq, job, start = one.seq, one.job, one.seq.n_cached
+        job.call.check()
+        self.prefixes.wrote(seq.slot, start, part.tokens.tolist())
+        seq.n_cached += len(part.tokens)
+        if seq.state is State.PREFILL:
+            for piece in one.echo.pieces(start, logits) if one.echo else ():
+                job.deliver(piece)
+            if seq.n_cached < seq.n_prompt:
+                return
+            seq.state, one.prefilled = State.DECODE, perf_counter_ns()
+        if one.echo and seq.options.num_predict == 0:
+            seq.end("length")
+        else:
+            piece = seq.sample(logits[-1])
+            job.deliver(piece)
+            if self.guard and seq.state is not State.DONE and one.runs_away(piece.text):
+                seq.end("length")
+        if seq.state is State.DONE:
+            self._leave(one, one.last_piece())
+
+    def _tap(self, calls: list[Call]) -> Tap:
+        """The tap that ends a forward pass once nobody waits for any of it.
+
+        One who leaves among others does not: the pass is soon over, and theirs would have to begin again.
+        """
+
+        def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
+            if self.stopped:
+                raise self.stopped
+            if calls[0].cancelled and all(call.cancelled for call in calls):
+                calls[0].check()
+            return value
+
+        return tap
+
+    def _leave(self, one: Running, last: Piece | Exception) -> None:
+        """The slot is free; the last piece goes out."""
+        self.running.remove(one)
+        self.prefixes.give_back(one.seq.slot)
+        conclude(one.job, last)
+
+
+def conclude(job: Job, last: Piece | Exception) -> None:
+    """The job is over: its lease goes back, then its last piece goes out, and what goes wrong there is its error."""
+    job.finished()
+    try:
+        job.deliver(last)
+    except Exception as error:
+        job.deliver(error)
