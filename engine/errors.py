@@ -5,6 +5,7 @@
      +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  ContextFull
      |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
+     +- RegistryError     Unauthorized  WrongBlob(expected, found)
      +- CapacityError     QueueFull  OutOfMemory
      +- Cancelled
      +- ShuttingDown
@@ -131,6 +132,26 @@ class NotYet(RequestError):
 
 class StoreError(EngineError):
     """The folder of models cannot be read or written: names the path and the system's reason."""
+
+
+class RegistryError(EngineError):
+    """A registry cannot be reached, refuses, or answers what it should not: says which blob, the status, what to do."""
+
+    def __init__(self, message: str, status: int = 0):
+        self.status = status
+        super().__init__(message)
+
+
+class Unauthorized(RegistryError):
+    """A registry wants to know who asks, and nothing that this machine can say is enough."""
+
+
+class WrongBlob(RegistryError):
+    """A download that is not what its digest promises; nothing of it is kept."""
+
+    def __init__(self, expected: str, found: str):
+        self.expected, self.found = expected, found
+        super().__init__(f"digest mismatch, file must be downloaded again: want {expected}, got {found}")
 
 
 class CapacityError(EngineError):
