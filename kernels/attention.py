@@ -150,11 +150,10 @@ def attention_numba(q, k, v, first, scale, look=look_away, window=0, softcap=0.0
 
 def widened(a):
     """`a` with heads of a multiple of 16, zeros added: whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
-    n, n_head, d = a.shape
-    if d % 16 == 0:
+    if a.shape[2] % 16 == 0:
         return a
-    wide = np.zeros((n, n_head, d + -d % 16), a.dtype)  # np.pad would take 30 us
-    wide[:, :, :d] = a
+    wide = np.zeros((*a.shape[:2], -(-a.shape[2] // 16) * 16), a.dtype)
+    wide[:, :, : a.shape[2]] = a
     return wide
 
 
@@ -213,7 +212,8 @@ def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, scale,
                 _add_values(score, v, values, v_step, n, d, sums, r, 4)
             for r in range(n_row // 4 * 4, n_row):
                 _scores(rows, r, k, keys, k_step, n, d, score, 1)
-                _weigh(score, 0, last[r] - p, window, n, softcap, top, weights, sums, r, d)
+                for t in range(1):  # as above: a literal 0 would compile _weigh once more
+                    _weigh(score, t * TILE, last[r + t] - p, window, n, softcap, top, weights, sums, r + t, d)
                 _add_values(score, v, values, v_step, n, d, sums, r, 1)
         for r in range(n_row):
             start = ((begin + r) // group * n_head + h * group + (begin + r) % group) * d

@@ -35,9 +35,7 @@ def rms_norm_numba(x, weight, eps):
     """
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
-    weight = np.asarray(weight, np.float32)
-    weight = weight if weight.flags.writeable else weight.copy()  # one type, one compilation
-    run(_rms_norm, x.size, x.reshape(-1), weight, np.float32(eps), len(x), y.reshape(-1))
+    run(_rms_norm, x.size, x.reshape(-1), np.asarray(weight, np.float32), np.float32(eps), len(x), y.reshape(-1))
     return y
 
 

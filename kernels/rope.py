@@ -100,7 +100,7 @@ _tables: WeakKeyDictionary[Rope, tuple[np.ndarray, np.ndarray]] = WeakKeyDiction
 
 
 def cos_and_sin_table(rope, n):
-    """As cos_and_sin_ggml for positions 0 .. n - 1 at least, computed once.  -> 2 f32 [n or more, n_rot / 2]"""
+    """As cos_and_sin_ggml for positions 0 .. n - 1 at least, computed once.  -> two f32 [n or more, n_rot / 2]"""
     if rope not in _tables or len(_tables[rope][0]) < n:
         _tables[rope] = cos_and_sin_ggml(np.arange(max(512, 1 << (n - 1).bit_length())), rope)
     return _tables[rope]
@@ -108,20 +108,26 @@ def cos_and_sin_table(rope, n):
 
 def rope_numba(x, positions, rope):
     """As rope_ggml.  x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x"""
-    positions = np.asarray(positions)
-    if positions.size and positions.min() < 0:
-        rows, (cos, sin) = np.arange(len(positions)), cos_and_sin_ggml(positions, rope)
-    else:
-        rows, (cos, sin) = positions.astype(np.int64), cos_and_sin_table(rope, int(positions.max(initial=0)) + 1)
-    x = np.ascontiguousarray(x, np.float32)
+    x, positions = np.ascontiguousarray(x, np.float32), np.asarray(positions, np.int32)
     y = np.empty_like(x)
-    run(_rope, 2 * x.size, x, rows, cos, sin, rope.style == "norm", y)
+    neighbours = rope.style == "norm"
+    if not run(_rope, 2 * x.size, x, positions, *cos_and_sin_table(rope, 1), neighbours, y):
+        if positions.min() < 0:
+            rows, table = np.arange(len(positions), dtype=np.int32), cos_and_sin_ggml(positions, rope)
+        else:
+            rows, table = positions, cos_and_sin_table(rope, int(positions.max()) + 1)
+        run(_rope, 2 * x.size, x, rows, *table, neighbours, y)
     return y
 
 
 @kernel
 def _rope(team, x, rows, cos, sin, neighbours, y):
+    """Turns token t of `x` by row rows[t] of the tables; False, and nothing done, if they do not have it."""
+    for row in rows:
+        if not 0 <= row < len(cos):
+            return False
     parallel_for(team, _rope_tokens, (x, rows, cos, sin, neighbours, y), len(x))
+    return True
 
 
 @inner

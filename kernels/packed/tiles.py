@@ -123,10 +123,10 @@ def put_block(x, tile, b, lane, low, high, d, bias):
 
 
 @inner
-def put_nothing(x, tile, lane):
+def put_nothing(x, tile, lane, bias):
     """A lane without a token: zeros."""
     for b in range(x.n_block):
-        put_block(x, tile, b, lane, splat(i32x16, 0), splat(i32x16, 0), np.float32(0), 0)
+        put_block(x, tile, b, lane, splat(i32x16, 0), splat(i32x16, 0), np.float32(0), bias)
 
 
 @inner
@@ -139,7 +139,7 @@ def quantize_q8_0_part(rows, x, bias, first, last):
         for lane in range(lanes(x)):
             t = tile * lanes(x) + lane
             if t >= x.n_tok:
-                put_nothing(x, tile, lane)
+                put_nothing(x, tile, lane, bias)
                 continue
             for b in range(x.n_block):
                 i = (t * x.n_block + b) * 32
@@ -165,7 +165,7 @@ def quantize_q8_k_part(rows, x, bias, first, last):
         for lane in range(lanes(x)):
             t = tile * lanes(x) + lane
             if t >= x.n_tok:
-                put_nothing(x, tile, lane)
+                put_nothing(x, tile, lane, bias)
                 continue
             for b in range(0, x.n_block, 8):
                 start = (t * x.n_block + b) * 32
