@@ -57,15 +57,15 @@ def is_already(gguf: GGUF, file_type: str) -> bool:
 def check_weights(gguf: GGUF) -> None:
     """Raises: RequestError for a tensor with a weight that is not finite"""
     for tensor in gguf.tensors.values():
-        for start, blocks in _slices(tensor):
-            _check(tensor, start, blocks)
+        for start, blocks in slices(tensor):
+            check_blocks(tensor, start, blocks)
 
 
 def _pieces(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
     """The blocks of `tensor` in `format`, a slice at a time; at most a few slices are on their way at once."""
 
     def piece(start: int, blocks: np.ndarray) -> np.ndarray:
-        _check(tensor, start, blocks)
+        check_blocks(tensor, start, blocks)
         if format is tensor.format:
             return blocks
         packed = quantize(format, dequantize(tensor.format, blocks))
@@ -80,7 +80,7 @@ def _pieces(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         begun: deque[Future[np.ndarray]] = deque()
-        for start, blocks in _slices(tensor):
+        for start, blocks in slices(tensor):
             begun.append(pool.submit(piece, start, blocks))
             if len(begun) > THREADS:
                 yield begun.popleft().result()
@@ -88,14 +88,14 @@ def _pieces(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
             yield begun.popleft().result()
 
 
-def _slices(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+def slices(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
     """The first weight of each slice, and the slice's blocks [n]."""
     blocks, step = tensor.blocks.reshape(-1), SLICE // tensor.format.block_size
     for i in range(0, len(blocks), step):
         yield i * tensor.format.block_size, blocks[i : i + step]
 
 
-def _check(tensor: Tensor, start: int, blocks: np.ndarray) -> None:
+def check_blocks(tensor: Tensor, start: int, blocks: np.ndarray) -> None:
     """Raises: RequestError for a weight of `blocks` that is not finite; their first weight is number `start`."""
     if (bad := _first_bad(tensor.format, blocks)) is not None:
         where = _place(tensor, start + bad * tensor.format.block_size)

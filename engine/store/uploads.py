@@ -17,6 +17,7 @@ from ..errors import BadDigest, BadGGUF, ModelError, NotYet, RequestError
 from ..gguf import GGUF, join, read_part
 from ..gguf_write import gguf_chunks
 from . import manifest as media
+from .convert import converted
 from .file_type import FILE_TYPES, file_type_name, parameter_size
 from .manifest import Config, Layer, check_digest
 from .mixture import file_type_of
@@ -36,10 +37,11 @@ def model_layers(
 
     Raises: RequestError, ModelError for blobs that are missing, EngineError for `quantize`
     """
-    if any(path.endswith(".safetensors") for path in files):
-        raise NotYet("create does not support safetensors yet")
     if not files:
         raise RequestError("unknown type")
+    if any(path.endswith(".safetensors") for path in files):
+        layer = yield from _converted(store, files)
+        return (yield from _as_wanted(store, layer, [], quantize))
     models: dict[str, GGUF] = {}
     layers, projectors = dict[str, Layer](), list[Layer]()
     for path, digest in files.items():
@@ -55,7 +57,6 @@ def model_layers(
             models[path], layers[path] = gguf, layer
     if len(models) > 1 and all(gguf.kv.get("split.count") == len(models) for gguf in models.values()):
         layer = yield from _merged(store, models)
-        gguf = GGUF.open(store.blob_path(layer.digest))
     elif len(models) == 1:
         ((path, gguf),), (layer,) = models.items(), layers.values()
         if gguf.kv.get("split.count", 1) != 1:
@@ -63,10 +64,26 @@ def model_layers(
     else:
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
     _architecture(next(iter(models)), gguf)
-    config = config_of(gguf)
+    return (yield from _as_wanted(store, layer, projectors, quantize))
+
+
+def _as_wanted(
+    store: Store, layer: Layer, projectors: list[Layer], quantize: str
+) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    config = config_of(GGUF.open(store.blob_path(layer.digest)))
     if quantize:
         config, layer = yield from quantized_layer(store, config, layer, quantize)
     return config, [layer, *projectors]
+
+
+def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None, Layer]:
+    """The layer of a model in Hugging Face's layout."""
+    yield {"status": "converting model"}
+    if "config.json" not in files:
+        raise ModelError("open config.json: no such file or directory")
+    kv, tensors = converted({path: uploaded_blob(store, path, digest) for path, digest in files.items()})
+    total = sum(tensor.nbytes for tensor in tensors)
+    return (yield from stored(store, gguf_chunks(kv, tensors), total, "converting model"))
 
 
 def adapter_layer(store: Store, files: Mapping[str, str]) -> Generator[Status, None, Layer]:

@@ -10,7 +10,6 @@ from numllama.engine.errors import (
     EngineError,
     ModelError,
     ModelNotFound,
-    NotYet,
     RequestError,
 )
 from numllama.engine.gguf_write import write_gguf
@@ -161,7 +160,7 @@ FAILURES = [
     (ModelError, f"open sha256-{'0' * 64}: no such file", {"files": {"x.gguf": "sha256:" + "0" * 64}}),
     (BadName, "invalid model name", {"from_": "a b"}),
     (ModelNotFound, "model 'nope:latest' not found", {"from_": "nope"}),
-    (NotYet, "create does not support safetensors yet", {"files": {"model.safetensors": "sha256:" + "0" * 64}}),
+    (ModelError, "open config.json: no such file", {"files": {"model.safetensors": "sha256:" + "0" * 64}}),
     (EngineError, "unsupported quantization type Q9 - supported types are F32", {"from_": "a", "quantize": "q9"}),
     (ModelError, f"open sha256-{'0' * 64}", {"from_": "a", "adapters": {"a.gguf": "sha256:" + "0" * 64}}),
     (
