@@ -198,6 +198,29 @@ def trace(
     trace(model, prompt, kernels=kernels, only=only or [], save=save)
 
 
+@app.command("template")
+def template(
+    args: Annotated[list[str] | None, words("FILE|MODEL")] = None,
+    messages: Annotated[str | None, Option(metavar="FILE", help="A conversation: the messages of a chat, JSON")] = None,
+    tools: Annotated[str | None, Option(metavar="FILE", help="The tools offered in it, JSON")] = None,
+    data: Annotated[str | None, Option(metavar="FILE", help="In place of messages: any JSON for a Go template")] = None,
+    think: Annotated[
+        str | None, Option(metavar="[LEVEL]", help="As in a chat; without it, whatever can think does")
+    ] = None,
+) -> None:
+    """Show what a template makes of a conversation
+
+    FILE is a GGUF, a Modelfile (by that name or extension) or a template's text. A text is Jinja if its name ends in
+    .jinja, .jinja2 or .j2, Go if it ends in .gotmpl, .tmpl or .go; any other is Jinja if it has "{%" in it, else Go.
+    What is no file is the name of a model. As in a chat, a last message of the assistant stays open, and after any
+    other one comes the beginning of the answer. Where a JSON file is wanted, - is what comes through a pipe.
+    """
+    (source,) = exactly(1, args)
+    from .template import print_template
+
+    print_template(source, messages=messages, tools=tools, data=data, think=think)
+
+
 @app.command("help")
 def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
     """Help about any command"""

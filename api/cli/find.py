@@ -20,12 +20,14 @@ if TYPE_CHECKING:  # each takes its time to import, and a command needs one of t
 
 def is_file(model: str) -> bool:
     """Whether `model` is meant as a path: it ends in .gguf, or begins like one, or a GGUF lies there."""
-    return model.lower().endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or _is_gguf(model)
+    return model.lower().endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or is_gguf(model)
 
 
-def _is_gguf(path: str) -> bool:
+def is_gguf(path: str | Path) -> bool:
+    """Whether a file there begins like a GGUF."""
     try:
-        return Path(path).is_file() and open(path, "rb").read(4) == b"GGUF"
+        with open(path, "rb") as file:
+            return file.read(4) == b"GGUF"
     except (OSError, ValueError):
         return False
 
