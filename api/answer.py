@@ -57,9 +57,16 @@ def tool_calls(chunk: Chunk) -> dict[str, Any]:
     return {"tool_calls": calls} if calls else {}
 
 
-def statistics(visit: Visit, chunk: Chunk) -> dict[str, int]:
-    """The figures of the last object; a zero is left out."""
-    return {name: n for name, n in visit.figures(chunk.timings).items() if n} if chunk.timings else {}
+def statistics(visit: Visit, chunk: Chunk) -> dict[str, Any]:
+    """The figures of the last object, of which a zero is left out; what the cache knew of the prompt, and what was cut.
+
+    The last two are ours: Ollama cuts and says nothing.
+    """
+    if not (t := chunk.timings):
+        return {}
+    cut = {"truncated": {"prompt_tokens": t.n_whole, "kept": t.prompt_eval_count}} if t.n_whole else {}
+    figures: dict[str, Any] = {name: n for name, n in visit.figures(t).items() if n}
+    return figures | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | cut
 
 
 def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:

@@ -118,12 +118,14 @@ class Prompt:
     bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
     split      how what comes is to be told apart
     ids        in place of those that the tokenizer makes of the text
+    n_whole    tokens before messages were left out; 0 where none were
     """
 
     text: str
     bos_once: bool = False
     split: Split = field(default_factory=Split)
     ids: list[int] | None = None
+    n_whole: int = 0
 
     def encode(self, model: Model) -> list[int]:
         if self.ids is not None:
@@ -243,10 +245,12 @@ class Engine:
                 n_images = sum(len(message.get("images") or ()) for message in some) if model.projectors else 0
                 return len(loaded.runner.model.tokenizer.encode(text)) + n_images * IMAGE_TOKENS
 
+            whole = everything
             if wanted.truncate:
                 everything = fitting(everything, size, loaded.runner.options.num_ctx)
+            n_whole = size(whole) if len(everything) < len(whole) else 0
             text = rendered(own, mark_images(everything), wanted, tools)
-            return Prompt(text, own.language != "go", split(own, text, wanted, tools))
+            return Prompt(text, own.language != "go", split(own, text, wanted, tools), n_whole=n_whole)
 
         return self._answer(model, messages, wanted, render, call, deliver)
 
@@ -352,7 +356,7 @@ class Engine:
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
         deliver = through(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar))
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:

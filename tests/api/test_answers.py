@@ -15,6 +15,7 @@ STATISTICS = [
     "eval_count",
     "eval_duration",
 ]
+CACHED = "prompt_eval_cached_count"
 HEAD = ["model", "created_at", "response", "done"]
 
 
@@ -32,7 +33,7 @@ def rendered(served, path="/api/generate", **body):
 def test_a_stream_is_chunks_and_one_last_object(served):
     *chunks, last = lines(served.post("/api/generate", model="m", prompt="once upon"))
     assert all(list(chunk) == HEAD and not chunk["done"] and chunk["response"] for chunk in chunks)
-    assert list(last) == [*HEAD, "done_reason", "context", *STATISTICS]
+    assert list(last) == [*HEAD, "done_reason", "context", *STATISTICS, CACHED]
     assert last["done"] and last["done_reason"] == "length" and last["response"] == ""
     assert all(last[name] > 0 for name in STATISTICS) and last["eval_count"] == 8
     parts = ["load_duration", "prompt_eval_duration", "eval_duration"]
@@ -45,14 +46,14 @@ def test_one_object_is_the_stream_put_together(served):
     assert whole["response"] == "".join(chunk["response"] for chunk in chunks)
     for key in ("context", "done_reason", "eval_count", "prompt_eval_count"):
         assert whole[key] == chunks[-1][key]
-    assert list(whole) == [*HEAD, "done_reason", "context", *STATISTICS]
+    assert list(whole) == [*HEAD, "done_reason", "context", *STATISTICS, CACHED]
 
 
 def test_a_chat_streams_messages_of_the_assistant(served):
     *chunks, last = lines(served.post("/api/chat", model="m", messages=[{"role": "user", "content": "hello"}]))
     assert all(chunk["message"]["role"] == "assistant" and chunk["message"]["content"] for chunk in chunks)
     assert list(chunks[0]) == ["model", "created_at", "message", "done"]
-    assert list(last) == ["model", "created_at", "message", "done", "done_reason", *STATISTICS]
+    assert list(last) == ["model", "created_at", "message", "done", "done_reason", *STATISTICS, CACHED]
     assert last["message"] == {"role": "assistant", "content": ""}
     whole = served.ok("/api/chat", model="m", messages=[{"role": "user", "content": "hello"}], stream=False)
     assert whole["message"]["content"] == "".join(chunk["message"]["content"] for chunk in chunks)
