@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFo
 from ..settings import Settings
 from . import manifest as media
 from .blobs import Blobs, BlobWriter, sync_folder
+from .lock import StoreLock
 from .manifest import Config, Layer, Manifest, digest_of, read_json, read_limited
 from .name import ModelName
 
@@ -149,7 +149,7 @@ class Store:
         self.builtin = Path(builtin) if builtin is not None else None
         self.keep_blobs = keep_blobs
         self.blobs = Blobs(self.root / "blobs")
-        self.lock = threading.RLock()  # held from the look at a blob to the manifest that names it
+        self.lock = StoreLock(self.root)  # held from the look at a blob to the manifest that names it
 
     # reading
 
@@ -171,6 +171,13 @@ class Store:
             if (root / "manifests" / name.path).is_file():
                 return self._read(root, name)
         raise ModelNotFound(asked)
+
+    def manifest_bytes(self, model: LocalModel) -> bytes:
+        """The manifest file of `model`, whose SHA-256 is its digest."""
+        root = self.builtin if model.is_builtin else self.root
+        assert root
+        with _refusals():
+            return read_limited(root / "manifests" / model.name.path)
 
     def list(self) -> list[LocalModel]:
         """All models, the newest first; one that cannot be read is logged and left out."""
@@ -255,13 +262,16 @@ class Store:
 
     # changing
 
-    def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> None:
+    def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> bool:
         """`name` is what `manifest` says, given as its bytes or not; blobs that only its predecessor named are gone.
 
+        -> whether there were any
         Raises: BadManifest for one that names a missing blob
         """
         data = manifest if isinstance(manifest, bytes) else manifest.to_bytes()
-        with self.lock, _refusals():
+        with _refusals():
+            self.root.mkdir(parents=True, exist_ok=True)
+        with _refusals(), self.lock:
             for layer in Manifest.from_bytes(data, name.short).all_layers:
                 if not self.blobs.has(layer.digest):
                     raise BadManifest(name.short, f"a layer is missing: {layer.digest}")
@@ -280,20 +290,16 @@ class Store:
                 temporary.unlink(missing_ok=True)
                 raise
             sync_folder(path.parent)
-            self._drop_unnamed(predecessor)
+            return self._drop_unnamed(predecessor)
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> None:
         """`destination` is what `source` is, with the same id.  Raises: ModelNotFound, BadName, BadManifest"""
-        with self.lock:
+        with _refusals(), self.lock:
             model, target = self.resolve(source), self.respell(destination)
             if target == model.name and not model.is_builtin:
                 return
             self.adopt(model)
-            root = self.builtin if model.is_builtin else self.root
-            assert root
-            with _refusals():
-                data = read_limited(root / "manifests" / model.name.path)
-            self.write_manifest(target, data)
+            self.write_manifest(target, self.manifest_bytes(model))
 
     def delete(self, name: ModelName | str) -> None:
         """The model is gone, and with it every blob that no other model has.
@@ -301,7 +307,7 @@ class Store:
         Raises: ModelNotFound, BuiltinModel, BadName
         """
         asked = name if isinstance(name, str) else name.short
-        with self.lock, _refusals():
+        with _refusals(), self.lock:
             name = self.respell(name)
             path = self.root / "manifests" / name.path
             if not path.is_file():
@@ -316,9 +322,11 @@ class Store:
     def prune(self, age_seconds: float = 3600) -> None:
         """Blobs that no manifest names, uploads broken off included, are gone once they are older than `age_seconds`.
 
+        So are manifests that were never put in place, and folders of names that hold none.
+
         Does nothing while a manifest cannot be read, since its blobs are then unknown.
         """
-        with self.lock, _refusals():
+        with _refusals(), self.lock:
             named = self._named()
             if named is None or self.keep_blobs or not self.blobs.folder.is_dir():
                 return
@@ -327,6 +335,14 @@ class Store:
                 is_blob = entry.name.startswith("sha256-") and entry.is_file(follow_symlinks=False)
                 if is_blob and entry.name.replace("-", ":", 1) not in named and entry.stat().st_mtime < oldest:
                     os.unlink(entry.path)
+
+            for entry in os.scandir(self.root / "manifests") if (self.root / "manifests").is_dir() else ():
+                is_unfinished = entry.name.startswith(".manifest-") and entry.is_file(follow_symlinks=False)
+                if is_unfinished and entry.stat().st_mtime < oldest:
+                    os.unlink(entry.path)
+            for folder, _, _ in os.walk(self.root / "manifests", topdown=False):
+                if os.path.isdir(folder):  # it may have gone with the last one in it
+                    _remove_empty(Path(folder), self.root / "manifests")
 
     def _layers_of(self, name: ModelName) -> tuple[Layer, ...]:
         path = self.root / "manifests" / name.path
@@ -347,12 +363,14 @@ class Store:
                 return None
         return named
 
-    def _drop_unnamed(self, layers: Iterable[Layer]) -> None:
+    def _drop_unnamed(self, layers: Iterable[Layer]) -> bool:
+        """Whether any of `layers` had a blob that no manifest names; it is gone."""
         candidates = {layer.digest for layer in layers}
         if self.keep_blobs or not candidates or (named := self._named()) is None:
-            return
+            return False
         for digest in candidates - named:
             self.blobs.remove(digest)
+        return bool(candidates - named)
 
 
 def default_store(settings: Settings | None = None) -> Store:
