@@ -1,0 +1,133 @@
+"""A GGUF's tokenizer as the two files that Hugging Face's libraries read.
+
+    tokenizer.json           pieces, merges, and what is done to a text before and after
+    tokenizer_config.json    which tokens begin and end it, and the chat template
+
+Source: the format that `tokenizers` 0.21 writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .vocab import SPACE, Attr, Vocab, split_merge
+
+
+def write_tokenizer(kv: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The files, which are in `folder` now.  Raises: as Vocab.from_gguf, OSError"""
+    vocab = Vocab.from_gguf(kv)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"tokenizer.json": tokenizer_json(vocab), "tokenizer_config.json": tokenizer_config(vocab, kv)}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
+    roles = {
+        f"{role}_token": vocab.tokens[id] for role, id in vocab.roles.items() if role in ("bos", "eos", "unk", "pad")
+    }
+    known = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **roles,
+        "add_bos_token": vocab.add_bos,
+        "add_eos_token": vocab.add_eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": kv.get(f"{kv.get('general.architecture')}.context_length"),
+        "chat_template": kv.get("tokenizer.chat_template"),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
+    """SPM as the BPE that it is: merges are all pairs of pieces that make a piece, the best score first."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    blank: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if vocab.spm_blanks:
+        prefix = [{"type": "Prepend", "prepend": SPACE}] if vocab.add_space_prefix and vocab.model == "llama" else []
+        normalizer = _sequence("normalizers", [*prefix, blank])
+        decoders = [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
+        ]
+        decoder = _sequence("decoders", decoders)
+    else:
+        normalizer, decoder = None, byte_level
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in (() if vocab.model == "llama" else vocab.pre.split)
+    ]
+    steps = cuts + ([] if vocab.spm_blanks else [byte_level])
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(vocab, id) for id in sorted(vocab.specials)],
+        "normalizer": normalizer,
+        "pre_tokenizer": _sequence("pretokenizers", steps) if steps else None,
+        "post_processor": _ends(vocab),
+        "decoder": decoder,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": vocab.tokens[vocab.roles["unk"]] if vocab.model == "llama" and "unk" in vocab.roles else None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": vocab.model == "llama",
+            "byte_fallback": vocab.spm_blanks,
+            "ignore_merges": vocab.model != "llama" and vocab.pre.ignore_merges,
+            "vocab": dict(vocab.ids),
+            "merges": merges(vocab),
+        },
+    }
+
+
+def merges(vocab: Vocab) -> list[list[str]]:
+    """The pairs that make a piece, those first that are merged first."""
+    if vocab.model != "llama":
+        return [list(split_merge(merge)) for merge in vocab.merges]
+    assert vocab.scores is not None
+    pairs = [
+        (-float(vocab.scores[id]), vocab.ids[text[:cut]], vocab.ids[text[cut:]])
+        for text, id in vocab.ids.items()
+        for cut in range(1, len(text))
+        if text[:cut] in vocab.ids and text[cut:] in vocab.ids
+    ]
+    return [[vocab.tokens[left], vocab.tokens[right]] for _, left, right in sorted(pairs)]
+
+
+def _sequence(name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "Sequence", name: steps}
+
+
+def _added(vocab: Vocab, id: int) -> dict[str, Any]:
+    attr = vocab.attr[id]
+    return {
+        "id": id,
+        "content": vocab.tokens[id],
+        "single_word": False,
+        "lstrip": bool(attr & Attr.LSTRIP),
+        "rstrip": bool(attr & Attr.RSTRIP),
+        "normalized": False,
+        "special": bool(attr & (Attr.CONTROL | Attr.UNKNOWN)),
+    }
+
+
+def _ends(vocab: Vocab) -> dict[str, Any] | None:
+    """BOS before a text and EOS after it, where the vocabulary wants them."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    added = {role: vocab.roles[role] for role in ("bos", "eos") if getattr(vocab, f"add_{role}")}
+    if not added:
+        return None
+    at = {role: [{"SpecialToken": {"id": vocab.tokens[id], "type_id": 0}}] for role, id in added.items()}
+    single = [*at.get("bos", []), text, *at.get("eos", [])]
+    second = [*at.get("bos", []), {"Sequence": {"id": "B", "type_id": 1}}, *at.get("eos", [])]
+    known = {
+        vocab.tokens[id]: {"id": vocab.tokens[id], "ids": [id], "tokens": [vocab.tokens[id]]} for id in added.values()
+    }
+    return {"type": "TemplateProcessing", "single": single, "pair": single + second, "special_tokens": known}

@@ -1,0 +1,64 @@
+"""tokenizer.json gives the ids that this tokenizer gives."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFace
+from vocabularies import CONTROL, USER_DEFINED, bpe, spm
+
+from numllama.engine.gguf import GGUF
+from numllama.engine.tokenizer import from_gguf
+from numllama.engine.tokenizer.export import merges, tokenizer_json, write_tokenizer
+
+VOCABULARIES = {
+    "spm": spm("▁", "t", "h", "e", "th", "▁th", "the", "▁the", "<|x|>", "<u>", types=[1] * 8 + [CONTROL, USER_DEFINED]),
+    "spm without prefix": spm("▁", "th", "t", "h", add_space_prefix=False, add_bos_token=False),
+    "qwen2": bpe("<|x|>", types=[CONTROL]),
+    "gpt-2 with ends": bpe(
+        "<s>", types=[CONTROL], pre="gpt-2", bos_token_id=258, eos_token_id=258, add_bos_token=True, add_eos_token=True
+    ),
+    "llama-bpe": bpe("<|x|>", types=[CONTROL], pre="llama-bpe", merges=("t h", "th e"), bos_token_id=258),
+}
+TEXT = st.text(st.sampled_from("the Thé☕ \n1.<|x|><u>")) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=8
+)
+
+
+@pytest.mark.parametrize("kv", VOCABULARIES.values(), ids=VOCABULARIES)
+@given(text=TEXT)
+def test_the_ids_are_the_same(kv, text):
+    ours = from_gguf(kv)
+    theirs = HuggingFace.from_str(json.dumps(tokenizer_json(ours.vocab)))
+    assert theirs.encode(text).ids == ours.encode(text)
+
+
+def test_an_spm_merge_is_a_pair_that_makes_a_piece():
+    vocab = from_gguf(spm("a", "b", "ab", "aba")).vocab  # scores fall with the id: "ab" is better than "aba"
+    assert merges(vocab) == [["a", "b"], ["ab", "a"]]
+
+
+def test_files_say_how_a_text_begins_and_ends(tmp_path):
+    kv = VOCABULARIES["spm"] | {
+        "general.architecture": "llama",
+        "llama.context_length": 64,
+        "tokenizer.chat_template": "T",
+    }
+    files = write_tokenizer(kv, tmp_path / "new")
+    assert [file.name for file in files] == ["tokenizer.json", "tokenizer_config.json"]
+    config = json.loads(files[1].read_text())
+    assert (config["bos_token"], config["eos_token"], config["unk_token"]) == ("<s>", "</s>", "<unk>")
+    assert (config["add_bos_token"], config["model_max_length"], config["chat_template"]) == (True, 64, "T")
+    assert HuggingFace.from_file(str(files[0])).encode("the").tokens == ["<s>", "▁the"]
+
+
+@pytest.mark.parametrize(("file", "texts"), [("spm", "spm32k"), pytest.param("bpe", "bpe128k", marks=pytest.mark.slow)])
+def test_llamas_vocabularies_give_the_same_ids(shared, file, texts):
+    ours = from_gguf(GGUF.open(shared / "vocab" / f"ggml-vocab-llama-{file}.gguf").kv)
+    theirs = HuggingFace.from_str(json.dumps(tokenizer_json(ours.vocab)))
+    entries = json.loads((shared / "golden" / f"tokens_{texts}.json").read_text())["entries"]
+    texts = [entry["text"] for entry in entries if entry["text"] is not None]  # some are no UTF-8
+    assert len(texts) >= 50
+    for text in texts:
+        assert theirs.encode(text).ids == ours.encode(text), text
