@@ -107,6 +107,9 @@ def show(
     verbose: Annotated[
         bool, Option("-v", "--verbose", help="Show key-values and tensors, too; of a file always")
     ] = False,
+    tokenizer: Annotated[
+        Path | None, Option(metavar="DIR", help="Write tokenizer.json and tokenizer_config.json there")
+    ] = None,
 ) -> None:
     """Show information for a model or any GGUF file"""
     (model,) = exactly(1, args)
@@ -122,8 +125,10 @@ def show(
         raise usage_error(
             "only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified"
         )
-    from .show import show_model
+    from .show import show_model, show_tokenizer
 
+    if tokenizer:
+        return print(show_tokenizer(model, tokenizer), end="")
     print(show_model(model, parts[0] if parts else None, verbose), end="")
 
 

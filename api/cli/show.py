@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .find import is_file, models_for
+from .find import is_file, model_file, models_for
 from .words import table
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
@@ -24,6 +24,14 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
         with closing(models_for(model, as_told=True)) as models:
             answer = models.show(model, verbose)
     return f"{answer.get(part, '')}\n" if part else information(answer, verbose)
+
+
+def show_tokenizer(model: str, folder: Path) -> str:
+    """The files in `folder` that Hugging Face's libraries read, which are there now."""
+    from ...engine.gguf import GGUF
+    from ...engine.tokenizer.export import write_tokenizer
+
+    return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, folder.expanduser()))
 
 
 def information(answer: dict[str, Any], verbose: bool = False) -> str:

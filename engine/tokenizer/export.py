@@ -49,7 +49,7 @@ def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
     if vocab.spm_blanks:
         prefix = [{"type": "Prepend", "prepend": SPACE}] if vocab.add_space_prefix and vocab.model == "llama" else []
         normalizer = _sequence("normalizers", [*prefix, blank])
-        decoders = [
+        decoders: list[dict[str, Any]] = [
             {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
             {"type": "ByteFallback"},
             {"type": "Fuse"},

@@ -2,6 +2,7 @@
 
 import re
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
@@ -106,6 +107,13 @@ def test_a_part_is_shown_as_it_is(alone, numllama, flag, expected):
 def test_a_modelfile_names_the_model(alone, numllama, store):
     out = numllama("show", "m", "--modelfile").out
     assert "# FROM m:latest\n" in out and f"FROM {store}/blobs/sha256-" in out and "\nSYSTEM S.\n" in out
+
+
+def test_the_tokenizer_is_written_as_files(alone, numllama, models, tmp_path):
+    for model in ("m", str(models / "chat.gguf")):
+        status, out, _ = numllama("show", model, "--tokenizer", str(tmp_path / "new"))
+        paths = [tmp_path / "new" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+        assert status == 0 and out.splitlines() == [str(path) for path in paths] and all(map(Path.exists, paths))
 
 
 def test_a_server_shows_what_it_has(with_server, numllama):
