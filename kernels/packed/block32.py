@@ -72,7 +72,7 @@ def dot_q4_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
-                fetch_ahead(w, block, 256, 32, T)
+                fetch_ahead(w, block, 256, 32)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))  # the codes stand for q - 8
                 for j in range(4):
@@ -126,7 +126,7 @@ def dot_q4_1(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
-                fetch_ahead(w, block, 256, 64, T)
+                fetch_ahead(w, block, 256, 64)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 for j in range(4):
@@ -195,7 +195,7 @@ def dot_q5_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
-                fetch_ahead(w, block, 320, 32, T)
+                fetch_ahead(w, block, 320, 32)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))  # the codes stand for q - 16
                 fifth = load(u8x64, w.codes, 320 * block + 256)
@@ -252,7 +252,7 @@ def dot_q5_1(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
-                fetch_ahead(w, block, 320, 64, T)
+                fetch_ahead(w, block, 320, 64)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 fifth = load(u8x64, w.codes, 320 * block + 256)
@@ -311,7 +311,7 @@ def dot_q8_0(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(w.n_block):
                 block = g * w.n_block + b
-                fetch_ahead(w, block, 512, 32, T)
+                fetch_ahead(w, block, 512, 32)
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, place_of(x, m, b, t, L))
                 for j in range(8):

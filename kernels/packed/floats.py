@@ -76,7 +76,7 @@ def dot_f32(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
-                fetch_ahead(w, g * w.n_block + i, 64, 0, T)
+                fetch_ahead(w, g * w.n_block + i, 64, 0)
                 column = load(f32x16, w.codes, (g * w.n_block + i) * 64)
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])
@@ -103,7 +103,7 @@ def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
-                fetch_ahead(w, g * w.n_block + i, 32, 0, T)
+                fetch_ahead(w, g * w.n_block + i, 32, 0)
                 column = half_to_f32(load(u16x16, w.codes, (g * w.n_block + i) * 32))
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])
@@ -131,7 +131,7 @@ def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
             for t in range(T):
                 sums[t] = zero(f32x16)
             for i in range(w.n_block):
-                fetch_ahead(w, g * w.n_block + i, 32, 0, T)
+                fetch_ahead(w, g * w.n_block + i, 32, 0)
                 column = bits(f32x16, convert(i32x16, load(u16x16, w.codes, (g * w.n_block + i) * 32)) << 16)
                 for t in range(T):
                     sums[t] = fma(column, broadcast(f32x16, x.d, place_of(x, m, i, t, L)), sums[t])

@@ -127,7 +127,7 @@ def dot_q4_k(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(8 * w.n_block):
                 block, at = g * 8 * w.n_block + b, 320 * (g * w.n_block + b // 8)
-                fetch_ahead(w, block, 256, 40, T)
+                fetch_ahead(w, block, 256, 40)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 for j in range(4):
@@ -193,7 +193,7 @@ def dot_q5_k(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(8 * w.n_block):
                 block, at = g * 8 * w.n_block + b, 320 * (g * w.n_block + b // 8)
-                fetch_ahead(w, block, 320, 40, T)
+                fetch_ahead(w, block, 320, 40)
                 for t in range(T):
                     s[t] = zero(i32x16)
                 fifth = load(u8x64, w.codes, 320 * block + 256)
@@ -261,7 +261,7 @@ def dot_q6_k(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(8 * w.n_block):
                 block, at = g * 8 * w.n_block + b, 288 * (g * w.n_block + b // 8)
-                fetch_ahead(w, block, 384, 36, T)
+                fetch_ahead(w, block, 384, 36)
                 d = half_to_f32(load(u16x16, w.scales, at))
                 for t in range(T):
                     s[t] = broadcast(i32x16, x.start, start_of(x, m, b, 0, t, L))  # the codes stand for q - 32
@@ -346,7 +346,7 @@ def dot_q3_k(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(8 * w.n_block):
                 block, at = g * 8 * w.n_block + b, 288 * (g * w.n_block + b // 8)
-                fetch_ahead(w, block, 192, 36, T)
+                fetch_ahead(w, block, 192, 36)
                 d = half_to_f32(load(u16x16, w.scales, at))
                 third = load(u8x64, w.codes, 192 * block + 128)
                 for half in range(2):
@@ -409,7 +409,7 @@ def dot_q2_k(w, x, y, m_first, m_last, T, g_first, g_last):
                 sums[t] = zero(f32x16)
             for b in range(8 * w.n_block):
                 block, at = g * 8 * w.n_block + b, 320 * (g * w.n_block + b // 8)
-                fetch_ahead(w, block, 128, 40, T)
+                fetch_ahead(w, block, 128, 40)
                 d = half_to_f32(load(u16x16, w.scales, at))
                 dmin = half_to_f32(load(u16x16, w.scales, at + 32)) * np.float32(-1)
                 for half in range(2):

@@ -5,7 +5,7 @@
     group   16 weight rows side by side, one f32x16 of sums.  64 bytes of codes hold 16 rows x 4 columns, so that one
             dot4 adds 4 products to the sum of each row
     tile    4 tokens side by side (1 if that is the whole batch), 4 columns of each at a time
-    dot     a format's kernel: T tokens at a time against a group, T = 1, 4 or WIDE; codes are unpacked once for all T
+    dot     a format's kernel: T tokens at a time against a group, T = 1, 4, 8 or 12; codes are unpacked once for all T
 
 Each y[t, r] is one sum, from the first block to the last, by the same operations at every T: a token's result does not
 depend on what else is in the batch.
@@ -42,6 +42,7 @@ from ..threads import parallel_for
 
 LANES = 4  # tokens in a tile
 AHEAD = 4096  # bytes; one token, one busy Xeon core: 11 GB/s without, 15 with 4096, 14 with 2048 or 16384
+TWO_TILES = 8
 WIDE = 12  # tokens against one unpacked group: with 24 registers for sums, some are left for codes
 
 
@@ -217,12 +218,11 @@ def four_codes(x, m, b, j, t, L):
 
 
 @inner
-def fetch_ahead(w, block, code_bytes, scale_bytes, T):
-    """Asks for the codes and scales AHEAD bytes on, when so few tokens meet them that memory is what one waits for."""
-    if T <= LANES:
-        for i in range(0, code_bytes, 64):
-            prefetch(w.codes, block * code_bytes + AHEAD + i)
-        prefetch(w.scales, block * scale_bytes + AHEAD * scale_bytes // code_bytes)
+def fetch_ahead(w, block, code_bytes, scale_bytes):
+    """Asks for the codes and scales AHEAD bytes on: with few tokens, memory is what one waits for."""
+    for i in range(0, code_bytes, 64):
+        prefetch(w.codes, block * code_bytes + AHEAD + i)
+    prefetch(w.scales, block * scale_bytes + AHEAD * scale_bytes // code_bytes)
 
 
 @inner
@@ -233,12 +233,14 @@ def put_sums(y, w, g, m, t, L, sums):
 
 @kernel(inline="always")  # so that `dot` is known where it is called
 def multiply_tiles(team, dot, w, x, y):
-    """`dot` for every token and group: WIDE tokens at a time while there are as many, then the tiles left over."""
+    """`dot` for every token and group: WIDE tokens at a time while there are as many, then one or two tiles."""
     wide = x.n_tile // (WIDE // LANES) * (WIDE // LANES)
     if x.n_tok == 1:
         parallel_for(team, dot, (w, x, y, 0, 1, 1), w.n_group)
     else:
         if wide > 0:
             parallel_for(team, dot, (w, x, y, 0, wide, WIDE), w.n_group)
-        if wide < x.n_tile:
+        if x.n_tile == wide + 1:
             parallel_for(team, dot, (w, x, y, wide, x.n_tile, LANES), w.n_group)
+        if x.n_tile == wide + 2:
+            parallel_for(team, dot, (w, x, y, wide, x.n_tile, TWO_TILES), w.n_group)
