@@ -150,3 +150,11 @@ def comparable(shown):
         shown[key] = sorted(line.split("/blobs/")[-1] for line in lines)
     shown["tensors"].sort(key=lambda tensor: tensor["name"])
     return {key: shown[key] for key in shown if key != "modified_at"}
+
+
+def test_a_projector_is_shown_with_its_name(tmp_path):
+    store = Store(tmp_path / "store")
+    write_gguf(tmp_path / "p.gguf", {"general.architecture": "clip", "general.name": "eye"})
+    files = {"m.gguf": tiny_gguf(tmp_path / "m.gguf"), "p.gguf": tmp_path / "p.gguf"}
+    list(create(store, "v", files={name: store.put_blob([path.read_bytes()])[0] for name, path in files.items()}))
+    assert show(store.resolve("v"))["projector_info"]["general.name"] == "eye"
