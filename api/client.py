@@ -120,6 +120,14 @@ class Client:
         """As Engine.chat, and as `generate` about refusals."""
         return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(wanted)))
 
+    def pull(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
+        """The statuses of a model on its way from a registry.  Closing it hangs up, which ends the transfer."""
+        return self._lines("/api/pull", {"model": name, "insecure": insecure})
+
+    def push(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
+        """The statuses of a model on its way to a registry."""
+        return self._lines("/api/push", {"model": name, "insecure": insecure})
+
     def create(self, name: str, from_: str = "", **more: Any) -> Iterator[dict[str, Any]]:
         """The statuses of a model in the making; `more` are the fields of the request."""
         return self._lines("/api/create", {"model": name, **({"from": from_} if from_ else {})} | more)

@@ -154,6 +154,19 @@ class CopyRequest:
 
 
 @dataclass
+class PullRequest(Named):
+    insecure: bool = False
+    stream: bool = True
+    username: str = ""  # never used
+    password: str = ""
+
+
+@dataclass
+class PushRequest(PullRequest):
+    pass
+
+
+@dataclass
 class CreateRequest(Named):
     from_: str = field(default="", metadata={"json": "from"})
     files: dict[str, str] | None = None

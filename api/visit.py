@@ -9,7 +9,8 @@ event loop       client gone -> call.cancel(), seen within a token
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter_ns
 from typing import Annotated, Any, TypeVar
@@ -95,6 +96,15 @@ class Visit:
                 yield piece
                 if piece.done_reason:
                     return
+        finally:
+            self.end()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A client that leaves meanwhile ends what it asked for."""
+        self._watch = asyncio.create_task(self._leave_with_client())
+        try:
+            yield
         finally:
             self.end()
 

@@ -2,6 +2,7 @@
 
     Engine.generate, chat   -> Answer, whose pieces come as the model makes them
     Engine.list, show, ps, copy, delete, create, blobs     models on disk and in memory
+    Engine.pull, push                                      models between the disk and a registry
 
 An answer goes this way (design: "the one path"):
 
@@ -41,8 +42,11 @@ from .runner import Runner
 from .settings import Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
+from .store.auth import Credentials
 from .store.create import create, create_from_modelfile
+from .store.download import Downloads
 from .store.sources import file_chunks
+from .store.transfer import pull, push
 from .template import (
     Message,
     Template,
@@ -155,8 +159,10 @@ class Engine:
         self.file, self.kernels = file, kernels
         s = self.settings
         self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue)
+        self.downloads = Downloads()
 
     def close(self) -> None:
+        self.downloads.close()
         self.pool.close()
 
     # --- answers ---
@@ -311,6 +317,21 @@ class Engine:
         """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
         may_read = self.settings.server_files
         return create_from_modelfile(self.store, name, text, path, may_read=may_read, quantize=quantize)
+
+    def pull(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+        """The model `name` on its way from its registry, status by status; see store.transfer.
+
+        Raises: BadName, CloudModel, before the first status
+        """
+        asked, source = ModelName.parse_request(name)
+        if source == "cloud":
+            raise CloudModel("ollama cloud is disabled: remote model is unavailable")
+        asked = self.store.respell(asked)
+        return pull(self.store, self.downloads, asked, insecure, Credentials.from_env(), call or Call())
+
+    def push(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+        """The model `name` on its way to its registry, status by status; see store.transfer."""
+        return push(self.store, name, insecure, Credentials.from_env(), call or Call())
 
     def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
         """The digest of the file's content, which is in the store; `tell` hears how many bytes are."""

@@ -29,7 +29,8 @@ ONLY_IN = {
     "starlette": ["api"],
     "uvicorn": ["api"],
     "pydantic": ["api"],
-    "httpx": ["api"],
+    "httpx": ["api", "engine/store/registry.py"],
+    "cryptography": ["engine/store/auth.py"],
 }
 KERNELS_MAY_IMPORT = {"numpy", "numba", "llvmlite"}
 FOLDERS = ("kernels", "engine", "api", "benchmarks")

@@ -157,6 +157,27 @@ def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     stop(model)
 
 
+INSECURE = Option("--insecure", help="Use a registry that speaks plain HTTP")
+
+
+@app.command("pull")
+def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
+    """Pull a model from a registry"""
+    (model,) = exactly(1, args)
+    from .transfer import pull
+
+    pull(model, insecure)
+
+
+@app.command("push")
+def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
+    """Push a model to a registry"""
+    (model,) = exactly(1, args)
+    from .transfer import push
+
+    push(model, insecure)
+
+
 @app.command("create")
 def create(
     args: Annotated[list[str] | None, words("MODEL")] = None,

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from .words import size
+
 
 class Progress:
     """Used as a context; `tell` takes statuses as a server sends them.
 
-    A status with a total is a bar that fills while its digest and words stay the same, and any other a line.  What is
-    no terminal gets each line once.
+    A status with a total is a bar that fills while its words stay the same, and any other a line.  A bar that does not
+    begin at nothing says what was there.  What is no terminal gets each line once.
     """
 
     def __init__(self) -> None:
@@ -20,12 +22,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
+            from rich import progress as rich
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn
-            from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn())
-            self._display = Bars(*columns, console=Console(stderr=True))
+            self._display = rich.Progress(
+                rich.TextColumn("{task.description}", markup=False),
+                rich.BarColumn(),
+                rich.TaskProgressColumn(),
+                rich.DownloadColumn(),
+                rich.TransferSpeedColumn(),
+                rich.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._display.start()
         return self
 
@@ -34,17 +42,25 @@ class Progress:
             self._display.stop()
 
     def tell(self, status: dict[str, Any]) -> None:
-        words = status.get("status", "")
+        words, total, completed = status.get("status", ""), status.get("total"), status.get("completed", 0)
+        if words != self._told and total and 0 < completed < total and words not in self._bars:
+            self._line(f"{words}: {size(completed)} of {size(total)} were kept")
         if not self._display:
             if words != self._told:
-                print(words, file=sys.stderr, flush=True)
-            self._told = words
-        elif total := status.get("total"):
+                self._line(words)
+        elif total:
             if words not in self._bars:
-                self._bars[words] = self._display.add_task(words, total=total)
-            self._display.update(self._bars[words], completed=status.get("completed", 0), total=total)
+                self._bars[words] = self._display.add_task(words, total=total, completed=completed)
+            self._display.update(self._bars[words], completed=completed, total=total)
         else:
-            self._display.console.print(words, markup=False, highlight=False, soft_wrap=True)
+            self._line(words)
+        self._told = words
+
+    def _line(self, text: str) -> None:
+        if self._display:
+            self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def follow(self, statuses: Iterable[dict[str, Any]]) -> None:
         """All of `statuses`, as they come."""

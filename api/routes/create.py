@@ -76,5 +76,7 @@ async def progress(visit: Visit, statuses: Iterator[dict[str, Any]], stream: boo
 
 
 async def _in_threads(visit: Visit, statuses: Iterator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
-    while (status := await visit.run(next, statuses, None)) is not None:
-        yield status
+    """A client that leaves cancels its call, which a transfer hears."""
+    with visit.watched():
+        while (status := await visit.run(next, statuses, None)) is not None:
+            yield status
