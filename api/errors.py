@@ -1,7 +1,7 @@
 """What an error is to a client: one table from the engine's classes to a status, and the body that carries it.
 
 ModelNotFound            404        RequestError and its kin     400, in Ollama's words where clients match on them
-NotYet                   501        QueueFull                    503
+NotYet                   501        QueueFull, ShuttingDown      503
 BadTemplate              500        everything else              500
 
 The body is {"error": text}, and under /v1 what OpenAI's or Anthropic's clients look for.
@@ -29,6 +29,7 @@ STATUS: dict[type[Exception], int] = {
     e.BadTemplate: 500,
     e.RequestError: 400,
     e.QueueFull: 503,
+    e.ShuttingDown: 503,
     e.Cancelled: 499,  # as Ollama logs it; nobody reads it
     e.EngineError: 500,
 }

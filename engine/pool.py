@@ -18,7 +18,7 @@ from threading import Condition, Thread
 from time import monotonic_ns, time_ns
 
 from .duration import FOREVER, SECOND, format_duration
-from .errors import OutOfMemory, QueueFull
+from .errors import OutOfMemory, QueueFull, ShuttingDown
 from .job import Call
 from .options import Options
 from .runner import Runner
@@ -69,7 +69,7 @@ class Pool:
         self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded or MAX_LOADED, max_queue
         self._changed = Condition()
         self._loaded: dict[Path, Loaded] = {}
-        self._queue: deque[Call] = deque()
+        self._queue: deque[tuple[Path, Call]] = deque()
         self._closed = False
         Thread(target=self._watch, name="keep-alive", daemon=True).start()
 
@@ -88,7 +88,8 @@ class Pool:
     ) -> Loaded:
         """A lease on `model`, loaded by `load` with `options` (clamped) if need be; `release` gives it back.
 
-        Blocks while other models load or have to finish first.  Raises: QueueFull, Cancelled, what `load` raises.
+        Blocks while other models load or have to finish first.
+        Raises: QueueFull, Cancelled, ShuttingDown, what `load` raises.
         """
         key = model.weights
         with self._changed:
@@ -96,11 +97,11 @@ class Pool:
                 return entry
             if len(self._queue) > self.max_queue:  # the first one does not wait
                 raise QueueFull(BUSY)
-            self._queue.append(call)
+            self._queue.append(waiter := (key, call))
             call.on_cancel = self._wake
         try:
             with self._changed:
-                self._wait(lambda: self._queue[0] is call, call)
+                self._wait(lambda: self._queue[0] is waiter, call)
                 if entry := self._lease(key, options, keep_alive):
                     return entry
                 self._make_room(key, call)
@@ -108,7 +109,7 @@ class Pool:
         finally:
             with self._changed:
                 call.on_cancel = lambda: None
-                self._queue.remove(call)
+                self._queue.remove(waiter)
                 self._changed.notify_all()
 
     def _load(self, load: Callable[[], Runner], call: Call) -> Runner:
@@ -135,13 +136,21 @@ class Pool:
                 entry.keep_alive = 0
                 self._count_down(entry)
 
+    def is_wanted(self, model: LocalModel, call: Call) -> bool:
+        """Whether anybody still waits for a load of `model` that `call` began."""
+        with self._changed:
+            waiting = [other for key, other in self._queue if key == model.weights]
+            return not self._closed and any(not other.cancelled for other in [call, *waiting])
+
     def close(self) -> None:
-        """Everything unloaded, everybody who waits sent away."""
+        """Everything unloaded; everybody who waits or is answered is told that this is the end."""
         with self._changed:
             self._closed = True
-            for call in self._queue:
-                call.cancelled = True
+            for _, call in list(self._queue):
+                call.cancel(ShuttingDown())
             for entry in list(self._loaded.values()):
+                if entry.n_using:
+                    entry.runner.stop(ShuttingDown())
                 self._drop(entry)
             self._changed.notify_all()
 
@@ -177,14 +186,19 @@ class Pool:
     def _wait(self, until: Callable[[], bool], call: Call) -> None:
         self._changed.wait_for(lambda: until() or call.cancelled or self._closed)
         call.check()
+        if self._closed:
+            raise ShuttingDown()
 
     def _add(self, entry: Loaded, keep_alive: int | None, call: Call) -> Loaded:
         with self._changed:
-            if call.cancelled or self._closed:
+            if self._closed or not self.is_wanted(entry.model, call):
                 entry.runner.close()
-                call.cancelled = True
                 call.check()
+                raise ShuttingDown()
             self._loaded[entry.key] = entry
+            if call.cancelled:  # others want it
+                self._count_down(entry)
+                call.check()
             entry.n_using += 1
             if keep_alive is not None:
                 entry.keep_alive = keep_alive

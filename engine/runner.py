@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from ..kernels import NUMBA, Kernels, threads
 from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
-from .errors import EngineError, OutOfMemory, ShuttingDown
+from .errors import Cancelled, EngineError, OutOfMemory, ShuttingDown
 from .job import Job
 from .model import Model, forward
 from .options import Options
 from .scheduler import Scheduler, conclude
+from .trace import Tap, no_tap
 
 log = logging.getLogger(__name__)
 
+SAY_EVERY = 5.0  # seconds between two lines in the log about a load
 N_SLOT = 4  # sequences at once, where that many caches fit into a quarter of the memory that is free
 
 
@@ -66,15 +71,41 @@ def available_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def loading(n_layer: int, is_wanted: Callable[[], bool], facts: dict[str, Any]) -> Tap:
+    """The tap of a first forward pass, in which weights are packed and kernels compiled.
+
+    A long one says in the log how far it is; one that nobody waits for ends.
+    """
+    said = monotonic()
+
+    def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
+        nonlocal said
+        if not is_wanted():
+            raise Cancelled("request canceled")
+        if monotonic() - said > SAY_EVERY:
+            said = monotonic()
+            log.info("loading", extra={"fields": facts | {"layer": f"{il + 1}/{n_layer}"}})
+        return value
+
+    return tap
+
+
 class Runner:
     """One loaded model, one cache, one thread.
 
     options   those it was loaded with, num_ctx within what the model was trained on
     n_slot    sequences at once; 0: as many as seem right
+    tap       sees the first forward pass, which belongs to loading
     """
 
     def __init__(
-        self, model: Model, options: Options, cache_type: str = "f16", kernels: Kernels = NUMBA, n_slot: int = 0
+        self,
+        model: Model,
+        options: Options,
+        cache_type: str = "f16",
+        kernels: Kernels = NUMBA,
+        n_slot: int = 0,
+        tap: Tap = no_tap,
     ):
         self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
         n_ctx = self.options.num_ctx
@@ -83,7 +114,7 @@ class Runner:
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
         # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
-        forward(model, Batch.of([0]), self.cache, kernels)
+        forward(model, Batch.of([0]), self.cache, kernels, tap)
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False

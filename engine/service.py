@@ -38,7 +38,7 @@ from .parse import ThinkingParser, ToolParser, without_old_thoughts
 from .parse.thinking import BLANKS
 from .piece import Piece
 from .pool import Loaded, Pool
-from .runner import Runner
+from .runner import Runner, loading
 from .settings import Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
@@ -162,6 +162,8 @@ class Engine:
         self.downloads = Downloads()
 
     def close(self) -> None:
+        """Everything ends: answers and downloads are told so, nothing more is written."""
+        self.store.blobs.is_closed = True
         self.downloads.close()
         self.pool.close()
 
@@ -358,7 +360,7 @@ class Engine:
     ) -> Answer:
         """The model loaded, the prompt rendered and encoded, the job with its runner."""
         options = self._options(model, wanted.options)
-        loaded = self.pool.acquire(model, options, lambda: self._load(model, options), call, wanted.keep_alive)
+        loaded = self.pool.acquire(model, options, lambda: self._load(model, options, call), call, wanted.keep_alive)
         answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
         try:
             prompt = render(loaded) if question else Prompt("")
@@ -402,12 +404,15 @@ class Engine:
         """Ours, then the model's, then the request's.  Raises: BadOptions"""
         return Options.parse({"num_ctx": self.settings.context_length or None}, model.params, wanted)
 
-    def _load(self, model: LocalModel, options: Options) -> Runner:
+    def _load(self, model: LocalModel, options: Options, call: Call) -> Runner:
         cache_type = self.settings.kv_cache_type
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
-        return Runner(load_model(model.weights), options, cache_type, self.kernels, self.settings.num_parallel)
+        loaded = load_model(model.weights)
+        name = {"model": model.name.short}
+        tap = loading(loaded.hparams.n_layer, partial(self.pool.is_wanted, model, call), name)
+        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 
 
 def checked(

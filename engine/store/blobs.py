@@ -9,10 +9,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..errors import BadManifest, DigestMismatch
+from ..errors import BadManifest, DigestMismatch, ShuttingDown
 from .manifest import check_digest
 
 
@@ -20,10 +20,12 @@ class BlobWriter:
     """A blob on its way in, hashed as it comes; never whole in memory.
 
     Used as a context: leaving it without `commit` leaves nothing behind.
+    Writing raises ShuttingDown once `is_closed` says so: whoever writes a large one ends in time.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, is_closed: Callable[[], bool] = lambda: False):
         folder.mkdir(parents=True, exist_ok=True)
+        self._is_closed = is_closed
         self.folder, self.size = folder, 0
         self._sha256 = hashlib.sha256()
         descriptor, temporary = tempfile.mkstemp(
@@ -39,6 +41,8 @@ class BlobWriter:
         self._temporary.unlink(missing_ok=True)
 
     def write(self, chunk: bytes | memoryview) -> None:
+        if self._is_closed():
+            raise ShuttingDown()
         self._sha256.update(chunk)
         self._file.write(chunk)
         self.size += len(chunk)
@@ -61,10 +65,10 @@ class BlobWriter:
 
 
 class Blobs:
-    """The folder `blobs/` of one store."""
+    """The folder `blobs/` of one store.  `is_closed` ends whatever is being written."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.is_closed = folder, False
 
     def path(self, digest: str) -> Path:
         """Where the blob of `digest` lies, there or not.  Raises: BadDigest"""
@@ -90,7 +94,7 @@ class Blobs:
         return path
 
     def writer(self) -> BlobWriter:
-        return BlobWriter(self.folder)
+        return BlobWriter(self.folder, lambda: self.is_closed)
 
     def put(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """`chunks` stored; their digest and size.  Raises: DigestMismatch"""

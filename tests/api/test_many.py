@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from serving import until
+
 GREEDY = {"temperature": 0, "num_predict": 4}
 
 
@@ -32,3 +44,50 @@ def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
     body = {"model": "m", "messages": messages, "stream": False, "options": GREEDY | {"num_ctx": 200}}
     cut = served.ok("/api/chat", **body)
     assert cut["truncated"]["kept"] == cut["prompt_eval_count"] <= 200 < cut["truncated"]["prompt_tokens"]
+
+
+# the end of a server
+
+
+@pytest.fixture
+def process(models, tmp_path):
+    """`numllama serve` as a process of its own, with the model bare; its URL and the process."""
+    from numllama.engine.service import Engine
+    from numllama.engine.settings import Settings
+
+    engine = Engine(Settings(models=tmp_path, builtin=False))
+    digest, _ = engine.store.put_blob([(models / "bare.gguf").read_bytes()])
+    list(engine.create("bare", files={"bare.gguf": digest}))
+    engine.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(tmp_path), "NUMLLAMA_BUILTIN": "0"}
+    command = [sys.executable, "-c", "from numllama.api.cli import main; main()", "serve"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: answers(url) or process.poll() is not None, seconds=60)
+    yield url, process
+    process.kill()
+    process.communicate()
+
+
+def answers(url):
+    try:
+        return httpx.head(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
+def test_streams_end_with_a_word_when_the_server_is_told_to_stop(process):
+    url, server = process
+    body = {"model": "bare", "prompt": "a", "options": {"num_predict": -1, "temperature": 3, "num_ctx": 256}}
+    with httpx.stream("POST", f"{url}/api/generate", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert not json.loads(next(lines))["done"]
+        began = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        *_, last = lines
+    assert json.loads(last) == {"error": "the server is shutting down"}
+    assert server.wait(10) == 0 and time.monotonic() - began < 5
+    assert "Traceback" not in server.stderr.read()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from numllama.engine.duration import FOREVER, SECOND
-from numllama.engine.errors import Cancelled, ModelError, OutOfMemory, QueueFull
+from numllama.engine.errors import Cancelled, ModelError, OutOfMemory, QueueFull, ShuttingDown
 from numllama.engine.job import Call
 from numllama.engine.options import Options
 from numllama.engine.pool import Pool
@@ -29,6 +29,9 @@ class FakeRunner:
 
     def close(self):
         self.closed = True
+
+    def stop(self, why):
+        self.why = why
 
 
 def model(name):
@@ -285,3 +288,35 @@ def test_too_little_memory_for_anything_is_an_error(bench):
 
     with pytest.raises(OutOfMemory, match="too big"):
         bench().pool.acquire(model("big"), Options(), load, Call())
+
+
+def test_closing_tells_whoever_waits_or_is_answered(bench):
+    b = bench()
+    busy = b.acquire("busy")
+    b.gate.clear()
+    waiting = [b.in_thread("a"), b.in_thread("b")]
+    until(lambda: len(b.pool._queue) == 2)
+    b.pool.close()
+    b.gate.set()
+    for outcome in waiting:
+        outcome.thread.join(5)
+        assert str(outcome.error) == "the server is shutting down"
+    assert str(busy.runner.why) == "the server is shutting down" and b.names() == []
+    with pytest.raises(ShuttingDown):
+        b.acquire("busy")
+
+
+def test_a_load_goes_on_while_anybody_wants_it(bench):
+    b = bench()
+    b.gate.clear()
+    call = Call()
+    first = b.in_thread("a", call)
+    until(lambda: b.loads == ["a"])
+    second = b.in_thread("a")
+    until(lambda: len(b.pool._queue) == 2)
+    call.cancel()
+    assert b.pool.is_wanted(model("a"), call) and not b.pool.is_wanted(model("b"), call)
+    b.gate.set()
+    for outcome in (first, second):
+        outcome.thread.join(5)
+    assert isinstance(first.error, Cancelled) and second.value.n_using == 1 and b.loads == ["a"]

@@ -105,6 +105,25 @@ def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeyp
         assert module.default_slots(model, 64, "f16") == n_slot
 
 
+def test_a_load_that_nobody_waits_for_ends_at_the_next_value(model):
+    from numllama.engine.runner import loading
+
+    seen = []
+    tap = loading(2, lambda: len(seen) < 3, {})
+    with pytest.raises(Cancelled):
+        Runner(model, GREEDY, tap=lambda name, il, value: seen.append(name) or tap(name, il, value))
+    assert len(seen) == 3
+
+
+def test_a_long_load_says_how_far_it_is(model, monkeypatch, caplog):
+    from numllama.engine import runner as module
+
+    monkeypatch.setattr(module, "SAY_EVERY", 0.0)
+    with caplog.at_level("INFO", "numllama.engine.runner"):
+        Runner(model, GREEDY, tap=module.loading(2, lambda: True, {"model": "m"})).close()
+    assert caplog.records[1].fields == {"model": "m", "layer": "1/2"}
+
+
 def test_a_cache_larger_than_memory_is_refused_before_it_is_made(model, monkeypatch):
     from numllama.engine import runner as module
 
