@@ -138,3 +138,12 @@ def test_ollama_streams_a_thinking_chat(client, scripted):
     assert said == sorted(said, reverse=True)  # first it thinks, then it speaks
     plain = client.chat(scripted, [{"role": "user", "content": "<muse>"}], think=False)
     assert plain.message.thinking is None and plain.message.content.startswith("<think>")
+
+
+def test_ollama_makes_a_quantized_model_of_a_file(client, models):
+    digest = client.create_blob(models / "chat.gguf")
+    statuses = list(client.create("q", files={"chat.gguf": digest}, quantize="q8_0", stream=True))
+    assert [statuses[0].status, statuses[-1].status] == ["parsing GGUF", "success"]
+    assert client.show("q").details.quantization_level == "Q8_0"
+    assert client.generate("q", "once", options={"num_predict": 2}).eval_count > 0
+    client.delete("q")
