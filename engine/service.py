@@ -115,6 +115,13 @@ class Answer:
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 
+class Token(NamedTuple):
+    """An id and the bytes that it adds to a text."""
+
+    id: int
+    piece: bytes
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What the model is to go on from.
@@ -244,9 +251,7 @@ class Engine:
 
         def render(loaded: Loaded) -> Prompt:
             own = self._template(model, loaded)
-            everything: Sequence[Message] = chat_messages(messages, model.system, model.messages)
-            if model.config.model_family == "qwen3" or model.name.model == "deepseek-r1":
-                everything = without_old_thoughts(everything)
+            everything = conversation(model, messages)
 
             def size(some: Sequence[Message]) -> int:
                 text = rendered(own, some, wanted, tools)
@@ -261,6 +266,31 @@ class Engine:
             return Prompt(text, own.language != "go", split(own, text, wanted, tools), n_whole=n_whole)
 
         return self._answer(model, messages, wanted, render, call, deliver)
+
+    # --- tokens ---
+
+    def tokenize(self, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[Token]:
+        """The tokens of `text`.  The model is not loaded for it.
+
+        add_special     BOS and EOS, where the vocabulary wants them
+        parse_special   "</s>" is one token
+        """
+        tokenizer = self._tokenizer(name)
+        ids = tokenizer.encode(text, add_special, parse_special)
+        return [Token(id, tokenizer.piece(id, special=True)) for id in ids]
+
+    def detokenize(self, name: str, ids: Sequence[int]) -> str:
+        """The text of `ids`, special ones included.  Raises: RequestError for one that there is not"""
+        tokenizer = self._tokenizer(name)
+        check_ids(tokenizer, ids)
+        return tokenizer.decode(ids)
+
+    def _tokenizer(self, name: str) -> Tokenizer:
+        if not name:
+            raise RequestError("model is required")
+        model = self._resolve(name)
+        loaded = next((entry for entry in self.pool.loaded() if entry.key == model.weights), None)
+        return loaded.runner.model.tokenizer if loaded else tokenizer_of(model.weights)
 
     # --- models ---
 
@@ -447,6 +477,13 @@ def checked(
     return replace(wanted, think=True) if wanted.think is None and "thinking" in able else wanted
 
 
+def conversation(model: LocalModel, messages: Sequence[Message]) -> Sequence[Message]:
+    """What the model hears when `messages` are said to it: its own first; some hear no thoughts but the newest."""
+    everything = chat_messages(messages, model.system, model.messages)
+    forgets = model.config.model_family == "qwen3" or model.name.model == "deepseek-r1"
+    return without_old_thoughts(everything) if forgets else everything
+
+
 def rendered(template: Template, messages: Sequence[Message], wanted: Wanted, tools: Sequence[Tool] = ()) -> str:
     """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
@@ -509,10 +546,19 @@ def constraint(
     return model.grammars.grammar(format, tags, is_open, shown)
 
 
+@lru_cache(maxsize=2)
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF, for models that are not loaded."""
+    return from_gguf(GGUF.open(path).kv)
+
+
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    for id in ids:
+        if not 0 <= id < tokenizer.n_vocab:
+            raise RequestError(f"there is no token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
+
+
 def text_of(model: Model, ids: Sequence[int]) -> str:
     """The text of tokens that a request brings, special ones included."""
-    n_vocab = model.tokenizer.n_vocab
-    for id in ids:
-        if not 0 <= id < n_vocab:
-            raise RequestError(f"there is no token {id}: the vocabulary ends at {n_vocab - 1}")
+    check_ids(model.tokenizer, ids)
     return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")

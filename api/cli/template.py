@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...engine.errors import BadName, BadTemplate, ModelNotFound, RequestError
 from ...engine.gguf import GGUF
 from ...engine.options import Wanted
-from ...engine.service import rendered
+from ...engine.service import conversation, rendered
 from ...engine.settings import Settings
 from ...engine.store import default_store
 from ...engine.store.modelfile import decoded, parse, wishes
@@ -28,11 +29,10 @@ JINJA, GO = {".jinja", ".jinja2", ".j2"}, {".go", ".gotmpl", ".tmpl"}
 
 @dataclass(frozen=True)
 class Source:
-    """A template and what its model says by itself before anybody else."""
+    """A template, and what its model makes of the messages that are said to it."""
 
     template: Template
-    system: str = ""
-    messages: Sequence[Message] = ()
+    hears: Callable[[Sequence[Message]], Sequence[Message]] = list
 
 
 def print_template(source: str, **about: str | None) -> None:
@@ -63,10 +63,9 @@ def template_text(
             if found.template.language != "go":
                 raise RequestError(f"{source}: --data is for Go templates, this one is {found.template.language}")
             return go.write(found.template.text, json_of(text_in(data), data))
-        said, offered = conversation(messages or "", tools)
-        everything = mark_images(chat_messages(said, found.system, found.messages))
+        said, offered = talk(messages or "", tools)
         thinks = think_value(think) if think is not None else "thinking" in found.template.capabilities or None
-        return rendered(found.template, everything, Wanted(think=thinks), offered)
+        return rendered(found.template, mark_images(found.hears(said)), Wanted(think=thinks), offered)
     except BadTemplate as error:
         raise BadTemplate(f"{source}: {error}") from None
 
@@ -95,17 +94,18 @@ def of_model(name: str) -> Source:
     except (ModelNotFound, BadName):
         raise ModelNotFound(name, f"'{name}' is no file, and no model of the store") from None
     layer = model.template if Settings.from_env().go_template else None
-    return Source(Template.from_gguf(GGUF.open(model.weights), layer), model.system, model.messages)
+    return Source(Template.from_gguf(GGUF.open(model.weights), layer), partial(conversation, model))
 
 
 def of_modelfile(source: str, text: str) -> Source:
     said = wishes(parse(text))
     if "template" not in said:
         raise RequestError(f"{source}: there is no TEMPLATE in it; it has the one of the model in FROM")
-    return Source(Template(said["template"], "go"), said.get("system", ""), said.get("messages", ()))
+    own = {"system": said.get("system", ""), "history": said.get("messages", ())}
+    return Source(Template(said["template"], "go"), partial(chat_messages, **own))
 
 
-def conversation(messages: str, tools: str | None) -> tuple[list[Message], list[dict[str, Any]]]:
+def talk(messages: str, tools: str | None) -> tuple[list[Message], list[dict[str, Any]]]:
     """Messages and tools from their files, as a chat takes them.  Raises: RequestError"""
     said = decoded_list(messages, "messages")
     offered = decoded_list(tools, "tools") if tools is not None else []

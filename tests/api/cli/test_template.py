@@ -101,6 +101,16 @@ def test_a_model_speaks_as_in_a_chat(alone, render, tmp_path):
     store.delete("layered")
 
 
+def test_a_model_that_does_not_hear_its_old_thoughts_does_not_here(alone, render):
+    store = default_store()
+    list(create(store, "deepseek-r1", "bare"))
+    said = [*CHAT[1:], {"role": "assistant", "content": "<think>hm</think>yes"}, *CHAT[1:]]
+    assert "hm" in render("bare", messages=said).out
+    assert render("deepseek-r1", messages=said).out == chat_prompt("deepseek-r1", said)
+    assert "hm" not in chat_prompt("deepseek-r1", said)
+    store.delete("deepseek-r1")
+
+
 def chat_prompt(model, messages):
     """What a chat of this process has the model go on from."""
     engine = models_for(model)
