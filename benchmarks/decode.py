@@ -64,6 +64,7 @@ class Bench:
         return n_token / (perf_counter() - began)
 
     def prefill(self, n: int) -> Task:
+        """Tokens of a prompt; only the last one has logits."""
         tokens = np.random.default_rng(n).integers(3, self.model.hparams.n_vocab, n).tolist()
         batch = Batch.of(tokens)
         return Task(
@@ -128,6 +129,7 @@ def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: boo
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The table on standard output."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--peer", type=Path, help="folder with llama-bench and llama-batched-bench")

@@ -46,6 +46,7 @@ def seconds(call, at_least: float = 0.1) -> float:
 
 
 def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[int]) -> list[dict]:
+    """A row for each format, number of tokens and of threads."""
     rows = []
     for format in formats:
         w = weight(format)
@@ -73,6 +74,7 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
 
 
 def attention_rows(n_threads: list[int]) -> list[dict]:
+    """A row for each shape and number of threads: decode far in, and a prompt."""
     rows = []
     for n_tok, n_pos, n_head, n_head_kv, d in (
         (1, 4096, 32, 8, 64),
@@ -108,6 +110,7 @@ def attention_rows(n_threads: list[int]) -> list[dict]:
 
 
 def elementwise_rows(n_threads: list[int]) -> list[dict]:
+    """A row for each small operation, at one token and at many."""
     rng = np.random.default_rng(0)
     rows = []
     for n_tok in (1, 512):
@@ -128,6 +131,7 @@ def elementwise_rows(n_threads: list[int]) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The tables on standard output."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--format", nargs="+", default=[FORMATS[type].name for type in packed.PRODUCTS])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, threads.N_CORE])

@@ -89,6 +89,8 @@ class Vec(types.Type):
 
 @register_model(Vec)
 class VecModel(models.PrimitiveModel):
+    """In memory and in registers a Vec is its LLVM vector."""
+
     def __init__(self, manager, vec):
         super().__init__(manager, vec, vec.llvm)
 
@@ -181,6 +183,7 @@ def splat(typing, vec, x):
 
 @intrinsic
 def load(typing, vec, array, i):
+    """`vec` from array[i] on, however it is aligned."""
     v = vec.instance_type
 
     def generate(context, builder, sig, args):
@@ -192,6 +195,7 @@ def load(typing, vec, array, i):
 
 @intrinsic
 def broadcast(typing, vec, array, i):
+    """array[i] in every lane of `vec`."""
     v = vec.instance_type
 
     def generate(context, builder, sig, args):
@@ -212,6 +216,8 @@ def store(typing, array, i, vector):
 
 @intrinsic
 def scatter(typing, array, i, step, vector):
+    """array[i + step * lane] = the vector's lane."""
+
     def generate(context, builder, sig, args):
         data = context.make_array(array)(context, builder, args[0]).data
         for lane in range(vector.n):
@@ -256,6 +262,7 @@ def registers(typing, vec, n):
 
 @intrinsic
 def convert(typing, vec, vector):
+    """The vector's numbers as `vec`: rounded toward zero, extended by its own sign, or cut."""
     to = vec.instance_type
 
     def generate(context, builder, sig, args):
@@ -395,6 +402,7 @@ def half_to_f32(typing, h):
 
 @intrinsic
 def floats(typing, array, i):
+    """16 numbers from array[i] on as f32x16; u16 are the bits of float16."""
     vec = f32x16 if array.dtype == types.float32 else u16x16
 
     def generate(context, builder, sig, args):

@@ -95,7 +95,7 @@ def pause(typing):
 
 
 if sys.platform == "win32":
-    give_way = kernel(lambda: pause())
+    give_way = inner(lambda: pause())
 else:
     give_way = types.ExternalFunction("sched_yield", types.int32())
 

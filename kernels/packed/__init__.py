@@ -78,7 +78,7 @@ def pack(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> Packed:
 def matmul(w: Tensor, x: np.ndarray, form: Packed | None = None) -> np.ndarray:
     """x w^T with the activations rounded as ggml does.
 
-    w Tensor [n_out, n_in] of a format in PRODUCTS, x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]; the format is in PRODUCTS
     """
     product, form = PRODUCTS[w.format.type], form or w.form(pack)
     n_tok, n_out = len(x), w.shape[0]

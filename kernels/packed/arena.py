@@ -33,6 +33,7 @@ def zeros(n: int) -> np.ndarray:
 
 
 def new_piece(n: int) -> np.ndarray:
+    """u8 [n] of zeros, on large pages where the system has them."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(n, np.uint8)
     memory = mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory, the default, stays small

@@ -102,6 +102,7 @@ def matmul_q4_0(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q4_1_part(blocks, w, codes, first, last):
+    """As pack_q4_0_part, minima beside the scales."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (20 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -118,6 +119,7 @@ def pack_q4_1(team, blocks, w, codes):
 
 @inner
 def dot_q4_1(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_0, plus a block's minimum times the sum of the token's block."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -171,6 +173,7 @@ def put_fifth_bits(codes, i, blocks, j):
 
 @inner
 def pack_q5_0_part(blocks, w, codes, first, last):
+    """As pack_q4_0_part, the fifth bits after the nibbles."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (22 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -187,6 +190,7 @@ def pack_q5_0(team, blocks, w, codes):
 
 @inner
 def dot_q5_0(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_0, the fifth bits put back on the nibbles."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -227,6 +231,7 @@ def matmul_q5_0(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q5_1_part(blocks, w, codes, first, last):
+    """As pack_q5_0_part, minima beside the scales."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (24 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -244,6 +249,7 @@ def pack_q5_1(team, blocks, w, codes):
 
 @inner
 def dot_q5_1(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q5_0, plus a block's minimum times the sum of the token's block."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -287,6 +293,7 @@ def matmul_q5_1(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q8_0_part(blocks, w, codes, first, last):
+    """As pack_q4_0_part, for bytes."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (34 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -303,6 +310,7 @@ def pack_q8_0(team, blocks, w, codes):
 
 @inner
 def dot_q8_0(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_0, for signed bytes."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):

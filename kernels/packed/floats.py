@@ -96,6 +96,7 @@ def matmul_f32(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_f32, each half made a float on its way."""
     literally(T)
     L, sums = min(T, LANES), registers(f32x16, T)
     for g in range(g_first, g_last):
@@ -124,6 +125,7 @@ def matmul_f16(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_f32; a bfloat16 is the upper half of a float."""
     literally(T)
     L, sums = min(T, LANES), registers(f32x16, T)
     for g in range(g_first, g_last):

@@ -162,6 +162,7 @@ def matmul_q4_k(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q5_k_part(blocks, w, codes, first, last):
+    """As pack_q4_k_part, the fifth bits as ones."""
     q = np.empty(256, np.uint8)
     for g in range(first, last):
         for r in range(min(16, blocks.size // (176 * w.n_block) - 16 * g)):
@@ -185,6 +186,7 @@ def pack_q5_k(team, blocks, w, codes):
 
 @inner
 def dot_q5_k(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_k, the fifth bits put back on the nibbles."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -230,6 +232,7 @@ def matmul_q5_k(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q6_k_part(blocks, w, codes, first, last):
+    """As pack_q4_k_part, the upper two bits as twos."""
     q = np.empty(256, np.uint8)
     for g in range(first, last):
         for r in range(min(16, blocks.size // (210 * w.n_block) - 16 * g)):
@@ -253,6 +256,7 @@ def pack_q6_k(team, blocks, w, codes):
 
 @inner
 def dot_q6_k(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_k, with two sums a block and no minima."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -311,6 +315,7 @@ def matmul_q6_k(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q3_k_part(blocks, w, codes, first, last):
+    """As pack_q4_k_part: lower two bits as twos, the third as ones."""
     q = np.empty(256, np.uint8)
     for g in range(first, last):
         for r in range(min(16, blocks.size // (110 * w.n_block) - 16 * g)):
@@ -338,6 +343,7 @@ def pack_q3_k(team, blocks, w, codes):
 
 @inner
 def dot_q3_k(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q6_k, on codes of three bits."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
@@ -379,6 +385,7 @@ def matmul_q3_k(team, rows, codes, scales, n_tok, n_block, y):
 
 @inner
 def pack_q2_k_part(blocks, w, codes, first, last):
+    """As pack_q4_k_part, all bits as twos."""
     q = np.empty(256, np.uint8)
     for g in range(first, last):
         for r in range(min(16, blocks.size // (84 * w.n_block) - 16 * g)):
@@ -401,6 +408,7 @@ def pack_q2_k(team, blocks, w, codes):
 
 @inner
 def dot_q2_k(w, x, y, m_first, m_last, T, g_first, g_last):
+    """As dot_q4_k, with two sums and two minima a block."""
     literally(T)
     L, sums, s = min(T, LANES), registers(f32x16, T), registers(i32x16, T)
     for g in range(g_first, g_last):
