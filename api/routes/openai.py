@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, HTTPException, Response
 
 from ...engine.errors import NotYet
 from ...engine.service import Answer
@@ -94,6 +94,8 @@ async def models(visit: Visiting) -> Response:
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, visit: Visiting) -> Response:
+    if not name:
+        raise HTTPException(404)  # a path with a slash too many
     return reply(entry(name, await visit.run(visit.engine.show, name)), content_type=JSON)
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 
 import pytest
 from scripted import HELLO, WEATHER
+from serving import until
 
 from numllama.api import openai_schema as openai
 from numllama.api.decode import decode
@@ -373,6 +374,26 @@ def test_an_error_on_the_way_is_the_last_event(served, says):
     assert (answer.status_code, answer.json()) == (500, {"error": error})
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": HELLO}),
+        ("/v1/completions", {"prompt": "once"}),
+        ("/v1/responses", {"input": "once", "max_output_tokens": 100_000}),
+        ("/v1/messages", {"messages": HELLO}),
+    ],
+)
+def test_a_client_that_leaves_ends_its_answer(served, monkeypatch, path, body):
+    served.ok("/api/generate", model="bare")
+    for loaded in served.engine.pool.loaded():
+        monkeypatch.setattr(loaded.runner.model.tokenizer, "eog", frozenset())  # so that nothing else ends it
+    body = {"model": "bare", "max_tokens": 100_000, "stream": True, "options": {"temperature": 2, "seed": 1}} | body
+    with served.client.stream("POST", path, json=body) as answer:
+        next(answer.iter_bytes())
+        assert any(loaded.n_using for loaded in served.engine.pool.loaded())
+    until(lambda: not any(loaded.n_using for loaded in served.engine.pool.loaded()))
+
+
 # --- completions ---
 
 
@@ -486,6 +507,11 @@ def test_a_models_name_may_hold_slashes(served):
     served.engine.delete("me/mine:v1")
     answer = served.client.get("/v1/models/none")
     assert answer.status_code == 404 and answer.json()["error"]["message"] == "model 'none:latest' not found"
+
+
+def test_a_slash_too_many_is_sent_away(served):
+    answer = served.client.get("/v1/models/")
+    assert (answer.status_code, answer.headers["location"]) == (301, "/v1/models")
 
 
 # --- responses ---
