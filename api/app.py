@@ -15,9 +15,9 @@ from .errors import on_error, on_http_error
 from .go_json import DecodeError
 from .guard import Guard
 from .log import RequestLog
-from .routes import anthropic, chat, create, generate, models, openai, root, transfer
+from .routes import anthropic, chat, create, generate, models, openai, root, tokens, transfer
 
-ROUTERS = [module.router for module in (root, generate, chat, models, create, transfer, openai, anthropic)]
+ROUTERS = [module.router for module in (root, generate, chat, models, create, transfer, tokens, openai, anthropic)]
 
 
 def create_app(engine: Engine) -> FastAPI:

@@ -167,6 +167,26 @@ class PushRequest(PullRequest):
 
 
 @dataclass
+class TokenizeRequest(Named):
+    """`content`, which proposals have also called `text` and `prompt`."""
+
+    content: str = ""
+    text: str = ""
+    prompt: str = ""
+    add_special: bool = False
+    parse_special: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.content = self.content or self.text or self.prompt
+
+
+@dataclass
+class DetokenizeRequest(Named):
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass
 class CreateRequest(Named):
     from_: str = field(default="", metadata={"json": "from"})
     files: dict[str, str] | None = None

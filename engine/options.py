@@ -6,6 +6,7 @@ Three layers make the options of a request: the defaults below, the model's para
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,9 @@ REQUEST_ONLY = frozenset("tfs_z mirostat mirostat_tau mirostat_eta".split())
 # A loaded model serves only requests that agree with it in these; num_gpu < 0 agrees with any.
 LOAD = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 
-_GO_TYPE = {"int": "integer", "float": "float32", "bool": "boolean", "tuple[str, ...]": "array"}
+_GO_TYPE = {"int": "integer", "float": "float32", "bool": "boolean", "tuple[str, ...]": "array", "LogitBias": "object"}
+LogitBias = tuple[tuple[int, float], ...]  # what is added to the logits of these tokens
+_MAX_BIAS = 1e30  # far from where sums of float32 overflow
 _INT32_MAX = 2**31 - 1
 _FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
@@ -46,6 +49,7 @@ class Options:
     stop: tuple[str, ...] = ()
     # which token comes next, in the order of the chain
     seed: int = -1  # taken modulo 2**32; -1: another one for every request
+    logit_bias: LogitBias = ()  # ours; {"token id": number}, or false for a token that must not come
     repeat_last_n: int = 64  # how far the penalties look back; 0: not at all, -1: num_ctx
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -129,7 +133,7 @@ def option_from_text(name: str, texts: Sequence[str]) -> Any:
     Raises: BadOptions in Ollama's words; ranges are looked at when the options are used
     """
     kind = KINDS.get(name)
-    if kind is None:
+    if kind is None or kind == "LogitBias":
         raise BadOptions(name, f"unknown parameter '{name}'")
     if kind.startswith("tuple"):
         return list(texts)
@@ -167,7 +171,24 @@ def _typed(name: str, kind: str, value: Any) -> Any:
             if not all(isinstance(text, str) for text in value):
                 raise BadOptions(name, f'option "{name}" must be of an array of strings')
             return tuple(text for text in value if text)  # an empty one would stop everything at once
+        case "LogitBias" if isinstance(value, dict):
+            return tuple((_token(name, id), _bias(name, bias)) for id, bias in value.items() if bias is not None)
     raise BadOptions(name, f'option "{name}" must be of type {_GO_TYPE[kind]}')
+
+
+def _token(name: str, id: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", id):
+        raise BadOptions(name, f'option "{name}" must have token ids for keys, got "{id}"')
+    return int(id)
+
+
+def _bias(name: str, bias: Any) -> float:
+    if bias is False:
+        return -math.inf
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) <= _MAX_BIAS:
+        wanted = f"numbers up to {_MAX_BIAS:g} or false for values"
+        raise BadOptions(name, f'option "{name}" must have {wanted}, got {bias!r}')
+    return float(bias)
 
 
 def _check_ranges(o: Options) -> None:

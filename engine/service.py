@@ -21,15 +21,16 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
 from .errors import BadGrammar, CloudModel, ModelNotFound, NotYet, RequestError
+from .gguf import GGUF
 from .grammar import Grammar
 from .job import Call, Job
 from .model import Model, load_model
@@ -56,6 +57,7 @@ from .template import (
     generate_messages,
     mark_images,
 )
+from .tokenizer import Tokenizer, from_gguf
 
 log = logging.getLogger(__name__)
 

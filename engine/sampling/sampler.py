@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BadOptions
 from ..options import Options
 from .penalties import penalties
 from .rng import Rng
@@ -34,7 +35,13 @@ class Sampler:
     """
 
     def __init__(self, options: Options, n_vocab: int):
+        """Raises: BadOptions for a bias on a token that there is not."""
         self.options = options
+        self.biased = np.array([id for id, _ in options.logit_bias], np.intp)
+        self.bias = np.array([bias for _, bias in options.logit_bias], np.float32)
+        if len(self.biased) and self.biased.max() >= n_vocab:
+            wrong = f'option "logit_bias": there is no token {self.biased.max()}: the vocabulary ends at {n_vocab - 1}'
+            raise BadOptions("logit_bias", wrong)
         self.rng = Rng(options.seed)
         self.mu = 2 * options.mirostat_tau  # bits
         self.ids = np.arange(n_vocab, dtype=np.int32)
@@ -45,12 +52,18 @@ class Sampler:
 
         logits f32 [n_vocab], as the model gave them; recent: BOS, prompt and every sampled token so far;
         mask bool [n_vocab]: what a grammar allows, or None.
+        A bias comes before everything else, as in llama.cpp.
         Raises: ModelError for logits that are not finite, EngineError for a mask that allows nothing.
         """
         assert logits.shape == self.ids.shape, f"{logits.shape} logits for {len(self.ids)} tokens"
         o = self.options
         n_last = o.repeat_last_n if o.repeat_last_n >= 0 else o.num_ctx
         window = recent[max(len(recent) - n_last, 0) :]
+        if len(self.biased):
+            logits = logits.copy()
+            logits[self.biased] += self.bias
+            if logits.max() == -np.inf:
+                raise BadOptions("logit_bias", 'option "logit_bias" leaves no token that may come next')
         c = candidates(self.ids, logits, mask)
         c = penalties(c, window, o.repeat_penalty, o.frequency_penalty, o.presence_penalty)
         if o.mirostat and o.temperature > 0:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from dataclasses import fields
 
@@ -123,6 +124,26 @@ def test_an_impossible_value_is_refused(name, value, text):
 def test_what_ollama_takes_is_taken(options):
     (name, value), *_ = options.items()
     assert getattr(Options.parse(options), name) == value
+
+
+def test_a_bias_is_a_number_or_false_for_each_token():
+    given = {"5": 1, "7": -2.5, "9": False, "11": None}
+    assert Options.parse({"logit_bias": given}).logit_bias == ((5, 1.0), (7, -2.5), (9, -math.inf))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([], 'option "logit_bias" must be of type object'),
+        ({"x": 1}, 'option "logit_bias" must have token ids for keys, got "x"'),
+        ({"-1": 1}, 'option "logit_bias" must have token ids for keys, got "-1"'),
+        ({"1": True}, 'option "logit_bias" must have numbers up to 1e+30 or false for values, got True'),
+        ({"1": "2"}, "option \"logit_bias\" must have numbers up to 1e+30 or false for values, got '2'"),
+        ({"1": 1e31}, 'option "logit_bias" must have numbers up to 1e+30 or false for values, got 1e+31'),
+    ],
+)
+def test_what_is_no_bias_is_refused(value, text):
+    assert refusal({"logit_bias": value}) == text
 
 
 def test_mirostat_and_tfs_z_count_only_in_the_request():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.errors import ModelError
+from numllama.engine.errors import BadOptions, ModelError
 from numllama.engine.options import Options
 from numllama.engine.sampling import Sampler
 
@@ -42,6 +42,22 @@ def test_picks_are_llama_cpps(case):
 def test_the_same_seed_gives_the_same_tokens_and_another_one_others():
     logits = rows(40)
     assert tokens({"seed": 3}, logits) == tokens({"seed": 3}, logits) != tokens({"seed": 4}, logits)
+
+
+def test_a_bias_is_added_to_the_logits_before_everything_else():
+    logits = rows(20)
+    biased = logits.copy()
+    biased[:, 3] += 4
+    biased[:, 5] = -np.inf
+    got = tokens({"logit_bias": {"3": 4, "5": False}}, logits)
+    assert got == tokens({}, biased) != tokens({}, logits) and 3 in got and 5 not in got
+
+
+def test_a_bias_on_no_token_or_against_all_is_the_requests_fault():
+    with pytest.raises(BadOptions, match="there is no token 50: the vocabulary ends at 49"):
+        tokens({"logit_bias": {"50": 1}}, rows(1))
+    with pytest.raises(BadOptions, match="leaves no token"):
+        tokens({"logit_bias": {str(id): False for id in range(N_VOCAB)}}, rows(1))
 
 
 def test_a_random_seed_differs_between_requests():
