@@ -1,9 +1,14 @@
-"""A model that says what a test has it say: everything around it is real."""
+"""Models that say what a test has them say: everything around them is real."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from numllama.engine.gguf_write import write_gguf
 from numllama.engine.piece import Piece, Timings
 from numllama.engine.runner import Runner
+from numllama.kernels.quants import FORMATS_BY_NAME
+from tiny import BYTE, CONTROL, NORMAL, UNKNOWN
 
 # Thinks in <think> tags, calls tools in <tool_call> tags.
 TEMPLATE = (
@@ -49,3 +54,69 @@ class Script:
             job.deliver(error or Piece("", done_reason=done_reason, timings=timings, met=met))
 
         self._monkeypatch.setattr(Runner, "submit", submit)
+
+
+# --- a model whose weights say it ---
+
+BLANK, USER_DEFINED = "\u2581", 4
+
+
+def scripted_gguf(path, scripts):
+    """A Llama that says after the token <hello> the pieces of scripts["hello"], one a token, whatever the sampler.
+
+    A piece that comes again goes on as it did before, so ["la", "li", "la"] never ends.  Pieces like <0xE2> are bytes.
+
+    Attention and feed-forward are zero, so the residual stream is the last token's embedding, a unit vector; the output
+    matrix maps it to the token that comes next, whose logit is sqrt(n_embd), all others being 0.
+    """
+    said = [piece.replace(" ", BLANK) for pieces in scripts.values() for piece in pieces]
+    characters = [BLANK, *map(chr, range(33, 127))]
+    triggers = [f"<{name}>" for name in scripts]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *triggers]
+    ids = {token: id for id, token in enumerate(tokens)}
+    for piece in said:
+        ids.setdefault(piece, len(ids))
+    n_said = len(ids) - len(tokens)
+
+    follows = {}
+    for trigger, pieces in zip(triggers, scripts.values(), strict=True):
+        chain = [ids[piece.replace(" ", BLANK)] for piece in pieces]
+        for id, next_id in zip([ids[trigger], *chain], [*chain, ids["</s>"]], strict=True):
+            follows.setdefault(id, next_id)
+
+    n_vocab, n_embd = len(ids), -len(ids) // 64 * -64
+    output = np.zeros((n_vocab, n_embd), np.float32)
+    output[[follows.get(id, ids["</s>"]) for id in range(n_vocab)], np.arange(n_vocab)] = 1
+    blk = {"attn_q": (n_embd, n_embd), "attn_k": (64, n_embd), "attn_v": (64, n_embd), "attn_output": (n_embd, n_embd)}
+    blk |= {"ffn_gate": (64, n_embd), "ffn_up": (64, n_embd), "ffn_down": (n_embd, 64)}
+    weights = {
+        "token_embd": np.eye(n_vocab, n_embd, dtype=np.float32),
+        "output": output,
+        "output_norm": np.ones(n_embd, np.float32),
+        **{f"blk.0.{name}": np.ones(n_embd, np.float32) for name in ("attn_norm", "ffn_norm")},
+        **{f"blk.0.{name}": np.zeros(shape, np.float32) for name, shape in blk.items()},
+    }
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(characters) + [USER_DEFINED] * len(triggers)
+    scores = np.r_[np.zeros(259), -10 - np.arange(len(characters)), np.zeros(len(triggers)), -1000 - np.arange(n_said)]
+    kv = {
+        "general.architecture": "llama",
+        "llama.block_count": 1,
+        "llama.context_length": 2048,
+        "llama.embedding_length": n_embd,
+        "llama.feed_forward_length": 64,
+        "llama.attention.head_count": n_embd // 64,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": 64,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": list(ids),
+        "tokenizer.ggml.scores": scores.astype(np.float32),
+        "tokenizer.ggml.token_type": kinds + [NORMAL] * n_said,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    F32 = FORMATS_BY_NAME["F32"]
+    write_gguf(path, kv, [(f"{name}.weight", F32, x.shape, x) for name, x in weights.items()])
+    return path

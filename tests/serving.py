@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -49,6 +50,27 @@ class Served:
         answer = self.post(path, **body)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+KINDS = {  # figures that differ from run to run -> what is told of them
+    "created_at": ("time", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z"),
+    "id": ("call_id", "call_[a-z0-9]{8}"),
+    **{f"{name}_duration": ("duration", "[1-9][0-9]*") for name in ("total", "load", "prompt_eval", "eval")},
+}
+
+
+def figures(answer):
+    """An answer that can be compared with another; `prompt_eval_cached_count` is ours alone."""
+    if isinstance(answer, list):
+        return [figures(item) for item in answer]
+    if not isinstance(answer, dict):
+        return answer
+    return {key: _figure(key, value) for key, value in answer.items() if key != "prompt_eval_cached_count"}
+
+
+def _figure(key, value):
+    kind, pattern = KINDS.get(key, ("", "(?!)"))
+    return kind if re.fullmatch(pattern, str(value)) else figures(value)
 
 
 def until(condition, seconds=5):
