@@ -15,9 +15,12 @@ from .errors import on_error, on_http_error
 from .go_json import DecodeError
 from .guard import Guard
 from .log import RequestLog
-from .routes import anthropic, chat, create, generate, models, openai, root, tokens, transfer
+from .metrics import Metrics
+from .routes import anthropic, chat, create, generate, metrics, models, openai, root, tokens, transfer
 
-ROUTERS = [module.router for module in (root, generate, chat, models, create, transfer, tokens, openai, anthropic)]
+ROUTERS = [
+    module.router for module in (root, generate, chat, models, create, transfer, tokens, metrics, openai, anthropic)
+]
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -31,6 +34,7 @@ def create_app(engine: Engine) -> FastAPI:
 
     app = FastAPI(title="numllama", redirect_slashes=False, openapi_url=None, lifespan=lifespan)
     app.state.engine = engine
+    app.state.metrics = Metrics(engine)
     # Threads wait in here for models to load, so there must be more of them than the queue of loads is long.
     app.state.threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request")
     for router in ROUTERS:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..engine.duration import format_duration
 from .errors import refusal
 from .go_json import rfc3339
+from .guard import METHODS
 
 log = logging.getLogger("numllama.request")
 
@@ -84,3 +85,8 @@ class RequestLog:
             duration = format_duration(time.perf_counter_ns() - began)
             facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration": duration}
             log.info("request", extra={"fields": facts | scope["log"]})
+            if "app" in scope:
+                # only names that are ours: a client could make up any number of others
+                method = scope["method"] if scope["method"] in METHODS.split(",") else "other"
+                route = getattr(scope.get("route"), "path", "other")
+                scope["app"].state.metrics.requests.labels(method, route, status).inc()

@@ -86,11 +86,13 @@ class Visit:
 
         An answer that is over before it began has one empty piece.
         """
+        stopwatch = self._request.app.state.metrics.answer(self.call.began / 1e9)
         try:
             while True:
                 piece = await self._outbox.get()
                 if isinstance(piece, Exception):
                     raise piece
+                stopwatch.see(piece)
                 if piece.timings:
                     self.log |= self.figures(piece.timings)
                 yield piece

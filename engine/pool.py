@@ -78,6 +78,11 @@ class Pool:
         with self._changed:
             return sorted(self._loaded.values(), key=lambda entry: entry.expires_at, reverse=True)
 
+    @property
+    def n_waiting(self) -> int:
+        """Loads going on or waiting."""
+        return len(self._queue)
+
     def acquire(
         self,
         model: LocalModel,

@@ -29,6 +29,7 @@ ONLY_IN = {
     "starlette": ["api"],
     "uvicorn": ["api"],
     "pydantic": ["api"],
+    "prometheus_client": ["api"],
     "httpx": ["api", "engine/store/registry.py"],
     "cryptography": ["engine/store/auth.py"],
 }

@@ -81,7 +81,7 @@ def answers(url):
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
 def test_streams_end_with_a_word_when_the_server_is_told_to_stop(process):
     url, server = process
-    body = {"model": "bare", "prompt": "a", "options": {"num_predict": -1, "temperature": 3, "num_ctx": 256}}
+    body = {"model": "bare", "prompt": "a", "options": {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}}
     with httpx.stream("POST", f"{url}/api/generate", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         assert not json.loads(next(lines))["done"]
