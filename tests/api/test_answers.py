@@ -1,4 +1,7 @@
-"""generate and chat over HTTP: shapes, orders of keys, and what each field of a request does."""
+"""generate and chat over HTTP: shapes, orders of keys, and what each field of a request does.
+
+Numbers in brackets are the contract's checklist.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +84,7 @@ def test_generate_renders_by_the_ggufs_template(served):
 
 
 def test_the_models_system_and_messages_come_first(served):
+    """[38], [85], [86]"""
     before = "<|system|>S\n<|user|>u1\n<|assistant|>a1\n"
     assert rendered(served, model="h", prompt="P") == before + "<|user|>P\n<|assistant|>"
     assert rendered(served, model="h", prompt="P", context=[]) == "<|system|>S\n<|user|>P\n<|assistant|>"
@@ -92,6 +96,7 @@ def test_the_models_system_and_messages_come_first(served):
 
 
 def test_raw_and_template_less_prompts_are_untouched(served):
+    """[41]"""
     assert rendered(served, model="m", prompt="P", raw=True) == "P"
     assert rendered(served, model="bare", prompt="P", system="X") == "P"
 
@@ -102,11 +107,13 @@ def test_a_chat_without_any_template_is_chatml(served):
 
 
 def test_a_last_message_of_the_assistant_is_gone_on_with(served):
+    """[87]"""
     messages = [{"role": "user", "content": "P"}, {"role": "assistant", "content": "I th"}]
     assert rendered(served, "/api/chat", model="m", messages=messages) == "<|user|>P\n<|assistant|>I th"
 
 
 def test_a_long_chat_loses_its_oldest_turns_but_no_system_message(served):
+    """[88]"""
     turns = [{"role": "user", "content": f"n{i} " + "x" * 20} for i in range(8)]
     messages = [{"role": "system", "content": "S"}, *turns]
     got = rendered(served, "/api/chat", model="m", messages=messages, options={"num_ctx": 200})
@@ -116,6 +123,7 @@ def test_a_long_chat_loses_its_oldest_turns_but_no_system_message(served):
 
 
 def test_context_goes_on_where_the_last_answer_ended(served):
+    """[37]"""
     first = served.ok("/api/generate", model="bare", prompt="once", stream=False)
     second = served.ok("/api/generate", model="bare", prompt=" upon", context=first["context"], stream=False)
     assert second["prompt_eval_count"] > first["prompt_eval_count"] + first["eval_count"]
@@ -124,6 +132,7 @@ def test_context_goes_on_where_the_last_answer_ended(served):
 
 
 def test_raw_gives_no_context(served):
+    """[36]"""
     assert "context" not in served.ok("/api/generate", model="bare", prompt="once", raw=True, stream=False)
 
 
@@ -162,6 +171,7 @@ def test_a_seed_gives_the_same_text_again(served):
 
 
 def test_a_full_window_without_shift_ends_the_answer(served):
+    """[76]"""
     body = {"model": "bare", "prompt": "once upon", "raw": True, "stream": False, "shift": False}
     got = served.ok("/api/generate", **body, options={"num_ctx": 16, "num_predict": 100, "temperature": 2, "seed": 3})
     assert got["done_reason"] == "length" and got["prompt_eval_count"] + got["eval_count"] == 16
@@ -210,6 +220,12 @@ REFUSED = [
         "raw mode does not support template, system, or context",
     ),
     ("/api/generate", {"model": "m", "prompt": "a", "think": True}, 400, '"m" does not support thinking'),
+    (
+        "/api/generate",
+        {"model": "m", "prompt": "a", "think": "ultra"},
+        400,
+        'invalid think value: "ultra" (must be "high", "medium", "low", "max", true, or false)',
+    ),
     ("/api/generate", {"model": "e", "prompt": "a"}, 400, '"e" does not support generate'),
     (
         "/api/generate",
@@ -257,9 +273,34 @@ REFUSED = [
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("path", "body", "status", "text"), REFUSED, ids=lambda x: str(x)[:40])
 def test_what_cannot_be_done_is_said_with_a_status(served, path, body, status, text, stream):
+    """[39], [44], [65], [66], [75] and [89] are among them."""
     answer = served.post(path, **body, stream=stream)
     assert (answer.status_code, answer.json()) == (status, {"error": text})
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
+
+
+def test_what_asks_for_nothing_is_not_refused(served):
+    """[40], [65]"""
+    assert served.ok("/api/generate", model="m", prompt="a", raw=True, context=[], stream=False)["done"]
+    assert served.ok("/api/generate", model="m", prompt="a", think=False, stream=False)["done"]
+
+
+def test_a_prompt_can_be_rendered_and_no_more(served):
+    """[74]"""
+    answer = served.ok("/api/generate", model="m", prompt="P", _debug_render_only=True)
+    assert answer.pop("created_at") and answer == {
+        "model": "m",
+        "response": "",
+        "done": False,
+        "_debug_info": {"rendered_template": "<|user|>P\n<|assistant|>"},
+    }
+
+
+def test_a_prompt_beyond_the_window_is_cut(served):
+    """[75]"""
+    body = {"model": "bare", "raw": True, "stream": False, "options": {"num_ctx": 64, "num_predict": 1}}
+    for n in (100, 1000):
+        assert 32 < served.ok("/api/generate", prompt="x" * n, **body)["prompt_eval_count"] <= 64
 
 
 def test_a_template_is_run_whether_the_models_or_the_requests(served):

@@ -1,4 +1,7 @@
-"""Thinking and tools over HTTP: what a model says is scripted, everything around it is real."""
+"""Thinking and tools over HTTP: what a model says is scripted, everything around it is real.
+
+Numbers in brackets are the contract's checklist.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ def test_the_model_can_think_and_call_tools(model):
 
 
 def test_thinking_and_content_come_apart(model, says):
+    """[98]"""
     says("<thi", "nk>\nTwo and", " two.</thi", "nk>\n\nThe", " answer.")
     whole = chat(model)
     assert whole["message"] == {"role": "assistant", "content": "The answer.", "thinking": "Two and two."}
@@ -45,6 +49,7 @@ def test_generate_thinks_too_and_its_context_has_all_that_was_said(model, says):
 
 
 def test_without_thinking_tags_are_text(model, says):
+    """[99]"""
     says("<think>hm</think>yes")
     assert chat(model, think=False)["message"] == {"role": "assistant", "content": "<think>hm</think>yes"}
 
@@ -68,6 +73,7 @@ def test_a_thought_that_never_ends_is_all_there_is(model, says, done_reason):
 
 
 def test_a_call_is_taken_out_of_the_text(model, says):
+    """[90], [92], [93], [96]"""
     says(
         "Let me see.\n<tool_",
         'call>{"name": "get_',
@@ -105,6 +111,7 @@ def test_without_tools_a_call_is_text(model, says):
 
 
 def test_calls_and_results_go_back_into_the_prompt(model):
+    """[95], [96]"""
     call = {"id": "call_12345678", "function": {"index": 0, "name": "get_weather", "arguments": {"b": 1, "a": 2}}}
     messages = [
         *HELLO,

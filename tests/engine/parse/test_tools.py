@@ -1,4 +1,7 @@
-"""Content and tool calls, however the text is cut."""
+"""Content and tool calls, however the text is cut.
+
+Numbers in brackets are the contract's checklist.
+"""
 
 import re
 import time
@@ -49,6 +52,7 @@ def split(tag, text, cuts=(), names=NAMES):
     ],
 )
 def test_a_name_and_an_object_make_a_call(tag, text, content, calls):
+    """[91], [94], [172]"""
     assert split(tag, text) == (content, calls)
     assert split(tag, text, range(len(text))) == (content, calls)
 

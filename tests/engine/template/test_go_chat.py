@@ -1,4 +1,7 @@
-"""Conversations as Ollama's own template code writes them: modes, values, and what a template tells of its model."""
+"""Conversations as Ollama's own template code writes them: modes, values, and what a template tells of its model.
+
+Numbers in brackets are the contract's checklist.
+"""
 
 import base64
 import json
@@ -49,14 +52,23 @@ EACH = "{{ .System }}|{{ range .Messages }}[{{ .Role }}:{{ .Content }}]{{ end }}
     ],
 )
 def test_turns_are_written_as_the_contract_says(text, messages, expected):
+    """[172], [180]"""
     assert load(text).render(messages, think=True) == expected
 
 
 def test_hole_in_a_prompt_is_filled_from_prompt_and_suffix_alone():
+    """[45], [172]"""
     assert load("{{ .Prompt }}|{{ .Suffix }}|{{ .Messages }}").fill("p", "s") == "p|s|<no value>"
 
 
+def test_a_field_that_no_message_has_is_an_error():
+    """[179]"""
+    with pytest.raises(BadTemplate, match=r"can't evaluate field Nope in type \*template\.templateMessage$"):
+        load("{{ range .Messages }}{{ .Nope }}{{ end }}").render(C)
+
+
 def test_calls_and_tools_print_as_json_with_gos_escapes():
+    """[172], [178]"""
     call = {"id": "1", "function": {"name": "f", "arguments": {"z": 1, "a": "<b>"}}}
     text = "{{ range .Messages }}{{ range .ToolCalls }}{{ .Function.Arguments }}{{ end }}{{ end }}"
     assert load(text).render([say("assistant", "", tool_calls=[call])]) == '{"a":"\\u003cb\\u003e","z":1}'
@@ -150,6 +162,7 @@ def test_templates_tell_what_ollama_reads_off_them(shared):
     ],
 )
 def test_tag_of_tool_calls_is_the_first_text_after_asking_for_them(text, tag):
+    """[172]"""
     expected = tag or ("<tool_call>" if "<tool_call>" in text else "[TOOL_CALLS] [")
     assert load(text).tool_tag == expected
 
