@@ -7,7 +7,8 @@
     batch B             B sequences one token each a step, after 64 cached ones; tokens of all together
 
 tok/s are medians over rounds, ratios medians of the rounds' own: on a shared machine only these mean something.
-`others` is what other processes used of a core meanwhile, the most of a row's rounds.
+`others` is what other processes used of a core meanwhile, the most of a row's rounds.  Where they use much, --cpu
+counts seconds that a core worked instead of seconds that passed: fair for one thread; with more, waiting counts too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -45,8 +46,8 @@ class Task:
 class Bench:
     """A loaded model and the peer's programs."""
 
-    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int):
-        self.path, self.programs = path, peer
+    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False):
+        self.path, self.programs, self.cpu = path, peer, cpu
         began = perf_counter()
         self.model: Model = load_model(path)
         self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
@@ -59,9 +60,10 @@ class Bench:
 
     def timed(self, n_thread: int, n_token: int, batches: list[Batch]) -> float:
         threads.limit(n_thread)
-        began = perf_counter()
+        clock = machine.own if self.cpu else perf_counter
+        began = clock()
         self.step(batches)
-        return n_token / (perf_counter() - began)
+        return n_token / (clock() - began)
 
     def prefill(self, n: int) -> Task:
         """Tokens of a prompt; only the last one has logits."""
@@ -70,7 +72,7 @@ class Bench:
         return Task(
             f"prefill {n}",
             lambda n_thread: self.timed(n_thread, n, [batch]),
-            lambda n_thread: self.llama_bench(n_thread, "-p", n, "-n", 0),
+            lambda n_thread: self.llama_bench(n_thread, n, "-p", n, "-n", 0),
         )
 
     def decode(self, depth: int) -> Task:
@@ -78,7 +80,7 @@ class Bench:
         return Task(
             f"decode @{depth}",
             lambda n_thread: self.timed(n_thread, STEPS, batches),
-            lambda n_thread: self.llama_bench(n_thread, "-p", 0, "-n", STEPS, "-d", depth),
+            lambda n_thread: self.llama_bench(n_thread, STEPS, "-p", 0, "-n", STEPS, "-d", depth),
         )
 
     def batched(self, n_seq: int) -> Task:
@@ -89,19 +91,32 @@ class Bench:
             lambda n_thread: self.llama_batched_bench(n_thread, n_seq),
         )
 
-    def llama_bench(self, n_thread: int, *args: object) -> float:
-        (row,) = json.loads(self.output("llama-bench", "-t", n_thread, "-r", 1, "-o", "json", *args))
+    def llama_bench(self, n_thread: int, n_token: int, *args: object) -> float:
+        command = "llama-bench", "-t", n_thread, "-o", "json", *args
+        if self.cpu:  # what two more repetitions cost
+            return 2 * n_token / self.difference([*command, "--no-warmup", "-r", 1], [*command, "--no-warmup", "-r", 3])
+        (row,) = json.loads(self.output(*command, "-r", 1))
         return row["avg_ts"]
 
     def llama_batched_bench(self, n_thread: int, n_seq: int) -> float:
-        args = "-t", n_thread, "-c", 256 * n_seq, "-npp", 64, "-ntg", STEPS, "-npl", n_seq, "--output-format", "jsonl"
-        lines = self.output("llama-batched-bench", *args).splitlines()
+        command = ["llama-batched-bench", "-t", n_thread, "-c", 256 * n_seq, "-npp", 64, "-npl", n_seq]
+        if self.cpu:
+            return STEPS * n_seq / self.difference([*command, "-ntg", STEPS], [*command, "-ntg", 2 * STEPS])
+        lines = self.output(*command, "-ntg", STEPS, "--output-format", "jsonl").splitlines()
         (row,) = [json.loads(line) for line in lines if line.startswith("{")]
         return row["speed_tg"]
 
-    def output(self, program: str, *args: object) -> str:
+    def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
+        """CPU seconds that the command `more` takes over `less`."""
+        before = machine.own()
+        self.output(*less)
+        between = machine.own()
+        self.output(*more)
+        return machine.own() - between - (between - before)
+
+    def output(self, program: object, *args: object) -> str:
         assert self.programs is not None
-        command = [str(self.programs / program), "-m", self.path, *map(str, args)]
+        command = [str(self.programs / str(program)), "-m", self.path, *map(str, args)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -138,12 +153,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prefill", nargs="*", type=int, default=[32, 128, 512])
     parser.add_argument("--depth", nargs="*", type=int, default=[0, 1024, 4096])
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--cpu", action="store_true", help="tokens per second of CPU time, for busy machines")
     parser.add_argument("--jsonl", help="append the rows to this file")
     options = parser.parse_args(argv)
 
     n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
-    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]))
-    about = machine.describe() | {"model": Path(options.model).name}
+    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]), options.cpu)
+    about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     tasks = [bench.prefill(n) for n in options.prefill]
     tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
