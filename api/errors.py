@@ -2,7 +2,8 @@
 
 ModelNotFound            404        RequestError and its kin     400, in Ollama's words where clients match on them
 NotYet                   501        QueueFull, ShuttingDown      503
-BadTemplate              500        everything else              500
+BadTemplate              500        BodyTooLarge                 413
+everything else          500
 
 The body is {"error": text}, and under /v1 what OpenAI's or Anthropic's clients look for.
 """
@@ -17,12 +18,13 @@ from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
 from ..engine import errors as e
-from .go_json import DecodeError, NoBody, dumps
+from .go_json import BodyTooLarge, DecodeError, NoBody, dumps
 
 log = logging.getLogger(__name__)
 
 STATUS: dict[type[Exception], int] = {
     DecodeError: 400,
+    BodyTooLarge: 413,
     e.ModelNotFound: 404,
     e.CloudModel: 403,
     e.NotYet: 501,

@@ -20,6 +20,10 @@ class DecodeError(Exception):
     """The body is not what the route takes: the text is the whole answer, with status 400."""
 
 
+class BodyTooLarge(DecodeError):
+    """More than a request may be."""
+
+
 class NoBody(DecodeError):
     """There is nothing in the body but blanks."""
 

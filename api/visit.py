@@ -21,15 +21,27 @@ from ..engine.job import Call
 from ..engine.piece import Piece, Timings
 from ..engine.service import Answer, Engine
 from .decode import decode
+from .go_json import BodyTooLarge
 
 T = TypeVar("T")
+
+MAX_BODY = 1 << 28  # bytes of JSON; what is larger, the files of models, comes as blobs
+LARGE = 1 << 20  # what is smaller is decoded at once: a few ms
 
 
 def body(cls: type[T]) -> Any:
     """The dependency that reads a request's body as `cls`, whatever its content type."""
 
     async def read(request: Request) -> T:
-        return decode(cls, await request.body())
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MAX_BODY:
+                raise BodyTooLarge(f"the request's body is larger than {MAX_BODY >> 20} MiB")
+        if len(content) < LARGE:
+            return decode(cls, bytes(content))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(request.app.state.threads, decode, cls, bytes(content))
 
     return Depends(read)
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..kernels import NUMBA, Kernels, threads
 from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
-from .errors import Cancelled, EngineError, OutOfMemory, ShuttingDown
+from .errors import Cancelled, EngineError, ModelError, OutOfMemory, ShuttingDown
 from .job import Job
 from .model import Model, forward
 from .options import Options
@@ -116,6 +116,7 @@ class Runner:
         _ = model.tokenizer
         forward(model, Batch.of([0]), self.cache, kernels, tap)
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
+        self._sizes = {path: path.stat().st_size for path in model.gguf.parts}
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -128,7 +129,8 @@ class Runner:
 
     def serves(self, options: Options) -> bool:
         """Whether a request with `options` can be answered without loading the model anew."""
-        return not self.options.needs_reload(options.clamped(self.model.hparams.n_ctx_train))
+        reload = self.options.needs_reload(options.clamped(self.model.hparams.n_ctx_train))
+        return not reload and not self.scheduler.stopped
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
@@ -153,9 +155,20 @@ class Runner:
                     self.scheduler.submit(job)
                 is_open = job is not None
                 del job  # with it goes all that its caller held
+            self._look_at_files()
             self.scheduler.step()
         self._is_over = True
         self._refuse()
+
+    def _look_at_files(self) -> None:
+        """A file that has become shorter ends everything: to touch what is gone of it would end the process.
+
+        One that was deleted stays mapped whole.  Takes 2 us.
+        """
+        for path, size in self._sizes.items():
+            with suppress(OSError):
+                if (now := path.stat().st_size) < size:
+                    self.scheduler.stopped = ModelError(f"{path}: {now} bytes, {size} when it was loaded")
 
     def _refuse(self) -> None:
         while not self._jobs.empty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -46,6 +47,34 @@ def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
     assert cut["truncated"]["kept"] == cut["prompt_eval_count"] <= 200 < cut["truncated"]["prompt_tokens"]
 
 
+# clients that are slow, stuck or greedy
+
+
+def test_a_client_that_never_reads_keeps_nobody_waiting(served):
+    body = {
+        "model": "bare",
+        "prompt": "a",
+        "options": {"num_predict": 2000, "temperature": 3, "logit_bias": {"2": False}},
+    }
+    stuck = http.client.HTTPConnection("127.0.0.1", served.port)
+    stuck.request("POST", "/api/generate", json.dumps(body))
+    until(lambda: any(entry.n_using for entry in served.engine.pool.loaded()))
+    assert ask(served, "the cat")["done"]
+    until(lambda: not any(entry.n_using for entry in served.engine.pool.loaded()), seconds=30)
+    stuck.close()
+
+
+def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
+    from numllama.api import visit
+
+    monkeypatch.setattr(visit, "MAX_BODY", 3_000_000)
+    fits = served.post("/api/show", model="x" * 2_000_000)  # decoded in a thread
+    assert fits.status_code == 400 and "error" in fits.json()
+    answer = served.post("/api/show", model="x" * 3_000_000)
+    assert answer.status_code == 413
+    assert answer.json() == {"error": "the request's body is larger than 2 MiB"}
+
+
 # the end of a server
 
 
@@ -81,7 +110,11 @@ def answers(url):
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
 def test_streams_end_with_a_word_when_the_server_is_told_to_stop(process):
     url, server = process
-    body = {"model": "bare", "prompt": "a", "options": {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}}
+    body = {
+        "model": "bare",
+        "prompt": "a",
+        "options": {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}},
+    }
     with httpx.stream("POST", f"{url}/api/generate", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         assert not json.loads(next(lines))["done"]

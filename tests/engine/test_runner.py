@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import threading
 from dataclasses import replace
 from queue import SimpleQueue
@@ -93,6 +96,20 @@ def test_stopping_ends_what_runs_and_what_waits_and_what_comes_too_late(model):
     late = Asker(runner, [1, 302])
     for asker in (first, second, late):
         assert str(asker.rest()[-1]) == "the server is shutting down"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
+def test_a_file_that_is_deleted_or_cut_while_loaded(tmp_path):
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    runner = Runner(load_model(path), GREEDY)
+    expected = [p.token for p in Asker(runner, [1, 300]).rest()]
+    kept = path.rename(tmp_path / "elsewhere")
+    assert [p.token for p in Asker(runner, [1, 300]).rest()] == expected
+    kept.rename(path)
+    os.truncate(path, 1000)
+    [error] = Asker(runner, [1, 300]).rest()
+    assert re.search(r"1000 bytes, \d+ when it was loaded", str(error)) and not runner.serves(GREEDY)
+    runner.close()
 
 
 def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeypatch):
