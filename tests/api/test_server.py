@@ -220,13 +220,6 @@ def test_a_model_from_blob_to_deletion(fresh, models):
         ("POST", "/api/create", {"model": "-"}, 400, "invalid model name"),
         ("POST", "/api/create", {"model": "x", "files": {"../x": "sha256:0"}}, 400, "file path must be relative"),
         ("POST", "/api/create", {"model": "x"}, 400, "neither 'from' or 'files' was specified"),
-        (
-            "POST",
-            "/api/create",
-            {"name": "x", "modelfile": "FROM m"},
-            501,
-            "create does not support a Modelfile as text yet",
-        ),
         ("POST", "/api/blobs/sha256:12", {}, 400, "invalid digest format"),
     ],
 )
