@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -61,11 +63,20 @@ def cache_folder() -> Path | None:
     """Where machine code is kept: a folder that exists and can be written, or None."""
     try:
         folder = user_cache() / f"kernels-{source_key()}"
+        if not folder.exists():
+            forget_old(user_cache())
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError):  # read-only, or no home at all
         return None
     return folder
+
+
+def forget_old(cache: Path, days: float = 30) -> None:
+    """Removes the folders of other states of the sources that gained nothing for `days`."""
+    for folder in cache.glob("kernels-*"):
+        if folder.stat().st_mtime < time.time() - days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def user_cache() -> Path:

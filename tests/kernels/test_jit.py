@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from numllama.kernels.jit import forget_old
+
 # A module with one kernel of its own, run in a fresh process; prints the result and how often the cache was hit.
 PROGRAM = """
 from numllama.kernels.jit import kernel, cache_folder
@@ -41,6 +43,16 @@ def test_without_a_place_to_write_kernels_are_compiled_in_every_process(tmp_path
     (tmp_path / "file").write_text("")
     nowhere = str(tmp_path / "file" / "below")  # a folder below a file: nobody can make it, root neither
     assert run(tmp_path, NUMBA_CACHE_DIR=nowhere) == ["10.0", "0", "False"]
+
+
+def test_machine_code_of_older_sources_is_removed_after_a_month(tmp_path):
+    old, recent = tmp_path / "kernels-old", tmp_path / "kernels-recent"
+    for folder in (old, recent):
+        folder.mkdir()
+        (folder / "index").write_text("")
+    os.utime(old, (0, 0))
+    forget_old(tmp_path)
+    assert not old.exists() and recent.exists()
 
 
 def test_disable_jit_leaves_plain_functions(tmp_path):
