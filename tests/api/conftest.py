@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from scripted import TEMPLATE, Script
 from serving import Served
 
+from numllama.engine.scheduler import Scheduler
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
@@ -34,6 +37,18 @@ def served(models, tmp_path_factory):
     server.add("e", models / "embed.gguf")
     yield server
     server.close()
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Tiny models take 5 ms a token, so that there is time to leave, also on a busy machine."""
+    step = Scheduler.step
+
+    def slow_step(scheduler):
+        time.sleep(0.005)
+        step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", slow_step)
 
 
 @pytest.fixture(scope="package")

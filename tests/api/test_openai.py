@@ -383,7 +383,7 @@ def test_an_error_on_the_way_is_the_last_event(served, says):
         ("/v1/messages", {"messages": HELLO}),
     ],
 )
-def test_a_client_that_leaves_ends_its_answer(served, monkeypatch, path, body):
+def test_a_client_that_leaves_ends_its_answer(served, slowly, monkeypatch, path, body):
     served.ok("/api/generate", model="bare")
     for loaded in served.engine.pool.loaded():
         monkeypatch.setattr(loaded.runner.model.tokenizer, "eog", frozenset())  # so that nothing else ends it

@@ -278,7 +278,7 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_the_generation_within_a_token(served, counted, stream):
+def test_a_client_that_leaves_ends_the_generation_within_a_token(served, slowly, counted, stream):
     body = {
         "model": "bare",
         "prompt": "a",
