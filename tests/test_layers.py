@@ -30,7 +30,7 @@ ONLY_IN = {
     "uvicorn": ["api"],
     "pydantic": ["api"],
     "prometheus_client": ["api"],
-    "httpx": ["api", "engine/store/registry.py"],
+    "httpx": ["api", "engine/store/registry.py", "benchmarks/server.py"],
     "cryptography": ["engine/store/auth.py"],
 }
 KERNELS_MAY_IMPORT = {"numpy", "numba", "llvmlite"}
