@@ -163,6 +163,7 @@ class MessagesAnswer:
         return self._head | {"content": content} | self._end(chunk) | {"usage": usage(chunk.timings)}
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events that a chunk causes: blocks begin, grow and end as its kind of text changes."""
         if not self._began:
             self._began = True
             start = self._head | {"content": [], "usage": {"input_tokens": self._n_prompt, "output_tokens": 0}}

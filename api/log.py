@@ -25,6 +25,8 @@ log = logging.getLogger("numllama.request")
 
 
 class LineFormatter(logging.Formatter):
+    """A record as one line of key=value, its `fields` after the message."""
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": rfc3339(int(record.created * 1000) * 1_000_000),

@@ -130,6 +130,7 @@ class ResponsesAnswer:
         return self._response([*thoughts, *text, *map(self._call, chunk.tool_calls)], chunk.timings)
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events that a chunk causes: items and parts begin, grow and end as its kind of text changes."""
         if not self._n_events:
             yield self._event("response.created", response=self._response([]))
             yield self._event("response.in_progress", response=self._response([]))

@@ -65,6 +65,7 @@ class Running:
         return self.repeated > RUNAWAY
 
     def last_piece(self) -> Piece:
+        """What ends its stream: why it ended, what was counted, how long it took."""
         seq, n_whole = self.seq, max(len(self.job.prompt), self.job.n_whole)
         return Piece(
             seq.rest(),

@@ -109,6 +109,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """What the environment says, in Ollama's names and words; bad values are logged and left at their defaults."""
         env = _Env(environ)
         origins = tuple(o.strip() for o in env.text("OLLAMA_ORIGINS").split(",") if o.strip())
         return cls(

@@ -40,6 +40,7 @@ def information(answer: dict[str, Any], verbose: bool = False) -> str:
 
 
 def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """What `show` prints, section by section: its title, and rows of a name and values."""
     details, info = answer.get("details") or {}, answer.get("model_info") or {}
     arch = info.get("general.architecture") or details.get("family")
     size = details.get("parameter_size") or n_parameters(info)

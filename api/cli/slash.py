@@ -109,6 +109,7 @@ def unknown(line: str) -> None:
 
 
 def set_(session: Session, rest: str) -> None:
+    """/set: a parameter, the system text, or how the conversation is shown."""
     what, _, text = rest.partition(" ")
     match what:
         case "":
@@ -165,6 +166,7 @@ def set_parameter(session: Session, name: str = "", *texts: str) -> None:
 
 
 def show(session: Session, what: str) -> None:
+    """/show: the model, or one part of it."""
     if what not in ("", "info", *PARTS):
         return unknown(f"/show {what}")
     if not what:

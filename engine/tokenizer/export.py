@@ -27,6 +27,7 @@ def write_tokenizer(kv: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer_config.json of Hugging Face: special tokens, and what is put before and after a text."""
     roles = {
         f"{role}_token": vocab.tokens[id] for role, id in vocab.roles.items() if role in ("bos", "eos", "unk", "pad")
     }
