@@ -71,7 +71,7 @@ class Now:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-    """What is read when somebody asks: models, queues, slots, memory."""
+        """What is read when somebody asks: models, queues, slots, memory."""
         pool, loaded = self.engine.pool, self.engine.pool.loaded()
         yield GaugeMetricFamily("numllama_loaded_models", "Models in memory", len(loaded))
         yield GaugeMetricFamily("numllama_load_queue", "Loads going on or waiting", pool.n_waiting)

@@ -42,7 +42,7 @@ class Progress:
             self._display.stop()
 
     def tell(self, status: dict[str, Any]) -> None:
-    """A status as the server sends it: a line of words, or a bar where it has a total."""
+        """A status as the server sends it: a line of words, or a bar where it has a total."""
         words, total, completed = status.get("status", ""), status.get("total"), status.get("completed", 0)
         if words != self._told and total and 0 < completed < total and words not in self._bars:
             self._line(f"{words}: {size(completed)} of {size(total)} were kept")
