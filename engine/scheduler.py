@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
 
@@ -166,6 +167,8 @@ class Scheduler:
         )
         seq.slot, seq.n_cached = self.prefixes.take([] if job.echo else prompt)  # an echo wants all its logits
         seq.state = State.PREFILL
+        facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
+        log.debug("begins", extra={"fields": facts})
         return Running(job, seq, seq.n_cached, began, echo=Echo(tokenizer, seq) if job.echo else None)
 
     def _plan(self) -> list[tuple[Running, Batch]]:
@@ -238,8 +241,11 @@ class Scheduler:
 
     def _leave(self, one: Running, last: Piece | Exception) -> None:
         """The slot is free; the last piece goes out."""
+        seq = one.seq
+        facts = {"slot": seq.slot, "sampled": seq.n_sampled, "known": one.n_reused, "reason": seq.done_reason}
+        log.debug("leaves", extra={"fields": facts | ({"error": last} if isinstance(last, Exception) else {})})
         self.running.remove(one)
-        self.prefixes.give_back(one.seq.slot)
+        self.prefixes.give_back(seq.slot)
         conclude(one.job, last)
 
 
@@ -249,4 +255,6 @@ def conclude(job: Job, last: Piece | Exception) -> None:
     try:
         job.deliver(last)
     except Exception as error:
-        job.deliver(error)
+        log.debug("the last piece of an answer could not be made", exc_info=error)
+        with suppress(Exception):  # whoever takes pieces is beyond help, and the others must not suffer
+            job.deliver(error)

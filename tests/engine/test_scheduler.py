@@ -301,6 +301,14 @@ def test_what_goes_wrong_with_one_is_no_matter_for_the_other(model):
     assert good.said == good.alone(model)
 
 
+def test_whoever_can_take_no_piece_at_all_harms_nobody(model):
+    scheduler, good = scheduler_of(model), Asked([1, 300])
+    broken = Asked([1, 301])
+    broken.deliver = lambda piece: 1 / 0
+    served(scheduler, broken, good)
+    assert good.said == good.alone(model) and len(scheduler.prefixes.free) == 2
+
+
 def test_stopping_ends_everyone(model):
     scheduler = scheduler_of(model, n_slot=1)
     asked = [Asked([1, 300]), Asked([1, 301])]
