@@ -222,6 +222,7 @@ COLUMNS = [
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prints the table of what the arguments ask for, and writes what they name.  Raises: RuntimeError"""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("servers", nargs="+", metavar="NAME=URL")
     parser.add_argument("--model", required=True)
