@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -81,9 +82,11 @@ class Partial:
             return []
 
     def begin(self, file: IO[bytes], size: int) -> list[Part]:
-        """Parts of `size` bytes of which nothing has arrived."""
+        """Parts of `size` bytes of which nothing has arrived.  Raises: StoreError where there is no room for them"""
         self.forget()
         file.truncate(0)
+        if (free := shutil.disk_usage(self.path.parent).free) < self.total:
+            raise StoreError(f"{self.path.parent}: {self.total} bytes are to come, and there is room for {free}")
         file.truncate(self.total)
         offsets = range(0, self.total, size)
         parts = [Part(n, offset, min(size, self.total - offset)) for n, offset in enumerate(offsets)]
@@ -249,7 +252,7 @@ class Download:
                         for chunk in chunks:
                             _write_at(file.fileno(), chunk, part.offset + part.completed)
                             part.completed += len(chunk)
-                            patience.came()
+                            patience.came(len(chunk))
                             self._check()
                             if time.monotonic() > due:
                                 self.partial.record(part)

@@ -6,7 +6,7 @@
     POST   /v2/<namespace>/<model>/blobs/uploads/         then PATCH and PUT where the answers' Location says
 
 Credentials go to the registry's own scheme, host and port and nowhere else, whatever a redirect or Location says.
-Whoever waits for an answer waits for about half a minute at most after the last byte that came.
+Whoever waits here gives up about half a minute after the last megabyte that came.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .name import HOST, ModelName
 
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
-CONNECT, STALL = 10.0, 15.0  # seconds until a try has failed: without a connection, without a byte
-PATIENCE = 30.0  # seconds without a byte, over all tries, after which there is no other
-TRIES, FEW_TRIES = 6, 3  # in a row without a byte: for a blob, for a small answer
+CONNECT, STALL = 10.0, 10.0  # seconds until a try has failed: without a connection, without a byte
+PATIENCE = 30.0  # seconds without a megabyte, over all tries, after which there is no other
+TRIES, FEW_TRIES = 6, 3  # in a row that bring less than that: for a blob, for a small answer
 PAUSE = 1.0  # seconds after the first failed try; it doubles
 MAX_REDIRECTS = 10
 CHUNK = 1 << 20
@@ -58,24 +58,26 @@ class NoRanges(Exception):
 
 
 class Patience:
-    """Counts the tries that failed since something last came, and waits before the next."""
+    """Counts the tries in a row that failed without bringing much, and waits before the next."""
 
     def __init__(self, stopped: threading.Event, tries: int = TRIES):
         self.stopped, self.tries = stopped, tries
-        self.came()
+        self._n_failed, self._n_bytes, self._since = 0, 0, time.monotonic()
 
-    def came(self) -> None:
-        """A byte that no try has to bring again."""
-        self._n_failed = 0
-        self.moved()
+    def came(self, n_bytes: int) -> None:
+        """So many more, which no try has to bring again."""
+        self._n_bytes += n_bytes
+        if self._n_bytes >= MB:
+            self._n_failed, self._n_bytes = 0, 0
+            self.moved()
 
     def moved(self) -> None:
-        """A byte, at least."""
+        """Something goes on, though it may have to be done again."""
         self._since = time.monotonic()
 
     def failed(self, error: Exception) -> None:
         """Returns when it is time for another try.  Raises: RegistryError, Cancelled"""
-        self._n_failed += 1
+        self._n_failed, self._n_bytes = self._n_failed + 1, 0
         if not self.stopped.is_set():
             if self._n_failed >= self.tries or time.monotonic() - self._since > PATIENCE:
                 raise RegistryError(f"max retries exceeded: {error}") from None
@@ -439,15 +441,15 @@ class _FilePart:
 def _raise_in_words(where: str, error: Exception) -> NoReturn:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         raise RegistryError(f"{where}: {error}") from None
-    reason = str(error).rpartition("] ")[2] or {"ReadTimeout": f"no byte for {STALL:g} seconds"}.get(
-        type(error).__name__, type(error).__name__
-    )
+    if isinstance(error, httpx.ConnectTimeout):
+        raise Unreachable(f"{where}: no connection within {CONNECT:g} seconds") from None
+    if isinstance(error, httpx.TimeoutException):
+        raise Interrupted(f"{where}: no byte for {STALL:g} seconds") from None
+    reason = str(error).rpartition("] ")[2] or type(error).__name__
     reason = f"{reason[0].lower()}{reason[1:]}"
     if "SSL" in str(error):
         raise RegistryError(f"{where}: tls: {reason}; a registry that speaks plain HTTP wants `insecure`") from None
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        raise Unreachable(f"{where}: {reason if str(error) else f'no connection within {CONNECT:g} seconds'}") from None
-    raise Interrupted(f"{where}: {reason}") from None
+    raise (Unreachable if isinstance(error, httpx.ConnectError) else Interrupted)(f"{where}: {reason}") from None
 
 
 def _next(what: str, answer: httpx.Response) -> httpx.URL:

@@ -1,0 +1,124 @@
+"""POST /api/pull and /api/push, with a registry on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from registries import Registry
+from serving import Served, until
+
+from numllama.engine.settings import Settings
+from numllama.engine.store import registry as protocol
+
+
+@pytest.fixture
+def registry():
+    double = Registry()
+    yield double
+    double.close()
+
+
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """A second server, whose store is empty."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server = Served(Settings(models=tmp_path / "other", builtin=False))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def name(served, registry):
+    """Model m of the first server under a name that is the registry's."""
+    name = f"{registry.host}/lab/m"
+    served.post("/api/copy", source="m", destination=name)
+    yield name
+    served.client.request("DELETE", "/api/delete", json={"model": name})
+
+
+def lines(answer):
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/x-ndjson", answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_a_model_goes_from_one_server_to_another_and_answers(served, other, registry, name):
+    said = lines(served.post("/api/push", model=name, insecure=True))
+    assert [said[0], *said[-2:]] == [{"status": s} for s in ("retrieving manifest", "pushing manifest", "success")]
+    said = lines(other.post("/api/pull", name=name, insecure=True))
+    assert [said[0], *said[-3:]] == [
+        {"status": s} for s in ("pulling manifest", "verifying sha256 digest", "writing manifest", "success")
+    ]
+    assert all(list(s) == ["status", "digest", "total", "completed"] for s in said[1:-3])
+    question = {"model": name, "prompt": "once upon", "stream": False}
+    assert other.ok("/api/generate", **question)["response"] == served.ok("/api/generate", **question)["response"]
+
+
+def test_without_a_stream_there_is_one_object(served, other, registry, name):
+    answer = served.post("/api/push", model=name, insecure=True, stream=False)
+    assert (answer.json(), answer.headers["content-type"]) == ({"status": "success"}, "application/json")
+    assert other.ok("/api/pull", model=name, insecure=True, stream=False) == {"status": "success"}
+
+
+@pytest.mark.parametrize(
+    "path, body, status, error",
+    [
+        ("/api/pull", {}, 400, "invalid model name"),
+        ("/api/pull", {"name": "a b"}, 400, "invalid model name"),
+        ("/api/pull", {"model": "m:cloud"}, 403, "ollama cloud is disabled: remote model is unavailable"),
+        ("/api/push", {}, 400, "model is required"),
+        ("/api/push", {"model": "a b", "stream": False}, 400, "unqualified name: a b"),
+        (
+            "/api/push",
+            {"model": "none", "stream": False},
+            500,
+            "open .*/library/none/latest: no such file or directory",
+        ),
+        (
+            "/api/pull",
+            {"model": "127.0.0.1:1/a/b", "insecure": True, "stream": False},
+            500,
+            "pull model manifest: .*refused",
+        ),
+        (
+            "/api/pull",
+            {"model": "127.0.0.1:1/a/b", "insecure": 1},
+            400,
+            "json: cannot unmarshal number .*PullRequest.insecure",
+        ),
+    ],
+    ids=range(8),
+)
+def test_what_cannot_be_is_refused_before_the_first_line(served, path, body, status, error):
+    answer = served.post(path, **body)
+    assert answer.status_code == status and re.match(error, answer.json()["error"])
+
+
+def test_what_goes_wrong_later_is_the_last_line(served, registry):
+    said = lines(served.post("/api/pull", model=f"{registry.host}/lab/none", insecure=True))
+    assert said == [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
+    said = lines(served.post("/api/push", model=f"{registry.host}/lab/none", insecure=True))
+    assert [*said[0].values(), *said[1].values()] == ["retrieving manifest", "couldn't retrieve manifest"]
+    assert said[2]["error"].endswith(f"/manifests/{registry.host}/lab/none/latest: no such file or directory")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_the_transfer(served, other, registry, name, monkeypatch, stream):
+    monkeypatch.setattr(protocol, "STALL", 20)
+    served.ok("/api/push", model=name, insecure=True, stream=False)
+    registry.spoil = lambda request, answer: replace(answer, stall=60) if len(answer.body) > 1000 else answer
+    body = {"model": name, "insecure": True, "stream": stream}
+    running = other.engine.downloads._running
+    if stream:
+        with other.client.stream("POST", "/api/pull", json=body) as answer:
+            assert any('"completed":60' in line for line in answer.iter_lines())
+    else:
+        with pytest.raises(Exception, match="timed out"):
+            other.client.post("/api/pull", json=body, timeout=0.3)
+    until(lambda: not running)
+    registry.spoil = lambda request, answer: answer
+    registry.seen.clear()
+    assert other.ok("/api/pull", model=name, insecure=True, stream=False) == {"status": "success"}
+    assert any(request.headers.get("range", "").startswith("bytes=60-") for request in registry.seen)
