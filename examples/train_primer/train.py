@@ -142,7 +142,7 @@ def train(text: Text, tokenizer: Tokenizer, n_steps: int, save: Path | None) -> 
             seconds = time.perf_counter() - started
             speed = step * TOKENS_PER_STEP / seconds
             print(f"step {step}  loss {loss.item():.4f}  {speed:.0f} tok/s  {seconds:.0f} s", flush=True)
-        if step % 800 == 0 or step == n_steps:
+        if step % 1000 == 0 or step == n_steps:
             examine(model, tokenizer, text)
             if save:
                 torch.save(model.state_dict(), save)
@@ -152,9 +152,9 @@ def train(text: Text, tokenizer: Tokenizer, n_steps: int, save: Path | None) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUILTIN, help="store folder to write (default: the built-in one)")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; another number rounds differently")
-    parser.add_argument("--save", type=Path, help="also keep torch weights here, every 800 steps")
+    parser.add_argument("--save", type=Path, help="also keep torch weights here, every 1000 steps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     text = Text()
