@@ -52,7 +52,7 @@ def start_logging(level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("uvicorn", "uvicorn.error", "asyncio", "numba"):
+    for name in ("uvicorn", "uvicorn.error", "asyncio", "numba", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 

@@ -343,14 +343,32 @@ class Engine:
         except ModelNotFound:
             raise ModelNotFound(name) from None
 
-    def create(self, name: str, from_: str = "", files: Mapping[str, str] | None = None, **more: Any) -> Iterator[dict]:
-        """The model `name` in the making, status by status; see store.create."""
-        return create(self.store, name, from_, files, **more)
+    def create(
+        self,
+        name: str,
+        from_: str = "",
+        files: Mapping[str, str] | None = None,
+        *,
+        call: Call | None = None,
+        **more: Any,
+    ) -> Iterator[dict]:
+        """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, call), **more)
 
-    def create_from_modelfile(self, name: str, text: str, path: str = "", quantize: str = "") -> Iterator[dict]:
+    def create_from_modelfile(
+        self, name: str, text: str, path: str = "", quantize: str = "", call: Call | None = None
+    ) -> Iterator[dict]:
         """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
+        fetch = partial(self._fetch, call)
         may_read = self.settings.server_files
-        return create_from_modelfile(self.store, name, text, path, may_read=may_read, quantize=quantize)
+        return create_from_modelfile(self.store, name, text, path, may_read=may_read, quantize=quantize, fetch=fetch)
+
+    def _fetch(self, call: Call | None, name: str) -> Iterator[dict]:
+        """The statuses of a pull, up to its success; none where the model is here."""
+        try:
+            self._resolve(name)
+        except ModelNotFound:
+            yield from (status for status in self.pull(name, call=call) if status["status"] != "success")
 
     def pull(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
         """The model `name` on its way from its registry, status by status; see store.transfer.

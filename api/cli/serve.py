@@ -16,6 +16,7 @@ import uvicorn
 from ...engine.errors import StoreError
 from ...engine.service import Engine
 from ...engine.settings import Settings
+from ...engine.store.auth import Credentials
 from ..app import create_app
 from ..log import start_logging
 
@@ -38,6 +39,10 @@ def serve(settings: Settings | None = None) -> None:
         )
         sys.exit(1)
     engine = Engine(settings)
+    try:
+        Credentials.from_env().ensure_key()
+    except OSError as error:
+        log.warning("no key to sign for registries with: %s: %s", error.filename, error.strerror)
     try:
         engine.store.prune()
     except StoreError as error:

@@ -42,7 +42,7 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: 
     quantize = request.quantize or request.quantization
     if (request.modelfile or request.path) and not request.from_ and request.files is None:
         asked = (request.model, request.modelfile, request.path, quantize)
-        statuses = await visit.run(visit.engine.create_from_modelfile, *asked)
+        statuses = await visit.run(visit.engine.create_from_modelfile, *asked, visit.call)
         return await progress(visit, statuses, request.stream)
     statuses = await visit.run(
         visit.engine.create,
@@ -60,6 +60,7 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: 
         info=request.info,
         quantize=quantize,
         adapters=request.adapters,
+        call=visit.call,
     )
     return await progress(visit, statuses, request.stream)
 

@@ -7,7 +7,7 @@ system, licenses, parameters, messages.
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,11 @@ def create(
     quantize: str = "",
     adapters: Mapping[str, str] | None = None,
     drop_system: bool = False,
+    fetch: Callable[[str], Iterator[Status]] = lambda name: iter(()),
 ) -> Iterator[Status]:
     """The model `name` in the making, told status by status; the last is {"status": "success"}.
 
-    from_       a model of the store, whose layers and config are taken over
+    from_       a model of the store, or one that `fetch` brings there, whose layers and config are taken over
     files       the digests of uploaded blobs, by file name: a GGUF, or all parts of one, maybe with a projector
     adapters    the same of an adapter
     quantize    the file type that the weights are to have: Q8_0, Q4_K_M, ...
@@ -73,6 +74,8 @@ def create(
         if template:
             _check_template(template)
         stop, named = list[str](), None
+        if from_:
+            yield from fetch(from_)
         before = store.digests()
         if from_:
             config, layers = _inherited(store, from_)
@@ -117,11 +120,12 @@ def create(
 
 
 def create_from_modelfile(
-    store: Store, name: str, text: str, path: str = "", *, may_read: bool = False, quantize: str = ""
+    store: Store, name: str, text: str, path: str = "", *, may_read: bool = False, **more: Any
 ) -> Iterator[Status]:
     """The same of a Modelfile: its `text`, or else the file `path` of this machine.
 
     may_read   files of this machine may be read for whoever asks
+    more       `quantize` and `fetch` of `create`
     An empty SYSTEM takes an inherited one away.
     Raises: as `create`; BadModelfile
     """
@@ -139,7 +143,7 @@ def create_from_modelfile(
     folder = Path(path).expanduser().parent if path and not text else Path.cwd()
     found = sources(commands, folder if may_read else None)
     said |= found.uploaded(lambda file: store.put_blob(file_chunks(file))[0])
-    return create(store, name, **said, quantize=quantize, drop_system=said.get("system") == "")
+    return create(store, name, **said, **more, drop_system=said.get("system") == "")
 
 
 def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:

@@ -122,3 +122,21 @@ def test_a_client_that_leaves_ends_the_transfer(served, other, registry, name, m
     registry.seen.clear()
     assert other.ok("/api/pull", model=name, insecure=True, stream=False) == {"status": "success"}
     assert any(request.headers.get("range", "").startswith("bytes=60-") for request in registry.seen)
+
+
+@pytest.mark.parametrize("ask", [lambda name: {"from": name}, lambda name: {"modelfile": f"FROM {name}\nSYSTEM S"}])
+def test_what_a_model_is_made_from_is_pulled(other, registry, monkeypatch, ask):
+    said = lines(other.post("/api/create", model="made", **ask("127.0.0.1:1/lab/m")))
+    assert said[0] == {"status": "pulling manifest"}
+    assert re.match('pull model manifest: Get "https://127.0.0.1:1/.* refused', said[1]["error"])
+    registry.publish("lab/m:latest", ("application/vnd.ollama.image.system", b"S"))
+    pull = other.engine.pull
+    monkeypatch.setattr(other.engine, "pull", lambda name, call=None: pull(name, insecure=True, call=call))
+    said = [
+        status["status"] for status in lines(other.post("/api/create", model="made", **ask(f"{registry.host}/lab/m")))
+    ]
+    assert said[0] == "pulling manifest" and said.count("success") == 1 and said[-1] == "success"
+    assert {model["name"] for model in other.client.get("/api/tags").json()["models"]} == {
+        "made:latest",
+        f"{registry.host}/lab/m:latest",
+    }
