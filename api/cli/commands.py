@@ -247,6 +247,26 @@ def template(
     print_template(source, messages=messages, tools=tools, data=data, think=think)
 
 
+@app.command("warmup")
+def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
+    """Compile all kernels now, so that no first answer waits for it"""
+    exactly(0, nothing)
+    from .warmup import warmup
+
+    warmup()
+
+
+@app.command("bench", context_settings=HELP | {"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(ctx: typer.Context, model: Annotated[str, words("MODEL|FILE.gguf")]) -> None:
+    """Measure a model's speed, with --peer DIR beside the llama.cpp there
+
+    Further flags: --rounds N, --threads N ..., --prefill N ..., --depth N ..., --batch N ..., --cpu, --jsonl FILE
+    """
+    from .bench import bench
+
+    bench(model, ctx.args)
+
+
 @app.command("help")
 def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
     """Help about any command"""

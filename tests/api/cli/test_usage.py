@@ -41,7 +41,7 @@ def test_help_lists_every_command(numllama, args):
     outcome = numllama(*args)
     names = {command.name for command in app.registered_commands}
     assert outcome.status == 0 and not outcome.err
-    assert names == {*"serve run show create list ps stop cp rm pull push trace template help".split()}
+    assert names == {*"serve run show create list ps stop cp rm pull push trace template warmup bench help".split()}
     assert all(f"\n  {name} " in outcome.out for name in names)
 
 
