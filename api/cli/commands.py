@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 
 
+INSECURE = Option("--insecure", help="Use a registry that speaks plain HTTP")
+
+
 def words(metavar: str) -> Any:
     """Arguments that are counted by the command, in Ollama's words."""
     return Argument(metavar=metavar, show_default=False)
@@ -75,6 +78,7 @@ def run(
     hidethinking: Annotated[bool, Option("--hidethinking", help="Hide what the model thinks")] = False,
     format: Annotated[str | None, Option(help="Response format: json, or a JSON schema")] = None,
     raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
+    insecure: Annotated[bool, INSECURE] = False,
     kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
 ) -> None:
     """Run a model: answer a prompt, or converse"""
@@ -93,6 +97,7 @@ def run(
         format=format,
         verbose=verbose,
         wordwrap=not nowordwrap,
+        insecure=insecure,
     )
 
 
@@ -155,9 +160,6 @@ def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     from .ps import stop
 
     stop(model)
-
-
-INSECURE = Option("--insecure", help="Use a registry that speaks plain HTTP")
 
 
 @app.command("pull")

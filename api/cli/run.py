@@ -30,9 +30,11 @@ def run(
     format: str | None = None,
     verbose: bool = False,
     wordwrap: bool = True,
+    insecure: bool = False,
 ) -> None:
     """Answer what stands in `words` and comes through a pipe; on a terminal and without either, converse.
 
+    A server pulls a model that it does not have.
     Raises: whatever the engine or a server refuses
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
@@ -42,6 +44,11 @@ def run(
             raise RequestError("--raw needs a prompt")
     prompt = "" if interactive else " ".join([*piped(), *words])
     models = models_for(model, kernels)
+    try:
+        have_it_there(models, model, insecure)
+    except BaseException:
+        models.close()
+        raise
     if interactive:
         from .repl import Session, converse
 
@@ -50,7 +57,6 @@ def run(
             converse(session)
         return
     with closing(models):
-        refused_early(models, model)
         try:
             told = Told(wordwrap, hidethinking)
             tell(lambda: models.generate(model, prompt, wanted, raw=raw), told, verbose)
@@ -67,12 +73,19 @@ def piped() -> list[str]:
     return [text] if text else []
 
 
-def refused_early(models: Any, model: str) -> None:
-    """A server says what is wrong with a model's name in fewer words when it is asked about the model first."""
-    from ..client import Client
+def have_it_there(models: Any, model: str, insecure: bool) -> None:
+    """A server says in few words what is wrong with a model, or pulls it if that is what is wrong."""
+    from ..client import Client, ServerError
+    from .progress import Progress
 
     if isinstance(models, Client):
-        models.show(model)
+        try:
+            models.show(model)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            with Progress() as progress:
+                progress.follow(models.pull(model, insecure))
 
 
 def think_value(text: str | None) -> bool | str | None:

@@ -122,7 +122,6 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nope", "hi"], "model 'nope:latest' not found"),
         (["a b", "hi"], "invalid model name"),
         (["e", "hi"], '400 Bad Request: "e" does not support generate'),
         (["m", "the " * 300], "400 Bad Request: the input length exceeds the context length"),

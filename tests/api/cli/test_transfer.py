@@ -95,3 +95,18 @@ def test_on_a_terminal_each_blob_has_a_bar_of_its_own(monkeypatch):
     bars = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-2:]
     assert all(re.search(r"pulling (a|b){12} .* 100% 2.0/2.0 MB .* 0:00:00", bar) for bar in bars)
     assert "pulling aaaaaaaaaaaa: 1 MB of 2 MB were kept" in text
+
+
+def test_a_server_pulls_what_is_run(with_server, registry, numllama):
+    name = f"{registry.host}/lab/m"
+    numllama("cp", "m", name)
+    numllama("push", "--insecure", name)
+    numllama("rm", name)
+    status, out, err = numllama("run", "--insecure", name, "hello")
+    assert status == 0 and out == numllama("run", "m", "hello").out
+    assert err.splitlines()[0] == "pulling manifest" and err.splitlines()[-1] == "success"
+    assert numllama("run", name, "hello") == (0, out, "")
+    numllama("rm", name)
+    status, out, err = numllama("run", "127.0.0.1:1/lab/x", "hi")
+    told = 'Error: pull model manifest: Get "https://127.0.0.1:1/v2/lab/x/manifests/latest": con.* refused'
+    assert (status, out) == (1, "") and re.fullmatch(f"pulling manifest\n{told}\n", err)
