@@ -16,7 +16,6 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,20 +220,19 @@ class Download:
 
     def _fetch_parts(self, file: IO[bytes]) -> None:
         """All parts are there.  Raises what first went wrong with one of them, once the others have ended, too."""
-        todo = deque(part for part in self.parts if part.completed < part.size)
+        missing = [part for part in self.parts if part.completed < part.size]
+        todo = iter(missing)  # of a list: threads may share it
         errors: list[BaseException] = []
 
         def work() -> None:
             try:
-                while todo and not errors:
-                    self._fetch_part(file, todo.popleft())
-            except IndexError:  # another thread was quicker
-                pass
+                while not errors and (part := next(todo, None)):
+                    self._fetch_part(file, part)
             except BaseException as error:
                 errors.append(error)
                 self.registry.abort()
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(todo), N_CONNECTIONS))]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(missing), N_CONNECTIONS))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -262,10 +260,10 @@ class Download:
                 except Interrupted as error:
                     patience.failed(error)
         except RegistryError as error:
-            kept = f"; what has come is kept, {self.completed} of {self.layer.size} bytes: pull again" * bool(
-                self.completed
-            )
-            raise type(error)(f"pulling {self.layer.digest[7:19]}: {error}{kept}", error.status) from None
+            said = f"pulling {self.layer.digest[7:19]}: {error}"
+            if n := self.completed:
+                said += f"; what has come is kept, {n} of {self.layer.size} bytes: pull again"
+            raise type(error)(said, error.status) from None
         finally:
             self.partial.record(part)
 
@@ -318,6 +316,8 @@ def _lock(file: IO[bytes]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        pass
     return True
 
 

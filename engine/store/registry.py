@@ -37,6 +37,7 @@ OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONNECT, STALL = 10.0, 10.0  # seconds until a try has failed: without a connection, without a byte
 PATIENCE = 30.0  # seconds without a megabyte, over all tries, after which there is no other
 TRIES, FEW_TRIES = 6, 3  # in a row that bring less than that: for a blob, for a small answer
+REREAD = 100e6  # bytes a second at which a registry looks through what it was sent, at least
 PAUSE = 1.0  # seconds after the first failed try; it doubles
 MAX_REDIRECTS = 10
 CHUNK = 1 << 20
@@ -108,7 +109,7 @@ class Registry:
         self._authorization, self._voice = "", ""  # what was good enough last, and whose it was
         self._http = httpx.Client(
             verify=_tls(),
-            timeout=httpx.Timeout(STALL, connect=CONNECT, pool=None),
+            timeout=_timeout(),
             limits=httpx.Limits(max_connections=None),
             trust_env=not _is_loopback(self.base.host),  # no proxy stands between this machine and itself
             headers={"User-Agent": f"numllama/{version('numllama')}", "Accept-Encoding": "identity"},
@@ -201,6 +202,7 @@ class Registry:
         Raises: RegistryError, Unauthorized, Cancelled
         """
         what, patience = f"pushing {digest[7:19]}", Patience(self.stopped)
+        self._http.timeout = _timeout(total)
 
         def sent(n: int) -> None:
             patience.moved()
@@ -444,7 +446,7 @@ def _raise_in_words(where: str, error: Exception) -> NoReturn:
     if isinstance(error, httpx.ConnectTimeout):
         raise Unreachable(f"{where}: no connection within {CONNECT:g} seconds") from None
     if isinstance(error, httpx.TimeoutException):
-        raise Interrupted(f"{where}: no byte for {STALL:g} seconds") from None
+        raise Interrupted(f"{where}: no byte for {STALL:g} seconds or more") from None
     reason = str(error).rpartition("] ")[2] or type(error).__name__
     reason = f"{reason[0].lower()}{reason[1:]}"
     if "SSL" in str(error):
@@ -527,6 +529,11 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _timeout(n_sent: int = 0) -> httpx.Timeout:
+    """A registry that was sent much may read it all once more before it answers."""
+    return httpx.Timeout(STALL + n_sent / REREAD, connect=CONNECT, pool=None)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from registries import Registry
 
 pytestmark = pytest.mark.clients
 
@@ -147,3 +148,34 @@ def test_ollama_makes_a_quantized_model_of_a_file(client, models):
     assert client.show("q").details.quantization_level == "Q8_0"
     assert client.generate("q", "once", options={"num_predict": 2}).eval_count > 0
     client.delete("q")
+
+
+def test_ollama_pushes_and_pulls(client, ollama, served):
+    registry = Registry()
+    name = f"{registry.host}/lab/m"
+    client.copy("m", name)
+    pushed = list(client.push(name, insecure=True, stream=True))
+    assert [pushed[0].status, pushed[-2].status, pushed[-1].status] == [
+        "retrieving manifest",
+        "pushing manifest",
+        "success",
+    ]
+    client.delete(name)
+    pulled = list(client.pull(name, insecure=True, stream=True))
+    assert [pulled[0].status, pulled[-1].status] == ["pulling manifest", "success"]
+    blobs = {status.digest: (status.total, status.completed) for status in pulled if status.digest}
+    assert len(blobs) == 3 and all(total == completed > 0 for total, completed in blobs.values())
+    assert client.push(name, insecure=True).status == client.pull(name, insecure=True).status == "success"
+    assert client.generate(name, "once").response == client.generate("m", "once").response
+    with pytest.raises(ollama.ResponseError, match="pull model manifest: file does not exist"):
+        client.pull(f"{registry.host}/lab/none", insecure=True)
+
+    async def pull():
+        asynchronous = ollama.AsyncClient(host=served.url)
+        said = [status.status async for status in await asynchronous.pull(name, insecure=True, stream=True)]
+        await asynchronous.close()
+        return said
+
+    assert asyncio.run(pull())[-1] == "success"
+    client.delete(name)
+    registry.close()

@@ -753,6 +753,12 @@ def test_a_token_that_runs_out_is_renewed(store, there):
     assert len(tokens.given) >= 3
 
 
+def test_a_token_that_runs_out_while_a_blob_is_sent_is_renewed(pushed, there):
+    tokens = Tokens(there, lambda request: True, uses=3)
+    push(pushed, there)
+    assert there.blobs[DIGEST] == WEIGHTS and len(tokens.given) >= 4
+
+
 def test_a_name_and_password_get_a_token_too(store, there):
     expected = "Basic " + base64.b64encode(b"u:p").decode()
     tokens = Tokens(there, lambda request: request.headers.get("authorization") == expected)
