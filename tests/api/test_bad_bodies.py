@@ -7,6 +7,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import Served
+
+from numllama.engine.settings import Settings
 
 ROUTES = [
     ("POST", "/api/generate"),
@@ -53,6 +56,21 @@ asking = st.builds(  # close to what is right, so that it comes far
 )
 limited = asking.map(lambda body: body | {"max_tokens": 2, "max_output_tokens": 2, "num_predict": 2})
 bodies = st.one_of(objects, limited, values).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30)
+
+
+@pytest.fixture(scope="module")
+def victim(models, tmp_path_factory):
+    server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def served(victim, models):
+    """A server of its own, as some of the bodies delete models."""
+    victim.add("m", models / "chat.gguf", parameters={"num_predict": 8})
+    victim.add("bare", models / "bare.gguf", parameters={"num_predict": 8})
+    return victim
 
 
 def check(served, route, body):

@@ -63,7 +63,11 @@ def shape(value, key=""):
     if key in ("model_info", "modelfile", "parameters", "tensors"):
         return "..."
     if isinstance(value, dict):
-        return {k: shape(v, k) for k, v in value.items() if k not in ("done_reason", "parameters", "families")}
+        return {
+            k: shape(v, k)
+            for k, v in value.items()
+            if k not in ("done_reason", "parameters", "families", "prompt_eval_cached_count")
+        }
     if isinstance(value, list):
         return [shape(value[0])] if value else []
     return type(value).__name__
