@@ -32,7 +32,7 @@ from .blobs import Blobs, sync_folder
 from .manifest import Layer
 from .registry import CHUNK, Interrupted, NoRanges, Patience, Registry, part_size
 
-RECORD = 2.0  # seconds after which a part's record is written anew
+RECORD, RECORD_BYTES = 0.5, 8_000_000  # seconds, and bytes, after which a part's record is written anew
 LEAVE = 1.0  # seconds that a download gets to end in; one that waits for an answer may need more
 N_CONNECTIONS = 16  # at most, for one blob
 
@@ -241,7 +241,7 @@ class Download:
             raise errors[0]
 
     def _fetch_part(self, file: IO[bytes], part: Part) -> None:
-        patience, due = Patience(self.registry.stopped), time.monotonic() + RECORD
+        patience, due, enough = Patience(self.registry.stopped), 0.0, 0
         try:
             while part.completed < part.size:
                 first, last = part.offset + part.completed, part.offset + part.size - 1
@@ -252,9 +252,9 @@ class Download:
                             part.completed += len(chunk)
                             patience.came(len(chunk))
                             self._check()
-                            if time.monotonic() > due:
+                            if time.monotonic() > due or part.completed > enough:
                                 self.partial.record(part)
-                                due = time.monotonic() + RECORD
+                                due, enough = time.monotonic() + RECORD, part.completed + RECORD_BYTES
                     if part.completed < part.size:
                         raise Interrupted(f"it ended {part.size - part.completed} bytes early")
                 except Interrupted as error:

@@ -36,7 +36,7 @@ OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 CONNECT, STALL = 10.0, 10.0  # seconds until a try has failed: without a connection, without a byte
 PATIENCE = 30.0  # seconds without a megabyte, over all tries, after which there is no other
-TRIES, FEW_TRIES = 6, 3  # in a row that bring less than that: for a blob, for a small answer
+TRIES, FEW_TRIES = 6, 3  # in a row that bring less than a sixteenth of that: for a blob, for a small answer
 REREAD = 100e6  # bytes a second at which a registry looks through what it was sent, at least
 PAUSE = 1.0  # seconds after the first failed try; it doubles
 MAX_REDIRECTS = 10
@@ -63,13 +63,15 @@ class Patience:
 
     def __init__(self, stopped: threading.Event, tries: int = TRIES):
         self.stopped, self.tries = stopped, tries
-        self._n_failed, self._n_bytes, self._since = 0, 0, time.monotonic()
+        self._n_failed, self._since = 0, time.monotonic()
+        self._n_bytes = self._n_bytes_of_try = 0
 
     def came(self, n_bytes: int) -> None:
         """So many more, which no try has to bring again."""
         self._n_bytes += n_bytes
+        self._n_bytes_of_try += n_bytes
         if self._n_bytes >= MB:
-            self._n_failed, self._n_bytes = 0, 0
+            self._n_bytes = 0
             self.moved()
 
     def moved(self) -> None:
@@ -78,11 +80,13 @@ class Patience:
 
     def failed(self, error: Exception) -> None:
         """Returns when it is time for another try.  Raises: RegistryError, Cancelled"""
-        self._n_failed, self._n_bytes = self._n_failed + 1, 0
+        self._n_failed = 0 if self._n_bytes_of_try > MB // 16 else self._n_failed + 1
+        self._n_bytes_of_try = 0
         if not self.stopped.is_set():
             if self._n_failed >= self.tries or time.monotonic() - self._since > PATIENCE:
                 raise RegistryError(f"max retries exceeded: {error}") from None
-            self.stopped.wait(PAUSE * 2 ** (self._n_failed - 1))
+            if self._n_failed:
+                self.stopped.wait(PAUSE * 2 ** (self._n_failed - 1))
         if self.stopped.is_set():
             raise Cancelled("request canceled")
 
@@ -179,7 +183,7 @@ class Registry:
                     f"{_said(answer)}: 416: the blob is not as long as its manifest says, {total} bytes"
                 )
             else:
-                text = f"{_said(answer)}: {status} {answer.reason_phrase}: {_brief(_read(answer))}"
+                text = f"{_said(answer)}: {status} {answer.reason_phrase}: {_brief(_read(answer))}".removesuffix(": ")
                 raise Interrupted(text) if status in PASSING else RegistryError(text, status)
             if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
                 raise RegistryError(f"{_said(answer)}: the blob comes as {coding}, though it was asked for as it is")

@@ -148,10 +148,10 @@ class _Upload:
 
 
 def _awaited(download: Download, event: threading.Event, call: Waiting, said: int = 0) -> Iterator[Status]:
-    """How far the download is, now and then, until `event`; first of all what was there before, if anything was."""
+    """How far the download is, now and then, until `event`; first of all what was there before."""
     while not download.begun.wait(PACE):
         call.check()
-    if download.kept and not said:
+    if not said and not event.is_set():
         said = download.kept
         yield _told("pulling", download.layer, said)
     while not event.wait(PACE):

@@ -235,6 +235,15 @@ def test_every_connection_may_be_cut_as_long_as_something_comes(store, there):
     assert_pulled(store, there)
 
 
+def test_a_trickle_is_given_up(store, there):
+    """Tries that bring a little are not counted as long as a megabyte comes in time; here it does not."""
+    spoil_each(there, lambda answer: replace(answer, stall=100))
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match="max retries exceeded"):
+        pull(store, there)
+    assert 0.8 < time.monotonic() - began < 3
+
+
 def test_a_registry_that_ignores_ranges_is_read_whole(store, there):
     spoil_each(there, lambda answer: Answer(200, body=WEIGHTS))
     pull(store, there)
@@ -480,6 +489,15 @@ def test_what_ollama_left_is_finished_and_told(store, there):
     assert_pulled(store, there)
     assert there.ranges(DIGEST) == ["bytes=301000-409599"]
     assert next(status["completed"] for status in said if status.get("digest") == DIGEST) == 301_000
+
+
+def test_what_begins_says_that_nothing_was_kept(store, there):
+    there.spoil = lambda request, answer: there.over.wait(0.1) or answer
+    assert next(status for status in pull(store, there) if status.get("digest") == DIGEST) == {
+        "status": f"pulling {SHORT}",
+        "digest": DIGEST,
+        "total": len(WEIGHTS),
+    }
 
 
 @pytest.mark.parametrize(
