@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import tiny_gguf
 
 from numllama.engine.batch import Batch
 from numllama.engine.generate import generate
 from numllama.engine.model import forward, load_model
 from numllama.engine.options import Options
 from numllama.kernels import NUMBA
+from tiny import tiny_gguf
 
 PROMPT = "once upon a time there was"
 SILENT = Options(num_predict=0, num_ctx=64)
