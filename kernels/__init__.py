@@ -19,7 +19,14 @@ from numba import config
 from .activation import silu_mul_numba, silu_mul_numpy, softmax_numba, softmax_numpy
 from .attention import attention_exact, attention_ggml, attention_numba, attention_numpy
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
-from .norm import rms_norm_ggml, rms_norm_numba, rms_norm_numpy
+from .norm import (
+    layer_norm_ggml,
+    layer_norm_numba,
+    layer_norm_numpy,
+    rms_norm_ggml,
+    rms_norm_numba,
+    rms_norm_numpy,
+)
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy
 from .rows import rows_numpy
 from .tensor import Tensor
@@ -34,6 +41,7 @@ class Kernels:
     rows       (w, ids) -> x [n_tok, n_embd]
     matmul     (w, x) -> x w^T [n_tok, n_out]
     rms_norm   (x, weight, eps) -> as x
+    layer_norm (x, weight, bias, eps) -> as x
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
     attention  (q, k, v, first, scale, look) -> [n_tok, n_head * n_head_dim]
     softmax    (x) -> as x
@@ -45,6 +53,7 @@ class Kernels:
     rows: Callable[..., np.ndarray]
     matmul: Callable[..., np.ndarray]
     rms_norm: Callable[..., np.ndarray]
+    layer_norm: Callable[..., np.ndarray]
     rope: Callable[..., np.ndarray]
     attention: Callable[..., np.ndarray]
     softmax: Callable[..., np.ndarray]
@@ -59,6 +68,7 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
         rows=partial(rows_numpy, dtype=dtype),
         matmul=matmul_numpy,
         rms_norm=rms_norm_numpy,
+        layer_norm=layer_norm_numpy,
         rope=rope_numpy,
         attention=attention_numpy,
         softmax=softmax_numpy,
@@ -69,12 +79,21 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
 
 NUMPY = numpy_kernels()
 EXACT = replace(NUMPY, name="exact", matmul=matmul_exact, attention=attention_exact, inside=frozenset())
-GGML = replace(EXACT, name="ggml", matmul=matmul_ggml, rms_norm=rms_norm_ggml, rope=rope_ggml, attention=attention_ggml)
+GGML = replace(
+    EXACT,
+    name="ggml",
+    matmul=matmul_ggml,
+    rms_norm=rms_norm_ggml,
+    layer_norm=layer_norm_ggml,
+    rope=rope_ggml,
+    attention=attention_ggml,
+)
 NUMBA = replace(
     GGML,
     name="numba",
     matmul=matmul_numba,
     rms_norm=rms_norm_numba,
+    layer_norm=layer_norm_numba,
     rope=rope_numba,
     attention=attention_numba,
     softmax=softmax_numba,

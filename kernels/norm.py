@@ -1,4 +1,4 @@
-"""Normalisation: RMS norm."""
+"""Normalisation: RMS norm of decoders, layer norm of encoders and vision towers."""
 
 import numpy as np
 
@@ -60,3 +60,72 @@ def _rms_norm_rows(x, weight, eps, y, first, last):
             store(y, t * n + i, load(f32x16, x, t * n + i) * scale * load(f32x16, weight, i))
         for i in range(whole, n):
             y[t * n + i] = x[t * n + i] * scale * weight[i]
+
+
+def layer_norm_numpy(x, weight, bias, eps):
+    """Rows of `x` shifted to zero mean and scaled to unit variance, then by `weight`, and `bias` added.
+
+    x float [n_tok, n_embd], weight and bias f32 [n_embd] -> as x
+    y = (x - mean(x)) / sqrt(mean((x - mean(x))**2) + eps) * weight + bias
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+    x = x - np.mean(x, axis=-1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))  # [n_tok, 1]
+    return x * scale * weight.astype(x.dtype, copy=False) + bias.astype(x.dtype, copy=False)
+
+
+def layer_norm_ggml(x, weight, bias, eps):
+    """As layer_norm_numpy, rounded where ggml rounds: both sums in double, what they give in float32.
+
+    x f32 [n_tok, n_embd], weight and bias f32 [n_embd] -> f32 [n_tok, n_embd]
+    Source: ggml-cpu/ops.cpp ggml_compute_forward_norm_f32, llama.cpp 0c1e57098.
+    """
+    x = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    variance = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    return x * (np.float32(1) / np.sqrt(variance + np.float32(eps))) * weight + bias
+
+
+def layer_norm_numba(x, weight, bias, eps):
+    """As layer_norm_numpy in float32; a row is summed in 16 lanes, and once more less its mean.
+
+    x f32 [n_tok, n_embd], weight and bias f32 [n_embd] -> f32 [n_tok, n_embd]
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    y = np.empty_like(x)
+    weight, bias = np.asarray(weight, np.float32), np.asarray(bias, np.float32)
+    run(_layer_norm, 2 * x.size, x.reshape(-1), weight, bias, np.float32(eps), len(x), y.reshape(-1))
+    return y
+
+
+@kernel
+def _layer_norm(team, x, weight, bias, eps, n_tok, y):
+    parallel_for(team, _layer_norm_rows, (x, weight, bias, eps, y), n_tok)
+
+
+@inner
+def _layer_norm_rows(x, weight, bias, eps, y, first, last):
+    n = weight.size
+    whole = n // 16 * 16
+    for t in range(first, last):
+        row, sums = t * n, zero(f32x16)
+        for i in range(0, whole, 16):
+            sums = sums + load(f32x16, x, row + i)
+        mean = total(sums)
+        for i in range(whole, n):
+            mean += x[row + i]
+        mean /= np.float32(n)
+
+        squares = zero(f32x16)
+        for i in range(0, whole, 16):
+            d = load(f32x16, x, row + i) - mean
+            squares = fma(d, d, squares)
+        square = total(squares)
+        for i in range(whole, n):
+            square += (x[row + i] - mean) * (x[row + i] - mean)
+        scale = np.float32(1) / np.sqrt(square / np.float32(n) + eps)
+
+        for i in range(0, whole, 16):
+            d = (load(f32x16, x, row + i) - mean) * scale
+            store(y, row + i, fma(d, load(f32x16, weight, i), load(f32x16, bias, i)))
+        for i in range(whole, n):
+            y[row + i] = (x[row + i] - mean) * scale * weight[i] + bias[i]

@@ -25,6 +25,7 @@ ARGUMENTS = {
     "rows": (weight(40, 64, "Q8_0"), np.array([3, 0, 39, 3], np.int32)),
     "matmul": (weight(48, 64), random(5, 64)),
     "rms_norm": (random(5, 64), random(64, seed=1), 1e-5),
+    "layer_norm": (random(5, 70) + 3, random(70, seed=1), random(70, seed=2), 1e-5),
     "rope": (random(5, 4, 16), np.arange(7, 12, dtype=np.int32), Rope("norm", 16)),
     "attention": (random(3, 4, 16), random(8, 2, 16), random(8, 2, 16, seed=1), 5, 0.25),
     "softmax": (random(5, 33),),
