@@ -1,0 +1,122 @@
+"""A native llama.cpp, called in this process: the reference for logits and embeddings.
+
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.  The plain
+computation, nothing rounded that need not be: CPU, one thread, weights not repacked, no flash attention, float32 keys
+and values, one micro-batch.
+"""
+
+import ctypes
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from llama_vocab import ModelParams, _quiet
+
+POOLING = {"": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.h, enum llama_pooling_type
+F32 = 0  # ggml.h, enum ggml_type
+
+
+class ContextParams(ctypes.Structure):
+    """llama.h, struct llama_context_params."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_rs_seq")),
+        *((name, ctypes.c_uint32) for name in ("n_outputs_max", "n_outputs_max_per_seq")),
+        *((name, ctypes.c_int32) for name in ("n_threads", "n_threads_batch", "ctx_type", "rope_scaling_type")),
+        *((name, ctypes.c_int32) for name in ("pooling_type", "attention_type", "flash_attn_type")),
+        *((name, ctypes.c_float) for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor")),
+        *((name, ctypes.c_float) for name in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")),
+        ("yarn_orig_ctx", ctypes.c_uint32),
+        ("defrag_thold", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("cb_eval", "cb_eval_user_data")),
+        *((name, ctypes.c_int32) for name in ("type_k", "type_v")),
+        *((name, ctypes.c_void_p) for name in ("abort_callback", "abort_callback_data")),
+        *((name, ctypes.c_bool) for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full")),
+        ("kv_unified", ctypes.c_bool),
+        ("samplers", ctypes.c_void_p),
+        ("n_samplers", ctypes.c_size_t),
+        ("ctx_other", ctypes.c_void_p),
+    ]
+
+
+class LlamaBatch(ctypes.Structure):
+    """llama.h, struct llama_batch."""
+
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("token", "embd", "pos", "n_seq_id", "seq_id", "logits")),
+    ]
+
+
+class LibLlama:
+    """libllama of one build."""
+
+    def __init__(self, folder):
+        self.lib = lib = ctypes.CDLL(str(Path(folder) / "libllama.so"))
+        pointer, floats = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)
+        for name, result, *arguments in (
+            ("log_set", None, pointer, pointer),
+            ("model_default_params", ModelParams),
+            ("model_load_from_file", pointer, ctypes.c_char_p, ModelParams),
+            ("model_get_vocab", pointer, pointer),
+            ("model_n_embd_out", ctypes.c_int32, pointer),
+            ("model_free", None, pointer),
+            ("vocab_n_tokens", ctypes.c_int32, pointer),
+            ("context_default_params", ContextParams),
+            ("init_from_model", pointer, pointer, ContextParams),
+            ("free", None, pointer),
+            ("decode", ctypes.c_int32, pointer, LlamaBatch),
+            ("get_logits", floats, pointer),
+            ("get_embeddings", floats, pointer),
+            ("get_embeddings_seq", floats, pointer, ctypes.c_int32),
+        ):
+            function = getattr(lib, f"llama_{name}")
+            function.restype, function.argtypes = result, arguments
+        lib.llama_log_set(_quiet, None)
+
+    @classmethod
+    def from_environment(cls):
+        """The build that NUMLLAMA_LLAMA_CPP names, or None."""
+        folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
+        return cls(folder) if folder else None
+
+    def logits(self, path, tokens):
+        """What the model in GGUF `path` makes of one text, at each of its positions.  -> f32 [n_tok, n_vocab]"""
+        with self._computed(path, tokens) as (model, ctx):
+            n_vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(model))
+            return np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (len(tokens), n_vocab)).copy()
+
+    def embeddings(self, path, tokens, pooling=""):
+        """Final hidden states of one text, by the file's own `pooling` where it is "".
+
+        -> f32 [n_tok, n_embd] for "none", f32 [n_embd] for "mean", "cls" and "last"; not normalized
+        """
+        with self._computed(path, tokens, pooling_type=POOLING[pooling], embeddings=True) as (model, ctx):
+            n_embd = self.lib.llama_model_n_embd_out(model)
+            pooled = self.lib.llama_get_embeddings_seq(ctx, 0)
+            if pooled:
+                return np.ctypeslib.as_array(pooled, (n_embd,)).copy()
+            return np.ctypeslib.as_array(self.lib.llama_get_embeddings(ctx), (len(tokens), n_embd)).copy()
+
+    @contextmanager
+    def _computed(self, path, tokens, **more):
+        """(model, context) after `tokens`, with an output for each; `more` context parameters."""
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers, params.use_extra_bufts = 0, False
+        model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
+        assert model, f"llama.cpp does not load {path}"
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
+        params.n_threads = params.n_threads_batch = 1
+        params.flash_attn_type, params.type_k, params.type_v = 0, F32, F32
+        for name, value in more.items():
+            setattr(params, name, value)
+        ctx = self.lib.llama_init_from_model(model, params)
+        assert ctx, f"llama.cpp makes no context for {path}"
+        ids, outputs = np.array(tokens, np.int32), np.ones(len(tokens), np.int8)
+        code = self.lib.llama_decode(ctx, LlamaBatch(len(ids), token=ids.ctypes.data, logits=outputs.ctypes.data))
+        assert code == 0, f"llama_decode answers {code}"
+        yield model, ctx
+        self.lib.llama_free(ctx)
+        self.lib.llama_model_free(model)
