@@ -32,5 +32,20 @@ def bpe(*more, types=(), merges=("t h", "th e"), pre="qwen2", **kv):
     } | {f"tokenizer.ggml.{key}": value for key, value in kv.items()}
 
 
+def wordpiece(*more, types=(), **kv):
+    """A WordPiece vocabulary: [PAD], [UNK], [CLS], [SEP], [MASK] and `more` pieces, "_" for U+2581."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(piece.replace("_", "\u2581") for piece in more)]
+    return {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([*[CONTROL] * 5, *types, *[NORMAL] * (len(more) - len(types))], np.int32),
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.mask_token_id": 4,
+    } | {f"tokenizer.ggml.{key}": value for key, value in kv.items()}
+
+
 def without(kv, key):
     return {k: v for k, v in kv.items() if k != f"tokenizer.ggml.{key}"}

@@ -3,6 +3,7 @@
 Hello <|eot_id|>
   vocab.py       the pieces, and which are special           fragments: "Hello ", 128009
   spm.py bpe.py  each stretch of plain text to ids           9906, 220
+  wordpiece.py   the same for BERT and its kin, whose [CLS] and [SEP] stand around a text
   explain.py     the same, so that it can be read
   detokenize.py  ids to text while they stream
 """
@@ -18,6 +19,7 @@ from . import explain as plain
 from .bpe import bpe_encoder
 from .spm import spm_encoder
 from .vocab import SPACE, Attr, Vocab
+from .wordpiece import wordpiece_encoder
 
 __all__ = ["Attr", "Tokenizer", "Vocab", "from_gguf"]
 
@@ -34,7 +36,8 @@ def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
     Raises: ModelError, UnsupportedArchitecture: see Vocab.from_gguf.
     """
     vocab = Vocab.from_gguf(kv)
-    return Tokenizer(vocab, spm_encoder(vocab) if vocab.model == "llama" else bpe_encoder(vocab))
+    encoder = {"llama": spm_encoder, "bert": wordpiece_encoder}.get(vocab.model, bpe_encoder)
+    return Tokenizer(vocab, encoder(vocab))
 
 
 class Tokenizer:
@@ -50,15 +53,18 @@ class Tokenizer:
         self.add_bos: bool = vocab.add_bos
         self.add_eos: bool = vocab.add_eos
         self.n_vocab: int = len(vocab.tokens)
+        is_bert = vocab.model == "bert"  # whose [CLS] and [SEP] stand around a text whatever the file says
+        self.first: int | None = self.bos if self.add_bos or is_bert else None  # what `encode` puts before a text
+        self.last: int | None = vocab.roles["sep"] if is_bert else self.eos if self.add_eos else None  # and behind it
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`, as llama_tokenize has them.
 
-        add_special     BOS before and EOS after, where the vocabulary wants them
+        add_special     `first` before and `last` after, where the vocabulary wants them
         parse_special   "<|eot_id|>" in the text is that token; otherwise only user-defined tokens are recognized
         Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE takes each for U+FFFD, SPM for itself.
         """
-        ids = [self.bos] if add_special and self.add_bos and self.bos is not None else []
+        ids = [self.first] if add_special and self.first is not None else []
         for fragment in self.fragments(text, parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)
@@ -66,8 +72,8 @@ class Tokenizer:
                 ids += self._encode_plain(fragment)
         if add_special and self.add_bos and ids[1:2] == [self.bos]:
             log.warning("the prompt begins with the BOS token %r, and the vocabulary adds another", self.bos)
-        if add_special and self.add_eos and self.eos is not None:
-            ids.append(self.eos)
+        if add_special and self.last is not None:
+            ids.append(self.last)
         return ids
 
     def explain(self, text: str, parse_special: bool = True) -> list[plain.Word]:
@@ -93,7 +99,7 @@ class Tokenizer:
             if isinstance(part, int):
                 yield part
                 continue
-            if vocab.spm_blanks:
+            if vocab.spm_blanks and vocab.model != "bert":
                 part = prefix + part.replace(" ", SPACE)
             yield _NOT_A_BYTE.sub("\ufffd", part) if vocab.model == "llama" else _LONE.sub("\ufffd", part)
 

@@ -7,7 +7,8 @@ Both kinds of vocabulary start from single characters and merge one pair of neig
 
 Of equals the leftmost goes first.  They differ in what is a character (SPM: of the text; byte-level BPE: a byte in
 GPT-2's alphabet), in how far a merge may reach (SPM: the whole text; BPE: a word of the Pre) and in what happens to
-characters without a piece (SPM: their bytes).  Source: llama.cpp's src/llama-vocab.cpp, commit 0c1e57098.
+characters without a piece (SPM: their bytes).  WordPiece does not merge: it looks for its pieces in the whole word, the
+longest first (wordpiece.py).  Source: llama.cpp's src/llama-vocab.cpp, commit 0c1e57098.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import regex
 
+from . import wordpiece
 from .vocab import BYTE_ALPHABET, Vocab
 
 
@@ -55,6 +57,11 @@ def explain(vocab: Vocab, text: str) -> Iterator[Word]:
         symbols, merges = merge(_characters(text), score)
         merges = [Merge(m.left, m.right, -m.value) for m in merges]
         yield Word(text, merges, symbols, [id for symbol in symbols for id in _or_bytes(vocab, symbol)])
+        return
+    if vocab.model == "bert":
+        for word in wordpiece.words(vocab, text):
+            symbols = wordpiece.pieces(vocab, word)
+            yield Word(word, [], symbols, [vocab.ids[symbol] for symbol in symbols])
         return
 
     def rank(left: str, right: str) -> int | None:

@@ -29,7 +29,9 @@ def write_tokenizer(kv: Mapping[str, Any], folder: Path) -> list[Path]:
 def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer_config.json of Hugging Face: special tokens, and what is put before and after a text."""
     roles = {
-        f"{role}_token": vocab.tokens[id] for role, id in vocab.roles.items() if role in ("bos", "eos", "unk", "pad")
+        f"{role}_token": vocab.tokens[id]
+        for role, id in vocab.roles.items()
+        if role in ("bos", "eos", "unk", "sep", "pad", "mask")
     }
     known = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -44,6 +46,18 @@ def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
+    """The tokenizer.json of Hugging Face."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(vocab, id) for id in sorted(vocab.specials)],
+        "post_processor": _ends(vocab),
+        **(_wordpiece(vocab) if vocab.model == "bert" else _bpe(vocab)),
+    }
+
+
+def _bpe(vocab: Vocab) -> dict[str, Any]:
     """SPM as the BPE that it is: merges are all pairs of pieces that make a piece, the best score first."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     blank: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -65,13 +79,8 @@ def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
     ]
     steps = cuts + ([] if vocab.spm_blanks else [byte_level])
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(vocab, id) for id in sorted(vocab.specials)],
         "normalizer": normalizer,
         "pre_tokenizer": _sequence("pretokenizers", steps) if steps else None,
-        "post_processor": _ends(vocab),
         "decoder": decoder,
         "model": {
             "type": "BPE",
@@ -84,6 +93,33 @@ def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
             "ignore_merges": vocab.model != "llama" and vocab.pre.ignore_merges,
             "vocab": dict(vocab.ids),
             "merges": merges(vocab),
+        },
+    }
+
+
+def _wordpiece(vocab: Vocab) -> dict[str, Any]:
+    """Google's spelling of the pieces, and its rules, which differ from llama.cpp's on rare text (wordpiece.py)."""
+
+    def spelled(id: int) -> str:
+        text = vocab.tokens[id]
+        return text if vocab.attr[id] != Attr.NORMAL else text[1:] if text.startswith(SPACE) else f"##{text}"
+
+    return {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": vocab.strip_accents,
+            "lowercase": vocab.lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": vocab.tokens[vocab.roles["unk"]],
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {spelled(id): id for id in range(len(vocab.tokens))},
         },
     }
 
@@ -123,6 +159,8 @@ def _ends(vocab: Vocab) -> dict[str, Any] | None:
     """BOS before a text and EOS after it, where the vocabulary wants them."""
     text = {"Sequence": {"id": "A", "type_id": 0}}
     added = {role: vocab.roles[role] for role in ("bos", "eos") if getattr(vocab, f"add_{role}")}
+    if vocab.model == "bert":
+        added = {"bos": vocab.roles["bos"], "eos": vocab.roles["sep"]}
     if not added:
         return None
     at = {role: [{"SpecialToken": {"id": vocab.tokens[id], "type_id": 0}}] for role, id in added.items()}

@@ -69,12 +69,18 @@ _EOG = (
 _ROLE_KEYS = {
     role: [f"tokenizer.ggml.{name}_token_id" for name in names.split()]
     for role, names in {
-        "bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding",
+        "bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "sep": "seperator", "pad": "padding",
+        "mask": "mask",
         "fim_pre": "fim_pre prefix", "fim_suf": "fim_suf suffix", "fim_mid": "fim_mid middle",
         "fim_pad": "fim_pad", "fim_rep": "fim_rep", "fim_sep": "fim_sep",
     }.items()
 }  # fmt: skip
-_DEFAULT_ROLES = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}, "gemma4": {}}
+_DEFAULT_ROLES = {
+    "llama": {"bos": 1, "eos": 2, "unk": 0},
+    "gpt2": {"bos": 11, "eos": 11},
+    "gemma4": {},
+    "bert": {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
+}
 _NO_TOKEN = 0xFFFFFFFF  # -1 as the u32 of these keys: converters write it for "none"
 
 
@@ -82,13 +88,15 @@ _NO_TOKEN = 0xFFFFFFFF  # -1 as the u32 of these keys: converters write it for "
 class Vocab:
     """The vocabulary of one file.
 
-    model         tokenizer.ggml.model: "llama" (SPM), "gpt2" (byte-level BPE) or "gemma4" (BPE on UTF-8)
+    model         tokenizer.ggml.model: "llama" (SPM), "gpt2" (byte-level BPE), "gemma4" (BPE on UTF-8) or "bert"
+                  (WordPiece)
     tokens        piece of each id, as the file spells it;  ids: the inverse
     scores        f32 [n_vocab] or None;  SPM merges the pair whose piece has the highest
     merges        "left right", best first;  BPE's own
     attr          i64 [n_vocab], Attr
-    roles         id of the token with that role: bos eos eot eom unk pad fim_pre ...; absent: None
+    roles         id of the token with that role: bos eos eot eom unk sep pad mask fim_pre ...; absent: None
     eog           every id that ends a generation
+    lowercase, strip_accents   what WordPiece does to a text before it looks for pieces
     """
 
     model: str
@@ -103,6 +111,8 @@ class Vocab:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    lowercase: bool = True
+    strip_accents: bool = True
 
     @classmethod
     def from_gguf(cls, kv: Mapping[str, Any]) -> Vocab:
@@ -127,7 +137,7 @@ class Vocab:
             scores = np.asarray(_array(kv, "scores", float, len(tokens)), np.float32)
             if np.isnan(scores).any():
                 raise ModelError(f"'tokenizer.ggml.scores' is not a number for token {int(np.isnan(scores).argmax())}")
-        else:
+        elif model != "bert":
             merges = list(dict.fromkeys(_array(kv, "merges", str)))  # a pair named twice keeps its first rank
         attr = np.full(len(tokens), Attr.NORMAL, np.int64)
         if "tokenizer.ggml.token_type" in kv:
@@ -138,6 +148,7 @@ class Vocab:
         roles = _roles(kv, model, pre, ids, attr)
         eog = _end_of_generation(roles, tokens, ids, attr)
         _strip(kv, ids, attr)
+        lowercase = _flag(kv, "normalizer.lowercase", True)
         vocab = cls(
             model=model,
             pre=pre,
@@ -149,21 +160,31 @@ class Vocab:
             roles=roles,
             eog=frozenset(eog),
             # gemma4 adds BOS even where its file says not to: llama.cpp's workaround for files that do
-            add_bos=_flag(kv, "add_bos_token", model == "llama" or pre.add_bos) or pre is PRE["gemma4"],
+            add_bos=_flag(kv, "add_bos_token", model in ("llama", "bert") or pre.add_bos) or pre is PRE["gemma4"],
             add_eos=_flag(kv, "add_eos_token", False),
             add_space_prefix=_flag(kv, "add_space_prefix", model == "llama"),
+            lowercase=lowercase,
+            strip_accents=_flag(kv, "normalizer.strip_accents", lowercase),
         )
         for role in ("bos", "eos"):
             if getattr(vocab, f"add_{role}") and role not in roles:
                 raise ModelError(
                     f"'tokenizer.ggml.add_{role}_token' asks for a token, but the vocabulary has no {role.upper()}"
                 )
+        for role in ("bos", "sep", "unk") if model == "bert" else ():
+            if role not in roles:
+                raise ModelError(f"WordPiece needs a token for {role.upper()}, and the vocabulary names none")
         return vocab
 
     @property
     def spm_blanks(self) -> bool:
         """Blanks are written as U+2581 in the pieces."""
-        return self.model == "llama" or not self.pre.byte_level
+        return self.model in ("llama", "bert") or not self.pre.byte_level
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest piece."""
+        return max(map(len, self.tokens))
 
     @cached_property
     def specials(self) -> list[int]:
@@ -243,7 +264,7 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
         raise UnsupportedArchitecture(
             architecture, f"'tokenizer.ggml.model' is {model!r}; known here: {', '.join(_DEFAULT_ROLES)}"
         )
-    if model == "llama":
+    if model in ("llama", "bert"):
         return model, DEFAULT
     name = "gemma4" if model == "gemma4" else kv.get("tokenizer.ggml.pre", "")
     if isinstance(name, str) and not name:

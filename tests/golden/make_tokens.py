@@ -1,9 +1,10 @@
-"""Records tests/golden/tokens_*.json: what llama.cpp makes of texts, for two vocabularies of a few hundred pieces.
+"""Records tests/golden/tokens_*.json: what llama.cpp makes of texts, for three vocabularies of a few hundred pieces.
 
     NUMLLAMA_LLAMA_CPP=llama.cpp/build/bin PYTHONPATH=tests python tests/golden/make_tokens.py stories260K.gguf
 
 tokens_spm.json   the vocabulary of stories260K (MIT, github.com/karpathy/llama2.c) and TEXTS with every flag
 tokens_pre.json   a byte-level vocabulary trained on TEXTS without cutting them, so that each `pre` shows where it cuts
+tokens_wordpiece.json   a WordPiece vocabulary trained on TEXTS, for each way to normalise them
 """
 
 import base64
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from llama_vocab import LlamaVocab
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, trainers
+from vocabularies import wordpiece
 
 from numllama.engine.gguf import read_gguf
 from numllama.engine.gguf_write import write_gguf
@@ -53,10 +55,12 @@ def base64s(parts):
     return [base64.b64encode(part).decode() for part in parts]
 
 
-def written(vocabulary):
+def written(vocabulary, architecture="llama"):
+    needed = {key.replace("llama", architecture): value for key, value in NEEDED.items()}
+    needed |= {"general.architecture": architecture, f"{architecture}.attention.layer_norm_epsilon": 1e-12}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.gguf"
-        write_gguf(path, NEEDED | vocabulary)
+        write_gguf(path, needed | vocabulary)
         return LlamaVocab(path)
 
 
@@ -115,9 +119,28 @@ def pre():
     return {"made_by": MADE_BY, "kv": plain(vocabulary), "texts": texts, "cases": cases}
 
 
+def wordpieces():
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(TEXTS[:-1], vocab_size=600, min_frequency=1, special_tokens=[], show_progress=False)
+    pieces = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    pieces = [piece[2:] if piece.startswith("##") else f"_{piece}" for piece in pieces if piece != "_"]
+    vocabulary = wordpiece(*pieces) | {"tokenizer.ggml.token_type_count": 2}
+    cases = []
+    for lowercase, strip_accents in product((True, False), repeat=2):
+        flags = {
+            "tokenizer.ggml.normalizer.lowercase": lowercase,
+            "tokenizer.ggml.normalizer.strip_accents": strip_accents,
+        }
+        vocab = written(vocabulary | flags, "bert")
+        ids = [vocab.encode(text, True, True) for text in TEXTS]
+        detokenized = base64s(vocab.detokenize(line, False, True) for line in ids)
+        cases.append({"flags": flags, "ids": ids, "detokenized": detokenized})
+    return {"made_by": MADE_BY, "kv": plain(vocabulary), "texts": TEXTS, "cases": cases}
+
+
 def main():
     folder = Path(__file__).parent
-    for name, record in (("spm", spm(sys.argv[1])), ("pre", pre())):
+    for name, record in (("spm", spm(sys.argv[1])), ("pre", pre()), ("wordpiece", wordpieces())):
         (folder / f"tokens_{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFace
-from vocabularies import CONTROL, USER_DEFINED, bpe, spm
+from vocabularies import CONTROL, USER_DEFINED, bpe, spm, wordpiece
 
 from numllama.engine.gguf import GGUF
 from numllama.engine.tokenizer import from_gguf
@@ -19,6 +19,7 @@ VOCABULARIES = {
     "gpt-2 with ends": bpe(
         "<s>", types=[CONTROL], pre="gpt-2", bos_token_id=258, eos_token_id=258, add_bos_token=True, add_eos_token=True
     ),
+    "wordpiece": wordpiece(*"_the _t h e _h _. _1 1 _<u>".split(), "<|x|>", types=[1] * 9 + [CONTROL]),
     "llama-bpe": bpe("<|x|>", types=[CONTROL], pre="llama-bpe", merges=("t h", "th e"), bos_token_id=258),
 }
 TEXT = st.text(st.sampled_from("the Thé☕ \n1.<|x|><u>")) | st.text(

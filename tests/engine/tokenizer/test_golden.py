@@ -16,6 +16,7 @@ from numllama.engine.tokenizer import Tokenizer, from_gguf
 GOLDEN = Path(__file__).parents[2] / "golden"
 SPM = json.loads((GOLDEN / "tokens_spm.json").read_text())
 PRE = json.loads((GOLDEN / "tokens_pre.json").read_text())
+WORDPIECE = json.loads((GOLDEN / "tokens_wordpiece.json").read_text())
 SHARED = {
     "tok512": "models/stories260K-F32.gguf",
     "spm2k": "models/tiny256-Q4_K.gguf",
@@ -24,7 +25,7 @@ SHARED = {
 }
 FIXTURES = (
     "llama-spm phi-3 llama-bpe qwen2 qwen35 gpt-2 gemma-4 falcon deepseek-llm deepseek-coder command-r starcoder mpt "
-    "refact"
+    "refact bert-bge"
 ).split()
 
 
@@ -59,6 +60,14 @@ def test_words_are_cut_as_llama_cpp_cuts_them(case):
             assert [tokenizer.encode(text) for text in PRE["texts"]] == case["ids"]
             everything = [id for text in case["ids"] for id in text]
             assert tokenizer.detokenize(everything) == base64.b64decode(case["detokenized"])
+
+
+@pytest.mark.parametrize("case", WORDPIECE["cases"], ids=lambda case: "-".join(map(str, case["flags"].values())))
+def test_words_are_normalized_as_llama_cpp_normalizes_them(case):
+    for tokenizer in both(WORDPIECE["kv"] | case["flags"]):
+        for text, ids, detokenized in zip(WORDPIECE["texts"], case["ids"], case["detokenized"], strict=True):
+            assert tokenizer.encode(text) == ids, text
+            assert tokenizer.detokenize(ids) == base64.b64decode(detokenized)
 
 
 @pytest.mark.parametrize("name", SHARED)
