@@ -20,6 +20,12 @@ from ..trace import Tap, no_tap
 
 def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for the positions in `batch.outputs`.  -> float [n_out, n_vocab]"""
+    x = hidden(model, batch, cache, kernels, tap)
+    return tap("result_output", -1, kernels.matmul(model.weights.output, x))
+
+
+def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
     hp, w = model.hparams, model.weights
     x = tap("embd", -1, kernels.rows(w.token_embd, batch.tokens))  # [n_tok, n_embd]
     for il, blk in enumerate(w.blk):
@@ -27,8 +33,7 @@ def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no
         x = tap("ffn_inp", il, x + attend(model, il, h, batch, cache, kernels, tap))
         h = tap("ffn_norm", il, kernels.rms_norm(x, blk.ffn_norm, hp.norm_eps))
         x = tap("l_out", il, x + feed_forward(model, il, h, kernels, tap))
-    x = tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], w.output_norm, hp.norm_eps))
-    return tap("result_output", -1, kernels.matmul(w.output, x))
+    return tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], w.output_norm, hp.norm_eps))
 
 
 def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> np.ndarray:

@@ -6,9 +6,13 @@ of a tensor, not a field here: attention biases exist where `blk.0.attn_q.bias` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..errors import UnsupportedArchitecture
+from . import decoder
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,12 @@ class Family:
 
     name        general.architecture in the GGUF
     rope_style  which components RoPE turns together: "norm" or "neox", see kernels/rope.py
+    hidden      what it makes of a batch: normed rows for `batch.outputs`, which the output matrix or pooling reads
     """
 
     name: str
     rope_style: str
+    hidden: Callable[..., np.ndarray] = decoder.hidden
 
 
 LLAMA = Family(name="llama", rope_style="norm")

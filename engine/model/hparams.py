@@ -10,12 +10,15 @@ from ...kernels import Rope
 from ..errors import BadGGUF, UnsupportedArchitecture
 from ..gguf import GGUF
 
+POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
+
 
 @dataclass(frozen=True, eq=False)
 class Hparams:
     """Sizes of a decoder.
 
-    n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width.
+    n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width;
+    pooling is how an embedding model makes one vector of a text's, one of POOLINGS, "" in a model that speaks.
     """
 
     n_layer: int
@@ -28,6 +31,7 @@ class Hparams:
     n_ctx_train: int
     norm_eps: float
     rope: Rope
+    pooling: str = ""
 
 
 def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
@@ -92,7 +96,19 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
             _rope_scale(gguf, arch, number),
             _factors(gguf, n_rot),
         ),
+        pooling=_pooling(gguf, arch, number),
     )
+
+
+def _pooling(gguf: GGUF, arch: str, number) -> str:
+    key = f"{arch}.pooling_type"
+    if key not in gguf.kv:
+        return ""
+    kind = number("pooling_type", least=0)
+    if kind not in range(len(POOLINGS)):
+        known = ", ".join(f"{i} {name}" for i, name in enumerate(POOLINGS))
+        raise BadGGUF(gguf.path, gguf.kv_offsets.get(key, 0), f"key '{key}' is {kind}, expected one of {known}")
+    return POOLINGS[int(kind)]
 
 
 def _rope_scale(gguf: GGUF, arch: str, number) -> float:

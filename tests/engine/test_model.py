@@ -157,6 +157,20 @@ def test_a_shifted_window_equals_keys_turned_anew(model):
         np.testing.assert_array_equal(cache.v[il][0, 2:7], before[il][6:11])
 
 
+def test_logits_are_the_output_matrix_times_what_is_hidden(model):
+    batch = Batch.of(TOKENS, outputs=[3, 10])
+    rows = model.family.hidden(model, batch, model.new_cache(32), EXACT)
+    assert rows.shape == (2, model.hparams.n_embd)
+    expected = forward(model, batch, model.new_cache(32), EXACT)
+    np.testing.assert_array_equal(EXACT.matmul(model.weights.output, rows), expected)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(None, ""), (0, "none"), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank")])
+def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
+    more = {} if kind is None else {"llama__pooling_type": kind}
+    assert load_model(tiny_gguf(tmp_path / "tiny.gguf", **more)).hparams.pooling == name
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -168,6 +182,7 @@ def test_a_shifted_window_equals_keys_turned_anew(model):
         ({"llama.block_count": 1}, UnsupportedArchitecture, r"tensor 'blk.1.attn_k.weight' \(9 such\) has no place"),
         ({"llama.feed_forward_length": 7}, BadGGUF, "has shape .*, expected "),
         ({"llama.rope.dimension_count": 3}, BadGGUF, "is 3, expected an even number"),
+        ({"llama.pooling_type": 5}, BadGGUF, "key 'llama.pooling_type' is 5, expected one of 0 none, 1 mean, 2 cls"),
         ({"llama.rope.scaling.type": "yarn"}, UnsupportedArchitecture, "rope scaling 'yarn' is not computed"),
         (
             {"general.architecture": "mamba"},
