@@ -44,11 +44,53 @@ class Weights:
     blk: tuple[Layer, ...]
 
 
+class Tensors:
+    """The tensors of a file: each is taken under its name, and its shape checked."""
+
+    def __init__(self, gguf: GGUF):
+        self.gguf = gguf
+        self.used: set[str] = set()
+
+    def take(self, name: str, shape: tuple[int, ...], optional: bool = False) -> Tensor | np.ndarray | None:
+        """The tensor `name`: a matrix as it is, a vector as f32; None if `optional` and not there.
+
+        Raises BadGGUF where it is missing or of another shape, UnsupportedArchitecture for a type not computed here.
+        """
+        self.used.add(name)
+        if name in self.gguf.unsupported:
+            kind = self.gguf.unsupported[name].type.name
+            raise UnsupportedArchitecture(
+                str(self.gguf.kv.get("general.architecture")),
+                f"tensor '{name}' has ggml type {kind}, which this build does not compute; "
+                "docs/formats.md lists those it does",
+            )
+        tensor = self.gguf.tensors.get(name)
+        if tensor is None:
+            if optional:
+                return None
+            raise BadGGUF(self.gguf.path, 0, f"tensor '{name}' is missing, expected one of shape {list(shape)}")
+        if tensor.shape != shape:
+            raise BadGGUF(
+                self.gguf.path,
+                self.gguf.tensor_offsets[name],
+                f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}",
+            )
+        return tensor if len(shape) == 2 else tensor.dequantize()
+
+    def finish(self) -> None:
+        """Raises UnsupportedArchitecture for a tensor that nobody took: leaving it out would give wrong numbers."""
+        if unused := sorted((self.gguf.tensors.keys() | self.gguf.unsupported.keys()) - self.used):
+            raise UnsupportedArchitecture(
+                str(self.gguf.kv.get("general.architecture")),
+                f"tensor '{unused[0]}' ({len(unused)} such) has no place in this family's computation",
+            )
+
+
 def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
     """The weights of `gguf`, their shapes checked against `hp`.
 
     Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
-    here computes with: leaving one out in silence would give wrong numbers.
+    here computes with.
     """
     n_q, n_kv = hp.n_head * hp.n_head_dim, hp.n_head_kv * hp.n_head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -62,49 +104,24 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
         "ffn_up": (hp.n_ff, hp.n_embd),
         "ffn_down": (hp.n_embd, hp.n_ff),
     }
-    used = {"rope_freqs.weight"}
-
-    def take(name: str, shape: tuple[int, ...], optional: bool = False) -> Tensor | np.ndarray | None:
-        used.add(name)
-        if name in gguf.unsupported:
-            kind = gguf.unsupported[name].type.name
-            raise UnsupportedArchitecture(
-                str(gguf.kv.get("general.architecture")),
-                f"tensor '{name}' has ggml type {kind}, which this build does not compute; "
-                "docs/formats.md lists those it does",
-            )
-        tensor = gguf.tensors.get(name)
-        if tensor is None:
-            if optional:
-                return None
-            raise BadGGUF(gguf.path, 0, f"tensor '{name}' is missing, expected one of shape {list(shape)}")
-        if tensor.shape != shape:
-            raise BadGGUF(
-                gguf.path,
-                gguf.tensor_offsets[name],
-                f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}",
-            )
-        return tensor if len(shape) == 2 else tensor.dequantize()
+    file = Tensors(gguf)
+    file.used.add("rope_freqs.weight")
 
     def layer(il: int) -> Layer:
         found: dict[str, Tensor | np.ndarray | None] = {}
         for field in fields(Layer):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
-            found[field.name] = take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
+            found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
         return Layer(**found)  # type: ignore[arg-type]
 
-    token_embd = take("token_embd.weight", (hp.n_vocab, hp.n_embd))
-    output = take("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
+    token_embd = file.take("token_embd.weight", (hp.n_vocab, hp.n_embd))
+    output = file.take("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
     weights = Weights(
         token_embd=token_embd,  # type: ignore[arg-type]
-        output_norm=take("output_norm.weight", (hp.n_embd,)),  # type: ignore[arg-type]
+        output_norm=file.take("output_norm.weight", (hp.n_embd,)),  # type: ignore[arg-type]
         output=token_embd if output is None else output,  # type: ignore[arg-type]
         blk=tuple(layer(il) for il in range(hp.n_layer)),
     )
-    if unused := sorted((gguf.tensors.keys() | gguf.unsupported.keys()) - used):
-        raise UnsupportedArchitecture(
-            str(gguf.kv.get("general.architecture")),
-            f"tensor '{unused[0]}' ({len(unused)} such) has no place in this family's computation",
-        )
+    file.finish()
     return weights
