@@ -12,7 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
-from ..kernels import NUMBA, Rope, Tensor, packed, threads
+from ..kernels import NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.activations import round_activations
 from ..kernels.attention import attention_numpy
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
@@ -86,13 +86,13 @@ def attention_rows(n_threads: list[int]) -> list[dict]:
         rng = np.random.default_rng(0)
         q = rng.standard_normal((n_tok, n_head, d), np.float32)
         k, v = (rng.standard_normal((n_pos, n_head_kv, d), np.float32).astype(np.float16) for _ in "kv")
-        first = n_pos - n_tok
-        expected = attention_numpy(q[-1:], k, v, n_pos - 1, d**-0.5)
-        np.testing.assert_allclose(NUMBA.attention(q, k, v, first, d**-0.5)[-1:], expected, rtol=0, atol=1e-4)
+        first, how = n_pos - n_tok, Attention(d**-0.5)
+        expected = attention_numpy(q[-1:], k, v, n_pos - 1, how)
+        np.testing.assert_allclose(NUMBA.attention(q, k, v, first, how)[-1:], expected, rtol=0, atol=1e-4)
         for n in n_threads:
             threads.limit(n)
             with machine.watch() as share:
-                t = seconds(lambda q=q, k=k, v=v, first=first, d=d: NUMBA.attention(q, k, v, first, d**-0.5))
+                t = seconds(lambda q=q, k=k, v=v, first=first, how=how: NUMBA.attention(q, k, v, first, how))
             seen = n_tok * (first + (n_tok + 1) / 2)
             rows.append(
                 {

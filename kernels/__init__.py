@@ -17,7 +17,7 @@ import numpy as np
 from numba import config
 
 from .activation import silu_mul_numba, silu_mul_numpy, softmax_numba, softmax_numpy
-from .attention import attention_exact, attention_ggml, attention_numba, attention_numpy
+from .attention import Attention, attention_exact, attention_ggml, attention_numba, attention_numpy
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import (
     layer_norm_ggml,
@@ -31,7 +31,7 @@ from .rope import Rope, rope_ggml, rope_numba, rope_numpy
 from .rows import rows_numpy
 from .tensor import Tensor
 
-__all__ = ["EXACT", "GGML", "NUMBA", "NUMPY", "SETS", "Kernels", "Rope", "Tensor", "numpy_kernels"]
+__all__ = ["EXACT", "GGML", "NUMBA", "NUMPY", "SETS", "Attention", "Kernels", "Rope", "Tensor", "numpy_kernels"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Kernels:
     rms_norm   (x, weight, eps) -> as x
     layer_norm (x, weight, bias, eps) -> as x
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
-    attention  (q, k, v, first, scale, look) -> [n_tok, n_head * n_head_dim]
+    attention  (q, k, v, first, how: Attention, look) -> [n_tok, n_head * n_head_dim]
     softmax    (x) -> as x
     silu_mul   (gate, up) -> as gate
     inside     names that `look` shows from within attention, for traces

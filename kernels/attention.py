@@ -1,4 +1,4 @@
-"""Causal attention: each query looks at the keys up to its own position, and takes their values' weighted mean.
+"""Attention: each query looks at the keys up to its own position, and takes their values' weighted mean.
 
 n_head queries share n_head_kv keys (grouped queries): query head h reads key head h // (n_head / n_head_kv)
 
@@ -6,7 +6,14 @@ position     0 1 2 3 4 5
 query t=0    * * * *           first = 3: three positions were cached before this span,
 query t=1    * * * * *         so query t is position first + t and sees keys 0 .. first + t
 query t=2    * * * * * *
+
+`Attention` says what else a model wants of it: a window, a soft-cap, slopes, a look ahead.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import literally
@@ -32,13 +39,35 @@ from .simd import (
 from .threads import parallel_for, run
 
 
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """What becomes of the score s = q . k of a query at position i and a key at position j.
+
+    scale     s * scale
+    softcap   then softcap * tanh(s / softcap), never beyond softcap; 0: as it is.  arXiv:2408.00118
+    slopes    f32 [n_head]: then s - slope * |i - j|, the further the less.  arXiv:2108.12409
+    causal    a key later than the query is not seen; False: all n_pos keys are
+    window    a key `window` or more positions before the query is not seen; 0: none is too far.  arXiv:2004.05150
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    causal: bool = True
+    slopes: np.ndarray | None = None
+
+    def seen(self, i: int, n_pos: int) -> tuple[int, int]:
+        """The positions from .. to - 1, of n_pos, that a query at position i sees."""
+        return max(0, i - self.window + 1) if self.window else 0, min(i + 1, n_pos) if self.causal else n_pos
+
+
 def look_away(name, value):
     """The `look` that sees nothing: returns `value`."""
     return value
 
 
-def attention_numpy(q, k, v, first, scale, look=look_away):
-    """softmax(q k^T * scale) v  for each head.
+def attention_numpy(q, k, v, first, how, look=look_away):
+    """softmax(scores) v  for each head, the scores being q k^T as `how` changes them.
 
     q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] with n_pos = first + n_tok
     -> as q [n_tok, n_head * n_head_dim]
@@ -52,15 +81,21 @@ def attention_numpy(q, k, v, first, scale, look=look_away):
     queries = q.reshape(n_tok, n_head_kv, group, n_head_dim).transpose(1, 2, 0, 3)  # [kv, group, n_tok, d]
     keys = k.astype(q.dtype, copy=False).transpose(1, 2, 0)[:, None]  # [kv, 1, d, n_pos]
     values = v.astype(q.dtype, copy=False).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
-    hidden = np.arange(n_pos) > first + np.arange(n_tok)[:, None]  # [n_tok, n_pos]
+    j, begin, end = np.arange(n_pos), *np.transpose([how.seen(first + t, n_pos) for t in range(n_tok)])[:, :, None]
 
     kq = look("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
-    p = look("kq_soft_max", softmax_numpy(np.where(hidden, -np.inf, kq * q.dtype.type(scale))))
+    score = kq * q.dtype.type(how.scale)
+    if how.softcap:
+        score = how.softcap * np.tanh(score / how.softcap)
+    if how.slopes is not None:
+        away = np.abs(first + np.arange(n_tok)[:, None] - j)  # [n_tok, n_pos]
+        score = score - how.slopes[:, None, None].astype(q.dtype) * away
+    p = look("kq_soft_max", softmax_numpy(np.where((begin <= j) & (j < end), score, -np.inf)))
     out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
 
-def attention_exact(q, k, v, first, scale, look=look_away):
+def attention_exact(q, k, v, first, how, look=look_away):
     """As attention_numpy in float64, position after position: the sums do not depend on what else is in the batch.
 
     q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
@@ -68,30 +103,40 @@ def attention_exact(q, k, v, first, scale, look=look_away):
     """
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
-    _attend_exact(q, np.ascontiguousarray(k, np.float32), np.ascontiguousarray(v, np.float32), first, scale, out)
+    seen = np.array([how.seen(first + t, len(k)) for t in range(n_tok)])
+    k, v = np.ascontiguousarray(k, np.float32), np.ascontiguousarray(v, np.float32)
+    _attend_exact(q, k, v, first, seen, how.scale, how.softcap, slopes_of(how, n_head), out)
     return out.reshape(n_tok, n_head * n_head_dim)
 
 
+def slopes_of(how, n_head):
+    """-> f32 [n_head], zeros where there are none"""
+    return np.zeros(n_head, np.float32) if how.slopes is None else np.array(how.slopes, np.float32)
+
+
 @kernel
-def _attend_exact(q, k, v, first, scale, out):
+def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
     n_tok, n_head, n_head_dim = q.shape
     group = n_head // k.shape[1]
-    score = np.empty(first + n_tok, np.float64)
+    score = np.empty(len(k), np.float64)
     total = np.empty(n_head_dim, np.float64)
     for t in range(n_tok):
-        n_seen = first + t + 1
+        begin, end = seen[t]
         for h in range(n_head):
             g = h // group
             largest = -np.inf
-            for j in range(n_seen):
+            for j in range(begin, end):
                 s = 0.0
                 for i in range(n_head_dim):
                     s += np.float64(q[t, h, i]) * np.float64(k[j, g, i])
-                score[j] = s * scale
+                s *= scale
+                if softcap > 0:
+                    s = softcap * np.tanh(s / softcap)
+                score[j] = s - slopes[h] * abs(first + t - j)
                 largest = max(largest, score[j])
             weight_sum = 0.0
             total[:] = 0.0
-            for j in range(n_seen):
+            for j in range(begin, end):
                 p = np.exp(score[j] - largest)
                 weight_sum += p
                 for i in range(n_head_dim):
@@ -100,18 +145,19 @@ def _attend_exact(q, k, v, first, scale, out):
                 out[t, h, i] = total[i] / weight_sum
 
 
-def attention_ggml(q, k, v, first, scale, look=look_away):
+def attention_ggml(q, k, v, first, how, look=look_away):
     """As attention_exact, rounded where ggml's CPU code rounds (without flash attention).
 
     Against an f16 cache ggml rounds the queries and the softmax to f16 too, as each is the other side of a dot product.
     """
     if k.dtype != np.float16:
-        return attention_exact(q, k, v, first, scale)
+        return attention_exact(q, k, v, first, how)
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     for t in range(n_tok):  # one query at a time: its sums are the same in any batch
-        n_pos = first + t + 1
-        p = attention_numpy(q[t : t + 1].astype(np.float16).astype(np.float64), k[:n_pos], v[:n_pos], n_pos - 1, scale)
+        begin, end = how.seen(first + t, len(k))
+        query = q[t : t + 1].astype(np.float16).astype(np.float64)
+        p = attention_numpy(query, k[begin:end], v[begin:end], first + t - begin, how)
         out[t] = p.reshape(n_head, n_head_dim)
     return out.reshape(n_tok, n_head * n_head_dim)
 
@@ -129,22 +175,20 @@ ROWS = 32  # rows of one piece of work: a tile's keys and values are read once f
 HIDDEN = np.float32(-np.inf)
 
 
-def attention_numba(q, k, v, first, scale, look=look_away, window=0, softcap=0.0):
+def attention_numba(q, k, v, first, how, look=look_away):
     """As attention_numpy in float32.
 
     q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim]
-    window      a query sees this many positions, its own the last; 0: all
-    softcap     scores s become softcap * tanh(s / softcap); 0: as they are
     """
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
     q, k, v = (widened(a) for a in (np.ascontiguousarray(q, np.float32), k, v))
-    shape, d = (n_tok, n_head, n_head_kv), q.shape[2]
+    shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
-    work = 2 * n_tok * n_head * d * (min(window, n_pos) or n_pos)
-    limits = first, np.float32(scale), window, np.float32(softcap)
-    run(_attend, work, q.reshape(-1), *strided(k), *strided(v), *shape, d, *limits, out.reshape(-1))
+    work = 2 * n_tok * n_head * d * (min(how.window, n_pos) or n_pos)
+    rule = Rule(np.float32(how.scale), how.window, np.float32(how.softcap), how.causal, slopes_of(how, n_head))
+    run(_attend, work, q.reshape(-1), *strided(k), *strided(v), *shape, d, first, rule, out.reshape(-1))
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
@@ -169,54 +213,63 @@ def strided(a):
     )
 
 
+class Rule(NamedTuple):
+    """An `Attention` as machine code has it: slopes are there, if only zeros."""
+
+    scale: np.float32
+    window: int
+    softcap: np.float32
+    causal: bool
+    slopes: np.ndarray
+
+
 @kernel
-def _attend(
-    team, q, k, k_step, k_head, v, v_step, v_head, n_tok, n_head, n_head_kv, d, first, scale, window, softcap, out
-):
+def _attend(team, q, k, k_step, k_head, v, v_step, v_head, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
     n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
-    shape = n_tok, n_head, n_head_kv, d
-    args = (q, k, k_step, k_head, v, v_step, v_head, shape, first, scale, window, softcap, out)
+    shape = n_tok, n_head, n_head_kv, n_pos, d
+    args = (q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
 @inner
-def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, scale, window, softcap, out, begun, ended):
-    n_tok, n_head, n_head_kv, d = shape
+def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, out, begun, ended):
+    n_tok, n_head, n_head_kv, n_pos, d = shape
     group = n_head // n_head_kv
     n_chunk = -(-n_tok * group // ROWS)
     rows = np.empty(ROWS * d, np.float32)
     score = np.empty(4 * TILE, np.float32)
     top, weights, sums = np.empty(ROWS, np.float32), np.empty(ROWS * 16, np.float32), np.empty(ROWS * d, np.float32)
-    last = np.empty(ROWS, np.int64)
+    own, slope = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
     for piece in range(begun, ended):
-        h, begin = piece // n_chunk, piece % n_chunk * ROWS
-        n_row = min(ROWS, n_tok * group - begin)
+        h, row = piece // n_chunk, piece % n_chunk * ROWS
+        n_row = min(ROWS, n_tok * group - row)
         for r in range(n_row):
-            t, start = (begin + r) // group, r * d
-            start_q = (t * n_head + h * group + (begin + r) % group) * d
+            t, head, start = (row + r) // group, h * group + (row + r) % group, r * d
             for i in range(d):
-                rows[start + i] = q[start_q + i] * scale
+                rows[start + i] = q[(t * n_head + head) * d + i] * rule.scale
                 sums[start + i] = 0
             for i in range(16):
                 weights[16 * r + i] = 0
             top[r] = -1e30
-            last[r] = first + t
-        n_seen = last[n_row - 1] + 1
-        first_seen = max(0, last[0] - window + 1) if window > 0 else 0
-        for p in range(first_seen // TILE * TILE, n_seen, TILE):
+            own[r], slope[r] = first + t, rule.slopes[head]
+        seen = max(0, own[0] - rule.window + 1) if rule.window > 0 else 0
+        n_seen = own[n_row - 1] + 1 if rule.causal else n_pos
+        for p in range(seen // TILE * TILE, n_seen, TILE):
             n, keys, values = min(TILE, n_seen - p), h * k_head + p * k_step, h * v_head + p * v_step
             for r in range(0, n_row - 3, 4):
                 _scores(rows, r, k, keys, k_step, n, d, score, 4)
                 for t in range(4):
-                    _weigh(score, t * TILE, last[r + t] - p, window, n, softcap, top, weights, sums, r + t, d)
+                    _bend(score, t * TILE, own[r + t] - p, n, rule, slope[r + t])
+                    _weigh(score, t * TILE, n, top, weights, sums, r + t, d)
                 _add_values(score, v, values, v_step, n, d, sums, r, 4)
             for r in range(n_row // 4 * 4, n_row):
                 _scores(rows, r, k, keys, k_step, n, d, score, 1)
-                for t in range(1):  # as above: a literal 0 would compile _weigh once more
-                    _weigh(score, t * TILE, last[r + t] - p, window, n, softcap, top, weights, sums, r + t, d)
+                for t in range(1):  # as above: a literal 0 would compile both once more
+                    _bend(score, t * TILE, own[r + t] - p, n, rule, slope[r + t])
+                    _weigh(score, t * TILE, n, top, weights, sums, r + t, d)
                 _add_values(score, v, values, v_step, n, d, sums, r, 1)
         for r in range(n_row):
-            start = ((begin + r) // group * n_head + h * group + (begin + r) % group) * d
+            start = ((row + r) // group * n_head + h * group + (row + r) % group) * d
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
             for i in range(0, d, 16):
                 store(out, start + i, load(f32x16, sums, r * d + i) * per_weight)
@@ -246,17 +299,26 @@ def _scores(rows, r, k, place, step, n, d, score, T):
 
 
 @inner
-def _weigh(score, start, last, window, n, softcap, top, weights, sums, r, d):
-    """A row's scores become weights e^(score - largest so far), 0 for what it may not see; its sums shrink to match."""
+def _bend(score, start, own, n, rule, slope):
+    """A row's scaled scores as the rule has them: soft-capped, less the further away, -inf where nothing is seen."""
     n16 = (n + 15) // 16 * 16
-    if softcap > 0:
-        for i in range(0, n16, 16):
-            grown = exp(load(f32x16, score, start + i) * (np.float32(2) / softcap))
-            store(score, start + i, (splat(f32x16, 1) - splat(f32x16, 2) / (grown + np.float32(1))) * softcap)  # tanh
-    for i in range(min(last - window + 1, n) if window > 0 else 0):
+    if rule.softcap > 0:
+        for i in range(start, start + n16, 16):
+            grown = exp(load(f32x16, score, i) * (np.float32(2) / rule.softcap))
+            store(score, i, (splat(f32x16, 1) - splat(f32x16, 2) / (grown + np.float32(1))) * rule.softcap)  # tanh
+    if slope != 0:
+        for i in range(n):
+            score[start + i] -= slope * np.float32(abs(own - i))
+    for i in range(min(own - rule.window + 1, n) if rule.window > 0 else 0):
         score[start + i] = HIDDEN
-    for i in range(max(last + 1, 0), n16):
+    for i in range(min(max(own + 1, 0), n) if rule.causal else n, n16):
         score[start + i] = HIDDEN
+
+
+@inner
+def _weigh(score, start, n, top, weights, sums, r, d):
+    """A row's scores become weights e^(score - largest so far); its sums shrink to match."""
+    n16 = (n + 15) // 16 * 16
     largest_yet = splat(f32x16, top[r])
     for i in range(0, n16, 16):
         largest_yet = maximum(load(f32x16, score, start + i), largest_yet)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from . import NUMBA
+from . import NUMBA, Attention
 from .packed import PRODUCTS
 from .quants import FORMATS
 from .rope import Rope
@@ -27,7 +27,9 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     ]
     for cache_type in (np.float16, np.float32):
         k = np.ones((2, 4, 16), cache_type)
-        jobs.append((f"attention, {np.dtype(cache_type).name} cache", partial(NUMBA.attention, x, k, k, 0, 1.0)))
+        jobs.append(
+            (f"attention, {np.dtype(cache_type).name} cache", partial(NUMBA.attention, x, k, k, 0, Attention(1.0)))
+        )
     for style in ("norm", "neox"):
         jobs.append((f"rope, {style}", partial(NUMBA.rope, x, positions, Rope(style, 16))))
     weight = np.ones(N_IN, np.float32)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...kernels import Kernels
+from ...kernels import Attention, Kernels
 from ..batch import Batch
 from ..cache import KVCache
 from ..trace import Tap, no_tap
@@ -49,13 +49,13 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     k = tap("Kcur", il, kernels.rope(k, batch.positions, hp.rope))
     v = tap("Vcur", il, v)
 
+    how = Attention(hp.n_head_dim**-0.5)
     out, row = np.empty((len(h), hp.n_head * hp.n_head_dim), h.dtype), 0
     for span in batch.spans:
         rows = slice(row, row + span.length)
         cache.write(il, span, k[rows], v[rows])
-        out[rows] = kernels.attention(
-            q[rows], *cache.read(il, span), span.start, hp.n_head_dim**-0.5, lambda name, value: tap(name, il, value)
-        )
+        keys, values = cache.read(il, span)
+        out[rows] = kernels.attention(q[rows], keys, values, span.start, how, lambda name, value: tap(name, il, value))
         row += span.length
     out = tap("kqv_out", il, out)
     return tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))

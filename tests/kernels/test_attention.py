@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from numllama.kernels import SETS, Attention
 from numllama.kernels.attention import attention_exact, attention_ggml, attention_numpy
+from rules import rules
 
 ALL = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])
 
@@ -17,28 +19,28 @@ def test_worked_example(attention):
     # scores ln 3 and 0: the first value counts three times as much as the second
     q = np.array([[[1.0]]], np.float32)
     k, v = np.array([[[np.log(3)]], [[0.0]]], np.float32), np.array([[[8.0]], [[0.0]]], np.float32)
-    np.testing.assert_allclose(attention(q, k, v, 1, 1.0), [[6.0]], rtol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v, 1, Attention(1.0)), [[6.0]], rtol=1e-6)
 
 
 @ALL
 def test_the_first_token_sees_itself_alone(attention):
     q, k, v = random(4, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
-    np.testing.assert_allclose(attention(q, k, v, 0, 1.0)[0], np.tile(v[0, 0], 2), rtol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v, 0, Attention(1.0))[0], np.tile(v[0, 0], 2), rtol=1e-6)
 
 
 @ALL
 def test_later_positions_are_never_seen(attention):
     q, k, v = random(4, 2, 8), random(7, 1, 8), random(7, 1, 8, seed=1)
-    before = attention(q, k, v, 3, 1.0)[:3]
+    before = attention(q, k, v, 3, Attention(1.0))[:3]
     k[6], v[6] = 1e4, -1e4
-    np.testing.assert_array_equal(attention(q, k, v, 3, 1.0)[:3], before)
+    np.testing.assert_array_equal(attention(q, k, v, 3, Attention(1.0))[:3], before)
 
 
 @ALL
 def test_groups_of_queries_share_a_key_head(attention):
     q, k, v = random(3, 4, 8), random(3, 2, 8), random(3, 2, 8, seed=1)
-    shared = attention(q, k, v, 0, 0.5)
-    own = attention(q, np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1), 0, 0.5)
+    shared = attention(q, k, v, 0, Attention(0.5))
+    own = attention(q, np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1), 0, Attention(0.5))
     np.testing.assert_allclose(shared, own, rtol=1e-5, atol=1e-6)
 
 
@@ -50,7 +52,9 @@ def test_what_moves_all_scores_alike_changes_nothing(attention, shift):
     v = random(5, 1, 8, seed=1)
     still = q.copy()
     still[..., -1] = 0
-    np.testing.assert_allclose(attention(q, k, v, 3, 1.0), attention(still, k, v, 3, 1.0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        attention(q, k, v, 3, Attention(1.0)), attention(still, k, v, 3, Attention(1.0)), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_the_numpy_one_shows_its_scores_and_takes_others_back():
@@ -61,7 +65,7 @@ def test_the_numpy_one_shows_its_scores_and_takes_others_back():
         seen[name] = value
         return np.eye(4)[[0, 1]][None].repeat(2, axis=0) if name == "kq_soft_max" else value
 
-    got = attention_numpy(q, k, v, 2, 1.0, look)
+    got = attention_numpy(q, k, v, 2, Attention(1.0), look)
     assert seen["kq"].shape == seen["kq_soft_max"].shape == (2, 2, 4)
     np.testing.assert_allclose(seen["kq_soft_max"].sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(got, np.concatenate([v[:2], v[:2]], axis=1).reshape(2, 16), rtol=1e-6)
@@ -70,6 +74,44 @@ def test_the_numpy_one_shows_its_scores_and_takes_others_back():
 @pytest.mark.parametrize("attention", [attention_exact, attention_ggml])
 def test_an_f16_cache_costs_f16_rounding(attention):
     q, k, v = random(3, 2, 16), random(9, 2, 16), random(9, 2, 16, seed=1)
-    expected = attention_numpy(q.astype(np.float64), k, v, 6, 0.25)
-    got = attention(q, k.astype(np.float16), v.astype(np.float16), 6, 0.25)
+    expected = attention_numpy(q.astype(np.float64), k, v, 6, Attention(0.25))
+    got = attention(q, k.astype(np.float16), v.astype(np.float16), 6, Attention(0.25))
     np.testing.assert_allclose(got, expected, atol=4e-3)  # f16 keeps 11 bits: 5e-4 of scores up to 4
+
+
+@ALL
+def test_worked_examples_of_each_rule(attention):
+    q, k, v = np.ones((1, 1, 1), np.float32), np.full((3, 1, 1), np.log(3), np.float32), np.float32([8, 4, 0])
+    v = v[:, None, None]  # three positions score ln 3 each; the query is the middle one, at position 1
+
+    def answer(**rule):
+        return float(attention(q, k, v, 1, Attention(1.0, **rule))[0, 0])
+
+    near = pytest.approx
+    assert answer() == near(6)  # the mean of 8 and 4
+    assert answer(window=1) == near(4)  # itself alone
+    assert answer(causal=False) == near(4)  # the mean of all three
+    assert answer(causal=False, window=1) == near(2)  # itself and the one after it
+    assert answer(slopes=np.float32([np.log(3)])) == near(5)  # one position away counts a third: (8 / 3 + 4) / (4 / 3)
+    k[0] = 1e4
+    assert answer(softcap=np.log(3)) == near((3 * 8 + np.exp(np.log(3) * np.tanh(1)) * 4) / (3 + 3 ** np.tanh(1)))
+
+
+@given(
+    how=rules(n_head=4),
+    group=st.sampled_from([1, 2, 4]),
+    d=st.sampled_from([8, 16, 20, 64]),
+    n_tok=st.integers(1, 9),
+    first=st.sampled_from([0, 1, 250, 256]),
+    cache_type=st.sampled_from([np.float16, np.float32]),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_set_agrees_whatever_the_rule(how, group, d, n_tok, first, cache_type):
+    n_pos = first + n_tok
+    q = random(n_tok, 4, d)
+    k, v = (random(n_pos, 4 // group, d, seed=seed).astype(cache_type) for seed in (1, 2))
+    expected = attention_numpy(q.astype(np.float64), k, v, first, how)
+    for kernels in SETS.values():
+        got = kernels.attention(q, k, v, first, how)
+        rounded = kernels.name == "ggml" and cache_type == np.float16  # its queries and weights are f16, 5e-4 each
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.05 if rounded else 2e-5, err_msg=kernels.name)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need 
 
 PROGRAM = """
 import numpy as np
-from numllama.kernels import NUMBA, Tensor, simd
+from numllama.kernels import NUMBA, Attention, Tensor, simd
 from numllama.kernels.activations import round_activations
 from numllama.kernels.attention import attention_numpy
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
@@ -28,8 +28,8 @@ for name in ("Q4_0", "Q8_0", "Q6_K"):
         error = np.abs(NUMBA.matmul(w, x[rows]) - expected[rows]) / np.abs(expected[rows]).max(axis=1, keepdims=True)
         assert error.max() < 256 * 2**-24, (name, error.max())
 q, k, v = (rng.standard_normal((n, h, 16), np.float32) for n, h in ((6, 4), (300, 2), (300, 2)))
-expected = attention_numpy(q.astype(np.float64), k.astype(np.float16), v.astype(np.float16), 294, 0.25)
-got = NUMBA.attention(q, k.astype(np.float16), v.astype(np.float16), 294, 0.25)
+expected = attention_numpy(q.astype(np.float64), k.astype(np.float16), v.astype(np.float16), 294, Attention(0.25))
+got = NUMBA.attention(q, k.astype(np.float16), v.astype(np.float16), 294, Attention(0.25))
 assert np.abs(got - expected).max() < 1e-5
 print(simd.LEVEL)
 """

@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from numllama.kernels import SETS, Kernels, Rope, Tensor, numpy_kernels
+from numllama.kernels import SETS, Attention, Kernels, Rope, Tensor, numpy_kernels
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 
 F64 = numpy_kernels(np.float64)
@@ -27,7 +27,7 @@ ARGUMENTS = {
     "rms_norm": (random(5, 64), random(64, seed=1), 1e-5),
     "layer_norm": (random(5, 70) + 3, random(70, seed=1), random(70, seed=2), 1e-5),
     "rope": (random(5, 4, 16), np.arange(7, 12, dtype=np.int32), Rope("norm", 16)),
-    "attention": (random(3, 4, 16), random(8, 2, 16), random(8, 2, 16, seed=1), 5, 0.25),
+    "attention": (random(3, 4, 16), random(8, 2, 16), random(8, 2, 16, seed=1), 5, Attention(0.25)),
     "softmax": (random(5, 33),),
     "silu_mul": (random(5, 64), random(5, 64, seed=1)),
 }
@@ -64,8 +64,8 @@ def test_a_token_has_the_same_bits_in_any_batch(set_name, format):
 def test_a_query_has_the_same_bits_in_any_span(set_name, cache_type):
     q, k, v = random(6, 4, 16), random(9, 2, 16).astype(cache_type), random(9, 2, 16, seed=1).astype(cache_type)
     attention = SETS[set_name].attention
-    one_by_one = [attention(q[t : t + 1], k[: 4 + t], v[: 4 + t], 3 + t, 0.25) for t in range(6)]
-    np.testing.assert_array_equal(np.concatenate(one_by_one), attention(q, k, v, 3, 0.25))
+    one_by_one = [attention(q[t : t + 1], k[: 4 + t], v[: 4 + t], 3 + t, Attention(0.25)) for t in range(6)]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), attention(q, k, v, 3, Attention(0.25)))
 
 
 @pytest.mark.parametrize("format", ["Q4_0", "Q8_0"])
