@@ -19,12 +19,12 @@ from ..gguf import GGUF
 from ..grammar import Grammars
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
-from .decoder import forward
+from .decoder import forward, logits
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
 from .weights import Weights, read_weights
 
-__all__ = ["Family", "Hparams", "Model", "Weights", "forward", "load_model"]
+__all__ = ["Family", "Hparams", "Model", "Weights", "forward", "load_model", "logits"]
 
 
 @dataclass(frozen=True, eq=False)

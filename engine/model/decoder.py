@@ -20,7 +20,11 @@ from ..trace import Tap, no_tap
 
 def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for the positions in `batch.outputs`.  -> float [n_out, n_vocab]"""
-    x = hidden(model, batch, cache, kernels, tap)
+    return logits(model, hidden(model, batch, cache, kernels, tap), kernels, tap)
+
+
+def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Logits for what may follow rows `x` of hidden().  float [n_out, n_embd] -> float [n_out, n_vocab]"""
     return tap("result_output", -1, kernels.matmul(model.weights.output, x))
 
 
