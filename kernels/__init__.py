@@ -16,7 +16,23 @@ from functools import partial
 import numpy as np
 from numba import config
 
-from .activation import silu_mul_numba, silu_mul_numpy, softmax_numba, softmax_numpy
+from .activation import (
+    gelu_erf_numba,
+    gelu_erf_numpy,
+    gelu_ggml,
+    gelu_mul_ggml,
+    gelu_mul_numba,
+    gelu_mul_numpy,
+    gelu_numba,
+    gelu_numpy,
+    quick_gelu_ggml,
+    quick_gelu_numba,
+    quick_gelu_numpy,
+    silu_mul_numba,
+    silu_mul_numpy,
+    softmax_numba,
+    softmax_numpy,
+)
 from .attention import Attention, attention_exact, attention_ggml, attention_numba, attention_numpy
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import (
@@ -45,7 +61,8 @@ class Kernels:
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
     attention  (q, k, v, first, how: Attention, look) -> [n_tok, n_head * n_head_dim]
     softmax    (x) -> as x
-    silu_mul   (gate, up) -> as gate
+    silu_mul   (gate, up) -> as gate; so gelu_mul
+    gelu       (x) -> as x; so gelu_erf and quick_gelu
     inside     names that `look` shows from within attention, for traces
     """
 
@@ -58,6 +75,10 @@ class Kernels:
     attention: Callable[..., np.ndarray]
     softmax: Callable[..., np.ndarray]
     silu_mul: Callable[..., np.ndarray]
+    gelu_mul: Callable[..., np.ndarray]
+    gelu: Callable[..., np.ndarray]
+    gelu_erf: Callable[..., np.ndarray]
+    quick_gelu: Callable[..., np.ndarray]
     inside: frozenset[str] = frozenset()
 
 
@@ -73,6 +94,10 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
         attention=attention_numpy,
         softmax=softmax_numpy,
         silu_mul=silu_mul_numpy,
+        gelu_mul=gelu_mul_numpy,
+        gelu=gelu_numpy,
+        gelu_erf=gelu_erf_numpy,
+        quick_gelu=quick_gelu_numpy,
         inside=frozenset({"kq", "kq_soft_max"}),
     )
 
@@ -87,6 +112,9 @@ GGML = replace(
     layer_norm=layer_norm_ggml,
     rope=rope_ggml,
     attention=attention_ggml,
+    gelu_mul=gelu_mul_ggml,
+    gelu=gelu_ggml,
+    quick_gelu=quick_gelu_ggml,
 )
 NUMBA = replace(
     GGML,
@@ -98,6 +126,10 @@ NUMBA = replace(
     attention=attention_numba,
     softmax=softmax_numba,
     silu_mul=silu_mul_numba,
+    gelu_mul=gelu_mul_numba,
+    gelu=gelu_numba,
+    gelu_erf=gelu_erf_numba,
+    quick_gelu=quick_gelu_numba,
 )
 SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
 if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1 leaves Python, which has no vectors

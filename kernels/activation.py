@@ -1,11 +1,27 @@
-"""Softmax, and the gate of the feed-forward block."""
+"""Softmax, and what bends the feed-forward block.
+
+    silu        z / (1 + exp(-z))                                      Llama, with a gate: SwiGLU
+    gelu        z / (1 + exp(-2 u)),  u = sqrt(2/pi) (z + 0.044715 z^3)  Gemma, with a gate: GeGLU
+    gelu_erf    z (1 + erf(z / sqrt(2))) / 2                           BERT
+    quick_gelu  z / (1 + exp(-1.702 z))                                CLIP
+
+GELU is z times the chance that a normal variate lies below z: gelu_erf exactly, the other two nearly.
+ggml looks gelu and quick_gelu up in tables by float16, so its twins of them have 11 bits: within 5e-4 of the value.
+"""
+
+import math
 
 import numpy as np
 
 from .exp import exp
 from .jit import inner, kernel
-from .simd import f32x16, largest, load, maximum, splat, store, total, zero
+from .simd import f32x16, largest, load, maximum, minimum, round_to_half, splat, store, total, zero
 from .threads import parallel_for, run
+
+SQRT_2_PER_PI = np.float32(0.79788456080286535588)
+SQRT_HALF = np.float32(0.70710678118654752440)
+CUBE = np.float32(0.044715)
+QUICK = np.float32(1.702)
 
 
 def softmax_numpy(x):
@@ -21,6 +37,57 @@ def silu_mul_numpy(gate, up):
     """
     with np.errstate(over="ignore"):  # exp(-z) is inf for very negative z, and z / inf is 0
         return gate / (1 + np.exp(-gate)) * up
+
+
+def gelu_numpy(x):
+    """GELU by its tanh form.  float [n_tok, n_ff] -> as x;  source: Hendrycks & Gimpel 2016, arXiv:1606.08415"""
+    u = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-2 * u))  # (1 + tanh u) / 2 without its cancellation
+
+
+def gelu_erf_numpy(x):
+    """GELU itself.  float [n_tok, n_ff] -> as x"""
+    return (x * _erfc(-x / math.sqrt(2)) / 2).astype(x.dtype, copy=False)
+
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def quick_gelu_numpy(x):
+    """GELU by the logistic function.  float [n_tok, n_ff] -> as x"""
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(x.dtype.type(-1.702) * x))
+
+
+def gelu_mul_numpy(gate, up):
+    """GeGLU's product  gelu(gate) * up.  gate and up float [n_tok, n_ff] -> as gate"""
+    return gelu_numpy(gate) * up
+
+
+def gelu_ggml(x):
+    """As gelu_numpy, through ggml's table: float16 in, float16 out; as they are from 10 on, 0 below -10.
+
+    f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]
+    Source: ggml-cpu/vec.h ggml_vec_gelu_f32, llama.cpp 0c1e57098.
+    """
+    z = np.clip(x, -10, 10).astype(np.float16).astype(np.float32)
+    y = np.float32(0.5) * z * (1 + np.tanh(SQRT_2_PER_PI * z * (1 + CUBE * z * z)))
+    return np.where(x <= -10, 0, np.where(x >= 10, x, y.astype(np.float16))).astype(np.float32)
+
+
+def quick_gelu_ggml(x):
+    """As quick_gelu_numpy, through ggml's table: float16 in, float16 out.
+
+    f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]
+    Source: ggml-cpu/vec.h ggml_vec_gelu_quick_f32, llama.cpp 0c1e57098.
+    """
+    return quick_gelu_numpy(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+
+
+def gelu_mul_ggml(gate, up):
+    """As gelu_mul_numpy with ggml's gelu.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return gelu_ggml(gate) * up
 
 
 def softmax_numba(x):
@@ -53,24 +120,108 @@ def _softmax_rows(x, n, first, last):
             store(x, i, load(f32x16, x, i) * per_sum)
 
 
+SILU, GELU, GELU_ERF, QUICK_GELU = range(4)
+
+
 def silu_mul_numba(gate, up):
     """As silu_mul_numpy in float32.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return gated(SILU, gate, up)
+
+
+def gelu_mul_numba(gate, up):
+    """As gelu_mul_ggml.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return gated(GELU, gate, up)
+
+
+def gelu_numba(x):
+    """As gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return bent(GELU, x)
+
+
+def gelu_erf_numba(x):
+    """As gelu_erf_numpy in float32.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return bent(GELU_ERF, x)
+
+
+def quick_gelu_numba(x):
+    """As quick_gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    return bent(QUICK_GELU, x)
+
+
+def gated(kind, gate, up):
+    """The function `kind` of `gate`, times `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     gate, up = np.ascontiguousarray(gate, np.float32), np.ascontiguousarray(up, np.float32)
     y = np.empty_like(gate)
-    run(_silu_mul, 10 * y.size, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
+    run(_gated, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
+    return y
+
+
+def bent(kind, x):
+    """The function `kind` of `x`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    x = np.ascontiguousarray(x, np.float32)
+    y = np.empty_like(x)
+    run(_bent, 10 * y.size, kind, x.reshape(-1), y.reshape(-1))
     return y
 
 
 @kernel
-def _silu_mul(team, gate, up, y):
-    parallel_for(team, _silu_mul_lines, (gate, up, y), -(-y.size // 16))
+def _gated(team, kind, gate, up, y):
+    parallel_for(team, _gated_lines, (kind, gate, up, y), -(-y.size // 16))
+
+
+@kernel
+def _bent(team, kind, x, y):
+    parallel_for(team, _bent_lines, (kind, x, y), -(-y.size // 16))
 
 
 @inner
-def _silu_mul_lines(gate, up, y, first, last):
+def _gated_lines(kind, gate, up, y, first, last):
     for i in range(16 * first, 16 * min(last, y.size // 16), 16):
-        z = load(f32x16, gate, i)
-        store(y, i, z / (exp(z * np.float32(-1)) + np.float32(1)) * load(f32x16, up, i))
+        store(y, i, bend(kind, load(f32x16, gate, i)) * load(f32x16, up, i))
     for i in range(y.size // 16 * 16, min(16 * last, y.size)):
-        z = splat(f32x16, gate[i])
-        y[i] = largest(z / (exp(z * np.float32(-1)) + np.float32(1))) * up[i]
+        y[i] = largest(bend(kind, splat(f32x16, gate[i]))) * up[i]
+
+
+@inner
+def _bent_lines(kind, x, y, first, last):
+    for i in range(16 * first, 16 * min(last, y.size // 16), 16):
+        store(y, i, bend(kind, load(f32x16, x, i)))
+    for i in range(y.size // 16 * 16, min(16 * last, y.size)):
+        y[i] = largest(bend(kind, splat(f32x16, x[i])))
+
+
+@inner
+def bend(kind, z):
+    """The function `kind` of each lane.  f32x16 -> f32x16"""
+    if kind == SILU:
+        return z / (exp(z * np.float32(-1)) + np.float32(1))
+    if kind == GELU:
+        h = round_to_half(minimum(maximum(z, splat(f32x16, -10.0)), splat(f32x16, 10.0)))
+        y = h * logistic((h * h * h * CUBE + h) * (SQRT_2_PER_PI * np.float32(2)))
+        return round_to_half(y) + maximum(z - np.float32(10), zero(f32x16))
+    if kind == GELU_ERF:
+        size = maximum(z, z * np.float32(-1))
+        return maximum(z, zero(f32x16)) - size * beyond(size)
+    h = round_to_half(z)
+    return round_to_half(h * logistic(h * QUICK))
+
+
+@inner
+def logistic(z):
+    """1 / (1 + e^-z).  f32x16 -> f32x16"""
+    return splat(f32x16, 1.0) / (exp(z * np.float32(-1)) + np.float32(1))
+
+
+@inner
+def beyond(z):
+    """The chance that a normal variate lies above z >= 0, within 1e-7.  f32x16 -> f32x16
+
+    Source: Abramowitz & Stegun 1964, 7.1.26.
+    """
+    z = z * SQRT_HALF
+    t = splat(f32x16, 1.0) / (z * np.float32(0.3275911) + np.float32(1))
+    p = t * np.float32(1.061405429) - np.float32(1.453152027)
+    p = p * t + np.float32(1.421413741)
+    p = p * t - np.float32(0.284496736)
+    p = p * t + np.float32(0.254829592)
+    return p * t * exp(z * z * np.float32(-1)) * np.float32(0.5)

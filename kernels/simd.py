@@ -9,7 +9,8 @@
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
     total(v)  largest(v)  totals(v, w, x, y)                    over the lanes; of four vectors, as f32x4
     half_to_f32(u16x16)  floats(a, i)                           float16 bits -> f32x16; 16 numbers, u16 being float16
-    round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds
+    round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds;
+                                                                to half also lane by lane
     dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
 
 Only the last three lines depend on the machine.  LEVEL names the form in use:
@@ -417,23 +418,32 @@ def floats(typing, array, i):
 
 def round_to_half_portable(builder, x):
     """To 11 bits, ties to even; below 2^-14 to multiples of 2^-24, which adding 0.75 leaves.  For |x| < 65520."""
-    whole, real = ir.IntType(32), ir.FloatType()
+    real, whole = x.type, ir.IntType(32)
+    if isinstance(real, ir.VectorType):
+        whole = ir.VectorType(whole, real.count)
+
+    def constant(type, value):
+        return ir.Constant(type, [value] * type.count if isinstance(type, ir.VectorType) else value)
+
     b = builder.bitcast(x, whole)
-    odd = builder.and_(builder.lshr(b, whole(13)), whole(1))
-    normal = builder.and_(builder.add(builder.add(b, whole(0x0FFF)), odd), whole(-0x2000))
-    tiny = builder.fsub(builder.fadd(x, real(0.75)), real(0.75))
-    small = builder.icmp_unsigned("<", builder.and_(b, whole(0x7FFFFFFF)), whole(0x38800000))
-    return builder.select(small, tiny, builder.bitcast(normal, real))
+    odd = builder.and_(builder.lshr(b, constant(whole, 13)), constant(whole, 1))
+    rounded = builder.add(builder.add(b, constant(whole, 0x0FFF)), odd)
+    normal = builder.bitcast(builder.and_(rounded, constant(whole, -0x2000)), real)
+    tiny = builder.fsub(builder.fadd(x, constant(real, 0.75)), constant(real, 0.75))
+    small = builder.icmp_unsigned("<", builder.and_(b, constant(whole, 0x7FFFFFFF)), constant(whole, 0x38800000))
+    return builder.select(small, tiny, normal)
 
 
 def round_to_half_native(builder, x):
-    return builder.fpext(builder.fptrunc(x, ir.HalfType()), ir.FloatType())
+    half = ir.VectorType(ir.HalfType(), x.type.count) if isinstance(x.type, ir.VectorType) else ir.HalfType()
+    return builder.fpext(builder.fptrunc(x, half), x.type)
 
 
 @intrinsic
 def round_to_half(typing, x):
     generate = round_to_half_portable if LEVEL == "portable" else round_to_half_native
-    return types.float32(types.float32), lambda context, builder, sig, args: generate(builder, args[0])
+    result = x if isinstance(x, Vec) else types.float32
+    return result(result), lambda context, builder, sig, args: generate(builder, args[0])
 
 
 @intrinsic

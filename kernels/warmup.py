@@ -36,7 +36,8 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     weight.flags.writeable = False  # as in a mapped file
     jobs.append(("rms_norm", partial(NUMBA.rms_norm, rows, weight, 1e-5)))
     jobs.append(("layer_norm", partial(NUMBA.layer_norm, rows, weight, weight, 1e-5)))
-    jobs.append(("silu_mul", partial(NUMBA.silu_mul, rows, rows)))
+    jobs.append(("silu_mul, gelu_mul", partial(NUMBA.silu_mul, rows, rows)))
+    jobs.append(("gelu, gelu_erf, quick_gelu", partial(NUMBA.gelu, rows)))
     jobs.append(("softmax", partial(NUMBA.softmax, rows)))
     return jobs
 

@@ -25,6 +25,7 @@ from numllama.kernels.simd import (
     load,
     maximum,
     registers,
+    round_to_half,
     splat,
     store,
     total,
@@ -157,6 +158,29 @@ def test_the_portable_half_is_the_native_one_on_finite_values():
     got = np.empty(65536, np.float32)
     portable_halves(HALVES, got)
     np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
+
+
+@kernel
+def rounded(x, out, portable):
+    for i in range(0, x.size, 16):
+        store(out, i, portable_round(load(f32x16, x, i)) if portable else round_to_half(load(f32x16, x, i)))
+
+
+@intrinsic
+def portable_round(typing, x):
+    return f32x16(f32x16), lambda context, builder, sig, args: simd.round_to_half_portable(builder, args[0])
+
+
+@compiled
+@pytest.mark.parametrize("portable", [False, True])
+def test_rounding_to_half_in_lanes_is_numpy_s(portable):
+    exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
+    ties = (exact[1:] + exact[:-1]) / 2
+    x = np.concatenate([exact, ties, np.nextafter(ties, np.float32(1))])
+    x = np.resize(x[np.abs(x) < 65520], 12288 * 16)
+    got = np.empty_like(x)
+    rounded(x, got, portable)
+    np.testing.assert_array_equal(got, x.astype(np.float16).astype(np.float32))
 
 
 @kernel
