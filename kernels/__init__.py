@@ -34,6 +34,7 @@ from .activation import (
     softmax_numpy,
 )
 from .attention import Attention, attention_exact, attention_ggml, attention_numba, attention_numpy
+from .experts import experts_exact, experts_ggml, experts_numba, experts_numpy
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import (
     layer_norm_ggml,
@@ -56,6 +57,7 @@ class Kernels:
 
     rows       (w, ids) -> x [n_tok, n_embd]
     matmul     (w, x) -> x w^T [n_tok, n_out]
+    experts    (w, x, chosen) -> x w[chosen]^T [n, n_out], for each row of x the matrix that it chose
     rms_norm   (x, weight, eps) -> as x
     layer_norm (x, weight, bias, eps) -> as x
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
@@ -69,6 +71,7 @@ class Kernels:
     name: str
     rows: Callable[..., np.ndarray]
     matmul: Callable[..., np.ndarray]
+    experts: Callable[..., np.ndarray]
     rms_norm: Callable[..., np.ndarray]
     layer_norm: Callable[..., np.ndarray]
     rope: Callable[..., np.ndarray]
@@ -88,6 +91,7 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
         name=f"numpy-{np.dtype(dtype).name}",
         rows=partial(rows_numpy, dtype=dtype),
         matmul=matmul_numpy,
+        experts=experts_numpy,
         rms_norm=rms_norm_numpy,
         layer_norm=layer_norm_numpy,
         rope=rope_numpy,
@@ -103,11 +107,19 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
 
 
 NUMPY = numpy_kernels()
-EXACT = replace(NUMPY, name="exact", matmul=matmul_exact, attention=attention_exact, inside=frozenset())
+EXACT = replace(
+    NUMPY,
+    name="exact",
+    matmul=matmul_exact,
+    experts=experts_exact,
+    attention=attention_exact,
+    inside=frozenset(),
+)
 GGML = replace(
     EXACT,
     name="ggml",
     matmul=matmul_ggml,
+    experts=experts_ggml,
     rms_norm=rms_norm_ggml,
     layer_norm=layer_norm_ggml,
     rope=rope_ggml,
@@ -120,6 +132,7 @@ NUMBA = replace(
     GGML,
     name="numba",
     matmul=matmul_numba,
+    experts=experts_numba,
     rms_norm=rms_norm_numba,
     layer_norm=layer_norm_numba,
     rope=rope_numba,

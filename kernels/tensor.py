@@ -20,7 +20,7 @@ _packing = Lock()
 class Tensor:
     """`blocks` of `format` that mean an array of `shape`.
 
-    shape   NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix
+    shape   NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix, [n_expert, n_out, n_in] for a stack
     blocks  [*shape[:-1], n_in / format.block_size] of format.layout; usually a view into the mapped file
     """
 
@@ -38,6 +38,11 @@ class Tensor:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.blocks.nbytes
+
+    @cached_property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """A stack's matrices, each with forms of its own: an expert is packed when it is first chosen."""
+        return tuple(Tensor(self.name, self.format, self.shape[1:], blocks) for blocks in self.blocks)
 
     def dequantize(self, rows=None) -> np.ndarray:
         """What the blocks mean.  -> f32 [*shape], or f32 [len(rows), *shape[1:]] for chosen `rows` of the first axis"""

@@ -16,14 +16,14 @@ def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def weight(n_out, n_in, format="F32"):
-    blocks = quantize(FORMATS_BY_NAME[format], random(n_out, n_in))
-    return Tensor("w", FORMATS_BY_NAME[format], (n_out, n_in), blocks)
+def weight(*shape, format="F32"):
+    return Tensor("w", FORMATS_BY_NAME[format], shape, quantize(FORMATS_BY_NAME[format], random(*shape)))
 
 
 ARGUMENTS = {
-    "rows": (weight(40, 64, "Q8_0"), np.array([3, 0, 39, 3], np.int32)),
+    "rows": (weight(40, 64, format="Q8_0"), np.array([3, 0, 39, 3], np.int32)),
     "matmul": (weight(48, 64), random(5, 64)),
+    "experts": (weight(4, 48, 64), random(5, 64), np.array([2, 0, 2, 3, 2], np.int32)),
     "rms_norm": (random(5, 64), random(64, seed=1), 1e-5),
     "layer_norm": (random(5, 70) + 3, random(70, seed=1), random(70, seed=2), 1e-5),
     "rope": (random(5, 4, 16), np.arange(7, 12, dtype=np.int32), Rope("norm", 16)),
@@ -62,9 +62,18 @@ ORDERED = [name for name in ("exact", "ggml", "numba") if name in SETS]  # sums 
 @pytest.mark.parametrize("set_name", ORDERED)
 @pytest.mark.parametrize("format", ["F32", "F16", "Q4_0", "Q8_0"])
 def test_a_token_has_the_same_bits_in_any_batch(set_name, format):
-    w, x = weight(70, 96, format), random(9, 96)
+    w, x = weight(70, 96, format=format), random(9, 96)
     matmul = SETS[set_name].matmul
     np.testing.assert_array_equal(np.concatenate([matmul(w, x[t : t + 1]) for t in range(9)]), matmul(w, x))
+
+
+@pytest.mark.parametrize("set_name", ORDERED)
+@pytest.mark.parametrize("format", ["F32", "Q4_0", "Q8_0"])
+def test_a_row_has_the_same_bits_whatever_others_choose(set_name, format):
+    w, x, chosen = weight(5, 70, 96, format=format), random(40, 96), np.random.default_rng(0).integers(0, 4, 40)
+    experts, matmul = SETS[set_name].experts, SETS[set_name].matmul
+    alone = [matmul(w.matrices[e], x[i : i + 1]) for i, e in enumerate(chosen)]
+    np.testing.assert_array_equal(np.concatenate(alone), experts(w, x, chosen))
 
 
 @pytest.mark.parametrize("set_name", ORDERED)
@@ -78,7 +87,7 @@ def test_a_query_has_the_same_bits_in_any_span(set_name, cache_type):
 
 @pytest.mark.parametrize("format", ["Q4_0", "Q8_0"])
 def test_ggml_matmul_errs_by_half_a_step_of_the_activations_at_most(format):
-    w, x = weight(48, 64, format), random(5, 64)
+    w, x = weight(48, 64, format=format), random(5, 64)
     blocks = np.abs(x.reshape(5, 2, 32))
     step = np.repeat(blocks.max(-1), 32, axis=-1).reshape(5, 64) / 127
     # q is off by half a step; the scale, kept as f16, by 2^-11 of up to 127 steps, that is 0.063 of one more

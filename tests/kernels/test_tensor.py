@@ -30,6 +30,17 @@ def test_a_form_is_packed_once():
     assert w.form(pack) == w.form(pack) == (6, 64) and made == [w]
 
 
+def test_a_stack_s_matrices_are_its_parts_and_keep_their_forms():
+    x = np.random.default_rng(0).standard_normal((3, 6, 64), np.float32)
+    w = Tensor("w", FORMATS_BY_NAME["Q4_0"], x.shape, quantize(FORMATS_BY_NAME["Q4_0"], x))
+    np.testing.assert_array_equal([matrix.dequantize() for matrix in w.matrices], w.dequantize())
+    assert w.matrices[1].form(len_of) is w.matrices[1].form(len_of) is not w.matrices[2].form(len_of)
+
+
+def len_of(tensor):
+    return [len(tensor.blocks)]
+
+
 @pytest.mark.parametrize("format", ["F32", "Q4_0"])
 def test_a_tensor_without_rows_means_an_array_without_rows(format):
     w = Tensor(

@@ -1,0 +1,44 @@
+"""Products with a stack of matrices of which each row chooses one: the experts of a mixture.
+
+    y[i] = w[chosen[i]] x[i]
+
+experts_numpy   the definition, row by row
+experts_exact, experts_ggml, experts_numba      the rows that chose an expert together, by that set's matmul
+
+A token's rows come beside other tokens' by the chance of what those choose: since no batch changes a product in these
+sets, neither does that.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from .matmul import matmul_exact, matmul_ggml, matmul_numba
+
+
+def experts_numpy(w, x, chosen):
+    """Each row's product with the matrix that it chose.
+
+    w Tensor [n_expert, n_out, n_in], x float [n, n_in], chosen i32 [n] -> as x [n, n_out]
+    """
+    y = np.empty((len(x), w.shape[1]), x.dtype)
+    for i, e in enumerate(chosen):
+        y[i] = w.matrices[e].dequantize().astype(x.dtype, copy=False) @ x[i]
+    return y
+
+
+def experts_together(matmul, w, x, chosen):
+    """As experts_numpy, one product by `matmul` for each expert that anybody chose.
+
+    w Tensor [n_expert, n_out, n_in], x f32 [n, n_in], chosen i32 [n] -> f32 [n, n_out]
+    """
+    y = np.empty((len(x), w.shape[1]), np.float32)
+    for e in np.unique(chosen):
+        rows = np.flatnonzero(chosen == e)
+        y[rows] = matmul(w.matrices[e], x[rows])
+    return y
+
+
+experts_exact = partial(experts_together, matmul_exact)
+experts_ggml = partial(experts_together, matmul_ggml)
+experts_numba = partial(experts_together, matmul_numba)
