@@ -29,6 +29,7 @@ def tiny_gguf(
     n_head_kv: int = 2,
     n_embd: int = 0,
     n_ff: int = 0,
+    n_expert: int = 0,
     n_ctx: int = 256,
     **kv,
 ) -> str | os.PathLike[str]:
@@ -41,6 +42,7 @@ def tiny_gguf(
     bias           attn_q, attn_k and attn_v have biases
     rope_factors   rope_freqs.weight, as Llama 3 stretches its slow frequencies
     n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
+    n_expert       0: none; else as many experts of n_ff a layer, and a router that chooses two
     kv             more key-values, with "__" for ".", or others than these
     """
     format = FORMATS_BY_NAME[quant]
@@ -52,8 +54,8 @@ def tiny_gguf(
     random = np.random.default_rng(seed)
     tensors = []
 
-    def matrix(name, n_out, n_in, std):
-        x = random.standard_normal((n_out, n_in), np.float32) * np.float32(std)
+    def matrix(name, n_out, n_in, std, *stack):
+        x = random.standard_normal((*stack, n_out, n_in), np.float32) * np.float32(std)
         tensors.append((f"{name}.weight", format, x.shape, quantize(format, x)))
 
     def vector(name, x):
@@ -70,9 +72,12 @@ def tiny_gguf(
                 vector(f"{blk}.{name}.bias", random.normal(0, 0.5, n_out))
         matrix(f"{blk}.attn_output", n_embd, n_embd, n_embd**-0.5)
         vector(f"{blk}.ffn_norm.weight", random.uniform(0.75, 1.25, n_embd))
-        matrix(f"{blk}.ffn_gate", n_ff, n_embd, n_embd**-0.5)
-        matrix(f"{blk}.ffn_up", n_ff, n_embd, n_embd**-0.5)
-        matrix(f"{blk}.ffn_down", n_embd, n_ff, n_ff**-0.5)
+        if n_expert:
+            vector(f"{blk}.ffn_gate_inp.weight", random.normal(0, n_embd**-0.5, (n_expert, n_embd)))
+        stack, exps = ((n_expert,), "_exps") if n_expert else ((), "")
+        matrix(f"{blk}.ffn_gate{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_up{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_down{exps}", n_embd, n_ff, n_ff**-0.5, *stack)
     vector("output_norm.weight", random.uniform(0.75, 1.25, n_embd))
     if not tied:
         matrix("output", n_vocab, n_embd, 2.5 * n_embd**-0.5)
@@ -90,6 +95,7 @@ def tiny_gguf(
         f"{family}.rope.dimension_count": n_embd // n_head,
         f"{family}.rope.freq_base": 10000.0,
         f"{family}.vocab_size": n_vocab,
+        **({f"{family}.expert_count": n_expert, f"{family}.expert_used_count": 2} if n_expert else {}),
         **vocabulary,
         **({"tokenizer.chat_template": chat_template} if chat_template is not None else {}),
         **{key.replace("__", "."): value for key, value in kv.items()},

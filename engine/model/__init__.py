@@ -4,6 +4,7 @@ families    what differs between architectures, as values
 hparams     sizes, from the key-values
 weights     tensors under their GGUF names
 decoder     forward(): tokens in, logits out
+moe         the feed-forward block as a mixture of experts
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from ...kernels import Attention, Kernels
 from ..batch import Batch
 from ..cache import KVCache
 from ..trace import Tap, no_tap
+from .moe import mixture
 
 
 def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
@@ -68,6 +69,8 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
 def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the feed-forward block adds in layer `il`.  h float [n_tok, n_embd] -> as h"""
     blk = model.weights.blk[il]
+    if blk.ffn_gate_inp is not None:
+        return mixture(model, il, h, kernels, tap)
     gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
     gated = tap("ffn_swiglu", il, kernels.silu_mul(gate, up))

@@ -17,8 +17,9 @@ POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as
 class Hparams:
     """Sizes of a decoder.
 
-    n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width;
-    pooling is how an embedding model makes one vector of a text's, one of POOLINGS, "" in a model that speaks.
+    n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width.  With
+    n_expert, each token goes through n_expert_used of them, n_ff_exp wide.  pooling is how an embedding model makes one
+    vector of a text's, one of POOLINGS, "" in a model that speaks.
     """
 
     n_layer: int
@@ -32,6 +33,10 @@ class Hparams:
     norm_eps: float
     rope: Rope
     pooling: str = ""
+    n_expert: int = 0
+    n_expert_used: int = 0
+    n_ff_exp: int = 0
+    expert_weights_scale: float = 1.0
 
 
 def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
@@ -74,6 +79,11 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
     if n_rot % 2 or n_rot > n_head_dim:
         raise fail(f"{arch}.rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
 
+    n_ff, n_expert = int(number("feed_forward_length")), int(number("expert_count", 0, least=0))
+    n_expert_used = int(number("expert_used_count", 0, least=min(n_expert, 1)))
+    if n_expert_used > n_expert:
+        raise fail(f"{arch}.expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
+
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     embedding = gguf.tensors.get("token_embd.weight")
     n_vocab = len(tokens) if tokens is not None else embedding.shape[0] if embedding is not None else 0
@@ -85,7 +95,7 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_head_dim=n_head_dim,
-        n_ff=int(number("feed_forward_length")),
+        n_ff=n_ff,
         n_vocab=n_vocab,
         n_ctx_train=int(number("context_length")),
         norm_eps=float(number("attention.layer_norm_rms_epsilon", least=0)),
@@ -97,6 +107,10 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
             _factors(gguf, n_rot),
         ),
         pooling=_pooling(gguf, arch, number),
+        n_expert=n_expert,
+        n_expert_used=n_expert_used,
+        n_ff_exp=int(number("expert_feed_forward_length", n_ff)),
+        expert_weights_scale=float(number("expert_weights_scale", 0, least=0)) or 1.0,
     )
 
 

@@ -22,9 +22,13 @@ class Layer:
     attn_v: Tensor
     attn_output: Tensor
     ffn_norm: np.ndarray
-    ffn_gate: Tensor
-    ffn_up: Tensor
-    ffn_down: Tensor
+    ffn_gate: Tensor | None = None
+    ffn_up: Tensor | None = None
+    ffn_down: Tensor | None = None
+    ffn_gate_inp: Tensor | None = None  # the router, and its experts; instead of the three above
+    ffn_gate_exps: Tensor | None = None
+    ffn_up_exps: Tensor | None = None
+    ffn_down_exps: Tensor | None = None
     attn_q_bias: np.ndarray | None = None
     attn_k_bias: np.ndarray | None = None
     attn_v_bias: np.ndarray | None = None
@@ -52,7 +56,7 @@ class Tensors:
         self.used: set[str] = set()
 
     def take(self, name: str, shape: tuple[int, ...], optional: bool = False) -> Tensor | np.ndarray | None:
-        """The tensor `name`: a matrix as it is, a vector as f32; None if `optional` and not there.
+        """The tensor `name`: a matrix or a stack as it is, a vector as f32; None if `optional` and not there.
 
         Raises BadGGUF where it is missing or of another shape, UnsupportedArchitecture for a type not computed here.
         """
@@ -75,7 +79,7 @@ class Tensors:
                 self.gguf.tensor_offsets[name],
                 f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}",
             )
-        return tensor if len(shape) == 2 else tensor.dequantize()
+        return tensor if len(shape) > 1 else tensor.dequantize()
 
     def finish(self) -> None:
         """Raises UnsupportedArchitecture for a tensor that nobody took: leaving it out would give wrong numbers."""
@@ -100,10 +104,20 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
         "attn_v": (n_kv, hp.n_embd),
         "attn_output": (hp.n_embd, n_q),
         "ffn_norm": (hp.n_embd,),
-        "ffn_gate": (hp.n_ff, hp.n_embd),
-        "ffn_up": (hp.n_ff, hp.n_embd),
-        "ffn_down": (hp.n_embd, hp.n_ff),
     }
+    if hp.n_expert:
+        shapes |= {
+            "ffn_gate_inp": (hp.n_expert, hp.n_embd),
+            "ffn_gate_exps": (hp.n_expert, hp.n_ff_exp, hp.n_embd),
+            "ffn_up_exps": (hp.n_expert, hp.n_ff_exp, hp.n_embd),
+            "ffn_down_exps": (hp.n_expert, hp.n_embd, hp.n_ff_exp),
+        }
+    else:
+        shapes |= {
+            "ffn_gate": (hp.n_ff, hp.n_embd),
+            "ffn_up": (hp.n_ff, hp.n_embd),
+            "ffn_down": (hp.n_embd, hp.n_ff),
+        }
     file = Tensors(gguf)
     file.used.add("rope_freqs.weight")
 
@@ -111,10 +125,18 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
         found: dict[str, Tensor | np.ndarray | None] = {}
         for field in fields(Layer):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
+            if name not in shapes:
+                continue
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
             found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
         return Layer(**found)  # type: ignore[arg-type]
 
+    if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors.keys() | gguf.unsupported.keys():
+        raise UnsupportedArchitecture(
+            str(gguf.kv.get("general.architecture")),
+            "each expert is a tensor of its own ('blk.0.ffn_gate.0.weight'), as in files made before April 2024; "
+            "expected 'blk.0.ffn_gate_exps.weight', which a conversion of today writes",
+        )
     token_embd = file.take("token_embd.weight", (hp.n_vocab, hp.n_embd))
     output = file.take("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
     weights = Weights(

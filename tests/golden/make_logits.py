@@ -25,6 +25,7 @@ MODELS = {  # arguments of tiny_gguf
     "llama": {},
     "llama-tied-factors": {"tied": True, "rope_factors": True, "tokenizer": "bpe"},
     "qwen2": {"family": "qwen2", "bias": True},
+    "mixtral": {"n_expert": 4},
 }
 FORMATS = ("F32", "Q8_0")
 TOKENS = [1, 270, 5, 293, 262, 7, 297, 290, 9, 40, 3, 77, 281, 300, 299, 13, 8, 250, 161, 290, 22, 291, 264, 271]

@@ -1,0 +1,48 @@
+"""The feed-forward block as a mixture of experts: each token goes through the few that its router prefers.
+
+    probs  = softmax(router h)                      one for each expert
+    chosen = the n_expert_used largest of them
+    out    = sum over chosen e of  probs[e] / (sum of chosen probs) * down_e(silu(gate_e h) * up_e h)
+
+Source: Jiang et al. 2024, arXiv:2401.04088, whose softmax over the chosen logits alone is the same weights.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+
+from ...kernels import Kernels
+from ..trace import Tap
+
+LEAST = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
+
+
+def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """What the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
+    hp, blk = model.hparams, model.weights.blk[il]
+    logits = tap("ffn_moe_logits", il, kernels.matmul(blk.ffn_gate_inp, h))  # [n_tok, n_expert]
+    probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
+    chosen = tap("ffn_moe_topk", il, largest(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
+    weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
+    total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
+    weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, LEAST))
+    if hp.expert_weights_scale != 1:
+        weights = tap("ffn_moe_weights_scaled", il, weights * hp.expert_weights_scale)
+
+    def each(w, x: np.ndarray) -> np.ndarray:
+        """The chosen experts' products.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
+        return kernels.experts(w, x, chosen.reshape(-1))
+
+    x = np.repeat(h, hp.n_expert_used, axis=0)
+    gate, up = tap("ffn_moe_gate", il, each(blk.ffn_gate_exps, x)), tap("ffn_moe_up", il, each(blk.ffn_up_exps, x))
+    gated = tap("ffn_moe_swiglu", il, kernels.silu_mul(gate, up))
+    out = tap("ffn_moe_down", il, each(blk.ffn_down_exps, gated)).reshape(*chosen.shape, -1)
+    weighted = tap("ffn_moe_weighted", il, out * weights[:, :, None])  # [n_tok, n_expert_used, n_embd]
+    return tap("ffn_moe_out", il, reduce(np.add, weighted.swapaxes(0, 1)))  # the most preferred first
+
+
+def largest(probs: np.ndarray, n: int) -> np.ndarray:
+    """Where the `n` largest of each row are, in falling order; of equals the first.  -> i32 [n_tok, n]"""
+    return np.argsort(-probs, axis=1, kind="stable")[:, :n].astype(np.int32)
