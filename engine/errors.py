@@ -6,7 +6,7 @@
      |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- RegistryError     Unauthorized  WrongBlob(expected, found)
-     +- CapacityError     QueueFull  OutOfMemory
+     +- CapacityError     QueueFull  OutOfMemory  LoadStalled(progress)
      +- Cancelled
      +- ShuttingDown
 
@@ -168,6 +168,14 @@ class OutOfMemory(CapacityError):
     def __init__(self, needed: int, available: int, message: str):
         self.needed, self.available = needed, available
         super().__init__(message)
+
+
+class LoadStalled(CapacityError):
+    """A load that got no further for OLLAMA_LOAD_TIMEOUT: in Ollama's words, the last blank included."""
+
+    def __init__(self, progress: float):
+        self.progress = progress
+        super().__init__(f"timed out waiting for llama runner to start - progress {progress:.2f} - ")
 
 
 class Cancelled(EngineError):

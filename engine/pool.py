@@ -4,7 +4,8 @@
               else into the queue of loads; at its head: unload what is in the way, load, a lease
     release   the last lease back starts the countdown of keep_alive; at its end the model goes
 
-One lock guards it all.  Loading happens outside the lock, one at a time, in the thread that asked.
+One lock guards it all.  Loading happens outside the lock, one at a time, in a thread of its own: who stalls is left
+behind.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic_ns, time_ns
 
 from .duration import FOREVER, SECOND, format_duration
-from .errors import OutOfMemory, QueueFull, ShuttingDown
+from .errors import Cancelled, LoadStalled, OutOfMemory, QueueFull, ShuttingDown
 from .job import Call
 from .options import Options
 from .runner import Runner
@@ -27,6 +30,7 @@ from .store import LocalModel
 log = logging.getLogger(__name__)
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
+A_DAY = 86_400.0  # seconds: a wait without an end, in turns
 MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
 
 
@@ -57,16 +61,64 @@ class Loaded:
         return time_ns() + (self.keep_alive if self.n_using else self.deadline - monotonic_ns())
 
 
+class Progress:
+    """How far a load is, as it tells; and whether anybody still waits for it."""
+
+    def __init__(self, is_wanted: Callable[[], bool]):
+        self.fraction, self.moved = 0.0, monotonic_ns()
+        self._is_wanted, self._outcome = is_wanted, Future[Runner]()
+
+    def tell(self, fraction: float) -> None:
+        """`fraction` of the model is loaded, 0 .. 1.  Raises Cancelled if nobody wants the rest."""
+        if self._outcome.cancelled() or not self._is_wanted():
+            raise Cancelled("request canceled")
+        self.fraction, self.moved = max(self.fraction, fraction), monotonic_ns()
+
+    def watch(self, load: Load, timeout: int) -> Runner:
+        """What `load` returns.  Raises: LoadStalled when it tells nothing for `timeout` nanoseconds, what it raises."""
+        Thread(target=self._run, args=(load,), name="load", daemon=True).start()
+        while True:
+            left = self.moved + timeout - monotonic_ns()
+            wait([self._outcome], min(left / SECOND, A_DAY))
+            if self._outcome.done():
+                return self._outcome.result()
+            if self.moved + timeout <= monotonic_ns() and self._outcome.cancel():
+                raise LoadStalled(self.fraction)
+
+    def _run(self, load: Load) -> None:
+        try:
+            runner = load(self)
+        except BaseException as error:
+            if self._outcome.set_running_or_notify_cancel():
+                self._outcome.set_exception(error)
+        else:
+            if self._outcome.set_running_or_notify_cancel():
+                self._outcome.set_result(runner)
+            else:  # it came too late
+                runner.close()
+
+
+Load = Callable[[Progress], Runner]
+
+
 class Pool:
     """The loaded models, by the path of their weights.
 
-    keep_alive   nanoseconds, for loads that do not say
-    max_loaded   models at once; 0 is MAX_LOADED
-    max_queue    loads that may wait while another one is going on
+    keep_alive     nanoseconds, for loads that do not say
+    max_loaded     models at once; 0 is MAX_LOADED
+    max_queue      loads that may wait while another one is going on
+    load_timeout   nanoseconds that a load may stand still
     """
 
-    def __init__(self, keep_alive: int = 300 * SECOND, max_loaded: int = 0, max_queue: int = 512):
+    def __init__(
+        self,
+        keep_alive: int = 300 * SECOND,
+        max_loaded: int = 0,
+        max_queue: int = 512,
+        load_timeout: int = 300 * SECOND,
+    ):
         self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded or MAX_LOADED, max_queue
+        self.load_timeout = load_timeout
         self._changed = Condition()
         self._loaded: dict[Path, Loaded] = {}
         self._queue: deque[tuple[Path, Call]] = deque()
@@ -87,14 +139,14 @@ class Pool:
         self,
         model: LocalModel,
         options: Options,
-        load: Callable[[], Runner],
+        load: Load,
         call: Call,
         keep_alive: int | None = None,
     ) -> Loaded:
         """A lease on `model`, loaded by `load` with `options` (clamped) if need be; `release` gives it back.
 
         Blocks while other models load or have to finish first.
-        Raises: QueueFull, Cancelled, ShuttingDown, what `load` raises.
+        Raises: QueueFull, LoadStalled, Cancelled, ShuttingDown, what `load` raises.
         """
         key = model.weights
         with self._changed:
@@ -110,18 +162,18 @@ class Pool:
                 if entry := self._lease(key, options, keep_alive):
                     return entry
                 self._make_room(key, call)
-            return self._add(Loaded(model, self._load(load, call), self.keep_alive), keep_alive, call)
+            return self._add(Loaded(model, self._load(model, load, call), self.keep_alive), keep_alive, call)
         finally:
             with self._changed:
                 call.on_cancel = lambda: None
                 self._queue.remove(waiter)
                 self._changed.notify_all()
 
-    def _load(self, load: Callable[[], Runner], call: Call) -> Runner:
+    def _load(self, model: LocalModel, load: Load, call: Call) -> Runner:
         """What `load` returns; models are unloaded one after the other while there is too little memory for it."""
         while True:
             try:
-                return load()
+                return Progress(partial(self.is_wanted, model, call)).watch(load, self.load_timeout)
             except OutOfMemory:
                 with self._changed:
                     if not self._loaded:
@@ -243,4 +295,4 @@ class Pool:
                     if entry.deadline <= now:
                         self._drop(entry)
                 left = min((e.deadline - now for e in idle if e.deadline > now), default=FOREVER)
-                self._changed.wait(min(left / SECOND, 86_400.0))
+                self._changed.wait(min(left / SECOND, A_DAY))

@@ -24,7 +24,7 @@ import numpy as np
 from ..kernels import NUMBA, Kernels, threads
 from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
-from .errors import Cancelled, EngineError, ModelError, OutOfMemory, ShuttingDown
+from .errors import EngineError, ModelError, OutOfMemory, ShuttingDown
 from .job import Job
 from .model import Model, forward
 from .options import Options
@@ -71,17 +71,16 @@ def available_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def loading(n_layer: int, is_wanted: Callable[[], bool], facts: dict[str, Any]) -> Tap:
+def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) -> Tap:
     """The tap of a first forward pass, in which weights are packed and kernels compiled.
 
-    A long one says in the log how far it is; one that nobody waits for ends.
+    It tells how far it is, in the log too if that takes long; what `tell` raises ends it.
     """
     said = monotonic()
 
     def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
         nonlocal said
-        if not is_wanted():
-            raise Cancelled("request canceled")
+        tell((il + 1) / n_layer)
         if monotonic() - said > SAY_EVERY:
             said = monotonic()
             log.info("loading", extra={"fields": facts | {"layer": f"{il + 1}/{n_layer}"}})

@@ -38,7 +38,7 @@ from .options import AS_USUAL, Options, Wanted
 from .parse import ThinkingParser, ToolParser, without_old_thoughts
 from .parse.thinking import BLANKS
 from .piece import Piece
-from .pool import Loaded, Pool
+from .pool import Loaded, Pool, Progress
 from .runner import Runner, loading
 from .settings import Settings
 from .split import Split
@@ -167,7 +167,7 @@ class Engine:
         self.store = store or default_store(self.settings)
         self.file, self.kernels = file, kernels
         s = self.settings
-        self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue)
+        self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue, s.load_timeout)
         self.downloads = Downloads()
 
     def close(self) -> None:
@@ -410,7 +410,7 @@ class Engine:
     ) -> Answer:
         """The model loaded, the prompt rendered and encoded, the job with its runner."""
         options = self._options(model, wanted.options)
-        loaded = self.pool.acquire(model, options, lambda: self._load(model, options, call), call, wanted.keep_alive)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
         answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
         try:
             prompt = render(loaded) if question else Prompt("")
@@ -454,14 +454,13 @@ class Engine:
         """Ours, then the model's, then the request's.  Raises: BadOptions"""
         return Options.parse({"num_ctx": self.settings.context_length or None}, model.params, wanted)
 
-    def _load(self, model: LocalModel, options: Options, call: Call) -> Runner:
+    def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
         cache_type = self.settings.kv_cache_type
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
         loaded = load_model(model.weights)
-        name = {"model": model.name.short}
-        tap = loading(loaded.hparams.n_layer, partial(self.pool.is_wanted, model, call), name)
+        tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from numllama.engine.duration import FOREVER, SECOND
-from numllama.engine.errors import Cancelled, ModelError, OutOfMemory, QueueFull, ShuttingDown
+from numllama.engine.errors import Cancelled, LoadStalled, ModelError, OutOfMemory, QueueFull, ShuttingDown
 from numllama.engine.job import Call
 from numllama.engine.options import Options
 from numllama.engine.pool import Pool
@@ -48,7 +48,7 @@ class Bench:
     def acquire(self, name="a", call=None, keep_alive=None, **options):
         wanted = Options(**options)
 
-        def load():
+        def load(progress):
             self.loads.append(name)
             self.gate.wait(5)
             return FakeRunner(wanted)
@@ -261,7 +261,7 @@ def test_giving_up_on_a_busy_model_leaves_it_in_service(bench):
 def test_a_failed_load_leaves_nothing_behind(bench):
     b = bench()
 
-    def load():
+    def load(progress):
         raise ModelError("broken")
 
     with pytest.raises(ModelError, match="broken"):
@@ -269,11 +269,57 @@ def test_a_failed_load_leaves_nothing_behind(bench):
     assert b.names() == [] and b.acquire("a")
 
 
+def test_a_load_that_stalls_is_left_behind_and_the_next_one_goes_on(bench):
+    b = bench(load_timeout=50 * MS)
+    go_on, late = threading.Event(), FakeRunner(Options())
+
+    def load(progress):
+        progress.tell(0.27)
+        go_on.wait(5)
+        return late
+
+    with pytest.raises(LoadStalled) as stalled:
+        b.pool.acquire(model("a"), Options(), load, Call())
+    assert str(stalled.value) == "timed out waiting for llama runner to start - progress 0.27 - "  # Ollama's words
+    assert b.acquire("b")
+    go_on.set()
+    until(lambda: late.closed)
+    assert b.names() == ["b"]
+
+
+def test_a_load_that_gets_on_may_take_as_long_as_it_likes(bench):
+    b = bench(load_timeout=100 * MS)
+
+    def load(progress):
+        for n in range(8):
+            time.sleep(0.03)
+            progress.tell(n / 8)
+        return FakeRunner(Options())
+
+    assert b.pool.acquire(model("a"), Options(), load, Call())
+
+
+def test_a_stalled_load_ends_when_it_tells_again(bench):
+    b, ended = bench(load_timeout=20 * MS), threading.Event()
+
+    def load(progress):
+        time.sleep(0.1)
+        try:
+            progress.tell(0.5)
+        except Cancelled:
+            ended.set()
+            raise
+
+    with pytest.raises(LoadStalled):
+        b.pool.acquire(model("a"), Options(), load, Call())
+    assert ended.wait(5)
+
+
 def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
     b = bench()
     b.pool.release(b.acquire("old"))
 
-    def load():
+    def load(progress):
         if b.names():
             raise OutOfMemory(2, 1, "too big beside another")
         return FakeRunner(Options())
@@ -283,7 +329,7 @@ def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
 
 
 def test_too_little_memory_for_anything_is_an_error(bench):
-    def load():
+    def load(progress):
         raise OutOfMemory(2, 1, "too big")
 
     with pytest.raises(OutOfMemory, match="too big"):

@@ -125,11 +125,16 @@ def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeyp
 def test_a_load_that_nobody_waits_for_ends_at_the_next_value(model):
     from numllama.engine.runner import loading
 
-    seen = []
-    tap = loading(2, lambda: len(seen) < 3, {})
+    told = []
+
+    def tell(fraction):
+        told.append(fraction)
+        if len(told) == 3:
+            raise Cancelled("request canceled")
+
     with pytest.raises(Cancelled):
-        Runner(model, GREEDY, tap=lambda name, il, value: seen.append(name) or tap(name, il, value))
-    assert len(seen) == 3
+        Runner(model, GREEDY, tap=loading(2, tell, {}))
+    assert told == [0.0, 0.5, 0.5]  # the embeddings, and the first of two layers
 
 
 def test_a_long_load_says_how_far_it_is(model, monkeypatch, caplog):
@@ -137,7 +142,7 @@ def test_a_long_load_says_how_far_it_is(model, monkeypatch, caplog):
 
     monkeypatch.setattr(module, "SAY_EVERY", 0.0)
     with caplog.at_level("INFO", "numllama.engine.runner"):
-        Runner(model, GREEDY, tap=module.loading(2, lambda: True, {"model": "m"})).close()
+        Runner(model, GREEDY, tap=module.loading(2, lambda fraction: None, {"model": "m"})).close()
     assert caplog.records[1].fields == {"model": "m", "layer": "1/2"}
 
 
