@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from ..engine.errors import CapacityError
 from ..engine.job import Call
 from ..engine.piece import Piece, Timings
 from ..engine.service import Answer, Engine
@@ -26,6 +27,7 @@ from .go_json import BodyTooLarge
 T = TypeVar("T")
 
 MAX_BODY = 1 << 28  # bytes of JSON; what is larger, the files of models, comes as blobs
+MOST_WAITING = 10_000  # pieces of an answer that a client has not read: more of them are its end
 LARGE = 1 << 20  # what is smaller is decoded at once: a few ms
 
 
@@ -133,6 +135,8 @@ class Visit:
 
     def _deliver(self, piece: Piece | Exception) -> None:
         """From any thread."""
+        if self._outbox.qsize() > MOST_WAITING and not self.call.cancelled:
+            self.call.cancel(CapacityError(f"the client is too slow: {MOST_WAITING} pieces of its answer wait for it"))
         try:
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, piece)
         except RuntimeError:  # the loop is closed: the server is going down

@@ -12,6 +12,7 @@ import uvicorn
 
 from numllama.api.app import create_app
 from numllama.api.cli.serve import listen
+from numllama.api.connection import Connection
 from numllama.engine.service import Engine
 from numllama.engine.settings import Host
 
@@ -25,7 +26,8 @@ class Served:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.engine = Engine(settings)
-        config = uvicorn.Config(create_app(self.engine), log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        how = {"http": Connection, "log_config": None, "access_log": False, "timeout_graceful_shutdown": 1}
+        config = uvicorn.Config(create_app(self.engine), **how)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()

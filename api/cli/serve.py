@@ -18,6 +18,7 @@ from ...engine.service import Engine
 from ...engine.settings import Settings
 from ...engine.store.auth import Credentials
 from ..app import create_app
+from ..connection import Connection
 from ..log import start_logging
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ def serve(settings: Settings | None = None) -> None:
     Exits with status 1 and one line if that address cannot be had.
     """
     settings = settings or Settings.from_env()
-    start_logging(logging.DEBUG if settings.debug else logging.INFO)
+    start_logging(settings.debug)
+    for name in settings.without_effect:
+        log.info("%s is set and has no effect here", name)
     try:
         listener = listen(settings)
     except OSError as error:
@@ -49,6 +52,7 @@ def serve(settings: Settings | None = None) -> None:
         log.warning("nothing is pruned: %s", error)
     config = uvicorn.Config(
         create_app(engine),
+        http=Connection,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -14,6 +13,8 @@ import time
 import httpx
 import pytest
 from serving import until
+
+from numllama.engine.errors import Cancelled
 
 GREEDY = {"temperature": 0, "num_predict": 4}
 
@@ -50,18 +51,35 @@ def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
 # clients that are slow, stuck or greedy
 
 
-def test_a_client_that_never_reads_keeps_nobody_waiting(served):
-    body = {
-        "model": "bare",
-        "prompt": "a",
-        "options": {"num_predict": 2000, "temperature": 3, "logit_bias": {"2": False}},
-    }
-    stuck = http.client.HTTPConnection("127.0.0.1", served.port)
-    stuck.request("POST", "/api/generate", json.dumps(body))
-    until(lambda: any(entry.n_using for entry in served.engine.pool.loaded()))
-    assert ask(served, "the cat")["done"]
-    until(lambda: not any(entry.n_using for entry in served.engine.pool.loaded()), seconds=30)
-    stuck.close()
+@pytest.fixture
+def never_reads(served, caplog):
+    """Asks for 2560 tokens with logprobs, some 6 MB, and reads nothing; what ended that is returned."""
+    caplog.set_level("DEBUG", "numllama.engine.scheduler")
+    options = {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}, "seed": 1}
+    body = json.dumps({"model": "bare", "prompt": "a", "options": options, "logprobs": True, "top_logprobs": 20})
+
+    def leave():
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.connect(("127.0.0.1", served.port))
+            head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            stuck.sendall((head + body).encode())
+            until(lambda: any(entry.n_using for entry in served.engine.pool.loaded()))
+            assert ask(served, "the cat")["done"]  # others are answered meanwhile
+            until(lambda: not any(entry.n_using for entry in served.engine.pool.loaded()), seconds=30)
+        return [record.fields.get("error") for record in caplog.records if record.msg == "leaves"][-1]
+
+    return leave
+
+
+def test_a_client_that_never_reads_is_broken_off(never_reads, monkeypatch):
+    monkeypatch.setattr("numllama.api.connection.PATIENCE", 0.05)
+    assert isinstance(never_reads(), Cancelled)
+
+
+def test_what_waits_for_a_client_is_bounded(never_reads, monkeypatch):
+    monkeypatch.setattr("numllama.api.visit.MOST_WAITING", 200)
+    assert str(never_reads()) == "the client is too slow: 200 pieces of its answer wait for it"
 
 
 def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
