@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from ..engine.errors import EngineError
 from ..engine.service import Engine
+from .dump import RequestDump
 from .errors import on_error, on_http_error
 from .go_json import DecodeError
 from .guard import Guard
@@ -42,6 +43,8 @@ def create_app(engine: Engine) -> FastAPI:
     for error in (EngineError, DecodeError):
         app.add_exception_handler(error, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    if engine.settings.debug_log_requests:
+        app.add_middleware(RequestDump)
     app.add_middleware(Guard, settings=engine.settings)
     app.add_middleware(RequestLog)
     return app

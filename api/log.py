@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engine.duration import format_duration
+from ..engine.settings import TRACE
 from .errors import refusal
 from .go_json import rfc3339
 from .guard import METHODS
@@ -48,12 +49,15 @@ def _value(value: Any) -> str:
     )
 
 
-def start_logging(level: int) -> None:
+def start_logging(debug: int) -> None:
+    """`debug` 1: also what matters to few; 2: prompts too."""
+    level = {0: logging.INFO, 1: logging.DEBUG}.get(debug, TRACE)
+    logging.addLevelName(TRACE, "TRACE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "asyncio", "numba", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class RequestLog:

@@ -40,7 +40,7 @@ from .parse.thinking import BLANKS
 from .piece import Piece
 from .pool import Loaded, Pool, Progress
 from .runner import Runner, loading
-from .settings import Settings
+from .settings import TRACE, Settings
 from .split import Split
 from .store import LocalModel, ModelName, Store, default_store, go_text, show
 from .store.auth import Credentials
@@ -415,6 +415,7 @@ class Engine:
         try:
             prompt = render(loaded) if question else Prompt("")
             answer.prompt, answer.split = prompt.text, prompt.split
+            log.log(TRACE, "prompt", extra={"fields": {"model": model.name.short, "text": prompt.text}})
             if wanted.render_only or not question:
                 answer.is_over, answer.done_reason = True, None if question else "load"
                 self.pool.release(loaded)

@@ -19,6 +19,8 @@ from .errors import BadOptions
 
 log = logging.getLogger(__name__)
 
+TRACE = 5  # a level of the log below DEBUG: what people said, too
+
 LOCAL_ORIGINS = (
     *(
         f"{scheme}://{host}{port}"
@@ -27,6 +29,29 @@ LOCAL_ORIGINS = (
         for port in ("", ":*")
     ),
     *(f"{app}://*" for app in ("app", "file", "tauri", "vscode-webview", "vscode-file")),
+)
+
+WITHOUT_EFFECT = (  # there is no graphics card and no cloud, and one way to compute attention; then what Ollama forgot
+    "OLLAMA_FLASH_ATTENTION",
+    "OLLAMA_GPU_OVERHEAD",
+    "OLLAMA_SCHED_SPREAD",
+    "OLLAMA_LLM_LIBRARY",
+    "OLLAMA_VULKAN",
+    "OLLAMA_IGPU_ENABLE",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GGML_VK_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "OLLAMA_NO_CLOUD",
+    "OLLAMA_REMOTES",
+    "OLLAMA_AUTH",
+    "OLLAMA_MAX_TRANSFER_STREAMS",
+    "OLLAMA_TMPDIR",
+    "OLLAMA_MAX_VRAM",
+    "OLLAMA_MULTIUSER_CACHE",
+    "OLLAMA_INTEL_GPU",
 )
 
 
@@ -101,9 +126,10 @@ class Settings:
     go_template: bool = True
     noprune: bool = False
     nohistory: bool = False
-    no_cloud: bool = False
+    editor: str = ""  # what Ctrl-G opens, before VISUAL and EDITOR
     debug: int = 0  # 1 debug, 2 trace
-    debug_log_requests: bool = False
+    debug_log_requests: bool = False  # whether bodies of requests are kept in a temporary folder
+    without_effect: tuple[str, ...] = ()  # variables of Ollama's that are set, and change nothing here
     builtin: bool = True  # NUMLLAMA_BUILTIN: whether the built-in model is visible
     server_files: bool = False  # NUMLLAMA_SERVER_FILES: whether a client may name files of this machine
 
@@ -126,9 +152,10 @@ class Settings:
             go_template=env.flag("OLLAMA_GO_TEMPLATE", True),
             noprune=env.flag("OLLAMA_NOPRUNE"),
             nohistory=env.flag("OLLAMA_NOHISTORY"),
-            no_cloud=env.flag("OLLAMA_NO_CLOUD"),
+            editor=env.text("OLLAMA_EDITOR"),
             debug=env.debug(),
             debug_log_requests=env.flag("OLLAMA_DEBUG_LOG_REQUESTS"),
+            without_effect=tuple(name for name in WITHOUT_EFFECT if env.text(name)),
             builtin=env.flag("NUMLLAMA_BUILTIN", True),
             server_files=env.flag("NUMLLAMA_SERVER_FILES"),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -167,7 +168,10 @@ def keys() -> KeyBindings:
 
 def converse(session: Session) -> None:
     """Talk until /bye or Ctrl-D."""
-    session.history.enabled = not Settings.from_env().nohistory
+    settings = Settings.from_env()
+    session.history.enabled = not settings.nohistory
+    if settings.editor:
+        os.environ["VISUAL"] = settings.editor  # what prompt_toolkit looks at first
     session.load()
     prompt = Prompt(session.history)
     while True:

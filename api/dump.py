@@ -1,0 +1,76 @@
+"""OLLAMA_DEBUG_LOG_REQUESTS: what inference was asked for, in files from which it can be asked for again.
+
+    <temporary folder>/20260131T120000.123456-000001_api_chat_body.json
+                       20260131T120000.123456-000001_api_chat_request.sh     curl with that body
+
+Only the user who runs the server can read them; nobody removes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import tempfile
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+INFERENCE = (
+    "/api/generate",
+    "/api/chat",
+    "/api/embed",
+    "/api/embeddings",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+)
+
+
+class RequestDump:
+    """ASGI middleware that keeps the bodies of requests for inference."""
+
+    def __init__(self, app: ASGIApp):
+        self.app, self.number = app, count(1)
+        self.folder = Path(tempfile.mkdtemp(prefix="numllama-request-logs-"))
+        log.info("requests for inference are kept with their bodies: folder=%s", self.folder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in INFERENCE:
+            return await self.app(scope, receive, send)
+        body = bytearray()
+
+        async def receive_and_keep() -> Message:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            return message
+
+        try:
+            await self.app(scope, receive_and_keep, send)
+        finally:
+            try:
+                self.write(scope, bytes(body))
+            except OSError as error:
+                log.warning("a request could not be kept: %s: %s", error.filename, error.strerror)
+
+    def write(self, scope: Scope, body: bytes) -> None:
+        """The two files of one request.  Raises: OSError"""
+        headers, path = Headers(scope=scope), scope["path"]
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{next(self.number):06d}{re.sub('[^a-zA-Z0-9]', '_', path)}"
+        content_type = f"Content-Type: {headers.get('content-type') or 'application/json'}"
+        url = f"{scope['scheme']}://{headers.get('host', '')}{path}"
+        file = f"{name}_body.json"
+        curl = f"curl --request {scope['method']} {shlex.quote(url)} --header {shlex.quote(content_type)}"
+        script = f'#!/bin/sh\n{curl} --data-binary @"$(dirname -- "$0")/{file}"\n'
+        for file_name, content in ((file, body), (f"{name}_request.sh", script.encode())):
+            with open(os.open(self.folder / file_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+                out.write(content)
+        log.info("a request was kept: sh %s", self.folder / f"{name}_request.sh")

@@ -1,0 +1,263 @@
+"""Every variable of Ollama's environment: what it changes, or that it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from serving import Served
+
+from numllama.api.cli import repl
+from numllama.api.cli.serve import listen, serve
+from numllama.api.log import LineFormatter, start_logging
+from numllama.engine.duration import SECOND
+from numllama.engine.errors import RegistryError
+from numllama.engine.service import Engine
+from numllama.engine.settings import TRACE, WITHOUT_EFFECT, Settings
+from numllama.engine.store import default_store
+from numllama.engine.store.create import create
+from tiny import CHAT_TEMPLATE, tiny_gguf
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "environment.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store with the model m, which has a Go template and a Jinja one."""
+    folder = tmp_path_factory.mktemp("store")
+    store = default_store(Settings(models=folder, builtin=False))
+    file = tiny_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", chat_template=CHAT_TEMPLATE)
+    digest, _ = store.put_blob([file.read_bytes()])
+    list(create(store, "m", files={"m.gguf": digest}, template="go: {{ .Prompt }}"))
+    return folder
+
+
+@pytest.fixture
+def engine(folder):
+    """The engine of an environment."""
+    engines = []
+
+    def make(**variables):
+        environment = {"OLLAMA_MODELS": str(folder), "NUMLLAMA_BUILTIN": "0", **variables}
+        engines.append(Engine(Settings.from_env(environment)))
+        return engines[-1]
+
+    yield make
+    for each in engines:
+        each.close()
+
+
+def loaded(engine):
+    engine.generate("m")
+    [entry] = engine.pool.loaded()
+    return entry
+
+
+def kept_after_prune(engine):
+    blob = Path(engine.store.blobs.folder) / ("sha256-" + "0" * 64)
+    blob.write_text("nobody's")
+    os.utime(blob, (0, 0))
+    engine.store.prune()
+    kept = blob.exists()
+    blob.unlink(missing_ok=True)
+    return kept
+
+
+def bytes_a_position(engine):
+    """2 layers, keys and values, 2 heads of 16 numbers."""
+    cache = loaded(engine).runner.cache
+    return cache.nbytes // (cache.n_ctx * cache.n_slot)
+
+
+# variable: its text, what is looked at, what that is with it and without it
+CASES = {
+    "OLLAMA_KEEP_ALIVE": ("90s", lambda e: loaded(e).keep_alive, 90 * SECOND, 300 * SECOND),
+    "OLLAMA_LOAD_TIMEOUT": ("7s", lambda e: e.pool.load_timeout, 7 * SECOND, 300 * SECOND),
+    "OLLAMA_CONTEXT_LENGTH": ("64", lambda e: loaded(e).runner.cache.n_ctx, 64, 256),
+    "OLLAMA_NUM_PARALLEL": ("2", lambda e: loaded(e).runner.cache.n_slot, 2, 4),
+    "OLLAMA_MAX_LOADED_MODELS": ("1", lambda e: e.pool.max_loaded, 1, 3),
+    "OLLAMA_MAX_QUEUE": ("9", lambda e: e.pool.max_queue, 9, 512),
+    "OLLAMA_NOPRUNE": ("1", kept_after_prune, True, False),
+    "OLLAMA_GO_TEMPLATE": (
+        "0",
+        lambda e: e.chat("m", [{"role": "user", "content": "a"}]).prompt,
+        "<|user|>a\n<|assistant|>",
+        "go: a",
+    ),
+    "OLLAMA_KV_CACHE_TYPE": ("f32", bytes_a_position, 512, 256),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_variable_changes_what_it_should(engine, name):
+    text, look, with_it, without_it = CASES[name]
+    assert look(engine(**{name: text})) == with_it
+    assert look(engine()) == without_it
+
+
+def test_a_cache_that_there_is_not_is_told_and_done_without(engine, caplog):
+    assert loaded(engine(OLLAMA_KV_CACHE_TYPE="q3")).runner.cache.n_ctx == 256
+    assert "OLLAMA_KV_CACHE_TYPE=q3" in caplog.text
+
+
+def test_ollama_host_is_listened_on():
+    with listen(Settings.from_env({"OLLAMA_HOST": "127.0.0.2:0"})) as listener:
+        assert listener.getsockname()[0] == "127.0.0.2"
+
+
+def test_ollama_models_is_the_folder_of_models(folder):
+    assert Settings.from_env({"OLLAMA_MODELS": str(folder)}).models == folder
+    assert Settings.from_env({}).models == Path.home() / ".ollama" / "models"
+
+
+def test_ollama_origins_may_ask(folder):
+    server = Served(Settings.from_env({"OLLAMA_MODELS": str(folder), "OLLAMA_ORIGINS": "https://a.example"}))
+    try:
+        for origin, status in (("https://a.example", 200), ("https://b.example", 403), ("http://localhost", 200)):
+            assert server.client.get("/", headers={"Origin": origin}).status_code == status
+    finally:
+        server.close()
+
+
+def test_ollama_nohistory_keeps_no_lines(monkeypatch):
+    session = SimpleNamespace(history=SimpleNamespace(enabled=None), load=lambda: 1 / 0)
+    for text, enabled in (("1", False), ("", True)):
+        monkeypatch.setenv("OLLAMA_NOHISTORY", text)
+        with pytest.raises(ZeroDivisionError):  # the conversation itself is not wanted
+            repl.converse(session)
+        assert session.history.enabled == enabled
+
+
+def test_ollama_editor_is_what_an_editor_is_looked_for_under_first(monkeypatch):
+    monkeypatch.setenv("OLLAMA_EDITOR", "ed")
+    monkeypatch.setenv("VISUAL", "vi")
+    with pytest.raises(ZeroDivisionError):
+        repl.converse(SimpleNamespace(history=SimpleNamespace(), load=lambda: 1 / 0))
+    assert os.environ["VISUAL"] == "ed"
+
+
+@pytest.fixture
+def root_logger():
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = before
+
+
+@pytest.mark.parametrize(
+    ("text", "level"), [("", logging.INFO), ("1", logging.DEBUG), ("true", logging.DEBUG), ("2", TRACE)]
+)
+def test_ollama_debug_says_more(root_logger, text, level):
+    start_logging(Settings.from_env({"OLLAMA_DEBUG": text}).debug)
+    assert root_logger.level == level
+
+
+def test_prompts_are_in_the_log_at_the_level_of_ollama_debug_2(engine, caplog):
+    with caplog.at_level(logging.DEBUG):
+        engine().generate("m", "secret")
+    assert "secret" not in "".join(LineFormatter().format(record) for record in caplog.records)
+    with caplog.at_level(TRACE):
+        engine().generate("m", "secret")
+    assert "go: secret" in "".join(LineFormatter().format(record) for record in caplog.records)
+
+
+def test_ollama_debug_log_requests_keeps_what_was_asked_so_that_it_can_be_asked_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = Served(Settings.from_env({"OLLAMA_MODELS": str(folder), "OLLAMA_DEBUG_LOG_REQUESTS": "1"}))
+    try:
+        asked = {"model": "m", "prompt": "a", "stream": False, "options": {"num_predict": 2, "temperature": 0}}
+        answer = server.ok("/api/generate", **asked)
+        assert server.client.post("/v1/chat/completions", content=b"{").status_code == 400
+        server.post("/api/show", model="m")  # no inference
+        [kept] = tmp_path.glob("numllama-request-logs-*")
+        first, _, second, _ = sorted(kept.iterdir())
+        assert json.loads(first.read_bytes()) == asked and second.read_bytes() == b"{"
+        names = [re.sub(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}-[0-9]{6}", "", path.name) for path in sorted(kept.iterdir())]
+        assert names == [
+            f"_{route}_{kind}"
+            for route in ("api_generate", "v1_chat_completions")
+            for kind in ("body.json", "request.sh")
+        ]
+        if os.name == "posix":
+            assert [stat.S_IMODE(path.stat().st_mode) for path in (kept, first)] == [0o700, 0o600]
+        if shutil.which("curl"):
+            [script] = kept.glob("*generate_request.sh")
+            again = subprocess.run(["sh", str(script)], capture_output=True, check=True)
+            assert json.loads(again.stdout)["response"] == answer["response"]
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """The address of one that answers nothing, and the first lines that it was sent."""
+    asked, listener = [], socket.create_server(("127.0.0.1", 0))
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+    def listen():
+        with suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection:
+                    asked.append(connection.recv(4096).split(b"\r\n")[0].decode())
+
+    threading.Thread(target=listen, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{listener.getsockname()[1]}", asked=asked)
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("HTTPS_PROXY", "CONNECT r.invalid:443"), ("HTTP_PROXY", "GET http://r.inv")]
+)
+def test_registries_are_asked_through_a_proxy(engine, proxy, monkeypatch, name, line):
+    def pull():
+        with pytest.raises(RegistryError):
+            list(engine().pull("r.invalid/a/m", insecure=name == "HTTP_PROXY"))
+
+    monkeypatch.setenv(name, proxy.url)
+    pull()
+    assert proxy.asked and all(asked.startswith(line) for asked in proxy.asked)
+    proxy.asked.clear()
+    monkeypatch.setenv("NO_PROXY", "r.invalid")
+    pull()
+    assert not proxy.asked
+
+
+def test_a_server_says_what_has_no_effect(root_logger, capsys):
+    """Before it listens: here it finds its port taken."""
+    assert Settings.from_env(dict.fromkeys(WITHOUT_EFFECT, "1")).without_effect == WITHOUT_EFFECT
+    assert Settings.from_env({}).without_effect == ()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        serve(Settings.from_env({"OLLAMA_HOST": host, "OLLAMA_AUTH": "1", "OLLAMA_VULKAN": ""}))
+    said = capsys.readouterr().err
+    assert "OLLAMA_AUTH is set and has no effect" in said and "OLLAMA_VULKAN" not in said
+
+
+CONTRACT = """
+OLLAMA_HOST OLLAMA_MODELS OLLAMA_KEEP_ALIVE OLLAMA_LOAD_TIMEOUT OLLAMA_CONTEXT_LENGTH OLLAMA_NUM_PARALLEL
+OLLAMA_MAX_LOADED_MODELS OLLAMA_MAX_QUEUE OLLAMA_ORIGINS OLLAMA_NOPRUNE OLLAMA_NOHISTORY OLLAMA_DEBUG
+OLLAMA_DEBUG_LOG_REQUESTS OLLAMA_GO_TEMPLATE OLLAMA_KV_CACHE_TYPE OLLAMA_FLASH_ATTENTION OLLAMA_GPU_OVERHEAD
+OLLAMA_SCHED_SPREAD OLLAMA_LLM_LIBRARY OLLAMA_VULKAN OLLAMA_IGPU_ENABLE CUDA_VISIBLE_DEVICES OLLAMA_NO_CLOUD
+OLLAMA_REMOTES OLLAMA_AUTH OLLAMA_EDITOR VISUAL EDITOR OLLAMA_MAX_TRANSFER_STREAMS HTTPS_PROXY HTTP_PROXY NO_PROXY
+OLLAMA_TMPDIR OLLAMA_MAX_VRAM OLLAMA_MULTIUSER_CACHE OLLAMA_INTEL_GPU
+""".split()
+
+
+@pytest.mark.parametrize("name", [*CONTRACT, "NUMLLAMA_BUILTIN", "NUMLLAMA_SERVER_FILES", "NUMLLAMA_SIMD"])
+def test_every_variable_is_documented(name):
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    assert ("no effect" in rows[0]) == (name in WITHOUT_EFFECT)
