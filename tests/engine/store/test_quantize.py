@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +94,16 @@ def test_file_is_llama_quantizes_byte_for_byte(shared, file_type):
     for chunk in gguf_chunks(*quantized(gguf, file_type)):
         got.update(chunk)
     assert got.hexdigest() == recorded[file_type]["file_sha256"]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("file_type", ["Q4_0", "Q8_0", "Q2_K", "Q4_K_M", "MXFP4_MOE", "IQ4_XS", "TQ1_0"])
+def test_a_mixture_of_experts_is_llama_quantizes_byte_for_byte(tmp_path, file_type):
+    folder = os.environ.get("NUMLLAMA_LLAMA_CPP") or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder")
+    source, target = tiny_gguf(tmp_path / "m.gguf", n_expert=4, n_embd=256, n_ff=256), tmp_path / "q.gguf"
+    command = [f"{folder}/llama-quantize", source, target, file_type]
+    subprocess.run(command, check=True, capture_output=True)
+    assert b"".join(gguf_chunks(*quantized(read_gguf(source), file_type))) == target.read_bytes()
 
 
 def test_slices_and_threads_change_no_byte(tmp_path, monkeypatch):
