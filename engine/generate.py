@@ -21,7 +21,7 @@ from ..kernels import NUMBA, Kernels, Rope
 from .batch import Batch
 from .cache import KVCache
 from .echo import echo as echoed
-from .errors import ContextFull
+from .errors import ContextFull, RequestError
 from .grammar import Grammar
 from .model import Model, forward
 from .options import Options
@@ -56,6 +56,8 @@ def generate(
     echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
     grammar     what the text is held to: `model.grammars.grammar("json")`, or of a JSON schema
     """
+    if not model.family.causal:
+        raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not go on with them")
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)

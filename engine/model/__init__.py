@@ -5,6 +5,7 @@ hparams     sizes, from the key-values
 weights     tensors under their GGUF names
 decoder     forward(): tokens in, logits out
 moe         the feed-forward block as a mixture of experts
+encoder     hidden(): a whole text in, a vector for each token out
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from ..grammar import Grammars
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
 from .decoder import forward, logits
+from .encoder import EncoderWeights
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
-from .weights import Weights, read_weights
+from .weights import Weights
 
 __all__ = ["Family", "Hparams", "Model", "Weights", "forward", "load_model", "logits"]
 
@@ -35,7 +37,7 @@ class Model:
     path: Path
     family: Family
     hparams: Hparams
-    weights: Weights
+    weights: Weights | EncoderWeights
     gguf: GGUF
     load_duration: int = 0  # nanoseconds that load_model took
 
@@ -56,7 +58,8 @@ class Model:
     def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
         """An empty cache for this model.  `type` is "f16", "f32" or "f64"."""
         hp = self.hparams
-        return KVCache(hp.n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, CACHE_TYPES[type])
+        n_layer = hp.n_layer if self.family.causal else 0  # an encoder remembers nothing
+        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, CACHE_TYPES[type])
 
 
 def load_model(source: str | os.PathLike[str] | GGUF) -> Model:
@@ -68,5 +71,5 @@ def load_model(source: str | os.PathLike[str] | GGUF) -> Model:
     gguf = source if isinstance(source, GGUF) else GGUF.open(source)
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family.name, family.rope_style)
-    weights = read_weights(gguf, hparams)
+    weights = family.weights(gguf, hparams, family)
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began)

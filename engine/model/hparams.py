@@ -84,6 +84,7 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
     if n_expert_used > n_expert:
         raise fail(f"{arch}.expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
 
+    norm = "layer_norm" if f"{arch}.attention.layer_norm_epsilon" in gguf.kv else "layer_norm_rms"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     embedding = gguf.tensors.get("token_embd.weight")
     n_vocab = len(tokens) if tokens is not None else embedding.shape[0] if embedding is not None else 0
@@ -98,7 +99,7 @@ def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
         n_ff=n_ff,
         n_vocab=n_vocab,
         n_ctx_train=int(number("context_length")),
-        norm_eps=float(number("attention.layer_norm_rms_epsilon", least=0)),
+        norm_eps=float(number(f"attention.{norm}_epsilon", least=0)),
         rope=Rope(
             rope_style,
             n_rot,

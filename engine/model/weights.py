@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +57,7 @@ class Tensors:
         self.gguf = gguf
         self.used: set[str] = set()
 
-    def take(self, name: str, shape: tuple[int, ...], optional: bool = False) -> Tensor | np.ndarray | None:
+    def take(self, name: str, shape: tuple[int, ...], optional: bool = False) -> Any:
         """The tensor `name`: a matrix or a stack as it is, a vector as f32; None if `optional` and not there.
 
         Raises BadGGUF where it is missing or of another shape, UnsupportedArchitecture for a type not computed here.
@@ -90,7 +92,21 @@ class Tensors:
             )
 
 
-def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
+def cut(whole: Tensor | np.ndarray | None, sizes: Sequence[int]) -> list[Any]:
+    """`whole` in parts of `sizes` rows: what a file keeps as one and the computation wants apart.  None: Nones"""
+    if whole is None:
+        return [None] * len(sizes)
+    ends = np.cumsum(sizes).tolist()
+    rows = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    if isinstance(whole, np.ndarray):
+        return [whole[part] for part in rows]
+    return [
+        Tensor(f"{whole.name}[{part.start}:{part.stop}]", whole.format, (size, *whole.shape[1:]), whole.blocks[part])
+        for part, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
     """The weights of `gguf`, their shapes checked against `hp`.
 
     Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
@@ -122,14 +138,14 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
     file.used.add("rope_freqs.weight")
 
     def layer(il: int) -> Layer:
-        found: dict[str, Tensor | np.ndarray | None] = {}
+        found: dict[str, Any] = {}
         for field in fields(Layer):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             if name not in shapes:
                 continue
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
             found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
-        return Layer(**found)  # type: ignore[arg-type]
+        return Layer(**found)
 
     if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors.keys() | gguf.unsupported.keys():
         raise UnsupportedArchitecture(
@@ -140,9 +156,9 @@ def read_weights(gguf: GGUF, hp: Hparams) -> Weights:
     token_embd = file.take("token_embd.weight", (hp.n_vocab, hp.n_embd))
     output = file.take("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
     weights = Weights(
-        token_embd=token_embd,  # type: ignore[arg-type]
-        output_norm=file.take("output_norm.weight", (hp.n_embd,)),  # type: ignore[arg-type]
-        output=token_embd if output is None else output,  # type: ignore[arg-type]
+        token_embd=token_embd,
+        output_norm=file.take("output_norm.weight", (hp.n_embd,)),
+        output=token_embd if output is None else output,
         blk=tuple(layer(il) for il in range(hp.n_layer)),
     )
     file.finish()
