@@ -35,6 +35,15 @@ from .activation import (
 )
 from .attention import Attention, attention_exact, attention_ggml, attention_numba, attention_numpy
 from .experts import experts_exact, experts_ggml, experts_numba, experts_numpy
+from .image import (
+    depthwise_ggml,
+    depthwise_numpy,
+    patch_embd_ggml,
+    patch_embd_numba,
+    patch_embd_numpy,
+    resize_numba,
+    resize_numpy,
+)
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import (
     layer_norm_ggml,
@@ -65,6 +74,9 @@ class Kernels:
     softmax    (x) -> as x
     silu_mul   (gate, up) -> as gate; so gelu_mul
     gelu       (x) -> as x; so gelu_erf and quick_gelu
+    resize     (image u8 [h, w, 3], width, height) -> u8 [height, width, 3]
+    patch_embd (w, image u8 [h, w, 3], mean, std) -> x [n_patch, n_embd]
+    depthwise  (x [h, w, n], weight [n, 3, 3], stride) -> [h / stride, w / stride, n]
     inside     names that `look` shows from within attention, for traces
     """
 
@@ -82,6 +94,9 @@ class Kernels:
     gelu: Callable[..., np.ndarray]
     gelu_erf: Callable[..., np.ndarray]
     quick_gelu: Callable[..., np.ndarray]
+    resize: Callable[..., np.ndarray]
+    patch_embd: Callable[..., np.ndarray]
+    depthwise: Callable[..., np.ndarray]
     inside: frozenset[str] = frozenset()
 
 
@@ -102,6 +117,9 @@ def numpy_kernels(dtype: type = np.float32) -> Kernels:
         gelu=gelu_numpy,
         gelu_erf=gelu_erf_numpy,
         quick_gelu=quick_gelu_numpy,
+        resize=resize_numpy,
+        patch_embd=partial(patch_embd_numpy, dtype=dtype),
+        depthwise=depthwise_numpy,
         inside=frozenset({"kq", "kq_soft_max"}),
     )
 
@@ -127,6 +145,8 @@ GGML = replace(
     gelu_mul=gelu_mul_ggml,
     gelu=gelu_ggml,
     quick_gelu=quick_gelu_ggml,
+    patch_embd=patch_embd_ggml,
+    depthwise=depthwise_ggml,
 )
 NUMBA = replace(
     GGML,
@@ -143,6 +163,8 @@ NUMBA = replace(
     gelu=gelu_numba,
     gelu_erf=gelu_erf_numba,
     quick_gelu=quick_gelu_numba,
+    resize=resize_numba,
+    patch_embd=patch_embd_numba,
 )
 SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
 if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1 leaves Python, which has no vectors

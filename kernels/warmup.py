@@ -39,6 +39,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     jobs.append(("silu_mul, gelu_mul", partial(NUMBA.silu_mul, rows, rows)))
     jobs.append(("gelu, gelu_erf, quick_gelu", partial(NUMBA.gelu, rows)))
     jobs.append(("softmax", partial(NUMBA.softmax, rows)))
+    jobs.append(("resize", partial(NUMBA.resize, np.zeros((4, 4, 3), np.uint8), 8, 8)))
     return jobs
 
 

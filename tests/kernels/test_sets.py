@@ -34,9 +34,17 @@ ARGUMENTS = {
     "gelu": (random(5, 70) * 3,),
     "gelu_erf": (random(5, 70) * 3,),
     "quick_gelu": (random(5, 70) * 3,),
+    "resize": (np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8), 6, 20),
+    "patch_embd": (
+        weight(40, 3, 4, 4),
+        np.arange(288, dtype=np.uint8).reshape(8, 12, 3),
+        np.full(3, 0.5),
+        np.full(3, 2.0),
+    ),
+    "depthwise": (random(6, 6, 8), random(8, 3, 3), 2),
 }
-BY_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu")]
-BY_HALF += [("numba", name) for _, name in BY_HALF]  # ggml's tables: float16 in and out
+BY_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu", "patch_embd", "depthwise")]
+BY_HALF += [("numba", name) for _, name in BY_HALF]  # ggml's tables and convolutions: float16 in
 
 
 def test_every_operation_has_arguments_here():
