@@ -2,7 +2,7 @@
 
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
-     +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  ContextFull
+     +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  BadImage  ContextFull
      |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- RegistryError     Unauthorized  WrongBlob(expected, found)
@@ -88,6 +88,10 @@ class BadGrammar(RequestError):
 
 class BadTemplate(RequestError):
     """A chat template that does not parse, or fails on this conversation."""
+
+
+class BadImage(RequestError):
+    """Bytes that are no JPEG, PNG or WebP image, a broken one, or one too large to unfold."""
 
 
 class BadDigest(RequestError):

@@ -6,6 +6,9 @@ weights     tensors under their GGUF names
 decoder     forward(): tokens in, logits out
 moe         the feed-forward block as a mixture of experts
 encoder     hidden(): a whole text in, a vector for each token out
+vision      images in, rows for the text model out
+projector   the last step of that
+affine      products with a bias and layer norms, as the two above have them
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from .decoder import forward, logits
 from .encoder import EncoderWeights
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
+from .vision import Vision, load_vision
 from .weights import Weights
 
-__all__ = ["Family", "Hparams", "Model", "Weights", "forward", "load_model", "logits"]
+__all__ = ["Family", "Hparams", "Model", "Vision", "Weights", "forward", "load_model", "load_vision", "logits"]
 
 
 @dataclass(frozen=True, eq=False)

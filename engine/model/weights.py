@@ -13,6 +13,8 @@ from ..errors import BadGGUF, UnsupportedArchitecture
 from ..gguf import GGUF
 from .hparams import Hparams
 
+Shape = tuple[int | None, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -57,11 +59,18 @@ class Tensors:
         self.gguf = gguf
         self.used: set[str] = set()
 
-    def take(self, name: str, shape: tuple[int, ...], optional: bool = False) -> Any:
+    def take(self, name: str, shape: Shape, optional: bool = False) -> Any:
         """The tensor `name`: a matrix or a stack as it is, a vector as f32; None if `optional` and not there.
 
         Raises BadGGUF where it is missing or of another shape, UnsupportedArchitecture for a type not computed here.
         """
+        if optional and name not in self.gguf.tensor_offsets:
+            return None
+        tensor = self.tensor(name, shape)
+        return tensor if len(shape) > 1 else tensor.dequantize()
+
+    def tensor(self, name: str, shape: Shape) -> Tensor:
+        """The tensor `name` as it is.  None in `shape` fits any number.  Raises as `take`."""
         self.used.add(name)
         if name in self.gguf.unsupported:
             kind = self.gguf.unsupported[name].type.name
@@ -71,21 +80,24 @@ class Tensors:
                 "docs/formats.md lists those it does",
             )
         tensor = self.gguf.tensors.get(name)
+        expected = str(list(shape)).replace("None", "any")
         if tensor is None:
-            if optional:
-                return None
-            raise BadGGUF(self.gguf.path, 0, f"tensor '{name}' is missing, expected one of shape {list(shape)}")
-        if tensor.shape != shape:
+            raise BadGGUF(self.gguf.path, 0, f"tensor '{name}' is missing, expected one of shape {expected}")
+        if len(tensor.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
             raise BadGGUF(
                 self.gguf.path,
                 self.gguf.tensor_offsets[name],
-                f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}",
+                f"tensor '{name}' has shape {list(tensor.shape)}, expected {expected}",
             )
-        return tensor if len(shape) > 1 else tensor.dequantize()
+        return tensor
 
-    def finish(self) -> None:
-        """Raises UnsupportedArchitecture for a tensor that nobody took: leaving it out would give wrong numbers."""
-        if unused := sorted((self.gguf.tensors.keys() | self.gguf.unsupported.keys()) - self.used):
+    def finish(self, but: tuple[str, ...] = ()) -> None:
+        """Raises UnsupportedArchitecture for a tensor that nobody took: leaving it out would give wrong numbers.
+
+        but   beginnings of names that may be left out all the same
+        """
+        left = (self.gguf.tensors.keys() | self.gguf.unsupported.keys()) - self.used
+        if unused := sorted(name for name in left if not name.startswith(but)):
             raise UnsupportedArchitecture(
                 str(self.gguf.kv.get("general.architecture")),
                 f"tensor '{unused[0]}' ({len(unused)} such) has no place in this family's computation",
