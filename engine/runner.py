@@ -155,7 +155,10 @@ class Runner:
                 is_open = job is not None
                 del job  # with it goes all that its caller held
             self._look_at_files()
-            self.scheduler.step()
+            try:
+                self.scheduler.step()
+            except Exception as error:  # a mistake of ours: nobody may wait forever for it
+                self.scheduler.stopped = error
         self._is_over = True
         self._refuse()
 

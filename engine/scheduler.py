@@ -24,7 +24,7 @@ from ..kernels import NUMBA, Kernels
 from .batch import Batch
 from .cache import KVCache
 from .echo import Echo
-from .errors import ContextFull, EngineError
+from .errors import ContextFull
 from .generate import make_room
 from .job import Call, Job
 from .model import Model, forward
@@ -97,7 +97,7 @@ class Scheduler:
         self.prefixes = Prefixes(cache.n_slot)
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in the order in which they came
-        self.stopped: EngineError | None = None  # set by any thread: everything ends with it
+        self.stopped: Exception | None = None  # set by any thread: everything ends with it
 
     @property
     def idle(self) -> bool:

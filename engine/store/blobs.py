@@ -9,11 +9,21 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import BadManifest, DigestMismatch, ShuttingDown
+from ..errors import BadManifest, DigestMismatch, ShuttingDown, StoreError
 from .manifest import check_digest
+
+
+@contextmanager
+def refusals(where: Path | None = None) -> Iterator[None]:
+    """What the system refuses becomes a StoreError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or where or 'the store'}: {error.strerror or error}") from error
 
 
 class BlobWriter:
@@ -21,6 +31,7 @@ class BlobWriter:
 
     Used as a context: leaving it without `commit` leaves nothing behind.
     Writing raises ShuttingDown once `is_closed` says so: whoever writes a large one ends in time.
+    What the disk does not take is a StoreError.
     """
 
     def __init__(self, folder: Path, is_closed: Callable[[], bool] = lambda: False):
@@ -37,14 +48,16 @@ class BlobWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def write(self, chunk: bytes | memoryview) -> None:
         if self._is_closed():
             raise ShuttingDown()
         self._sha256.update(chunk)
-        self._file.write(chunk)
+        with refusals(self.folder):
+            self._file.write(chunk)
         self.size += len(chunk)
 
     def commit(self, expected: str | None = None) -> str:
@@ -53,12 +66,13 @@ class BlobWriter:
         Raises: DigestMismatch when that is not `expected`; the bytes then stay, under their own digest, as with Ollama.
         """
         digest = f"sha256:{self._sha256.hexdigest()}"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.chmod(self._temporary, 0o644)
-        os.replace(self._temporary, self.folder / file_name(digest))
-        sync_folder(self.folder)
+        with refusals(self.folder):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.chmod(self._temporary, 0o644)
+            os.replace(self._temporary, self.folder / file_name(digest))
+            sync_folder(self.folder)
         if expected is not None and expected != digest:
             raise DigestMismatch(expected, digest)
         return digest

@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFound, StoreError
 from ..settings import Settings
 from . import manifest as media
-from .blobs import Blobs, BlobWriter, sync_folder
+from .blobs import Blobs, BlobWriter, refusals, sync_folder
 from .lock import StoreLock
 from .manifest import Config, Layer, Manifest, digest_of, read_json, read_limited
 from .name import ModelName
@@ -155,7 +154,7 @@ class Store:
 
     def names(self) -> list[ModelName]:
         """Every name that has a manifest; a built-in one also where the user's folder has the same."""
-        with _refusals():
+        with refusals():
             return [name for root in self._roots for name in _names(root / "manifests")]
 
     def respell(self, name: ModelName | str) -> ModelName:
@@ -176,13 +175,13 @@ class Store:
         """The manifest file of `model`, whose SHA-256 is its digest."""
         root = self.builtin if model.is_builtin else self.root
         assert root
-        with _refusals():
+        with refusals():
             return read_limited(root / "manifests" / model.name.path)
 
     def list(self) -> list[LocalModel]:
         """All models, the newest first; one that cannot be read is logged and left out."""
         models: dict[ModelName, LocalModel] = {}
-        with _refusals():
+        with refusals():
             for root in self._roots:
                 for name in _names(root / "manifests"):
                     try:
@@ -197,7 +196,7 @@ class Store:
 
     def _read(self, root: Path, name: ModelName) -> LocalModel:
         path = root / "manifests" / name.path
-        with _refusals():
+        with refusals():
             data, modified_ns = read_limited(path), path.stat().st_mtime_ns
         manifest = Manifest.from_bytes(data, path)
         digest, blobs = digest_of(data).removeprefix("sha256:"), Blobs(root / "blobs")
@@ -205,19 +204,19 @@ class Store:
         if manifest.config is None:
             return model
         config = model._find(manifest.config)
-        with _refusals():
+        with refusals():
             return replace(model, config=Config.from_bytes(read_limited(config), config))
 
     # blobs
 
     def has_blob(self, digest: str) -> bool:
         """Whether the content is in either folder.  Raises: BadDigest"""
-        with _refusals():
+        with refusals():
             return any(Blobs(root / "blobs").has(digest) for root in self._roots)
 
     def digests(self) -> set[str]:
         """Those of all blobs in either folder."""
-        with _refusals():
+        with refusals():
             folders = [root / "blobs" for root in self._roots]
             names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
         return {name.replace("-", ":", 1) for name in names}
@@ -232,12 +231,12 @@ class Store:
 
     def blob_writer(self) -> BlobWriter:
         """A context to write a blob into as it arrives, then `commit(digest)`."""
-        with _refusals():
+        with refusals():
             return self.blobs.writer()
 
     def put_blob(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """`chunks` stored; their digest and size.  Raises: DigestMismatch"""
-        with _refusals():
+        with refusals():
             return self.blobs.put(chunks, expected)
 
     def adopt_blob(self, digest: str) -> None:
@@ -247,7 +246,7 @@ class Store:
         """
         if not self.blobs.has(digest):
             path = self.blob_path(digest)
-            with _refusals():
+            with refusals():
                 self.blobs.copy_from(path, digest)
 
     def adopt(self, model: LocalModel) -> None:
@@ -269,9 +268,9 @@ class Store:
         Raises: BadManifest for one that names a missing blob
         """
         data = manifest if isinstance(manifest, bytes) else manifest.to_bytes()
-        with _refusals():
+        with refusals():
             self.root.mkdir(parents=True, exist_ok=True)
-        with _refusals(), self.lock:
+        with refusals(), self.lock:
             for layer in Manifest.from_bytes(data, name.short).all_layers:
                 if not self.blobs.has(layer.digest):
                     raise BadManifest(name.short, f"a layer is missing: {layer.digest}")
@@ -294,7 +293,7 @@ class Store:
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> None:
         """`destination` is what `source` is, with the same id.  Raises: ModelNotFound, BadName, BadManifest"""
-        with _refusals(), self.lock:
+        with refusals(), self.lock:
             model, target = self.resolve(source), self.respell(destination)
             if target == model.name and not model.is_builtin:
                 return
@@ -307,7 +306,7 @@ class Store:
         Raises: ModelNotFound, BuiltinModel, BadName
         """
         asked = name if isinstance(name, str) else name.short
-        with _refusals(), self.lock:
+        with refusals(), self.lock:
             name = self.respell(name)
             path = self.root / "manifests" / name.path
             if not path.is_file():
@@ -326,7 +325,7 @@ class Store:
 
         Does nothing while a manifest cannot be read, since its blobs are then unknown.
         """
-        with _refusals(), self.lock:
+        with refusals(), self.lock:
             named = self._named()
             if named is None or self.keep_blobs or not self.blobs.folder.is_dir():
                 return
@@ -404,12 +403,3 @@ def _remove_empty(folder: Path, stop: Path) -> None:
     while folder != stop and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What the system refuses becomes a StoreError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or 'the store'}: {error.strerror or error}") from error
