@@ -108,7 +108,7 @@ class GGUF:
     kv_types     each value's GGUF type; `typed` has both
     tensors      by name, in the file's order.  The blocks of a big-endian file are big-endian
     unsupported  the tensors without a format
-    parts        the files: one, or a split model's; `path` and everything about keys are the first one's
+    parts        the files: one, or a split model's, then its adapters'; `path` and all about keys are the first's
     kv_offsets, tensor_offsets   the byte where each value and each entry of the tensor table begins, for errors
     """
 

@@ -55,6 +55,11 @@ class Loaded:
         """What it is: names with the same weights share it."""
         return self.model.weights
 
+    def serves(self, model: LocalModel, options: Options) -> bool:
+        """Whether a request for `model` with `options` can be answered without loading anew."""
+        same = self.model.adapters == model.adapters and self.model.projectors == model.projectors
+        return same and self.runner.serves(options)
+
     @property
     def expires_at(self) -> int:
         """Nanoseconds since 1970; for one in use, as if it were idle from now on."""
@@ -150,7 +155,7 @@ class Pool:
         """
         key = model.weights
         with self._changed:
-            if entry := self._lease(key, options, keep_alive):
+            if entry := self._lease(model, options, keep_alive):
                 return entry
             if len(self._queue) > self.max_queue:  # the first one does not wait
                 raise QueueFull(BUSY)
@@ -159,7 +164,7 @@ class Pool:
         try:
             with self._changed:
                 self._wait(lambda: self._queue[0] is waiter, call)
-                if entry := self._lease(key, options, keep_alive):
+                if entry := self._lease(model, options, keep_alive):
                     return entry
                 self._make_room(key, call)
             return self._add(Loaded(model, self._load(model, load, call), self.keep_alive), keep_alive, call)
@@ -213,9 +218,9 @@ class Pool:
 
     # --- below, the lock is held, except in `_add` and `_wake`, which take it ---
 
-    def _lease(self, key: Path, options: Options, keep_alive: int | None) -> Loaded | None:
-        entry = self._loaded.get(key)
-        if not entry or entry.leaving or not entry.runner.serves(options):
+    def _lease(self, model: LocalModel, options: Options, keep_alive: int | None) -> Loaded | None:
+        entry = self._loaded.get(model.weights)
+        if not entry or entry.leaving or not entry.serves(model, options):
             return None
         entry.n_using += 1
         if keep_alive is not None:

@@ -54,7 +54,7 @@ def check_memory(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> None
     Pages of mapped files count as free, since the system may drop them.  A machine that does not tell refuses nothing.
     """
     cache = cache_size(model, n_ctx, n_slot, cache_type)
-    needed, available = cache + sum(tensor.nbytes for tensor in model.gguf.tensors.values()), available_memory()
+    needed, available = cache + model.nbytes, available_memory()
     if available is not None and needed > available:
         sizes = [f"{n / 2**30:.1f} GiB" for n in (needed, available)]
         raise OutOfMemory(
@@ -124,7 +124,7 @@ class Runner:
     @property
     def nbytes(self) -> int:
         """Bytes of weights and cache."""
-        return sum(tensor.nbytes for tensor in self.model.gguf.tensors.values()) + self.cache.nbytes
+        return self.model.nbytes + self.cache.nbytes
 
     def serves(self, options: Options) -> bool:
         """Whether a request with `options` can be answered without loading the model anew."""

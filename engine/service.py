@@ -460,7 +460,7 @@ class Engine:
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
-        loaded = load_model(model.weights)
+        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0))
         tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 
@@ -491,9 +491,8 @@ def checked(
             raise RequestError(f"{model.name} does not support {capability}")
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
-    for what, asked in (("images", images), ("adapters", model.adapters)):
-        if asked:
-            raise NotYet(f"{what}: not supported yet")
+    if images:
+        raise NotYet("images: not supported yet")
     return replace(wanted, think=True) if wanted.think is None and "thinking" in able else wanted
 
 

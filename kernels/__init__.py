@@ -55,9 +55,21 @@ from .norm import (
 )
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy
 from .rows import rows_numpy
-from .tensor import Tensor
+from .tensor import LowRank, Tensor
 
-__all__ = ["EXACT", "GGML", "NUMBA", "NUMPY", "SETS", "Attention", "Kernels", "Rope", "Tensor", "numpy_kernels"]
+__all__ = [
+    "EXACT",
+    "GGML",
+    "NUMBA",
+    "NUMPY",
+    "SETS",
+    "Attention",
+    "Kernels",
+    "LowRank",
+    "Rope",
+    "Tensor",
+    "numpy_kernels",
+]
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,16 @@ _packing = Lock()
 class Tensor:
     """`blocks` of `format` that mean an array of `shape`.
 
-    shape   NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix, [n_expert, n_out, n_in] for a stack
-    blocks  [*shape[:-1], n_in / format.block_size] of format.layout; usually a view into the mapped file
+    shape     NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix, [n_expert, n_out, n_in] for a stack
+    blocks    [*shape[:-1], n_in / format.block_size] of format.layout; usually a view into the mapped file
+    low_rank  what adapters add to it: no kernel looks at them, whoever multiplies by the whole adds their products
     """
 
     name: str
     format: QuantFormat
     shape: tuple[int, ...]
     blocks: np.ndarray
+    low_rank: tuple[LowRank, ...] = ()
     _forms: dict[Callable[[Tensor], Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -59,3 +61,21 @@ class Tensor:
                 if pack not in self._forms:
                     self._forms[pack] = pack(self)
         return self._forms[pack]
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A matrix as the product of two thin ones, scale * b a.
+
+    a   [rank, n_in]
+    b   [n_out, rank]
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.a.nbytes + self.b.nbytes

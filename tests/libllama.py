@@ -70,6 +70,8 @@ class LibLlama:
             ("get_logits", floats, pointer),
             ("get_embeddings", floats, pointer),
             ("get_embeddings_seq", floats, pointer, ctypes.c_int32),
+            ("adapter_lora_init", pointer, pointer, ctypes.c_char_p),
+            ("set_adapters_lora", ctypes.c_int32, pointer, ctypes.POINTER(pointer), ctypes.c_size_t, floats),
         ):
             function = getattr(lib, f"llama_{name}")
             function.restype, function.argtypes = result, arguments
@@ -81,9 +83,12 @@ class LibLlama:
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
-    def logits(self, path, tokens):
-        """What the model in GGUF `path` makes of one text, at each of its positions.  -> f32 [n_tok, n_vocab]"""
-        with self._computed(path, tokens) as (model, ctx):
+    def logits(self, path, tokens, adapters=None):
+        """What the model in GGUF `path` makes of one text, at each of its positions.  -> f32 [n_tok, n_vocab]
+
+        adapters   strengths of LoRA files, by path
+        """
+        with self._computed(path, tokens, adapters or {}) as (model, ctx):
             n_vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(model))
             return np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (len(tokens), n_vocab)).copy()
 
@@ -92,7 +97,7 @@ class LibLlama:
 
         -> f32 [n_tok, n_embd] for "none", f32 [n_embd] for "mean", "cls" and "last"; not normalized
         """
-        with self._computed(path, tokens, pooling_type=POOLING[pooling], embeddings=True) as (model, ctx):
+        with self._computed(path, tokens, {}, pooling_type=POOLING[pooling], embeddings=True) as (model, ctx):
             n_embd = self.lib.llama_model_n_embd_out(model)
             pooled = self.lib.llama_get_embeddings_seq(ctx, 0)
             if pooled:
@@ -100,7 +105,7 @@ class LibLlama:
             return np.ctypeslib.as_array(self.lib.llama_get_embeddings(ctx), (len(tokens), n_embd)).copy()
 
     @contextmanager
-    def _computed(self, path, tokens, **more):
+    def _computed(self, path, tokens, adapters, **more):
         """(model, context) after `tokens`, with an output for each; `more` context parameters."""
         params = self.lib.llama_model_default_params()
         params.n_gpu_layers, params.use_extra_bufts = 0, False
@@ -114,6 +119,11 @@ class LibLlama:
             setattr(params, name, value)
         ctx = self.lib.llama_init_from_model(model, params)
         assert ctx, f"llama.cpp makes no context for {path}"
+        loras = [self.lib.llama_adapter_lora_init(model, os.fsencode(adapter)) for adapter in adapters]
+        assert all(loras), f"llama.cpp does not load one of {', '.join(map(str, adapters))}"
+        n = len(loras)
+        scales = (ctypes.c_float * n)(*adapters.values())
+        assert self.lib.llama_set_adapters_lora(ctx, (ctypes.c_void_p * n)(*loras), n, scales) == 0
         ids, outputs = np.array(tokens, np.int32), np.ones(len(tokens), np.int8)
         code = self.lib.llama_decode(ctx, LlamaBatch(len(ids), token=ids.ctypes.data, logits=outputs.ctypes.data))
         assert code == 0, f"llama_decode answers {code}"

@@ -3,6 +3,8 @@
 families    what differs between architectures, as values
 hparams     sizes, from the key-values
 weights     tensors under their GGUF names
+lora        what adapters add to them
+linear      products with a weight, adapters included
 decoder     forward(): tokens in, logits out
 moe         the feed-forward block as a mixture of experts
 encoder     hidden(): a whole text in, a vector for each token out
@@ -14,6 +16,7 @@ affine      products with a bias and layer norms, as the two above have them
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,7 @@ from .decoder import forward, logits
 from .encoder import EncoderWeights
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
+from .lora import adapted
 from .vision import Vision, load_vision
 from .weights import Weights
 
@@ -44,6 +48,12 @@ class Model:
     weights: Weights | EncoderWeights
     gguf: GGUF
     load_duration: int = 0  # nanoseconds that load_model took
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, adapters included."""
+        tensors = self.gguf.tensors.values()
+        return sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -66,13 +76,16 @@ class Model:
         return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, CACHE_TYPES[type])
 
 
-def load_model(source: str | os.PathLike[str] | GGUF) -> Model:
+def load_model(
+    source: str | os.PathLike[str] | GGUF, adapters: Mapping[str | os.PathLike[str], float] | None = None
+) -> Model:
     """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
 
+    adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
     Raises BadGGUF, UnsupportedArchitecture.
     """
     began = perf_counter_ns()
-    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
+    gguf = adapted(source if isinstance(source, GGUF) else GGUF.open(source), adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family.name, family.rope_style)
     weights = family.weights(gguf, hparams, family)

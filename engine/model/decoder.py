@@ -16,6 +16,7 @@ from ...kernels import Attention, Kernels
 from ..batch import Batch
 from ..cache import KVCache
 from ..trace import Tap, no_tap
+from .linear import embed, linear
 from .moe import mixture
 
 
@@ -26,13 +27,13 @@ def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no
 
 def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for what may follow rows `x` of hidden().  float [n_out, n_embd] -> float [n_out, n_vocab]"""
-    return tap("result_output", -1, kernels.matmul(model.weights.output, x))
+    return tap("result_output", -1, linear(kernels, model.weights.output, x))
 
 
 def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
     hp, w = model.hparams, model.weights
-    x = tap("embd", -1, kernels.rows(w.token_embd, batch.tokens))  # [n_tok, n_embd]
+    x = tap("embd", -1, embed(kernels, w.token_embd, batch.tokens))  # [n_tok, n_embd]
     for il, blk in enumerate(w.blk):
         h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, hp.norm_eps))
         x = tap("ffn_inp", il, x + attend(model, il, h, batch, cache, kernels, tap))
@@ -75,9 +76,3 @@ def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> n
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
     gated = tap("ffn_swiglu", il, kernels.silu_mul(gate, up))
     return tap("ffn_out", il, linear(kernels, blk.ffn_down, gated, blk.ffn_down_bias))
-
-
-def linear(kernels: Kernels, w, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    """x w^T, plus the bias where the file has one."""
-    y = kernels.matmul(w, x)
-    return y if bias is None else y + bias.astype(y.dtype, copy=False)

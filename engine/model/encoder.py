@@ -23,8 +23,8 @@ from ..batch import Batch
 from ..cache import KVCache
 from ..gguf import GGUF
 from ..trace import Tap, no_tap
-from .decoder import linear
 from .hparams import Hparams
+from .linear import embed, linear
 from .weights import Tensors, cut
 
 
@@ -79,7 +79,7 @@ def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_
     Each span is one whole text; `cache` has no layers.
     """
     hp, w = model.hparams, model.weights
-    x = kernels.rows(w.token_embd, batch.tokens)  # [n_tok, n_embd]
+    x = embed(kernels, w.token_embd, batch.tokens)  # [n_tok, n_embd]
     if w.token_types is not None:
         x = x + w.token_types
     if w.position_embd is not None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...kernels import Kernels
 from ..trace import Tap
+from .linear import experts, linear
 
 LEAST = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
 
@@ -22,7 +23,7 @@ LEAST = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe
 def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
     hp, blk = model.hparams, model.weights.blk[il]
-    logits = tap("ffn_moe_logits", il, kernels.matmul(blk.ffn_gate_inp, h))  # [n_tok, n_expert]
+    logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
     chosen = tap("ffn_moe_topk", il, largest(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
     weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
@@ -33,7 +34,7 @@ def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.nda
 
     def each(w, x: np.ndarray) -> np.ndarray:
         """The chosen experts' products.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
-        return kernels.experts(w, x, chosen.reshape(-1))
+        return experts(kernels, w, x, chosen.reshape(-1))
 
     x = np.repeat(h, hp.n_expert_used, axis=0)
     gate, up = tap("ffn_moe_gate", il, each(blk.ffn_gate_exps, x)), tap("ffn_moe_up", il, each(blk.ffn_up_exps, x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -106,16 +106,16 @@ class Tensors:
 
 def cut(whole: Tensor | np.ndarray | None, sizes: Sequence[int]) -> list[Any]:
     """`whole` in parts of `sizes` rows: what a file keeps as one and the computation wants apart.  None: Nones"""
-    if whole is None:
-        return [None] * len(sizes)
     ends = np.cumsum(sizes).tolist()
-    rows = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    if isinstance(whole, np.ndarray):
-        return [whole[part] for part in rows]
-    return [
-        Tensor(f"{whole.name}[{part.start}:{part.stop}]", whole.format, (size, *whole.shape[1:]), whole.blocks[part])
-        for part, size in zip(rows, sizes, strict=True)
-    ]
+    return [_rows(whole, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _rows(whole: Any, part: slice) -> Any:
+    if whole is None or isinstance(whole, np.ndarray):
+        return None if whole is None else whole[part]
+    name, shape = f"{whole.name}[{part.start}:{part.stop}]", (part.stop - part.start, *whole.shape[1:])
+    low_rank = tuple(replace(term, b=_rows(term.b, part)) for term in whole.low_rank)
+    return Tensor(name, whole.format, shape, whole.blocks[part], low_rank)
 
 
 def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
@@ -170,7 +170,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
     weights = Weights(
         token_embd=token_embd,
         output_norm=file.take("output_norm.weight", (hp.n_embd,)),
-        output=token_embd if output is None else output,
+        output=replace(token_embd, low_rank=()) if output is None else output,
         blk=tuple(layer(il) for il in range(hp.n_layer)),
     )
     file.finish()

@@ -34,8 +34,9 @@ class FakeRunner:
         self.why = why
 
 
-def model(name):
-    return SimpleNamespace(weights=Path(name), name=SimpleNamespace(short=f"{name}:latest"))
+def model(name, adapters=(), projectors=()):
+    short = SimpleNamespace(short=f"{name}:latest")
+    return SimpleNamespace(weights=Path(name), name=short, adapters=[*adapters], projectors=[*projectors])
 
 
 class Bench:
@@ -45,7 +46,7 @@ class Bench:
         self.pool, self.loads, self.gate = Pool(**kwargs), [], threading.Event()
         self.gate.set()
 
-    def acquire(self, name="a", call=None, keep_alive=None, **options):
+    def acquire(self, name="a", call=None, keep_alive=None, attached=None, **options):
         wanted = Options(**options)
 
         def load(progress):
@@ -53,7 +54,7 @@ class Bench:
             self.gate.wait(5)
             return FakeRunner(wanted)
 
-        return self.pool.acquire(model(name), wanted, load, call or Call(), keep_alive)
+        return self.pool.acquire(model(name, **(attached or {})), wanted, load, call or Call(), keep_alive)
 
     def in_thread(self, *args, **kwargs):
         """The result or error of `acquire`, in a thread of its own."""
@@ -111,6 +112,17 @@ def test_other_load_options_load_it_anew_once_it_is_idle(bench):
     second.thread.join(5)
     assert second.value.runner.options.num_ctx == 128 and first.runner.closed
     assert b.names() == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["adapters", "projectors"])
+def test_the_same_weights_with_something_else_attached_are_loaded_anew(bench, kind):
+    b = bench()
+    b.pool.release(b.acquire(attached={kind: [Path("x")]}))
+    b.pool.release(b.acquire(attached={kind: [Path("x")]}))
+    assert b.loads == ["a"]
+    b.pool.release(b.acquire(attached={kind: [Path("y")]}))
+    b.pool.release(b.acquire())
+    assert b.loads == ["a"] * 3 and b.names() == ["a"]
 
 
 def test_a_model_goes_when_its_keep_alive_is_over(bench):

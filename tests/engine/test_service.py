@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from adapters import tiny_lora
 
 from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
 from numllama.engine.job import Call
@@ -12,6 +13,7 @@ from numllama.engine.piece import Piece
 from numllama.engine.runner import Runner
 from numllama.engine.service import Engine, Wanted, constraint, fitting
 from numllama.engine.settings import Settings
+from numllama.engine.store import ModelName
 from numllama.engine.template import Template, mark_images
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
@@ -103,6 +105,21 @@ def test_an_error_of_the_model_reaches_whoever_reads(engine):
     call.cancel()
     with pytest.raises(Cancelled):
         list(pieces)
+
+
+def test_a_model_with_an_adapter_answers_otherwise_than_without(engine, tmp_path):
+    path = tiny_lora(tmp_path / "a.gguf", engine.store.resolve(ModelName.parse("m")).weights)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("adapted", "m", adapters={"a.gguf": digest}))
+
+    def said(name):
+        return [piece.token for piece in engine.generate(name, "once", GREEDY)]
+
+    plain = said("m")
+    assert said("adapted") != plain
+    assert [entry["name"] for entry in engine.ps()] == ["adapted:latest"]  # the same weights, loaded anew
+    assert said("m") == plain
+    engine.delete("adapted")
 
 
 def test_unknown_names_are_told_as_they_were_asked_for(engine):
