@@ -1,0 +1,56 @@
+"""Writes tests/golden/errors.json: how far logits of the models in make_logits.py are from other implementations'.
+
+    pip install '.[oracle]' && PYTHONPATH=tests python tests/golden/make_errors.py [NAME ...]
+
+For each model, the largest error of any logit (of any log-probability for xllamacpp):
+
+    llama.cpp       {format: ...}   against the recorded logits; F32 in float64, Q8_0 by the GGML set
+    xllamacpp       {format: ...}   the same against the published wheel
+    transformers    F32, both sides in float64
+    std             standard deviation of the recorded float32 logits, to see what the errors mean
+
+docs/families.md shows them.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from make_logits import FORMATS, MODELS, OUTPUTS, TOKENS, make, path_of
+from oracles import log_softmax, our_logits, transformers_logits, xllamacpp_logprobs
+
+FILE = Path(__file__).parent / "errors.json"
+SETS = {"F32": "numpy-float64", "Q8_0": "ggml"}
+
+
+def largest(got, expected):
+    return float(f"{np.abs(got - expected).max():.1e}")
+
+
+def measure(folder, name):
+    recorded = np.load(path_of(name))
+    files = {format: make(folder, name, format) for format in FORMATS}
+    ours = {format: our_logits(files[format], TOKENS, SETS[format]) for format in FORMATS}
+    prefixes = [TOKENS[: t + 1] for t in OUTPUTS]
+    return {
+        "llama.cpp": {format: largest(ours[format][OUTPUTS], recorded[format]) for format in FORMATS},
+        "xllamacpp": {
+            format: largest(log_softmax(ours[format][OUTPUTS]), xllamacpp_logprobs(files[format], prefixes))
+            for format in FORMATS
+        },
+        "transformers": largest(ours["F32"], transformers_logits(files["F32"], name, TOKENS)),
+        "std": round(float(recorded["F32"].std()), 2),
+    }
+
+
+def main():
+    found = json.loads(FILE.read_text()) if FILE.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        found |= {name: measure(folder, name) for name in sys.argv[1:] or MODELS}
+    FILE.write_text(json.dumps({name: found[name] for name in MODELS if name in found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

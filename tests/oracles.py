@@ -1,0 +1,185 @@
+"""Other implementations, given our model files: what they make of one text, and how far two answers are apart.
+
+transformers    Hugging Face's own code for each family, computing in float64 on the weights of a float32 GGUF
+xllamacpp       llama.cpp's server as published in a wheel, in its plainest configuration
+"""
+
+import numpy as np
+import pytest
+
+from numllama.engine.batch import Batch
+from numllama.engine.gguf import GGUF
+from numllama.engine.model import forward, load_model
+from numllama.kernels import SETS
+
+
+def our_logits(path, tokens, kernels):
+    """What the model in GGUF `path` makes of one text by the set `kernels`.  -> float [n_tok, n_vocab]"""
+    model = load_model(path)
+    cache = model.new_cache(len(tokens), type="f64" if kernels == "numpy-float64" else "f32")
+    return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, SETS[kernels])
+
+
+def log_softmax(logits):
+    """-> f64 as `logits`"""
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def divergence(expected, got):
+    """How much likelier `expected` finds its next tokens than `got` does, in nats; the mean over positions (KL)."""
+    p, q = log_softmax(expected), log_softmax(got)
+    return (np.exp(p) * (p - q)).sum(axis=-1).mean()
+
+
+# --- transformers
+
+NAMES = {  # of a layer's tensors, GGUF: transformers
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+}
+AROUND_NORMS = {  # where a norm stands after each block too
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+def plain(kv):
+    return {}
+
+
+def windowed(kv):
+    return {"sliding_window": int(kv("attention.sliding_window", 0)) or None}
+
+
+def mixtral(kv):
+    return {"num_local_experts": int(kv("expert_count")), "num_experts_per_tok": int(kv("expert_used_count"))}
+
+
+CLASSES = {  # by the first word of a model's name: its class in transformers, what it needs beside the sizes
+    "llama": ("Llama", plain),
+    "mistral": ("Mistral", windowed),
+    "qwen2": ("Qwen2", plain),
+    "mixtral": ("Mixtral", mixtral),
+}
+PERMUTED = ("llama", "mistral", "mixtral", "granite")  # rows of q and k reordered, so that RoPE turns neighbours
+
+
+def transformers_logits(path, name, tokens):
+    """What transformers makes of `tokens` at each position.  -> f64 [n_tok, n_vocab]
+
+    path    a float32 GGUF;  name: its model's, which CLASSES knows by its first word
+    """
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    gguf, family = GGUF.open(path), name.split("-")[0]
+    arch = gguf.kv["general.architecture"]
+
+    def kv(key, default=None):
+        return gguf.kv.get(f"{arch}.{key}", default)
+
+    prefix, more = CLASSES[family]
+    n_vocab, n_embd = gguf.tensors["token_embd.weight"].shape
+    n_head, n_head_kv = int(kv("attention.head_count")), int(kv("attention.head_count_kv"))
+    config = getattr(transformers, f"{prefix}Config")(
+        vocab_size=n_vocab,
+        hidden_size=n_embd,
+        intermediate_size=int(kv("feed_forward_length")),
+        num_hidden_layers=int(kv("block_count")),
+        num_attention_heads=n_head,
+        num_key_value_heads=n_head_kv,
+        head_dim=int(kv("attention.key_length", n_embd // n_head)),
+        max_position_embeddings=int(kv("context_length")),
+        rms_norm_eps=float(kv("attention.layer_norm_rms_epsilon")),
+        rope_theta=float(kv("rope.freq_base", 10000.0)),
+        tie_word_embeddings="output.weight" not in gguf.tensors,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **more(kv)},
+    )
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).double().eval()
+    weights = state(gguf, family, n_head, n_head_kv)
+    missing = model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
+    tied = ["lm_head.weight"] if config.tie_word_embeddings else []
+    assert missing.missing_keys == tied and not missing.unexpected_keys, missing
+    if (factors := gguf.tensors.get("rope_freqs.weight")) is not None:
+        model.model.rotary_emb.inv_freq /= torch.tensor(factors.dequantize())
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def state(gguf, family, n_head, n_head_kv):
+    """The tensors of `gguf` under transformers' names, f64, as they were before llama.cpp's conversion."""
+    names = NAMES | (AROUND_NORMS if "blk.0.post_ffw_norm.weight" in gguf.tensors else {})
+    arrays = {name: tensor.dequantize().astype(np.float64) for name, tensor in gguf.tensors.items()}
+    arrays.pop("rope_freqs.weight", None)
+    found = {}
+    for name, x in arrays.items():
+        *layer, part, kind = name.split(".")
+        if family in PERMUTED and part in ("attn_q", "attn_k"):
+            x = separate(x, n_head if part == "attn_q" else n_head_kv)
+        if family.startswith("gemma") and part.endswith("norm"):
+            x = x - 1  # transformers multiplies by 1 + weight
+        place = f"model.layers.{layer[1]}." if layer else "model."
+        if part == "output":
+            found["lm_head.weight"] = x
+        elif part == "ffn_gate_exps":
+            found[f"{place}mlp.experts.gate_up_proj"] = np.concatenate(
+                [x, arrays[name.replace("ffn_gate", "ffn_up")]], axis=1
+            )
+        elif part == "ffn_down_exps":
+            found[f"{place}mlp.experts.down_proj"] = x
+        elif part == "ffn_up" and f"{'.'.join(layer)}.ffn_gate.weight" not in arrays:
+            found[f"{place}mlp.gate_up_proj.weight"] = x
+        elif part != "ffn_up_exps":
+            found[f"{place}{names[part]}.{kind}"] = x
+    return found
+
+
+def separate(x, n_head):
+    """Rows (or biases) whose pairs lie side by side in each head -> first halves, then second."""
+    return x.reshape(n_head, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+# --- xllamacpp
+
+
+def xllamacpp_logprobs(path, texts):
+    """Log-probabilities of what comes after each of `texts`, lists of token ids.  -> f64 [len(texts), n_vocab]"""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_gpu_layers, params.n_ctx, params.n_parallel, params.verbosity = 0, 256, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.no_extra_bufts, params.warmup, params.fit_params = True, False, False
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server, n_vocab = xllamacpp.Server(params), GGUF.open(path).tensors["token_embd.weight"].shape[0]
+    rows = np.full((len(texts), n_vocab), np.nan)
+    # 290, a word, is forced: probabilities come before any bias, but not beside half a character
+    for row, text in zip(rows, texts, strict=True):
+        request = {
+            "prompt": text,
+            "n_predict": 1,
+            "n_probs": n_vocab,
+            "cache_prompt": False,
+            "logit_bias": {"290": 1e3},
+        }
+        answer = server.handle_completions(request)
+        for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            row[entry["id"]] = entry["logprob"]
+    return rows
