@@ -164,19 +164,19 @@ def activated(x: np.ndarray, op: str, kernels: Kernels) -> np.ndarray:
 def tiles_of(image: np.ndarray, hp: VisionHparams, kernels: Kernels) -> list[np.ndarray]:
     """The image as squares that the tower takes.  u8 [h, w, 3] -> u8 [image_size, image_size, 3] each
 
-    One, the whole image centred; or, from a model with tiles and of a larger image, the whole image squeezed and after
-    it the tiles, row by row.  Source: llama.cpp 0c1e57098 mtmd-image.cpp, fixed_size and llava_uhd.
+    One, the whole image centred; or, for a model with tiles, of an image larger than one its tiles row by row, and last
+    the whole image squeezed.  Source: llama.cpp 0c1e57098 mtmd-image.cpp, fixed_size and llava_uhd.
     """
     size = hp.image_size
     if not hp.tiled:
         return [centred(image, size, size, PAD_COLOR, kernels)]
-    tiles = [kernels.resize(image, size, size)]
+    tiles = []
     h, w, _ = image.shape
     if max(w, h) > size:
         width, height = best_size(w, h, hp.tiled)
         canvas = centred(image, width, height, TILED_PAD_COLOR, kernels)
-        tiles += [canvas[y : y + size, x : x + size] for y in range(0, height, size) for x in range(0, width, size)]
-    return tiles
+        tiles = [canvas[y : y + size, x : x + size] for y in range(0, height, size) for x in range(0, width, size)]
+    return [*tiles, kernels.resize(image, size, size)]
 
 
 def centred(image: np.ndarray, width: int, height: int, color: tuple[int, int, int], kernels: Kernels) -> np.ndarray:
