@@ -1,0 +1,104 @@
+"""A native llama.cpp's vision, called in this process: the reference for what a text model is given of an image.
+
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.  CPU, one
+thread, no flash attention, as the plain computation is.
+"""
+
+import ctypes
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from llama_vocab import _quiet
+
+
+class ContextParams(ctypes.Structure):
+    """mtmd.h, struct mtmd_context_params."""
+
+    _fields_ = [
+        ("use_gpu", ctypes.c_bool),
+        ("device", ctypes.c_void_p),
+        ("print_timings", ctypes.c_bool),
+        ("n_threads", ctypes.c_int),
+        *((name, ctypes.c_char_p) for name in ("image_marker", "media_marker")),
+        ("flash_attn_type", ctypes.c_int),
+        ("warmup", ctypes.c_bool),
+        *((name, ctypes.c_int) for name in ("image_min_tokens", "image_max_tokens")),
+        *((name, ctypes.c_void_p) for name in ("cb_eval", "cb_eval_user_data")),
+        ("batch_max_tokens", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("progress_callback", "progress_callback_user_data")),
+    ]
+
+
+class InputPart(ctypes.Structure):
+    """mtmd.h, struct mtmd_input_part: the image here."""
+
+    _fields_ = [("text", ctypes.c_void_p), ("bitmap", ctypes.c_void_p)]
+
+
+class LibMtmd:
+    """libmtmd of one build."""
+
+    def __init__(self, folder):
+        self.lib = lib = ctypes.CDLL(str(Path(folder) / "libmtmd.so"))
+        pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32
+        for name, result, *arguments in (
+            ("log_set", None, pointer, pointer),
+            ("context_params_default", ContextParams),
+            ("init_from_file", pointer, ctypes.c_char_p, pointer, ContextParams),
+            ("free", None, pointer),
+            ("bitmap_init", pointer, ctypes.c_uint32, ctypes.c_uint32, pointer),
+            ("bitmap_free", None, pointer),
+            ("input_chunks_init", pointer),
+            ("input_chunks_size", size, pointer),
+            ("input_chunks_get", pointer, pointer, size),
+            ("input_chunks_free", None, pointer),
+            ("input_chunk_get_n_tokens", size, pointer),
+            ("tokenize_from_parts", whole, pointer, pointer, pointer, size, ctypes.c_bool),
+            ("encode_chunk", whole, pointer, pointer),
+            ("get_output_embd", ctypes.POINTER(ctypes.c_float), pointer),
+        ):
+            function = getattr(lib, f"mtmd_{name}")
+            function.restype, function.argtypes = result, arguments
+        lib.mtmd_log_set(_quiet, None)
+
+    @classmethod
+    def from_environment(cls):
+        """The build that NUMLLAMA_LLAMA_CPP names, or None."""
+        folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
+        return cls(folder) if folder else None
+
+    def rows(self, path, pixels, n_embd):
+        """What the projector file `path` makes of an image.  u8 [h, w, 3] -> f32 [n_rows, n_embd]"""
+        with self.loaded(path) as context, self.cut(context, pixels) as chunks:
+            return np.concatenate([self.encoded(context, chunk, n_embd) for chunk in chunks])
+
+    @contextmanager
+    def loaded(self, path, n_thread=1, flash_attention=0):
+        params = self.lib.mtmd_context_params_default()
+        params.use_gpu = params.print_timings = params.warmup = False
+        params.n_threads, params.flash_attn_type = n_thread, flash_attention
+        context = self.lib.mtmd_init_from_file(os.fsencode(path), None, params)
+        assert context, f"llama.cpp does not load {path}"
+        yield context
+        self.lib.mtmd_free(context)
+
+    @contextmanager
+    def cut(self, context, pixels):
+        """The image's tiles, resized and normalised, as libmtmd keeps them."""
+        h, w, _ = pixels.shape
+        bitmap = self.lib.mtmd_bitmap_init(w, h, np.ascontiguousarray(pixels).ctypes.data)
+        part, chunks = InputPart(bitmap=bitmap), self.lib.mtmd_input_chunks_init()
+        parts = (ctypes.c_void_p * 1)(ctypes.addressof(part))
+        code = self.lib.mtmd_tokenize_from_parts(context, chunks, parts, 1, False)
+        assert code == 0, f"mtmd_tokenize_from_parts answers {code}"
+        yield [self.lib.mtmd_input_chunks_get(chunks, i) for i in range(self.lib.mtmd_input_chunks_size(chunks))]
+        self.lib.mtmd_input_chunks_free(chunks)
+        self.lib.mtmd_bitmap_free(bitmap)
+
+    def encoded(self, context, chunk, n_embd):
+        code = self.lib.mtmd_encode_chunk(context, chunk)
+        assert code == 0, f"mtmd_encode_chunk answers {code}"
+        n_rows = self.lib.mtmd_input_chunk_get_n_tokens(chunk)
+        return np.ctypeslib.as_array(self.lib.mtmd_get_output_embd(context), (n_rows, n_embd)).copy()
