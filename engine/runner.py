@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import NUMBA, Kernels, threads
+from ..kernels.warmup import prepare
 from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
 from .errors import EngineError, ModelError, OutOfMemory, ShuttingDown
@@ -89,6 +90,13 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
     return tap
 
 
+def needed(model: Model, cache_type: str) -> list[str]:
+    """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
+    products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) == 2)
+    attention = f"attention, {np.dtype(CACHE_TYPES[cache_type]).name} cache"
+    return [attention, *products, f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"]
+
+
 class Runner:
     """One loaded model, one cache, one thread.
 
@@ -113,6 +121,8 @@ class Runner:
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
         # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
+        if kernels is NUMBA:
+            prepare(needed(model, cache_type))
         forward(model, Batch.of([0]), self.cache, kernels, tap)
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
         self._sizes = {path: path.stat().st_size for path in model.gguf.parts}

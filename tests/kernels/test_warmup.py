@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from numba.core import config
 
 from tiny import tiny_gguf
 
@@ -16,6 +17,34 @@ from numllama.engine.options import Options
 for path in sys.argv[1:]:
     list(generate(load_model(path), "once upon a time", Options(num_predict=3)))
 """
+
+# Prepares two kernels in an empty cache; prints how many processes that took, and which of the two came from the cache.
+PREPARE = """
+import subprocess
+from numllama.kernels import warmup
+from numllama.kernels.norm import _rms_norm
+from numllama.kernels.rope import _rope
+begun, popen = [], subprocess.Popen
+subprocess.Popen = lambda *args, **kwargs: begun.append(args) or popen(*args, **kwargs)
+warmup.N_CORE = {n_core}
+names = ["rope, norm", "rms_norm", "no such kernel"]
+warmup.prepare(names)
+warmup.compile_them(names)
+print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (_rope, _rms_norm)))
+warmup.prepare(names)
+print(len(begun))
+"""
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_two_processes_share_what_is_to_be_compiled(tmp_path):
+    def run(n_core):
+        environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", PREPARE.format(n_core=n_core)]
+        return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.split()
+
+    assert run(2) == ["1", "1", "0", "1"]  # the second process made rope, this one rms_norm; then all is there
+    assert run(2) == ["0", "1", "1", "0"]
 
 
 @pytest.mark.slow
