@@ -32,9 +32,11 @@ def experts_together(matmul, w, x, chosen):
 
     w Tensor [n_expert, n_out, n_in], x f32 [n, n_in], chosen i32 [n] -> f32 [n, n_out]
     """
+    rows_of: dict[int, list[int]] = {}
+    for i, e in enumerate(chosen.tolist()):
+        rows_of.setdefault(e, []).append(i)
     y = np.empty((len(x), w.shape[1]), np.float32)
-    for e in np.unique(chosen):
-        rows = np.flatnonzero(chosen == e)
+    for e, rows in rows_of.items():
         y[rows] = matmul(w.matrices[e], x[rows])
     return y
 

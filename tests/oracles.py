@@ -62,21 +62,70 @@ def plain(kv):
     return {}
 
 
-def windowed(kv):
-    return {"sliding_window": int(kv("attention.sliding_window", 0)) or None}
-
-
 def mixtral(kv):
     return {"num_local_experts": int(kv("expert_count")), "num_experts_per_tok": int(kv("expert_used_count"))}
 
 
-CLASSES = {  # by the first word of a model's name: its class in transformers, what it needs beside the sizes
-    "llama": ("Llama", plain),
-    "mistral": ("Mistral", windowed),
-    "qwen2": ("Qwen2", plain),
-    "mixtral": ("Mixtral", mixtral),
+def qwen3moe(kv):
+    return {
+        "num_experts": int(kv("expert_count")),
+        "num_experts_per_tok": int(kv("expert_used_count")),
+        "moe_intermediate_size": int(kv("expert_feed_forward_length")),
+        "norm_topk_prob": True,
+    }
+
+
+def gemma2(kv):
+    return {
+        "query_pre_attn_scalar": int(kv("attention.key_length")),
+        "sliding_window": int(kv("attention.sliding_window")),
+        "attn_logit_softcapping": float(kv("attn_logit_softcapping")),
+        "final_logit_softcapping": float(kv("final_logit_softcapping")),
+    }
+
+
+def gemma3(kv):
+    stretched = {"rope_type": "linear", "factor": float(kv("rope.scaling.factor"))}
+    return {
+        "query_pre_attn_scalar": int(kv("attention.key_length")),
+        "sliding_window": int(kv("attention.sliding_window")),
+        "rope_parameters": {
+            "full_attention": stretched | {"rope_theta": float(kv("rope.freq_base"))},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+
+
+def granite(kv):
+    return {
+        "embedding_multiplier": float(kv("embedding_scale")),
+        "residual_multiplier": float(kv("residual_scale")),
+        "attention_multiplier": float(kv("attention.scale")),
+        "logits_scaling": float(kv("logit_scale")),
+    }
+
+
+CLASSES = {  # by the first word of a model's name: its classes in transformers, what they need beside the sizes
+    "llama": ("LlamaConfig", "LlamaForCausalLM", plain),
+    "mistral": ("MistralConfig", "MistralForCausalLM", lambda kv: {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", plain),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", plain),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", plain),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", gemma2),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", gemma3),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", plain),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", plain),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", granite),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", mixtral),
+    "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
-PERMUTED = ("llama", "mistral", "mixtral", "granite")  # rows of q and k reordered, so that RoPE turns neighbours
+PERMUTED = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "granite",
+    "smollm3",
+)  # rows of q and k reordered, so that RoPE turns neighbours
 
 
 def transformers_logits(path, name, tokens):
@@ -92,10 +141,10 @@ def transformers_logits(path, name, tokens):
     def kv(key, default=None):
         return gguf.kv.get(f"{arch}.{key}", default)
 
-    prefix, more = CLASSES[family]
+    config_class, model_class, more = CLASSES[family]
     n_vocab, n_embd = gguf.tensors["token_embd.weight"].shape
     n_head, n_head_kv = int(kv("attention.head_count")), int(kv("attention.head_count_kv"))
-    config = getattr(transformers, f"{prefix}Config")(
+    config = getattr(transformers, config_class)(
         vocab_size=n_vocab,
         hidden_size=n_embd,
         intermediate_size=int(kv("feed_forward_length")),
@@ -105,13 +154,14 @@ def transformers_logits(path, name, tokens):
         head_dim=int(kv("attention.key_length", n_embd // n_head)),
         max_position_embeddings=int(kv("context_length")),
         rms_norm_eps=float(kv("attention.layer_norm_rms_epsilon")),
-        rope_theta=float(kv("rope.freq_base", 10000.0)),
         tie_word_embeddings="output.weight" not in gguf.tensors,
         attn_implementation="eager",
         experts_implementation="eager",
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **more(kv)},
+        pad_token_id=0,
+        eos_token_id=2,
+        **{"rope_parameters": {"rope_type": "default", "rope_theta": float(kv("rope.freq_base"))}, **more(kv)},
     )
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config).double().eval()
+    model = getattr(transformers, model_class)(config).double().eval()
     weights = state(gguf, family, n_head, n_head_kv)
     missing = model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []
