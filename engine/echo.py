@@ -9,7 +9,7 @@ logits    0     1     2                      ln p(cat | The) + ln p(sat | The ca
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Echo:
         self.seq, self._text = seq, Detokenizer(tokenizer, special=True)
         self.n_rows = max(1, min(seq.options.num_batch, MAX_LOGITS // tokenizer.n_vocab))
 
-    def pieces(self, start: int, logits: np.ndarray) -> Iterator[Piece]:
-        """The tokens that follow positions start, start + 1, ..., whose logits are f32 [n, n_vocab]."""
+    def pieces(self, start: int, logits: Collection[np.ndarray]) -> Iterator[Piece]:
+        """The tokens that follow positions start, start + 1, ..., whose logits are n of f32 [n_vocab]."""
         seq = self.seq
         if start == 0:
             yield Piece(self._text.push(seq.tokens[0]), seq.tokens[0], Logprob(seq.tokens[0], math.nan))

@@ -40,6 +40,7 @@ class Job:
     shown      control tokens whose text counts
     echo       the prompt is given out before the answer
     grammar    what the answer is held to
+    pooling    the prompt is only read, and this is how it becomes one vector; "" for one that is answered
     n_whole    tokens of the prompt before messages were left out; 0 where none were
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
     finished   is called once, before the last of them is delivered
@@ -57,3 +58,4 @@ class Job:
     shown: Collection[int] = ()
     grammar: Grammar | None = None
     n_whole: int = 0
+    pooling: str = ""

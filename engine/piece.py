@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from .parse import ToolCall
 
-if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
+if TYPE_CHECKING:  # a client of a server reads pieces and computes nothing
+    import numpy as np
+
     from .sampling import Logprob
 
 
@@ -40,6 +42,7 @@ class Piece:
     met         the stop string that ended it, in the last piece
     thinking    what the model thinks, which comes before what it says
     tool_calls  that became complete; there is no text in such a piece
+    embeddings  what texts that were only read come to, in the last piece
     """
 
     text: str
@@ -50,3 +53,4 @@ class Piece:
     met: str | None = None
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    embeddings: tuple[np.ndarray, ...] = ()

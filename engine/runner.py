@@ -27,7 +27,7 @@ from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
 from .errors import EngineError, ModelError, OutOfMemory, ShuttingDown
 from .job import Job
-from .model import Model, forward
+from .model import Model, logits
 from .options import Options
 from .scheduler import Scheduler, conclude
 from .trace import Tap, no_tap
@@ -123,7 +123,9 @@ class Runner:
         _ = model.tokenizer
         if kernels is NUMBA:
             prepare(needed(model, cache_type))
-        forward(model, Batch.of([0]), self.cache, kernels, tap)
+        hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
+        if not model.hparams.pooling:  # one that only embeds says nothing, so its output matrix stays unpacked
+            logits(model, hidden, kernels, tap)
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
         self._sizes = {path: path.stat().st_size for path in model.gguf.parts}
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()

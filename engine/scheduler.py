@@ -8,6 +8,7 @@
 
 A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first, get
 what room is left, which is little while somebody speaks.  Each sequence says what generate() would say, bit for bit.
+Texts that are only read, for their embeddings, are prompts after which nobody speaks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import perf_counter_ns
 
 import numpy as np
@@ -24,10 +26,11 @@ from ..kernels import NUMBA, Kernels
 from .batch import Batch
 from .cache import KVCache
 from .echo import Echo
+from .embed import Pooled
 from .errors import ContextFull
 from .generate import make_room
 from .job import Call, Job
-from .model import Model, forward
+from .model import Model, logits
 from .piece import Piece, Timings
 from .prefix import Prefixes
 from .sequence import Sequence, State, kept, truncated
@@ -48,6 +51,7 @@ class Running:
     n_reused   tokens of its prompt that the cache knew
     began, prefilled   on the clock of perf_counter_ns, the latter 0 until its prompt is done
     repeated   pieces with the text of the last one before them
+    echo, pooled   for a prompt that is given out, and for one that is only read: they want all of it computed
     """
 
     job: Job
@@ -56,6 +60,7 @@ class Running:
     began: int
     prefilled: int = 0
     echo: Echo | None = None
+    pooled: Pooled | None = None
     text: str = ""
     repeated: int = 0
 
@@ -72,6 +77,7 @@ class Running:
             seq.rest(),
             done_reason=seq.done_reason,
             met=seq.met,
+            embeddings=(self.pooled.vector(),) if self.pooled else (),
             timings=Timings(
                 prompt_eval_count=seq.n_prompt,
                 prompt_eval_duration=self.prefilled - self.began,
@@ -100,6 +106,11 @@ class Scheduler:
         self.stopped: Exception | None = None  # set by any thread: everything ends with it
 
     @property
+    def takes_whole(self) -> bool:
+        """Whether nothing is cached, as in an encoder: then a text cannot be read in parts."""
+        return not self.cache.k
+
+    @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
@@ -114,20 +125,16 @@ class Scheduler:
         if not turns:
             return
         try:
-            batch = Batch.join([part for _, part in turns])
-            logits = forward(self.model, batch, self.cache, self.kernels, self._tap([one.job.call for one, _ in turns]))
+            results = self._compute(turns)
         except Exception as error:
             for one, _ in turns:
                 self._leave(one, error)
             return
-        row = 0
-        for one, part in turns:
-            n_out = len(part.outputs)
+        for (one, part), rows in zip(turns, results, strict=True):
             try:
-                self._advance(one, part, logits[row : row + n_out])
+                self._advance(one, part, rows)
             except Exception as error:
                 self._leave(one, error)
-            row += n_out
 
     def _dismiss(self) -> None:
         """Those that nobody waits for any more go, wherever they are."""
@@ -165,22 +172,26 @@ class Scheduler:
             shown=job.shown,
             grammar=job.grammar,
         )
-        seq.slot, seq.n_cached = self.prefixes.take([] if job.echo else prompt)  # an echo wants all its logits
+        seq.slot, seq.n_cached = self.prefixes.take([] if job.echo or job.pooling else prompt)
         seq.state = State.PREFILL
         facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
         log.debug("begins", extra={"fields": facts})
-        return Running(job, seq, seq.n_cached, began, echo=Echo(tokenizer, seq) if job.echo else None)
+        echo = Echo(tokenizer, seq) if job.echo else None
+        pooled = Pooled(job.pooling, seq.n_prompt) if job.pooling else None
+        return Running(job, seq, seq.n_cached, began, echo=echo, pooled=pooled)
 
     def _plan(self) -> list[tuple[Running, Batch]]:
-        """Who takes part in the next forward pass, and with what."""
+        """Who takes part in the next forward pass, and with what: those who are only read come last."""
         speaking = [one for one in self.running if one.seq.state is State.DECODE]
         turns = [(one, self._next_token(one)) for one in speaking]
         room = max(1, min(self.num_batch, CHUNK) - len(speaking)) if speaking else self.num_batch
         for one in self.running:
-            if one.seq.state is State.PREFILL and room:
+            if one.seq.state is State.PREFILL and room > 0:
+                if self.takes_whole and one.seq.n_prompt > room and turns:
+                    break
                 turns.append((one, part := self._next_chunk(one, room)))
                 room -= len(part.tokens)
-        return turns
+        return sorted(turns, key=lambda turn: turn[0].pooled is not None)
 
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq
@@ -190,34 +201,51 @@ class Scheduler:
     def _next_chunk(self, one: Running, room: int) -> Batch:
         """At most `room` tokens of its prompt, after all that any slot has learned of it meanwhile."""
         seq = one.seq
-        if not one.echo:
+        if not (one.echo or one.pooled):
             source, n = self.prefixes.longest(seq.tokens)
             if n > seq.n_cached:
                 self.cache.copy(source, seq.slot, seq.n_cached, n)
                 self.prefixes.wrote(seq.slot, seq.n_cached, seq.tokens[seq.n_cached : n])
                 one.n_reused += n - seq.n_cached
                 seq.n_cached = n
-        n = min(room, seq.n_prompt - seq.n_cached, one.echo.n_rows if one.echo else room)
+        n = seq.n_prompt - seq.n_cached
+        if not self.takes_whole:
+            n = min(n, room, one.echo.n_rows if one.echo else room)
         is_last = seq.n_cached + n == seq.n_prompt
         outputs = range(n) if one.echo else range(n - is_last, n)
+        if one.pooled:
+            outputs = one.pooled.outputs(seq.n_cached, n)
         return Batch.of(seq.tokens[seq.n_cached : seq.n_cached + n], seq.slot, seq.n_cached, outputs)
 
-    def _advance(self, one: Running, part: Batch, logits: np.ndarray) -> None:
-        """What a sequence says after the cache has `part`.  logits f32 [n_out, n_vocab]"""
+    def _compute(self, turns: list[tuple[Running, Batch]]) -> list[list[np.ndarray]]:
+        """One forward pass.  -> for each turn the logits of its outputs, or what is hidden there if it is only read"""
+        batch = Batch.join([part for _, part in turns])
+        tap = self._tap([one.job.call for one, _ in turns])
+        hidden = self.model.family.hidden(self.model, batch, self.cache, self.kernels, tap)  # [n_out, n_embd]
+        n = sum(len(part.outputs) for one, part in turns if not one.pooled)
+        rows = iter([*(logits(self.model, hidden[:n], self.kernels, tap) if n else ()), *hidden[n:]])
+        return [list(islice(rows, len(part.outputs))) for _, part in turns]
+
+    def _advance(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
+        """What a sequence says after the cache has `part`, of whose outputs the model made `rows`: see `_compute`."""
         seq, job, start = one.seq, one.job, one.seq.n_cached
         job.call.check()
         self.prefixes.wrote(seq.slot, start, part.tokens.tolist())
         seq.n_cached += len(part.tokens)
         if seq.state is State.PREFILL:
-            for piece in one.echo.pieces(start, logits) if one.echo else ():
+            for piece in one.echo.pieces(start, rows) if one.echo else ():
                 job.deliver(piece)
+            if one.pooled:
+                one.pooled.add(rows)
             if seq.n_cached < seq.n_prompt:
                 return
             seq.state, one.prefilled = State.DECODE, perf_counter_ns()
-        if one.echo and seq.options.num_predict == 0:
+        if one.pooled:
+            seq.end("stop")
+        elif one.echo and seq.options.num_predict == 0:
             seq.end("length")
         else:
-            piece = seq.sample(logits[-1])
+            piece = seq.sample(rows[-1])
             job.deliver(piece)
             if self.guard and seq.state is not State.DONE and one.runs_away(piece.text):
                 seq.end("length")

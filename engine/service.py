@@ -1,6 +1,7 @@
 """What can be asked of numllama, without HTTP: the verbs, on one object.
 
     Engine.generate, chat   -> Answer, whose pieces come as the model makes them
+    Engine.embed            -> Answer, whose one piece has the vectors of all texts
     Engine.list, show, ps, copy, delete, create, blobs     models on disk and in memory
     Engine.pull, push                                      models between the disk and a registry
 
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 
 from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
+from .embed import Vectors, pooling_of, reading, tokens_of
 from .errors import BadGrammar, CloudModel, ModelNotFound, NotYet, RequestError
 from .gguf import GGUF
 from .grammar import Grammar
@@ -62,6 +64,7 @@ from .tokenizer import Tokenizer, from_gguf
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Piece | Exception], None]
+READING_BATCH = 2048  # num_batch for a model that only embeds: nobody waits for a next token
 IMAGE_TOKENS = 768  # what an image counts where a conversation is cut
 Tool = Mapping[str, Any]
 
@@ -269,6 +272,51 @@ class Engine:
 
         return self._answer(model, messages, wanted, render, call, deliver)
 
+    def embed(
+        self,
+        name: str,
+        texts: Sequence[str] = (),
+        wanted: Wanted = AS_USUAL,
+        *,
+        dimensions: int = 0,
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """A vector of length 1 for each of `texts`, which any model can make.  None at all only loads the model.
+
+        dimensions   keep so many components, the first; 0: all
+        A text that is refused ends it for all of them.  Checks are those of the contract, section 3.4.
+        """
+        call = call or Call()
+        try:
+            model = self._resolve(name)
+        except ModelNotFound:
+            told = f'model "{name}" not found, try pulling it first' if name else None
+            raise ModelNotFound(name, told) from None
+        if model.adapters:
+            raise NotYet("adapters: not supported yet")
+        options = self._options(model, wanted.options)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
+        runner = loaded.runner
+        answer = Answer(load_duration=perf_counter_ns() - call.began, model=runner.model, call=call)
+        try:
+            pooling = pooling_of(runner.model.hparams)
+            n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
+            prompts = [tokens_of(text, tokenizer, n_ctx, wanted.truncate) for text in texts]
+        except BaseException:
+            self.pool.release(loaded)
+            raise
+        if not prompts:
+            answer.is_over, answer.done_reason = True, "load"
+            self.pool.release(loaded)
+            return answer
+        answer.n_prompt = sum(map(len, prompts))
+        release = partial(self.pool.release, loaded)
+        vectors = Vectors(len(prompts), dimensions, call, deliver or answer._pieces.put, release)
+        for i, ids in enumerate(prompts):
+            runner.submit(reading(call, ids, options, pooling, partial(vectors.take, i)))
+        return answer
+
     # --- tokens ---
 
     def tokenize(self, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[Token]:
@@ -453,7 +501,9 @@ class Engine:
 
     def _options(self, model: LocalModel, wanted: Mapping[str, Any]) -> Options:
         """Ours, then the model's, then the request's.  Raises: BadOptions"""
-        return Options.parse({"num_ctx": self.settings.context_length or None}, model.params, wanted)
+        only_reads = "embedding" in show.capabilities(model)
+        ours = {"num_ctx": self.settings.context_length or None, "num_batch": READING_BATCH if only_reads else None}
+        return Options.parse(ours, model.params, wanted)
 
     def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
         cache_type = self.settings.kv_cache_type
