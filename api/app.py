@@ -17,10 +17,11 @@ from .go_json import DecodeError
 from .guard import Guard
 from .log import RequestLog
 from .metrics import Metrics
-from .routes import anthropic, chat, create, generate, metrics, models, openai, root, tokens, transfer
+from .routes import anthropic, chat, create, embed, generate, metrics, models, openai, root, tokens, transfer
 
 ROUTERS = [
-    module.router for module in (root, generate, chat, models, create, transfer, tokens, metrics, openai, anthropic)
+    module.router
+    for module in (root, generate, chat, embed, models, create, transfer, tokens, metrics, openai, anthropic)
 ]
 
 

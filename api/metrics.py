@@ -28,6 +28,7 @@ class Metrics:
         self.prompt_tokens = Counter("numllama_prompt_tokens", "Tokens of prompts", registry=r)
         self.cached_tokens = Counter("numllama_prompt_tokens_cached", "of them known to a cache", registry=r)
         self.sampled_tokens = Counter("numllama_sampled_tokens", "Tokens of answers", registry=r)
+        self.embeddings = Counter("numllama_embeddings", "Texts made vectors", registry=r)
         self.first = Histogram(
             "numllama_time_to_first_token_seconds", "From a request to its first token", buckets=SECONDS, registry=r
         )
@@ -62,6 +63,7 @@ class Stopwatch:
             self.metrics.prompt_tokens.inc(t.prompt_eval_count)
             self.metrics.cached_tokens.inc(t.prompt_eval_cached_count)
             self.metrics.sampled_tokens.inc(t.eval_count)
+        self.metrics.embeddings.inc(len(piece.embeddings))
 
 
 class Now:

@@ -2,6 +2,7 @@
 
 ChatCompletionRequest -> ChatRequest            chunks -> ChatCompletion.push -> chat.completion.chunk
 CompletionRequest     -> GenerateRequest        chunk  -> ChatCompletion.whole -> chat.completion
+EmbedRequest          -> EmbedRequest           piece  -> embeddings           -> list
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..engine.errors import RequestError
 from ..engine.parse import ToolCall
-from ..engine.piece import Timings
+from ..engine.piece import Piece, Timings
 from ..engine.sampling import Logprob
 from ..engine.service import Answer
 from ..engine.tokenizer import Tokenizer
@@ -72,6 +75,17 @@ def generate_request(request: openai.CompletionRequest) -> ollama.GenerateReques
         top_logprobs=request.logprobs or 0,
         options=penalties | options(request, request.max_tokens, stop),
     )
+
+
+def embed_request(request: openai.EmbedRequest) -> ollama.EmbedRequest:
+    """The same texts to /api/embed.  Raises: RequestError"""
+    if request.encoding_format.lower() not in ("", "float", "base64"):
+        wrong = f"Invalid value for 'encoding_format' = {request.encoding_format}."
+        raise RequestError(f"{wrong} Supported values: ['float', 'base64'].")
+    if request.input in (None, []):
+        raise RequestError("invalid input")
+    texts = [""] if request.input == "" else request.input
+    return ollama.EmbedRequest(request.model, texts, dimensions=request.dimensions, options=request.options)
 
 
 def prompts(request: openai.CompletionRequest) -> list[Prompt]:
@@ -214,6 +228,22 @@ def usage(*timings: Timings | None) -> dict[str, int]:
     n_prompt = sum(t.prompt_eval_count for t in timings if t)
     n_sampled = sum(t.eval_count for t in timings if t)
     return {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "total_tokens": n_prompt + n_sampled}
+
+
+def embeddings(request: openai.EmbedRequest, last: Piece) -> dict[str, Any]:
+    """The vectors that `last` has, each as numbers or as the base64 of little-endian float32."""
+    is_base64 = request.encoding_format.lower() == "base64"
+    data = [
+        {"object": "embedding", "embedding": base64_of(vector) if is_base64 else vector, "index": i}
+        for i, vector in enumerate(last.embeddings)
+    ]
+    counted = usage(last.timings)
+    del counted["completion_tokens"]
+    return {"object": "list", "data": data, "model": request.model, "usage": counted}
+
+
+def base64_of(vector: np.ndarray) -> str:
+    return binascii.b2a_base64(vector.astype("<f4").tobytes(), newline=False).decode()
 
 
 def tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

@@ -106,6 +106,18 @@ class CompletionRequest(Asked):
 
 
 @dataclass
+class EmbedRequest:
+    """`input`: a text or several."""
+
+    go_name: ClassVar[str] = "openai.EmbedRequest"
+    model: str = ""
+    input: Any = None
+    dimensions: int = 0
+    encoding_format: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class TextFormat:
     go_name: ClassVar[str] = "openai.ResponsesTextFormat"
     type: str = ""

@@ -124,6 +124,26 @@ class ChatRequest(Asked):
 
 
 @dataclass
+class EmbedRequest:
+    """`input`: a text or several."""
+
+    model: str = ""
+    input: Any = None
+    keep_alive: KeepAlive | None = None
+    truncate: bool = True
+    dimensions: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EmbeddingRequest:
+    model: str = ""
+    prompt: str = ""
+    keep_alive: KeepAlive | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Named:
     """A model by either of its two fields."""
 

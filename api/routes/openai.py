@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat/completions, completions, responses, models."""
+"""OpenAI's routes: chat/completions, completions, responses, embeddings, models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Response
 
-from ...engine.errors import NotYet
 from ...engine.service import Answer
 from ...engine.store import ModelName
+from .. import openai_map
 from ..answer import wanted
 from ..errors import body_of, reply
-from ..openai_map import ChatCompletion, Completion, chat_request, generate_request, prompts
-from ..openai_schema import ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from ..openai_map import ChatCompletion, Completion, chat_request, embed_request, generate_request, prompts
+from ..openai_schema import ChatCompletionRequest, CompletionRequest, EmbedRequest, ResponsesRequest
 from ..responses_map import ResponsesAnswer
 from ..responses_map import chat_request as chat_of_responses
 from ..sse import Event, reply_events, send_events
@@ -23,6 +23,7 @@ from ..stream import whole
 from ..tool_choice import as_call, choose
 from ..visit import Visit, Visiting, body
 from .chat import ask
+from .embed import vectors
 
 JSON = "application/json"
 router = APIRouter()
@@ -82,8 +83,9 @@ async def ask_generate(visit: Visit, request: CompletionRequest, prompt: str | S
 
 
 @router.post("/v1/embeddings")
-async def embeddings() -> Response:
-    raise NotYet("embeddings: not supported yet")
+async def embeddings(request: Annotated[EmbedRequest, body(EmbedRequest)], visit: Visiting) -> Response:
+    last = await vectors(visit, embed_request(request))
+    return reply(openai_map.embeddings(request, last), content_type=JSON)
 
 
 @router.get("/v1/models")

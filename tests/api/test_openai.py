@@ -339,7 +339,16 @@ REFUSED = [
         400,
         "previous_response_id is not supported: send the whole conversation as input",
     ),
-    ("/v1/embeddings", {"model": "e", "input": "x"}, 501, "embeddings: not supported yet"),
+    ("/v1/embeddings", {"model": "nope", "input": "x"}, 404, 'model "nope" not found, try pulling it first'),
+    ("/v1/embeddings", {"model": "e"}, 400, "invalid input"),
+    ("/v1/embeddings", {"model": "e", "input": []}, 400, "invalid input"),
+    ("/v1/embeddings", {"model": "e", "input": [[1, 2]]}, 400, "invalid input type"),
+    (
+        "/v1/embeddings",
+        {"model": "e", "input": "x", "encoding_format": "x"},
+        400,
+        "Invalid value for 'encoding_format' = x. Supported values: ['float', 'base64'].",
+    ),
 ]
 KIND = {400: "invalid_request_error", 404: "not_found_error"}
 

@@ -1,0 +1,154 @@
+"""/api/embed, /api/embeddings and /v1/embeddings; numbers are those of the contract's checklist."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+from serving import until
+
+WIDTH = 64
+
+
+def vectors(served, **body):
+    return np.array(served.ok("/api/embed", **body)["embeddings"], np.float32)
+
+
+@pytest.mark.parametrize("body", [{"input": ""}, {"input": []}, {"input": None}, {}], ids=str)
+def test_104_no_input_only_loads_the_model(served, body):
+    assert served.ok("/api/embed", model="e", **body) == {"model": "e", "embeddings": []}
+    assert "e:latest" in [entry["name"] for entry in served.client.get("/api/ps").json()["models"]]
+
+
+def test_105_an_empty_text_among_others_is_a_text(served):
+    assert vectors(served, model="e", input=[""]).shape == (1, WIDTH)
+
+
+def test_106_the_tokens_of_all_texts_are_counted(served):
+    first, second = (served.ok("/api/embed", model="e", input=text)["prompt_eval_count"] for text in ("the dog", "boy"))
+    both = served.ok("/api/embed", model="e", input=["the dog", "boy"])
+    assert both["prompt_eval_count"] == first + second
+    assert list(both) == ["model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"]
+    assert both["total_duration"] > both["load_duration"] > 0
+
+
+def test_107_a_text_too_long_is_cut_or_refused(served):
+    long, small = "the dog and the boy " * 20, {"num_ctx": 16}
+    answer = served.post("/api/embed", model="e", input=["a", long], truncate=False, options=small)
+    assert (answer.status_code, answer.json()) == (400, {"error": "the input length exceeds the context length"})
+    assert served.ok("/api/embed", model="e", input=long, options=small)["prompt_eval_count"] == 16
+
+
+def test_108_fewer_dimensions_have_length_one_again(served):
+    whole, (eight,) = (
+        vectors(served, model="e", input="the dog")[0],
+        vectors(served, model="e", input="the dog", dimensions=8),
+    )
+    assert eight.shape == (8,)
+    np.testing.assert_allclose(eight, whole[:8] / np.linalg.norm(whole[:8]), rtol=1e-6)
+    for all_of_them in (0, -1, WIDTH, 1000):
+        np.testing.assert_array_equal(vectors(served, model="e", input="the dog", dimensions=all_of_them)[0], whole)
+
+
+def test_109_together_or_alone_the_bits_are_the_same(served):
+    texts = ["the dog", "", "once upon a time " * 9, "boy"] * 4
+    together = served.ok("/api/embed", model="e", input=texts)["embeddings"]
+    assert together == [served.ok("/api/embed", model="e", input=[text])["embeddings"][0] for text in texts]
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings"])
+def test_110_a_model_that_is_not_there_could_be_pulled(served, path):
+    answer = served.post(path, model="x", input="a", prompt="a")
+    assert (answer.status_code, answer.json()) == (404, {"error": 'model "x" not found, try pulling it first'})
+
+
+def test_111_the_old_route_has_one_vector_and_nothing_else(served):
+    vector = vectors(served, model="e", input="the dog")[0]
+    assert served.ok("/api/embeddings", model="e", prompt="the dog") == {"embedding": vector.astype(float).tolist()}
+    for body in ({"prompt": ""}, {}):
+        assert served.ok("/api/embeddings", model="e", **body) == {"embedding": []}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [("/api/embeddings", 400, "model is required"), ("/api/embed", 404, "model '' not found")],
+)
+def test_112_a_model_must_be_named(served, path, status, text):
+    answer = served.post(path, input="a", prompt="a")
+    assert (answer.status_code, answer.json()) == (status, {"error": text})
+
+
+def test_113_a_model_that_speaks_embeds_too(served):
+    assert vectors(served, model="bare", input=["the dog", "boy"]).shape == (2, WIDTH)
+
+
+def test_a_model_that_embeds_does_not_speak(served):
+    for path, verb, asked in (
+        ("generate", "generate", {"prompt": "x"}),
+        ("chat", "chat", {"messages": [{"role": "user"}]}),
+    ):
+        answer = served.post(f"/api/{path}", model="e", **asked)
+        assert (answer.status_code, answer.json()) == (400, {"error": f'"e" does not support {verb}'})
+
+
+@pytest.mark.parametrize("wrong", [1, {"a": 1}, [1], ["a", 1], [["a"]], True, [None]], ids=str)
+def test_what_is_no_text_is_refused(served, wrong):
+    answer = served.post("/api/embed", model="e", input=wrong)
+    assert (answer.status_code, answer.json()) == (400, {"error": "invalid input type"})
+
+
+def test_numbers_have_the_digits_of_a_float32(served):
+    text = served.post("/api/embed", model="e", input="the dog").text
+    numbers = text[text.index("[[") + 2 : text.index("]]")].split(",")
+    assert all(len(number.lstrip("-0.").partition("e")[0]) <= 10 for number in numbers) and len(numbers) == WIDTH
+
+
+def test_205_openai_s_base64_is_the_same_vectors(served):
+    body = {"model": "e", "input": ["the dog", "boy"]}
+    answer = served.ok("/v1/embeddings", **body)
+    n = served.ok("/api/embed", **body)["prompt_eval_count"]
+    assert answer | {"data": ...} == {
+        "object": "list",
+        "data": ...,
+        "model": "e",
+        "usage": {"prompt_tokens": n, "total_tokens": n},
+    }
+    assert [item | {"embedding": ...} for item in answer["data"]] == [
+        {"object": "embedding", "embedding": ..., "index": i} for i in range(2)
+    ]
+    expected = vectors(served, **body)
+    np.testing.assert_array_equal(np.float32([item["embedding"] for item in answer["data"]]), expected)
+    for word in ("base64", "BASE64"):
+        packed = served.ok("/v1/embeddings", **body, encoding_format=word)["data"]
+        got = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in packed]
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_openai_s_route_takes_an_empty_text_and_dimensions_and_options(served):
+    (item,) = served.ok("/v1/embeddings", model="e", input="", dimensions=3)["data"]
+    assert len(item["embedding"]) == 3
+    long = served.ok("/v1/embeddings", model="e", input="the dog " * 50, options={"num_ctx": 16})
+    assert long["usage"]["total_tokens"] == 16
+
+
+def test_a_client_that_leaves_ends_its_texts(served, slowly):
+    """4 at a time, in 5 ms at least, they would take 10 s."""
+    import httpx
+
+    with pytest.raises(httpx.ReadTimeout):
+        served.client.post("/api/embed", json={"model": "e", "input": ["the dog"] * 8000}, timeout=0.3)
+    scheduler = next(e.runner.scheduler for e in served.engine.pool.loaded() if e.model.name.model == "e")
+    until(lambda: scheduler.idle)
+    assert all(entry.n_using == 0 for entry in served.engine.pool.loaded())
+
+
+def test_texts_are_counted(served):
+    def counted(name):
+        lines = served.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(name))
+
+    before = counted("numllama_embeddings_total"), counted("numllama_prompt_tokens_total")
+    n = served.ok("/api/embed", model="e", input=["the dog", "boy"])["prompt_eval_count"]
+    assert counted("numllama_embeddings_total") == before[0] + 2
+    assert counted("numllama_prompt_tokens_total") == before[1] + n
