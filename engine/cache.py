@@ -9,11 +9,14 @@ reads one head after the other: at 4096 positions 8 heads of 64 take 0.56 ms so,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..kernels import Kernels, Rope
 from .batch import Span
 
+Ropes = Sequence[Rope | None]
 CACHE_TYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
@@ -47,16 +50,16 @@ class KVCache:
         for array in (*self.k, *self.v):
             array[target, start:end] = array[source, start:end]
 
-    def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, rope: Rope) -> int:
+    def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, ropes: Ropes) -> int:
         """Forget `discard` positions after the first `keep`; later ones move down.  -> positions now cached
 
         Their keys are turned back by `discard` positions, which is what they would have been but for what they had
-        already seen of the forgotten ones: the values stay, as in llama.cpp.
+        already seen of the forgotten ones: the values stay, as in llama.cpp.  ropes: of each layer, None for none
         """
         source, target = slice(keep + discard, n_cached), slice(keep, n_cached - discard)
         positions = np.full(n_cached - keep - discard, -discard, np.int32)
-        for k, v in zip(self.k, self.v, strict=True):
+        for k, v, rope in zip(self.k, self.v, ropes, strict=True):
             moved = k[slot, source].astype(np.float32 if k.dtype == np.float16 else k.dtype)
-            k[slot, target] = kernels.rope(moved, positions, rope)
+            k[slot, target] = moved if rope is None else kernels.rope(moved, positions, rope.unstretched)
             v[slot, target] = v[slot, source].copy()
         return n_cached - discard

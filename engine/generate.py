@@ -17,9 +17,9 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from ..kernels import NUMBA, Kernels, Rope
+from ..kernels import NUMBA, Kernels
 from .batch import Batch
-from .cache import KVCache
+from .cache import KVCache, Ropes
 from .echo import echo as echoed
 from .errors import ContextFull, RequestError
 from .grammar import Grammar
@@ -103,19 +103,19 @@ def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: 
 
 def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Bring the newest token into the cache, after making room where the window is full.  -> logits f32 [n_vocab]"""
-    make_room(seq, cache, kernels, model.hparams.rope)
+    make_room(seq, cache, kernels, model.hparams.ropes(cache.n_ctx))
     logits = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
     seq.n_cached += 1
     return logits[0]
 
 
-def make_room(seq: Sequence, cache: KVCache, kernels: Kernels, rope: Rope) -> int:
+def make_room(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
     """Where the window is full, forget the older half of what need not be kept.  -> positions left as they were"""
     if seq.n_cached < seq.window - 1:
         return seq.n_cached
     keep = min(seq.n_keep, seq.window - 4)
     discard = (seq.n_cached - keep) // 2
-    seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, rope)
+    seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, ropes)
     return keep
 
 

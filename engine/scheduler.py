@@ -195,7 +195,9 @@ class Scheduler:
 
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq
-        self.prefixes.forget(seq.slot, make_room(seq, self.cache, self.kernels, self.model.hparams.rope))
+        self.prefixes.forget(
+            seq.slot, make_room(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
+        )
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
 
     def _next_chunk(self, one: Running, room: int) -> Batch:

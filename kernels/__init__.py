@@ -53,7 +53,7 @@ from .norm import (
     rms_norm_numba,
     rms_norm_numpy,
 )
-from .rope import Rope, rope_ggml, rope_numba, rope_numpy
+from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
 from .rows import rows_numpy
 from .tensor import LowRank, Tensor
 
@@ -69,6 +69,8 @@ __all__ = [
     "Rope",
     "Tensor",
     "numpy_kernels",
+    "yarn_ramp",
+    "yarn_stretch",
 ]
 
 

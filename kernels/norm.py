@@ -31,11 +31,12 @@ def rms_norm_ggml(x, weight, eps):
 def rms_norm_numba(x, weight, eps):
     """As rms_norm_numpy in float32; the squares of a row are summed in 16 lanes.
 
-    x f32 [n_tok, n_embd], weight f32 [n_embd] -> f32 [n_tok, n_embd]
+    x f32 [..., n_embd], weight f32 [n_embd] -> f32 [..., n_embd]
     """
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
-    run(_rms_norm, x.size, x.reshape(-1), np.asarray(weight, np.float32), np.float32(eps), len(x), y.reshape(-1))
+    n_row = x.size // weight.size
+    run(_rms_norm, x.size, x.reshape(-1), np.asarray(weight, np.float32), np.float32(eps), n_row, y.reshape(-1))
     return y
 
 

@@ -7,7 +7,7 @@
 Components from n_rot on stay as they are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -21,11 +21,13 @@ from .threads import parallel_for, run
 class Rope:
     """How a model turns its queries and keys.
 
-    style    "norm" or "neox", the pairing
-    n_rot    components that take part, an even number
-    base     freqs[i] = scale * base ** (-2 i / n_rot) / factors[i]
-    scale    1 / the linear scaling factor
-    factors  f32 [n_rot / 2] or None: llama3's per-frequency divisors, the tensor rope_freqs.weight
+    style        "norm" or "neox", the pairing
+    n_rot        components that take part, an even number
+    base         freqs[i] = scale * base ** (-2 i / n_rot) / factors[i]
+    scale        1 / the factor by which the window was stretched
+    factors      f32 [n_rot / 2] or None: divisors of each frequency; Llama 3's rope_freqs, Phi 3's rope_factors_*
+    ramp         f32 [n_rot / 2] or None: how much of each pair's angle `scale` leaves alone, 0 to 1; YaRN's
+    attn_factor  turned components are multiplied by it
     """
 
     style: str
@@ -33,18 +35,45 @@ class Rope:
     base: float = 10000.0
     scale: float = 1.0
     factors: np.ndarray | None = None
+    ramp: np.ndarray | None = None
+    attn_factor: float = 1.0
 
     @cached_property
     def freqs(self):
         """Angle per position of each pair, in radians.  f64 [n_rot / 2]"""
-        freqs = self.scale * self.base ** (-2 * np.arange(self.n_rot // 2) / self.n_rot)
+        scale = self.scale if self.ramp is None else self.scale * (1 - self.ramp) + self.ramp
+        freqs = scale * self.base ** (-2 * np.arange(self.n_rot // 2) / self.n_rot)
         return freqs if self.factors is None else freqs / self.factors
+
+    @cached_property
+    def unstretched(self):
+        """The same turn without attn_factor: what moves a key that has had its factor."""
+        return self if self.attn_factor == 1 else replace(self, attn_factor=1.0)
 
     @cached_property
     def pairs(self):
         """Where each pair's two components lie: slices of the last axis."""
         n = self.n_rot
         return (slice(0, n, 2), slice(1, n, 2)) if self.style == "norm" else (slice(0, n // 2), slice(n // 2, n))
+
+
+def yarn_ramp(n_rot, base, n_ctx_orig, fast=32.0, slow=1.0):
+    """Which pairs keep their pace when a window trained on n_ctx_orig positions is stretched.  -> f32 [n_rot / 2]
+
+    1 for those that go round more than `fast` times within it, 0 for those that go less than `slow` times.
+    Source: Peng et al. 2023, arXiv:2309.00071; rounded as in ggml.c ggml_rope_yarn_corr_dims, llama.cpp 0c1e57098.
+    """
+
+    def pair(turns):
+        return n_rot * np.log(n_ctx_orig / (turns * 2 * np.pi)) / (2 * np.log(base))
+
+    low, high = max(0, np.floor(pair(fast))), min(n_rot - 1, np.ceil(pair(slow)))
+    return (1 - np.clip((np.arange(n_rot // 2) - low) / max(0.001, high - low), 0, 1)).astype(np.float32)
+
+
+def yarn_stretch(factor):
+    """What YaRN multiplies turned components by in a window stretched by `factor`, so that scores stay as sharp."""
+    return 1 + 0.1 * np.log(factor) if factor > 1 else 1.0
 
 
 def turn(x, cos, sin, pairs):
@@ -67,7 +96,8 @@ def rope_numpy(x, positions, rope):
     Negative positions turn back: keys move when the window shifts.  Source: Su et al. 2021, arXiv:2104.09864.
     """
     angle = np.asarray(positions)[:, None] * rope.freqs  # f64 [n_tok, n_rot / 2]
-    return turn(x, np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype), rope.pairs)
+    cos, sin = rope.attn_factor * np.cos(angle), rope.attn_factor * np.sin(angle)
+    return turn(x, cos.astype(x.dtype), sin.astype(x.dtype), rope.pairs)
 
 
 def rope_ggml(x, positions, rope):
@@ -92,8 +122,9 @@ def cos_and_sin_ggml(positions, rope):
         angle[:, i] = angle[:, i - 1] * step
     if rope.factors is not None:
         angle /= rope.factors
-    angle = (angle * f32(rope.scale)).astype(np.float64)
-    return np.cos(angle).astype(f32), np.sin(angle).astype(f32)
+    scaled = angle * f32(rope.scale)
+    angle = (scaled if rope.ramp is None else scaled * (1 - rope.ramp) + angle * rope.ramp).astype(np.float64)
+    return np.cos(angle).astype(f32) * f32(rope.attn_factor), np.sin(angle).astype(f32) * f32(rope.attn_factor)
 
 
 _tables: WeakKeyDictionary[Rope, tuple[np.ndarray, np.ndarray]] = WeakKeyDictionary()

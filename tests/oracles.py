@@ -4,6 +4,8 @@ transformers    Hugging Face's own code for each family, computing in float64 on
 xllamacpp       llama.cpp's server as published in a wheel, in its plainest configuration
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,21 @@ from numllama.engine.model import forward, load_model
 from numllama.kernels import SETS
 
 
-def our_logits(path, tokens, kernels):
-    """What the model in GGUF `path` makes of one text by the set `kernels`.  -> float [n_tok, n_vocab]"""
-    model = load_model(path)
+def our_logits(path, tokens, kernels, gelu=""):
+    """What the model in GGUF `path` makes of one text by the set `kernels`.  -> float [n_tok, n_vocab]
+
+    gelu    "ggml": from its table by float16, whatever the set; that alone moves a Gemma's logits by 4e-3
+    """
+    model, how = load_model(path), SETS[kernels]
+    if gelu:
+        how = replace(how, gelu_mul=lambda gate, up: in_f32(SETS[gelu].gelu_mul, gate, up))
     cache = model.new_cache(len(tokens), type="f64" if kernels == "numpy-float64" else "f32")
-    return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, SETS[kernels])
+    return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, how)
+
+
+def in_f32(function, *arrays):
+    """The value of `function` there, as wide as what it was given."""
+    return function(*(array.astype(np.float32) for array in arrays)).astype(arrays[0].dtype)
 
 
 def log_softmax(logits):

@@ -1,4 +1,4 @@
-"""Model files made on the spot: two random layers of a Llama and a vocabulary of a few hundred pieces."""
+"""Model files made on the spot: a few random layers of any family and a vocabulary of a few hundred pieces."""
 
 import os
 
@@ -12,6 +12,40 @@ ROLES = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }
 CHAT_TEMPLATE = ROLES + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # tokenizer.ggml.token_type
 
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+FAMILIES = {
+    # What tiny_gguf makes of a family where nothing else is asked for; keys without the architecture's name.  Windows,
+    # soft-caps and scales are such that two dozen tokens of a small model feel them.
+    "qwen2": {"bias": True},
+    "qwen3": {"norms": HEAD_NORMS, "n_head_dim": 32},
+    "gemma": {"tied": True, "n_head_dim": 32},
+    "gemma2": {
+        "tied": True,
+        "n_head_dim": 32,
+        "norms": POST_NORMS,
+        "keys": {"attention.sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0},
+    },
+    "gemma3": {
+        "tied": True,
+        "n_head_dim": 32,
+        "n_layer": 7,  # the sixth sees everything
+        "norms": (*HEAD_NORMS, *POST_NORMS),
+        "keys": {
+            "attention.sliding_window": 8,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+    },
+    "phi3": {"fused": True, "keys": {"attention.sliding_window": 8, "rope.scaling.original_context_length": 256}},
+    "smollm3": {"n_layer": 4},  # the fourth does not turn
+    "granite": {
+        "tied": True,
+        "keys": {"attention.scale": 0.125, "embedding_scale": 4.0, "residual_scale": 0.5, "logit_scale": 2.0},
+    },
+}
+
 
 def tiny_gguf(
     path: str | os.PathLike[str],
@@ -20,13 +54,14 @@ def tiny_gguf(
     seed: int = 0,
     *,
     tokenizer: str = "spm",
-    tied: bool = False,
-    bias: bool = False,
-    rope_factors: bool = False,
+    tied: bool | None = None,
+    bias: bool | None = None,
+    rope_factors: str = "",
     chat_template: str | None = None,
-    n_layer: int = 2,
+    n_layer: int = 0,
     n_head: int = 4,
     n_head_kv: int = 2,
+    n_head_dim: int = 0,
     n_embd: int = 0,
     n_ff: int = 0,
     n_expert: int = 0,
@@ -35,12 +70,14 @@ def tiny_gguf(
 ) -> str | os.PathLike[str]:
     """A model at `path`, the same bytes for the same arguments; milliseconds.
 
-    family         general.architecture; the tensors are a Llama's
+    family         general.architecture; what it has unlike a Llama is in FAMILIES
     quant          format of the matrices; norms, biases and factors are F32
     tokenizer      "spm" or "bpe" (byte-level, pre llama-bpe)
     tied           no output.weight: the embedding serves for it
     bias           attn_q, attn_k and attn_v have biases
-    rope_factors   rope_freqs.weight, as Llama 3 stretches its slow frequencies
+    rope_factors   "freqs": rope_freqs.weight, as Llama 3 stretches its slow frequencies; "factors": Phi 3's, for long
+                   windows and short ones
+    n_layer        0: the family's, or two;  so n_head_dim: the family's, or n_embd / n_head
     n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
     n_expert       0: none; else as many experts of n_ff a layer, and a router that chooses two
     kv             more key-values, with "__" for ".", or others than these
@@ -48,7 +85,11 @@ def tiny_gguf(
     format = FORMATS_BY_NAME[quant]
     n_embd = n_embd or max(64, format.block_size)
     n_ff = n_ff or (96 if format.block_size <= 32 else 512)
-    n_embd_kv = n_embd // n_head * n_head_kv
+    own = FAMILIES.get(family, {})
+    tied, bias = (own.get(name, False) if asked is None else asked for name, asked in (("tied", tied), ("bias", bias)))
+    n_layer = n_layer or own.get("n_layer", 2)
+    n_head_dim = n_head_dim or own.get("n_head_dim", n_embd // n_head)
+    n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim
     vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
     random = np.random.default_rng(seed)
@@ -62,21 +103,29 @@ def tiny_gguf(
         tensors.append((name, FORMATS_BY_NAME["F32"], x.shape, x.astype("<f4")))
 
     matrix("token_embd", n_vocab, n_embd, 0.5 if tied else 1)
-    if rope_factors:
-        vector("rope_freqs.weight", np.geomspace(1, 8, n_embd // n_head // 2))
+    if rope_factors == "freqs":
+        vector("rope_freqs.weight", np.geomspace(1, 8, n_head_dim // 2))
+    elif rope_factors == "factors":
+        vector("rope_factors_long.weight", np.geomspace(1, 8, n_head_dim // 2))
+        vector("rope_factors_short.weight", np.geomspace(1, 2, n_head_dim // 2))
     for blk in (f"blk.{il}" for il in range(n_layer)):
         vector(f"{blk}.attn_norm.weight", random.uniform(0.75, 1.25, n_embd))
-        for name, n_out in (("attn_q", n_embd), ("attn_k", n_embd_kv), ("attn_v", n_embd_kv)):
+        parts = {"attn_qkv": n_q + 2 * n_kv} if own.get("fused") else {"attn_q": n_q, "attn_k": n_kv, "attn_v": n_kv}
+        for name, n_out in parts.items():
             matrix(f"{blk}.{name}", n_out, n_embd, n_embd**-0.5)
             if bias:
                 vector(f"{blk}.{name}.bias", random.normal(0, 0.5, n_out))
-        matrix(f"{blk}.attn_output", n_embd, n_embd, n_embd**-0.5)
+        matrix(f"{blk}.attn_output", n_embd, n_q, n_q**-0.5)
         vector(f"{blk}.ffn_norm.weight", random.uniform(0.75, 1.25, n_embd))
+        for name in own.get("norms", ()):
+            n = n_head_dim if name in HEAD_NORMS else n_embd
+            vector(f"{blk}.{name}.weight", random.uniform(0.75, 1.25, n))
         if n_expert:
             vector(f"{blk}.ffn_gate_inp.weight", random.normal(0, n_embd**-0.5, (n_expert, n_embd)))
         stack, exps = ((n_expert,), "_exps") if n_expert else ((), "")
-        matrix(f"{blk}.ffn_gate{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
-        matrix(f"{blk}.ffn_up{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
+        if not own.get("fused"):
+            matrix(f"{blk}.ffn_gate{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_up{exps}", 2 * n_ff if own.get("fused") else n_ff, n_embd, n_embd**-0.5, *stack)
         matrix(f"{blk}.ffn_down{exps}", n_embd, n_ff, n_ff**-0.5, *stack)
     vector("output_norm.weight", random.uniform(0.75, 1.25, n_embd))
     if not tied:
@@ -92,11 +141,15 @@ def tiny_gguf(
         f"{family}.attention.head_count": n_head,
         f"{family}.attention.head_count_kv": n_head_kv,
         f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{family}.rope.dimension_count": n_embd // n_head,
+        f"{family}.attention.key_length": n_head_dim,
+        f"{family}.attention.value_length": n_head_dim,
+        f"{family}.rope.dimension_count": n_head_dim,
         f"{family}.rope.freq_base": 10000.0,
         f"{family}.vocab_size": n_vocab,
         **({f"{family}.expert_count": n_expert, f"{family}.expert_used_count": 2} if n_expert else {}),
+        **{f"{family}.{key}": value for key, value in own.get("keys", {}).items()},
         **vocabulary,
+        **({"tokenizer.ggml.add_space_prefix": False} if family.startswith("gemma") else {}),
         **({"tokenizer.chat_template": chat_template} if chat_template is not None else {}),
         **{key.replace("__", "."): value for key, value in kv.items()},
     }

@@ -87,6 +87,6 @@ def load_model(
     began = perf_counter_ns()
     gguf = adapted(source if isinstance(source, GGUF) else GGUF.open(source), adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
-    hparams = read_hparams(gguf, family.name, family.rope_style)
+    hparams = read_hparams(gguf, family)
     weights = family.weights(gguf, hparams, family)
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...kernels import Attention, Kernels
+from ...kernels import Kernels
 from ..batch import Batch
 from ..cache import KVCache
 from ..trace import Tap, no_tap
@@ -27,16 +27,22 @@ def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no
 
 def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for what may follow rows `x` of hidden().  float [n_out, n_embd] -> float [n_out, n_vocab]"""
-    return tap("result_output", -1, linear(kernels, model.weights.output, x))
+    hp = model.hparams
+    y = scaled(linear(kernels, model.weights.output, x), 1 / hp.logit_scale)
+    if hp.logit_softcap:
+        y = hp.logit_softcap * np.tanh(y / hp.logit_softcap)
+    return tap("result_output", -1, y)
 
 
 def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
     hp, w = model.hparams, model.weights
     x = tap("embd", -1, embed(kernels, w.token_embd, batch.tokens))  # [n_tok, n_embd]
+    if hp.embed_scale != 1:
+        x = tap("inp_scaled", -1, scaled(x, hp.embed_scale))
     for il, blk in enumerate(w.blk):
         h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, hp.norm_eps))
-        x = tap("ffn_inp", il, x + attend(model, il, h, batch, cache, kernels, tap))
+        x = tap(model.family.attn_sum, il, x + attend(model, il, h, batch, cache, kernels, tap))
         h = tap("ffn_norm", il, kernels.rms_norm(x, blk.ffn_norm, hp.norm_eps))
         x = tap("l_out", il, x + feed_forward(model, il, h, kernels, tap))
     return tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], w.output_norm, hp.norm_eps))
@@ -51,11 +57,13 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     q = linear(kernels, blk.attn_q, h, blk.attn_q_bias).reshape(len(h), hp.n_head, hp.n_head_dim)
     k = linear(kernels, blk.attn_k, h, blk.attn_k_bias).reshape(len(h), hp.n_head_kv, hp.n_head_dim)
     v = linear(kernels, blk.attn_v, h, blk.attn_v_bias).reshape(len(h), hp.n_head_kv, hp.n_head_dim)
-    q = tap("Qcur", il, kernels.rope(q, batch.positions, hp.rope))
-    k = tap("Kcur", il, kernels.rope(k, batch.positions, hp.rope))
-    v = tap("Vcur", il, v)
+    q = norm(model, il, "Qcur_normed", q, blk.attn_q_norm, kernels, tap)
+    k = norm(model, il, "Kcur_normed", k, blk.attn_k_norm, kernels, tap)
+    how, rope = hp.attention[il], hp.ropes(cache.n_ctx)[il]
+    if rope is not None:
+        q, k = kernels.rope(q, batch.positions, rope), kernels.rope(k, batch.positions, rope)
+    q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
 
-    how = Attention(hp.n_head_dim**-0.5)
     out, row = np.empty((len(h), hp.n_head * hp.n_head_dim), h.dtype), 0
     for span in batch.spans:
         rows = slice(row, row + span.length)
@@ -64,15 +72,30 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
         out[rows] = kernels.attention(q[rows], keys, values, span.start, how, lambda name, value: tap(name, il, value))
         row += span.length
     out = tap("kqv_out", il, out)
-    return tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
+    out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
+    return scaled(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
 
 
 def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the feed-forward block adds in layer `il`.  h float [n_tok, n_embd] -> as h"""
-    blk = model.weights.blk[il]
+    hp, blk = model.hparams, model.weights.blk[il]
     if blk.ffn_gate_inp is not None:
-        return mixture(model, il, h, kernels, tap)
-    gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
-    up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
-    gated = tap("ffn_swiglu", il, kernels.silu_mul(gate, up))
-    return tap("ffn_out", il, linear(kernels, blk.ffn_down, gated, blk.ffn_down_bias))
+        out = mixture(model, il, h, kernels, tap)
+    else:
+        gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
+        up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
+        name, gating = (
+            ("ffn_geglu", kernels.gelu_mul) if model.family.act == "gelu" else ("ffn_swiglu", kernels.silu_mul)
+        )
+        gated = tap(name, il, gating(gate, up))
+        out = tap("ffn_out", il, linear(kernels, blk.ffn_down, gated, blk.ffn_down_bias))
+    return scaled(norm(model, il, "ffn_post_norm", out, blk.post_ffw_norm, kernels, tap), hp.residual_scale)
+
+
+def norm(model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """`x` normed by `weight` where the file has it, shown as `name`."""
+    return x if weight is None else tap(name, il, kernels.rms_norm(x, weight, model.hparams.norm_eps))
+
+
+def scaled(x: np.ndarray, by: float) -> np.ndarray:
+    return x if by == 1 else x * x.dtype.type(by)

@@ -109,7 +109,7 @@ def attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: T
         k = kernels.layer_norm(k, blk.attn_k_norm, blk.attn_k_norm_bias, hp.norm_eps)
     q, k, v = (y.reshape(len(x), -1, hp.n_head_dim) for y in (q, k, v))
     if model.family.positions == "rope":
-        q, k = kernels.rope(q, batch.positions, hp.rope), kernels.rope(k, batch.positions, hp.rope)
+        q, k = kernels.rope(q, batch.positions, hp.rope[il]), kernels.rope(k, batch.positions, hp.rope[il])
     q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
 
     slopes = alibi_slopes(hp.n_head) if model.family.positions == "alibi" else None

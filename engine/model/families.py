@@ -1,39 +1,70 @@
 """Families of models: what differs between architectures, as values.
 
 llama is written out; another family says only what differs.  What differs between *files* of a family is the presence
-of a tensor, not a field here: attention biases exist where `blk.0.attn_q.bias` does.
+of a tensor or the value of a key, not a field here: attention biases exist where `blk.0.attn_q.bias` does.
+
+Where a file leaves something open, llama.cpp (0c1e57098) decides.  So the window of Mistral 7B 0.1, which comes as
+"llama", and that of Phi-3 are not used: llama.cpp reads neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ...kernels import Rope
 from ..errors import UnsupportedArchitecture
 from . import decoder, encoder
 from .weights import read_weights
+
+
+def by_head(n_layer: int, n_embd: int, n_head: int, n_head_dim: int) -> float:
+    """The scale of scores in most models: 1 / sqrt(n_head_dim)."""
+    return n_head_dim**-0.5
+
+
+def by_embd_at(wide: int) -> Callable[[int, int, int, int], float]:
+    """As by_head, but 1 / sqrt(n_embd / n_head) in the model of `wide` layers, whose files do not tell it."""
+    return lambda n_layer, n_embd, n_head, n_head_dim: (n_embd // n_head if n_layer == wide else n_head_dim) ** -0.5
 
 
 @dataclass(frozen=True)
 class Family:
     """How an architecture computes.
 
-    name        general.architecture in the GGUF
-    rope_style  which components RoPE turns together: "norm" or "neox", see kernels/rope.py
-    positions   how a token's place comes in: "rope", "learned" (position_embd) or "alibi"
-    act         of the feed-forward block: "silu" or "gelu"
-    causal      a token looks at those before it, which a cache keeps; False: at the whole text, an encoder
-    weights     reads its tensors
-    hidden      what it makes of a batch: normed rows for `batch.outputs`, which the output matrix or pooling reads
+    name            general.architecture in the GGUF
+    rope_style      which components RoPE turns together: "norm" or "neox", see kernels/rope.py
+    positions       how a token's place comes in: "rope", "learned" (position_embd) or "alibi"
+    act             what the feed-forward block, or its gate, goes through: "silu" or "gelu"
+    norms           fields of Layer that its files have besides attn_norm and ffn_norm
+    assumed         values of keys that a file leaves out, without the architecture's name
+    embed_scale     n_embd -> embeddings are multiplied by this
+    attn_scale      n_layer, n_embd, n_head, n_head_dim -> scores are multiplied by this
+    window_pattern  the last of every so many layers sees all positions, the others a window; 0: all see all
+    window_rope     the RoPE of layers with a window, of the others'
+    turns           il -> whether that layer has RoPE
+    attn_sum        llama.cpp's name for the sum after attention, which a trace shows
+    causal          a token looks at those before it, which a cache keeps; False: at the whole text, an encoder
+    weights         reads its tensors
+    hidden          what it makes of a batch: normed rows for `batch.outputs`, which the output matrix or pooling reads
     """
 
     name: str
     rope_style: str
     positions: str = "rope"
     act: str = "silu"
+    norms: tuple[str, ...] = ()
+    assumed: Mapping[str, float] = field(default_factory=dict)
+    embed_scale: Callable[[int], float] = lambda n_embd: 1.0
+    attn_scale: Callable[[int, int, int, int], float] = by_head
+    window_pattern: int = 0
+    window_rope: Callable[[Rope], Rope] = lambda rope: rope
+    turns: Callable[[int], bool] = lambda il: True
+    attn_sum: str = "ffn_inp"
     causal: bool = True
     weights: Callable[..., Any] = read_weights
     hidden: Callable[..., np.ndarray] = decoder.hidden
@@ -41,6 +72,32 @@ class Family:
 
 LLAMA = Family(name="llama", rope_style="norm")
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
+QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
+PHI3 = replace(LLAMA, name="phi3", rope_style="neox")
+SMOLLM3 = replace(LLAMA, name="smollm3", turns=lambda il: (il + 1) % 4 != 0)
+GRANITE = replace(LLAMA, name="granite")
+GEMMA = Family(name="gemma", rope_style="neox", act="gelu", embed_scale=math.sqrt, attn_sum="sa_out")
+GEMMA2 = replace(
+    GEMMA,
+    name="gemma2",
+    norms=("post_attention_norm", "post_ffw_norm"),
+    assumed={
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "attention.sliding_window": 4096,
+    },
+    window_pattern=2,
+    attn_scale=by_embd_at(46),
+)
+GEMMA3 = replace(
+    GEMMA2,
+    name="gemma3",
+    norms=(*GEMMA2.norms, *QWEN3.norms),
+    assumed={},
+    window_pattern=6,
+    window_rope=lambda rope: replace(rope, base=10000.0, scale=1.0),
+    attn_scale=by_embd_at(62),
+)
 
 BERT = Family(
     name="bert",
@@ -54,7 +111,9 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-FAMILIES = {family.name: family for family in (LLAMA, QWEN2, BERT, NOMIC_BERT, JINA_BERT_V2)}
+DECODERS = (LLAMA, QWEN2, QWEN3, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3)
+ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
+FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 
 
 def family_of(architecture: object) -> Family:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...kernels import Rope
+from ...kernels import Attention, Rope, yarn_ramp, yarn_stretch
 from ..errors import BadGGUF, UnsupportedArchitecture
 from ..gguf import GGUF
+
+if TYPE_CHECKING:
+    from .families import Family
 
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
 
 
 @dataclass(frozen=True, eq=False)
 class Hparams:
-    """Sizes of a decoder.
+    """Sizes of a decoder, and what it multiplies by.
 
     n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width.  With
     n_expert, each token goes through n_expert_used of them, n_ff_exp wide.  pooling is how an embedding model makes one
     vector of a text's, one of POOLINGS, "" in a model that speaks.
+
+    attention       of each layer: scale, window, soft-cap
+    rope            of each layer, None where nothing turns
+    rope_long       instead of it in a window of more than n_ctx_orig positions; empty: nothing changes there
+    embed_scale     embeddings are multiplied by it, residual_scale what a block adds
+    logit_scale     logits are divided by it, and with logit_softcap never beyond that
     """
 
     n_layer: int
@@ -31,117 +41,180 @@ class Hparams:
     n_vocab: int
     n_ctx_train: int
     norm_eps: float
-    rope: Rope
+    attention: tuple[Attention, ...]
+    rope: tuple[Rope | None, ...]
+    rope_long: tuple[Rope | None, ...] = ()
+    n_ctx_orig: int = 0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
     pooling: str = ""
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_exp: int = 0
     expert_weights_scale: float = 1.0
 
+    def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
+        """How each layer turns queries and keys in a window of `n_ctx` positions."""
+        return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope
 
-def read_hparams(gguf: GGUF, arch: str, rope_style: str) -> Hparams:
-    """The hyperparameters of a GGUF of architecture `arch`.
 
-    Raises BadGGUF where one is missing or impossible, UnsupportedArchitecture where it asks for what is not computed.
-    """
+class Keys:
+    """The key-values of a file that begin with its architecture's name; `assumed` where the file leaves one out."""
 
-    def fail(key: str, found: object, expected: str) -> BadGGUF:
-        return BadGGUF(gguf.path, gguf.kv_offsets.get(key, 0), f"key '{key}' is {found}, expected {expected}")
+    def __init__(self, gguf: GGUF, family: Family):
+        self.gguf, self.arch, self.assumed = gguf, family.name, family.assumed
 
-    def number(name: str, default: float | None = None, least: float = 1) -> int | float:
-        key = f"{arch}.{name}"
-        value = gguf.kv.get(key, default)
+    def fail(self, name: str, found: object, expected: str) -> BadGGUF:
+        key = f"{self.arch}.{name}"
+        return BadGGUF(self.gguf.path, self.gguf.kv_offsets.get(key, 0), f"key '{key}' is {found}, expected {expected}")
+
+    def get(self, name: str, default: object = None) -> object:
+        """The value as the file has it."""
+        return self.gguf.kv.get(f"{self.arch}.{name}", self.assumed.get(name, default))
+
+    def number(self, name: str, default: float | None = None, least: float = 1) -> float:
+        """Raises BadGGUF where it is none or too small, UnsupportedArchitecture where it has a value for each layer."""
+        value = self.get(name, default)
         if value is None:
-            raise fail(key, "missing", "a number")
+            raise self.fail(name, "missing", "a number")
         if isinstance(value, np.ndarray):
             if len(value) and (value == value[0]).all():
                 value = value[0].item()
             else:
                 raise UnsupportedArchitecture(
-                    arch, f"key '{key}' differs from layer to layer, which this build does not compute"
+                    self.arch,
+                    f"key '{self.arch}.{name}' differs from layer to layer, which this build does not compute",
                 )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise fail(key, f"{value!r}", "a number")
+            raise self.fail(name, f"{value!r}", "a number")
         if not least <= value < 2**31:
-            raise fail(key, value, f"a number from {least}")
-        return value
+            raise self.fail(name, value, f"a number from {least}")
+        return float(value)
 
-    n_embd, n_head = int(number("embedding_length")), int(number("attention.head_count"))
-    n_head_kv = int(number("attention.head_count_kv", n_head))
+    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """As number(), without its fraction."""
+        return int(self.number(name, default, least))
+
+
+def read_hparams(gguf: GGUF, family: Family) -> Hparams:
+    """The hyperparameters of a GGUF of `family`.
+
+    Raises BadGGUF where one is missing or impossible, UnsupportedArchitecture where it asks for what is not computed.
+    """
+    keys = Keys(gguf, family)
+    n_layer, n_embd, n_head = (keys.whole(name) for name in ("block_count", "embedding_length", "attention.head_count"))
+    n_head_kv = keys.whole("attention.head_count_kv", n_head)
     if n_head % n_head_kv:
-        raise fail(f"{arch}.attention.head_count_kv", n_head_kv, f"a divisor of the head count, {n_head}")
-    n_head_dim = int(number("attention.key_length", n_embd // n_head))
-    if number("attention.value_length", n_head_dim) != n_head_dim:
+        raise keys.fail("attention.head_count_kv", n_head_kv, f"a divisor of the head count, {n_head}")
+    n_head_dim = keys.whole("attention.key_length", n_embd // n_head)
+    if keys.whole("attention.value_length", n_head_dim) != n_head_dim:
         raise UnsupportedArchitecture(
-            arch, f"key '{arch}.attention.value_length' differs from the key length, {n_head_dim}"
+            family.name, f"key '{family.name}.attention.value_length' differs from the key length, {n_head_dim}"
         )
-    n_rot = int(number("rope.dimension_count", n_head_dim))
-    if n_rot % 2 or n_rot > n_head_dim:
-        raise fail(f"{arch}.rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
-
-    n_ff, n_expert = int(number("feed_forward_length")), int(number("expert_count", 0, least=0))
-    n_expert_used = int(number("expert_used_count", 0, least=min(n_expert, 1)))
+    n_ff, n_expert = keys.whole("feed_forward_length"), keys.whole("expert_count", 0, least=0)
+    n_expert_used = keys.whole("expert_used_count", 0, least=min(n_expert, 1))
     if n_expert_used > n_expert:
-        raise fail(f"{arch}.expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
+        raise keys.fail("expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
 
-    norm = "layer_norm" if f"{arch}.attention.layer_norm_epsilon" in gguf.kv else "layer_norm_rms"
+    norm = "layer_norm" if keys.get("attention.layer_norm_epsilon") is not None else "layer_norm_rms"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     embedding = gguf.tensors.get("token_embd.weight")
     n_vocab = len(tokens) if tokens is not None else embedding.shape[0] if embedding is not None else 0
     if not n_vocab:
-        raise fail("tokenizer.ggml.tokens", "missing or empty", "a vocabulary")
+        raise BadGGUF(gguf.path, 0, "key 'tokenizer.ggml.tokens' is missing or empty, expected a vocabulary")
+
+    windows = _windows(keys, family, n_layer)
+    scale = keys.number("attention.scale", 0, least=0) or family.attn_scale(n_layer, n_embd, n_head, n_head_dim)
+    softcap = keys.number("attn_logit_softcapping", 0, least=0)
+    n_ctx_train = keys.whole("context_length")
+    rope, rope_long = _ropes(keys, family, windows, n_head_dim, n_ctx_train)
     return Hparams(
-        n_layer=int(number("block_count")),
+        n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_head_dim=n_head_dim,
         n_ff=n_ff,
         n_vocab=n_vocab,
-        n_ctx_train=int(number("context_length")),
-        norm_eps=float(number(f"attention.{norm}_epsilon", least=0)),
-        rope=Rope(
-            rope_style,
-            n_rot,
-            float(number("rope.freq_base", 10000.0)),
-            _rope_scale(gguf, arch, number),
-            _factors(gguf, n_rot),
-        ),
-        pooling=_pooling(gguf, arch, number),
+        n_ctx_train=n_ctx_train,
+        norm_eps=keys.number(f"attention.{norm}_epsilon", least=0),
+        attention=tuple(Attention(scale, window, softcap) for window in windows),
+        rope=rope,
+        rope_long=rope_long,
+        n_ctx_orig=keys.whole("rope.scaling.original_context_length", n_ctx_train),
+        embed_scale=keys.number("embedding_scale", 0, least=0) or family.embed_scale(n_embd),
+        residual_scale=keys.number("residual_scale", 0, least=0) or 1.0,
+        logit_scale=keys.number("logit_scale", 0, least=0) or 1.0,
+        logit_softcap=keys.number("final_logit_softcapping", 0, least=0),
+        pooling=_pooling(keys),
         n_expert=n_expert,
         n_expert_used=n_expert_used,
-        n_ff_exp=int(number("expert_feed_forward_length", n_ff)),
-        expert_weights_scale=float(number("expert_weights_scale", 0, least=0)) or 1.0,
+        n_ff_exp=keys.whole("expert_feed_forward_length", n_ff),
+        expert_weights_scale=keys.number("expert_weights_scale", 0, least=0) or 1.0,
     )
 
 
-def _pooling(gguf: GGUF, arch: str, number) -> str:
-    key = f"{arch}.pooling_type"
-    if key not in gguf.kv:
+def _pooling(keys: Keys) -> str:
+    if keys.get("pooling_type") is None:
         return ""
-    kind = number("pooling_type", least=0)
+    kind = keys.whole("pooling_type", least=0)
     if kind not in range(len(POOLINGS)):
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(POOLINGS))
-        raise BadGGUF(gguf.path, gguf.kv_offsets.get(key, 0), f"key '{key}' is {kind}, expected one of {known}")
-    return POOLINGS[int(kind)]
+        raise keys.fail("pooling_type", kind, f"one of {', '.join(f'{i} {name}' for i, name in enumerate(POOLINGS))}")
+    return POOLINGS[kind]
 
 
-def _rope_scale(gguf: GGUF, arch: str, number) -> float:
-    kind = gguf.kv.get(f"{arch}.rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
+def _windows(keys: Keys, family: Family, n_layer: int) -> list[int]:
+    """How many positions each layer sees, 0 for all.  The pattern n: the last of every n layers sees all."""
+    window = keys.whole("attention.sliding_window", 0, least=0) if family.window_pattern else 0
+    pattern = keys.get("attention.sliding_window_pattern", family.window_pattern)
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) < n_layer:
+            raise keys.fail("attention.sliding_window_pattern", f"{len(pattern)} long", f"one for each of {n_layer}")
+        return [window if windowed else 0 for windowed in pattern[:n_layer]]
+    pattern = keys.whole("attention.sliding_window_pattern", family.window_pattern, least=0)
+    return [window if pattern == 0 or il % pattern < pattern - 1 else 0 for il in range(n_layer)]
+
+
+def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ctx_train: int):
+    """Hparams.rope and Hparams.rope_long."""
+    n_rot = keys.whole("rope.dimension_count", n_head_dim)
+    if n_rot % 2 or n_rot > n_head_dim:
+        raise keys.fail("rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
+    kind = keys.get("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedArchitecture(
-            arch, f"rope scaling '{kind}' is not computed by this build, 'none' and 'linear' are"
+            keys.arch, f"rope scaling '{kind}' is not computed by this build; none, linear, yarn and longrope are"
         )
-    if kind == "none":
-        return 1.0
-    factor = number("rope.scaling.factor", gguf.kv.get(f"{arch}.rope.scale_linear", 1.0), least=0)
-    return 1.0 / factor if factor else 1.0
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0, least=0), least=0) or 1.0
+    rope = Rope(
+        family.rope_style,
+        n_rot,
+        keys.number("rope.freq_base", 10000.0),
+        1.0 if kind == "none" else 1 / factor,
+        attn_factor=keys.number("rope.scaling.attn_factor", 1.0, least=0),
+    )
+    if kind == "yarn":
+        n_ctx_orig = keys.whole("rope.scaling.original_context_length", n_ctx_train)
+        ramp = yarn_ramp(n_rot, rope.base, n_ctx_orig)
+        rope = replace(rope, ramp=ramp, attn_factor=rope.attn_factor * yarn_stretch(factor))
+
+    def layers(factors: np.ndarray | None) -> tuple[Rope | None, ...]:
+        full = replace(rope, factors=factors)
+        near = family.window_rope(full)
+        near = replace(near, base=keys.number("rope.freq_base_swa", near.base))
+        return tuple((near if window else full) if family.turns(il) else None for il, window in enumerate(windows))
+
+    names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+    freqs, short, long = (_factors(keys.gguf, f"{name}.weight", n_rot) for name in names)
+    return layers(short if freqs is None else freqs), () if long is None or freqs is not None else layers(long)
 
 
-def _factors(gguf: GGUF, n_rot: int) -> np.ndarray | None:
-    tensor = gguf.tensors.get("rope_freqs.weight")
+def _factors(gguf: GGUF, name: str, n_rot: int) -> np.ndarray | None:
+    tensor = gguf.tensors.get(name)
     if tensor is None:
         return None
     if tensor.shape != (n_rot // 2,):
-        raise BadGGUF(gguf.path, 0, f"tensor 'rope_freqs.weight' has shape {tensor.shape}, expected ({n_rot // 2},)")
+        raise BadGGUF(gguf.path, 0, f"tensor '{name}' has shape {tensor.shape}, expected ({n_rot // 2},)")
     return tensor.dequantize()

@@ -18,7 +18,10 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then."""
+    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
+
+    A file's attn_qkv is here as attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows as ffn_gate and ffn_up.
+    """
 
     attn_norm: np.ndarray
     attn_q: Tensor
@@ -40,6 +43,13 @@ class Layer:
     ffn_gate_bias: np.ndarray | None = None
     ffn_up_bias: np.ndarray | None = None
     ffn_down_bias: np.ndarray | None = None
+    attn_q_norm: np.ndarray | None = None  # of each head's query, before RoPE
+    attn_k_norm: np.ndarray | None = None
+    post_attention_norm: np.ndarray | None = None  # of what the block adds
+    post_ffw_norm: np.ndarray | None = None
+
+
+FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}  # rows one after the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +129,7 @@ def _rows(whole: Any, part: slice) -> Any:
 
 
 def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
-    """The weights of `gguf`, their shapes checked against `hp`.
+    """The weights of `gguf`, their shapes checked against `hp`, with the norms that `family` has.
 
     Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
     here computes with.
@@ -132,6 +142,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
         "attn_v": (n_kv, hp.n_embd),
         "attn_output": (hp.n_embd, n_q),
         "ffn_norm": (hp.n_embd,),
+        **{name: (hp.n_head_dim if name.startswith("attn") else hp.n_embd,) for name in family.norms},
     }
     if hp.n_expert:
         shapes |= {
@@ -147,13 +158,21 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             "ffn_down": (hp.n_embd, hp.n_ff),
         }
     file = Tensors(gguf)
-    file.used.add("rope_freqs.weight")
+    file.used |= {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 
     def layer(il: int) -> Layer:
         found: dict[str, Any] = {}
+        for whole, parts in FUSED.items():
+            sizes = [shapes[part][0] for part in parts if part in shapes]
+            tensor = gguf.tensors.get(f"blk.{il}.{whole}.weight")
+            if tensor is not None and tensor.shape == (sum(sizes), hp.n_embd):
+                file.used.add(tensor.name)
+                bias = file.take(f"blk.{il}.{whole}.bias", (sum(sizes),), optional=True)
+                found |= dict(zip(parts, cut(tensor, sizes), strict=True))
+                found |= dict(zip([f"{part}_bias" for part in parts], cut(bias, sizes), strict=True))
         for field in fields(Layer):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
-            if name not in shapes:
+            if field.name in found or name not in shapes:
                 continue
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
             found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)

@@ -25,7 +25,7 @@ def written_back(path, target):
 
 TINY = {
     "spm": {},
-    "bpe": {"tokenizer": "bpe", "quant": "Q8_0", "chat_template": CHAT_TEMPLATE, "bias": True, "rope_factors": True},
+    "bpe": {"tokenizer": "bpe", "quant": "Q8_0", "chat_template": CHAT_TEMPLATE, "bias": True, "rope_factors": "freqs"},
     "aligned": {"general__alignment": 128, "tied": True, "quant": "Q4_0"},
 }
 

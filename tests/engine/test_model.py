@@ -72,7 +72,7 @@ def model(request, tmp_path_factory):
     more = {
         "norm-tied": {"tied": True},
         "neox-bias": {"family": "qwen2", "bias": True},
-        "factors": {"rope_factors": True},
+        "factors": {"rope_factors": "freqs"},
     }
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     return load_model(tiny_gguf(path, quant="Q8_0", seed=1, **more[request.param]))
@@ -148,10 +148,10 @@ def test_a_shifted_window_equals_keys_turned_anew(model):
     trace = Trace("Kcur")
     forward(model, Batch.of(TOKENS), cache, EXACT, trace)
     before = [v[0].copy() for v in cache.v]
-    assert cache.shift(0, 11, keep=2, discard=4, kernels=EXACT, rope=model.hparams.rope) == 7
+    assert cache.shift(0, 11, keep=2, discard=4, kernels=EXACT, ropes=model.hparams.ropes(16)) == 7
     positions = np.full(11, -4, np.int32)
     for il in range(model.hparams.n_layer):
-        turned = EXACT.rope(trace.values["Kcur", il], positions, model.hparams.rope)
+        turned = EXACT.rope(trace.values["Kcur", il], positions, model.hparams.rope[il])
         np.testing.assert_allclose(cache.k[il][0, 2:7], turned[6:], rtol=0, atol=1e-6)
         np.testing.assert_array_equal(cache.k[il][0, :2], trace.values["Kcur", il][:2])
         np.testing.assert_array_equal(cache.v[il][0, 2:7], before[il][6:11])
@@ -183,7 +183,7 @@ def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
         ({"llama.feed_forward_length": 7}, BadGGUF, "has shape .*, expected "),
         ({"llama.rope.dimension_count": 3}, BadGGUF, "is 3, expected an even number"),
         ({"llama.pooling_type": 5}, BadGGUF, "key 'llama.pooling_type' is 5, expected one of 0 none, 1 mean, 2 cls"),
-        ({"llama.rope.scaling.type": "yarn"}, UnsupportedArchitecture, "rope scaling 'yarn' is not computed"),
+        ({"llama.rope.scaling.type": "dynamic"}, UnsupportedArchitecture, "rope scaling 'dynamic' is not computed"),
         (
             {"general.architecture": "mamba"},
             UnsupportedArchitecture,

@@ -4,7 +4,8 @@
 
 For each model, the largest error of any logit (of any log-probability for xllamacpp):
 
-    llama.cpp       {format: ...}   against the recorded logits; F32 in float64, Q8_0 by the GGML set
+    llama.cpp       {format: ...}   against the recorded logits; F32 in float64 (but GELU by float16, as there), Q8_0 by
+                    the GGML set
     xllamacpp       {format: ...}   the same against the published wheel
     transformers    F32, both sides in float64
     std             standard deviation of the recorded float32 logits, to see what the errors mean
@@ -32,7 +33,7 @@ def largest(got, expected):
 def measure(folder, name):
     recorded = np.load(path_of(name))
     files = {format: make(folder, name, format) for format in FORMATS}
-    ours = {format: our_logits(files[format], TOKENS, SETS[format]) for format in FORMATS}
+    ours = {format: our_logits(files[format], TOKENS, SETS[format], gelu="ggml") for format in FORMATS}
     prefixes = [TOKENS[: t + 1] for t in OUTPUTS]
     return {
         "llama.cpp": {format: largest(ours[format][OUTPUTS], recorded[format]) for format in FORMATS},
@@ -40,7 +41,9 @@ def measure(folder, name):
             format: largest(log_softmax(ours[format][OUTPUTS]), xllamacpp_logprobs(files[format], prefixes))
             for format in FORMATS
         },
-        "transformers": largest(ours["F32"], transformers_logits(files["F32"], name, TOKENS)),
+        "transformers": largest(
+            our_logits(files["F32"], TOKENS, SETS["F32"]), transformers_logits(files["F32"], name, TOKENS)
+        ),
         "std": round(float(recorded["F32"].std()), 2),
     }
 

@@ -23,8 +23,15 @@ from tiny import tiny_gguf
 
 MODELS = {  # arguments of tiny_gguf
     "llama": {},
-    "llama-tied-factors": {"tied": True, "rope_factors": True, "tokenizer": "bpe"},
-    "qwen2": {"family": "qwen2", "bias": True},
+    "llama-tied-factors": {"tied": True, "rope_factors": "freqs", "tokenizer": "bpe"},
+    "qwen2": {"family": "qwen2"},
+    "qwen3": {"family": "qwen3"},
+    "gemma": {"family": "gemma"},
+    "gemma2": {"family": "gemma2"},
+    "gemma3": {"family": "gemma3"},
+    "phi3": {"family": "phi3"},
+    "smollm3": {"family": "smollm3"},
+    "granite": {"family": "granite"},
     "mixtral": {"n_expert": 4},
 }
 FORMATS = ("F32", "Q8_0")
