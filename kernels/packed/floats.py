@@ -27,6 +27,8 @@ from ..simd import (
 from ..threads import parallel_for
 from .tiles import LANES, Packed, fetch_ahead, lanes, multiply_tiles, new_tiles, place_of, put_sums
 
+FULL, HALF, BF16 = 0, 1, 2  # what activations are rounded to
+
 # --- packing, and filling tiles
 
 
@@ -49,18 +51,31 @@ def pack_16_bits(team, blocks, w, codes):
 
 
 @inner
-def put_numbers(rows, x):
-    for t in range(lanes(x) * x.n_tile):
-        for i in range(x.n_block):
-            value = rows[t * x.n_block + i] if t < x.n_tok else np.float32(0)
-            x.d[place_of(x, 0, i, t, lanes(x))] = value
+def put_numbers_part(rows, x, kind, first, last):
+    """Tiles first .. last of f32 `rows`, rounded as ggml does before they meet weights of that `kind`."""
+    n_block, n_lane = x.n_block, lanes(x)
+    for tile in range(first, last):
+        d = x.d[tile * n_block * n_lane : (tile + 1) * n_block * n_lane]
+        for lane in range(n_lane):
+            t = tile * n_lane + lane
+            if t < x.n_tok:
+                row = rows[t * n_block : (t + 1) * n_block]
+                for i in range(row.size):
+                    d[i * n_lane + lane] = row[i]
+            else:
+                for i in range(n_block):
+                    d[i * n_lane + lane] = 0
+        if kind == HALF:
+            for i in range(d.size):
+                d[i] = round_to_half(d[i])
+        elif kind == BF16:
+            for i in range(d.size):
+                d[i] = round_to_bf16(d[i])
 
 
 @inner
-def round_all(d, to_half):
-    """As ggml rounds a token before it meets F16 or BF16 weights."""
-    for i in range(d.size):
-        d[i] = round_to_half(d[i]) if to_half else round_to_bf16(d[i])
+def put_numbers(team, rows, x, kind):
+    parallel_for(team, put_numbers_part, (rows, x, kind), x.n_tile)
 
 
 # --- F32
@@ -87,7 +102,7 @@ def dot_f32(w, x, y, m_first, m_last, T, g_first, g_last):
 @kernel
 def matmul_f32(team, rows, codes, scales, n_tok, n_block, y):
     w, x = Packed(codes, scales, codes.size // (64 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(rows, x)
+    put_numbers(team, rows, x, FULL)
     multiply_tiles(team, dot_f32, w, x, y)
 
 
@@ -115,8 +130,7 @@ def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
 @kernel
 def matmul_f16(team, rows, codes, scales, n_tok, n_block, y):
     w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(rows, x)
-    round_all(x.d, True)
+    put_numbers(team, rows, x, HALF)
     multiply_tiles(team, dot_f16, w, x, y)
 
 
@@ -144,6 +158,5 @@ def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
 @kernel
 def matmul_bf16(team, rows, codes, scales, n_tok, n_block, y):
     w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(rows, x)
-    round_all(x.d, False)
+    put_numbers(team, rows, x, BF16)
     multiply_tiles(team, dot_bf16, w, x, y)
