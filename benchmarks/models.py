@@ -3,6 +3,10 @@
     python -m numllama.benchmarks.models SOURCE.gguf Q4_K OUT.gguf
 
 takes key-values and shapes from SOURCE and replaces its quantized matrices by random valid blocks of another format.
+
+    python -m numllama.benchmarks.models bge-small F16 OUT.gguf
+
+makes an encoder of that shape, see ENCODERS; each of its words is one token.
 """
 
 from __future__ import annotations
@@ -35,6 +39,78 @@ def requantized(source: str, format: QuantFormat, out: str) -> None:
     write_gguf(out, gguf.typed, list(tensors))
 
 
+# --- encoders
+
+N_VOCAB, N_CTX = 30522, 512
+SPECIALS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+ENCODERS = {  # name: layers, n_embd, heads, n_ff
+    "all-minilm-l6": (6, 384, 12, 1536),
+    "bge-small": (12, 384, 12, 1536),
+    "bge-base": (12, 768, 12, 3072),
+}
+
+
+def word(id: int) -> str:
+    """The word that is token `id`: "aaaaa", "aaaab", ..."""
+    return "".join(chr(ord("a") + id // 26**i % 26) for i in range(4, -1, -1))
+
+
+def encoder(shape: str, format: QuantFormat, out: str, seed: int = 0) -> None:
+    """A bert of that shape with random weights, its matrices in `format`."""
+    n_layer, n_embd, n_head, n_ff = ENCODERS[shape]
+    rng = np.random.default_rng(seed)
+    f32 = FORMATS_BY_NAME["F32"]
+    tensors = []
+
+    def add(name: str, format: QuantFormat, *shape: int, mean: float = 0, std: float = 1) -> None:
+        x = rng.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean)
+        tensors.append((name, format, shape, quantize(format, x)))
+
+    def linear(name: str, n_out: int, n_in: int) -> None:
+        add(f"{name}.weight", format, n_out, n_in, std=n_in**-0.5)
+        add(f"{name}.bias", f32, n_out, std=0.1)
+
+    def norm(name: str) -> None:
+        add(f"{name}.weight", f32, n_embd, mean=1, std=0.1)
+        add(f"{name}.bias", f32, n_embd, std=0.1)
+
+    add("token_embd.weight", format, N_VOCAB, n_embd)
+    add("token_types.weight", f32, 2, n_embd, std=0.1)
+    add("position_embd.weight", f32, N_CTX, n_embd, std=0.1)
+    norm("token_embd_norm")
+    for blk in (f"blk.{il}" for il in range(n_layer)):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            linear(f"{blk}.{name}", n_embd, n_embd)
+        norm(f"{blk}.attn_output_norm")
+        linear(f"{blk}.ffn_up", n_ff, n_embd)
+        linear(f"{blk}.ffn_down", n_embd, n_ff)
+        norm(f"{blk}.layer_output_norm")
+
+    values = {
+        "general.architecture": "bert",
+        "general.name": f"{shape}-{format.name}",
+        "bert.block_count": n_layer,
+        "bert.context_length": N_CTX,
+        "bert.embedding_length": n_embd,
+        "bert.feed_forward_length": n_ff,
+        "bert.attention.head_count": n_head,
+        "bert.attention.layer_norm_epsilon": 1e-12,
+        "bert.attention.causal": False,
+        "bert.pooling_type": 1,  # mean
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.tokens": [SPECIALS.get(id, f"\u2581{word(id)}") for id in range(N_VOCAB)],
+        "tokenizer.ggml.token_type": [3 if id in SPECIALS else 1 for id in range(N_VOCAB)],
+        "tokenizer.ggml.unknown_token_id": 100,
+        "tokenizer.ggml.bos_token_id": 101,
+        "tokenizer.ggml.seperator_token_id": 102,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.mask_token_id": 103,
+    }
+    write_gguf(out, values, tensors)
+
+
 if __name__ == "__main__":
     source, name, out = sys.argv[1:]
-    requantized(source, FORMATS_BY_NAME[name], out)
+    make = encoder if source in ENCODERS else requantized
+    make(source, FORMATS_BY_NAME[name], out)
