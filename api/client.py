@@ -105,6 +105,10 @@ class Client:
     def show(self, name: str, verbose: bool = False) -> dict[str, Any]:
         return _json(self._send("POST", "/api/show", {"model": name, "verbose": verbose}))
 
+    def capabilities(self, name: str) -> Sequence[str]:
+        """As Engine.capabilities; older servers do not tell."""
+        return self.show(name).get("capabilities") or []
+
     def unload(self, name: str) -> None:
         """Have `name` leave memory; fine if it is not there."""
         self._send("POST", "/api/generate", {"model": name, "keep_alive": 0, "stream": False})
@@ -119,6 +123,15 @@ class Client:
     def chat(self, name: str, messages: Sequence[Mapping[str, Any]] = (), wanted: Wanted = AS_USUAL) -> Reply:
         """As Engine.chat, and as `generate` about refusals."""
         return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(wanted)))
+
+    def embed(
+        self, name: str, texts: Sequence[str], wanted: Wanted = AS_USUAL, *, dimensions: int = 0
+    ) -> Iterator[Piece]:
+        """As Engine.embed: one piece, whose vectors are lists of numbers."""
+        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _wanted(wanted)
+        answer = _json(self._send("POST", "/api/embed", body))
+        timings = Timings(answer.get("load_duration", 0), answer.get("prompt_eval_count", 0))
+        yield Piece("", done_reason="stop", timings=timings, embeddings=tuple(answer["embeddings"]))
 
     def pull(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
         """The statuses of a model on its way from a registry.  Closing it hangs up, which ends the transfer."""

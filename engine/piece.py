@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .parse import ToolCall
 
-if TYPE_CHECKING:  # a client of a server reads pieces and computes nothing
-    import numpy as np
-
+if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
     from .sampling import Logprob
 
 
@@ -42,7 +40,7 @@ class Piece:
     met         the stop string that ended it, in the last piece
     thinking    what the model thinks, which comes before what it says
     tool_calls  that became complete; there is no text in such a piece
-    embeddings  what texts that were only read come to, in the last piece
+    embeddings  the vectors of texts that were only read, in the last piece: f32 [n_embd], from a server a list each
     """
 
     text: str
@@ -53,4 +51,4 @@ class Piece:
     met: str | None = None
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    embeddings: tuple[np.ndarray, ...] = ()
+    embeddings: tuple[Any, ...] = ()

@@ -293,8 +293,6 @@ class Engine:
         except ModelNotFound:
             told = f'model "{name}" not found, try pulling it first' if name else None
             raise ModelNotFound(name, told) from None
-        if model.adapters:
-            raise NotYet("adapters: not supported yet")
         options = self._options(model, wanted.options)
         loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
         runner = loaded.runner

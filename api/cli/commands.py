@@ -80,8 +80,12 @@ def run(
     raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
     insecure: Annotated[bool, INSECURE] = False,
     kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
+    dimensions: Annotated[int, Option(metavar="N", help="Embedding models: keep so many dimensions; 0: all")] = 0,
+    truncate: Annotated[
+        str, Option(metavar="[BOOL]", help="Embedding models: cut a text that is too long; false: refuse it")
+    ] = "true",
 ) -> None:
-    """Run a model: answer a prompt, or converse"""
+    """Run a model: answer a prompt, converse, or print a text's embedding"""
     model, *prompt = at_least(1, args)
     from .run import run
 
@@ -98,6 +102,8 @@ def run(
         verbose=verbose,
         wordwrap=not nowordwrap,
         insecure=insecure,
+        dimensions=dimensions,
+        truncate=truncate,
     )
 
 

@@ -1,4 +1,4 @@
-"""`numllama run`: one answer to a prompt, or a conversation."""
+"""`numllama run`: one answer to a prompt, a conversation, or the vector of a text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...engine.duration import parse_keep_alive
 from ...engine.errors import ContextFull, RequestError
-from ...engine.options import Wanted
+from ...engine.options import FALSE, TRUE, Wanted
 from .find import models_for
 from .parameters import parameters
 from .tell import Told, tell
+
+if TYPE_CHECKING:
+    from .find import Models
 
 
 def run(
@@ -31,10 +34,12 @@ def run(
     verbose: bool = False,
     wordwrap: bool = True,
     insecure: bool = False,
+    dimensions: int = 0,
+    truncate: str = "true",
 ) -> None:
     """Answer what stands in `words` and comes through a pipe; on a terminal and without either, converse.
 
-    A server pulls a model that it does not have.
+    A model that only embeds gives the vector of that text, as JSON.  A server pulls a model that it does not have.
     Raises: whatever the engine or a server refuses
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
@@ -43,12 +48,17 @@ def run(
         if raw:
             raise RequestError("--raw needs a prompt")
     prompt = "" if interactive else " ".join([*piped(), *words])
+    cut = truth("--truncate", truncate)
     models = models_for(model, kernels)
     try:
-        have_it_there(models, model, insecure)
+        only_embeds = "embedding" in have_it_there(models, model, insecure)
     except BaseException:
         models.close()
         raise
+    if only_embeds:
+        with closing(models):
+            print_vector(models, model, prompt, replace(wanted, truncate=cut), dimensions)
+        return
     if interactive:
         from .repl import Session, converse
 
@@ -73,19 +83,38 @@ def piped() -> list[str]:
     return [text] if text else []
 
 
-def have_it_there(models: Any, model: str, insecure: bool) -> None:
-    """A server says in few words what is wrong with a model, or pulls it if that is what is wrong."""
+def print_vector(models: Models, model: str, text: str, wanted: Wanted, dimensions: int) -> None:
+    """Raises: RequestError for no text"""
+    from ..go_json import dumps
+
+    if not text:
+        raise RequestError(f'embedding models require input text. Usage: numllama run {model} "your text here"')
+    (last,) = models.embed(model, [text], wanted, dimensions=dimensions)
+    print(dumps(last.embeddings[0]).decode())
+
+
+def have_it_there(models: Models, model: str, insecure: bool) -> Sequence[str]:
+    """What the model can do.  A server pulls one that it does not have, and says in few words what is wrong else."""
     from ..client import Client, ServerError
     from .progress import Progress
 
-    if isinstance(models, Client):
-        try:
-            models.show(model)
-        except ServerError as error:
-            if error.status != 404:
-                raise
-            with Progress() as progress:
-                progress.follow(models.pull(model, insecure))
+    try:
+        return models.capabilities(model)
+    except ServerError as error:
+        if error.status != 404 or not isinstance(models, Client):
+            raise
+        with Progress() as progress:
+            progress.follow(models.pull(model, insecure))
+        return models.capabilities(model)
+
+
+def truth(flag: str, text: str) -> bool:
+    """Raises: RequestError for what is neither true nor false"""
+    if text not in TRUE + FALSE:
+        raise RequestError(
+            f'invalid argument "{text}" for "{flag}" flag: strconv.ParseBool: parsing "{text}": invalid syntax'
+        )
+    return text in TRUE
 
 
 def think_value(text: str | None) -> bool | str | None:

@@ -82,9 +82,9 @@ def one_line(error: BaseException) -> str:
 
 
 def with_value(args: Sequence[str]) -> list[str]:
-    """`args` with `--think=true` for a bare `--think`, whose value may be left out; not after `--`."""
+    """`args` with the values that may be left out, `--think=true` for a bare `--think`; not after `--`."""
     end = list(args).index("--") if "--" in args else len(args)
-    return ["--think=true" if arg == "--think" else arg for arg in args[:end]] + list(args[end:])
+    return [f"{arg}=true" if arg in ("--think", "--truncate") else arg for arg in args[:end]] + list(args[end:])
 
 
 def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:

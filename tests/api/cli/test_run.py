@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from numllama.api.cli.wrap import Wrapped
@@ -11,6 +13,8 @@ from numllama.engine.generate import generate
 from numllama.engine.model import load_model
 from numllama.engine.options import Options
 from numllama.engine.sampling import Sampler
+from numllama.engine.service import Engine
+from numllama.engine.store.file import FileModel
 from tiny import tiny_gguf
 
 BRIEF = ["-o", "temperature=0", "-o", "num_predict=8"]
@@ -90,7 +94,6 @@ def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
         ([str(tmp_path / "text.gguf"), "hi"], "at byte 0: found b'hell', expected b'GGUF'"),
         ([str(tmp_path / "cut.gguf"), "hi"], "cut.gguf: at byte "),
         ([str(tmp_path / "alien.gguf"), "hi"], "alien"),
-        ([str(models / "embed.gguf"), "hi"], "does not support generate"),
         ([file, "hi", "-o", "bogus=1"], "unknown parameter 'bogus'"),
         ([file, "hi", "-o", "mirostat=9"], 'option "mirostat" must be between 0 and 2, got 9'),
         (
@@ -123,7 +126,6 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
     ("args", "message"),
     [
         (["a b", "hi"], "invalid model name"),
-        (["e", "hi"], '400 Bad Request: "e" does not support generate'),
         (["m", "the " * 300], "400 Bad Request: the input length exceeds the context length"),
     ],
 )
@@ -168,3 +170,34 @@ def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch)
     monkeypatch.setattr(Wrapped, "put", interrupted)
     status, out, err = numllama("run", file, "hello", *BRIEF)
     assert (status, err) == (130, "") and out.endswith("\n") and len(out) > 1
+
+
+def test_a_model_that_embeds_prints_a_vector(alone, numllama, models):
+    file = str(models / "embed.gguf")
+    (piece,) = Engine(file=FileModel.of(Path(file))).embed(file, ["the dog"])
+    (expected,) = piece.embeddings
+    status, out, err = numllama("run", file, "the", "dog")
+    assert (status, err) == (0, "") and out.endswith("]\n")
+    np.testing.assert_array_equal(np.float32(json.loads(out)), expected)
+    assert numllama("run", file, stdin="the dog").out == out
+    few = json.loads(numllama("run", file, "the dog", "--dimensions", "3").out)
+    np.testing.assert_allclose(few, expected[:3] / np.linalg.norm(expected[:3]), rtol=1e-6)
+
+
+def test_a_server_s_vector_is_the_same(with_server, numllama, models):
+    assert numllama("run", "e", "the dog") == numllama("run", str(models / "embed.gguf"), "the dog")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], 'embedding models require input text. Usage: numllama run {} "your text here"'),
+        (["the " * 300, "--truncate=false"], "the input length exceeds the context length"),
+        (["the", "--truncate=maybe"], 'invalid argument "maybe" for "--truncate" flag: strconv.ParseBool: parsing'),
+    ],
+)
+def test_a_text_that_cannot_be_embedded(alone, numllama, models, args, message):
+    file = str(models / "embed.gguf")
+    status, out, err = numllama("run", file, *args)
+    assert (status, out) == (1, "") and err.startswith(f"Error: {message.format(file)}"), err
+    assert numllama("run", file, "the " * 300, "--truncate").status == 0
