@@ -131,13 +131,8 @@ CLASSES = {  # by the first word of a model's name: its classes in transformers,
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", mixtral),
     "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
-PERMUTED = (
-    "llama",
-    "mistral",
-    "mixtral",
-    "granite",
-    "smollm3",
-)  # rows of q and k reordered, so that RoPE turns neighbours
+# Rows of q and k reordered by llama.cpp's conversion, so that RoPE turns neighbours
+PERMUTED = ("llama", "mistral", "mixtral", "granite", "smollm3")
 
 
 def transformers_logits(path, name, tokens):

@@ -19,6 +19,13 @@ FAMILIES = {
     # soft-caps and scales are such that two dozen tokens of a small model feel them.
     "qwen2": {"bias": True},
     "qwen3": {"norms": HEAD_NORMS, "n_head_dim": 32},
+    "qwen3moe": {
+        "norms": HEAD_NORMS,
+        "n_head_dim": 32,
+        "n_expert": 8,
+        "n_ff_exp": 64,
+        "keys": {"expert_used_count": 3},
+    },
     "gemma": {"tied": True, "n_head_dim": 32},
     "gemma2": {
         "tied": True,
@@ -79,7 +86,7 @@ def tiny_gguf(
                    windows and short ones
     n_layer        0: the family's, or two;  so n_head_dim: the family's, or n_embd / n_head
     n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
-    n_expert       0: none; else as many experts of n_ff a layer, and a router that chooses two
+    n_expert       0: the family's, or none; else as many experts a layer, and a router that chooses two of them
     kv             more key-values, with "__" for ".", or others than these
     """
     format = FORMATS_BY_NAME[quant]
@@ -89,6 +96,7 @@ def tiny_gguf(
     tied, bias = (own.get(name, False) if asked is None else asked for name, asked in (("tied", tied), ("bias", bias)))
     n_layer = n_layer or own.get("n_layer", 2)
     n_head_dim = n_head_dim or own.get("n_head_dim", n_embd // n_head)
+    n_expert, n_ff_exp = n_expert or own.get("n_expert", 0), max(own.get("n_ff_exp", n_ff), format.block_size)
     n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim
     vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
@@ -122,11 +130,11 @@ def tiny_gguf(
             vector(f"{blk}.{name}.weight", random.uniform(0.75, 1.25, n))
         if n_expert:
             vector(f"{blk}.ffn_gate_inp.weight", random.normal(0, n_embd**-0.5, (n_expert, n_embd)))
-        stack, exps = ((n_expert,), "_exps") if n_expert else ((), "")
+        stack, exps, n = ((n_expert,), "_exps", n_ff_exp) if n_expert else ((), "", n_ff)
         if not own.get("fused"):
-            matrix(f"{blk}.ffn_gate{exps}", n_ff, n_embd, n_embd**-0.5, *stack)
-        matrix(f"{blk}.ffn_up{exps}", 2 * n_ff if own.get("fused") else n_ff, n_embd, n_embd**-0.5, *stack)
-        matrix(f"{blk}.ffn_down{exps}", n_embd, n_ff, n_ff**-0.5, *stack)
+            matrix(f"{blk}.ffn_gate{exps}", n, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_up{exps}", 2 * n if own.get("fused") else n, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_down{exps}", n_embd, n, n**-0.5, *stack)
     vector("output_norm.weight", random.uniform(0.75, 1.25, n_embd))
     if not tied:
         matrix("output", n_vocab, n_embd, 2.5 * n_embd**-0.5)
@@ -147,6 +155,7 @@ def tiny_gguf(
         f"{family}.rope.freq_base": 10000.0,
         f"{family}.vocab_size": n_vocab,
         **({f"{family}.expert_count": n_expert, f"{family}.expert_used_count": 2} if n_expert else {}),
+        **({f"{family}.expert_feed_forward_length": n_ff_exp} if n_ff_exp != n_ff else {}),
         **{f"{family}.{key}": value for key, value in own.get("keys", {}).items()},
         **vocabulary,
         **({"tokenizer.ggml.add_space_prefix": False} if family.startswith("gemma") else {}),

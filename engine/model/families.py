@@ -73,6 +73,7 @@ class Family:
 LLAMA = Family(name="llama", rope_style="norm")
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
 QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
+QWEN3MOE = replace(QWEN3, name="qwen3moe")
 PHI3 = replace(LLAMA, name="phi3", rope_style="neox")
 SMOLLM3 = replace(LLAMA, name="smollm3", turns=lambda il: (il + 1) % 4 != 0)
 GRANITE = replace(LLAMA, name="granite")
@@ -111,7 +112,7 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-DECODERS = (LLAMA, QWEN2, QWEN3, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3)
+DECODERS = (LLAMA, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3)
 ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
 FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 

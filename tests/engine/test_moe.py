@@ -20,10 +20,10 @@ TOKENS = [1, 5, 9, 40, 3, 7, 7, 22, 13, 8, 2]
 ORDERED = [name for name in ("exact", "ggml", "numba") if name in SETS]
 
 
-@pytest.fixture(scope="module", params=["Q8_0", "Q4_0"])
+@pytest.fixture(scope="module", params=["llama-Q8_0", "llama-Q4_0", "qwen3moe-Q8_0"])
 def model(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
-    return load_model(tiny_gguf(path, quant=request.param, n_expert=4, seed=1))
+    path, (family, quant) = tmp_path_factory.mktemp("models") / "tiny.gguf", request.param.split("-")
+    return load_model(tiny_gguf(path, family, quant, n_expert=5, seed=1))
 
 
 def tensor(x):
@@ -73,7 +73,7 @@ def test_a_tap_sees_llama_cpp_s_names(model):
         " ffn_moe_gate ffn_moe_up ffn_moe_swiglu ffn_moe_down ffn_moe_weighted ffn_moe_out"
     ).split()
     np.testing.assert_allclose(trace.values["ffn_moe_weights_norm", 0].sum(axis=1), 1, rtol=1e-6)
-    assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 4  # all have their turn
+    assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 5  # all have their turn
 
 
 def test_a_scale_in_the_file_multiplies_the_weights(tmp_path):

@@ -24,6 +24,7 @@ from tiny import tiny_gguf
 MODELS = {  # arguments of tiny_gguf
     "llama": {},
     "llama-tied-factors": {"tied": True, "rope_factors": "freqs", "tokenizer": "bpe"},
+    "mistral": {"n_head_dim": 32},
     "qwen2": {"family": "qwen2"},
     "qwen3": {"family": "qwen3"},
     "gemma": {"family": "gemma"},
@@ -33,6 +34,7 @@ MODELS = {  # arguments of tiny_gguf
     "smollm3": {"family": "smollm3"},
     "granite": {"family": "granite"},
     "mixtral": {"n_expert": 4},
+    "qwen3moe": {"family": "qwen3moe"},
 }
 FORMATS = ("F32", "Q8_0")
 TOKENS = [1, 270, 5, 293, 262, 7, 297, 290, 9, 40, 3, 77, 281, 300, 299, 13, 8, 250, 161, 290, 22, 291, 264, 271]
