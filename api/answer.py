@@ -40,7 +40,8 @@ def without_text(answer: Answer) -> dict[str, Any]:
     """The end of an answer that is over before it began: a model loaded or unloaded, a prompt only rendered."""
     if answer.done_reason:
         return {"done": True, "done_reason": answer.done_reason}
-    return {"done": False, "_debug_info": {"rendered_template": answer.prompt}}
+    images = {"image_count": answer.n_images} if answer.n_images else {}
+    return {"done": False, "_debug_info": {"rendered_template": answer.prompt} | images}
 
 
 def thinking(chunk: Chunk) -> dict[str, str]:

@@ -11,7 +11,7 @@ A server does the same with many sequences in one batch: scheduler instead of lo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from time import perf_counter_ns
 
@@ -40,6 +40,7 @@ def generate(
     truncate: bool = True,
     shift: bool = True,
     n_logprobs: int | None = None,
+    embeds: Mapping[int, np.ndarray] | None = None,
     shown: Collection[int] = (),
     echo: bool = False,
     grammar: Grammar | None = None,
@@ -52,6 +53,7 @@ def generate(
     truncate    cut a prompt over the window, else raise ContextFull
     shift       forget the older half of a full window and go on, else end with done_reason "length"
     n_logprobs  give each token's log-probability and that many most likely ones; None for neither
+    embeds      what stands in for ids below 0: an image's rows, see images.py
     shown       control tokens whose text counts; others say nothing
     echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
     grammar     what the text is held to: `model.grammars.grammar("json")`, or of a JSON schema
@@ -66,7 +68,9 @@ def generate(
         raise ContextFull(n_whole, options.num_ctx)
     ids = truncated(ids, options.num_ctx, kept(options.num_keep, n_whole, tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
-    seq = Sequence(tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, shown=shown, grammar=grammar)
+    seq = Sequence(
+        tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, embeds=embeds, shown=shown, grammar=grammar
+    )
 
     began = perf_counter_ns()
     logits = (yield from echoed(model, seq, cache, kernels, tap)) if echo else prefill(model, seq, cache, kernels, tap)
@@ -95,7 +99,7 @@ def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: 
     while seq.n_cached < seq.n_prompt:
         chunk = seq.tokens[seq.n_cached : min(seq.n_cached + seq.options.num_batch, seq.n_prompt)]
         last = [-1] if seq.n_cached + len(chunk) == seq.n_prompt else []
-        logits = forward(model, Batch.of(chunk, seq.slot, seq.n_cached, last), cache, kernels, tap)
+        logits = forward(model, Batch.of(chunk, seq.slot, seq.n_cached, last, seq.embeds), cache, kernels, tap)
         seq.n_cached += len(chunk)
     seq.state = State.DECODE
     return logits[0]
@@ -113,10 +117,8 @@ def make_room(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> 
     """Where the window is full, forget the older half of what need not be kept.  -> positions left as they were"""
     if seq.n_cached < seq.window - 1:
         return seq.n_cached
-    keep = min(seq.n_keep, seq.window - 4)
-    discard = (seq.n_cached - keep) // 2
-    seq.n_cached = cache.shift(seq.slot, seq.n_cached, keep, discard, kernels, ropes)
-    return keep
+    seq.n_cached = cache.shift(seq.slot, seq.n_cached, seq.n_keep, seq.discards(), kernels, ropes)
+    return seq.n_keep
 
 
 def main(argv: list[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from time import perf_counter_ns
+
+import numpy as np
 
 from .errors import Cancelled, EngineError
 from .grammar import Grammar
@@ -40,6 +42,7 @@ class Job:
     shown      control tokens whose text counts
     echo       the prompt is given out before the answer
     grammar    what the answer is held to
+    embeds     the row of each token of the prompt below 0: an image's
     pooling    the prompt is only read, and this is how it becomes one vector; "" for one that is answered
     n_whole    tokens of the prompt before messages were left out; 0 where none were
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
@@ -58,4 +61,5 @@ class Job:
     shown: Collection[int] = ()
     grammar: Grammar | None = None
     n_whole: int = 0
+    embeds: Mapping[int, np.ndarray] | None = None
     pooling: str = ""

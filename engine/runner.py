@@ -26,6 +26,7 @@ from ..kernels.warmup import prepare
 from .batch import Batch
 from .cache import CACHE_TYPES, KVCache
 from .errors import EngineError, ModelError, OutOfMemory, ShuttingDown
+from .images import Images
 from .job import Job
 from .model import Model, logits
 from .options import Options
@@ -35,6 +36,7 @@ from .trace import Tap, no_tap
 log = logging.getLogger(__name__)
 
 SAY_EVERY = 5.0  # seconds between two lines in the log about a load
+VISION_CTX = 2048  # positions at least where images are to fit, as in Ollama
 N_SLOT = 4  # sequences at once, where that many caches fit into a quarter of the memory that is free
 
 
@@ -114,7 +116,7 @@ class Runner:
         n_slot: int = 0,
         tap: Tap = no_tap,
     ):
-        self.model, self.options = model, options.clamped(model.hparams.n_ctx_train)
+        self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
         n_slot = n_slot or default_slots(model, n_ctx, cache_type)
         check_memory(model, n_ctx, n_slot, cache_type)
@@ -126,8 +128,12 @@ class Runner:
         hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
         if not model.hparams.pooling:  # one that only embeds says nothing, so its output matrix stays unpacked
             logits(model, hidden, kernels, tap)
+        if vision := model.vision:
+            size = vision.hparams.image_size
+            vision.rows(np.zeros((size, size, 3), np.uint8), kernels, tap)
+        self.images = Images(vision, kernels) if vision else None
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
-        self._sizes = {path: path.stat().st_size for path in model.gguf.parts}
+        self._sizes = {path: path.stat().st_size for path in model.files}
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -140,8 +146,12 @@ class Runner:
 
     def serves(self, options: Options) -> bool:
         """Whether a request with `options` can be answered without loading the model anew."""
-        reload = self.options.needs_reload(options.clamped(self.model.hparams.n_ctx_train))
+        reload = self.options.needs_reload(self._clamped(self.model, options))
         return not reload and not self.scheduler.stopped
+
+    @staticmethod
+    def _clamped(model: Model, options: Options) -> Options:
+        return options.clamped(model.hparams.n_ctx_train, *([VISION_CTX] if model.vision else []))
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)

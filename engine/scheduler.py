@@ -169,6 +169,7 @@ class Scheduler:
             options,
             shift=job.shift,
             n_logprobs=job.n_logprobs,
+            embeds=job.embeds,
             shown=job.shown,
             grammar=job.grammar,
         )
@@ -217,7 +218,7 @@ class Scheduler:
         outputs = range(n) if one.echo else range(n - is_last, n)
         if one.pooled:
             outputs = one.pooled.outputs(seq.n_cached, n)
-        return Batch.of(seq.tokens[seq.n_cached : seq.n_cached + n], seq.slot, seq.n_cached, outputs)
+        return Batch.of(seq.tokens[seq.n_cached : seq.n_cached + n], seq.slot, seq.n_cached, outputs, seq.embeds)
 
     def _compute(self, turns: list[tuple[Running, Batch]]) -> list[list[np.ndarray]]:
         """One forward pass.  -> for each turn the logits of its outputs, or what is hidden there if it is only read"""

@@ -28,10 +28,12 @@ from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..kernels import NUMBA, Kernels
 from .cache import CACHE_TYPES
 from .embed import Vectors, pooling_of, reading, tokens_of
-from .errors import BadGrammar, CloudModel, ModelNotFound, NotYet, RequestError
+from .errors import BadGrammar, CloudModel, ModelNotFound, RequestError
 from .gguf import GGUF
 from .grammar import Grammar
 from .job import Call, Job
@@ -57,6 +59,7 @@ from .template import (
     chat_messages,
     for_jinja,
     generate_messages,
+    images_of,
     mark_images,
 )
 from .tokenizer import Tokenizer, from_gguf
@@ -76,6 +79,7 @@ class Answer:
     done_reason     "load" or "unload", else None: the last piece says it
     load_duration   nanoseconds from the call to a model that is ready
     prompt          as rendered
+    n_images        that it shows
     n_prompt        its tokens, as far as the window holds them
     is_over         no piece will come
     call            who waits for it
@@ -84,6 +88,7 @@ class Answer:
 
     done_reason: str | None = None
     prompt: str = ""
+    n_images: int = 0
     n_prompt: int = 0
     is_over: bool = False
     load_duration: int = 0
@@ -133,6 +138,7 @@ class Prompt:
 
     bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
     split      how what comes is to be told apart
+    images     what the marks [img-0], [img-1], ... in the text stand for
     ids        in place of those that the tokenizer makes of the text
     n_whole    tokens before messages were left out; 0 where none were
     """
@@ -142,13 +148,19 @@ class Prompt:
     split: Split = field(default_factory=Split)
     ids: list[int] | None = None
     n_whole: int = 0
+    images: Sequence[bytes] = ()
 
-    def encode(self, model: Model) -> list[int]:
+    def encode(self, runner: Runner, call: Call) -> tuple[list[int], dict[int, np.ndarray]]:
+        """The tokens, and what stands in for those below 0.  Raises: BadImage, Cancelled"""
         if self.ids is not None:
-            return self.ids
-        tokenizer = model.tokenizer
-        ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
-        return ids[1:] if self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2 else ids
+            return self.ids, {}
+        tokenizer, rows = runner.model.tokenizer, dict[int, np.ndarray]()
+        if self.images and runner.images:
+            ids, rows = runner.images.prompt(tokenizer, self.text, self.images, call)
+        else:
+            ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
+        twice = self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2
+        return (ids[1:] if twice else ids), rows
 
 
 class Engine:
@@ -218,16 +230,18 @@ class Engine:
             if not isinstance(prompt, str):
                 return Prompt(text_of(loaded.runner.model, prompt), ids=list(prompt))
             if raw:
-                return Prompt(prompt, split=Split() if wanted.echo else split(own, prompt, wanted))
+                return Prompt(prompt, split=Split() if wanted.echo else split(own, prompt, wanted), images=images)
             asked = Template(template, "go") if template else own
             history = model.messages if context is None else []
-            messages = mark_images(generate_messages(prompt, system or model.system, history, images))
+            messages = generate_messages(prompt, system or model.system, history, images)
+            seen, messages = images_of(messages), mark_images(messages)
             if suffix:
                 text = asked.fill(prompt, suffix, wanted.think)
             else:
                 text = bare_prompt(messages) if asked.language == "chatml" else rendered(asked, messages, wanted)
             text = text_of(loaded.runner.model, context or ()) + text
-            return Prompt(text, asked.language == "jinja" and context is None, split(own, text, wanted))
+            bos_once = asked.language == "jinja" and context is None
+            return Prompt(text, bos_once, split(own, text, wanted), images=seen)
 
         return self._answer(model, prompt, wanted, render, call, deliver)
 
@@ -268,7 +282,8 @@ class Engine:
                 everything = fitting(everything, size, loaded.runner.options.num_ctx)
             n_whole = size(whole) if len(everything) < len(whole) else 0
             text = rendered(own, mark_images(everything), wanted, tools)
-            return Prompt(text, own.language != "go", split(own, text, wanted, tools), n_whole=n_whole)
+            told_apart = split(own, text, wanted, tools)
+            return Prompt(text, own.language != "go", told_apart, n_whole=n_whole, images=images_of(everything))
 
         return self._answer(model, messages, wanted, render, call, deliver)
 
@@ -460,7 +475,7 @@ class Engine:
         answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
         try:
             prompt = render(loaded) if question else Prompt("")
-            answer.prompt, answer.split = prompt.text, prompt.split
+            answer.prompt, answer.split, answer.n_images = prompt.text, prompt.split, len(prompt.images)
             log.log(TRACE, "prompt", extra={"fields": {"model": model.name.short, "text": prompt.text}})
             if wanted.render_only or not question:
                 answer.is_over, answer.done_reason = True, None if question else "load"
@@ -468,7 +483,7 @@ class Engine:
                 return answer
             shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
             grammar = constraint(loaded.runner.model, wanted.format, answer.split.thinking, shown)
-            ids = prompt.encode(loaded.runner.model)
+            ids, rows = prompt.encode(loaded.runner, call)
             answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
         except BaseException:
             self.pool.release(loaded)
@@ -476,7 +491,7 @@ class Engine:
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
         deliver = through(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole))
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -508,7 +523,7 @@ class Engine:
         if cache_type not in CACHE_TYPES:
             log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
             cache_type = "f16"
-        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0))
+        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), next(iter(model.projectors), None))
         tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 
@@ -528,7 +543,7 @@ def checked(
 
     name  what the request called the model
     able  the model's capabilities
-    Raises: RequestError in Ollama's words, NotYet
+    Raises: RequestError in Ollama's words
     """
     if wanted.think and "thinking" not in able:
         raise RequestError(f'"{name}" does not support thinking')
@@ -539,8 +554,6 @@ def checked(
             raise RequestError(f"{model.name} does not support {capability}")
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
-    if images:
-        raise NotYet("images: not supported yet")
     return replace(wanted, think=True) if wanted.think is None and "thinking" in able else wanted
 
 

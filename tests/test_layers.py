@@ -12,7 +12,7 @@ ENGINE_LEVELS = [
     ["errors", "duration", "settings", "batch", "trace", "options"],
     ["gguf", "gguf_write", "image", "json_schema", "parse", "template", "store"],
     ["tokenizer", "grammar", "json_mode", "cache", "prefix", "sampling", "model"],
-    ["piece", "split", "sequence", "echo", "generate", "job", "embed", "scheduler"],
+    ["piece", "split", "sequence", "echo", "generate", "job", "embed", "images", "scheduler"],
     ["runner", "pool", "service"],
 ]
 # Optional or heavy libraries are imported in one place each.

@@ -48,12 +48,19 @@ class Model:
     weights: Weights | EncoderWeights
     gguf: GGUF
     load_duration: int = 0  # nanoseconds that load_model took
+    vision: Vision | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it is mapped from, adapters and projector included."""
+        return (*self.gguf.parts, *([self.vision.path] if self.vision else []))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights, adapters included."""
+        """Bytes of its weights, those of adapters and projector included."""
         tensors = self.gguf.tensors.values()
-        return sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
+        weights = sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
+        return weights + (self.vision.path.stat().st_size if self.vision else 0)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -77,11 +84,14 @@ class Model:
 
 
 def load_model(
-    source: str | os.PathLike[str] | GGUF, adapters: Mapping[str | os.PathLike[str], float] | None = None
+    source: str | os.PathLike[str] | GGUF,
+    adapters: Mapping[str | os.PathLike[str], float] | None = None,
+    projector: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
 
     adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
+    projector  the GGUF by which it sees (an "mmproj")
     Raises BadGGUF, UnsupportedArchitecture.
     """
     began = perf_counter_ns()
@@ -89,4 +99,5 @@ def load_model(
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)
     weights = family.weights(gguf, hparams, family)
-    return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began)
+    vision = load_vision(projector, hparams.n_embd) if projector else None
+    return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)

@@ -1,6 +1,6 @@
 """The forward pass: tokens in, logits out.
 
-    x = rows of token_embd
+    x = rows of token_embd, or an image's own
     each layer:   x += attend(norm(x))            a look at what came before
                   x += feed_forward(norm(x))      a thought about it
     logits = output(norm(x))
@@ -37,9 +37,13 @@ def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndar
 def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
     hp, w = model.hparams, model.weights
-    x = tap("embd", -1, embed(kernels, w.token_embd, batch.tokens))  # [n_tok, n_embd]
+    x = tap("embd", -1, embed(kernels, w.token_embd, np.maximum(batch.tokens, 0)))  # [n_tok, n_embd]
     if hp.embed_scale != 1:
         x = tap("inp_scaled", -1, scaled(x, hp.embed_scale))
+    if batch.embeds is not None:
+        x = x.copy()
+        x[batch.tokens < 0] = batch.embeds
+        x = tap("inp_embd", -1, x)
     for il, blk in enumerate(w.blk):
         h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, hp.norm_eps))
         x = tap(model.family.attn_sum, il, x + attend(model, il, h, batch, cache, kernels, tap))

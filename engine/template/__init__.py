@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..errors import BadTemplate
 from . import go, jinja, tags
-from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, mark_images
+from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, images_of, mark_images
 
 __all__ = [
     "Message",
@@ -24,6 +24,7 @@ __all__ = [
     "collate",
     "for_jinja",
     "generate_messages",
+    "images_of",
     "mark_images",
 ]
 

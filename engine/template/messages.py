@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,12 @@ def mark_images(messages: Sequence[Message]) -> list[Message]:
             n += 1
         marked.append({**message, "content": front + text} if front or text != message["content"] else message)
     return marked
+
+
+def images_of(messages: Sequence[Message]) -> list[bytes]:
+    """What the marks that `mark_images` leaves stand for; the messages of a model have their images in base64."""
+    images = [image for message in messages for image in message.get("images") or ()]
+    return [base64.b64decode(image) if isinstance(image, str) else image for image in images]
 
 
 def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
