@@ -33,6 +33,7 @@ from .stream import Chunk
 
 EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 EFFORTS |= {"xhigh": "max", "ultra": "max", "max": "max"}
+LONG = 1024  # tokens of a prompt
 Prompt = str | Sequence[int]
 
 _DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
@@ -120,8 +121,17 @@ def options(request: openai.Asked, max_tokens: int | None, stop: Sequence[str]) 
         "top_p": request.top_p or 1.0 if isinstance(request, openai.CompletionRequest) else request.top_p,
         "frequency_penalty": request.frequency_penalty,
         "presence_penalty": request.presence_penalty,
+        "logit_bias": logit_bias(request.logit_bias),
     }
     return {"top_p": 1.0} | {name: value for name, value in asked.items() if value is not None} | request.options
+
+
+def logit_bias(sent: Any) -> Any:
+    """The option of that name, in OpenAI's range; it refuses what is no map of numbers.  Raises: RequestError"""
+    numbers = [x for x in sent.values() if isinstance(x, int | float)] if isinstance(sent, dict) else []
+    if any(not -100 <= x <= 100 for x in numbers):
+        raise RequestError("logit_bias must have values between -100 and 100")
+    return sent
 
 
 def response_format(wanted: openai.ResponseFormat | None) -> Any:
@@ -224,10 +234,23 @@ def go_type(value: Any) -> str:
 # --- answers ---
 
 
-def usage(*timings: Timings | None) -> dict[str, int]:
-    n_prompt = sum(t.prompt_eval_count for t in timings if t)
-    n_sampled = sum(t.eval_count for t in timings if t)
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "total_tokens": n_prompt + n_sampled}
+def figures(*timings: Timings | None) -> dict[str, Any]:
+    """`usage`; and `truncated`, which is ours, if prompts were cut.
+
+    What the cache knew is told of prompts as long as those whose cache OpenAI tells of; Ollama never tells.
+    """
+    known = [t for t in timings if t]
+    n_prompt, n_sampled = sum(t.prompt_eval_count for t in known), sum(t.eval_count for t in known)
+    usage: dict[str, Any] = {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_sampled,
+        "total_tokens": n_prompt + n_sampled,
+    }
+    if n_prompt >= LONG:
+        usage |= {"prompt_tokens_details": {"cached_tokens": sum(t.prompt_eval_cached_count for t in known)}}
+    cut = [t for t in known if t.n_whole]
+    whole, kept = sum(t.n_whole for t in cut), sum(t.prompt_eval_count for t in cut)
+    return {"usage": usage} | ({"truncated": {"prompt_tokens": whole, "kept": kept}} if cut else {})
 
 
 def embeddings(request: openai.EmbedRequest, last: Piece) -> dict[str, Any]:
@@ -270,7 +293,7 @@ class ChatCompletion:
         self._called = bool(chunk.tool_calls)
         message = {"role": "assistant", "content": chunk.text} | _thoughts(chunk) | _calls(chunk)
         choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
-        return self._object("chat.completion", [choice]) | {"usage": usage(chunk.timings)}
+        return self._object("chat.completion", [choice]) | figures(chunk.timings)
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
@@ -284,7 +307,7 @@ class ChatCompletion:
                 yield self._chunk({"content": ""})
             yield self._chunk({}, self._logprobs(chunk), self._finish(chunk))
             if self._include_usage:
-                yield "", self._object("chat.completion.chunk", []) | {"usage": usage(chunk.timings)}
+                yield "", self._object("chat.completion.chunk", []) | figures(chunk.timings)
             yield "", "[DONE]"
 
     def _chunk(self, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None) -> Event:
@@ -326,20 +349,20 @@ class Completion:
         choices = [
             self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
         ]
-        return self._head | self._tail | {"choices": choices, "usage": usage(*(chunk.timings for chunk in chunks))}
+        return self._head | self._tail | {"choices": choices} | figures(*(chunk.timings for chunk in chunks))
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
-        yield from self.events([self._choice(chunk)], usage(chunk.timings) if chunk.timings else None)
+        yield from self.events([self._choice(chunk)], figures(chunk.timings) if chunk.timings else None)
         self._at += len(chunk.text)
 
-    def events(self, choices: list[dict[str, Any]], total: dict[str, int] | None) -> Iterator[Event]:
+    def events(self, choices: list[dict[str, Any]], total: dict[str, Any] | None) -> Iterator[Event]:
         """`choices`, and the end if these are the last: then there is the `total`."""
         include_usage = self._request.stream_options.include_usage
-        so_far = {"usage": usage()} if include_usage else {}
+        so_far = figures() if include_usage else {}
         yield "", self._head | {"choices": choices} | self._tail | so_far
         if total and include_usage:
-            yield "", self._head | {"choices": []} | self._tail | {"usage": total}
+            yield "", self._head | {"choices": []} | self._tail | total
         if total:
             yield "", "[DONE]"
 

@@ -77,6 +77,7 @@ class Asked:
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    logit_bias: Any = None
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from ..engine.piece import Timings
 from . import openai_schema as openai
 from . import schema as ollama
 from .errors import body_of
-from .openai_map import arguments, part, role_of, think, tool_call
+from .openai_map import LONG, arguments, part, role_of, think, tool_call
 from .sse import Event
 from .stream import Chunk
 
@@ -263,7 +263,7 @@ def usage(t: Timings) -> dict[str, Any]:
         "input_tokens": t.prompt_eval_count,
         "output_tokens": t.eval_count,
         "total_tokens": t.prompt_eval_count + t.eval_count,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": t.prompt_eval_cached_count if t.prompt_eval_count >= LONG else 0},
         "output_tokens_details": {"reasoning_tokens": 0},
     }
 

@@ -70,7 +70,9 @@ async def completions(request: Annotated[CompletionRequest, body(CompletionReque
         said.append(await whole(visit.pieces()))
     answered = completion.whole(asked, said)
     if request.stream:
-        return reply_events(completion.events(answered["choices"], answered["usage"]))
+        return reply_events(
+            completion.events(answered["choices"], {k: v for k, v in answered.items() if k in ("usage", "truncated")})
+        )
     return reply(answered, content_type=JSON)
 
 

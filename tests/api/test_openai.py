@@ -594,3 +594,44 @@ def test_a_response_that_breaks_ends_with_an_error(served, says):
     says("a", error=RuntimeError("secret detail"))
     *_, last = responses(served.post("/v1/responses", model="m", input="a", stream=True))
     assert (last["type"], last["message"]) == ("error", "internal error: RuntimeError")
+
+
+def test_a_bias_on_tokens_is_theirs_by_id(served):
+    body = {"model": "bare", "prompt": [[1, 300]], "max_tokens": 3, "temperature": 0, "logprobs": 0}
+    [plain] = served.ok("/v1/completions", **body)["choices"]
+    [id] = served.ok("/api/tokenize", model="bare", content=plain["logprobs"]["tokens"][0], add_special=False)[
+        "tokens"
+    ][-1:]
+    [banned] = served.ok("/v1/completions", **body, logit_bias={str(id): -100})["choices"]
+    assert banned["logprobs"]["tokens"][0] != plain["logprobs"]["tokens"][0]
+    [forced] = served.ok("/v1/completions", **body, logit_bias={"301": 100})["choices"]
+    assert served.ok("/api/detokenize", model="bare", tokens=[301] * 3)["content"] == forced["text"].strip()
+    assert served.ok("/v1/completions", **body, logit_bias=None)["choices"] == [plain]
+
+
+@pytest.mark.parametrize("bias", [{"x": 1}, {"300": "1"}, {"300": 101}, {"300": True}, {"99999": 1}, [1]])
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_a_bias_that_is_none_is_refused(served, route, bias):
+    body = {"model": "m", "prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    answer = served.post(route, **body, logit_bias=bias)
+    assert answer.status_code == 400 and "logit_bias" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_a_long_prompt_says_what_the_cache_knew_and_a_cut_one_that_it_was(served, monkeypatch, route, stream):
+    def ask(n, **options):
+        text = "the cat and the dog " * n
+        body = {"prompt": text, "messages": [{"role": "user", "content": text}], "options": {"num_ctx": 256} | options}
+        answer = served.post(
+            route, model="m", **body, max_tokens=1, stream=stream, stream_options={"include_usage": True}
+        )
+        return events(answer)[-1] if stream else answer.json()
+
+    assert "prompt_tokens_details" not in ask(8)["usage"] and "truncated" not in ask(8)
+    monkeypatch.setattr("numllama.api.openai_map.LONG", 8)
+    usage = ask(8)["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": usage["prompt_tokens"] - 1}
+    if route == "/v1/completions":
+        cut = ask(80)
+        assert cut["truncated"]["kept"] == cut["usage"]["prompt_tokens"] == 256 < cut["truncated"]["prompt_tokens"]
