@@ -39,15 +39,21 @@ class Asked:
     how: dict = field(default_factory=dict)
     leaves_after: int | None = None  # pieces
     gap: int = 0  # steps before the next one comes
+    format: str | dict | None = None  # what the answer is held to
     pieces: list = field(default_factory=list, repr=False)
     n_finished: int = 0
 
     def __post_init__(self):
         self.call = Call()
 
-    def job(self):
+    def job(self, scheduler):
         how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.how
-        return Job(self.call, self.prompt, self.options, **how, deliver=self.deliver, finished=self.finish)
+        ends = {"deliver": self.deliver, "finished": self.finish}
+        return Job(self.call, self.prompt, self.options, **how, **ends, grammar=self.grammar(scheduler.model))
+
+    def grammar(self, model):
+        """A new one: it follows one answer."""
+        return model.grammars.grammar(self.format) if self.format else None
 
     def deliver(self, piece):
         self.pieces.append(piece)
@@ -77,7 +83,8 @@ class Asked:
     def alone(self, model, kernels=NUMBA, type="f16"):
         """What generate() says."""
         cache = model.new_cache(self.options.num_ctx, type=type)
-        pieces = generate(model, self.prompt, self.options, kernels=kernels, cache=cache, **self.how)
+        how = self.how | {"grammar": self.grammar(model)}
+        pieces = generate(model, self.prompt, self.options, kernels=kernels, cache=cache, **how)
         return [seen(piece) for piece in pieces]
 
 
@@ -93,7 +100,7 @@ def scheduler_of(model, n_slot=2, kernels=NUMBA, type="f16", **more):
 def served(scheduler, *asked):
     """All of them from the beginning to the end."""
     for one in asked:
-        scheduler.submit(one.job())
+        scheduler.submit(one.job(scheduler))
     finish(scheduler)
     return asked
 
@@ -132,9 +139,10 @@ def common_beginnings():
     return [trunk[:n] for n in (1, 2, 7, 12, 20, 23, 24, 41)]
 
 
+formats = st.sampled_from([None, None, "json", {"type": "array", "items": {"enum": ["the", "they", 7]}, "minItems": 1}])
 prompts = st.builds(lambda head, tail: head + tail, st.sampled_from(common_beginnings()), st.lists(ids, max_size=4))
 mixes = st.lists(
-    st.builds(Asked, prompts, options, how, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6)),
+    st.builds(Asked, prompts, options, how, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats),
     min_size=1,
     max_size=6,
 )
@@ -146,7 +154,7 @@ def test_everyone_says_what_generate_says(model):
     def check(mix, n_slot, num_batch):
         scheduler = scheduler_of(model, n_slot, num_batch=num_batch, guard=False)
         for one in mix:
-            scheduler.submit(one.job())
+            scheduler.submit(one.job(scheduler))
             for _ in range(one.gap):
                 scheduler.step()
         finish(scheduler)
@@ -211,7 +219,7 @@ def test_after_a_window_shift_only_what_was_kept_is_known(model):
 def test_what_a_cancelled_prompt_left_is_known(model):
     scheduler = scheduler_of(model, n_slot=1, num_batch=4)
     gone = Asked([1, *range(300, 315)])
-    scheduler.submit(gone.job())
+    scheduler.submit(gone.job(scheduler))
     scheduler.step(), scheduler.step()
     gone.call.cancel()
     [other] = served(scheduler, Asked([1, *range(300, 315)]))
@@ -242,9 +250,9 @@ def test_a_long_prompt_does_not_keep_those_who_speak_waiting(model, monkeypatch)
     monkeypatch.setattr(module, "CHUNK", 4)
     scheduler = scheduler_of(model, n_slot=2)
     speaker, reader = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
-    scheduler.submit(speaker.job())
+    scheduler.submit(speaker.job(scheduler))
     scheduler.step()
-    scheduler.submit(reader.job())
+    scheduler.submit(reader.job(scheduler))
     for n in range(2, 9):  # 21 tokens, three a step
         assert not reader.pieces
         scheduler.step()
@@ -256,7 +264,7 @@ def test_the_oldest_prompt_gets_all_the_room(model):
     scheduler = scheduler_of(model, num_batch=8)
     first, second = Asked([1, *range(300, 312)]), Asked([1, *range(320, 332)])
     for one in (first, second):
-        scheduler.submit(one.job())
+        scheduler.submit(one.job(scheduler))
     scheduler.step()
     assert [one.seq.n_cached for one in scheduler.running] == [8, 0]
     scheduler.step()
@@ -270,7 +278,7 @@ def test_whoever_leaves_a_pass_that_others_need_is_gone_after_it(model):
     scheduler = scheduler_of(model)
     stays, goes = Asked([1, 300]), Asked([1, 301])
     for one in (stays, goes):
-        scheduler.submit(one.job())
+        scheduler.submit(one.job(scheduler))
     scheduler.step()
     goes.call.cancel()
     finish(scheduler)
@@ -313,7 +321,7 @@ def test_stopping_ends_everyone(model):
     scheduler = scheduler_of(model, n_slot=1)
     asked = [Asked([1, 300]), Asked([1, 301])]
     for one in asked:
-        scheduler.submit(one.job())
+        scheduler.submit(one.job(scheduler))
     scheduler.step()
     scheduler.stopped = ShuttingDown()
     finish(scheduler)
