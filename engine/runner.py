@@ -41,7 +41,9 @@ N_SLOT = 4  # sequences at once, where that many caches fit into a quarter of th
 
 
 def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
-    """Bytes of a cache."""
+    """Bytes of a cache; an encoder remembers nothing."""
+    if not model.family.causal:
+        return 0
     hp, itemsize = model.hparams, np.dtype(CACHE_TYPES[cache_type]).itemsize
     return 2 * hp.n_layer * n_slot * n_ctx * hp.n_head_kv * hp.n_head_dim * itemsize
 
@@ -95,6 +97,9 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
 def needed(model: Model, cache_type: str) -> list[str]:
     """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
     products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) == 2)
+    if not model.family.causal:
+        ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
+        return ["attention, float32 cache", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
     attention = f"attention, {np.dtype(CACHE_TYPES[cache_type]).name} cache"
     return [attention, *products, f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"]
 
@@ -126,7 +131,9 @@ class Runner:
         if kernels is NUMBA:
             prepare(needed(model, cache_type))
         hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
-        if not model.hparams.pooling:  # one that only embeds says nothing, so its output matrix stays unpacked
+        if (
+            model.family.causal and not model.hparams.pooling
+        ):  # one that only embeds says nothing, so its output matrix stays unpacked
             logits(model, hidden, kernels, tap)
         if vision := model.vision:
             size = vision.hparams.image_size

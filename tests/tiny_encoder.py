@@ -38,6 +38,7 @@ def tiny_encoder(
 ):
     """An encoder at `path`, the same bytes for the same arguments; milliseconds.
 
+    pooling   one of POOLINGS; "": the file does not say
     gate      "apart": ffn_gate;  "within": ffn_up has its rows too, before its own;  "": none
     fused     attn_qkv in place of attn_q, attn_k and attn_v
     qk_norm   attn_q_norm, attn_k_norm and attn_norm_2, as jina-embeddings-v2-base-code has them
@@ -95,7 +96,7 @@ def tiny_encoder(
         f"{family}.attention.head_count": n_head,
         f"{family}.attention.layer_norm_epsilon": 1e-12,
         f"{family}.attention.causal": False,
-        f"{family}.pooling_type": POOLINGS.index(pooling),
+        **({f"{family}.pooling_type": POOLINGS.index(pooling)} if pooling else {}),
         **({f"{family}.rope.freq_base": 1000.0} if family == "nomic-bert" else {}),
         "tokenizer.ggml.token_type_count": 2,
         **vocabulary,

@@ -93,7 +93,7 @@ def test_the_ids_are_those_of_googles_rules(text):
 @pytest.mark.peer
 @pytest.mark.parametrize("flags", [{}, {"normalizer.lowercase": False}, {"normalizer.strip_accents": False}], ids=str)
 def test_every_character_is_read_as_llama_cpp_reads_it(tmp_path, flags):
-    """Half a minute: each code point that Python's tables know, between two letters, with a piece for each."""
+    """A few seconds: each code point that Python's tables know, between two letters, with a piece for each."""
     codes = [code for code in range(1, 0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
     codes.remove(ord("_"))  # wordpiece() writes U+2581 so
     kv = wordpiece(*map(chr, codes), "_a", **flags)
