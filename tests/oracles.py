@@ -23,7 +23,7 @@ def our_logits(path, tokens, kernels, gelu=""):
     model, how = load_model(path), SETS[kernels]
     if gelu:
         how = replace(how, gelu_mul=lambda gate, up: in_f32(SETS[gelu].gelu_mul, gate, up))
-    cache = model.new_cache(len(tokens), type="f64" if kernels == "numpy-float64" else "f32")
+    cache = model.new_cache(256, type="f64" if kernels == "numpy-float64" else "f32")
     return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, how)
 
 
@@ -151,6 +151,7 @@ def transformers_logits(path, name, tokens):
     config_class, model_class, more = CLASSES[family]
     n_vocab, n_embd = gguf.tensors["token_embd.weight"].shape
     n_head, n_head_kv = int(kv("attention.head_count")), int(kv("attention.head_count_kv"))
+    n_head_dim = int(kv("attention.key_length", n_embd // n_head))
     config = getattr(transformers, config_class)(
         vocab_size=n_vocab,
         hidden_size=n_embd,
@@ -158,7 +159,7 @@ def transformers_logits(path, name, tokens):
         num_hidden_layers=int(kv("block_count")),
         num_attention_heads=n_head,
         num_key_value_heads=n_head_kv,
-        head_dim=int(kv("attention.key_length", n_embd // n_head)),
+        head_dim=n_head_dim,
         max_position_embeddings=int(kv("context_length")),
         rms_norm_eps=float(kv("attention.layer_norm_rms_epsilon")),
         tie_word_embeddings="output.weight" not in gguf.tensors,
@@ -166,7 +167,11 @@ def transformers_logits(path, name, tokens):
         experts_implementation="eager",
         pad_token_id=0,
         eos_token_id=2,
-        **{"rope_parameters": {"rope_type": "default", "rope_theta": float(kv("rope.freq_base"))}, **more(kv)},
+        **{
+            "rope_parameters": {"rope_type": "default", "rope_theta": float(kv("rope.freq_base"))},
+            **more(kv),
+            **stretched(kv, gguf, n_head_dim),
+        },
     )
     model = getattr(transformers, model_class)(config).double().eval()
     weights = state(gguf, family, n_head, n_head_kv)
@@ -179,11 +184,31 @@ def transformers_logits(path, name, tokens):
         return model(torch.tensor([tokens])).logits[0].numpy()
 
 
+def stretched(kv, gguf, n_head_dim):
+    """How the model turns, in a window stretched by YaRN or LongRoPE too."""
+    rope = {"rope_theta": float(kv("rope.freq_base", 10000.0)), "rope_type": kv("rope.scaling.type", "default")}
+    if kv("rope.scaling.type") == "yarn":
+        rope |= {"factor": float(kv("rope.scaling.factor"))}
+    for length in ("long", "short"):
+        if (factors := gguf.tensors.get(f"rope_factors_{length}.weight")) is not None:
+            rope |= {"rope_type": "longrope", f"{length}_factor": factors.dequantize().tolist()}
+    rope["partial_rotary_factor"] = int(kv("rope.dimension_count")) / n_head_dim
+    before = {"original_max_position_embeddings": int(kv("rope.scaling.original_context_length", 0))}
+    match rope["rope_type"]:
+        case "linear":  # as a family's own function says
+            return {}
+        case "yarn":
+            return {"rope_parameters": rope | before}
+        case "longrope":
+            return {"rope_parameters": rope, **before}
+    return {"rope_parameters": rope}
+
+
 def state(gguf, family, n_head, n_head_kv):
     """The tensors of `gguf` under transformers' names, f64, as they were before llama.cpp's conversion."""
     names = NAMES | (AROUND_NORMS if "blk.0.post_ffw_norm.weight" in gguf.tensors else {})
     arrays = {name: tensor.dequantize().astype(np.float64) for name, tensor in gguf.tensors.items()}
-    arrays.pop("rope_freqs.weight", None)
+    arrays = {name: x for name, x in arrays.items() if not name.startswith("rope_")}
     found = {}
     for name, x in arrays.items():
         *layer, part, kind = name.split(".")

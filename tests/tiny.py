@@ -69,6 +69,7 @@ def tiny_gguf(
     n_head: int = 4,
     n_head_kv: int = 2,
     n_head_dim: int = 0,
+    n_rot: int = 0,
     n_embd: int = 0,
     n_ff: int = 0,
     n_expert: int = 0,
@@ -84,7 +85,7 @@ def tiny_gguf(
     bias           attn_q, attn_k and attn_v have biases
     rope_factors   "freqs": rope_freqs.weight, as Llama 3 stretches its slow frequencies; "factors": Phi 3's, for long
                    windows and short ones
-    n_layer        0: the family's, or two;  so n_head_dim: the family's, or n_embd / n_head
+    n_layer        0: the family's, or two;  so n_head_dim: the family's, or n_embd / n_head;  n_rot: n_head_dim
     n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
     n_expert       0: the family's, or none; else as many experts a layer, and a router that chooses two of them
     kv             more key-values, with "__" for ".", or others than these
@@ -97,6 +98,7 @@ def tiny_gguf(
     n_layer = n_layer or own.get("n_layer", 2)
     n_head_dim = n_head_dim or own.get("n_head_dim", n_embd // n_head)
     n_expert, n_ff_exp = n_expert or own.get("n_expert", 0), max(own.get("n_ff_exp", n_ff), format.block_size)
+    n_rot = n_rot or n_head_dim
     n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim
     vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
@@ -112,10 +114,10 @@ def tiny_gguf(
 
     matrix("token_embd", n_vocab, n_embd, 0.5 if tied else 1)
     if rope_factors == "freqs":
-        vector("rope_freqs.weight", np.geomspace(1, 8, n_head_dim // 2))
+        vector("rope_freqs.weight", np.geomspace(1, 8, n_rot // 2))
     elif rope_factors == "factors":
-        vector("rope_factors_long.weight", np.geomspace(1, 8, n_head_dim // 2))
-        vector("rope_factors_short.weight", np.geomspace(1, 2, n_head_dim // 2))
+        vector("rope_factors_long.weight", np.geomspace(1, 8, n_rot // 2))
+        vector("rope_factors_short.weight", np.geomspace(1, 2, n_rot // 2))
     for blk in (f"blk.{il}" for il in range(n_layer)):
         vector(f"{blk}.attn_norm.weight", random.uniform(0.75, 1.25, n_embd))
         parts = {"attn_qkv": n_q + 2 * n_kv} if own.get("fused") else {"attn_q": n_q, "attn_k": n_kv, "attn_v": n_kv}
@@ -151,7 +153,7 @@ def tiny_gguf(
         f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{family}.attention.key_length": n_head_dim,
         f"{family}.attention.value_length": n_head_dim,
-        f"{family}.rope.dimension_count": n_head_dim,
+        f"{family}.rope.dimension_count": n_rot,
         f"{family}.rope.freq_base": 10000.0,
         f"{family}.vocab_size": n_vocab,
         **({f"{family}.expert_count": n_expert, f"{family}.expert_used_count": 2} if n_expert else {}),

@@ -169,8 +169,8 @@ def _windows(keys: Keys, family: Family, n_layer: int) -> list[int]:
     """How many positions each layer sees, 0 for all.  The pattern n: the last of every n layers sees all."""
     window = keys.whole("attention.sliding_window", 0, least=0) if family.window_pattern else 0
     pattern = keys.get("attention.sliding_window_pattern", family.window_pattern)
-    if isinstance(pattern, np.ndarray):
-        if len(pattern) < n_layer:
+    if isinstance(pattern, list | np.ndarray):
+        if len(pattern) < n_layer or isinstance(pattern[0], str):
             raise keys.fail("attention.sliding_window_pattern", f"{len(pattern)} long", f"one for each of {n_layer}")
         return [window if windowed else 0 for windowed in pattern[:n_layer]]
     pattern = keys.whole("attention.sliding_window_pattern", family.window_pattern, least=0)

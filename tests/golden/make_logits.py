@@ -24,13 +24,31 @@ from tiny import tiny_gguf
 MODELS = {  # arguments of tiny_gguf
     "llama": {},
     "llama-tied-factors": {"tied": True, "rope_factors": "freqs", "tokenizer": "bpe"},
-    "mistral": {"n_head_dim": 32},
+    "llama-yarn": {
+        "llama__rope__scaling__type": "yarn",
+        "llama__rope__scaling__factor": 4.0,
+        "llama__rope__scaling__original_context_length": 64,
+    },
+    "mistral": {"n_head_dim": 32, "llama__attention__sliding_window": 8},  # a window that llama.cpp does not read
     "qwen2": {"family": "qwen2"},
     "qwen3": {"family": "qwen3"},
     "gemma": {"family": "gemma"},
     "gemma2": {"family": "gemma2"},
     "gemma3": {"family": "gemma3"},
     "phi3": {"family": "phi3"},
+    "phi3-short": {
+        "family": "phi3",
+        "rope_factors": "factors",
+        "n_ctx": 512,
+        "phi3__rope__scaling__attn_factor": 1.0606601717798212,  # sqrt(1 + ln(512 / 256) / ln 256)
+    },
+    "phi3-long": {
+        "family": "phi3",
+        "rope_factors": "factors",
+        "n_rot": 12,
+        "phi3__rope__scaling__original_context_length": 16,
+        "phi3__rope__scaling__attn_factor": 1.4142135623730951,  # sqrt(1 + ln(256 / 16) / ln 16)
+    },
     "smollm3": {"family": "smollm3"},
     "granite": {"family": "granite"},
     "mixtral": {"n_expert": 4},

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.kernels.rope import Rope, rope_ggml, rope_numpy
+from numllama.kernels.rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
 
 POSITION = st.integers(-4096, 4096)
 
@@ -51,3 +51,33 @@ def test_ggml_angles_drift_by_float32_only(factors):
     positions, rope = np.array([0, 100, 2000], np.int32), Rope("neox", 8, 500000.0, 1.0, factors)
     # position 2000 in float32 is an angle good to 2000 * 6e-8
     np.testing.assert_allclose(rope_ggml(x, positions, rope), rope_numpy(x, positions, rope), atol=1e-3)
+
+
+def test_yarn_leaves_fast_pairs_alone_and_stretches_slow_ones():
+    # of 8 pairs of 10000 ** (-i / 8), trained on 1000 positions: pair 1 goes round 1000 * 0.316 / (2 pi) = 50 times,
+    # pair 2 15.9 times, pair 5 0.5 times;  32 times lies at 1.39, rounded down 1, once at 4.40, rounded up 5
+    ramp = yarn_ramp(16, 10000.0, 1000)
+    np.testing.assert_allclose(ramp, [1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
+    rope = Rope("norm", 16, scale=0.25, ramp=ramp)
+    plain = Rope("norm", 16).freqs
+    np.testing.assert_allclose(rope.freqs, plain * [1, 1, 0.8125, 0.625, 0.4375, 0.25, 0.25, 0.25])
+    assert yarn_stretch(1.0) == 1 and yarn_stretch(np.e**5) == 1.5
+
+
+@pytest.mark.parametrize("kernel", [rope_ggml, rope_numba])
+def test_ggml_s_angles_with_ramp_and_factor_are_the_definition_s(kernel):
+    rope = Rope("neox", 16, scale=0.25, ramp=yarn_ramp(16, 10000.0, 1000), attn_factor=1.5)
+    x, positions = np.random.default_rng(0).standard_normal((3, 2, 20)).astype(np.float32), np.array([0, 7, 300])
+    expected = rope_numpy(x.astype(np.float64), positions, rope)
+    np.testing.assert_allclose(kernel(x, positions, rope), expected, atol=3e-5)  # float32 angles at 300
+    np.testing.assert_allclose(expected[0, :, :16], 1.5 * x[0, :, :16])
+    np.testing.assert_array_equal(expected[..., 16:], x[..., 16:])
+
+
+def test_unstretched_turns_back_without_the_factor():
+    rope, x = Rope("neox", 16, attn_factor=1.5), np.ones((1, 1, 16))
+    there = rope_numpy(x, np.array([5]), rope)
+    back = rope_numpy(there, np.array([-5]), rope.unstretched)
+    np.testing.assert_allclose(back, 1.5 * x)
+    plain = Rope("neox", 16)
+    assert plain.unstretched is plain
