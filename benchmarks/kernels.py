@@ -12,6 +12,8 @@ from time import perf_counter
 
 import numpy as np
 
+from ..engine.batch import Span
+from ..engine.cache import KVCache
 from ..kernels import NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.activations import round_activations
 from ..kernels.attention import attention_numpy
@@ -74,38 +76,62 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
 
 
 def attention_rows(n_threads: list[int]) -> list[dict]:
-    """A row for each shape and number of threads: decode far in, and a prompt."""
+    """A row for each shape, type of cache and number of threads: decode far in, and a prompt.
+
+    Keys and values of several layers in turn, 128 MB in f16, so that they come from memory as in decode.
+    """
     rows = []
-    for n_tok, n_pos, n_head, n_head_kv, d in (
-        (1, 4096, 32, 8, 64),
-        (1, 4096, 32, 4, 64),
-        (1, 4096, 32, 32, 128),
-        (512, 512, 32, 4, 64),
-        (512, 512, 32, 8, 128),
+    for n_tok, n_pos, n_head, n_head_kv, d, said, more in (
+        (1, 4096, 32, 8, 64, "", {}),
+        (1, 4096, 32, 4, 64, "", {}),
+        (1, 4096, 32, 32, 128, "", {}),
+        (1, 4096, 8, 4, 256, ", windowed", {"window": 1024, "softcap": 50.0}),
+        (512, 512, 32, 4, 64, "", {}),
+        (512, 512, 32, 8, 128, "", {}),
+        (
+            512,
+            512,
+            12,
+            12,
+            64,
+            ", not causal",
+            {"causal": False, "slopes": (2.0 ** -np.arange(1, 13)).astype(np.float32)},
+        ),
     ):
+        how, first = Attention(d**-0.5, **more), n_pos - n_tok
+        seen = sum(end - begin for begin, end in (how.seen(first + t, n_pos) for t in range(n_tok)))
         rng = np.random.default_rng(0)
         q = rng.standard_normal((n_tok, n_head, d), np.float32)
-        k, v = (rng.standard_normal((n_pos, n_head_kv, d), np.float32).astype(np.float16) for _ in "kv")
-        first, how = n_pos - n_tok, Attention(d**-0.5)
-        expected = attention_numpy(q[-1:], k, v, n_pos - 1, how)
-        np.testing.assert_allclose(NUMBA.attention(q, k, v, first, how)[-1:], expected, rtol=0, atol=1e-4)
-        for n in n_threads:
-            threads.limit(n)
-            with machine.watch() as share:
-                t = seconds(lambda q=q, k=k, v=v, first=first, how=how: NUMBA.attention(q, k, v, first, how))
-            seen = n_tok * (first + (n_tok + 1) / 2)
-            rows.append(
-                {
-                    "kernel": f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions",
-                    "format": "F16",
-                    "tokens": n_tok,
-                    "threads": n,
-                    "us": t * 1e6,
-                    "GB/s": (k.nbytes + v.nbytes) / t / 1e9,
-                    "GFLOP/s": 4 * seen * n_head * d / t / 1e9,
-                    "others": share.others,
-                }
-            )
+        n_layer = max(1, (128 << 20) // (4 * n_pos * n_head_kv * d)) if n_tok == 1 else 1
+        for name in ("f16", "q8_0", "q4_0"):
+            cache = KVCache(n_layer, n_head_kv, d, n_pos, type=name)
+            span = Span(slot=0, start=0, length=n_pos)
+            for il in range(n_layer):
+                cache.write(il, span, *(rng.standard_normal((n_pos, n_head_kv, d), np.float32) for _ in "kv"))
+            layers = [cache.read(il, span) for il in range(n_layer)]
+            expected = attention_numpy(q[-1:], *layers[0], n_pos - 1, how)
+            np.testing.assert_allclose(NUMBA.attention(q, *layers[0], first, how)[-1:], expected, rtol=0, atol=1e-4)
+
+            def all_layers(q=q, layers=layers, first=first, how=how):
+                for k, v in layers:
+                    NUMBA.attention(q, k, v, first, how)
+
+            for n in n_threads:
+                threads.limit(n)
+                with machine.watch() as share:
+                    t = seconds(all_layers) / n_layer
+                rows.append(
+                    {
+                        "kernel": f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions{said}",
+                        "format": name,
+                        "tokens": n_tok,
+                        "threads": n,
+                        "us": t * 1e6,
+                        "GB/s": cache.nbytes / n_layer * (n_pos - how.seen(first, n_pos)[0]) / n_pos / t / 1e9,
+                        "GFLOP/s": 4 * seen * n_head * d / t / 1e9,
+                        "others": share.others,
+                    }
+                )
     return rows
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..kernels import NUMBA, Kernels, threads
 from ..kernels.warmup import prepare
 from .batch import Batch
-from .cache import CACHE_TYPES, KVCache
+from .cache import KVCache, row_bytes
 from .errors import EngineError, ModelError, OutOfMemory, ShuttingDown
 from .images import Images
 from .job import Job
@@ -44,8 +44,8 @@ def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
     """Bytes of a cache; an encoder remembers nothing."""
     if not model.family.causal:
         return 0
-    hp, itemsize = model.hparams, np.dtype(CACHE_TYPES[cache_type]).itemsize
-    return 2 * hp.n_layer * n_slot * n_ctx * hp.n_head_kv * hp.n_head_dim * itemsize
+    hp = model.hparams
+    return 2 * hp.n_layer * n_slot * n_ctx * hp.n_head_kv * row_bytes(cache_type, hp.n_head_dim)
 
 
 def default_slots(model: Model, n_ctx: int, cache_type: str) -> int:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels import NUMBA, Kernels
-from .cache import CACHE_TYPES
+from .cache import usable_type
 from .embed import Vectors, pooling_of, reading, tokens_of
 from .errors import BadGrammar, CloudModel, ModelNotFound, RequestError
 from .gguf import GGUF
@@ -519,11 +519,8 @@ class Engine:
         return Options.parse(ours, model.params, wanted)
 
     def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
-        cache_type = self.settings.kv_cache_type
-        if cache_type not in CACHE_TYPES:
-            log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", cache_type)
-            cache_type = "f16"
         loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), next(iter(model.projectors), None))
+        cache_type = usable_type(self.settings.kv_cache_type, loaded.hparams.n_head_dim)
         tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 

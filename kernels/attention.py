@@ -19,13 +19,18 @@ import numpy as np
 from numba import literally
 
 from .activation import softmax_numpy
+from .activations import round_activations
+from .cached import CACHE_TYPES, in_blocks, numbers
 from .exp import exp
 from .jit import inner, kernel
 from .simd import (
     broadcast,
+    convert,
     f32x16,
-    floats,
     fma,
+    half_to_f32,
+    i8x16,
+    i32x16,
     largest,
     load,
     maximum,
@@ -34,6 +39,8 @@ from .simd import (
     store,
     total,
     totals,
+    u8x16,
+    u16x16,
     zero,
 )
 from .threads import parallel_for, run
@@ -69,8 +76,8 @@ def look_away(name, value):
 def attention_numpy(q, k, v, first, how, look=look_away):
     """softmax(scores) v  for each head, the scores being q k^T as `how` changes them.
 
-    q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] with n_pos = first + n_tok
-    -> as q [n_tok, n_head * n_head_dim]
+    q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any type that a cache keeps
+    (cached.py), n_pos = first + n_tok  -> as q [n_tok, n_head * n_head_dim]
     `look` is shown "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos]; what
     it returns is used.
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
@@ -79,8 +86,8 @@ def attention_numpy(q, k, v, first, how, look=look_away):
     n_pos, n_head_kv, _ = k.shape
     group = n_head // n_head_kv
     queries = q.reshape(n_tok, n_head_kv, group, n_head_dim).transpose(1, 2, 0, 3)  # [kv, group, n_tok, d]
-    keys = k.astype(q.dtype, copy=False).transpose(1, 2, 0)[:, None]  # [kv, 1, d, n_pos]
-    values = v.astype(q.dtype, copy=False).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
+    keys = numbers(k, q.dtype).transpose(1, 2, 0)[:, None]  # [kv, 1, d, n_pos]
+    values = numbers(v, q.dtype).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
     j, begin, end = np.arange(n_pos), *np.transpose([how.seen(first + t, n_pos) for t in range(n_tok)])[:, :, None]
 
     kq = look("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
@@ -98,13 +105,13 @@ def attention_numpy(q, k, v, first, how, look=look_away):
 def attention_exact(q, k, v, first, how, look=look_away):
     """As attention_numpy in float64, position after position: the sums do not depend on what else is in the batch.
 
-    q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
+    q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim]
     """
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     seen = np.array([how.seen(first + t, len(k)) for t in range(n_tok)])
-    k, v = np.ascontiguousarray(k, np.float32), np.ascontiguousarray(v, np.float32)
+    k, v = np.ascontiguousarray(numbers(k, np.float32)), np.ascontiguousarray(numbers(v, np.float32))
     _attend_exact(q, k, v, first, seen, how.scale, how.softcap, slopes_of(how, n_head), out)
     return out.reshape(n_tok, n_head * n_head_dim)
 
@@ -149,7 +156,10 @@ def attention_ggml(q, k, v, first, how, look=look_away):
     """As attention_exact, rounded where ggml's CPU code rounds (without flash attention).
 
     Against an f16 cache ggml rounds the queries and the softmax to f16 too, as each is the other side of a dot product.
+    A cache in blocks it reads with flash attention only: queries are rounded to Q8_0 blocks, the softmax is not.
     """
+    if in_blocks(k.dtype):
+        return attention_exact(round_activations(q, "Q8_0"), k, v, first, how)
     if k.dtype != np.float16:
         return attention_exact(q, k, v, first, how)
     n_tok, n_head, n_head_dim = q.shape
@@ -166,24 +176,30 @@ def attention_ggml(q, k, v, first, how, look=look_away):
 #
 #   row     one query head of one token; the rows of a key head lie side by side: row = t * group + head in group
 #   tile    positions 0 .. TILE - 1, TILE .. 2 TILE - 1, ...: absolute, so that a row's sums never depend on the span
+#   some    a part of a tile, whatever the cache keeps of it, as f32
 #
 # Each row keeps the largest score so far, the weights' sum (16 partial ones) and the weighted values' sum; a new
 # largest shrinks the other two.  A hidden position has weight 0, and adding 0 changes no bit.
 
 TILE = 256
-ROWS = 32  # rows of one piece of work: a tile's keys and values are read once for them
+ROWS = 32  # rows of one piece of work: keys and values are read once for them
+SOME = 32  # positions made f32 at a time: they stay in the first-level cache while the rows look at them
 HIDDEN = np.float32(-np.inf)
+F32, F16, Q8_0, Q4_0 = range(4)
+KINDS = {CACHE_TYPES[name]: kind for kind, name in enumerate(("f32", "f16", "q8_0", "q4_0"))}
 
 
 def attention_numba(q, k, v, first, how, look=look_away):
     """As attention_numpy in float32.
 
-    q f32 [n_tok, n_head, n_head_dim], k and v f32 or f16 [n_pos, n_head_kv, n_head_dim]
+    q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim]
     """
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
-    q, k, v = (widened(a) for a in (np.ascontiguousarray(q, np.float32), k, v))
+    q, k, v = np.ascontiguousarray(q, np.float32), readable(k), readable(v)
+    if n_head_dim % 16:
+        q, k, v = widened(q), widened(k), widened(v)
     shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
     work = 2 * n_tok * n_head * d * (min(how.window, n_pos) or n_pos)
@@ -192,25 +208,21 @@ def attention_numba(q, k, v, first, how, look=look_away):
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
+def readable(a):
+    """`a` with a head's numbers side by side, of a type in KINDS."""
+    return a if a.strides[2] == a.itemsize and a.dtype in KINDS else np.ascontiguousarray(a, np.float32)
+
+
 def widened(a):
     """`a` with heads of a multiple of 16, zeros added: whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
-    if a.shape[2] % 16 == 0:
-        return a
     wide = np.zeros((*a.shape[:2], -(-a.shape[2] // 16) * 16), a.dtype)
     wide[:, :, : a.shape[2]] = a
     return wide
 
 
 def strided(a):
-    """The first row of `a`, f16 as its bits, and how many numbers further the next position and the next head are."""
-    if a.strides[2] != a.itemsize or a.dtype not in (np.float16, np.float32):
-        a = np.ascontiguousarray(a, np.float32)
-    row = a[0, 0]
-    return (
-        (row.view(np.uint16) if a.dtype == np.float16 else row),
-        a.strides[0] // a.itemsize,
-        a.strides[1] // a.itemsize,
-    )
+    """The first row of `a` as u16, how many of those further the next position and the next head are, and its kind."""
+    return a[0, 0].view(np.uint16), a.strides[0] // 2, a.strides[1] // 2, KINDS[a.dtype]
 
 
 class Rule(NamedTuple):
@@ -224,22 +236,24 @@ class Rule(NamedTuple):
 
 
 @kernel
-def _attend(team, q, k, k_step, k_head, v, v_step, v_head, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
+def _attend(
+    team, q, k, k_step, k_head, k_kind, v, v_step, v_head, v_kind, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out
+):
     n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
-    shape = n_tok, n_head, n_head_kv, n_pos, d
-    args = (q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, out)
+    keys, values, shape = (k, k_step, k_head, k_kind), (v, v_step, v_head, v_kind), (n_tok, n_head, n_head_kv, n_pos, d)
+    args = (q, keys, values, shape, first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
 @inner
-def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, out, begun, ended):
+def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
     n_tok, n_head, n_head_kv, n_pos, d = shape
     group = n_head // n_head_kv
     n_chunk = -(-n_tok * group // ROWS)
-    rows = np.empty(ROWS * d, np.float32)
-    score = np.empty(4 * TILE, np.float32)
-    top, weights, sums = np.empty(ROWS, np.float32), np.empty(ROWS * 16, np.float32), np.empty(ROWS * d, np.float32)
-    own, slope = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
+    most = min(ROWS, n_tok * group)
+    rows, sums, some = np.empty(most * d, np.float32), np.empty(most * d, np.float32), np.empty(SOME * d, np.float32)
+    score, top, weights = np.empty(most * TILE, np.float32), np.empty(most, np.float32), np.empty(most * 16, np.float32)
+    own, slope = np.empty(most, np.int64), np.empty(most, np.float32)
     for piece in range(begun, ended):
         h, row = piece // n_chunk, piece % n_chunk * ROWS
         n_row = min(ROWS, n_tok * group - row)
@@ -255,19 +269,24 @@ def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, 
         seen = max(0, own[0] - rule.window + 1) if rule.window > 0 else 0
         n_seen = own[n_row - 1] + 1 if rule.causal else n_pos
         for p in range(seen // TILE * TILE, n_seen, TILE):
-            n, keys, values = min(TILE, n_seen - p), h * k_head + p * k_step, h * v_head + p * v_step
-            for r in range(0, n_row - 3, 4):
-                _scores(rows, r, k, keys, k_step, n, d, score, 4)
-                for t in range(4):
-                    _bend(score, t * TILE, own[r + t] - p, n, rule, slope[r + t])
-                    _weigh(score, t * TILE, n, top, weights, sums, r + t, d)
-                _add_values(score, v, values, v_step, n, d, sums, r, 4)
-            for r in range(n_row // 4 * 4, n_row):
-                _scores(rows, r, k, keys, k_step, n, d, score, 1)
-                for t in range(1):  # as above: a literal 0 would compile both once more
-                    _bend(score, t * TILE, own[r + t] - p, n, rule, slope[r + t])
-                    _weigh(score, t * TILE, n, top, weights, sums, r + t, d)
-                _add_values(score, v, values, v_step, n, d, sums, r, 1)
+            n = min(TILE, n_seen - p)
+            for i in range(0, n, SOME):
+                n_some = min(SOME, n - i)
+                _read(keys, h, p + i, n_some, d, some)
+                for r in range(0, n_row - 3, 4):
+                    _scores(rows, r, some, n_some, d, score, r * TILE + i, 4)
+                for r in range(n_row // 4 * 4, n_row):
+                    _scores(rows, r, some, n_some, d, score, r * TILE + i, 1)
+            for r in range(n_row):
+                _bend(score, r * TILE, own[r] - p, n, rule, slope[r])
+                _weigh(score, r * TILE, n, top, weights, sums, r, d)
+            for i in range(0, n, SOME):
+                n_some = min(SOME, n - i)
+                _read(values, h, p + i, n_some, d, some)
+                for r in range(0, n_row - 3, 4):
+                    _add_values(score, r * TILE + i, some, n_some, d, sums, r, 4)
+                for r in range(n_row // 4 * 4, n_row):
+                    _add_values(score, r * TILE + i, some, n_some, d, sums, r, 1)
         for r in range(n_row):
             start = ((row + r) // group * n_head + h * group + (row + r) % group) * d
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
@@ -276,26 +295,53 @@ def _attend_pieces(q, k, k_step, k_head, v, v_step, v_head, shape, first, rule, 
 
 
 @inner
-def _scores(rows, r, k, place, step, n, d, score, T):
+def _read(cache, h, first, n, d, some):
+    """Positions first .. first + n - 1 of head h, as f32 [n, d].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
+    a, step, head, kind = cache
+    for p in range(n):
+        at, to = h * head + (first + p) * step, p * d
+        if kind == F16:
+            for i in range(0, d, 16):
+                store(some, to + i, half_to_f32(load(u16x16, a, at + i)))
+        elif kind == F32:
+            for i in range(0, d, 16):
+                store(some, to + i, load(f32x16, a, at + 2 * i))
+        elif kind == Q8_0:
+            for i in range(0, d, 32):
+                scale = half_to_f32(broadcast(u16x16, a, at))
+                store(some, to + i, convert(f32x16, convert(i32x16, load(i8x16, a, at + 1))) * scale)
+                store(some, to + i + 16, convert(f32x16, convert(i32x16, load(i8x16, a, at + 9))) * scale)
+                at += 17
+        else:
+            for i in range(0, d, 32):
+                scale, q = half_to_f32(broadcast(u16x16, a, at)), load(u8x16, a, at + 1)
+                store(some, to + i, convert(f32x16, convert(i32x16, q & 15) - 8) * scale)
+                store(some, to + i + 16, convert(f32x16, convert(i32x16, q >> 4) - 8) * scale)
+                at += 9
+
+
+@inner
+def _scores(rows, r, k, n, d, score, start, T):
     """score[t, p] = rows[r + t] . key p, for `T` rows and n positions (some more: up to a multiple of 4)."""
     literally(T)
     a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
     for p in range(0, n, 4):
-        at = place + p * step
-        at1, at2, at3 = (
-            place + min(p + 1, n - 1) * step,
-            place + min(p + 2, n - 1) * step,
-            place + min(p + 3, n - 1) * step,
-        )
+        at = p * d
+        at1, at2, at3 = min(p + 1, n - 1) * d, min(p + 2, n - 1) * d, min(p + 3, n - 1) * d
         for t in range(T):
             a[t], b[t], c[t], e[t] = zero(f32x16), zero(f32x16), zero(f32x16), zero(f32x16)
         for i in range(0, d, 16):
-            key, key1, key2, key3 = floats(k, at + i), floats(k, at1 + i), floats(k, at2 + i), floats(k, at3 + i)
+            key, key1, key2, key3 = (
+                load(f32x16, k, at + i),
+                load(f32x16, k, at1 + i),
+                load(f32x16, k, at2 + i),
+                load(f32x16, k, at3 + i),
+            )
             for t in range(T):
                 x = load(f32x16, rows, (r + t) * d + i)
                 a[t], b[t], c[t], e[t] = fma(x, key, a[t]), fma(x, key1, b[t]), fma(x, key2, c[t]), fma(x, key3, e[t])
         for t in range(T):
-            store(score, t * TILE + p, totals(a[t], b[t], c[t], e[t]))
+            store(score, start + t * TILE + p, totals(a[t], b[t], c[t], e[t]))
 
 
 @inner
@@ -336,7 +382,7 @@ def _weigh(score, start, n, top, weights, sums, r, d):
 
 
 @inner
-def _add_values(score, v, place, step, n, d, sums, r, T):
+def _add_values(score, start, v, n, d, sums, r, T):
     """sums[r + t] += sum over p of score[t, p] * value p, 64 components at a time, then the rest 16 at a time."""
     literally(T)
     a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
@@ -347,10 +393,15 @@ def _add_values(score, v, place, step, n, d, sums, r, T):
             a[t], b[t] = load(f32x16, sums, j), load(f32x16, sums, j + 16)
             c[t], e[t] = load(f32x16, sums, j + 32), load(f32x16, sums, j + 48)
         for p in range(n):
-            j = place + p * step + i
-            value, value1, value2, value3 = floats(v, j), floats(v, j + 16), floats(v, j + 32), floats(v, j + 48)
+            j = p * d + i
+            value, value1, value2, value3 = (
+                load(f32x16, v, j),
+                load(f32x16, v, j + 16),
+                load(f32x16, v, j + 32),
+                load(f32x16, v, j + 48),
+            )
             for t in range(T):
-                w = broadcast(f32x16, score, t * TILE + p)
+                w = broadcast(f32x16, score, start + t * TILE + p)
                 a[t], b[t], c[t], e[t] = (
                     fma(value, w, a[t]),
                     fma(value1, w, b[t]),
@@ -367,8 +418,8 @@ def _add_values(score, v, place, step, n, d, sums, r, T):
         for t in range(T):
             a[t] = load(f32x16, sums, (r + t) * d + i)
         for p in range(n):
-            value = floats(v, place + p * step + i)
+            value = load(f32x16, v, p * d + i)
             for t in range(T):
-                a[t] = fma(value, broadcast(f32x16, score, t * TILE + p), a[t])
+                a[t] = fma(value, broadcast(f32x16, score, start + t * TILE + p), a[t])
         for t in range(T):
             store(sums, (r + t) * d + i, a[t])

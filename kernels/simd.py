@@ -8,7 +8,7 @@
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
     total(v)  largest(v)  totals(v, w, x, y)                    over the lanes; of four vectors, as f32x4
-    half_to_f32(u16x16)  floats(a, i)                           float16 bits -> f32x16; 16 numbers, u16 being float16
+    half_to_f32(u16x16)                                         float16 bits -> f32x16
     round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds;
                                                                 to half also lane by lane
     dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
@@ -399,21 +399,6 @@ def half_to_f32_native(builder, h):
 def half_to_f32(typing, h):
     generate = half_to_f32_portable if LEVEL == "portable" else half_to_f32_native
     return Vec(types.float32, h.n)(h), lambda context, builder, sig, args: generate(builder, args[0])
-
-
-@intrinsic
-def floats(typing, array, i):
-    """16 numbers from array[i] on as f32x16; u16 are the bits of float16."""
-    vec = f32x16 if array.dtype == types.float32 else u16x16
-
-    def generate(context, builder, sig, args):
-        pointer = address(context, builder, array, args[0], args[1], vec.llvm)
-        v = builder.load(pointer, typ=vec.llvm, align=1)
-        if vec == f32x16:
-            return v
-        return half_to_f32_portable(builder, v) if LEVEL == "portable" else half_to_f32_native(builder, v)
-
-    return f32x16(array, types.intp), generate
 
 
 def round_to_half_portable(builder, x):

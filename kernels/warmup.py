@@ -20,6 +20,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from . import NUMBA, Attention
+from .cached import CACHE_TYPES, write
 from .jit import cache_folder
 from .packed import PRODUCTS
 from .quants import FORMATS
@@ -38,11 +39,10 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     jobs: list[tuple[str, Callable[[], object]]] = [
         (f"{FORMATS[type].name} product", partial(_multiply, type, rows)) for type in PRODUCTS
     ]
-    for cache_type in (np.float16, np.float32):
-        k = np.ones((2, 4, 16), cache_type)
-        jobs.append(
-            (f"attention, {np.dtype(cache_type).name} cache", partial(NUMBA.attention, x, k, k, 0, Attention(1.0)))
-        )
+    k = np.ones((2, 4, 16), np.float16)
+    jobs.append(("attention", partial(NUMBA.attention, x, k, k, 0, Attention(1.0))))
+    for name in ("q8_0", "q4_0"):
+        jobs.append((f"{name} cache", partial(write, np.zeros((2, 8, 1), CACHE_TYPES[name]), x.reshape(2, 8, 32))))
     for style in ("norm", "neox"):
         jobs.append((f"rope, {style}", partial(NUMBA.rope, x, positions, Rope(style, 16))))
     weight = np.ones(N_IN, np.float32)

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter_ns
 
-from ..cache import CACHE_TYPES, KVCache
+from ..cache import KVCache
 from ..gguf import GGUF
 from ..grammar import Grammars
 from ..template import Template
@@ -77,10 +77,10 @@ class Model:
         return Template.from_gguf(self.gguf)
 
     def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
-        """An empty cache for this model.  `type` is "f16", "f32" or "f64"."""
+        """An empty cache for this model.  `type` is one of CACHE_TYPES (kernels/cached.py)."""
         hp = self.hparams
         n_layer = hp.n_layer if self.family.causal else 0  # an encoder remembers nothing
-        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, CACHE_TYPES[type])
+        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type)
 
 
 def load_model(

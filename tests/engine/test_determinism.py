@@ -17,7 +17,8 @@ TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 200, 40)]
 
 @pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16"])
 def model(request, tmp_path_factory):
-    return load_model(tiny_gguf(tmp_path_factory.mktemp(request.param) / "tiny.gguf", quant=request.param))
+    path = tmp_path_factory.mktemp(request.param) / "tiny.gguf"
+    return load_model(tiny_gguf(path, quant=request.param, n_head=2, n_head_kv=1))
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +39,15 @@ def test_the_set_that_serves_has_the_values_of_ggml_s(model):
     cuts=st.lists(st.integers(1, 39), unique=True, max_size=6).map(sorted),
     others=st.lists(st.integers(0, 9), min_size=7, max_size=7),
     n_thread=st.integers(1, 2),
+    type=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
 @settings(deadline=None, max_examples=25)
-def test_logits_depend_on_the_request_alone(model, cuts, others, n_thread):
+def test_logits_depend_on_the_request_alone(model, cuts, others, n_thread, type):
     """`cuts` divide the prompt into chunks; with chunk i comes a span of others[i] tokens of a stranger."""
     threads.limit(1)
-    alone = forward(model, Batch.of(TOKENS), model.new_cache(40), NUMBA)[0]
+    alone = forward(model, Batch.of(TOKENS), model.new_cache(40, type=type), NUMBA)[0]
     threads.limit(n_thread)
-    cache, n_stranger = model.new_cache(80, n_slot=2), 0
+    cache, n_stranger = model.new_cache(80, n_slot=2, type=type), 0
     for i, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 40], strict=True)):
         mine = Batch.of(TOKENS[start:stop], 1, start)
         stranger = Batch.of(list(range(5, 5 + others[i])), 0, n_stranger, outputs=())

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from numllama.engine.batch import Batch
+from numllama.engine.cache import usable_type
 from numllama.engine.errors import BadGGUF, RequestError, UnsupportedArchitecture
 from numllama.engine.model import forward, load_model
 from numllama.engine.trace import Trace
 from numllama.kernels import EXACT, GGML, NUMPY, SETS, numpy_kernels
+from numllama.kernels.cached import numbers
 from tiny import tiny_gguf
 
 F64 = numpy_kernels(np.float64)
@@ -161,6 +163,31 @@ def test_a_shifted_window_equals_keys_turned_anew(model):
         np.testing.assert_allclose(cache.k[il][0, 2:7], turned[6:], rtol=0, atol=1e-6)
         np.testing.assert_array_equal(cache.k[il][0, :2], trace.values["Kcur", il][:2])
         np.testing.assert_array_equal(cache.v[il][0, 2:7], before[il][6:11])
+
+
+@pytest.mark.parametrize(("type", "parts"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4)])
+def test_a_window_shifts_in_every_type_of_cache(tmp_path, type, parts):
+    """As above, twice rounded to the cache's type: a part of the largest in the block."""
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_head=2, n_head_kv=1))  # heads of 32
+    exact, cache = model.new_cache(16, type="f32"), model.new_cache(16, n_slot=2, type=type)
+    for il in range(model.hparams.n_layer):
+        k, v = (np.random.default_rng([il, i]).standard_normal((11, 1, 32), np.float32) for i in (0, 1))
+        for each in (exact, cache):
+            each.write(il, Batch.of(TOKENS).spans[0], k, v)
+    cache.copy(source=0, target=1, start=0, end=11)
+    for each, slot in ((exact, 0), (cache, 1)):
+        assert each.shift(slot, 11, keep=2, discard=4, kernels=EXACT, rope=model.hparams.rope) == 7
+    for expected, got in zip(exact.k + exact.v, cache.k + cache.v, strict=True):
+        largest = np.abs(expected[0, :7]).max(axis=-1, keepdims=True)
+        error = np.abs(numbers(got[1, :7], np.float32) - expected[0, :7])
+        assert (error <= 1.5 * parts * largest).all() and error.max() > 0
+
+
+def test_a_cache_that_cannot_keep_the_heads_is_f16(caplog):
+    assert [usable_type("q8_0", 64), usable_type("q8_0", 80), usable_type("q9", 64)] == ["q8_0", "f16", "f16"]
+    unfit, unknown = [record.getMessage() for record in caplog.records]
+    assert unfit == "a cache in blocks of 32 numbers cannot keep heads of 80, f16 is used: OLLAMA_KV_CACHE_TYPE=q8_0"
+    assert unknown == "no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=q9"
 
 
 def test_logits_are_the_output_matrix_times_what_is_hidden(model):

@@ -10,6 +10,7 @@ from numba.core import config
 
 from numllama.kernels import threads
 from numllama.kernels.attention import TILE, Attention, attention_numba, attention_numpy
+from numllama.kernels.cached import CACHE_TYPES, n_kept, write
 from numllama.kernels.exp import exp
 from numllama.kernels.jit import kernel
 from numllama.kernels.simd import f32x16, load, store
@@ -18,14 +19,17 @@ from rules import rules
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
 
 
-def queries_and_cache(n_tok, n_pos, n_head, n_head_kv, d, cache_type=np.float16):
+def queries_and_cache(n_tok, n_pos, n_head, n_head_kv, d, cache_type="f16"):
     rng = np.random.default_rng([n_tok, n_pos, n_head, d])
     q = rng.standard_normal((n_tok, n_head, d), np.float32)
-    k, v = (rng.standard_normal((n_pos, n_head_kv, d), np.float32).astype(cache_type) for _ in "kv")
+    dtype = CACHE_TYPES[cache_type]
+    k, v = (np.empty((n_head_kv, n_pos, n_kept(dtype, d)), dtype).swapaxes(0, 1) for _ in "kv")
+    for cache in (k, v):
+        write(cache, rng.standard_normal((n_pos, n_head_kv, d), np.float32))
     return q, k, v
 
 
-@pytest.mark.parametrize("cache_type", [np.float16, np.float32])
+@pytest.mark.parametrize("cache_type", ["f16", "f32"])
 @pytest.mark.parametrize(
     "n_head, n_head_kv, d",
     [(8, 2, 64), (4, 4, 128), (7, 1, 80), (4, 2, 8), (6, 2, 20)],  # a whole vector, several, and parts of one
@@ -38,15 +42,29 @@ def test_several_tiles_are_one_softmax(n_head, n_head_kv, d, cache_type):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # values of 1, 600 weights, scores up to 10: float32
 
 
+@pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("n_head, n_head_kv, d", [(8, 2, 64), (4, 4, 128), (7, 1, 96)])
+def test_so_are_they_in_blocks(n_head, n_head_kv, d, cache_type):
+    test_several_tiles_are_one_softmax(n_head, n_head_kv, d, cache_type)
+
+
+def test_keys_and_values_may_be_kept_as_different_types():
+    q, k, _ = queries_and_cache(3, 40, 4, 2, 32, "q8_0")
+    _, _, v = queries_and_cache(3, 40, 4, 2, 32, "f16")
+    expected = attention_numpy(q.astype(np.float64), k, v, 37, Attention(0.2))
+    np.testing.assert_allclose(attention_numba(q, k, v, 37, Attention(0.2)), expected, rtol=0, atol=1e-5)
+
+
 @given(
     cuts=st.lists(st.integers(1, 59), unique=True, max_size=4).map(sorted),
     first=st.sampled_from([0, 1, 200, 250, 256]),  # spans on both sides of a tile's edge
     n_thread=st.integers(1, 2),
     how=rules(n_head=6, causal=st.just(True)),
+    cache_type=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
-@settings(deadline=None, max_examples=30)
-def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_thread, how):
-    q, k, v = queries_and_cache(60, first + 60, 6, 2, 32)
+@settings(deadline=None, max_examples=40)
+def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_thread, how, cache_type):
+    q, k, v = queries_and_cache(60, first + 60, 6, 2, 32, cache_type)
     threads.limit(1)
     whole = attention_numba(q, k, v, first, how)
     threads.limit(n_thread)
