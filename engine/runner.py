@@ -99,9 +99,9 @@ def needed(model: Model, cache_type: str) -> list[str]:
     products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) == 2)
     if not model.family.causal:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
-        return ["attention, float32 cache", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
-    attention = f"attention, {np.dtype(CACHE_TYPES[cache_type]).name} cache"
-    return [attention, *products, f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"]
+        return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
+    others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"
+    return ["attention", *products, *others]
 
 
 class Runner:

@@ -176,7 +176,7 @@ def test_a_window_shifts_in_every_type_of_cache(tmp_path, type, parts):
             each.write(il, Batch.of(TOKENS).spans[0], k, v)
     cache.copy(source=0, target=1, start=0, end=11)
     for each, slot in ((exact, 0), (cache, 1)):
-        assert each.shift(slot, 11, keep=2, discard=4, kernels=EXACT, rope=model.hparams.rope) == 7
+        assert each.shift(slot, 11, keep=2, discard=4, kernels=EXACT, ropes=model.hparams.ropes(16)) == 7
     for expected, got in zip(exact.k + exact.v, cache.k + cache.v, strict=True):
         largest = np.abs(expected[0, :7]).max(axis=-1, keepdims=True)
         error = np.abs(numbers(got[1, :7], np.float32) - expected[0, :7])
