@@ -19,7 +19,9 @@ class Linear:
 
     def __call__(self, x: np.ndarray, kernels: Kernels) -> np.ndarray:
         y = kernels.matmul(self.weight, x)
-        return y if self.bias is None else y + self.bias.astype(y.dtype, copy=False)
+        if self.bias is not None:
+            y += self.bias.astype(y.dtype, copy=False)
+        return y
 
     @property
     def n_out(self) -> int:

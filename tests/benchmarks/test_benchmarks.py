@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numba.core import config
 
-from numllama.benchmarks import decode, kernels, machine, models, report
+from numllama.benchmarks import decode, kernels, machine, models, report, vision
 from numllama.engine.gguf import GGUF
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf
@@ -26,6 +26,22 @@ def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path,
     ]
     assert all(row["ours"] > 0 for row in rows)
     assert capsys.readouterr().out.count("\n| batch 2 |") == 2
+
+
+@compiled
+def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
+    mmproj = vision.random_mmproj(tmp_path / "mmproj.gguf", n_layer=2, n_embd=64, n_out=32, image_size=28)
+    vision.main([str(mmproj), "--rounds", "1", "--threads", "1", "2", "--jsonl", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["threads"] for row in rows] == [1, 2] and all(row["ours ms"] > 0 for row in rows)
+    assert "| threads | ours ms | GFLOP/s | others |" in capsys.readouterr().out
+
+
+def test_other_rows_than_llama_cpp_s_are_not_timed():
+    rows = np.random.default_rng(0).standard_normal((3, 64))
+    vision.check(rows, rows + 1e-3)
+    with pytest.raises(AssertionError, match="rows differ"):
+        vision.check(rows, np.roll(rows, 1, axis=0))
 
 
 @compiled

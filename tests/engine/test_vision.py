@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from libmtmd import LibMtmd
 
+from numllama.benchmarks.libmtmd import LibMtmd
 from numllama.engine.errors import BadGGUF, BadImage, BadOptions, ModelError, UnsupportedArchitecture
 from numllama.engine.gguf import GGUF
 from numllama.engine.gguf_write import write_gguf

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from libmtmd import LibMtmd
 
+from numllama.benchmarks.libmtmd import LibMtmd
 from tiny_llava import picture, tiny_mmproj
 
 PATH = Path(__file__).with_name("images.npz")

@@ -1,16 +1,19 @@
 """A native llama.cpp's vision, called in this process: the reference for what a text model is given of an image.
 
-NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.  CPU, one
-thread, no flash attention, as the plain computation is.
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from llama_vocab import _quiet
+
+quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
 
 
 class ContextParams(ctypes.Structure):
@@ -40,7 +43,7 @@ class InputPart(ctypes.Structure):
 class LibMtmd:
     """libmtmd of one build."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.lib = lib = ctypes.CDLL(str(Path(folder) / "libmtmd.so"))
         pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32
         for name, result, *arguments in (
@@ -61,21 +64,25 @@ class LibMtmd:
         ):
             function = getattr(lib, f"mtmd_{name}")
             function.restype, function.argtypes = result, arguments
-        lib.mtmd_log_set(_quiet, None)
+        lib.mtmd_log_set(quiet, None)
 
     @classmethod
-    def from_environment(cls):
+    def from_environment(cls) -> LibMtmd | None:
         """The build that NUMLLAMA_LLAMA_CPP names, or None."""
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
-    def rows(self, path, pixels, n_embd):
-        """What the projector file `path` makes of an image.  u8 [h, w, 3] -> f32 [n_rows, n_embd]"""
+    def rows(self, path: str | os.PathLike[str], pixels: np.ndarray, n_embd: int) -> np.ndarray:
+        """What the projector file `path` makes of an image.  u8 [h, w, 3] -> f32 [n_rows, n_embd]
+
+        The plain computation: CPU, one thread, no flash attention.
+        """
         with self.loaded(path) as context, self.cut(context, pixels) as chunks:
             return np.concatenate([self.encoded(context, chunk, n_embd) for chunk in chunks])
 
     @contextmanager
-    def loaded(self, path, n_thread=1, flash_attention=0):
+    def loaded(self, path: str | os.PathLike[str], n_thread: int = 1, flash_attention: int = 0) -> Iterator[int]:
+        """A context.  flash_attention: -1 as llama.cpp thinks best, 0 no, 1 yes"""
         params = self.lib.mtmd_context_params_default()
         params.use_gpu = params.print_timings = params.warmup = False
         params.n_threads, params.flash_attn_type = n_thread, flash_attention
@@ -85,7 +92,7 @@ class LibMtmd:
         self.lib.mtmd_free(context)
 
     @contextmanager
-    def cut(self, context, pixels):
+    def cut(self, context: int, pixels: np.ndarray) -> Iterator[list[int]]:
         """The image's tiles, resized and normalised, as libmtmd keeps them."""
         h, w, _ = pixels.shape
         bitmap = self.lib.mtmd_bitmap_init(w, h, np.ascontiguousarray(pixels).ctypes.data)
@@ -97,7 +104,8 @@ class LibMtmd:
         self.lib.mtmd_input_chunks_free(chunks)
         self.lib.mtmd_bitmap_free(bitmap)
 
-    def encoded(self, context, chunk, n_embd):
+    def encoded(self, context: int, chunk: int, n_embd: int) -> np.ndarray:
+        """The rows of a tile.  -> f32 [n_rows, n_embd]"""
         code = self.lib.mtmd_encode_chunk(context, chunk)
         assert code == 0, f"mtmd_encode_chunk answers {code}"
         n_rows = self.lib.mtmd_input_chunk_get_n_tokens(chunk)

@@ -1,0 +1,157 @@
+"""The time that an image takes to become rows for a text model, interleaved with llama.cpp's libmtmd in this process.
+
+    python -m numllama.benchmarks.vision [MMPROJ.gguf] [--peer DIR with libmtmd.so] [--rounds 5] [--threads 1 2]
+
+Without a file one is made of random numbers in the shape of LLaVA 1.5's tower: CLIP ViT-L/14-336, 24 layers of 1024
+(23 are run), 577 positions, F16 (600 MB in the temporary folder, kept for next time).
+
+Both are given the pixels of one tile, so decoding and resizing are in neither figure.  Rows are compared before
+anything is timed.  Milliseconds are medians over rounds; ratios, llama.cpp's time over ours, medians of the rounds'
+own: on a shared machine only these mean something.  `others` is what other processes used of a core meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from ..engine.gguf_write import write_gguf
+from ..engine.model import Vision, load_vision
+from ..engine.model.vision import VisionHparams
+from ..kernels import NUMBA, threads
+from ..kernels.quants import FORMATS_BY_NAME, quantize
+from . import machine, report
+from .libmtmd import LibMtmd
+
+
+def random_mmproj(path: Path, n_layer: int = 24, n_embd: int = 1024, n_out: int = 4096, image_size: int = 336) -> Path:
+    """A tower of CLIP's shape with LLaVA's projector, its matrices F16 and as large as keeps values around 1."""
+    rng = np.random.default_rng(0)
+    f16, f32 = FORMATS_BY_NAME["F16"], FORMATS_BY_NAME["F32"]
+    n_pos, patch = (image_size // 14) ** 2 + 1, (n_embd, 3, 14, 14)
+    tensors = []
+
+    def put(name, shape, std, format=f32, mean=0.0):
+        values = rng.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean)
+        tensors.append((name, format, shape, quantize(format, values)))
+
+    def linear(name, n_out, n_in):
+        put(f"{name}.weight", (n_out, n_in), n_in**-0.5, f16)
+        put(f"{name}.bias", (n_out,), 0.1)
+
+    def norm(name):
+        put(f"{name}.weight", (n_embd,), 0.1, mean=1.0)
+        put(f"{name}.bias", (n_embd,), 0.1)
+
+    put("v.class_embd", (n_embd,), 1)
+    put("v.patch_embd.weight", patch, 588**-0.5, f16)
+    put("v.position_embd.weight", (n_pos, n_embd), 0.5)
+    norm("v.pre_ln")
+    for blk in (f"v.blk.{il}" for il in range(n_layer)):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            linear(f"{blk}.{name}", n_embd, n_embd)
+        norm(f"{blk}.ln1")
+        norm(f"{blk}.ln2")
+        linear(f"{blk}.ffn_up", 4 * n_embd, n_embd)
+        linear(f"{blk}.ffn_down", n_embd, 4 * n_embd)
+    linear("mm.0", n_out, n_embd)
+    linear("mm.2", n_out, n_out)
+    values = {
+        "general.architecture": "clip",
+        "clip.projector_type": "mlp",
+        "clip.has_vision_encoder": True,
+        "clip.vision.image_size": image_size,
+        "clip.vision.patch_size": 14,
+        "clip.vision.embedding_length": n_embd,
+        "clip.vision.feed_forward_length": 4 * n_embd,
+        "clip.vision.projection_dim": n_out,
+        "clip.vision.block_count": n_layer,
+        "clip.vision.attention.head_count": n_embd // 64,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.image_mean": np.array([0.48145466, 0.4578275, 0.40821073], np.float32),
+        "clip.vision.image_std": np.array([0.26862954, 0.26130258, 0.27577711], np.float32),
+    }
+    write_gguf(path, values, tensors)
+    return path
+
+
+def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
+    """In the products with weights and in attention, for one tile."""
+    n_patch = (hp.image_size // hp.patch_size) ** 2
+    n_pos = n_patch + 1
+    layer = n_pos * (4 * hp.n_embd**2 + 2 * hp.n_embd * hp.n_ff) + 2 * n_pos**2 * hp.n_embd
+    return hp.n_layer * layer + n_patch * (vision.patch_embd.n_elements + vision.n_embd * (hp.n_embd + vision.n_embd))
+
+
+def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int) -> list[dict]:
+    """A row for each thread count: ours and then the peer's, `rounds` times over."""
+    vision = load_vision(path)
+    hp = vision.hparams
+    tile = np.random.default_rng(0).integers(0, 256, (hp.image_size, hp.image_size, 3), dtype=np.uint8)
+    ours, peers, others = ({n: [] for n in n_threads} for _ in range(3))  # type: dict, dict, dict
+    got = vision.rows(tile, NUMBA)  # compiles, and packs the weights
+    with ExitStack() as stack:
+        if mtmd:
+            contexts = {n: stack.enter_context(mtmd.loaded(path, n, flash_attention=-1)) for n in n_threads}
+            (chunk,) = stack.enter_context(mtmd.cut(contexts[n_threads[0]], tile))
+            check(got, mtmd.encoded(contexts[n_threads[0]], chunk, vision.n_embd))
+        for _ in range(rounds):
+            for n in n_threads:
+                threads.limit(n)
+                with machine.watch() as share:
+                    began = perf_counter()
+                    vision.rows(tile, NUMBA)
+                    between = perf_counter()
+                    if mtmd:
+                        mtmd.encoded(contexts[n], chunk, vision.n_embd)
+                        peers[n].append(perf_counter() - between)
+                    ours[n].append(between - began)
+                others[n].append(share.others)
+    rows = []
+    for n in n_threads:
+        seconds = float(np.median(ours[n]))
+        row = {"threads": n, "ours ms": 1e3 * seconds, "GFLOP/s": 2e-9 * multiply_adds(hp, vision) / seconds}
+        if mtmd:
+            ratios = np.array(peers[n]) / np.array(ours[n])
+            row |= {"llama.cpp ms": 1e3 * float(np.median(peers[n])), "ratio": float(np.median(ratios))}
+            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
+        row["others"] = max((share for share in others[n] if share is not None), default=None)
+        rows.append(row | {"rounds": rounds})
+    return rows
+
+
+def check(got: np.ndarray, expected: np.ndarray) -> None:
+    """Same directions: llama.cpp keeps keys and values, and on some machines sums, in f16."""
+    cosine = np.sum(got * expected, axis=1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1))
+    assert cosine.min() > 0.999, f"rows differ from llama.cpp's: a cosine is {cosine.min()}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The table on standard output."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("mmproj", nargs="?", type=Path)
+    parser.add_argument("--peer", type=Path, help="folder with libmtmd.so")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
+    parser.add_argument("--jsonl", help="append the rows to this file")
+    options = parser.parse_args(argv)
+
+    path = options.mmproj or Path(tempfile.gettempdir()) / "numllama-clip-vit-l-336-f16.gguf"
+    if not path.exists():
+        random_mmproj(path)
+    about = machine.describe() | {"model": path.name}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    rows = measure(path, LibMtmd(options.peer) if options.peer else None, options.threads, options.rounds)
+    columns = ["threads", "ours ms", "GFLOP/s", "llama.cpp ms", "ratio", "least", "most", "others"]
+    print(report.markdown(rows, columns if options.peer else ["threads", "ours ms", "GFLOP/s", "others"]))
+    if options.jsonl:
+        report.append_jsonl(options.jsonl, (about | row for row in rows))
+
+
+if __name__ == "__main__":
+    main()
