@@ -7,6 +7,7 @@ for piece in client.generate("primer", "Why is the grass green?"):
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from ..engine.piece import Piece, Timings
 from ..engine.settings import Host
 from ..engine.store.sources import file_chunks
 
+JSON = {"Content-Type": "application/json"}
 CONNECT_SECONDS = 10  # an address that swallows packets; one that refuses says so at once
 
 
@@ -114,10 +116,17 @@ class Client:
         self._send("POST", "/api/generate", {"model": name, "keep_alive": 0, "stream": False})
 
     def generate(
-        self, name: str, prompt: str = "", wanted: Wanted = AS_USUAL, *, system: str = "", raw: bool = False
+        self,
+        name: str,
+        prompt: str = "",
+        wanted: Wanted = AS_USUAL,
+        *,
+        system: str = "",
+        raw: bool = False,
+        images: Sequence[bytes] = (),
     ) -> Reply:
         """As Engine.generate.  What is refused before the first line raises ServerError with the status in front."""
-        body = {"model": name, "prompt": prompt, "system": system, "raw": raw}
+        body = {"model": name, "prompt": prompt, "system": system, "raw": raw, "images": list(images)}
         return Reply(self._lines("/api/generate", body | _wanted(wanted)))
 
     def chat(self, name: str, messages: Sequence[Mapping[str, Any]] = (), wanted: Wanted = AS_USUAL) -> Reply:
@@ -168,7 +177,7 @@ class Client:
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         with _one_line(method, f"{self.host.url}{path}"):
-            answer = self._http.request(method, path, json=body)
+            answer = self._http.request(method, path, content=_body(body), headers=JSON)
         if answer.is_error:
             raise ServerError(_error_text(answer), answer.status_code)
         return answer
@@ -176,7 +185,7 @@ class Client:
     def _lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with (
             _one_line("POST", f"{self.host.url}{path}"),
-            self._http.stream("POST", path, json=body | {"stream": True}) as answer,
+            self._http.stream("POST", path, content=_body(body | {"stream": True}), headers=JSON) as answer,
         ):
             if answer.is_error:
                 answer.read()
@@ -206,6 +215,13 @@ class _one_line:
             raise ServerError(f"{self.request}: {reason[0].lower()}{reason[1:]}") from None
         if isinstance(error, json.JSONDecodeError):
             raise ServerError(f"{self.request}: the answer is not what Ollama's API says") from None
+
+
+def _body(body: dict[str, Any] | None) -> bytes | None:
+    """`body` as JSON, images in it as base64."""
+    if body is None:
+        return None
+    return json.dumps(body, default=lambda image: base64.b64encode(image).decode()).encode()
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from ...engine.errors import EngineError
+from ...engine.errors import EngineError, RequestError
 from ...engine.options import AS_USUAL, Wanted
 from ...engine.piece import Piece
 from ...engine.settings import Settings
@@ -37,6 +37,7 @@ class Session:
     """A conversation and how it is to be held.
 
     wanted     how its answers are
+    sees       the model takes images, which are named by their paths
     messages   what was said, and each system message where it was set
     system     the newest of those
     """
@@ -49,6 +50,7 @@ class Session:
     wordwrap: bool = True
     hide_thinking: bool = False
     system: str = ""
+    sees: bool = False
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     history: LineHistory = field(default_factory=lambda: LineHistory(Path.home() / ".ollama" / "history"))
 
@@ -63,6 +65,7 @@ class Session:
         """Have the model ready, and show the conversation that it begins with.  Raises: ModelNotFound, ServerError"""
         with Spinner(sys.stderr):
             info = self.models.show(self.model)
+            self.sees = "vision" in (info.get("capabilities") or [])
             self.models.generate(self.model, "", Wanted(self.wanted.options, self.wanted.keep_alive))
         for message in info.get("messages") or []:
             match message["role"]:
@@ -81,6 +84,7 @@ class Session:
             raise
         self.close()
         self.models, self.model, self.wanted, self.system = other.models, model, other.wanted, ""
+        self.sees = other.sees
         self.messages.clear()
 
     def set_system(self, text: str, *, several_lines: bool) -> None:
@@ -100,8 +104,20 @@ class Session:
             self.set_system(self.system, several_lines=False)
 
     def ask(self, text: str) -> None:
-        """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer."""
-        self.messages.append({"role": "user", "content": text})
+        """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer.
+
+        Images that `text` names by their paths are shown to a model that sees.
+        """
+        message: dict[str, Any] = {"role": "user", "content": text}
+        if self.sees:
+            from .images import with_images
+
+            try:
+                message["content"], message["images"] = with_images(text)
+            except RequestError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return
+        self.messages.append(message)
         told = Told(self.wordwrap, self.hide_thinking)
         try:
             tell(lambda: self.models.chat(self.model, self.messages, self.wanted), told, self.verbose)

@@ -39,7 +39,8 @@ def run(
 ) -> None:
     """Answer what stands in `words` and comes through a pipe; on a terminal and without either, converse.
 
-    A model that only embeds gives the vector of that text, as JSON.  A server pulls a model that it does not have.
+    A model that sees is shown the images that the prompt names by their paths; one that only embeds gives the vector of
+    that text, as JSON.  A server pulls a model that it does not have.
     Raises: whatever the engine or a server refuses
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
@@ -51,11 +52,11 @@ def run(
     cut = truth("--truncate", truncate)
     models = models_for(model, kernels)
     try:
-        only_embeds = "embedding" in have_it_there(models, model, insecure)
+        able = have_it_there(models, model, insecure)
     except BaseException:
         models.close()
         raise
-    if only_embeds:
+    if "embedding" in able:
         with closing(models):
             print_vector(models, model, prompt, replace(wanted, truncate=cut), dimensions)
         return
@@ -68,8 +69,13 @@ def run(
         return
     with closing(models):
         try:
+            images: list[bytes] = []
+            if "vision" in able and not raw:
+                from .images import with_images
+
+                prompt, images = with_images(prompt)
             told = Told(wordwrap, hidethinking)
-            tell(lambda: models.generate(model, prompt, wanted, raw=raw), told, verbose)
+            tell(lambda: models.generate(model, prompt, wanted, raw=raw, images=images), told, verbose)
         except ContextFull as full:
             advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
             raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
