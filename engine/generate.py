@@ -58,8 +58,7 @@ def generate(
     echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
     grammar     what the text is held to: `model.grammars.grammar("json")`, or of a JSON schema
     """
-    if not model.family.causal:
-        raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not go on with them")
+    check_it_speaks(model)
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
@@ -91,6 +90,12 @@ def generate(
         n_whole=n_whole if n_whole > seq.n_prompt else 0,
     )
     yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
+
+
+def check_it_speaks(model: Model) -> None:
+    """Raises: RequestError"""
+    if not model.family.causal:
+        raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not go on with them")
 
 
 def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:

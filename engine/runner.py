@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 SAY_EVERY = 5.0  # seconds between two lines in the log about a load
 VISION_CTX = 2048  # positions at least where images are to fit, as in Ollama
 N_SLOT = 4  # sequences at once, where that many caches fit into a quarter of the memory that is free
+N_TEXT = 64  # texts at once for an encoder, whose slots cost nothing
 
 
 def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
@@ -123,7 +124,7 @@ class Runner:
     ):
         self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
-        n_slot = n_slot or default_slots(model, n_ctx, cache_type)
+        n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_TEXT
         check_memory(model, n_ctx, n_slot, cache_type)
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
         # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
@@ -131,9 +132,7 @@ class Runner:
         if kernels is NUMBA:
             prepare(needed(model, cache_type))
         hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
-        if (
-            model.family.causal and not model.hparams.pooling
-        ):  # one that only embeds says nothing, so its output matrix stays unpacked
+        if model.family.causal and not model.hparams.pooling:  # else nothing is said, and no output matrix packed
             logits(model, hidden, kernels, tap)
         if vision := model.vision:
             size = vision.hparams.image_size

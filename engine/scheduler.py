@@ -28,7 +28,7 @@ from .cache import KVCache
 from .echo import Echo
 from .embed import Pooled
 from .errors import ContextFull
-from .generate import make_room
+from .generate import check_it_speaks, make_room
 from .job import Call, Job
 from .model import Model, logits
 from .piece import Piece, Timings
@@ -154,7 +154,9 @@ class Scheduler:
                 conclude(job, error)
 
     def _begin(self, job: Job) -> Running:
-        """The job in a slot of its own.  Raises: ContextFull"""
+        """The job in a slot of its own.  Raises: ContextFull, RequestError where an encoder is to speak"""
+        if not job.pooling:
+            check_it_speaks(self.model)
         began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx
         options = replace(job.options, num_ctx=n_ctx)
         if len(job.prompt) > n_ctx:

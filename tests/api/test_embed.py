@@ -7,6 +7,7 @@ import base64
 import numpy as np
 import pytest
 from serving import until
+from tiny_encoder import ENCODERS, tiny_encoder
 
 WIDTH = 64
 
@@ -81,6 +82,18 @@ def test_112_a_model_must_be_named(served, path, status, text):
 
 def test_113_a_model_that_speaks_embeds_too(served):
     assert vectors(served, model="bare", input=["the dog", "boy"]).shape == (2, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic-bert", "jina-bert-v2"])
+def test_encoders_embed(served, tmp_path, name):
+    path = tmp_path / f"{name}.gguf"
+    tiny_encoder(path, **ENCODERS[name])
+    served.add(name, path)
+    texts = ["the dog", "", "once upon a time there was a little girl"] * 30
+    together = vectors(served, model=name, input=texts)
+    assert together.shape == (90, 96)
+    np.testing.assert_array_equal(together[:3], [vectors(served, model=name, input=[text])[0] for text in texts[:3]])
+    assert served.post("/api/chat", model=name, messages=[{"role": "user", "content": "x"}]).status_code == 400
 
 
 def test_a_model_that_embeds_does_not_speak(served):

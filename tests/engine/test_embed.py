@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoder import tiny_encoder
 
 from numllama.engine.batch import Batch
-from numllama.engine.cache import KVCache
 from numllama.engine.embed import Pooled, Vectors, pooling_of, reading, tokens_of, unit
 from numllama.engine.errors import Cancelled, ContextFull, ModelError, ModelNotFound, RequestError
 from numllama.engine.generate import generate
 from numllama.engine.job import Call, Job
 from numllama.engine.model import load_model
+from numllama.engine.model.families import BERT
 from numllama.engine.options import Options
 from numllama.engine.piece import Piece, Timings
 from numllama.engine.runner import Runner
@@ -185,7 +186,14 @@ def test_a_vector_is_its_pooled_rows(model, kernels, pooling):
     assert read.came[0].timings.prompt_eval_count == 25
 
 
-TEXTS = st.lists(st.integers(3, 200), min_size=1, max_size=N_CTX)
+@pytest.fixture(scope="module", params=["decoder", "encoder"])
+def reader(request, model, tmp_path_factory):
+    if request.param == "decoder":
+        return model
+    return load_model(tiny_encoder(tmp_path_factory.mktemp("models") / "bert.gguf", quant="Q8_0"))
+
+
+TEXTS = st.lists(st.integers(3, 120), min_size=1, max_size=N_CTX)
 
 
 @given(
@@ -196,8 +204,9 @@ TEXTS = st.lists(st.integers(3, 200), min_size=1, max_size=N_CTX)
     n_thread=st.integers(1, 2),
 )
 @settings(max_examples=25)
-def test_a_vector_depends_on_its_text_alone(model, texts, talks, num_batch, n_slot, n_thread):
+def test_a_vector_depends_on_its_text_alone(reader, texts, talks, num_batch, n_slot, n_thread):
     """Not on other texts, on conversations beside it or before it in its slot, on chunks, slots or threads."""
+    model, talks = reader, talks if reader.family.causal else []
     threads.limit(1)
     alone = [finish(scheduler_of(model), Read(ids, pooling))[0].vector for ids, pooling in texts]
     threads.limit(n_thread)
@@ -217,29 +226,39 @@ def test_an_answer_may_begin_where_a_text_was_read(model):
     assert talk.came[-1].timings.prompt_eval_cached_count == len(ids)
 
 
-def encoder_of(model):
-    """A stand-in for an encoder, whose passes are written down: `hidden` of a decoder with a cache for each pass."""
-    passes = []
+@pytest.fixture
+def encoder(tmp_path):
+    """An encoder, and the lengths of the texts in each of its passes."""
+    model, passes = load_model(tiny_encoder(tmp_path / "bert.gguf")), []
 
-    def hidden(model, batch, cache, kernels, tap):
-        assert not cache.k
+    def hidden(model, batch, *more):
         passes.append([span.length for span in batch.spans])
         assert all(span.start == 0 for span in batch.spans), "a text was cut"
-        return decoder.hidden(model, batch, model.new_cache(N_CTX, cache.n_slot), kernels, tap)
+        return BERT.hidden(model, batch, *more)
 
-    decoder = model.family
-    return replace(model, family=replace(decoder, hidden=hidden)), passes
+    return replace(model, family=replace(model.family, hidden=hidden)), passes
 
 
-def test_an_encoder_reads_whole_texts_as_many_at_once_as_fit(model):
-    encoder, passes = encoder_of(model)
-    nothing = KVCache(0, 1, 1, N_CTX, n_slot=4)
-    scheduler = Scheduler(encoder, nothing, GGML, num_batch=16)
+def test_an_encoder_reads_whole_texts_as_many_at_once_as_fit(encoder):
+    model, passes = encoder
     texts = [list(range(5, 5 + n)) for n in (6, 6, 6, 20, 3, 3, 3, 3, 3)]
-    read = finish(scheduler, *map(Read, texts))
+    read = finish(scheduler_of(model, n_slot=4, num_batch=16), *map(Read, texts))
     assert passes == [[6, 6], [6], [20], [3, 3, 3, 3], [3]]
     for one, ids in zip(read, texts, strict=True):
-        assert one.vector.tobytes() == finish(scheduler_of(model, kernels=GGML), Read(ids))[0].vector.tobytes()
+        (alone,) = finish(scheduler_of(model), Read(ids))
+        assert alone.vector.tobytes() == one.vector.tobytes()
+
+
+def test_an_encoder_cannot_be_made_to_speak(encoder):
+    (talk,) = finish(scheduler_of(encoder[0]), Talk([5, 6]))
+    assert str(talk.came[0]) == "'bert' is an encoder: it embeds texts and does not go on with them"
+
+
+def test_an_encoder_needs_no_cache_and_reads_64_texts_at_once(encoder):
+    model, passes = encoder
+    runner = Runner(model, Options(num_batch=2048), n_slot=2)  # what OLLAMA_NUM_PARALLEL says is of caches
+    assert runner.cache.n_slot == 64 and runner.nbytes == model.nbytes and passes == [[1]]
+    runner.close()
 
 
 def test_while_somebody_speaks_texts_are_read_in_small_chunks(model):
