@@ -260,9 +260,9 @@ def embeddings(request: openai.EmbedRequest, last: Piece) -> dict[str, Any]:
         {"object": "embedding", "embedding": base64_of(vector) if is_base64 else vector, "index": i}
         for i, vector in enumerate(last.embeddings)
     ]
-    counted = usage(last.timings)
-    del counted["completion_tokens"]
-    return {"object": "list", "data": data, "model": request.model, "usage": counted}
+    n = last.timings.prompt_eval_count if last.timings else 0
+    usage = {"prompt_tokens": n, "total_tokens": n}
+    return {"object": "list", "data": data, "model": request.model, "usage": usage}
 
 
 def base64_of(vector: np.ndarray) -> str:
