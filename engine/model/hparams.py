@@ -53,7 +53,6 @@ class Hparams:
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_exp: int = 0
-    expert_weights_scale: float = 1.0
 
     def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
         """How each layer turns queries and keys in a window of `n_ctx` positions."""
@@ -152,7 +151,6 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_expert=n_expert,
         n_expert_used=n_expert_used,
         n_ff_exp=keys.whole("expert_feed_forward_length", n_ff),
-        expert_weights_scale=keys.number("expert_weights_scale", 0, least=0) or 1.0,
     )
 
 

@@ -29,8 +29,6 @@ def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.nda
     weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
     total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
     weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, LEAST))
-    if hp.expert_weights_scale != 1:
-        weights = tap("ffn_moe_weights_scaled", il, weights * hp.expert_weights_scale)
 
     def each(w, x: np.ndarray) -> np.ndarray:
         """The chosen experts' products.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""

@@ -42,7 +42,7 @@ def test_a_token_goes_through_the_two_experts_its_router_prefers():
         ffn_up_exps=tensor([[[1]], [[2]], [[3]]]),
         ffn_down_exps=tensor([[[1]], [[1]], [[1]]]),
     )
-    hparams = SimpleNamespace(n_expert_used=2, expert_weights_scale=1.0)
+    hparams = SimpleNamespace(n_expert_used=2)
     model = SimpleNamespace(hparams=hparams, weights=SimpleNamespace(blk=[blk]))
     out = mixture(model, 0, np.ones((1, 1), np.float32), NUMPY, no_tap)
     np.testing.assert_allclose(out, [[3 / 4 * 300 + 1 / 4 * 200]], rtol=1e-6)
@@ -74,16 +74,6 @@ def test_a_tap_sees_llama_cpp_s_names(model):
     ).split()
     np.testing.assert_allclose(trace.values["ffn_moe_weights_norm", 0].sum(axis=1), 1, rtol=1e-6)
     assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 5  # all have their turn
-
-
-def test_a_scale_in_the_file_multiplies_the_weights(tmp_path):
-    out = []
-    for scale in (1.0, 2.5):
-        model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_expert=4, llama__expert_weights_scale=scale))
-        trace = Trace("ffn_moe_out", kernels=NUMPY)
-        forward(model, Batch.of(TOKENS), model.new_cache(16), NUMPY, trace)
-        out.append(trace.values["ffn_moe_out", 0])
-    np.testing.assert_allclose(out[1], 2.5 * out[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
