@@ -21,7 +21,9 @@ def seer(served, tmp_path_factory):
     mmproj = tiny_mmproj(folder / "mmproj.gguf")
     digests = {path.name: served.engine.store.put_blob([path.read_bytes()])[0] for path in (model, mmproj)}
     list(served.engine.create("v", files=digests, parameters={"temperature": 0, "num_predict": 6}))
-    return served
+    yield served
+    served.ok("/api/generate", model="v", keep_alive=0)
+    served.engine.delete("v")
 
 
 def url(image, kind="png"):

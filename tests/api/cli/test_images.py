@@ -140,6 +140,7 @@ def test_a_server_is_sent_the_images(served, here, folder, numllama, monkeypatch
     session.ask("./two.PNG")
     session.ask("again")
     assert len(session.messages) == 4 and session.messages[0]["images"] == [TWO]
+    session.models.unload("seer")
     session.close()
     served.engine.delete("seer")
 
