@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import httpx
 import numpy as np
 import pytest
 from serving import until
@@ -147,13 +148,11 @@ def test_openai_s_route_takes_an_empty_text_and_dimensions_and_options(served):
 
 def test_a_client_that_leaves_ends_its_texts(served, slowly):
     """4 at a time, in 5 ms at least, they would take 10 s."""
-    import httpx
-
+    vectors(served, model="e", input="the model is loaded")
     with pytest.raises(httpx.ReadTimeout):
         served.client.post("/api/embed", json={"model": "e", "input": ["the dog"] * 8000}, timeout=0.3)
-    scheduler = next(e.runner.scheduler for e in served.engine.pool.loaded() if e.model.name.model == "e")
-    until(lambda: scheduler.idle)
-    assert all(entry.n_using == 0 for entry in served.engine.pool.loaded())
+    (entry,) = [entry for entry in served.engine.pool.loaded() if entry.model.name.model == "e"]
+    until(lambda: entry.runner.scheduler.idle and not entry.n_using)
 
 
 def test_texts_are_counted(served):
