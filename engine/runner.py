@@ -97,12 +97,13 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
 
 def needed(model: Model, cache_type: str) -> list[str]:
     """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
-    products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) == 2)
+    products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) > 1)
     if not model.family.causal:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
     others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"
-    return ["attention", *products, *others]
+    router = ["softmax"] if model.hparams.n_expert else []
+    return ["attention", *products, *others, *router]
 
 
 class Runner:

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 200, 40)]
 
 
-@pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16"])
+@pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16", "Q4_0 experts"])
 def model(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp(request.param) / "tiny.gguf"
-    return load_model(tiny_gguf(path, quant=request.param, n_head=2, n_head_kv=1))
+    path, (quant, *mixture) = tmp_path_factory.mktemp("models") / "tiny.gguf", request.param.split()
+    return load_model(tiny_gguf(path, quant=quant, n_head=2, n_head_kv=1, n_expert=5 if mixture else 0))
 
 
 @pytest.fixture(autouse=True)

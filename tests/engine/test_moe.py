@@ -11,9 +11,11 @@ from numllama.engine.errors import BadGGUF, UnsupportedArchitecture
 from numllama.engine.gguf import GGUF
 from numllama.engine.model import forward, load_model
 from numllama.engine.model.moe import largest, mixture
+from numllama.engine.runner import needed
 from numllama.engine.trace import Trace, no_tap
 from numllama.kernels import NUMPY, SETS, Tensor
 from numllama.kernels.quants import FORMATS_BY_NAME
+from numllama.kernels.warmup import warmups
 from tiny import tiny_gguf
 
 TOKENS = [1, 5, 9, 40, 3, 7, 7, 22, 13, 8, 2]
@@ -74,6 +76,11 @@ def test_a_tap_sees_llama_cpp_s_names(model):
     ).split()
     np.testing.assert_allclose(trace.values["ffn_moe_weights_norm", 0].sum(axis=1), 1, rtol=1e-6)
     assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 5  # all have their turn
+
+
+def test_a_router_s_and_its_experts_kernels_are_compiled_at_loading(model):
+    of_experts = {"F32 product", f"{model.weights.blk[0].ffn_up_exps.format.name} product", "softmax"}
+    assert of_experts <= set(needed(model, "f16")) & {name for name, _ in warmups()}
 
 
 @pytest.mark.parametrize(
