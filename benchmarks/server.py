@@ -10,6 +10,8 @@ open loop     --rate R: R requests a second arrive at random (Poisson), whether 
     ttft        from a request to its first text
     itl         between tokens of one answer: its time after the first text by its tokens after the first
     goodput     requests a second that kept both promises, --ttft and --itl
+    told        load_duration + prompt_eval_duration + eval_duration, by the time that passed here; a wait for a slot is
+                in none of the three
 
 Tokens are those that the server counted, not its chunks.  Every prompt is new but for its shared beginning, and the
 same for every server.  A server that answers another number of requests than it was asked is an error, not a figure.
@@ -39,12 +41,16 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Answered:
-    """One request's seconds and tokens."""
+    """One request's seconds and tokens.
+
+    told   the seconds that the server says it took to load, for the prompt and for the answer; 0 where it does not say
+    """
 
     ttft: float
     total: float
     n_prompt: int
     n_sampled: int
+    told: float = 0.0
 
     @property
     def itl(self) -> float:
@@ -96,7 +102,7 @@ class Server:
 
     async def ask(self, client: httpx.AsyncClient, prompt: str, n: int) -> Answered:
         """One request, its stream read to the end.  Raises: RuntimeError for an answer that is none."""
-        began, first, counts = perf_counter(), 0.0, (0, 0)
+        began, first, counts = perf_counter(), 0.0, (0, 0, 0.0)
         async with client.stream("POST", self.url + self._path, json=self._body(prompt, n)) as answer:
             if answer.status_code != 200:
                 raise RuntimeError(f"{self.name}: {answer.status_code} {(await answer.aread()).decode()[:200]}")
@@ -118,8 +124,8 @@ class Server:
         more = {"stream": True, "stream_options": {"include_usage": True}, "seed": 1, "ignore_eos": True}
         return {"model": self.model, "prompt": prompt, "max_tokens": n, **more}
 
-    async def _lines(self, answer: httpx.Response) -> AsyncIterator[tuple[str, tuple[int, int] | None]]:
-        """Each line's text, and the counts of tokens where it has them."""
+    async def _lines(self, answer: httpx.Response) -> AsyncIterator[tuple[str, tuple[int, int, float] | None]]:
+        """Each line's text; the counts of tokens, and the seconds told, where it has them."""
         async for line in answer.aiter_lines():
             data = line.removeprefix("data: ")
             if not data.startswith("{"):
@@ -128,10 +134,11 @@ class Server:
             if "error" in got:
                 raise RuntimeError(f"{self.name}: {got['error']}")
             if self.wire == "ollama":
-                yield got["response"], (got["prompt_eval_count"], got["eval_count"]) if got["done"] else None
+                told = sum(got.get(f"{part}_duration", 0) for part in ("load", "prompt_eval", "eval")) / 1e9
+                yield got["response"], (got["prompt_eval_count"], got["eval_count"], told) if got["done"] else None
                 continue
             usage = got.get("usage")
-            counts = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+            counts = (usage["prompt_tokens"], usage["completion_tokens"], 0.0) if usage else None
             yield "".join(choice.get("text") or "" for choice in got["choices"]), counts
 
 
@@ -173,6 +180,8 @@ def summary(answers: Sequence[Answered], seconds: float, ttft: float, itl: float
         "total tok/s": sum(a.n_prompt + a.n_sampled for a in answers) / seconds,
         "goodput": sum(a.ttft <= ttft and a.itl <= itl for a in answers) / seconds,
     }
+    if all(a.told for a in answers):
+        row["told"] = float(np.median([a.told / a.total for a in answers]))
     for name in ("ttft", "itl"):
         values = [getattr(a, name) for a in answers]
         row |= {f"{name} p{p}": float(np.percentile(values, p)) for p in (50, 90, 99)}
@@ -218,6 +227,7 @@ COLUMNS = [
     "itl p50",
     "itl p99",
     "goodput",
+    "told",
 ]
 
 

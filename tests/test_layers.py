@@ -30,7 +30,7 @@ ONLY_IN = {
     "uvicorn": ["api"],
     "pydantic": ["api"],
     "prometheus_client": ["api"],
-    "httpx": ["api", "engine/store/registry.py", "benchmarks/server.py"],
+    "httpx": ["api", "engine/store/registry.py", "benchmarks/server.py", "benchmarks/soak.py"],
     "cryptography": ["engine/store/auth.py"],
     "PIL": ["engine/image.py"],
 }

@@ -29,6 +29,7 @@ def test_tokens_are_what_the_server_counted(served, wire):
     answers, seconds = asyncio.run(run(Server("s", served.url, "m", wire), Load(5, 4, 6, clients=2), [1]))
     assert [answer.n_sampled for answer in answers] == [6] * 5 and all(answer.n_prompt > 4 for answer in answers)
     assert all(0 < answer.ttft <= answer.total <= seconds for answer in answers)
+    assert all(0 < answer.told <= answer.total if wire == "ollama" else answer.told == 0 for answer in answers)
 
 
 def test_an_open_loop_asks_when_it_is_time_whatever_is_answered(served):
@@ -53,7 +54,9 @@ def test_prompts_share_as_much_as_they_should():
 
 def test_figures_of_a_run_by_hand():
     """Two answers in 4 s: 0.5 s to the first text, then 10 tokens in 1 s; 3 s, then 10 tokens in 1 s."""
-    got = summary([Answered(0.5, 1.5, 20, 11), Answered(3.0, 4.0, 20, 11)], 4.0, ttft=2.0, itl=0.2)
+    answers = [Answered(0.5, 1.5, 20, 11, told=1.5), Answered(3.0, 4.0, 20, 11, told=3.0)]
+    got = summary(answers, 4.0, ttft=2.0, itl=0.2)
+    assert got["told"] == (1.5 / 1.5 + 3.0 / 4.0) / 2
     assert (got["tok/s"], got["prompt tok/s"], got["goodput"]) == (5.5, 10.0, 0.25)
     assert got["ttft p50"] == 1.75 and got["itl p99"] == pytest.approx(0.1)
 

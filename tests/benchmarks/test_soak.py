@@ -1,0 +1,43 @@
+"""Many clients that change their minds, for seconds here; and that a server that goes wrong is found."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from serving import Served
+
+from numllama.benchmarks.soak import Soak, main
+from numllama.engine.errors import EngineError
+from numllama.engine.service import Engine
+from numllama.engine.settings import Settings
+from tiny import CHAT_TEMPLATE, tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
+    server.add("m", tiny_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", seed=2, chat_template=CHAT_TEMPLATE))
+    yield server
+    server.close()
+
+
+def test_nothing_is_lost(served):
+    soak = Soak(served.url, "m", 3.0)
+    asyncio.run(soak.run(16))
+    assert not soak.errors and soak.left_over == 0 and len(soak.rss) >= 2
+    assert set(soak.ended) == {"answered", "left after some lines", "left at some moment"}
+
+
+def test_an_answer_that_is_none_is_an_error(served, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise EngineError("broken")
+
+    monkeypatch.setattr(Engine, "chat", fail)
+    assert main([served.url, "--model", "m", "--clients", "1", "--seconds", "0.1"]) == 1
+    assert 'error: RuntimeError: 500 {"error":"broken"}' in capsys.readouterr().out
+
+
+def test_memory_that_grows_is_seen():
+    soak = Soak("", "", 0, rss=[50.0, 90.0, *[100.0] * 10, *[103.0] * 8])
+    assert soak.growth == pytest.approx(0.03)
