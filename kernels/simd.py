@@ -12,8 +12,9 @@
     round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds;
                                                                 to half also lane by lane
     dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
+    lookup(table, q)                                            table[q[i]]: 16 values, codes u8x64 of 0 .. 15
 
-Only the last three lines depend on the machine.  LEVEL names the form in use:
+Only the last four lines depend on the machine.  LEVEL names the form in use:
 
     portable        generic vector code, whatever the CPU; no fused multiply-add
     avx2            vpmaddubsw, FMA, F16C                      x86-64 from 2013 on
@@ -525,3 +526,48 @@ def dot4(typing, total, u, s):
 def dot4_signed(typing, total, a, s):
     """i8 with i8 in -127..127, plus SIGNED_BIAS * sum(s)."""
     return total(total, a, s), lambda context, builder, sig, args: DOT4_SIGNED[LEVEL](builder, *args)
+
+
+def lookup_portable(builder, table, q):
+    """A tree of choices, one level for each bit of the codes."""
+    byte = ir.IntType(8)
+    entries = [builder.extract_element(table, ir.Constant(ir.IntType(32), i)) for i in range(16)]
+    values = [splatted(builder, i8x64, entry) for entry in entries]
+    for bit in range(4):
+        mask = ir.Constant(q.type, [byte(1 << bit)] * 64)
+        is_set = builder.icmp_unsigned("!=", builder.and_(q, mask), ir.Constant(q.type, None))
+        values = [builder.select(is_set, *pair) for pair in zip(values[1::2], values[::2], strict=True)]
+    return values[0]
+
+
+def lookup_avx2(builder, table, q):
+    low, high = (
+        call(builder, "llvm.x86.avx2.pshuf.b", half.type, joined(builder, table, table), half)
+        for half in halves(builder, q)
+    )
+    return joined(builder, low, high)
+
+
+def lookup_avx512vnni(builder, table, q):
+    four = joined(builder, *[joined(builder, table, table)] * 2)
+    return call(builder, "llvm.x86.avx512.pshuf.b.512", q.type, four, q)
+
+
+def lookup_neon(builder, table, q):
+    if q.type.count > 16:
+        return joined(builder, *(lookup_neon(builder, table, half) for half in halves(builder, q)))
+    return call(builder, "llvm.aarch64.neon.tbl1.v16i8", q.type, table, q)
+
+
+LOOKUP = {
+    "portable": lookup_portable,
+    "avx2": lookup_avx2,
+    "avx512vnni": lookup_avx512vnni,
+    "neon": lookup_neon,
+}
+
+
+@intrinsic
+def lookup(typing, table, q):
+    """i8x16, u8x64 of 0 .. 15 -> i8x64"""
+    return i8x64(table, q), lambda context, builder, sig, args: LOOKUP[LEVEL](builder, *args)

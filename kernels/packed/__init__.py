@@ -18,7 +18,7 @@ from ..activations import round_activations
 from ..quants import FORMATS, GGMLType
 from ..tensor import Tensor
 from ..threads import run
-from . import arena, block32, floats, k
+from . import arena, block32, codebook, floats, k
 from .tiles import LANES, Packed
 
 
@@ -51,6 +51,9 @@ PRODUCTS = {
     GGMLType.Q4_K: Product(  256,  2048,   320, k.pack_q4_k, k.matmul_q4_k),
     GGMLType.Q5_K: Product(  256,  2560,   320, k.pack_q5_k, k.matmul_q5_k),
     GGMLType.Q6_K: Product(  256,  3072,   288, k.pack_q6_k, k.matmul_q6_k),
+    GGMLType.IQ4_NL: Product( 32,   256,    32, codebook.pack_iq4_nl, codebook.matmul_iq4_nl),
+    GGMLType.IQ4_XS: Product(256,  2048,   160, codebook.pack_iq4_xs, codebook.matmul_iq4_xs),
+    GGMLType.MXFP4: Product(  32,   256,    16, codebook.pack_mxfp4, codebook.matmul_mxfp4),
     GGMLType.F32:  Product(    1,    64,     0, floats.pack_32_bits, floats.matmul_f32),
     GGMLType.F16:  Product(    1,    32,     0, floats.pack_16_bits, floats.matmul_f16),
     GGMLType.BF16: Product(    1,    32,     0, floats.pack_16_bits, floats.matmul_bf16),

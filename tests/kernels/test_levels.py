@@ -20,7 +20,7 @@ from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal((13, 256), np.float32) * 10.0 ** rng.integers(-4, 2, (13, 1)).astype(np.float32)
-for name in ("Q4_0", "Q8_0", "Q6_K"):
+for name in ("Q4_0", "Q8_0", "Q6_K", "MXFP4"):
     format = FORMATS_BY_NAME[name]
     w = Tensor("w", format, (24, 256), quantize(format, rng.standard_normal((24, 256), np.float32)))
     expected = round_activations(x, format.dot_with).astype(np.float64) @ w.dequantize().T

@@ -19,6 +19,7 @@ from numllama.kernels.simd import (
     f32x16,
     fma,
     half_to_f32,
+    i8x16,
     i8x64,
     i32x16,
     largest,
@@ -70,6 +71,27 @@ def test_dot4_adds_four_products_to_each_lane(level, signed):
     np.testing.assert_array_equal(got, expected)
 
 
+@compiled
+@pytest.mark.parametrize("level", simd.NEEDS)
+def test_lookup_gives_each_code_its_value(level):
+    if level not in POSSIBLE:
+        pytest.skip(f"this CPU cannot run {level}")
+
+    @intrinsic
+    def lookup(typing, table, q):
+        return i8x64(table, q), lambda context, builder, sig, args: simd.LOOKUP[level](builder, *args)
+
+    @kernel
+    def one(table, q, out):
+        store(out, 0, lookup(load(i8x16, table, 0), load(u8x64, q, 0)))
+
+    rng = np.random.default_rng(8)
+    table, q = rng.permutation(256)[:16].astype(np.uint8).view(np.int8), rng.integers(0, 16, 64, dtype=np.uint8)
+    got = np.zeros(64, np.int8)
+    one(table, q, got)
+    np.testing.assert_array_equal(got, table[q])
+
+
 TARGETS = {
     "avx512vnni": ("x86_64-unknown-linux-gnu", "znver4", "vpdpbusd"),
     "avx2": ("x86_64-unknown-linux-gnu", "haswell", "vpmaddubsw"),
@@ -82,16 +104,29 @@ TARGETS = {
 def test_dot4_lowers_to_the_instruction_of_its_level(level):
     triple, cpu, instruction = TARGETS[level]
     sums, bytes64 = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(8), 64)
+    assert_lowers(simd.DOT4[level], sums, [sums, bytes64, bytes64], triple, cpu, instruction)
+
+
+@pytest.mark.parametrize(
+    "level, instruction", [("avx512vnni", "vpshufb"), ("avx2", "vpshufb"), ("neon", "tbl"), ("portable", "bsl|bit|bif")]
+)
+def test_lookup_lowers_to_the_instruction_of_its_level(level, instruction):
+    triple, cpu, _ = TARGETS[level]
+    bytes16, bytes64 = (ir.VectorType(ir.IntType(8), n) for n in (16, 64))
+    assert_lowers(simd.LOOKUP[level], bytes64, [bytes16, bytes64], triple, cpu, instruction)
+
+
+def assert_lowers(build, result, arguments, triple, cpu, instruction):
     module = ir.Module()
     module.triple = triple
-    function = ir.Function(module, ir.FunctionType(sums, [sums, bytes64, bytes64]), "f")
+    function = ir.Function(module, ir.FunctionType(result, arguments), "f")
     builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(simd.DOT4[level](builder, *function.args))
+    builder.ret(build(builder, *function.args))
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    assert re.search(rf"\b{instruction}\b", assembly)
+    assert re.search(rf"\b({instruction})\b", assembly)
     assert not re.search(r"^\s+(call|bl)\s", assembly, re.M)  # no library call per lane
 
 
