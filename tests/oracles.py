@@ -5,6 +5,7 @@ xllamacpp       llama.cpp's server as published in a wheel, in its plainest conf
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,11 +21,23 @@ def our_logits(path, tokens, kernels, gelu=""):
 
     gelu    "ggml": from its table by float16, whatever the set; that alone moves a Gemma's logits by 4e-3
     """
+    return forward(*run(path, tokens, kernels, gelu))
+
+
+def our_rows(path, tokens, kernels, gelu=""):
+    """As our_logits, before any word for it, and all that an encoder makes.  -> float [n_tok, n_embd]"""
+    model, *rest = run(path, tokens, kernels, gelu)
+    return model.family.hidden(model, *rest)
+
+
+def run(path, tokens, kernels, gelu):
+    """Arguments of forward(): the model, one text as a batch, a cache, and how to compute."""
     model, how = load_model(path), SETS[kernels]
     if gelu:
-        how = replace(how, gelu_mul=lambda gate, up: in_f32(SETS[gelu].gelu_mul, gate, up))
+        names = ("gelu", "gelu_mul")
+        how = replace(how, **{name: partial(in_f32, getattr(SETS[gelu], name)) for name in names})
     cache = model.new_cache(256, type="f64" if kernels == "numpy-float64" else "f32")
-    return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, how)
+    return model, Batch.of(tokens, outputs=range(len(tokens))), cache, how
 
 
 def in_f32(function, *arrays):
@@ -63,10 +76,15 @@ NAMES = {  # of a layer's tensors, GGUF: transformers
     "token_embd": "embed_tokens",
     "output_norm": "norm",
 }
-AROUND_NORMS = {  # where a norm stands after each block too
+GEMMA = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
+}
+AROUND = {  # names of norms where one stands after each block too, by family
+    "gemma2": GEMMA,
+    "gemma3": GEMMA,
+    "glm4": {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
 }
 
 
@@ -128,6 +146,7 @@ CLASSES = {  # by the first word of a model's name: its classes in transformers,
     "phi3": ("Phi3Config", "Phi3ForCausalLM", plain),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", plain),
     "granite": ("GraniteConfig", "GraniteForCausalLM", granite),
+    "glm4": ("Glm4Config", "Glm4ForCausalLM", lambda kv: {"attention_bias": True}),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", mixtral),
     "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
@@ -206,7 +225,7 @@ def stretched(kv, gguf, n_head_dim):
 
 def state(gguf, family, n_head, n_head_kv):
     """The tensors of `gguf` under transformers' names, f64, as they were before llama.cpp's conversion."""
-    names = NAMES | (AROUND_NORMS if "blk.0.post_ffw_norm.weight" in gguf.tensors else {})
+    names = NAMES | AROUND.get(family, {})
     arrays = {name: tensor.dequantize().astype(np.float64) for name, tensor in gguf.tensors.items()}
     arrays = {name: x for name, x in arrays.items() if not name.startswith("rope_")}
     found = {}

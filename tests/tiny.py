@@ -45,8 +45,12 @@ FAMILIES = {
             "rope.scaling.factor": 8.0,
         },
     },
-    "phi3": {"fused": True, "keys": {"attention.sliding_window": 8, "rope.scaling.original_context_length": 256}},
+    "phi3": {
+        "fused": ("attn_qkv", "ffn_up"),
+        "keys": {"attention.sliding_window": 8, "rope.scaling.original_context_length": 256},
+    },
     "smollm3": {"n_layer": 4},  # the fourth does not turn
+    "glm4": {"bias": True, "norms": POST_NORMS, "fused": ("ffn_up",), "n_rot": 8},
     "granite": {
         "tied": True,
         "keys": {"attention.scale": 0.125, "embedding_scale": 4.0, "residual_scale": 0.5, "logit_scale": 2.0},
@@ -98,7 +102,7 @@ def tiny_gguf(
     n_layer = n_layer or own.get("n_layer", 2)
     n_head_dim = n_head_dim or own.get("n_head_dim", n_embd // n_head)
     n_expert, n_ff_exp = n_expert or own.get("n_expert", 0), max(own.get("n_ff_exp", n_ff), format.block_size)
-    n_rot = n_rot or n_head_dim
+    n_rot, fused = n_rot or own.get("n_rot", n_head_dim), own.get("fused", ())
     n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim
     vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
@@ -120,7 +124,7 @@ def tiny_gguf(
         vector("rope_factors_short.weight", np.geomspace(1, 2, n_rot // 2))
     for blk in (f"blk.{il}" for il in range(n_layer)):
         vector(f"{blk}.attn_norm.weight", random.uniform(0.75, 1.25, n_embd))
-        parts = {"attn_qkv": n_q + 2 * n_kv} if own.get("fused") else {"attn_q": n_q, "attn_k": n_kv, "attn_v": n_kv}
+        parts = {"attn_qkv": n_q + 2 * n_kv} if "attn_qkv" in fused else {"attn_q": n_q, "attn_k": n_kv, "attn_v": n_kv}
         for name, n_out in parts.items():
             matrix(f"{blk}.{name}", n_out, n_embd, n_embd**-0.5)
             if bias:
@@ -133,9 +137,9 @@ def tiny_gguf(
         if n_expert:
             vector(f"{blk}.ffn_gate_inp.weight", random.normal(0, n_embd**-0.5, (n_expert, n_embd)))
         stack, exps, n = ((n_expert,), "_exps", n_ff_exp) if n_expert else ((), "", n_ff)
-        if not own.get("fused"):
+        if "ffn_up" not in fused:
             matrix(f"{blk}.ffn_gate{exps}", n, n_embd, n_embd**-0.5, *stack)
-        matrix(f"{blk}.ffn_up{exps}", 2 * n if own.get("fused") else n, n_embd, n_embd**-0.5, *stack)
+        matrix(f"{blk}.ffn_up{exps}", 2 * n if "ffn_up" in fused else n, n_embd, n_embd**-0.5, *stack)
         matrix(f"{blk}.ffn_down{exps}", n_embd, n, n**-0.5, *stack)
     vector("output_norm.weight", random.uniform(0.75, 1.25, n_embd))
     if not tied:

@@ -83,17 +83,20 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
 def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the feed-forward block adds in layer `il`.  h float [n_tok, n_embd] -> as h"""
     hp, blk = model.hparams, model.weights.blk[il]
-    if blk.ffn_gate_inp is not None:
-        out = mixture(model, il, h, kernels, tap)
-    else:
-        gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
-        up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
-        name, gating = (
-            ("ffn_geglu", kernels.gelu_mul) if model.family.act == "gelu" else ("ffn_swiglu", kernels.silu_mul)
-        )
-        gated = tap(name, il, gating(gate, up))
-        out = tap("ffn_out", il, linear(kernels, blk.ffn_down, gated, blk.ffn_down_bias))
+    block = gated if blk.ffn_gate_inp is None else mixture
+    out = block(model, il, h, kernels, tap)
     return scaled(norm(model, il, "ffn_post_norm", out, blk.post_ffw_norm, kernels, tap), hp.residual_scale)
+
+
+def gated(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """down(act(gate h) * up h),  the act being the family's.  h float [n_tok, n_embd] -> as h"""
+    blk = model.weights.blk[il]
+    name, act_mul = {"silu": ("ffn_swiglu", kernels.silu_mul), "gelu": ("ffn_geglu", kernels.gelu_mul)}[
+        model.family.act
+    ]
+    gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
+    up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
+    return tap("ffn_out", il, linear(kernels, blk.ffn_down, tap(name, il, act_mul(gate, up)), blk.ffn_down_bias))
 
 
 def norm(model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, kernels: Kernels, tap: Tap) -> np.ndarray:
@@ -102,4 +105,5 @@ def norm(model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, ke
 
 
 def scaled(x: np.ndarray, by: float) -> np.ndarray:
+    """`x` times `by`; itself where that is 1."""
     return x if by == 1 else x * x.dtype.type(by)

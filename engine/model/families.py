@@ -99,6 +99,7 @@ GEMMA3 = replace(
     window_rope=lambda rope: replace(rope, base=10000.0, scale=1.0),
     attn_scale=by_embd_at(62),
 )
+GLM4 = replace(LLAMA, name="glm4", norms=GEMMA2.norms)
 
 BERT = Family(
     name="bert",
@@ -112,7 +113,7 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-DECODERS = (LLAMA, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3)
+DECODERS = (LLAMA, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4)
 ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
 FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 

@@ -180,6 +180,11 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
     n_rot = keys.whole("rope.dimension_count", n_head_dim)
     if n_rot % 2 or n_rot > n_head_dim:
         raise keys.fail("rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
+    if np.any(np.asarray(keys.get("rope.dimension_sections", 0))):
+        raise UnsupportedArchitecture(
+            keys.arch,
+            f"key '{keys.arch}.rope.dimension_sections' asks for RoPE by sections, which is not computed here",
+        )
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedArchitecture(

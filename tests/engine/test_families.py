@@ -1,5 +1,8 @@
 """What families say of themselves and what their files say: sizes, windows, turns, norms.  Numbers: test_logits.py."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,10 +12,12 @@ from numllama.engine.gguf import GGUF
 from numllama.engine.gguf_write import write_gguf
 from numllama.engine.model import forward, load_model
 from numllama.engine.model.families import DECODERS, GEMMA2, GEMMA3
+from numllama.engine.model.families import FAMILIES as CODE
 from numllama.engine.trace import Trace
 from numllama.kernels import EXACT, NUMPY
 from tiny import FAMILIES, tiny_gguf
 
+ROOT = Path(__file__).parents[2]
 TOKENS = [1, 5, 9, 40, 3, 7, 7, 22, 13, 8, 2, 90]
 
 
@@ -178,3 +183,9 @@ def test_sizes_that_differ_from_layer_to_layer_are_refused(tmp_path, make, key):
     other = {**gguf.kv, f"llama.{key}": np.array([2, 1], np.int32)}
     with pytest.raises(UnsupportedArchitecture, match=f"key 'llama.{key}' differs from layer to layer"):
         load_model(write(tmp_path / "other.gguf", gguf, other))
+
+
+def test_the_table_of_families_is_up_to_date():
+    document = runpy.run_path(str(ROOT / "scripts/families.py"))["document"]()
+    assert document == (ROOT / "docs/families.md").read_text()
+    assert all(f"\n| {name} |" in document for name in CODE)

@@ -216,6 +216,11 @@ def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
         ({"llama.feed_forward_length": 7}, BadGGUF, "has shape .*, expected "),
         ({"llama.rope.dimension_count": 3}, BadGGUF, "is 3, expected an even number"),
         ({"llama.pooling_type": 5}, BadGGUF, "key 'llama.pooling_type' is 5, expected one of 0 none, 1 mean, 2 cls"),
+        (
+            {"llama.rope.dimension_sections": np.array([8, 4, 4, 0], np.int32)},
+            UnsupportedArchitecture,
+            "'llama.rope.dimension_sections' asks for RoPE by sections",
+        ),
         ({"llama.rope.scaling.type": "dynamic"}, UnsupportedArchitecture, "rope scaling 'dynamic' is not computed"),
         (
             {"general.architecture": "mamba"},

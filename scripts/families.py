@@ -1,0 +1,105 @@
+"""Writes docs/families.md from the table of families and the errors in tests/golden; a test holds it up to date.
+
+python scripts/families.py
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from numllama.engine.model.families import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+
+ABOUT = {  # which models come as the family, and what it has that llama has not
+    "llama": (
+        "Llama 2, 3, 3.1 to 3.3; Mistral 7B, Nemo; Mixtral; SmolLM 1 and 2; TinyLlama",
+        "nothing: it is written out in `engine/model/decoder.py`; experts where the file has them",
+    ),
+    "qwen2": ("Qwen 1.5, 2, 2.5; DeepSeek-R1 distilled into them", "biases; RoPE turns halves, not neighbours"),
+    "qwen3": ("Qwen 3", "as qwen2 without biases; each head's query and key are normed before RoPE"),
+    "qwen3moe": ("Qwen 3 30B-A3B, 235B-A22B", "as qwen3 with experts"),
+    "phi3": (
+        "Phi 3, 3.5, 4, 4-mini",
+        "fused matrices; RoPE turns halves, with LongRoPE's factors for short and long windows",
+    ),
+    "smollm3": ("SmolLM 3", "every fourth layer goes without RoPE"),
+    "granite": ("Granite 3, 3.1 to 3.3", "multipliers for embeddings, scores, what a block adds, logits"),
+    "gemma": ("Gemma 1", "embeddings times sqrt(n_embd); GELU in the gate; RoPE turns halves"),
+    "gemma2": (
+        "Gemma 2",
+        "as gemma; norms after each block too; soft-caps on scores and logits; every other layer sees a window",
+    ),
+    "gemma3": (
+        "Gemma 3, the text",
+        "as gemma2 without soft-caps; qwen3's norms; five of six layers see a window, and turn at a pace of their own",
+    ),
+    "glm4": (
+        "GLM 4 0414, Z1",
+        "norms after each block too; RoPE turns half of a head; biases; gate and up fused",
+    ),
+    "bert": ("BERT, bge, MiniLM, mxbai", "an encoder (`engine/model/encoder.py`); learned positions"),
+    "nomic-bert": ("nomic-embed-text 1 and 1.5", "as bert with RoPE and SwiGLU"),
+    "jina-bert-v2": ("jina-embeddings-v2", "as bert with ALiBi and GeGLU"),
+}
+
+HEAD = """# Families of models
+
+Written by `scripts/families.py` from `engine/model/families.py` and `tests/golden/errors.json`. A family is what a GGUF
+calls its architecture; [add-a-family.md](add-a-family.md) says how another comes in. Any family's file may have
+biases, tied embeddings, experts, or a RoPE stretched by a factor, by `rope_freqs`, or by YaRN.
+
+| family | models | unlike llama |
+|---|---|---|
+"""
+
+ERRORS = """
+Where files leave something open, llama.cpp 0c1e57098 decides. It does not use the sliding window of Mistral 7B 0.1 (a
+"llama"), nor that of Phi 3, so neither does this: within the window nothing differs.
+
+## Checked against others
+
+Tiny models with random weights, made by `tests/tiny.py`, given to each implementation; the largest difference of any
+logit at four positions of a text of 24 tokens, or of any number in the rows that an encoder makes of 17. `std` is the
+standard deviation of what is compared. `python tests/golden/make_errors.py` measures it anew, and the tests ask for as
+much.
+
+- **llama.cpp**, a native build in its plainest configuration: float32 weights against the definition in float64, Q8_0
+  weights against the `ggml` set. It looks GELU up by float16, and for these two columns and the next two so does our
+  side; that alone moves the logits of a float32 Gemma by 4e-3, and where it turns one bit, as in gemma3 and bert, by
+  2e-4.
+- **xllamacpp**, llama.cpp in a wheel, by its log-probabilities. Where one activation is rounded the other way, 0.05 is
+  usual.
+- **transformers**, Hugging Face's own code in float64, against the definition in float64.
+
+| model | family | std | llama.cpp F32 | llama.cpp Q8_0 | xllamacpp F32 | xllamacpp Q8_0 | transformers |
+|---|---|--:|--:|--:|--:|--:|--:|
+"""
+
+
+def row(name, family, error):
+    wheel = error.get("xllamacpp", {})
+    numbers = [*(error["llama.cpp"][f] for f in FORMATS), *(wheel.get(f) for f in FORMATS), error.get("transformers")]
+    return f"| {name} | {family} | {error['std']} | {' | '.join('' if n is None else f'{n:.0e}' for n in numbers)} |\n"
+
+
+FORMATS = ("F32", "Q8_0")
+
+
+def document():
+    sys.path.insert(0, str(ROOT / "tests"))  # what the tables of models import
+    models = runpy.run_path(str(ROOT / "tests/golden/make_logits.py"))["MODELS"]
+    models = models | runpy.run_path(str(ROOT / "tests/tiny_encoder.py"))["ENCODERS"]
+    errors = json.loads((ROOT / "tests/golden/errors.json").read_text())
+    families = [f"| {name} | {' | '.join(ABOUT[name])} |\n" for name in FAMILIES]
+    encoders = [name for name in errors if "xllamacpp" not in errors[name]]
+    rows = [
+        row(name, models[name].get("family", "bert" if name in encoders else "llama"), error)
+        for name, error in errors.items()
+    ]
+    return HEAD + "".join(families) + ERRORS + "".join(rows)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/families.md").write_text(document())
