@@ -97,13 +97,18 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
 
 def needed(model: Model, cache_type: str) -> list[str]:
     """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
-    products = dict.fromkeys(f"{w.format.name} product" for w in model.gguf.tensors.values() if len(w.shape) > 1)
+    attached = [side for w in model.gguf.tensors.values() for term in w.low_rank for side in (term.a, term.b)]
+    weights = [w for w in (*model.gguf.tensors.values(), *attached) if len(w.shape) > 1]
+    if model.vision:
+        weights += [blk.attn_q.weight for blk in model.vision.blk]
+    products = dict.fromkeys(f"{w.format.name} product" for w in weights)
     if not model.family.causal:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
     others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"
     router = ["softmax"] if model.hparams.n_expert else []
-    return ["attention", *products, *others, *router]
+    sight = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
+    return ["attention", *products, *others, *router, *sight]
 
 
 class Runner:

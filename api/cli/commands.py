@@ -80,6 +80,12 @@ def run(
     raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
     insecure: Annotated[bool, INSECURE] = False,
     kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
+    adapter: Annotated[
+        list[Path] | None, Option(metavar="FILE", help="Model files: apply this LoRA adapter; again for more")
+    ] = None,
+    projector: Annotated[
+        Path | None, Option(metavar="FILE", help="Model files: see by this projector (mmproj)")
+    ] = None,
     dimensions: Annotated[int, Option(metavar="N", help="Embedding models: keep so many dimensions; 0: all")] = 0,
     truncate: Annotated[
         str, Option(metavar="[BOOL]", help="Embedding models: cut a text that is too long; false: refuse it")
@@ -95,6 +101,8 @@ def run(
         options=option or (),
         keepalive=keepalive,
         kernels=kernels,
+        adapters=adapter or (),
+        projectors=[projector] if projector else (),
         raw=raw,
         think=think,
         hidethinking=hidethinking,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,18 +67,29 @@ def server_if_any(*, as_told: bool = False) -> Client | None:
         return None
 
 
-def models_for(model: str, kernels: str | None = None, *, as_told: bool = False) -> Models:
+def models_for(
+    model: str,
+    kernels: str | None = None,
+    *,
+    adapters: Sequence[Path] = (),
+    projectors: Sequence[Path] = (),
+    as_told: bool = False,
+) -> Models:
     """Who answers for `model`: a file, or a wish for kernels, is for this process; else a server, if there is one.
 
-    Raises: RequestError for an unknown set, ModelNotFound for a missing file, ServerError
+    adapters, projectors   files that go with a model's file
+    Raises: RequestError for an unknown set, or something attached to a name; ModelNotFound for a missing file,
+    ServerError
     """
     path = Path(model).expanduser() if is_file(model) else None
+    if path is None and (adapters or projectors):
+        raise RequestError(f"--adapter and --projector go with a model's file, and '{model}' is a name: see create")
     if path is None and kernels is None and (client := server_if_any(as_told=as_told)):
         return client
     from ...engine.service import Engine
     from ...engine.store.file import FileModel
 
-    file = FileModel.of(path) if path else None
+    file = FileModel.of(path, adapters, projectors) if path else None
     return Engine(file=file, kernels=kernel_set(kernels)) if kernels else Engine(file=file)
 
 

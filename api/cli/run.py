@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.duration import parse_keep_alive
@@ -27,6 +28,8 @@ def run(
     options: Sequence[str] = (),
     keepalive: str | None = None,
     kernels: str | None = None,
+    adapters: Sequence[Path] = (),
+    projectors: Sequence[Path] = (),
     raw: bool = False,
     think: str | None = None,
     hidethinking: bool = False,
@@ -50,7 +53,7 @@ def run(
             raise RequestError("--raw needs a prompt")
     prompt = "" if interactive else " ".join([*piped(), *words])
     cut = truth("--truncate", truncate)
-    models = models_for(model, kernels)
+    models = models_for(model, kernels, adapters=adapters, projectors=projectors)
     try:
         able = have_it_there(models, model, insecure)
     except BaseException:

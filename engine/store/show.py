@@ -22,7 +22,6 @@ from ..gguf import F32, GGUF, ArrayType
 from ..template import Template
 from .file_type import file_type_name, parameter_size
 from .go_text import literal
-from .manifest import PROJECTOR
 from .modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
 
@@ -193,7 +192,7 @@ def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
 
 def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> list[str]:
     own = [word for word in model.config.more.get("capabilities") or [] if isinstance(word, str)]
-    seen = ["vision"] if model.manifest.of_type(PROJECTOR) else []
+    seen = ["vision"] if model.sees else []
     template = Template.from_gguf(head.jinja, model.template if go_template else None)
     return list(dict.fromkeys([*own, *head.kinds, *seen, *template.capabilities]))
 

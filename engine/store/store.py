@@ -75,6 +75,11 @@ class LocalModel:
     def projectors(self) -> list[Path]:
         return [self._find(layer) for layer in self.manifest.of_type(media.PROJECTOR)]
 
+    @property
+    def sees(self) -> bool:
+        """Whether it has a projector."""
+        return bool(self.manifest.of_type(media.PROJECTOR))
+
     @cached_property
     def adapters(self) -> list[Path]:
         return [self._find(layer) for layer in self.manifest.of_type(media.ADAPTER)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from adapters import tiny_lora
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -11,8 +12,10 @@ from numllama.api.cli.find import models_for
 from numllama.api.cli.images import with_images
 from numllama.api.cli.repl import Session, converse
 from numllama.engine.errors import RequestError
+from numllama.engine.options import Wanted
 from numllama.engine.service import Engine
 from numllama.engine.store import default_store
+from numllama.engine.store.file import FileModel
 from tiny import CHAT_TEMPLATE, tiny_gguf
 from tiny_llava import encoded, picture, tiny_mmproj
 
@@ -149,3 +152,27 @@ def b64(data):
     import base64
 
     return base64.b64encode(data).decode()
+
+
+def test_a_models_file_takes_a_projector_and_adapters(alone, here, folder, numllama):
+    model, mmproj = str(folder / "model.gguf"), str(folder / "mmproj.gguf")
+    brief = ["-o", "temperature=0", "-o", "num_predict=6"]
+    engine = Engine(file=FileModel.of(model, projectors=[mmproj]))
+    answer = engine.generate("", "what is ?", Wanted(options=GREEDY), images=[ONE])
+    said = "".join(piece.text for piece in answer)
+    engine.close()
+    sees = ["run", model, "what is ./one.png?", *brief, "--projector", mmproj]
+    assert numllama(*sees) == (0, said + "\n", "Added image './one.png'\n")
+    adapter = str(tiny_lora(here / "lora.gguf", model))
+    plain, adapted = (
+        numllama("run", model, "hello", *brief).out,
+        numllama("run", model, "hello", *brief, "--adapter", adapter).out,
+    )
+    assert plain != adapted
+    twice = numllama("run", model, "hello", *brief, "--adapter", adapter, "--adapter", adapter).out
+    assert twice == adapted  # the same one once
+
+
+def test_a_name_takes_none_on_the_command_line(alone, numllama):
+    outcome = numllama("run", "m", "hello", "--adapter", "x.gguf")
+    assert outcome.err == "Error: --adapter and --projector go with a model's file, and 'm' is a name: see create\n"
