@@ -33,7 +33,12 @@ from .safetensors import read_safetensors
 
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
 F32 = FORMATS_BY_NAME["F32"]
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -51,6 +56,7 @@ IN_LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}  # a qwen3's
 BIASED = ("attn_q", "attn_k", "attn_v")
 
 
@@ -91,6 +97,7 @@ class _Config:
         if name not in ARCHITECTURES:
             raise RequestError(f"config.json: architecture {str(name)!r} is not one of {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[name]
+        self.in_layer = IN_LAYER | (HEAD_NORMS if self.architecture == "qwen3" else {})
         self.n_layer, self.n_embd = self.count("num_hidden_layers"), self.count("hidden_size")
         self.n_head = self.count("num_attention_heads")
         self.n_head_kv = self.count("num_key_value_heads", self.n_head)
@@ -159,6 +166,7 @@ class _Config:
         }
         shapes |= dict.fromkeys(("token_embd.weight", "output.weight"), (self.n_vocab, self.n_embd))
         shapes |= dict.fromkeys(("output_norm.weight", "attn_norm.weight", "ffn_norm.weight"), (self.n_embd,))
+        shapes |= dict.fromkeys(("attn_q_norm.weight", "attn_k_norm.weight"), (self.n_head_dim,))
         shapes |= dict.fromkeys(("attn_k.weight", "attn_v.weight"), (n_kv, self.n_embd))
         shapes |= dict.fromkeys(("attn_k.bias", "attn_v.bias"), (n_kv,))
         return shapes | dict.fromkeys(("ffn_gate.weight", "ffn_up.weight"), (self.n_ff, self.n_embd))
@@ -175,7 +183,7 @@ class _Config:
             by_name.pop("output.weight", None)
         shapes = self.shapes()
         needed = ["token_embd.weight", "output_norm.weight"]
-        needed += [f"blk.{il}.{part}.weight" for il in range(self.n_layer) for part in IN_LAYER.values()]
+        needed += [f"blk.{il}.{part}.weight" for il in range(self.n_layer) for part in self.in_layer.values()]
         if missing := [name for name in needed if name not in by_name]:
             raise ModelError(f"{len(missing)} tensors are missing, {missing[0]!r} the first of them")
         streamed = []
@@ -194,7 +202,7 @@ class _Config:
         if name in OUTSIDE:
             return OUTSIDE[name]
         found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.(.+)\.(weight|bias)", name)
-        part = IN_LAYER.get(found[2]) if found else None
+        part = self.in_layer.get(found[2]) if found else None
         if not found or part is None or int(found[1]) >= self.n_layer or (found[3] == "bias" and part not in BIASED):
             return None
         return f"blk.{found[1]}.{part}.{found[3]}"

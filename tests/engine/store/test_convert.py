@@ -42,6 +42,8 @@ def weights(config, n_vocab, bias=False):
         layer = {"self_attn.q_proj": (n_q, d), "self_attn.k_proj": (n_kv, d), "self_attn.v_proj": (n_kv, d)}
         layer |= {"self_attn.o_proj": (d, n_q), "mlp.gate_proj": (n_ff, d), "mlp.up_proj": (n_ff, d)}
         layer |= {"mlp.down_proj": (d, n_ff), "input_layernorm": (d,), "post_attention_layernorm": (d,)}
+        if config["architectures"] == ["Qwen3ForCausalLM"]:
+            layer |= {"self_attn.q_norm": (n_head_dim,), "self_attn.k_norm": (n_head_dim,)}
         shapes |= {f"model.layers.{il}.{name}": shape for name, shape in layer.items()}
     tensors = {f"{name}.weight": random.standard_normal(shape, np.float32) * 0.3 for name, shape in shapes.items()}
     if bias:
@@ -130,7 +132,8 @@ def hugging_face_logits(config, weights, tokens, inv_freq):
         return x * cos + np.concatenate([-b, a], axis=-1) * sin
 
     def heads(h, name, n):
-        return (h @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)).reshape(n_tok, n, -1)
+        x, of_heads = (h @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)).reshape(n_tok, n, -1), name[:-4] + "norm"
+        return norm(x, f"{of_heads}.weight") if f"{of_heads}.weight" in w else x
 
     x = w["model.embed_tokens.weight"][tokens]
     for il in range(config["num_hidden_layers"]):
@@ -178,6 +181,7 @@ MODELS = {
     "tied": {"tie_word_embeddings": True},
     "wide heads": {"head_dim": 16, "architectures": ["MistralForCausalLM"]},
     "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
 }
 
 
