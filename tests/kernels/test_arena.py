@@ -1,0 +1,22 @@
+import sys
+
+import numpy as np
+import pytest
+
+from numllama.kernels.packed import arena
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_was_freed_is_used_again():
+    import resource
+
+    def faults(n):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(n):
+            arrays = [np.ones(3 << 18, np.float32) for _ in range(8)]  # 768 pages each
+            del arrays
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    arena.zeros(64)
+    faults(1)
+    assert faults(10) < 1000  # of the 60,000 that glibc alone comes to
