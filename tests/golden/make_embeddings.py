@@ -1,4 +1,5 @@
-"""Records tests/golden/embeddings_<name>.npz: what a native llama.cpp makes of the encoders of tests/tiny_encoder.py.
+"""Records tests/golden/embeddings_<name>.npz: what a native llama.cpp makes of the encoders of tests/tiny_encoder.py
+and of decoders of tests/tiny.py.
 
     NUMLLAMA_LLAMA_CPP=llama.cpp/build/bin PYTHONPATH=tests python tests/golden/make_embeddings.py [NAME ...]
 
@@ -18,6 +19,9 @@ import numpy as np
 from libllama import LibLlama
 from tiny_encoder import ENCODERS, tiny_encoder
 
+from tiny import tiny_gguf
+
+DECODERS = {"llama": {}, "qwen2": {"family": "qwen2", "bias": True}}  # arguments of tiny_gguf
 FORMATS = ("F32", "F16", "Q8_0")
 TOKENS = [2, 20, 7, 61, 90, 33, 12, 120, 5, 77, 20, 44, 101, 9, 64, 30, 3]
 MADE_BY = "llama.cpp 0c1e57098, x86-64: one thread, not repacked, no flash attention"
@@ -29,7 +33,10 @@ def path_of(name):
 
 def make(folder, name, format):
     """The model's file, made in `folder`."""
-    return tiny_encoder(Path(folder) / f"{name}-{format}.gguf", quant=format, **ENCODERS[name])
+    path = Path(folder) / f"{name}-{format}.gguf"
+    if name in DECODERS:
+        return tiny_gguf(path, quant=format, **DECODERS[name])
+    return tiny_encoder(path, quant=format, **ENCODERS[name])
 
 
 def record(llama, name):
@@ -44,7 +51,7 @@ def record(llama, name):
 
 def main():
     llama = LibLlama.from_environment() or sys.exit("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
-    for name in sys.argv[1:] or ENCODERS:
+    for name in sys.argv[1:] or ENCODERS | DECODERS:
         np.savez_compressed(path_of(name), **record(llama, name))
 
 
