@@ -18,6 +18,7 @@ from ..kernels import NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.activations import round_activations
 from ..kernels.attention import attention_numpy
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
+from ..kernels.select import descending, descending_numpy
 from . import machine, report
 
 N_OUT, N_IN = 5632, 2048  # the feed-forward of a 1.1B Llama
@@ -147,6 +148,10 @@ def elementwise_rows(n_threads: list[int]) -> list[dict]:
             "rope 32 x 64": (x, lambda q=q, p=positions, rope=rope: NUMBA.rope(q, p, rope)),
             "silu_mul 5632": (gate, lambda g=gate: NUMBA.silu_mul(g, g)),
         }
+        if n_tok == 1:
+            logits = rng.standard_normal(128_256, np.float32)
+            np.testing.assert_array_equal(descending(logits, 40), descending_numpy(logits, 40))
+            calls["40 largest of 128256"] = logits, lambda: descending(logits, 40)
         for name, (array, call) in calls.items():
             for n in n_threads:
                 threads.limit(n)

@@ -105,7 +105,7 @@ def needed(model: Model, cache_type: str) -> list[str]:
     if not model.family.causal:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
-    others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm"
+    others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm", "descending"
     router = ["softmax"] if model.hparams.n_expert else []
     sight = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
     return ["attention", *products, *others, *router, *sight]

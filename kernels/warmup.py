@@ -25,6 +25,7 @@ from .jit import cache_folder
 from .packed import PRODUCTS
 from .quants import FORMATS
 from .rope import Rope
+from .select import descending
 from .tensor import Tensor
 from .threads import N_CORE
 
@@ -52,6 +53,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     jobs.append(("silu_mul, gelu_mul", partial(NUMBA.silu_mul, rows, rows)))
     jobs.append(("gelu, gelu_erf, quick_gelu", partial(NUMBA.gelu, rows)))
     jobs.append(("softmax", partial(NUMBA.softmax, rows)))
+    jobs.append(("descending", partial(descending, rows[0], 3)))
     jobs.append(("resize", partial(NUMBA.resize, np.zeros((4, 4, 3), np.uint8), 8, 8)))
     return [(name, partial(_noted, name, job)) for name, job in jobs]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .steps import descending
+from ...kernels.select import descending
 
 
 @dataclass(frozen=True)

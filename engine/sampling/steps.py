@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.select import descending
 from ..errors import EngineError, ModelError
 
 _TINY = np.float32(2.0**-149)  # the smallest float32: stands for a probability of 0 where a logarithm is taken
@@ -54,16 +55,6 @@ def candidates(ids: NDArray[np.integer], logits: NDArray[np.floating], mask: NDA
     if len(allowed.ids) == 0:
         raise EngineError(f"no token is allowed next: the grammar excludes all {len(ids)}")
     return allowed
-
-
-def descending(logits: NDArray[np.float32], k: int) -> NDArray[np.integer]:
-    """Where the `k` largest logits are, largest first; of equal ones the first comes first.  f32 [n] -> int [k]
-
-    Equal to argsort(-logits, kind="stable")[:k], which takes 12 ms where this takes 0.15 (40 of 128,256).
-    """
-    threshold = np.partition(logits, len(logits) - k)[len(logits) - k]  # the k-th largest
-    contenders = np.flatnonzero(logits >= threshold)  # k of them, and those that equal the last
-    return contenders[np.argsort(-logits[contenders], kind="stable")][:k]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

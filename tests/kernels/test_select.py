@@ -1,0 +1,33 @@
+"""The fast selection is the reference's, ties included."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.kernels.select import SHORT, descending, descending_numpy
+
+
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(1, 2000),
+    k=st.integers(1, SHORT + 9),
+    n_value=st.sampled_from([1, 2, 30, 10**9]),  # many equal ones, or none
+    order=st.sampled_from(["any", "up", "down"]),
+)
+def test_it_is_a_stable_sort_s_beginning(seed, n, k, n_value, order):
+    x = np.random.default_rng(seed).integers(-n_value // 2, n_value, n).astype(np.float32)
+    x[x == x.min()] = -np.inf  # tokens that may not come
+    x = {"any": x, "up": np.sort(x), "down": np.sort(x)[::-1]}[order]
+    k = min(k, n)
+    expected = np.argsort(-x, kind="stable")[:k]
+    np.testing.assert_array_equal(descending_numpy(x, k), expected)
+    np.testing.assert_array_equal(descending(x, k), expected)
+
+
+@pytest.mark.parametrize("n", [63, 64, 65, 128, 128_256])
+def test_the_ends_are_seen(n):
+    for i in (0, n - 1):
+        x = np.zeros(n, np.float32)
+        x[i] = 1
+        assert descending(x, 3).tolist() == [i, *[j for j in range(4) if j != i][:2]]
