@@ -1,10 +1,14 @@
 """A model's speed from prompt to tokens, interleaved with llama.cpp's on the same machine in the same minutes.
 
-    python -m numllama.benchmarks.decode FILE.gguf [--peer DIR with llama-bench and llama-batched-bench] [--rounds 5]
+    python -m numllama.benchmarks.decode FILE.gguf [--peer DIR with llama-bench, llama-batched-bench, llama-server]
+        [--torch] [--rounds 5]
 
     prefill N           tokens of a prompt of N, logits of the last only
     decode @D           tokens one by one after D cached ones
     batch B             B sequences one token each a step, after 64 cached ones; tokens of all together
+    load, rss           seconds until a model is ready, MiB at the most: see start.py
+
+--torch also has PyTorch read the prompts, in bfloat16, through transformers, with random weights of the same shape.
 
 tok/s are medians over rounds, ratios medians of the rounds' own: on a shared machine only these mean something.
 `others` is what other processes used of a core meanwhile, the most of a row's rounds.  Where they use much, --cpu
@@ -15,11 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -29,30 +33,34 @@ from ..engine.batch import Batch
 from ..engine.cache import KVCache
 from ..engine.model import Model, forward, load_model
 from ..kernels import NUMBA, threads
-from . import machine, report
+from . import llama_cpp, machine, report, start
+from .with_torch import prefill_with_torch
 
 STEPS = 32  # decoded tokens a measurement
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row: `ours` and `peer` give tokens a second with so many threads."""
+    """One row: `ours`, `peer` and `torch` give tokens a second with so many threads."""
 
     name: str
     ours: Callable[[int], float]
     peer: Callable[[int], float]
+    torch: Callable[[int], float] | None = None
 
 
 class Bench:
     """A loaded model and the peer's programs."""
 
-    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False):
+    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False, torch: bool = False):
         self.path, self.programs, self.cpu = path, peer, cpu
-        began = perf_counter()
         self.model: Model = load_model(path)
         self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
         self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # compiles, and packs the weights
-        self.load_seconds = perf_counter() - began
+        self.torch = prefill_with_torch(self.model.hparams, self.clock) if torch else None
+
+    def clock(self) -> float:
+        return machine.own() if self.cpu else perf_counter()
 
     def step(self, batches: list[Batch]) -> None:
         for batch in batches:
@@ -60,10 +68,9 @@ class Bench:
 
     def timed(self, n_thread: int, n_token: int, batches: list[Batch]) -> float:
         threads.limit(n_thread)
-        clock = machine.own if self.cpu else perf_counter
-        began = clock()
+        began = self.clock()
         self.step(batches)
-        return n_token / (clock() - began)
+        return n_token / (self.clock() - began)
 
     def prefill(self, n: int) -> Task:
         """Tokens of a prompt; only the last one has logits."""
@@ -73,6 +80,7 @@ class Bench:
             f"prefill {n}",
             lambda n_thread: self.timed(n_thread, n, [batch]),
             lambda n_thread: self.llama_bench(n_thread, n, "-p", n, "-n", 0),
+            partial(self.torch, n) if self.torch else None,
         )
 
     def decode(self, depth: int) -> Task:
@@ -123,24 +131,58 @@ class Bench:
 def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
     """Each task and thread count in turn, ours and then the peer's, `rounds` times over."""
     cells = [(task, n) for task in tasks for n in n_threads]
-    ours, peers, others = ({cell: [] for cell in cells} for _ in range(3))  # type: dict, dict, dict
+    ours, peers, torch, others = ({cell: [] for cell in cells} for _ in range(4))  # type: dict, dict, dict, dict
     for _ in range(rounds):
         for task, n in cells:
             with machine.watch() as share:
                 ours[task, n].append(task.ours(n))
                 if with_peer:
                     peers[task, n].append(task.peer(n))
+                if task.torch:
+                    torch[task, n].append(task.torch(n))
             others[task, n].append(share.others)
     rows = []
     for cell in cells:
         row = {"task": cell[0].name, "threads": cell[1], "ours": float(np.median(ours[cell]))}
-        if with_peer:
-            ratios = np.array(ours[cell]) / np.array(peers[cell])
-            row |= {"llama.cpp": float(np.median(peers[cell])), "ratio": float(np.median(ratios))}
-            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
+        row |= compared(ours[cell], peers[cell])
+        if torch[cell]:
+            row |= {"torch bf16": float(np.median(torch[cell])), "to torch": ratio(ours[cell], torch[cell])}
         row["others"] = max((share for share in others[cell] if share is not None), default=None)
         rows.append(row | {"rounds": rounds})
     return rows
+
+
+def compared(ours: Sequence[float], peers: Sequence[float]) -> dict[str, float]:
+    """What a row says of the peer, if it was asked."""
+    if not peers:
+        return {}
+    ratios = np.array(ours) / np.array(peers)
+    found = {"llama.cpp": float(np.median(peers)), "ratio": ratio(ours, peers)}
+    return found | {"least": float(ratios.min()), "most": float(ratios.max())}
+
+
+def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the rounds' own."""
+    return float(np.median(np.array(ours) / np.array(others)))
+
+
+def measure_start(path: str, programs: Path | None, rounds: int) -> list[dict]:
+    """Memory and seconds of loading, in rows like those of tasks; but less is better."""
+    rows = []
+    if hasattr(os, "wait4"):
+        ours = start.most_memory_ours(path) / 2**20  # while this process is small
+        peers = [start.most_memory_of_llama_bench(programs, path) / 2**20] if programs else []
+        rows.append({"task": "rss, MiB", "ours": ours} | compared([ours], peers) | {"rounds": 1})
+    loader, seconds, peers = start.Loader(path), [], []
+    for _ in range(rounds):
+        seconds.append(loader.seconds())
+        if programs:
+            peers.append(llama_cpp.seconds_until_healthy(programs, path))
+    loader.close()
+    return [
+        *rows,
+        {"task": "load, s", "ours": float(np.median(seconds))} | compared(seconds, peers) | {"rounds": rounds},
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,22 +197,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--cpu", action="store_true", help="tokens per second of CPU time, for busy machines")
     parser.add_argument("--jsonl", help="append the rows to this file")
+    parser.add_argument("--torch", action="store_true", help="prompts through transformers in bfloat16, too")
+    parser.add_argument("--start", action="store_true", help="only seconds of loading and memory")
     options = parser.parse_args(argv)
 
-    n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
-    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]), options.cpu)
     about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
+    if options.peer:
+        about |= llama_cpp.about(options.peer)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    tasks = [bench.prefill(n) for n in options.prefill]
-    tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
-    rows = measure(tasks, options.threads, options.rounds, options.peer is not None)
-    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "others"]
-    print(report.markdown(rows, columns if options.peer else ["task", "threads", "ours", "others"]))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"load, compile and pack {bench.load_seconds:.2f} s, peak RSS {peak / 2**20:.0f} MiB")
+    rows = measure_start(options.model, options.peer, options.rounds)
+    if not options.start:
+        rows = measure_tasks(options) + rows
+    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "torch bf16", "to torch", "others"]
+    print(report.markdown(rows, [column for column in columns if any(column in row for row in rows)]))
     if options.jsonl:
         report.append_jsonl(options.jsonl, (about | row for row in rows))
+
+
+def measure_tasks(options: argparse.Namespace) -> list[dict]:
+    """The rows of prefill, decode and batches that were asked for."""
+    n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
+    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
+    tasks = [bench.prefill(n) for n in options.prefill]
+    tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
+    return measure(tasks, options.threads, options.rounds, options.peer is not None)
 
 
 if __name__ == "__main__":

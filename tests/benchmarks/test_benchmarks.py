@@ -1,14 +1,17 @@
 """The benchmarks run, check what they time, and write what they print."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numba.core import config
 
-from numllama.benchmarks import decode, kernels, machine, models, report, vision
+from numllama.benchmarks import decode, kernels, machine, models, report, start, vision, with_torch
 from numllama.engine.gguf import GGUF
+from numllama.engine.model import load_model
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf
 
@@ -21,8 +24,10 @@ def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path,
     options = "--rounds 1 --threads 1 2 --prefill 8 --depth 0 --batch 2".split()
     decode.main([str(model), *options, "--jsonl", str(tmp_path / "rows.jsonl")])
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [(row["task"], row["threads"]) for row in rows] == [
-        (task, n) for task in ("prefill 8", "decode @0", "batch 2") for n in (1, 2)
+    assert [(row["task"], row.get("threads")) for row in rows] == [
+        *((task, n) for task in ("prefill 8", "decode @0", "batch 2") for n in (1, 2)),
+        *([("rss, MiB", None)] if hasattr(os, "wait4") else []),
+        ("load, s", None),
     ]
     assert all(row["ours"] > 0 for row in rows)
     assert capsys.readouterr().out.count("\n| batch 2 |") == 2
@@ -42,6 +47,40 @@ def test_other_rows_than_llama_cpp_s_are_not_timed():
     vision.check(rows, rows + 1e-3)
     with pytest.raises(AssertionError, match="rows differ"):
         vision.check(rows, np.roll(rows, 1, axis=0))
+
+
+@compiled
+def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
+    """llama-bench and the rest are scripts here: 100 tokens a second, whatever is asked."""
+    for name in ("llama-bench", "llama-batched-bench", "llama-server"):
+        program = tmp_path / name
+        program.write_text(f"#!{sys.executable}\nprint('[{{\"avg_ts\": 100.0}}]')\n")
+        program.chmod(0o755)
+    monkeypatch.setattr("numllama.benchmarks.llama_cpp.seconds_until_healthy", lambda programs, path: 1e9)
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    options = "--rounds 3 --threads 1 --prefill 8 --depth 0 --batch".split()
+    decode.main([str(model), *options, "--peer", str(tmp_path), "--jsonl", str(tmp_path / "rows.jsonl")])
+    rows = {row["task"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    assert rows["decode @0"]["llama.cpp"] == 100 and rows["load, s"]["ratio"] < 1e-3
+    assert rows["prefill 8"]["least"] <= rows["prefill 8"]["ratio"] <= rows["prefill 8"]["most"]
+    assert "llama.cpp unknown" in capsys.readouterr().out  # a script knows no commit
+
+
+@compiled
+@pytest.mark.oracle
+def test_torch_reads_the_same_prompts(tmp_path):
+    pytest.importorskip("transformers", reason="needs torch and transformers")
+    hp = load_model(tiny_gguf(tmp_path / "tiny.gguf")).hparams
+    assert with_torch.prefill_with_torch(hp)(8, 1) > 0
+
+
+def test_the_most_memory_of_a_process_is_its_own():
+    if not hasattr(os, "wait4"):
+        pytest.skip("the system does not tell")
+    block = "x = b'x' * (600 << 20)"
+    assert start.most_memory([sys.executable, "-c", block]) > 600 << 20
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        start.most_memory([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 @compiled

@@ -1,0 +1,58 @@
+"""A build of llama.cpp, the folder of its programs and libraries: what it is, and how fast its server starts."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+def about(programs: Path) -> dict[str, str]:
+    """Its commit, and the features of CPUs that it was built for."""
+    said = subprocess.run([programs / "llama-server", "--version"], capture_output=True, text=True)
+    commit = re.search(r"commit:? (\w+)", said.stdout + said.stderr)
+    return {"llama.cpp": commit[1] if commit else "unknown", "its features": " ".join(features(programs))}
+
+
+def features(programs: Path) -> list[str]:
+    """In a process of its own, as the library stays loaded; [] where there is none to ask."""
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    names = [str(programs / f"lib{name}.{suffix}") for name in ("ggml-base", "ggml-cpu", "ggml", "llama")]
+    program = (
+        "import ctypes, sys\n"
+        "for name in sys.argv[1:]: library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)\n"
+        "library.llama_print_system_info.restype = ctypes.c_char_p\n"
+        "print(library.llama_print_system_info().decode())"
+    )
+    said = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True).stdout
+    return re.findall(r"(\w+) = 1", said)
+
+
+def seconds_until_healthy(programs: Path, path: str) -> float:
+    """Of llama-server, from its start.  Raises: RuntimeError if it ends instead"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(programs / "llama-server"), "-m", path, "--port", str(port)]
+    began = time.perf_counter()
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _is_healthy(port):
+            if server.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {server.returncode}")
+            time.sleep(0.002)
+        return time.perf_counter() - began
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:  # of which its refusals are a kind
+        return False
