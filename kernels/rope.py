@@ -71,9 +71,9 @@ def yarn_ramp(n_rot, base, n_ctx_orig, fast=32.0, slow=1.0):
     return (1 - np.clip((np.arange(n_rot // 2) - low) / max(0.001, high - low), 0, 1)).astype(np.float32)
 
 
-def yarn_stretch(factor):
+def yarn_stretch(factor, weight=1.0):
     """What YaRN multiplies turned components by in a window stretched by `factor`, so that scores stay as sharp."""
-    return 1 + 0.1 * np.log(factor) if factor > 1 else 1.0
+    return 1 + 0.1 * weight * np.log(factor) if factor > 1 else 1.0
 
 
 def turn(x, cos, sin, pairs):

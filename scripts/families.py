@@ -17,6 +17,10 @@ ABOUT = {  # which models come as the family, and what it has that llama has not
         "Llama 2, 3, 3.1 to 3.3; Mistral 7B, Nemo; Mixtral; SmolLM 1 and 2; TinyLlama",
         "nothing: it is written out in `engine/model/decoder.py`; experts where the file has them",
     ),
+    "mistral3": (
+        "Ministral 3; Mistral Small 3.1 and later",
+        "with YaRN, queries that look sharper beyond the window that was trained on",
+    ),
     "qwen2": ("Qwen 1.5, 2, 2.5; DeepSeek-R1 distilled into them", "biases; RoPE turns halves, not neighbours"),
     "qwen3": ("Qwen 3", "as qwen2 without biases; each head's query and key are normed before RoPE"),
     "qwen3moe": ("Qwen 3 30B-A3B, 235B-A22B", "as qwen3 with experts"),

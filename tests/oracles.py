@@ -138,6 +138,7 @@ def granite(kv):
 CLASSES = {  # by the first word of a model's name: its classes in transformers, what they need beside the sizes
     "llama": ("LlamaConfig", "LlamaForCausalLM", plain),
     "mistral": ("MistralConfig", "MistralForCausalLM", lambda kv: {"sliding_window": None}),
+    "mistral3": ("Ministral3Config", "Ministral3ForCausalLM", plain),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", plain),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", plain),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", plain),
@@ -151,7 +152,7 @@ CLASSES = {  # by the first word of a model's name: its classes in transformers,
     "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
 # Rows of q and k reordered by llama.cpp's conversion, so that RoPE turns neighbours
-PERMUTED = ("llama", "mistral", "mixtral", "granite", "smollm3")
+PERMUTED = ("llama", "mistral", "mistral3", "mixtral", "granite", "smollm3")
 
 
 def transformers_logits(path, name, tokens):
@@ -208,6 +209,12 @@ def stretched(kv, gguf, n_head_dim):
     rope = {"rope_theta": float(kv("rope.freq_base", 10000.0)), "rope_type": kv("rope.scaling.type", "default")}
     if kv("rope.scaling.type") == "yarn":
         rope |= {"factor": float(kv("rope.scaling.factor"))}
+        for key in ("beta_fast", "beta_slow"):
+            if (value := kv(f"rope.scaling.yarn_{key}")) is not None:
+                rope[key] = float(value)
+        if (weight := kv("rope.scaling.yarn_log_multiplier")) is not None:
+            rope |= {"mscale": 1.0, "mscale_all_dim": float(weight)}
+            rope["llama_4_scaling_beta"] = float(kv("attention.temperature_scale"))
     for length in ("long", "short"):
         if (factors := gguf.tensors.get(f"rope_factors_{length}.weight")) is not None:
             rope |= {"rope_type": "longrope", f"{length}_factor": factors.dequantize().tolist()}

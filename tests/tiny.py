@@ -17,6 +17,18 @@ POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 FAMILIES = {
     # What tiny_gguf makes of a family where nothing else is asked for; keys without the architecture's name.  Windows,
     # soft-caps and scales are such that two dozen tokens of a small model feel them.
+    "mistral3": {
+        "n_head_dim": 32,
+        "keys": {
+            "attention.temperature_scale": 0.5,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 8,
+            "rope.scaling.yarn_beta_fast": 1.0,  # so few turns within so small a window that both ends of the ramp show
+            "rope.scaling.yarn_beta_slow": 0.125,
+            "rope.scaling.yarn_log_multiplier": 0.5,
+        },
+    },
     "qwen2": {"bias": True},
     "qwen3": {"norms": HEAD_NORMS, "n_head_dim": 32},
     "qwen3moe": {

@@ -67,6 +67,8 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     if rope is not None:
         q, k = kernels.rope(q, batch.positions, rope), kernels.rope(k, batch.positions, rope)
     q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
+    if hp.attn_temp:
+        q = tap("Qcur_attn_temp_scaled", il, q * temperature(hp, batch.positions, q.dtype)[:, None, None])
 
     out, row = np.empty((len(h), hp.n_head * hp.n_head_dim), h.dtype), 0
     for span in batch.spans:
@@ -78,6 +80,11 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     out = tap("kqv_out", il, out)
     out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
     return scaled(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
+
+
+def temperature(hp, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """How much sharper a query looks, the further it is beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
+    return (1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)).astype(dtype)
 
 
 def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:

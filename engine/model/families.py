@@ -71,6 +71,7 @@ class Family:
 
 
 LLAMA = Family(name="llama", rope_style="norm")
+MISTRAL3 = replace(LLAMA, name="mistral3")
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
 QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
 QWEN3MOE = replace(QWEN3, name="qwen3moe")
@@ -113,7 +114,7 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-DECODERS = (LLAMA, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4)
+DECODERS = (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4)
 ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
 FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 

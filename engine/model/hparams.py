@@ -28,6 +28,7 @@ class Hparams:
     attention       of each layer: scale, window, soft-cap
     rope            of each layer, None where nothing turns
     rope_long       instead of it in a window of more than n_ctx_orig positions; empty: nothing changes there
+    attn_temp       of queries, which are multiplied by 1 + attn_temp * ln(1 + position // n_ctx_orig)
     embed_scale     embeddings are multiplied by it, residual_scale what a block adds
     logit_scale     logits are divided by it, and with logit_softcap never beyond that
     """
@@ -45,6 +46,7 @@ class Hparams:
     rope: tuple[Rope | None, ...]
     rope_long: tuple[Rope | None, ...] = ()
     n_ctx_orig: int = 0
+    attn_temp: float = 0.0
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -143,6 +145,7 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         rope=rope,
         rope_long=rope_long,
         n_ctx_orig=keys.whole("rope.scaling.original_context_length", n_ctx_train),
+        attn_temp=keys.number("attention.temperature_scale", 0, least=0),
         embed_scale=keys.number("embedding_scale", 0, least=0) or family.embed_scale(n_embd),
         residual_scale=keys.number("residual_scale", 0, least=0) or 1.0,
         logit_scale=keys.number("logit_scale", 0, least=0) or 1.0,
@@ -200,8 +203,13 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
     )
     if kind == "yarn":
         n_ctx_orig = keys.whole("rope.scaling.original_context_length", n_ctx_train)
-        ramp = yarn_ramp(n_rot, rope.base, n_ctx_orig)
-        rope = replace(rope, ramp=ramp, attn_factor=rope.attn_factor * yarn_stretch(factor))
+        if rope.base == 1:
+            raise keys.fail("rope.freq_base", 1, "more than 1 where YaRN stretches the window")
+        fast, slow = (keys.number(f"rope.scaling.yarn_beta_{name}", n, 1e-3) for name, n in (("fast", 32), ("slow", 1)))
+        ramp = yarn_ramp(n_rot, rope.base, n_ctx_orig, fast, slow)
+        weight = keys.number("rope.scaling.yarn_log_multiplier", 0, least=0)
+        stretch = yarn_stretch(factor) / yarn_stretch(factor, weight)
+        rope = replace(rope, ramp=ramp, attn_factor=rope.attn_factor * stretch)
 
     def layers(factors: np.ndarray | None) -> tuple[Rope | None, ...]:
         full = replace(rope, factors=factors)

@@ -189,3 +189,18 @@ def test_the_table_of_families_is_up_to_date():
     document = runpy.run_path(str(ROOT / "scripts/families.py"))["document"]()
     assert document == (ROOT / "docs/families.md").read_text()
     assert all(f"\n| {name} |" in document for name in CODE)
+
+
+def test_queries_of_mistral3_look_sharper_beyond_the_first_window(make):
+    """8 positions each: ln 1 = 0, then ln 2."""
+    trace = Trace("Qcur", "Qcur_attn_temp_scaled")
+    logits(load_model(make("mistral3")), tap=trace)
+    before, after = trace.values["Qcur", 0], trace.values["Qcur_attn_temp_scaled", 0]
+    np.testing.assert_array_equal(after[:8], before[:8])
+    np.testing.assert_allclose(after[8:], before[8:] * (1 + 0.5 * np.log(2)), rtol=1e-6)
+
+
+def test_yarn_without_a_pace_to_stretch_is_refused(tmp_path, make):
+    gguf = GGUF.open(make("mistral3"))
+    with pytest.raises(BadGGUF, match=r"rope.freq_base' is 1, expected more than 1 where YaRN"):
+        load_model(write(tmp_path / "flat.gguf", gguf, gguf.kv | {"mistral3.rope.freq_base": 1.0}))

@@ -30,6 +30,7 @@ MODELS = {  # arguments of tiny_gguf
         "llama__rope__scaling__original_context_length": 64,
     },
     "mistral": {"n_head_dim": 32, "llama__attention__sliding_window": 8},  # a window that llama.cpp does not read
+    "mistral3": {"family": "mistral3"},
     "qwen2": {"family": "qwen2"},
     "qwen3": {"family": "qwen3"},
     "gemma": {"family": "gemma"},
