@@ -151,7 +151,7 @@ def elementwise_rows(n_threads: list[int]) -> list[dict]:
         if n_tok == 1:
             logits = rng.standard_normal(128_256, np.float32)
             np.testing.assert_array_equal(descending(logits, 40), descending_numpy(logits, 40))
-            calls["40 largest of 128256"] = logits, lambda: descending(logits, 40)
+            calls["40 largest of 128256"] = logits, lambda x=logits: descending(x, 40)
         for name, (array, call) in calls.items():
             for n in n_threads:
                 threads.limit(n)

@@ -21,6 +21,11 @@ def test_the_walkthrough_runs_as_it_stands(tmp_path, monkeypatch):
     assert tried > 30 and failed == 0
 
 
+def test_the_format_that_is_added_means_what_gguf_says():
+    failed, tried = doctest.testfile(str(ROOT / "docs/add-a-format.md"), module_relative=False, verbose=False)
+    assert tried > 8 and failed == 0
+
+
 def test_every_file_that_the_readme_names_is_there():
     text = (ROOT / "README.md").read_text()
     tree = text[text.index("## Where things are") : text.index("## Sets of kernels")]
