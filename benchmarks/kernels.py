@@ -1,6 +1,6 @@
 """Every kernel and format: checked, then timed, beside what this machine can do at most.
 
-    numllama bench kernels      or      python -m numllama.benchmarks.kernels [--format Q4_0 ...] [--threads 1 2]
+    python -m numllama.benchmarks.kernels [--format Q4_0 ...] [--threads 1 2]
 
 GB/s count the bytes of the weight as it is in memory, once a call; GFLOP/s two operations a weight and token.
 """
