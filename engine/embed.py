@@ -102,15 +102,25 @@ def reading(call: Call, ids: list[int], options: Options, pooling: str, deliver:
 class Vectors:
     """The vectors of one request's texts, which go out in one piece when the last is there.
 
-    What goes wrong with one text ends the others, and goes out in their place.
+    They come to the runner one after the other, `n_at_once` at first, so that whoever asks meanwhile has a turn among
+    them.  What goes wrong with one text ends the others, and goes out in their place.
     """
 
     def __init__(self, n_text: int, dimensions: int, call: Call, deliver: Deliver, release: Callable[[], None]):
         """`release` is called once, when all jobs are over and nothing has been delivered yet."""
-        self.dimensions, self.call, self.deliver, self.release = dimensions, call, deliver, release
+        self.n_text, self.dimensions = n_text, dimensions
+        self.call, self.deliver, self.release = call, deliver, release
+        self._submit: Callable[[int], None]
         self._vectors: dict[int, np.ndarray] = {}
         self._error: Exception | None = None
-        self._n_tok, self._n_running, self._lock, self._began = 0, n_text, Lock(), perf_counter_ns()
+        self._n_tok, self._n_begun, self._n_over, self._lock = 0, 0, 0, Lock()
+
+    def begin(self, n_at_once: int, submit: Callable[[int], None]) -> None:
+        """`submit` has the runner read a text, so that `take` hears what it came to."""
+        self._submit, self._began = submit, perf_counter_ns()
+        self._n_begun = min(n_at_once, self.n_text)
+        for i in range(self._n_begun):
+            submit(i)
 
     def take(self, i: int, last: Piece | Exception) -> None:
         """What text `i` came to, from any thread.  Raises: RequestError, which then comes in its place"""
@@ -122,9 +132,13 @@ class Vectors:
             self._vectors[i] = unit(last.embeddings[0], self.dimensions)
             self._n_tok += last.timings.prompt_eval_count
         with self._lock:
-            self._n_running -= 1
-            is_last = not self._n_running
-        if is_last:
+            self._n_over, following = self._n_over + 1, self._n_begun
+            goes_on = following < self.n_text and not self._error
+            self._n_begun += goes_on
+            is_last = self._n_over == self._n_begun
+        if goes_on:
+            self._submit(following)
+        elif is_last:
             self.release()
             self.deliver(self._error or self._together())
 

@@ -326,8 +326,11 @@ class Engine:
         answer.n_prompt = sum(map(len, prompts))
         release = partial(self.pool.release, loaded)
         vectors = Vectors(len(prompts), dimensions, call, deliver or answer._pieces.put, release)
-        for i, ids in enumerate(prompts):
-            runner.submit(reading(call, ids, options, pooling, partial(vectors.take, i)))
+
+        def submit(i: int) -> None:
+            runner.submit(reading(call, prompts[i], options, pooling, partial(vectors.take, i)))
+
+        vectors.begin(runner.cache.n_slot, submit)
         return answer
 
     # --- tokens ---

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libllama import LibLlama
+from serving import until
 from tiny_encoder import tiny_encoder
 
 from numllama.engine.batch import Batch
@@ -306,6 +307,7 @@ def last(vector, n=2):
 def test_vectors_go_out_together_in_the_order_of_the_texts():
     out = []
     vectors = Vectors(3, 0, Call(), out.append, lambda: out.append("released"))
+    vectors.begin(3, lambda i: None)
     vectors.take(2, last([0, 5])), vectors.take(0, last([2, 0]))
     assert out == []
     vectors.take(1, last([3, 4]))
@@ -313,15 +315,30 @@ def test_vectors_go_out_together_in_the_order_of_the_texts():
     np.testing.assert_array_equal(out[1].embeddings, np.float32([[1, 0], [0.6, 0.8], [0, 1]]))
 
 
+def test_texts_come_one_after_the_other():
+    begun, out = [], []
+    vectors = Vectors(5, 0, Call(), out.append, lambda: None)
+    vectors.begin(2, begun.append)
+    assert begun == [0, 1]
+    vectors.take(1, last([1, 0]))
+    assert begun == [0, 1, 2]
+    for i in (0, 2, 3):
+        vectors.take(i, last([1, 0]))
+    assert begun == [0, 1, 2, 3, 4] and out == []
+    vectors.take(4, last([1, 0]))
+    assert len(out[0].embeddings) == 5
+
+
 def test_the_first_error_ends_the_other_texts_and_is_the_answer():
-    out, call = [], Call()
-    vectors = Vectors(3, 0, call, out.append, lambda: out.append("released"))
+    out, call, begun = [], Call(), []
+    vectors = Vectors(9, 0, call, out.append, lambda: out.append("released"))
+    vectors.begin(2, begun.append)
     vectors.take(0, last([1, 0]))
     wrong = ModelError("the file became shorter")
     vectors.take(1, wrong)
     assert call.cancelled and call.why is wrong and out == []
     vectors.take(2, call.why)
-    assert out == ["released", wrong]
+    assert out == ["released", wrong] and begun == [0, 1, 2]
 
 
 # the verb
@@ -351,6 +368,16 @@ def test_many_texts_have_the_vectors_of_each(engine, name):
     for text, vector in zip(texts[:4], together, strict=False):
         assert embedded(engine, name, [text])[0].tobytes() == vector.tobytes()
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-6)
+
+
+def test_a_question_has_its_turn_among_many_texts(engine):
+    """Where it would be answered last if it had to wait for all of them."""
+    order = []
+    many = engine.embed("m", ["there was a girl"] * 500, deliver=lambda piece: order.append("texts"))
+    text = "".join(piece.text for piece in engine.generate("m", "once", Wanted({"num_predict": 5, "temperature": 0})))
+    order.append("answer")
+    until(lambda: len(order) == 2)
+    assert order == ["answer", "texts"] and text and not many.call.cancelled
 
 
 def test_a_text_alone_is_what_the_model_makes_of_its_tokens(engine):
