@@ -44,6 +44,7 @@ class Job:
     grammar    what the answer is held to
     embeds     the row of each token of the prompt below 0: an image's
     pooling    the prompt is only read, and this is how it becomes one vector; "" for one that is answered
+    encoding   nanoseconds that its images took
     n_whole    tokens of the prompt before messages were left out; 0 where none were
     deliver    is called in the runner's thread with each piece, the last one being an error if there is one
     finished   is called once, before the last of them is delivered
@@ -62,4 +63,5 @@ class Job:
     grammar: Grammar | None = None
     n_whole: int = 0
     embeds: Mapping[int, np.ndarray] | None = None
+    encoding: int = 0
     pooling: str = ""

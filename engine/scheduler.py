@@ -80,7 +80,7 @@ class Running:
             embeddings=(self.pooled.vector(),) if self.pooled else (),
             timings=Timings(
                 prompt_eval_count=seq.n_prompt,
-                prompt_eval_duration=self.prefilled - self.began,
+                prompt_eval_duration=self.prefilled - self.began + self.job.encoding,
                 eval_count=seq.n_sampled,
                 eval_duration=perf_counter_ns() - self.prefilled,
                 prompt_eval_cached_count=self.n_reused,

@@ -486,7 +486,9 @@ class Engine:
                 return answer
             shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
             grammar = constraint(loaded.runner.model, wanted.format, answer.split.thinking, shown)
+            began = perf_counter_ns()
             ids, rows = prompt.encode(loaded.runner, call)
+            encoding = perf_counter_ns() - began if rows else 0
             answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
         except BaseException:
             self.pool.release(loaded)
@@ -494,7 +496,7 @@ class Engine:
         release = partial(self.pool.release, loaded)
         how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
         deliver = through(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows))
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows, encoding))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -522,7 +524,8 @@ class Engine:
         return Options.parse(ours, model.params, wanted)
 
     def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
-        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), next(iter(model.projectors), None))
+        projector = next(iter(model.projectors), None)
+        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), projector, self.settings.vision_order)
         cache_type = usable_type(self.settings.kv_cache_type, loaded.hparams.n_head_dim)
         tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)

@@ -132,6 +132,7 @@ class Settings:
     without_effect: tuple[str, ...] = ()  # variables of Ollama's that are set, and change nothing here
     builtin: bool = True  # NUMLLAMA_BUILTIN: whether the built-in model is visible
     server_files: bool = False  # NUMLLAMA_SERVER_FILES: whether a client may name files of this machine
+    vision_order: str = "llama.cpp"  # NUMLLAMA_VISION_ORDER: where CLIP's class token stands, see load_vision
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -158,6 +159,7 @@ class Settings:
             without_effect=tuple(name for name in WITHOUT_EFFECT if env.text(name)),
             builtin=env.flag("NUMLLAMA_BUILTIN", True),
             server_files=env.flag("NUMLLAMA_SERVER_FILES"),
+            vision_order=env.text("NUMLLAMA_VISION_ORDER") or cls.vision_order,
         )
 
 

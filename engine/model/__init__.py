@@ -87,11 +87,12 @@ def load_model(
     source: str | os.PathLike[str] | GGUF,
     adapters: Mapping[str | os.PathLike[str], float] | None = None,
     projector: str | os.PathLike[str] | None = None,
+    vision_order: str = "llama.cpp",
 ) -> Model:
     """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
 
     adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
-    projector  the GGUF by which it sees (an "mmproj")
+    projector, vision_order   the GGUF by which it sees (an "mmproj"), and its `order`: see load_vision
     Raises BadGGUF, UnsupportedArchitecture.
     """
     began = perf_counter_ns()
@@ -99,5 +100,5 @@ def load_model(
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)
     weights = family.weights(gguf, hparams, family)
-    vision = load_vision(projector, hparams.n_embd) if projector else None
+    vision = load_vision(projector, hparams.n_embd, vision_order) if projector else None
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)

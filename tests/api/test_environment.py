@@ -256,7 +256,9 @@ OLLAMA_TMPDIR OLLAMA_MAX_VRAM OLLAMA_MULTIUSER_CACHE OLLAMA_INTEL_GPU
 """.split()
 
 
-@pytest.mark.parametrize("name", [*CONTRACT, "NUMLLAMA_BUILTIN", "NUMLLAMA_SERVER_FILES", "NUMLLAMA_SIMD"])
+@pytest.mark.parametrize(
+    "name", [*CONTRACT, "NUMLLAMA_BUILTIN", "NUMLLAMA_SERVER_FILES", "NUMLLAMA_VISION_ORDER", "NUMLLAMA_SIMD"]
+)
 def test_every_variable_is_documented(name):
     rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,6 +301,20 @@ def test_the_projector_counts_in_the_memory_and_is_watched(files, model):
     assert set(runner._sizes) == set(files)
     runner.close()
     blind.close()
+
+
+def test_the_environment_says_where_the_class_token_stands(engine, files):
+    there = Engine(Settings(models=engine.settings.models, builtin=False, vision_order="huggingface"))
+    (one, _), (two, _) = (tokens(each.generate("llava", "what is it?", images=[ONE])) for each in (engine, there))
+    there.close()
+    assert one != two
+
+
+def test_what_an_image_took_is_of_the_time_for_the_prompt(engine, monkeypatch):
+    new, encode = encoded(picture(seed=55)), Images.encode
+    monkeypatch.setattr(Images, "encode", lambda *args: time.sleep(0.2) or encode(*args))
+    *_, last = engine.generate("llava", "what is it?", images=[new])
+    assert last.timings.prompt_eval_duration > 200_000_000
 
 
 def test_a_text_model_refuses_images_before_it_is_loaded(engine):
