@@ -3,6 +3,9 @@
 CACHE_TYPES     by the names that Ollama and llama.cpp give them; f64 is for the definition
 write           into the cache, rounded as ggml's CPU code rounds there: Q8_0 as activations, Q4_0 as weights
 numbers         what stands in it
+
+llama.cpp 0c1e57098 turns heads of 64 numbers (or 128, ...) by a Hadamard matrix before it makes blocks of them
+(LLAMA_ATTN_ROT_DISABLE=1 leaves that out); here they stay as they are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from llama_vocab import ModelParams, _quiet
 
 POOLING = {"": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.h, enum llama_pooling_type
-F32 = 0  # ggml.h, enum ggml_type
+TYPES = {"f32": 0, "q4_0": 2, "q8_0": 8}  # ggml.h, enum ggml_type
 
 
 class ContextParams(ctypes.Structure):
@@ -83,12 +83,14 @@ class LibLlama:
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
-    def logits(self, path, tokens, adapters=None):
+    def logits(self, path, tokens, adapters=None, cache="f32"):
         """What the model in GGUF `path` makes of one text, at each of its positions.  -> f32 [n_tok, n_vocab]
 
         adapters   strengths of LoRA files, by path
+        cache      what keys and values are kept as; in blocks only flash attention can read them
         """
-        with self._computed(path, tokens, adapters or {}) as (model, ctx):
+        kept = {"type_k": TYPES[cache], "type_v": TYPES[cache], "flash_attn_type": int(cache != "f32")}
+        with self._computed(path, tokens, adapters or {}, **kept) as (model, ctx):
             n_vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(model))
             return np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (len(tokens), n_vocab)).copy()
 
@@ -114,7 +116,7 @@ class LibLlama:
         params = self.lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
         params.n_threads = params.n_threads_batch = 1
-        params.flash_attn_type, params.type_k, params.type_v = 0, F32, F32
+        params.flash_attn_type, params.type_k, params.type_v = 0, TYPES["f32"], TYPES["f32"]
         for name, value in more.items():
             setattr(params, name, value)
         ctx = self.lib.llama_init_from_model(model, params)
