@@ -112,7 +112,7 @@ def tiny_gguf(
     own = FAMILIES.get(family, {})
     tied, bias = (own.get(name, False) if asked is None else asked for name, asked in (("tied", tied), ("bias", bias)))
     n_layer = n_layer or own.get("n_layer", 2)
-    n_head_dim = n_head_dim or own.get("n_head_dim", n_embd // n_head)
+    n_head_dim = n_head_dim or max(own.get("n_head_dim", 0), n_embd // n_head)
     n_expert, n_ff_exp = n_expert or own.get("n_expert", 0), max(own.get("n_ff_exp", n_ff), format.block_size)
     n_rot, fused = n_rot or own.get("n_rot", n_head_dim), own.get("fused", ())
     n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim

@@ -15,10 +15,11 @@ pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 200, 40)]
 
 
-@pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16", "Q4_0 experts"])
+@pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16", "Q4_0 experts", "Q8_0 gemma3"])
 def model(request, tmp_path_factory):
-    path, (quant, *mixture) = tmp_path_factory.mktemp("models") / "tiny.gguf", request.param.split()
-    return load_model(tiny_gguf(path, quant=quant, n_head=2, n_head_kv=1, n_expert=5 if mixture else 0))
+    path, (quant, *more) = tmp_path_factory.mktemp("models") / "tiny.gguf", request.param.split()
+    sort = {"experts": {"n_expert": 5}, "gemma3": {"family": "gemma3"}}[more[0]] if more else {}
+    return load_model(tiny_gguf(path, quant=quant, n_head=2, n_head_kv=1, **sort))
 
 
 @pytest.fixture(autouse=True)

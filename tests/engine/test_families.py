@@ -204,3 +204,11 @@ def test_yarn_without_a_pace_to_stretch_is_refused(tmp_path, make):
     gguf = GGUF.open(make("mistral3"))
     with pytest.raises(BadGGUF, match=r"rope.freq_base' is 1, expected more than 1 where YaRN"):
         load_model(write(tmp_path / "flat.gguf", gguf, gguf.kv | {"mistral3.rope.freq_base": 1.0}))
+
+
+def test_the_lines_of_the_page_on_adding_one_are_those_that_added_glm4():
+    page = (ROOT / "docs/add-a-family.md").read_text()
+    lines = [line for block in page.split("```python\n")[1:] for line in block.split("```")[0].splitlines()]
+    files = ("engine/model/families.py", "tests/tiny.py", "tests/golden/make_logits.py", "tests/oracles.py")
+    code = "".join((ROOT / file).read_text() for file in files).split("\n")
+    assert len(lines) == 5 and not [line for line in lines if line.strip() not in map(str.strip, code)]

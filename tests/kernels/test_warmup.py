@@ -53,7 +53,8 @@ def test_a_first_answer_compiles_nothing_after_a_warm_up(tmp_path):
     environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     models = [
         tiny_gguf(tmp_path / "norm.gguf", quant="Q4_0"),
-        tiny_gguf(tmp_path / "neox.gguf", quant="Q4_K", family="qwen2", bias=True),
+        tiny_gguf(tmp_path / "neox.gguf", quant="Q4_K", family="qwen2"),
+        tiny_gguf(tmp_path / "norms.gguf", quant="Q8_0", family="gemma3"),
     ]
 
     def files():
