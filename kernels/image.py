@@ -161,9 +161,9 @@ def as_matrix(w):
 def as_half_matrix(w):
     if w.format.name != "F32":
         return as_matrix(w)
-    half = w.dequantize().reshape(w.shape[0], -1).astype(np.float16)
     format = FORMATS_BY_NAME["F16"]
-    return Tensor(w.name, format, half.shape, half.view(format.layout))
+    half = w.dequantize().reshape(w.shape[0], -1).astype(format.layout)
+    return Tensor(w.name, format, half.shape, half)
 
 
 # --- a convolution within each channel, as MobileVLM's projectors have it

@@ -26,7 +26,7 @@ import numpy as np
 from ...kernels import Attention, Kernels, Tensor
 from ..errors import BadOptions, ModelError, UnsupportedArchitecture
 from ..gguf import GGUF
-from ..image import MAX_SIDE, decode_image
+from ..image import MAX_PIXELS, decode_image
 from ..trace import Tap, no_tap
 from .affine import LayerNorm, Linear, read_layer_norm, read_linear, read_vector
 from .projector import PROJECTORS, Projector
@@ -286,14 +286,14 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
 
     if kv.get("general.architecture") != "clip":
         raise refuse(f"architecture is '{kv.get('general.architecture')}', expected 'clip', a vision tower")
-    if not kv.get("clip.has_vision_encoder", False):
+    if kv.get("clip.has_vision_encoder") is not True:
         raise refuse("'clip.has_vision_encoder' is not true: this file sees no images")
     kind = kv.get("clip.projector_type", kv.get("clip.vision.projector_type"))
-    if kind not in PROJECTORS:
+    if not isinstance(kind, str) or kind not in PROJECTORS:
         raise refuse(f"projector type '{kind}' is not computed by this build; it computes {', '.join(PROJECTORS)}")
     if "clip.vision.feature_layer" in kv:
         raise refuse("'clip.vision.feature_layer' asks for features of several layers, which this build does not stack")
-    gelu, silu = kv.get("clip.use_gelu", False), kv.get("clip.use_silu", False)
+    gelu, silu = (kv.get(key) is True for key in ("clip.use_gelu", "clip.use_silu"))
     if gelu and silu:
         raise gguf.bad("clip.use_silu", "both clip.use_gelu and clip.use_silu are true, expected one of them at most")
 
@@ -301,8 +301,8 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
     if n_embd % n_head:
         raise gguf.bad("clip.vision.attention.head_count", f"{n_head} heads do not divide a width of {n_embd}")
     image_size, patch_size = int(number("image_size")), int(number("patch_size"))
-    if image_size % patch_size or image_size > MAX_SIDE:
-        expected = f"a multiple of the patch size, {patch_size}, up to {MAX_SIDE}"
+    if image_size % patch_size or image_size**2 > MAX_PIXELS:
+        expected = f"a multiple of the patch size, {patch_size}, and at most {MAX_PIXELS} pixels"
         raise gguf.bad("clip.vision.image_size", f"clip.vision.image_size is {image_size}, expected {expected}")
     std = colors("image_std")
     if not (std > 0).all():
@@ -320,14 +320,15 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
         std=std,
         tiled=read_tiled(gguf, image_size),
     )
-    return hp, str(kind)
+    return hp, kind
 
 
 def read_tiled(gguf: GGUF, size: int) -> tuple[tuple[int, int], ...]:
     """LLaVA 1.6's image_grid_pinpoints, which are whole tiles of `size`."""
     key = "clip.vision.image_grid_pinpoints"
     flat = gguf.kv.get(key, ())
-    numbers = [int(n) for n in flat] if isinstance(flat, np.ndarray | list | tuple) else [0]
-    if len(numbers) % 2 or any(n < size or n % size or n > MAX_SIDE for n in numbers):
+    numbers = [int(n) for n in flat] if isinstance(flat, np.ndarray | tuple) else [0]
+    pairs = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    if len(numbers) % 2 or any(min(w, h) < size or w % size or h % size or w * h > MAX_PIXELS for w, h in pairs):
         raise gguf.bad(key, f"key '{key}' is {flat}, expected pairs of multiples of the image size, {size}")
-    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    return pairs
