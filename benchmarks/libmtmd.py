@@ -40,6 +40,22 @@ class InputPart(ctypes.Structure):
     _fields_ = [("text", ctypes.c_void_p), ("bitmap", ctypes.c_void_p)]
 
 
+class InitOptions(ctypes.Structure):
+    """mtmd-helper.h, struct mtmd_helper_init_opt: video's."""
+
+    _fields_ = [
+        ("fps_target", ctypes.c_float),
+        ("ffmpeg_bin_dir", ctypes.c_char_p),
+        ("timestamp_interval_ms", ctypes.c_int64),
+    ]
+
+
+class Bitmap(ctypes.Structure):
+    """mtmd-helper.h, struct mtmd_helper_bitmap_wrapper."""
+
+    _fields_ = [("bitmap", ctypes.c_void_p), ("video", ctypes.c_void_p)]
+
+
 class LibMtmd:
     """libmtmd of one build."""
 
@@ -53,6 +69,11 @@ class LibMtmd:
             ("free", None, pointer),
             ("bitmap_init", pointer, ctypes.c_uint32, ctypes.c_uint32, pointer),
             ("bitmap_free", None, pointer),
+            ("bitmap_get_nx", ctypes.c_uint32, pointer),
+            ("bitmap_get_ny", ctypes.c_uint32, pointer),
+            ("bitmap_get_data", ctypes.POINTER(ctypes.c_uint8), pointer),
+            ("helper_init_opt_default", InitOptions),
+            ("helper_bitmap_init_from_buf", Bitmap, pointer, ctypes.c_char_p, size, ctypes.c_bool, InitOptions),
             ("input_chunks_init", pointer),
             ("input_chunks_size", size, pointer),
             ("input_chunks_get", pointer, pointer, size),
@@ -79,6 +100,19 @@ class LibMtmd:
         """
         with self.loaded(path) as context, self.cut(context, pixels) as chunks:
             return np.concatenate([self.encoded(context, chunk, n_embd) for chunk in chunks])
+
+    def decoded(self, image: bytes) -> np.ndarray | None:
+        """The pixels that stb_image makes of a file, None where it makes none.  -> u8 [h, w, 3]"""
+        lib = self.lib
+        bitmap = lib.mtmd_helper_bitmap_init_from_buf(
+            None, image, len(image), False, lib.mtmd_helper_init_opt_default()
+        ).bitmap
+        if not bitmap:
+            return None
+        shape = lib.mtmd_bitmap_get_ny(bitmap), lib.mtmd_bitmap_get_nx(bitmap), 3
+        pixels = np.ctypeslib.as_array(lib.mtmd_bitmap_get_data(bitmap), shape).copy()
+        lib.mtmd_bitmap_free(bitmap)
+        return pixels
 
     @contextmanager
     def loaded(self, path: str | os.PathLike[str], n_thread: int = 1, flash_attention: int = 0) -> Iterator[int]:

@@ -7,7 +7,8 @@ Without a file one is made of random numbers in the shape of LLaVA 1.5's tower: 
 
 Both are given the pixels of one tile, so decoding and resizing are in neither figure.  Rows are compared before
 anything is timed.  Milliseconds are medians over rounds; ratios, llama.cpp's time over ours, medians of the rounds'
-own: on a shared machine only these mean something.  `others` is what other processes used of a core meanwhile.
+own: on a shared machine only these mean something.  `others` is what other processes used of a core meanwhile.  Where
+they use much, --cpu counts seconds that a core worked: fair for one thread; with more, waiting counts too.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
     return hp.n_layer * layer + n_patch * (vision.patch_embd.n_elements + vision.n_embd * (hp.n_embd + vision.n_embd))
 
 
-def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int) -> list[dict]:
+def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int, cpu: bool = False) -> list[dict]:
     """A row for each thread count: ours and then the peer's, `rounds` times over."""
-    vision = load_vision(path)
+    vision, clock = load_vision(path), machine.own if cpu else perf_counter
     hp = vision.hparams
     tile = np.random.default_rng(0).integers(0, 256, (hp.image_size, hp.image_size, 3), dtype=np.uint8)
     ours, peers, others = ({n: [] for n in n_threads} for _ in range(3))  # type: dict, dict, dict
@@ -104,12 +105,12 @@ def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int)
             for n in n_threads:
                 threads.limit(n)
                 with machine.watch() as share:
-                    began = perf_counter()
+                    began = clock()
                     vision.rows(tile, NUMBA)
-                    between = perf_counter()
+                    between = clock()
                     if mtmd:
                         mtmd.encoded(contexts[n], chunk, vision.n_embd)
-                        peers[n].append(perf_counter() - between)
+                        peers[n].append(clock() - between)
                     ours[n].append(between - began)
                 others[n].append(share.others)
     rows = []
@@ -138,15 +139,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--peer", type=Path, help="folder with libmtmd.so")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
+    parser.add_argument("--cpu", action="store_true", help="seconds of CPU time, for busy machines")
     parser.add_argument("--jsonl", help="append the rows to this file")
     options = parser.parse_args(argv)
 
     path = options.mmproj or Path(tempfile.gettempdir()) / "numllama-clip-vit-l-336-f16.gguf"
     if not path.exists():
         random_mmproj(path)
-    about = machine.describe() | {"model": path.name}
+    about = machine.describe() | {"model": path.name, "seconds": "CPU" if options.cpu else "wall"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = measure(path, LibMtmd(options.peer) if options.peer else None, options.threads, options.rounds)
+    mtmd = LibMtmd(options.peer) if options.peer else None
+    rows = measure(path, mtmd, options.threads, options.rounds, options.cpu)
     columns = ["threads", "ours ms", "GFLOP/s", "llama.cpp ms", "ratio", "least", "most", "others"]
     print(report.markdown(rows, columns if options.peer else ["threads", "ours ms", "GFLOP/s", "others"]))
     if options.jsonl:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from numllama.benchmarks.libmtmd import LibMtmd
 from numllama.engine.errors import BadImage
 from numllama.engine.image import decode_image
 from tiny_llava import encoded, picture
@@ -121,3 +122,41 @@ def test_an_image_as_large_as_allowed_is_decoded(monkeypatch):
     assert decode_image(encoded(PIXELS)).shape == PIXELS.shape
     with pytest.raises(BadImage, match="at most 1200 pixels"):
         decode_image(encoded(picture(41, 30)))
+
+
+# --- beside stb_image
+
+
+def saved(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def kinds():
+    """Files of every kind, by name."""
+    random, image = np.random.default_rng(0), Image.fromarray(PIXELS)
+    alpha = Image.fromarray(random.integers(0, 256, (30, 40), dtype=np.uint8))
+    with_alpha = image.copy()
+    with_alpha.putalpha(alpha)
+    files = {f"PNG {mode}": saved(image.convert(mode)) for mode in ("1", "L", "P", "LA", "RGB")}
+    files |= {
+        "PNG RGBA": saved(with_alpha),
+        "PNG 16 colours": saved(image.quantize(16)),
+        "PNG palette with a hole": saved(image.quantize(64), transparency=3),
+        "PNG colour that is clear": saved(image, transparency=(1, 2, 3)),
+    }
+    for depth, color, n_byte in ((2, 0, 2), (4, 0, 4), (16, 0, 16), (16, 2, 48), (16, 4, 32), (16, 6, 64)):
+        rows = b"".join(b"\0" + random.bytes(n_byte) for _ in range(4))
+        files[f"PNG {depth} bits, kind {color}"] = png(8, 4, depth, color, rows)
+    for name, options in (("", {}), (" 4:4:4", {"subsampling": 0}), (" progressive", {"progressive": True})):
+        files[f"JPEG{name}"] = saved(image, "JPEG", **options)
+    return files | {f"JPEG {mode}": saved(image.convert(mode), "JPEG") for mode in ("L", "CMYK")}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name, file", list(kinds().items()), ids=list(kinds()))
+def test_pixels_are_those_of_stb_image(name, file):
+    mtmd = LibMtmd.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libmtmd.so")
+    tolerance = 2 if name.startswith("JPEG") else 0  # two inverse cosine transforms, two ways to stretch colour
+    np.testing.assert_allclose(decode_image(file).astype(int), mtmd.decoded(file).astype(int), rtol=0, atol=tolerance)

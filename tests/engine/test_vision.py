@@ -37,6 +37,7 @@ def test_all_sets_agree(tmp_path, projector, n_rows):
         np.testing.assert_allclose(vision.encode(PICTURE, kernels), expected, atol=tolerance, err_msg=kernels.name)
 
 
+@pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
 @pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_0"])
 def test_weights_may_have_any_format(tmp_path, quant):
     vision = load_vision(tiny_mmproj(tmp_path / "mmproj.gguf", quant=quant))
