@@ -1,0 +1,228 @@
+"""How many tokens a second become vectors, interleaved with llama.cpp's on the same machine in the same minutes.
+
+    python -m numllama.benchmarks.embed FILE.gguf [--peer DIR with llama-server] [--texts 256] [--tokens 128]
+
+    engine      Engine.embed in this process
+    server      POST /api/embed of a server of its own, all texts in one request
+    llama.cpp   POST /v1/embeddings of llama-server --embeddings, likewise; its own defaults
+
+Vectors are compared before anything is timed.  tok/s are medians over rounds, ratios medians of the rounds' own.
+--cpu counts seconds that the answering process worked instead of seconds that passed (Linux), for busy machines.
+models.py makes files of real shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter, sleep
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from ..engine.model import load_model
+from ..engine.options import Wanted
+from ..engine.service import Engine
+from ..engine.settings import Settings
+from ..engine.tokenizer import Tokenizer
+from ..kernels import threads
+from . import llama_cpp, machine, report
+
+NAME = "embed"
+ALIKE = 0.999  # the least cosine between a text's vectors of two engines, which round activations alike
+SERVE = "import sys; from numllama.api.cli import main; sys.exit(main(['serve']))"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`vectors` of texts, f32 [n_text, n_embd], and the CPU seconds that whoever makes them has worked."""
+
+    name: str
+    vectors: Callable[[Sequence[str]], np.ndarray]
+    worked: Callable[[], float]
+
+
+def some_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
+    """Texts of `n_tok` tokens each, special ones included, of words that are a token."""
+    pieces = [piece[1:] for piece in tokenizer.vocab.tokens if piece[:1] in "\u2581\u0120" and piece[1:].isascii()]
+    words = [word for word in pieces if word.isalpha() and word.islower()]
+    n_word = n_tok - (tokenizer.first is not None) - (tokenizer.last is not None)
+    dice = np.random.default_rng(0)
+    texts = [" ".join(words[i] for i in dice.integers(0, len(words), n_word)) for _ in range(n_text)]
+    assert all(abs(len(tokenizer.encode(text)) - n_tok) <= 1 for text in texts), "some words are several tokens"
+    return texts
+
+
+@contextmanager
+def in_process(store: Path, n_thread: int) -> Iterator[Contender]:
+    engine = Engine(Settings(models=store, builtin=False))
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        (piece,) = engine.embed(NAME, texts, Wanted({"num_thread": n_thread}))
+        return np.array(piece.embeddings)
+
+    yield Contender("engine", vectors, machine.own)
+    engine.close()
+
+
+@contextmanager
+def served(store: Path, n_thread: int) -> Iterator[Contender]:
+    port = free_port()
+    environ = {"OLLAMA_MODELS": str(store), "OLLAMA_HOST": f"127.0.0.1:{port}", "NUMLLAMA_BUILTIN": "0"}
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        body = {"model": NAME, "input": list(texts), "options": {"num_thread": n_thread}}
+        return np.array(ask(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
+
+    with running([sys.executable, "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
+        yield Contender("server", vectors, lambda: worked(process.pid))
+
+
+@contextmanager
+def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
+    port = free_port()
+    options = ["--embeddings", "-t", n_thread, "--host", "127.0.0.1", "--port", port]
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        answer = ask(f"http://127.0.0.1:{port}/v1/embeddings", {"input": list(texts)})
+        return np.array([row["embedding"] for row in answer["data"]], np.float32)
+
+    command = [programs / "llama-server", "-m", model, *options]
+    with running(command, f"http://127.0.0.1:{port}/health", {}) as process:
+        yield Contender("llama.cpp", vectors, lambda: worked(process.pid))
+
+
+@contextmanager
+def running(command: Sequence[object], url: str, environ: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A server's process, once `url` answers."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*map(str, command)], env=os.environ | environ, **quiet)
+    try:
+        end = monotonic() + 120
+        while not answers(url):
+            if process.poll() is not None or monotonic() > end:
+                raise RuntimeError(f"{command[0]} does not answer at {url}")
+            sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def ask(url: str, body: dict) -> dict:
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=3600) as answer:
+        return json.load(answer)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def worked(pid: int) -> float:
+    """Seconds that process `pid` has worked; Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def check(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
+    """Raises: AssertionError where two do not agree on a text.  -> the least cosine"""
+    first, *others = (unit(one.vectors(texts)) for one in contenders)
+    between = (first @ first.T)[np.triu_indices(len(texts), 1)]
+    least = min((float((first * other).sum(-1).min()) for other in others), default=1.0)
+    assert least > ALIKE, f"vectors differ: the least cosine is {least}"
+    assert len(texts) == 1 or between.max() < ALIKE, "texts have the same vector: comparing says nothing"
+    return least
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def measure(contenders: Sequence[Contender], texts: Sequence[str], n_tok: int, rounds: int, cpu: bool) -> list[dict]:
+    """A row for each of ours, beside llama.cpp's figures if it is there.  All take turns in every round."""
+    speeds: dict[str, list[float]] = {one.name: [] for one in contenders}
+    others: list[float | None] = []
+    for _ in range(rounds):
+        with machine.watch() as share:
+            for one in contenders:
+                clock = one.worked if cpu else perf_counter
+                began = clock()
+                one.vectors(texts)
+                speeds[one.name].append(n_tok / (clock() - began))
+        others.append(share.others)
+    theirs = np.array(speeds.pop("llama.cpp", []))
+    rows = []
+    for name, ours in speeds.items():
+        row = {"task": name, "ours": float(np.median(ours)), "rounds": rounds}
+        if theirs.size:
+            ratios = np.array(ours) / theirs
+            row |= {"llama.cpp": float(np.median(theirs)), "ratio": float(np.median(ratios))}
+            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
+        rows.append(row | {"others": max((share for share in others if share is not None), default=None)})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The table on standard output."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--peer", type=Path, help="folder with llama-server")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
+    parser.add_argument("--cpu", action="store_true", help="tokens per second of CPU time, for busy machines")
+    parser.add_argument("--jsonl", help="append the rows to this file")
+    options = parser.parse_args(argv)
+
+    tokenizer = load_model(options.model).tokenizer
+    texts = some_texts(tokenizer, options.texts, options.tokens)
+    n_tok = sum(len(tokenizer.encode(text)) for text in texts)
+    about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
+    about |= {"texts": options.texts, "tokens": options.tokens}
+    about |= llama_cpp.about(options.peer) if options.peer else {}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder)
+        engine = Engine(Settings(models=store, builtin=False))
+        digest, _ = engine.store.put_blob([Path(options.model).read_bytes()])
+        list(engine.create(NAME, files={"model.gguf": digest}))
+        engine.close()
+        for n in options.threads:
+            with ExitStack() as stack:
+                contenders = [stack.enter_context(in_process(store, n)), stack.enter_context(served(store, n))]
+                if options.peer:
+                    contenders.append(stack.enter_context(peer(options.peer, options.model, n)))
+                least = check(contenders, texts[:16])
+                found = measure(contenders, texts, n_tok, options.rounds, options.cpu)
+                rows += [{"task": row.pop("task"), "threads": n} | row | {"cosine": least} for row in found]
+    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "others"]
+    print(report.markdown(rows, columns if options.peer else ["task", "threads", "ours", "others"]))
+    if options.jsonl:
+        report.append_jsonl(options.jsonl, (about | row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

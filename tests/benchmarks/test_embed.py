@@ -1,0 +1,40 @@
+"""Embeddings are compared before they are timed, by programs of their own."""
+
+import json
+
+import numpy as np
+import pytest
+from numba.core import config
+from tiny_encoder import tiny_encoder
+
+from numllama.benchmarks import embed, models
+from numllama.engine.model import load_model
+from numllama.kernels.quants import FORMATS_BY_NAME
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
+def test_an_engine_is_compared_with_a_server_of_its_own(tmp_path, capsys):
+    model = tiny_encoder(tmp_path / "tiny.gguf")
+    options = "--rounds 1 --threads 1 --texts 3 --tokens 16".split()
+    embed.main([str(model), *options, "--jsonl", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows] == ["engine", "server"]
+    assert all(row["ours"] > 0 and row["cosine"] > 0.999999 for row in rows)
+    assert "\n| server | 1 |" in capsys.readouterr().out
+
+
+def test_what_does_not_agree_is_not_timed():
+    rows = np.eye(3, dtype=np.float32)
+    right, wrong, same = (embed.Contender("", lambda _, x=x: x, None) for x in (rows, rows[::-1], rows * 0 + 1))
+    assert embed.check([right, right], "abc") == 1
+    with pytest.raises(AssertionError, match="vectors differ"):
+        embed.check([right, wrong], "abc")
+    with pytest.raises(AssertionError, match="comparing says nothing"):
+        embed.check([same, same], "abc")
+
+
+def test_an_encoder_for_speed_reads_each_of_its_words_as_one_token(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.ENCODERS, "small", (1, 32, 2, 64))
+    models.encoder("small", FORMATS_BY_NAME["Q8_0"], str(tmp_path / "small.gguf"))
+    tokenizer = load_model(tmp_path / "small.gguf").tokenizer
+    assert tokenizer.encode(f"{models.word(104)} {models.word(30000)}") == [101, 104, 30000, 102]
