@@ -11,6 +11,7 @@ from libllama import LibLlama
 from tiny_encoder import ENCODERS, tiny_encoder
 
 from numllama.engine.batch import Batch
+from numllama.engine.embed import Pooled
 from numllama.engine.errors import BadGGUF, RequestError, UnsupportedArchitecture
 from numllama.engine.generate import generate
 from numllama.engine.gguf import read_gguf
@@ -75,6 +76,15 @@ def test_other_formats_meet_llama_cpp(models, name, format, kernels):
     if format == "Q8_0" and rounds:
         assert np.median(np.abs(got - expected)) < 1e-6  # measured 1e-7, and 2e-2 where a rounding turns
     assert cosines(expected, got).min() > (0.9999 if rounds or format == "F16" else 0.99)
+
+
+@names
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_rows_are_pooled_as_llama_cpp_pools_them(name, pooling):
+    recorded = np.load(GOLDEN["path_of"](name))
+    pooled = Pooled(pooling, len(TOKENS))
+    pooled.add(recorded["F32"][list(pooled.outputs(0, len(TOKENS)))])
+    np.testing.assert_allclose(pooled.vector(), recorded[pooling], rtol=0, atol=1e-6)
 
 
 @pytest.mark.peer
