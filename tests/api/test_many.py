@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from serving import until
 
 from numllama.engine.errors import Cancelled
+from numllama.engine.service import Engine
+from numllama.engine.settings import Settings
 
 GREEDY = {"temperature": 0, "num_predict": 4}
 
@@ -93,29 +96,35 @@ def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
     assert answer.json() == {"error": "the request's body is larger than 2 MiB"}
 
 
-# the end of a server
+# servers that are processes
 
 
 @pytest.fixture
-def process(models, tmp_path):
-    """`numllama serve` as a process of its own, with the model bare; its URL and the process."""
-    from numllama.engine.service import Engine
-    from numllama.engine.settings import Settings
-
+def processes(models, tmp_path):
+    """Called, it starts one more `numllama serve`, with the model bare in a store of all: its URL and the process."""
     engine = Engine(Settings(models=tmp_path, builtin=False))
     digest, _ = engine.store.put_blob([(models / "bare.gguf").read_bytes()])
     list(engine.create("bare", files={"bare.gguf": digest}))
     engine.close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(tmp_path), "NUMLLAMA_BUILTIN": "0"}
-    command = [sys.executable, "-c", "from numllama.api.cli import main; main()", "serve"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    begun = []
+
+    def begin(**environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        own = {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(tmp_path), "NUMLLAMA_BUILTIN": "0"}
+        command = [sys.executable, "-c", "from numllama.api.cli import main; main()", "serve"]
+        begun.append(subprocess.Popen(command, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True))
+        return url, begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(url, process):
     until(lambda: answers(url) or process.poll() is not None, seconds=60)
-    yield url, process
-    process.kill()
-    process.communicate()
 
 
 def answers(url):
@@ -126,8 +135,9 @@ def answers(url):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
-def test_streams_end_with_a_word_when_the_server_is_told_to_stop(process):
-    url, server = process
+def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
+    url, server = processes()
+    wait_for(url, server)
     body = {
         "model": "bare",
         "prompt": "a",
@@ -142,3 +152,31 @@ def test_streams_end_with_a_word_when_the_server_is_told_to_stop(process):
     assert json.loads(last) == {"error": "the server is shutting down"}
     assert server.wait(10) == 0 and time.monotonic() - began < 5
     assert "Traceback" not in server.stderr.read()
+
+
+def test_two_servers_share_a_store_and_a_cache_of_kernels_and_disturb_each_other_in_nothing(
+    served, processes, tmp_path
+):
+    """Both with an empty cache, both asked at once, from the first model on; then one goes, and the other one stays."""
+    begun = [processes(NUMBA_CACHE_DIR=str(tmp_path / "kernels")) for _ in range(2)]
+    for url, process in begun:
+        wait_for(url, process)
+    body = {"model": "bare", "stream": False, "options": {"temperature": 0, "num_predict": 8}}
+    prompts = [f"the cat {n}" for n in range(4)]
+    expected = [served.ok("/api/generate", **body, prompt=prompt)["response"] for prompt in prompts]
+
+    def ask(url, prompt):
+        answer = httpx.post(f"{url}/api/generate", json=body | {"prompt": prompt}, timeout=120)
+        return answer.json()["response"]
+
+    with ThreadPoolExecutor(8) as threads:
+        got = [[threads.submit(ask, url, prompt) for prompt in prompts] for url, _ in begun]
+        assert [[one.result() for one in each] for each in got] == [expected, expected]
+    (_, first), (url, second) = begun
+    first.kill()
+    first.wait(10)
+    assert ask(url, prompts[0]) == expected[0]
+    httpx.post(
+        f"{url}/api/copy", json={"source": "bare", "destination": "other"}
+    ).raise_for_status()  # no lock was left
+    assert second.poll() is None

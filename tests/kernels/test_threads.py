@@ -1,6 +1,8 @@
 """One team of threads: every index once, from several callers, after a fork, with one thread and with two."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -114,3 +116,18 @@ def test_a_forked_child_computes_with_helpers_of_its_own():
 def test_a_limit_of_zero_means_one_thread_per_core():
     threads.limit(0)
     assert threads._limit.n == threads.cores() >= 1
+
+
+@pytest.mark.skipif(config.DISABLE_JIT or not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+def test_helpers_need_no_library_of_threads():
+    """Neither OpenMP nor TBB nor Numba's work queue is loaded by a job that two threads share."""
+    program = """
+import numpy as np
+from numllama.kernels import NUMBA, threads
+threads.limit(2)
+NUMBA.silu_mul(np.ones((64, 4096), np.float32), np.ones((64, 4096), np.float32))
+print(len(threads._team.wake))
+print(*(name for name in ("libgomp", "libomp", "libtbb", "workqueue") if name in open("/proc/self/maps").read()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["1"]
