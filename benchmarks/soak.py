@@ -23,6 +23,7 @@ from . import machine
 from .server import WORDS
 
 FLAT = 0.02  # growth of memory that is none, from a fifth of the time to its end
+STUCK = 300.0  # seconds without a byte
 EVERY = 1.0  # seconds between two looks at it
 
 
@@ -47,7 +48,8 @@ class Soak:
     async def run(self, n_client: int, seed: int = 0) -> None:
         """All clients until the time is over, then until the last answer is."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=STUCK, limits=limits) as http:
+            await http.post("/api/generate", json={"model": self.model})  # loads it
             self.until = perf_counter() + self.seconds
             watch = asyncio.create_task(self.watch(http))
             await asyncio.gather(*(self.client(http, random.Random(f"{seed} {n}")) for n in range(n_client)))

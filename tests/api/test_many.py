@@ -154,11 +154,11 @@ def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
     assert "Traceback" not in server.stderr.read()
 
 
-def test_two_servers_share_a_store_and_a_cache_of_kernels_and_disturb_each_other_in_nothing(
-    served, processes, tmp_path
-):
-    """Both with an empty cache, both asked at once, from the first model on; then one goes, and the other one stays."""
-    begun = [processes(NUMBA_CACHE_DIR=str(tmp_path / "kernels")) for _ in range(2)]
+@pytest.mark.parametrize("cache", ["full", pytest.param("empty", marks=pytest.mark.slow)])  # half a minute of compiling
+def test_two_servers_share_store_and_cache_and_disturb_each_other_in_nothing(served, processes, tmp_path, cache):
+    """Both asked at once, from the first load on; then one is killed, and the other one stays."""
+    variables = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")} if cache == "empty" else {}
+    begun = [processes(**variables) for _ in range(2)]
     for url, process in begun:
         wait_for(url, process)
     body = {"model": "bare", "stream": False, "options": {"temperature": 0, "num_predict": 8}}
@@ -166,7 +166,7 @@ def test_two_servers_share_a_store_and_a_cache_of_kernels_and_disturb_each_other
     expected = [served.ok("/api/generate", **body, prompt=prompt)["response"] for prompt in prompts]
 
     def ask(url, prompt):
-        answer = httpx.post(f"{url}/api/generate", json=body | {"prompt": prompt}, timeout=120)
+        answer = httpx.post(f"{url}/api/generate", json=body | {"prompt": prompt}, timeout=300)
         return answer.json()["response"]
 
     with ThreadPoolExecutor(8) as threads:
