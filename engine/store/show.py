@@ -41,7 +41,7 @@ def show(
     """
     head = _head_of(model.weights)
     system = system or model.system
-    more = [model_info(GGUF.open(path), leave_out=()) for path in model.projectors]
+    more = [model_info(GGUF.open(path), verbose, leave_out=()) for path in model.projectors]
     answer = {
         "license": "\n".join(model.licenses),
         "modelfile": modelfile(model, system, {**model.params, **(options or {})}),

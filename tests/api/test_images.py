@@ -129,6 +129,12 @@ def test_the_rendered_prompt_counts_its_images(seer):
     assert answer["_debug_info"] == rendered
 
 
+def test_what_is_told_of_the_projector_has_its_arrays_when_verbose(seer):
+    brief, verbose = (seer.ok("/api/show", model="v", verbose=verbose)["projector_info"] for verbose in (False, True))
+    assert brief["clip.vision.image_mean"] is None and len(verbose["clip.vision.image_mean"]) == 3
+    assert brief["clip.vision.patch_size"] == verbose["clip.vision.patch_size"] == 8
+
+
 def test_the_projector_counts_as_memory(seer):
     seer.ok("/api/generate", model="v")
     (entry,) = [model for model in seer.client.get("/api/ps").json()["models"] if model["name"] == "v:latest"]
