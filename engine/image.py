@@ -35,7 +35,9 @@ def decode_image(data: bytes) -> np.ndarray:
         image.load()
         pixels = np.asarray(image if image.mode.startswith("I") else image.convert("RGB"))
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise BadImage(f"image cannot be decoded: {str(error) or type(error).__name__}") from None
+        at_a_loss = isinstance(error.__cause__ or error, (struct.error, LookupError, TypeError))  # Python's own texts
+        told = "a part of the file is missing or damaged" if at_a_loss else str(error) or type(error).__name__
+        raise BadImage(f"image cannot be decoded: {told}") from None
     if pixels.ndim == 2:  # 16 bits of grey
         pixels = np.repeat((pixels >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     return pixels

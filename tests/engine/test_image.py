@@ -88,6 +88,12 @@ def test_what_is_none_of_the_three_is_refused(data):
         decode_image(data)
 
 
+@pytest.mark.parametrize(("format", "n"), [("JPEG", 4), ("PNG", 33)])
+def test_a_file_that_ends_within_its_head_is_said_to_be_damaged(format, n):
+    with pytest.raises(BadImage, match="image cannot be decoded: a part of the file is missing or damaged"):
+        decode_image(encoded(PIXELS, format)[:n])
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_a_file_cut_anywhere_or_with_a_wrong_byte_is_an_error_or_an_image(format):
     file = encoded(PIXELS, format)
