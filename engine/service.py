@@ -315,7 +315,10 @@ class Engine:
         try:
             pooling = pooling_of(runner.model.hparams)
             n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
-            prompts = [tokens_of(text, tokenizer, n_ctx, wanted.truncate) for text in texts]
+            prompts = []
+            for text in texts:
+                call.check()
+                prompts.append(tokens_of(text, tokenizer, n_ctx, wanted.truncate))
         except BaseException:
             self.pool.release(loaded)
             raise

@@ -417,6 +417,20 @@ def test_a_model_that_only_embeds_reads_2048_tokens_at_once_unless_told_otherwis
     assert (num_batch("e"), num_batch("e", num_batch=64), num_batch("m")) == (2048, 64, 512)
 
 
+def test_a_client_that_leaves_is_noticed_before_all_its_texts_are_tokens(engine, monkeypatch):
+    call, seen = Call(), []
+
+    def leaving(text, *more):
+        seen.append(text)
+        call.cancel()
+        return tokens_of(text, *more)
+
+    monkeypatch.setattr("numllama.engine.service.tokens_of", leaving)
+    with pytest.raises(Cancelled):
+        engine.embed("m", ["a", "b", "c"], call=call)
+    assert seen == ["a"] and not any(entry.n_using for entry in engine.pool.loaded())
+
+
 def test_what_cannot_be_embedded_is_said(engine):
     with pytest.raises(RequestError, match="the model ranks texts"):
         engine.embed("r", ["once"])
