@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.errors import RequestError
 from ...engine.settings import Settings
-from ...engine.store import default_store
+from ...engine.store import LocalModel, default_store
 
 if TYPE_CHECKING:  # each takes its time to import, and a command needs one of them at most
     from ...engine.service import Engine
@@ -36,6 +36,13 @@ def is_gguf(path: str | Path) -> bool:
 def model_file(model: str) -> Path:
     """The GGUF file of `model`.  Raises ModelNotFound, BadName, BadManifest for a name; a path is not looked at yet."""
     return Path(model).expanduser() if is_file(model) else default_store().resolve(model).weights
+
+
+def local_model(model: str) -> LocalModel:
+    """`model` on this machine, adapters included.  Raises: ModelNotFound, BadName, BadManifest"""
+    from ...engine.store.file import FileModel
+
+    return FileModel.of(Path(model).expanduser()) if is_file(model) else default_store().resolve(model)
 
 
 def server() -> Client:

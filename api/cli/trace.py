@@ -11,15 +11,15 @@ from rich.table import Table
 
 from ...engine.batch import Batch
 from ...engine.errors import RequestError
-from ...engine.model import forward, load_model
+from ...engine.model import load_model, logits
 from ...engine.trace import Trace
-from .find import kernel_set, model_file
+from .find import kernel_set, local_model
 
 
 def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None) -> None:
     """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range."""
-    chosen = kernel_set(kernels)
-    loaded = load_model(model_file(model))
+    chosen, files = kernel_set(kernels), local_model(model)
+    loaded = load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
     ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
     if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
         raise RequestError(
@@ -27,7 +27,8 @@ def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path 
         )
     seen = Trace(*only, kernels=chosen)
     cache = loaded.new_cache(len(ids), type="f64" if kernels.endswith("64") else "f32")
-    logits = forward(loaded, Batch.of(ids), cache, chosen, seen)[0]
+    hidden = loaded.family.hidden(loaded, Batch.of(ids), cache, chosen, seen)
+    last = logits(loaded, hidden, chosen, seen)[0] if loaded.family.causal else None
     if not seen.values:
         raise RequestError(
             f"nothing is called {' or '.join(only)} in a forward pass; without --only all names are shown"
@@ -36,15 +37,17 @@ def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path 
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_text(loaded, id)!r}' for id in ids)}", markup=False)
     console.print(_table(seen))
-    best = np.argsort(-logits, kind="stable")[:5]
-    likely = np.exp(logits[best] - logits.max()) / np.sum(np.exp(logits - logits.max()))
-    console.print(
-        "most likely next: " + "  ".join(f"{_text(loaded, id)!r} {p:.1%}" for id, p in zip(best, likely, strict=True)),
-        markup=False,
-    )
+    if last is not None:
+        console.print(f"most likely next: {_likely(loaded, last)}", markup=False)
     if save is not None:
         seen.save(save)
         console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
+
+
+def _likely(model, logits: np.ndarray) -> str:
+    best = np.argsort(-logits, kind="stable")[:5]
+    p = np.exp(logits[best] - logits.max()) / np.sum(np.exp(logits - logits.max()))
+    return "  ".join(f"{_text(model, id)!r} {p:.1%}" for id, p in zip(best, p, strict=True))
 
 
 def _text(model, id) -> str:

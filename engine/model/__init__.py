@@ -23,6 +23,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from ..cache import KVCache
+from ..errors import ModelError
 from ..gguf import GGUF
 from ..grammar import Grammars
 from ..template import Template
@@ -93,10 +94,13 @@ def load_model(
 
     adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
     projector, vision_order   the GGUF by which it sees (an "mmproj"), and its `order`: see load_vision
-    Raises BadGGUF, UnsupportedArchitecture.
+    Raises BadGGUF, UnsupportedArchitecture; ModelError for an adapter alone.
     """
     began = perf_counter_ns()
-    gguf = adapted(source if isinstance(source, GGUF) else GGUF.open(source), adapters or {})
+    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
+    if gguf.kv.get("general.type") == "adapter":
+        raise ModelError(f"{gguf.path}: an adapter, expected the model that it adapts; it goes with that one")
+    gguf = adapted(gguf, adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)
     weights = family.weights(gguf, hparams, family)

@@ -4,11 +4,17 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+from adapters import tiny_lora
 from gguf import GGUFWriter
 from safetensors.numpy import load_file
+from tiny_encoder import tiny_encoder
 
+from numllama.engine.batch import Batch
 from numllama.engine.gguf import GGUF
+from numllama.engine.model import forward, load_model
+from numllama.kernels import NUMPY
 
 
 def test_a_store_is_listed(alone, numllama):
@@ -182,6 +188,30 @@ def test_a_trace_can_be_of_some_names(alone, numllama, file, tmp_path):
     }
 
 
+def test_a_trace_of_an_encoder_ends_with_what_is_hidden(alone, numllama, tmp_path):
+    file = tiny_encoder(tmp_path / "bert.gguf")
+    status, out, err = numllama("trace", str(file), "hello", "--save", str(tmp_path / "x"))
+    assert (status, err) == (0, "") and "most likely" not in out
+    assert list(load_file(tmp_path / "x"))[-1] == "result_embd"
+
+
+def test_a_trace_sees_a_model_with_its_adapters(alone, numllama, file, tmp_path):
+    adapter = tiny_lora(tmp_path / "lora.gguf", file)
+    (tmp_path / "Modelfile").write_text(f"FROM {file}\nADAPTER {adapter}\n")
+    numllama("create", "adapted", "-f", str(tmp_path / "Modelfile"))
+    try:
+        for model, to in ((file, "plain"), ("adapted", "adapted")):
+            numllama("trace", model, "hello", "--only", "result_output", "--save", str(tmp_path / to))
+    finally:
+        numllama("rm", "adapted")
+    plain, adapted = (load_file(tmp_path / name)["result_output"] for name in ("plain", "adapted"))
+    gguf = GGUF.open(file)
+    assert np.abs(plain - adapted).max() > 0.1
+    model = load_model(gguf, {adapter: 1})
+    expected = forward(model, Batch.of(model.tokenizer.encode("hello")), model.new_cache(8, type="f32"), NUMPY)
+    np.testing.assert_array_equal(adapted, expected)
+
+
 def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
     for args, message in [
         (["m", "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32"),
@@ -190,6 +220,7 @@ def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
         ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
         ([file, "the " * 300], "expected 1 to 256, the model's window"),
+        ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected the model"),
     ]:
         status, _, err = numllama("trace", *args)
         assert status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)
