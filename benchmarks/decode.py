@@ -31,6 +31,7 @@ import numpy as np
 
 from ..engine.batch import Batch
 from ..engine.cache import KVCache
+from ..engine.generate import check_it_speaks
 from ..engine.model import Model, forward, load_model
 from ..kernels import NUMBA, threads
 from . import llama_cpp, machine, report, start
@@ -200,6 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--torch", action="store_true", help="prompts through transformers in bfloat16, too")
     parser.add_argument("--start", action="store_true", help="only seconds of loading and memory")
     options = parser.parse_args(argv)
+    check_it_speaks(load_model(options.model))
 
     about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
     if options.peer:

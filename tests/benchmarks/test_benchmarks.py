@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numba.core import config
+from tiny_encoder import tiny_encoder
 
 from numllama.benchmarks import decode, kernels, machine, models, report, start, vision, with_torch
+from numllama.engine.errors import RequestError
 from numllama.engine.gguf import GGUF
 from numllama.engine.model import load_model
 from numllama.kernels.quants import FORMATS_BY_NAME
@@ -34,6 +36,11 @@ def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path,
 
 
 @compiled
+def test_what_does_not_speak_is_not_timed(tmp_path):
+    with pytest.raises(RequestError, match="'bert' is an encoder"):
+        decode.main([str(tiny_encoder(tmp_path / "bert.gguf"))])
+
+
 def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
     mmproj = vision.random_mmproj(tmp_path / "mmproj.gguf", n_layer=2, n_embd=64, n_out=32, image_size=28)
     vision.main([str(mmproj), "--rounds", "1", "--threads", "1", "2", "--jsonl", str(tmp_path / "rows.jsonl")])
