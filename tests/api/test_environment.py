@@ -29,7 +29,8 @@ from numllama.engine.store import default_store
 from numllama.engine.store.create import create
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "environment.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "environment.md"
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +264,11 @@ def test_every_variable_is_documented(name):
     rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
     assert ("no effect" in rows[0]) == (name in WITHOUT_EFFECT)
+
+
+def test_no_variable_that_is_read_is_left_out():
+    sources = "".join(
+        path.read_text() for folder in ("kernels", "engine", "api") for path in (ROOT / folder).rglob("*.py")
+    )
+    read = set(re.findall(r"\b(?:OLLAMA|NUMLLAMA)_[A-Z_]+\b", sources)) - {"OLLAMA_VERSION"}  # a constant
+    assert {name for name in read if f"| `{name}` |" not in DOCUMENT.read_text()} == set()

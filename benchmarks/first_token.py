@@ -1,0 +1,75 @@
+"""Seconds from the command `numllama serve` to the first token of `primer`, kernels not compiled yet and compiled.
+
+python -m numllama.benchmarks.first_token [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+import numpy as np
+
+from . import machine, report
+
+SERVE = [sys.executable, "-c", "from numllama.api.cli import main; main()", "serve"]
+
+
+def first_token(folder: str) -> tuple[float, float]:
+    """Seconds until the server answers at all, and until the first token; its files are in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    own = {"OLLAMA_HOST": url, "OLLAMA_MODELS": folder, "NUMBA_CACHE_DIR": folder, "NUMLLAMA_BUILTIN": "1"}
+    began = time.perf_counter()
+    server = subprocess.Popen(SERVE, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _answers(url):
+            if server.poll() is not None:
+                raise RuntimeError(f"the server ended with {server.returncode}")
+            time.sleep(0.002)
+        ready = time.perf_counter()
+        body = json.dumps({"model": "primer", "prompt": "What is a token?"}).encode()
+        with urllib.request.urlopen(f"{url}/api/generate", body) as answer:
+            answer.readline()
+            return ready - began, time.perf_counter() - began
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Medians of the rounds on standard output."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args(argv).rounds
+    found: dict[str, list[tuple[float, float]]] = {"empty": [], "full": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            found["empty"].append(first_token(folder))
+            found["full"].append(first_token(folder))
+    print(", ".join(f"{key} {value}" for key, value in machine.describe().items()))
+    rows = [
+        {"cache": cache, "ready, s": ready, "first token, s": first}
+        for cache, times in found.items()
+        for ready, first in [np.median(times, axis=0).tolist()]
+    ]
+    print(report.markdown(rows, ["cache", "ready, s", "first token, s"]))
+
+
+if __name__ == "__main__":
+    main()
