@@ -38,5 +38,6 @@ class Connection(AutoHTTPProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection is closed, once what it still has is read or PATIENCE is over."""
-        super().timeout_keep_alive_handler()
-        self._end = self.loop.call_later(PATIENCE, self.transport.abort)
+        if not self.transport.is_closing():
+            super().timeout_keep_alive_handler()
+            self._end = self.loop.call_later(PATIENCE, self.transport.abort)
