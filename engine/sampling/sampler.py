@@ -69,7 +69,7 @@ class Sampler:
         if o.mirostat and o.temperature > 0:
             return self._sample_mirostat(temperature(c, o.temperature))
         c = top_k(c, o.top_k)
-        c = tail_free(c, o.tfs_z)
+        c = tail_free(c, o.tfs_z) if o.temperature > 0 else c  # as in the chain that had it; typical_p would notice
         c = typical_p(c, o.typical_p)
         c = top_p(c, o.top_p)
         c = min_p(c, o.min_p)

@@ -152,6 +152,13 @@ def test_mirostat_does_not_act_at_temperature_0():
     assert tokens({"mirostat": 1, "temperature": 0}, logits) == logits.argmax(axis=1).tolist()
 
 
+def test_tfs_z_does_not_act_at_temperature_0():
+    """Alone it could not; but typical_p chooses from what it leaves, and leaves out the most likely where that is rare."""
+    logits, how = rows(20), {"temperature": 0, "typical_p": 0.2}
+    assert tokens(how, logits) != logits.argmax(axis=1).tolist()
+    assert tokens({"tfs_z": 0.5} | how, logits) == tokens(how, logits)
+
+
 anything = st.fixed_dictionaries(
     {},
     optional={
