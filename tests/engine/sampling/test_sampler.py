@@ -153,7 +153,7 @@ def test_mirostat_does_not_act_at_temperature_0():
 
 
 def test_tfs_z_does_not_act_at_temperature_0():
-    """Alone it could not; but typical_p chooses from what it leaves, and leaves out the most likely where that is rare."""
+    """Alone it could not; but typical_p chooses from what it leaves, and may leave out the most likely."""
     logits, how = rows(20), {"temperature": 0, "typical_p": 0.2}
     assert tokens(how, logits) != logits.argmax(axis=1).tolist()
     assert tokens({"tfs_z": 0.5} | how, logits) == tokens(how, logits)
