@@ -529,7 +529,8 @@ class Engine:
     def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
         projector = next(iter(model.projectors), None)
         loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), projector, self.settings.vision_order)
-        cache_type = usable_type(self.settings.kv_cache_type, loaded.hparams.n_head_dim)
+        asked = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache
+        cache_type = usable_type(asked, loaded.hparams.n_head_dim)
         tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 

@@ -431,6 +431,15 @@ def test_a_client_that_leaves_is_noticed_before_all_its_texts_are_tokens(engine,
     assert seen == ["a"] and not any(entry.n_using for entry in engine.pool.loaded())
 
 
+def test_of_an_encoder_nobody_is_told_how_its_cache_is_kept(tmp_path, caplog):
+    engine = Engine(Settings(models=tmp_path / "store", builtin=False, kv_cache_type="q8_0"))
+    for name, file in (("e", tiny_encoder(tmp_path / "e.gguf")), ("m", tiny_gguf(tmp_path / "m.gguf"))):
+        list(engine.create(name, files={"x.gguf": engine.store.put_blob([file.read_bytes()])[0]}))
+        embedded(engine, name, ["once"])
+        assert [record.levelname for record in caplog.records if "cache" in record.name] == ["WARNING"] * (name == "m")
+    engine.close()
+
+
 def test_what_cannot_be_embedded_is_said(engine):
     with pytest.raises(RequestError, match="the model ranks texts"):
         engine.embed("r", ["once"])
