@@ -99,7 +99,7 @@ def load_model(
     began = perf_counter_ns()
     gguf = source if isinstance(source, GGUF) else GGUF.open(source)
     if gguf.kv.get("general.type") == "adapter":
-        raise ModelError(f"{gguf.path}: an adapter, expected the model that it adapts; it goes with that one")
+        raise ModelError(f"{gguf.path}: an adapter, expected a model: ADAPTER in a Modelfile, or --adapter, applies it")
     gguf = adapted(gguf, adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)

@@ -220,7 +220,7 @@ def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
         ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
         ([file, "the " * 300], "expected 1 to 256, the model's window"),
-        ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected the model"),
+        ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected a model"),
     ]:
         status, _, err = numllama("trace", *args)
         assert status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)
