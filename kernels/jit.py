@@ -25,6 +25,7 @@ from pathlib import Path
 import llvmlite
 import numba
 from numba.core import config
+from numba.core.compiler import Compiler
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
@@ -42,7 +43,19 @@ def kernel(function: Callable | None = None, **options):
 
 def inner(function: Callable, **options):
     """A kernel that only kernels call: their machine code contains it, so it needs no entry from Python and no file."""
-    return numba.njit(**FLAGS, no_cpython_wrapper=True, **options)(function)
+    return numba.njit(**FLAGS, no_cpython_wrapper=True, pipeline_class=Inner, **options)(function)
+
+
+class Inner(Compiler):
+    """Leaves to the kernel that it becomes a part of what LLVM can do for it.
+
+    Numba would optimize it by itself, then once more within each of its callers, and so on upwards.
+    """
+
+    def __init__(self, typingctx, targetctx, library, *args):
+        library = library or targetctx.codegen().create_library("inner")
+        library._optimize_final_module = library._finalize_specific = lambda: None
+        super().__init__(typingctx, targetctx, library, *args)
 
 
 def keep(compiled, folder: Path | None) -> None:
