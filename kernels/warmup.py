@@ -3,7 +3,7 @@
 Machine code is kept on disk (jit.py), so this is worth doing once after an installation.  In one process Numba compiles
 one kernel at a time, so whoever is in a hurry takes two:
 
-    prepare(names)                              compiles every other one of them, while
+    prepare(names)                              compiles half of them, while
     python -m numllama.kernels.warmup NAMES     a second process compiles the rest, for both
 """
 
@@ -59,7 +59,9 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
 
 
 def prepare(names: Sequence[str]) -> None:
-    """The kernels `names` are compiled, every other one of them in a second process.
+    """The kernels `names` are compiled: the first in a second process, two here, two there, and so on.
+
+    So the halves take about as long where those that take longest come first.
 
     Does nothing about those that were compiled before or that warmups() does not know, and nothing at all where there
     is one core or no cache: then each is compiled when it is first called.
@@ -69,9 +71,11 @@ def prepare(names: Sequence[str]) -> None:
     if len(missing) < 2 or N_CORE == 1 or cache_folder() is None:
         return
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    beside = subprocess.Popen([sys.executable, "-m", __name__, *missing[::2]], **quiet)
+    here = [name for i, name in enumerate(missing) if i % 4 in (1, 2)]
+    there = [name for name in missing if name not in here]
+    beside = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet)
     try:
-        compile_them(missing[1::2])
+        compile_them(here)
     finally:
         beside.wait()  # whatever it did not manage is compiled on its first call
 
