@@ -37,7 +37,7 @@ from .errors import BadGrammar, CloudModel, ModelNotFound, RequestError
 from .gguf import GGUF
 from .grammar import Grammar
 from .job import Call, Job
-from .model import Model, load_model
+from .model import Model, check_fits, load_model
 from .options import AS_USUAL, Options, Wanted
 from .parse import ThinkingParser, ToolParser, without_old_thoughts
 from .parse.thinking import BLANKS
@@ -420,15 +420,14 @@ class Engine:
         **more: Any,
     ) -> Iterator[dict]:
         """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
-        return create(self.store, name, from_, files, fetch=partial(self._fetch, call), **more)
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, call), fits=check_fits, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", call: Call | None = None
     ) -> Iterator[dict]:
         """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
-        fetch = partial(self._fetch, call)
-        may_read = self.settings.server_files
-        return create_from_modelfile(self.store, name, text, path, may_read=may_read, quantize=quantize, fetch=fetch)
+        more = {"quantize": quantize, "fetch": partial(self._fetch, call), "fits": check_fits}
+        return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
     def _fetch(self, call: Call | None, name: str) -> Iterator[dict]:
         """The statuses of a pull, up to its success; none where the model is here."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from ..cache import KVCache
-from ..errors import ModelError
+from ..errors import ModelError, UnsupportedArchitecture
 from ..gguf import GGUF
 from ..grammar import Grammars
 from ..template import Template
@@ -32,11 +32,22 @@ from .decoder import forward, logits
 from .encoder import EncoderWeights
 from .families import Family, family_of
 from .hparams import Hparams, read_hparams
-from .lora import adapted
+from .lora import adapted, low_rank_terms
 from .vision import Vision, load_vision
 from .weights import Weights
 
-__all__ = ["Family", "Hparams", "Model", "Vision", "Weights", "forward", "load_model", "load_vision", "logits"]
+__all__ = [
+    "Family",
+    "Hparams",
+    "Model",
+    "Vision",
+    "Weights",
+    "check_fits",
+    "forward",
+    "load_model",
+    "load_vision",
+    "logits",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +117,18 @@ def load_model(
     weights = family.weights(gguf, hparams, family)
     vision = load_vision(projector, hparams.n_embd, vision_order) if projector else None
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)
+
+
+def check_fits(part: GGUF, model: GGUF) -> None:
+    """Does nothing if `part`, an adapter or a projector, goes with `model`, by what their heads say.
+
+    A projector of a kind that is not computed here is not judged.  Raises: BadGGUF, ModelError
+    """
+    if part.kv.get("general.type") == "adapter":
+        for _ in low_rank_terms(part, model, 1.0):
+            pass
+        return
+    try:
+        load_vision(part, model.kv.get(f"{model.kv.get('general.architecture')}.embedding_length"))
+    except UnsupportedArchitecture:
+        pass

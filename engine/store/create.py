@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadDigest, BadModelfile, BadTemplate, EngineError, RequestError
+from ..errors import BadDigest, BadModelfile, BadTemplate, EngineError, ModelError, RequestError
 from ..gguf import GGUF
 from ..template import go, jinja
 from ..template.named import Named, match
@@ -23,7 +23,7 @@ from .modelfile import parse, wishes
 from .name import ModelName
 from .sources import file_chunks, sources
 from .store import Store
-from .uploads import Status, adapter_layer, model_layers, quantized_layer
+from .uploads import Fits, Status, adapter_layer, model_layers, quantized_layer
 
 
 def create(
@@ -45,6 +45,7 @@ def create(
     adapters: Mapping[str, str] | None = None,
     drop_system: bool = False,
     fetch: Callable[[str], Iterator[Status]] = lambda name: iter(()),
+    fits: Fits = lambda part, model: None,
 ) -> Iterator[Status]:
     """The model `name` in the making, told status by status; the last is {"status": "success"}.
 
@@ -55,6 +56,7 @@ def create(
     parameters  merged over the inherited ones; `messages` replace them; `license` (a text or several) is added
     drop_system no inherited SYSTEM
     info        overrides what the config says of the model: model_family, parameter_size, capabilities, ...
+    fits        says whether a new adapter or projector goes with the model, by raising ModelError
 
     The request is checked before the first status is asked for.
     Raises: RequestError, BadName, BadDigest, ModelNotFound, NotYet; ModelError for blobs that are missing
@@ -82,10 +84,11 @@ def create(
             if quantize:
                 config, layers = yield from _quantized(store, config, layers, quantize)
         else:
-            config, layers = yield from model_layers(store, files or {}, quantize)
+            config, layers = yield from model_layers(store, files or {}, quantize, fits)
             stop, named = _named(store, layers)
         if adapters:
-            layers = [*_without(layers, media.ADAPTER), (yield from adapter_layer(store, adapters))]
+            adapter = yield from adapter_layer(store, adapters, _weights(store, layers), fits)
+            layers = [*_without(layers, media.ADAPTER), adapter]
         if template:
             named = None
 
@@ -125,7 +128,7 @@ def create_from_modelfile(
     """The same of a Modelfile: its `text`, or else the file `path` of this machine.
 
     may_read   files of this machine may be read for whoever asks
-    more       `quantize` and `fetch` of `create`
+    more       `quantize`, `fetch` and `fits` of `create`
     An empty SYSTEM takes an inherited one away.
     Raises: as `create`; BadModelfile
     """
@@ -150,6 +153,13 @@ def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:
     model = store.resolve(ModelName.parse_request(from_)[0])
     store.adopt(model)
     return model.config, [replace(layer, source=model.name.short) for layer in model.manifest.layers]
+
+
+def _weights(store: Store, layers: Sequence[Layer]) -> Path:
+    models = [layer for layer in layers if layer.media_type == media.MODEL]
+    if not models:
+        raise ModelError(f"no layer of type {media.MODEL}, expected one that the adapter is for")
+    return store.blob_path(models[-1].digest)
 
 
 def _quantized(

@@ -150,10 +150,11 @@ class _Head:
     def of(cls, gguf: GGUF) -> _Head:
         architecture = gguf.kv.get("general.architecture")
         architecture = architecture if isinstance(architecture, str) else ""
-        is_encoder = gguf.kv.get(f"{architecture}.attention.causal") is False
-        embeds = is_encoder or f"{architecture}.pooling_type" in gguf.kv
-        kinds = ["embedding" if embeds else "completion"]
-        kinds += [kind for kind in ("vision", "audio") if f"{architecture}.{kind}.block_count" in gguf.kv]
+        kinds = [kind for kind in ("vision", "audio") if f"{architecture}.{kind}.block_count" in gguf.kv]
+        if architecture != "clip" and gguf.kv.get("general.type") not in ("adapter", "mmproj"):  # which do not speak
+            is_encoder = gguf.kv.get(f"{architecture}.attention.causal") is False
+            embeds = is_encoder or f"{architecture}.pooling_type" in gguf.kv
+            kinds = ["embedding" if embeds else "completion", *kinds]
         lengths = {key: gguf.kv.get(f"{architecture}.{key}") for key in ("context_length", "embedding_length")}
         return cls(
             architecture,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from .show import n_parameters
 from .store import Store
 
 Status = dict[str, Any]
+Fits = Callable[[GGUF, GGUF], None]  # raises ModelError where an adapter or projector does not go with a model
 PACE = 0.1  # seconds between two statuses about one file
 NO_DIGEST = "0000000000000000000"  # Ollama's, of a file that is being made
 
 
 def model_layers(
-    store: Store, files: Mapping[str, str], quantize: str = ""
+    store: Store, files: Mapping[str, str], quantize: str, fits: Fits
 ) -> Generator[Status, None, tuple[Config, list[Layer]]]:
     """The config and layers of a model that the blobs `files`, digests by file name, make.
 
@@ -43,7 +44,8 @@ def model_layers(
         layer = yield from _converted(store, files)
         return (yield from _as_wanted(store, layer, [], quantize))
     models: dict[str, GGUF] = {}
-    layers, projectors = dict[str, Layer](), list[Layer]()
+    projectors: dict[str, GGUF] = {}
+    layers: dict[str, Layer] = {}
     for path, digest in files.items():
         yield {"status": "parsing GGUF"}
         gguf, layer = _uploaded(store, path, digest)
@@ -52,19 +54,25 @@ def model_layers(
             raise RequestError(f"{path}: an adapter, expected a model")
         is_part = gguf.kv.get("split.count", 1) != 1  # whose architecture the first one says
         if not is_part and (_architecture(path, gguf) == "clip" or kind == "mmproj"):
-            projectors.append(replace(layer, media_type=media.PROJECTOR))
+            projectors[path], layers[path] = gguf, replace(layer, media_type=media.PROJECTOR)
         else:
             models[path], layers[path] = gguf, layer
     if len(models) > 1 and all(gguf.kv.get("split.count") == len(models) for gguf in models.values()):
         layer = yield from _merged(store, models)
     elif len(models) == 1:
-        ((path, gguf),), (layer,) = models.items(), layers.values()
+        ((path, gguf),) = models.items()
+        layer = layers[path]
         if gguf.kv.get("split.count", 1) != 1:
             raise RequestError(f"{path}: one of {gguf.kv['split.count']} parts of a model, expected all of them")
+    elif projectors and not models:
+        raise RequestError(f"{next(iter(projectors))}: a projector (mmproj), expected its model, too")
     else:
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
-    _architecture(next(iter(models)), gguf)
-    return (yield from _as_wanted(store, layer, projectors, quantize))
+    model = GGUF.open(store.blob_path(layer.digest))
+    _architecture(next(iter(models)), model)
+    for path, projector in projectors.items():
+        _check_fits(path, projector, model, fits)
+    return (yield from _as_wanted(store, layer, [layers[path] for path in projectors], quantize))
 
 
 def _as_wanted(
@@ -86,8 +94,8 @@ def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None
     return (yield from stored(store, gguf_chunks(kv, tensors), total, "converting model"))
 
 
-def adapter_layer(store: Store, files: Mapping[str, str]) -> Generator[Status, None, Layer]:
-    """The layer of the one adapter in `files`."""
+def adapter_layer(store: Store, files: Mapping[str, str], model: Path, fits: Fits) -> Generator[Status, None, Layer]:
+    """The layer of the one adapter in `files`, which is for the GGUF `model`."""
     if any(path.endswith(".safetensors") for path in files):
         raise NotYet("create does not support adapters as safetensors yet")
     if len(files) != 1:
@@ -97,7 +105,15 @@ def adapter_layer(store: Store, files: Mapping[str, str]) -> Generator[Status, N
     gguf, layer = _uploaded(store, path, digest)
     if gguf.kv.get("general.type") != "adapter":
         raise RequestError(f"{path}: general.type is {gguf.kv.get('general.type')!r}, expected 'adapter'")
+    _check_fits(path, gguf, GGUF.open(model), fits)
     return replace(layer, media_type=media.ADAPTER)
+
+
+def _check_fits(path: str, part: GGUF, model: GGUF, fits: Fits) -> None:
+    try:
+        fits(part, model)
+    except ModelError as error:
+        raise RequestError(str(error).replace(str(part.path), path)) from None
 
 
 def quantized_layer(

@@ -16,6 +16,7 @@ from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName
 from numllama.engine.template import Template, mark_images
 from tiny import CHAT_TEMPLATE, tiny_gguf
+from tiny_llava import tiny_mmproj
 
 GREEDY = Wanted(options={"temperature": 0, "num_predict": 6})
 
@@ -120,6 +121,41 @@ def test_a_model_with_an_adapter_answers_otherwise_than_without(engine, tmp_path
     assert [entry["name"] for entry in engine.ps()] == ["adapted:latest"]  # the same weights, loaded anew
     assert said("m") == plain
     engine.delete("adapted")
+
+
+def a_part(kind, path, engine):
+    """An adapter or a projector that fits no model of `engine`."""
+    model = engine.store.resolve("m").weights
+    match kind:
+        case "other kind":
+            return tiny_lora(path, model, general__architecture="qwen2")
+        case "wider":
+            return tiny_lora(path, tiny_gguf(path.with_name("wide.gguf"), n_embd=128))
+        case "deeper":
+            return tiny_lora(path, tiny_gguf(path.with_name("deep.gguf"), n_layer=5))
+        case "projector":
+            return tiny_mmproj(path, n_out=32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("other kind", "general.architecture is 'qwen2', expected 'llama'"),
+        ("wider", r"'blk.0.attn_q.weight.lora_a' has shape \[4, 128\], expected \[4, 64\] for this model"),
+        ("deeper", r"'blk.\d.attn_q.weight.lora_a' is for a matrix that the model does not have"),
+        ("projector", "rows are 32 wide, expected the text model's 64"),
+    ],
+)
+def test_what_does_not_go_with_its_model_is_refused_when_that_is_made(engine, tmp_path, kind, message):
+    digest, _ = engine.store.put_blob([a_part(kind, tmp_path / "part.gguf", engine).read_bytes()])
+    weights = engine.store.resolve("m").weights_digest
+    if kind == "projector":
+        made = engine.create("bad", files={"m.gguf": weights, "part.gguf": digest})
+    else:
+        made = engine.create("bad", "m", adapters={"part.gguf": digest})
+    with pytest.raises(RequestError, match=f"^part.gguf: .*{message}"):
+        list(made)
+    assert "bad" not in {model.name.model for model in engine.store.list()}
 
 
 def test_unknown_names_are_told_as_they_were_asked_for(engine):

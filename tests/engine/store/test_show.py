@@ -158,3 +158,16 @@ def test_a_projector_is_shown_with_its_name(tmp_path):
     files = {"m.gguf": tiny_gguf(tmp_path / "m.gguf"), "p.gguf": tmp_path / "p.gguf"}
     list(create(store, "v", files={name: store.put_blob([path.read_bytes()])[0] for name, path in files.items()}))
     assert show(store.resolve("v"))["projector_info"]["general.name"] == "eye"
+
+
+@pytest.mark.parametrize(
+    ("kv", "expected"),
+    [
+        ({"general.architecture": "llama"}, ["completion"]),
+        ({"general.architecture": "clip", "clip.vision.block_count": 3}, ["vision"]),
+        ({"general.architecture": "llama", "general.type": "adapter"}, None),
+    ],
+)
+def test_only_a_model_completes(tmp_path, kv, expected):
+    write_gguf(tmp_path / "x.gguf", kv)
+    assert show_file(tmp_path / "x.gguf").get("capabilities") == expected
