@@ -11,8 +11,8 @@
 --torch also has PyTorch read the prompts, in bfloat16, through transformers, with random weights of the same shape.
 
 tok/s are medians over rounds, ratios medians of the rounds' own: on a shared machine only these mean something.
-`others` is what other processes used of a core meanwhile, the most of a row's rounds.  Where they use much, --cpu
-counts seconds that a core worked instead of seconds that passed: fair for one thread; with more, waiting counts too.
+Where others use much of it, --cpu counts seconds that a core worked instead of seconds that passed: fair for one
+thread; with more, waiting counts too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..engine.batch import Batch
 from ..engine.cache import KVCache
+from ..engine.errors import EngineError, RequestError
 from ..engine.generate import check_it_speaks
 from ..engine.model import Model, forward, load_model
+from ..engine.store import LocalModel
+from ..engine.store.file import FileModel
 from ..kernels import NUMBA, threads
 from . import llama_cpp, machine, report, start
 from .with_torch import prefill_with_torch
@@ -53,9 +58,11 @@ class Task:
 class Bench:
     """A loaded model and the peer's programs."""
 
-    def __init__(self, path: str, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False, torch: bool = False):
-        self.path, self.programs, self.cpu = path, peer, cpu
-        self.model: Model = load_model(path)
+    def __init__(
+        self, files: LocalModel, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False, torch: bool = False
+    ):
+        self.path, self.programs, self.cpu = str(files.weights), peer, cpu
+        self.model: Model = loaded(files)
         self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
         self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # compiles, and packs the weights
         self.torch = prefill_with_torch(self.model.hparams, self.clock) if torch else None
@@ -129,12 +136,17 @@ class Bench:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def loaded(files: LocalModel) -> Model:
+    return load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
+
+
 def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
     """Each task and thread count in turn, ours and then the peer's, `rounds` times over."""
     cells = [(task, n) for task in tasks for n in n_threads]
     ours, peers, torch, others = ({cell: [] for cell in cells} for _ in range(4))  # type: dict, dict, dict, dict
-    for _ in range(rounds):
+    for i in range(rounds):
         for task, n in cells:
+            report.progress(f"round {i + 1} of {rounds}: {task.name}, {n} thread{'s' * (n > 1)}")
             with machine.watch() as share:
                 ours[task, n].append(task.ours(n))
                 if with_peer:
@@ -142,6 +154,7 @@ def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: boo
                 if task.torch:
                     torch[task, n].append(task.torch(n))
             others[task, n].append(share.others)
+    report.progress("")
     rows = []
     for cell in cells:
         row = {"task": cell[0].name, "threads": cell[1], "ours": float(np.median(ours[cell]))}
@@ -167,14 +180,15 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
     return float(np.median(np.array(ours) / np.array(others)))
 
 
-def measure_start(path: str, programs: Path | None, rounds: int) -> list[dict]:
+def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict]:
     """Memory and seconds of loading, in rows like those of tasks; but less is better."""
-    rows = []
+    rows, path = [], str(files.weights)
+    report.progress("loading")
     if hasattr(os, "wait4"):
-        ours = start.most_memory_ours(path) / 2**20  # while this process is small
+        ours = start.most_memory_ours(files) / 2**20  # while this process is small
         peers = [start.most_memory_of_llama_bench(programs, path) / 2**20] if programs else []
         rows.append({"task": "rss, MiB", "ours": ours} | compared([ours], peers) | {"rounds": 1})
-    loader, seconds, peers = start.Loader(path), [], []
+    loader, seconds, peers = start.Loader(files), [], []
     for _ in range(rounds):
         seconds.append(loader.seconds())
         if programs:
@@ -186,44 +200,100 @@ def measure_start(path: str, programs: Path | None, rounds: int) -> list[dict]:
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The table on standard output."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--peer", type=Path, help="folder with llama-bench and llama-batched-bench")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
-    parser.add_argument("--prefill", nargs="*", type=int, default=[32, 128, 512])
-    parser.add_argument("--depth", nargs="*", type=int, default=[0, 1024, 4096])
-    parser.add_argument("--batch", nargs="*", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--cpu", action="store_true", help="tokens per second of CPU time, for busy machines")
-    parser.add_argument("--jsonl", help="append the rows to this file")
+class Parser(argparse.ArgumentParser):
+    """Whose errors are like any other's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(message)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}', expected a whole number from {least}")
+        return int(text)
+
+    return number
+
+
+def read_options(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
+    """Raises: RequestError"""
+    parser = Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="A model's speed; with --peer beside that of the llama.cpp there, in turn.",
+        epilog="A model of 1B beside llama.cpp takes some twenty minutes; --rounds 2 --depth 0 --batch takes two.",
+    )
+    several: dict[str, Any] = {"nargs": "*", "metavar": "N"}
+    parser.add_argument("model", metavar="MODEL|FILE.gguf")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="with llama-bench, -batched-bench and -server")
+    parser.add_argument("--rounds", type=at_least(1), metavar="N", default=5, help="measurements of each (default 5)")
+    cores = list(dict.fromkeys([1, threads.N_CORE]))
+    parser.add_argument("--threads", type=at_least(1), **several | {"nargs": "+"}, default=cores, help="(1, all cores)")
+    prefill, depth, batch = [32, 128, 512], [0, 1024, 4096], [1, 2, 4, 8]
+    parser.add_argument("--prefill", type=at_least(1), **several, default=prefill, help=f"tokens of prompts {prefill}")
+    parser.add_argument("--depth", type=at_least(0), **several, default=depth, help=f"decode after N tokens {depth}")
+    parser.add_argument("--batch", type=at_least(1), **several, default=batch, help=f"decode N sequences {batch}")
+    parser.add_argument("--start", action="store_true", help="only seconds of loading, and memory")
+    parser.add_argument("--cpu", action="store_true", help="count seconds that a core worked: for busy machines")
     parser.add_argument("--torch", action="store_true", help="prompts through transformers in bfloat16, too")
-    parser.add_argument("--start", action="store_true", help="only seconds of loading and memory")
-    options = parser.parse_args(argv)
-    check_it_speaks(load_model(options.model))
+    parser.add_argument("--jsonl", metavar="FILE", help="append the rows to FILE")
+    return parser.parse_args(argv)
+
+
+def main(
+    argv: list[str] | None = None, find: Callable[[str], LocalModel] = FileModel.of, prog: str | None = None
+) -> None:
+    """The table on standard output.  `find` has the files of a model that is named.  Raises: EngineError"""
+    options = read_options(argv, prog)
+    files = find(options.model)
+    check_it_speaks(loaded(files))
+    if options.peer and files.adapters:
+        raise RequestError(f"'{options.model}' has an adapter, which llama-bench does not apply: leave --peer out")
+    missing = [name for name in llama_cpp.PROGRAMS if options.peer and not (options.peer / name).exists()]
+    if missing:
+        raise RequestError(f"{options.peer}: no {', '.join(missing)} there, expected a folder of llama.cpp's programs")
 
     about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
     if options.peer:
         about |= llama_cpp.about(options.peer)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = measure_start(options.model, options.peer, options.rounds)
+    rows = measure_start(files, options.peer, options.rounds)
     if not options.start:
-        rows = measure_tasks(options) + rows
+        rows = measure_tasks(files, options) + rows
     columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "torch bf16", "to torch", "others"]
-    print(report.markdown(rows, [column for column in columns if any(column in row for row in rows)]))
+    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    print(report.markdown(rows, columns))
+    print("\n" + "\n".join(legend(columns, options)))
     if options.jsonl:
         report.append_jsonl(options.jsonl, (about | row for row in rows))
 
 
-def measure_tasks(options: argparse.Namespace) -> list[dict]:
+def legend(columns: list[str], options: argparse.Namespace) -> Iterator[str]:
+    """What the table's words mean, a line each."""
+    if not options.start:
+        clock = "CPU second" if options.cpu else "second"
+        yield f"prefill, decode, batch: tokens a {clock}, the median of {options.rounds}; decode @D is after D tokens"
+    yield "rss: memory at the most of a process that reads 20 tokens and says 20"
+    theirs = ", for llama.cpp from the start of llama-server until it answers" if options.peer else ""
+    yield f"load: seconds in a process that runs already{theirs}"
+    if "ratio" in columns:
+        yield "ratio: ours / llama.cpp, the median of the rounds' own; least, most: of a round"
+    if "others" in columns:
+        yield "others: cores that other processes used meanwhile; above 0.2 a row says little, --cpu --threads 1 more"
+
+
+def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:
     """The rows of prefill, decode and batches that were asked for."""
     n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
-    bench = Bench(options.model, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
+    bench = Bench(files, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
     tasks = [bench.prefill(n) for n in options.prefill]
     tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
     return measure(tasks, options.threads, options.rounds, options.peer is not None)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EngineError as error:
+        sys.exit(f"Error: {error}")

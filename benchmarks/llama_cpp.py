@@ -10,6 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-server")
+
 
 def about(programs: Path) -> dict[str, str]:
     """Its commit, and the features of CPUs that it was built for."""

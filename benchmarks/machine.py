@@ -33,7 +33,7 @@ def describe() -> dict[str, object]:
 
 @dataclass
 class Share:
-    """Cores that other processes used while a block ran; None where the system does not say."""
+    """Cores that other processes used while a block ran; None if the system does not say, or after too short a time."""
 
     others: float | None = None
 
@@ -43,9 +43,10 @@ def watch() -> Iterator[Share]:
     share, all_before, own_before, began = Share(), busy(), own(), perf_counter()
     yield share
     all_after = busy()
-    if all_before is not None and all_after is not None:
+    passed = perf_counter() - began
+    if all_before is not None and all_after is not None and passed > 0.25:  # the system counts in hundredths
         others = all_after - all_before - (own() - own_before)
-        share.others = max(0.0, others / (perf_counter() - began))
+        share.others = round(max(0.0, others / passed), 2)
 
 
 def busy() -> float | None:

@@ -16,16 +16,17 @@ from ..engine.model import load_model
 from ..engine.options import Options, Wanted
 from ..engine.service import Engine
 from ..engine.settings import Settings
+from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 
 N = 20  # tokens read, and said, at the most of memory
 
 
 class Loader:
-    """An engine that runs, in which `path` is loaded anew and anew."""
+    """An engine that runs, in which a model is loaded anew and anew."""
 
-    def __init__(self, path: str):
-        self.engine = Engine(Settings(), file=FileModel.of(path))
+    def __init__(self, files: LocalModel):
+        self.engine = Engine(Settings(), file=FileModel.of(files.weights, files.adapters))
         self.seconds()  # compiles
 
     def seconds(self) -> float:
@@ -51,8 +52,8 @@ def most_memory(command: list[str]) -> int:
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def most_memory_ours(path: str) -> int:
-    return most_memory([sys.executable, "-m", __spec__.name, path])
+def most_memory_ours(files: LocalModel) -> int:
+    return most_memory([sys.executable, "-m", __spec__.name, *map(str, [files.weights, *files.adapters])])
 
 
 def most_memory_of_llama_bench(programs: Path, path: str) -> int:
@@ -60,5 +61,7 @@ def most_memory_of_llama_bench(programs: Path, path: str) -> int:
 
 
 if __name__ == "__main__":
-    for _ in generate(load_model(sys.argv[1]), [1] * N, Options(num_predict=N, num_ctx=4 * N)):
+    for _ in generate(
+        load_model(sys.argv[1], dict.fromkeys(sys.argv[2:], 1.0)), [1] * N, Options(num_predict=N, num_ctx=4 * N)
+    ):
         pass

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...benchmarks.decode import main
-from .find import model_file
+from .find import local_model
 
 
-def bench(model: str, arguments: list[str]) -> None:
-    """The table of benchmarks/decode.py for MODEL; its flags are that program's."""
-    main([str(model_file(model)), *arguments])
+def bench(arguments: list[str]) -> None:
+    """The table of benchmarks/decode.py, whose flags these are."""
+    main(arguments, local_model, "numllama bench")

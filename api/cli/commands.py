@@ -272,15 +272,12 @@ def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
     warmup()
 
 
-@app.command("bench", context_settings=HELP | {"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(ctx: typer.Context, model: Annotated[str, words("MODEL|FILE.gguf")]) -> None:
-    """Measure a model's speed, with --peer DIR beside the llama.cpp there
-
-    Further flags: --rounds N, --threads N ..., --prefill N ..., --depth N ..., --batch N ..., --cpu, --jsonl FILE
-    """
+@app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def bench(args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None) -> None:
+    """Measure a model's speed, with --peer DIR beside llama.cpp's"""
     from .bench import bench
 
-    bench(model, ctx.args)
+    bench(args or [])
 
 
 @app.command("help")

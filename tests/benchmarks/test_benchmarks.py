@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from adapters import tiny_lora
 from numba.core import config
 from tiny_encoder import tiny_encoder
 
@@ -14,6 +15,7 @@ from numllama.benchmarks import decode, kernels, machine, models, report, start,
 from numllama.engine.errors import RequestError
 from numllama.engine.gguf import GGUF
 from numllama.engine.model import load_model
+from numllama.engine.store.file import FileModel
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf
 
@@ -39,6 +41,32 @@ def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path,
 def test_what_does_not_speak_is_not_timed(tmp_path):
     with pytest.raises(RequestError, match="'bert' is an encoder"):
         decode.main([str(tiny_encoder(tmp_path / "bert.gguf"))])
+
+
+@compiled
+def test_a_model_is_timed_with_its_adapters(tmp_path, capsys):
+    """The name is what was asked for, not that of a file in the store; llama-bench knows no adapters."""
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    files = FileModel.of(path, [tiny_lora(tmp_path / "lora.gguf", path)])
+    assert decode.loaded(files).weights.blk[0].attn_q.low_rank
+    options = "mine --rounds 1 --threads 1 --prefill 8 --depth --batch".split()
+    decode.main(options, find={"mine": files}.get)
+    assert ", model mine, " in capsys.readouterr().out
+    with pytest.raises(RequestError, match="'mine' has an adapter, which llama-bench does not apply"):
+        decode.main([*options, "--peer", str(tmp_path)], find={"mine": files}.get)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rounds 0", "argument --rounds: '0', expected a whole number from 1"),
+        ("--round 3", "unrecognized arguments: --round 3"),
+        ("--peer nowhere", "nowhere: no llama-bench, llama-batched-bench, llama-server there"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, options, message):
+    with pytest.raises(RequestError, match=f"^{message}"):
+        decode.main([str(tiny_gguf(tmp_path / "tiny.gguf")), *options.split()])
 
 
 def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
