@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ..kernels import Kernels
 from .errors import RequestError
@@ -52,12 +52,25 @@ class Trace:
             self.values[name, il] = value.copy()
         return value
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """All values as safetensors, named as llama.cpp's dumps: "attn_norm-0", "result_output".
+    def save(self, path: str | os.PathLike[str], **about: str) -> None:
+        """All values as safetensors by their `label`, with `about` as metadata.
 
         Raises: RequestError where the file cannot be written
         """
         try:
-            save_file({name if il < 0 else f"{name}-{il}": value for (name, il), value in self.values.items()}, path)
+            save_file({label(*key): value for key, value in self.values.items()}, path, about)
         except (OSError, SafetensorError) as error:
             raise RequestError(f"{os.fspath(path)} cannot be written: {error}") from None
+
+
+def label(name: str, il: int) -> str:
+    """A value's name in llama.cpp's dumps: "attn_norm-0", "result_output"."""
+    return name if il < 0 else f"{name}-{il}"
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file.  Raises: RequestError"""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:  # the last two: of a type that NumPy lacks
+        raise RequestError(f"{os.fspath(path)} cannot be read as safetensors: {error}") from None

@@ -3,6 +3,8 @@
 import doctest
 from pathlib import Path
 
+import pytest
+
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 ROOT = Path(__file__).parents[1]
@@ -13,12 +15,13 @@ class _Resolved:
         self.weights = path
 
 
-def test_the_walkthrough_runs_as_it_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "least"), [("walkthrough", 30), ("compare", 8)])
+def test_a_page_with_code_runs_as_it_stands(page, least, tmp_path, monkeypatch):
     """On a tiny model with a template, in place of the built-in one."""
     path = tiny_gguf(tmp_path / "tiny.gguf", quant="Q8_0", chat_template=CHAT_TEMPLATE)
     monkeypatch.setattr("numllama.engine.store.Store.resolve", lambda self, name: _Resolved(path))
-    failed, tried = doctest.testfile(str(ROOT / "docs/walkthrough.md"), module_relative=False, verbose=False)
-    assert tried > 30 and failed == 0
+    failed, tried = doctest.testfile(str(ROOT / f"docs/{page}.md"), module_relative=False, verbose=False)
+    assert tried >= least and failed == 0
 
 
 def test_the_format_that_is_added_means_what_gguf_says():

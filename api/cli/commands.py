@@ -227,17 +227,26 @@ def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> N
 @app.command("trace")
 def trace(
     args: Annotated[list[str] | None, words("MODEL|FILE.gguf PROMPT")] = None,
-    kernels: Annotated[str, Option(metavar="SET", help="The set of kernels to look at")] = "numpy-float32",
+    kernels: Annotated[
+        str, Option(metavar="SET", help="The set of kernels: numpy-float32, numpy-float64, exact, ggml or numba")
+    ] = "numpy-float32",
     only: Annotated[
         list[str] | None, Option(metavar="PATTERN", help="Names to show, e.g. 'ffn_*'; again for more")
     ] = None,
     save: Annotated[Path | None, Option(metavar="FILE", help="Write the arrays into a safetensors file")] = None,
+    beside: Annotated[
+        Path | None, Option(metavar="FILE", help="Compare with such a file, another engine's: docs/compare.md")
+    ] = None,
 ) -> None:
-    """Show every named activation of one forward pass"""
+    """Show every named activation of one forward pass
+
+    PROMPT is what the model reads, without a template, marks such as <|user|> included; `numllama template` makes one
+    of a conversation.
+    """
     model, prompt = exactly(2, args)
     from .trace import trace
 
-    trace(model, prompt, kernels=kernels, only=only or [], save=save)
+    trace(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
 
 
 @app.command("template")

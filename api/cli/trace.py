@@ -1,7 +1,9 @@
-"""`numllama trace`: every named value of one forward pass, as a table."""
+"""`numllama trace`: every named value of one forward pass, as a table, maybe beside another engine's."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,19 @@ from rich.table import Table
 from ...engine.batch import Batch
 from ...engine.errors import RequestError
 from ...engine.model import load_model, logits
-from ...engine.trace import Trace
+from ...engine.trace import Trace, label, read_arrays
 from .find import kernel_set, local_model
 
+TOLERANCE = 1e-3  # of a value's standard deviation: more than float32 sums of another order make
 
-def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None) -> None:
-    """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range."""
+
+def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None, beside: Path | None) -> None:
+    """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range.
+
+    beside   a safetensors file of another engine's values under the same names: how far they are from ours, then
+    """
     chosen, files = kernel_set(kernels), local_model(model)
+    theirs = None if beside is None else read_arrays(beside)
     loaded = load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
     ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
     if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
@@ -34,13 +42,16 @@ def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path 
             f"nothing is called {' or '.join(only)} in a forward pass; without --only all names are shown"
         )
 
+    parting = None if theirs is None else _parting(seen, theirs)
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_text(loaded, id)!r}' for id in ids)}", markup=False)
-    console.print(_table(seen))
+    console.print(_table(seen, theirs))
+    if parting:
+        console.print(parting, markup=False)
     if last is not None:
         console.print(f"most likely next: {_likely(loaded, last)}", markup=False)
     if save is not None:
-        seen.save(save)
+        seen.save(save, tokens=json.dumps(ids), kernels=kernels)
         console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
 
 
@@ -54,11 +65,29 @@ def _text(model, id) -> str:
     return model.tokenizer.piece(int(id)).decode("utf-8", "replace")
 
 
-def _table(seen: Trace) -> Table:
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.max(np.abs(ours.ravel() - theirs.astype(np.float64).ravel()), initial=0.0))
+
+
+def _parting(seen: Trace, theirs: Mapping[str, np.ndarray]) -> str:
+    """Where the two engines part.  Raises: RequestError"""
+    ours = {label(*key): value for key, value in seen.values.items()}
+    common = [name for name in ours if name in theirs and theirs[name].size == ours[name].size]
+    if not common:
+        raise RequestError(f"no value there has a name and size of these; names are {', '.join(list(ours)[:3])}, ...")
+    told = f"{len(common)} of {len(theirs)} values there compared"
+    for name in common:
+        if not (difference := _difference(ours[name], theirs[name])) <= TOLERANCE * float(ours[name].std()):
+            return f"{told}; first to differ by more than {TOLERANCE:g} of its std: {name}, by {difference:.3g}"
+    return f"{told}; none differs by more than {TOLERANCE:g} of its std"
+
+
+def _table(seen: Trace, theirs: Mapping[str, np.ndarray] | None = None) -> Table:
+    """A row for each value.  theirs: how far it is from another engine's, in place of its range"""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer", "name", "shape"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("mean", "std", "min", "max"):
+    for heading in ("mean", "std", *(("min", "max") if theirs is None else ("differs",))):
         table.add_column(heading, justify="right", no_wrap=True)
     before = -1
     for (name, il), value in seen.values.items():
@@ -66,7 +95,15 @@ def _table(seen: Trace) -> Table:
             table.add_section()
         before = il
         x = value.astype(np.float64)
-        numbers = (x.mean(), x.std(), x.min(), x.max()) if x.size else ()
-        shape = " x ".join(map(str, value.shape))
-        table.add_row("" if il < 0 else str(il), name, shape, *(f"{number:.5g}" for number in numbers))
+        numbers = [x.mean(), x.std(), x.min(), x.max()] if x.size else []
+        cells = [f"{number:.5g}" for number in numbers]
+        if theirs is not None:
+            other = theirs.get(label(name, il))
+            far = "" if other is None else f"{_difference(x, other):.2g}" if other.size == x.size else _shape(other)
+            cells = [*cells[:2], far]
+        table.add_row("" if il < 0 else str(il), name, _shape(value), *cells)
     return table
+
+
+def _shape(value: np.ndarray) -> str:
+    return " x ".join(map(str, value.shape))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from adapters import tiny_lora
 from gguf import GGUFWriter
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_encoder import tiny_encoder
 
 from numllama.engine.batch import Batch
@@ -188,6 +188,21 @@ def test_a_trace_can_be_of_some_names(alone, numllama, file, tmp_path):
     }
 
 
+def test_a_trace_says_where_another_engine_s_values_part(alone, numllama, file, tmp_path):
+    theirs = tmp_path / "theirs.safetensors"
+    numllama("trace", file, "hello", "--save", str(theirs))
+    arrays = load_file(theirs)
+    out = numllama("trace", file, "hello", "--kernels", "numpy-float64", "--beside", str(theirs)).out
+    assert f"{len(arrays)} of {len(arrays)} values there compared; none differs by more than 0.001 of its std" in out
+    arrays["ffn_up-1"] = arrays["ffn_up-1"].T + 0.5
+    arrays["l_out-1"] = np.full(arrays["l_out-1"].size, np.nan, np.float32)
+    save_file({**arrays, "kq-0": np.zeros(7), "theirs_alone": np.zeros(7)}, theirs)
+    out = numllama("trace", file, "hello", "--beside", str(theirs)).out
+    n = len(arrays) - 1
+    assert f"{n} of {n + 2} values there compared; first to differ by more than 0.001 of its std: ffn_up-1, by" in out
+    assert re.search(r"0 +kq +\S+ x \d+ x \d+ +\S+ +\S+ +7 *\n", out) and re.search(r"l_out .* nan *\n", out)
+
+
 def test_a_trace_of_an_encoder_ends_with_what_is_hidden(alone, numllama, tmp_path):
     file = tiny_encoder(tmp_path / "bert.gguf")
     status, out, err = numllama("trace", str(file), "hello", "--save", str(tmp_path / "x"))
@@ -213,12 +228,15 @@ def test_a_trace_sees_a_model_with_its_adapters(alone, numllama, file, tmp_path)
 
 
 def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
+    save_file({"blk": np.zeros(2)}, alien := tmp_path / "alien")
     for args, message in [
         (["m", "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32"),
         (["nope", "hi"], "model 'nope' not found"),
         ([file, "hi", "--only", "nope"], "nothing is called nope in a forward pass"),
         ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
+        ([file, "hi", "--beside", file], "chat.gguf cannot be read as safetensors"),
+        ([file, "hi", "--beside", str(alien)], "no value there has a name and size of these; names are embd"),
         ([file, "the " * 300], "expected 1 to 256, the model's window"),
         ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected a model"),
     ]:
