@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ...benchmarks.decode import main
 from .find import local_model
 
 
 def bench(arguments: list[str]) -> None:
     """The table of benchmarks/decode.py, whose flags these are."""
-    main(arguments, local_model, "numllama bench")
+    with suppress(SystemExit):  # after --help; what is wrong is a RequestError
+        main(arguments, local_model, "numllama bench")

@@ -5,13 +5,14 @@ Ollama's, with its texts and exit codes; trace, `-o`, `--raw`, `--kernels` and G
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from .usage import Verbs, at_least, at_most, exactly, usage_error
+from .usage import Verb, Verbs, at_least, at_most, exactly, usage_error
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
@@ -22,14 +23,13 @@ app = typer.Typer(
     context_settings=HELP,
     subcommand_metavar="[COMMAND]",
 )
-
-
+verb = partial(app.command, cls=Verb)
 INSECURE = Option("--insecure", help="Use a registry that speaks plain HTTP")
 
 
 def words(metavar: str) -> Any:
     """Arguments that are counted by the command, in Ollama's words."""
-    return Argument(metavar=metavar, show_default=False)
+    return Argument(metavar=metavar, hidden=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,16 +48,20 @@ def numllama(
     raise typer.Exit()
 
 
-@app.command("serve")
+@verb("serve")
 def serve(nothing: Annotated[list[str] | None, words("")] = None) -> None:
-    """Start the server (also: start)"""
+    """Start the server (also: start)
+
+    OLLAMA_HOST says where it listens (127.0.0.1:11434), OLLAMA_MODELS where its models are (~/.ollama/models);
+    docs/environment.md has all variables.
+    """
     exactly(0, nothing)
     from .serve import serve
 
     serve()
 
 
-@app.command("run")
+@verb("run")
 def run(
     args: Annotated[list[str] | None, words("MODEL|FILE.gguf [PROMPT]")] = None,
     option: Annotated[
@@ -69,14 +73,16 @@ def run(
             help="Set one of Ollama's options, e.g. temperature=0; again for more",
         ),
     ] = None,
-    keepalive: Annotated[str | None, Option(help="Duration to keep a model loaded (e.g. 5m)")] = None,
+    keepalive: Annotated[
+        str | None, Option(metavar="DURATION", help="How long the model stays loaded, e.g. 5m")
+    ] = None,
     nowordwrap: Annotated[bool, Option("--nowordwrap", help="Don't wrap words to the next line automatically")] = False,
     verbose: Annotated[bool, Option("--verbose", help="Show timings for response")] = False,
     think: Annotated[
         str | None, Option(metavar="[LEVEL]", help="Have the model think: true/false or high/medium/low/max")
     ] = None,
     hidethinking: Annotated[bool, Option("--hidethinking", help="Hide what the model thinks")] = False,
-    format: Annotated[str | None, Option(help="Response format: json, or a JSON schema")] = None,
+    format: Annotated[str | None, Option(metavar="json|SCHEMA", help="Response format: json, or a JSON schema")] = None,
     raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
     insecure: Annotated[bool, INSECURE] = False,
     kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
@@ -91,7 +97,7 @@ def run(
         str, Option(metavar="[BOOL]", help="Embedding models: cut a text that is too long; false: refuse it")
     ] = "true",
 ) -> None:
-    """Run a model: answer a prompt, converse, or print a text's embedding"""
+    """Run a model: answer a prompt, converse, or embed a text"""
     model, *prompt = at_least(1, args)
     from .run import run
 
@@ -115,7 +121,7 @@ def run(
     )
 
 
-@app.command("show")
+@verb("show")
 def show(
     args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None,
     license: Annotated[bool, Option("--license", help="Show license of a model")] = False,
@@ -151,7 +157,7 @@ def show(
     print(show_model(model, parts[0] if parts else None, verbose), end="")
 
 
-@app.command("list")
+@verb("list")
 def list_(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     """List models (also: ls)"""
     from .list import list_models
@@ -159,7 +165,7 @@ def list_(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     print(list_models(*at_most(1, args)), end="")
 
 
-@app.command("ps")
+@verb("ps")
 def ps(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     """List running models"""
     from .ps import loaded_models
@@ -167,7 +173,7 @@ def ps(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     print(loaded_models(*at_most(1, args)), end="")
 
 
-@app.command("stop")
+@verb("stop")
 def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     """Stop a running model"""
     (model,) = exactly(1, args)
@@ -176,7 +182,7 @@ def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     stop(model)
 
 
-@app.command("pull")
+@verb("pull")
 def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
     """Pull a model from a registry"""
     (model,) = exactly(1, args)
@@ -185,7 +191,7 @@ def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Ann
     pull(model, insecure)
 
 
-@app.command("push")
+@verb("push")
 def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
     """Push a model to a registry"""
     (model,) = exactly(1, args)
@@ -194,11 +200,15 @@ def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Ann
     push(model, insecure)
 
 
-@app.command("create")
+@verb("create")
 def create(
     args: Annotated[list[str] | None, words("MODEL")] = None,
-    file: Annotated[str | None, Option("-f", "--file", help='Name of the Modelfile (default "Modelfile")')] = None,
-    quantize: Annotated[str, Option("-q", "--quantize", help="Quantize model to this level (e.g. q4_K_M)")] = "",
+    file: Annotated[
+        str | None, Option("-f", "--file", metavar="FILE", help='Name of the Modelfile (default "Modelfile")')
+    ] = None,
+    quantize: Annotated[
+        str, Option("-q", "--quantize", metavar="TYPE", help="Quantize model to this type, e.g. q4_K_M")
+    ] = "",
 ) -> None:
     """Create a model from a Modelfile, or from the weights in a folder"""
     (model,) = exactly(1, args)
@@ -207,7 +217,7 @@ def create(
     create(model, file, quantize)
 
 
-@app.command("cp")
+@verb("cp")
 def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) -> None:
     """Copy a model"""
     source, destination = exactly(2, args)
@@ -216,7 +226,7 @@ def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) ->
     copy(source, destination)
 
 
-@app.command("rm")
+@verb("rm")
 def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> None:
     """Remove a model"""
     from .create import remove
@@ -224,7 +234,7 @@ def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> N
     remove(at_least(1, args))
 
 
-@app.command("trace")
+@verb("trace")
 def trace(
     args: Annotated[list[str] | None, words("MODEL|FILE.gguf PROMPT")] = None,
     kernels: Annotated[
@@ -249,7 +259,7 @@ def trace(
     trace(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
 
 
-@app.command("template")
+@verb("template")
 def template(
     args: Annotated[list[str] | None, words("FILE|MODEL")] = None,
     messages: Annotated[str | None, Option(metavar="FILE", help="A conversation: the messages of a chat, JSON")] = None,
@@ -272,7 +282,7 @@ def template(
     print_template(source, messages=messages, tools=tools, data=data, think=think)
 
 
-@app.command("warmup")
+@verb("warmup")
 def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
     """Compile all kernels now, so that no first answer waits for it"""
     exactly(0, nothing)
@@ -281,7 +291,7 @@ def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
     warmup()
 
 
-@app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@verb("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
 def bench(args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None) -> None:
     """Measure a model's speed, with --peer DIR beside llama.cpp's"""
     from .bench import bench
@@ -289,7 +299,7 @@ def bench(args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None) ->
     bench(args or [])
 
 
-@app.command("help")
+@verb("help")
 def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
     """Help about any command"""
     app([*at_most(1, args), "--help"], prog_name="numllama", standalone_mode=False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 UsageError = typer.BadParameter.__mro__[1]  # whatever library of exceptions this typer brings
 
@@ -27,6 +27,13 @@ class Verbs(TyperGroup):
         if self.get_command(ctx, args[0]) is None:
             raise usage_error(f'unknown command "{args[0]}" for "numllama"')
         return super().resolve_command(ctx, args)
+
+
+class Verb(TyperCommand):
+    """A command, whose usage has its arguments as they are written."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", *(p.metavar for p in self.params if p.param_type_name == "argument" and p.metavar)]
 
 
 def exactly(n: int, args: Sequence[str] | None) -> Sequence[str]:

@@ -51,6 +51,20 @@ def test_help_on_a_command_lists_its_flags(numllama):
     assert {"--keepalive", "--nowordwrap", "--verbose", "--option", "--raw", "--kernels"} <= set(outcome.out.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("run", " MODEL|FILE.gguf [PROMPT]"), ("cp", " SOURCE DESTINATION"), ("serve", "")]
+)
+def test_help_on_a_command_begins_with_what_it_takes(numllama, command, arguments):
+    out = numllama(command, "--help").out
+    assert out.startswith(f"Usage: numllama {command} [OPTIONS]{arguments}\n\n") and "Arguments:" not in out
+
+
+def test_help_on_bench_is_of_its_own_flags(numllama):
+    out = numllama("help", "bench").out
+    assert out == numllama("bench", "--help").out and {"--peer", "--rounds", "--cpu"} <= set(out.split())
+    assert numllama("bench").err == "Error: the following arguments are required: MODEL|FILE.gguf\n"
+
+
 def test_an_unforeseen_error_is_one_line_too(numllama, monkeypatch):
     def fail():
         raise ZeroDivisionError("by\nnothing")
