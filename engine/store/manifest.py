@@ -195,7 +195,8 @@ def digest_of(data: bytes) -> str:
 def read_limited(path: Path, limit: int = MAX_JSON) -> bytes:
     """The bytes of a small file.  Raises: BadManifest when it is not small, OSError"""
     with open(path, "rb") as file:
-        data = file.read(limit + 1)
+        # a buffer is made for what is asked for, so never ask for all that would be allowed
+        data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > limit:
         raise BadManifest(path, f"longer than {limit} bytes, which no manifest or text of a model is")
     return data

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,15 @@ def test_hostile_manifest_is_one_clear_error(store, message):
     assert "\n" not in str(caught.value)
     assert store.list() == []
     store.delete("x")  # what cannot be read can be removed
+
+
+def test_resolving_a_small_model_takes_little_memory(store):
+    make(store, "a", b"weights")
+    tracemalloc.start()
+    _ = store.resolve("a").weights
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20  # a buffer for the longest manifest allowed would be 16 MiB
 
 
 def test_blob_that_contradicts_its_manifest_is_named(store):
