@@ -113,6 +113,7 @@ class Visit:
                 if piece.done_reason:
                     return
         finally:
+            piece = None  # an error holds this frame
             self.end()
 
     @contextmanager
@@ -132,11 +133,13 @@ class Visit:
         self.call.cancel()
         if self._watch:
             self._watch.cancel()
+            self._watch = None  # a task holds what ended it, and that what it was about
 
     def _deliver(self, piece: Piece | Exception) -> None:
         """From any thread."""
         if self._outbox.qsize() > MOST_WAITING and not self.call.cancelled:
-            self.call.cancel(CapacityError(f"the client is too slow: {MOST_WAITING} pieces of its answer wait for it"))
+            too_slow = f"the client is too slow: {MOST_WAITING} pieces of its answer wait for it"
+            self.call.cancel(lambda: CapacityError(too_slow))
         try:
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, piece)
         except RuntimeError:  # the loop is closed: the server is going down

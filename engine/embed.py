@@ -17,7 +17,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from .errors import ContextFull, EngineError, RequestError
+from .errors import ContextFull, RequestError
 from .job import Call, Job
 from .model import Hparams
 from .options import Options
@@ -126,7 +126,7 @@ class Vectors:
         """What text `i` came to, from any thread.  Raises: RequestError, which then comes in its place"""
         if isinstance(last, Exception):
             self._error = self._error or last
-            self.call.cancel(last if isinstance(last, EngineError) else None)
+            self.call.cancel()
         else:
             assert last.timings
             self._vectors[i] = unit(last.embeddings[0], self.dimensions)

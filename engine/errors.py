@@ -185,6 +185,9 @@ class LoadStalled(CapacityError):
 class Cancelled(EngineError):
     """Whoever asked has gone."""
 
+    def __init__(self, message: str = "request canceled"):
+        super().__init__(message)
+
 
 class ShuttingDown(EngineError):
     """The server was told to end while somebody waited for an answer."""

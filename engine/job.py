@@ -20,11 +20,11 @@ class Call:
     def __init__(self) -> None:
         self.began = perf_counter_ns()
         self.cancelled = False
-        self.why: EngineError = Cancelled("request canceled")
+        self.why: Callable[[], EngineError] = Cancelled  # made anew each time: one that was raised holds its frames
         self.on_cancel: Callable[[], None] = lambda: None  # whatever it waits for now
 
-    def cancel(self, why: EngineError | None = None) -> None:
-        """It ends with `why`, unless it was over before."""
+    def cancel(self, why: Callable[[], EngineError] | None = None) -> None:
+        """It ends with what `why` makes, unless it was over before."""
         self.why = why or self.why
         self.cancelled = True
         self.on_cancel()
@@ -32,7 +32,7 @@ class Call:
     def check(self) -> None:
         """Raises Cancelled if nobody waits any more, or what else ended it."""
         if self.cancelled:
-            raise self.why
+            raise self.why()
 
 
 @dataclass(eq=False)

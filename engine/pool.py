@@ -76,7 +76,7 @@ class Progress:
     def tell(self, fraction: float) -> None:
         """`fraction` of the model is loaded, 0 .. 1.  Raises Cancelled if nobody wants the rest."""
         if self._outcome.cancelled() or not self._is_wanted():
-            raise Cancelled("request canceled")
+            raise Cancelled()
         self.fraction, self.moved = max(self.fraction, fraction), monotonic_ns()
 
     def watch(self, load: Load, timeout: int) -> Runner:
@@ -209,7 +209,7 @@ class Pool:
         with self._changed:
             self._closed = True
             for _, call in list(self._queue):
-                call.cancel(ShuttingDown())
+                call.cancel(ShuttingDown)
             for entry in list(self._loaded.values()):
                 if entry.n_using:
                     entry.runner.stop(ShuttingDown())

@@ -139,10 +139,10 @@ class Scheduler:
     def _dismiss(self) -> None:
         """Those that nobody waits for any more go, wherever they are."""
         for one in [one for one in self.running if self.stopped or one.job.call.cancelled]:
-            self._leave(one, self.stopped or one.job.call.why)
+            self._leave(one, self.stopped or one.job.call.why())
         for job in [job for job in self.waiting if self.stopped or job.call.cancelled]:
             self.waiting.remove(job)
-            conclude(job, self.stopped or job.call.why)
+            conclude(job, self.stopped or job.call.why())
 
     def _admit(self) -> None:
         """Those who waited longest get the free slots."""

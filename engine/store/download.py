@@ -167,7 +167,7 @@ class Download:
             self.parts = self.partial.recorded() or self.parts
             self.begun.set()
             if self.registry.stopped.wait(0.2):
-                raise Cancelled("request canceled")
+                raise Cancelled()
         yield None
 
     def _is_there(self) -> bool:
@@ -269,7 +269,7 @@ class Download:
 
     def _check(self) -> None:
         if self.registry.stopped.is_set():
-            raise Cancelled("request canceled")
+            raise Cancelled()
 
 
 class Downloads:
@@ -296,7 +296,7 @@ class Downloads:
             download.n_waiting -= 1
             if download.n_waiting:
                 return
-            download.cancel(Cancelled("request canceled"))
+            download.cancel(Cancelled())
             if self._running.get(download.partial.path) is download:
                 del self._running[download.partial.path]
         download.over.wait(LEAVE)

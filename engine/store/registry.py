@@ -88,7 +88,7 @@ class Patience:
             if self._n_failed:
                 self.stopped.wait(PAUSE * 2 ** (self._n_failed - 1))
         if self.stopped.is_set():
-            raise Cancelled("request canceled")
+            raise Cancelled()
 
 
 def part_size(total: int) -> int:
@@ -316,7 +316,7 @@ class Registry:
             self._live.add(answer)
             try:
                 if self.stopped.is_set():
-                    raise Cancelled("request canceled")
+                    raise Cancelled()
                 yield answer
             finally:
                 self._live.discard(answer)
@@ -423,7 +423,7 @@ class Registry:
             yield
         except (httpx.TransportError, httpx.InvalidURL) as error:
             if self.stopped.is_set():
-                raise Cancelled("request canceled") from None
+                raise Cancelled() from None
             _raise_in_words(f'{method.capitalize()} "{_shown(url)}"', error)
 
 

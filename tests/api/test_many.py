@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import httpx
 import pytest
 from serving import until
 
+from numllama.api.visit import Visit
 from numllama.engine.errors import Cancelled
 from numllama.engine.service import Engine
 from numllama.engine.settings import Settings
@@ -94,6 +98,25 @@ def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
     answer = served.post("/api/show", model="x" * 3_000_000)
     assert answer.status_code == 413
     assert answer.json() == {"error": "the request's body is larger than 2 MiB"}
+
+
+@pytest.fixture
+def visits(monkeypatch):
+    """Weak references to requests from now on, while nothing collects cycles."""
+    refs, init = [], Visit.__init__
+    monkeypatch.setattr(Visit, "__init__", lambda self, request: refs.append(weakref.ref(self)) or init(self, request))
+    gc.disable()
+    yield refs
+    gc.enable()
+
+
+@pytest.mark.parametrize(("model", "n_lines"), [("bare", 1000), ("bare", 3), ("none", 1)])
+def test_nothing_stays_in_memory_of_one_who_was_answered_or_left_or_was_refused(served, slowly, visits, model, n_lines):
+    options = {"num_predict": 100, "temperature": 3, "logit_bias": {"2": False}}
+    body = {"model": model, "prompt": "a", "options": options}
+    with httpx.stream("POST", f"{served.url}/api/generate", json=body) as answer:
+        assert list(islice(answer.iter_lines(), n_lines))
+    until(lambda: visits and not any(ref() for ref in visits))
 
 
 # servers that are processes
