@@ -101,6 +101,7 @@ class Visit:
         An answer that is over before it began has one empty piece.
         """
         stopwatch = self._request.app.state.metrics.answer(self.call.began / 1e9)
+        piece: Piece | Exception | None
         try:
             while True:
                 piece = await self._outbox.get()
