@@ -69,6 +69,7 @@ def _put(models: Models, path: Path, progress: Progress) -> str:
     """The digest of the file's content, which is then where the model is made."""
     size = path.stat().st_size
     told = {"status": f"copying file {path.name}", "total": size}
+    progress.tell(told | {"completed": 0})  # a copy never goes on where another one was
     return models.put_file(path, lambda n: progress.tell(told | {"completed": n}))
 
 

@@ -31,6 +31,12 @@ def test_a_model_is_made_copied_and_deleted(folder, numllama):
     assert (status, err) == (1, "Error: model 'z:v1' not found\n")
 
 
+def test_a_file_that_is_copied_in_pieces_was_not_kept(folder, numllama, monkeypatch):
+    monkeypatch.setattr("numllama.engine.store.sources.CHUNK", 1 << 10)
+    lines = numllama("create", "pieces").err.splitlines()
+    assert lines[1:3] == ["copying file s.gguf", "parsing GGUF"]
+
+
 def test_a_model_is_made_of_the_weights_in_a_folder_and_quantized(folder, numllama):
     assert numllama("create", "q", "-q", "q8_0").err.splitlines()[-1] == "success"
     assert "Q8_0" in numllama("show", "q").out
