@@ -58,4 +58,5 @@ class Detokenizer:
         return self._utf8.getstate()[0] != b""
 
     def _may_stop(self) -> bool:
-        return any(self._held.endswith(stop[:n]) for stop in self._stop for n in range(1, len(stop)))
+        longest = len(self._held) + 1
+        return any(self._held.endswith(stop[:n]) for stop in self._stop for n in range(1, min(len(stop), longest)))

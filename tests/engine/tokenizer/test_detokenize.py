@@ -64,6 +64,19 @@ def test_what_was_held_for_a_stop_string_that_did_not_come_is_shown_at_the_end()
     assert stream(ids_of("the ST"), ["STOP"]) == ([""], "the ST", None)
 
 
+def test_of_a_stop_string_only_as_much_is_looked_at_as_text_is_held():
+    class Stop(str):
+        looked_at = 0
+
+        def __getitem__(self, part):
+            self.looked_at += len(text := super().__getitem__(part))
+            return text
+
+    stop = Stop("STOP" * 10_000)
+    assert stream(ids_of("Not S", "TO but"), [stop]) == (["", "Not STO but"], "", None)
+    assert stop.looked_at < 100
+
+
 def test_bytes_that_are_no_character_are_one_replacement_each_beginning_of_one():
     assert stream(ids_of(0xE4, 0xBD, "cut ")) == (["", "", "\ufffdcut "], "", None)
     assert stream(ids_of(0xFF, 0x80)) == (["\ufffd", "\ufffd"], "", None)
