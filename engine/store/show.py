@@ -44,7 +44,7 @@ def show(
     more = [model_info(GGUF.open(path), verbose, leave_out=()) for path in model.projectors]
     answer = {
         "license": "\n".join(model.licenses),
-        "modelfile": modelfile(model, system, {**model.params, **(options or {})}),
+        "modelfile": modelfile(model, system, {**model.params, **(options or {})}, bool(head.jinja)),
         "parameters": _parameters(model.params),
         "template": BARE_TEMPLATE if model.template is None else model.template,
         "system": system,

@@ -8,7 +8,7 @@ import pytest
 from numllama.engine.gguf import F64, I32, ArrayType
 from numllama.engine.gguf_write import write_gguf
 from numllama.engine.store import Store
-from numllama.engine.store.create import create
+from numllama.engine.store.create import create, create_from_modelfile
 from numllama.engine.store.file_type import file_type_name, parameter_size
 from numllama.engine.store.show import capabilities, local_time, show, show_file, tags_entry
 from tiny import tiny_gguf
@@ -87,6 +87,16 @@ def test_show_with_another_system_text_only_says_so(tmp_path):
     assert "SYSTEM other\nPARAMETER top_k 3\n" in shown["modelfile"]
     assert (shown["system"], shown["parameters"]) == ("other", "top_k                          1")
     assert show(model)["system"] == "mine"
+
+
+@pytest.mark.parametrize("kv, expected", [({}, "{{ .Prompt }}"), ({"chat_template": "{{ messages }}"}, None)])
+def test_a_model_made_from_what_show_says_keeps_the_template_of_its_weights(tmp_path, kv, expected):
+    tiny_gguf(tmp_path / "m.gguf", **kv)
+    model = stored(tmp_path, tmp_path / "m.gguf")
+    store = Store(tmp_path / "models")
+    text = show(model)["modelfile"]
+    list(create_from_modelfile(store, "n", text, may_read=True))
+    assert store.resolve("n").template == expected
 
 
 def test_values_become_json_with_the_digits_they_need(tmp_path):
