@@ -35,6 +35,7 @@ def test_a_file_that_is_copied_in_pieces_was_not_kept(folder, numllama, monkeypa
     monkeypatch.setattr("numllama.engine.store.sources.CHUNK", 1 << 10)
     lines = numllama("create", "pieces").err.splitlines()
     assert lines[1:3] == ["copying file s.gguf", "parsing GGUF"]
+    assert numllama("rm", "pieces").status == 0
 
 
 def test_a_model_is_made_of_the_weights_in_a_folder_and_quantized(folder, numllama):
