@@ -83,6 +83,8 @@ def one_line(error: BaseException) -> str:
             return f"{where}{error.strerror.lower()}"
         case MemoryError():
             return "out of memory"
+        case ValueError() if str(error).startswith("NUMLLAMA_SIMD is"):  # kernels have no errors of their own
+            return str(error)
         case _ if type(error).__name__ in ("ServerError", "NoServer"):
             return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; OLLAMA_DEBUG=1 shows where"
