@@ -98,6 +98,9 @@ def with_value(args: Sequence[str]) -> list[str]:
 
 def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     """Do what the command line says.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             status = app(

@@ -115,6 +115,15 @@ def test_a_host_that_does_not_exist_is_named(numllama, monkeypatch):
     assert err.startswith('Error: Head "http://nohost.invalid:1/": ')
 
 
+def test_closed_streams_are_no_mistake(store):
+    environment = {"OLLAMA_MODELS": str(store), "HOME": "/nowhere"}
+    command = f"'{sys.executable}' -c 'from numllama.api.cli import main; raise SystemExit(main())' list"
+    for closed in ("", ">&-", "2>&-", "<&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, ""), closed
+        assert done.stdout.startswith("NAME") == (closed != ">&-")
+
+
 def test_a_list_of_models_waits_for_no_library_of_numbers(store):
     script = """if True:
         import sys
