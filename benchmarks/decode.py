@@ -264,12 +264,12 @@ def main(
     columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "torch bf16", "to torch", "others"]
     columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
     print(report.markdown(rows, columns))
-    print("\n" + "\n".join(legend(columns, options)))
+    print("\n" + "\n".join(legend(columns, options, rows)))
     if options.jsonl:
         report.append_jsonl(options.jsonl, (about | row for row in rows))
 
 
-def legend(columns: list[str], options: argparse.Namespace) -> Iterator[str]:
+def legend(columns: list[str], options: argparse.Namespace, rows: list[dict]) -> Iterator[str]:
     """What the table's words mean, a line each."""
     if not options.start:
         clock = "CPU second" if options.cpu else "second"
@@ -280,7 +280,10 @@ def legend(columns: list[str], options: argparse.Namespace) -> Iterator[str]:
     if "ratio" in columns:
         yield "ratio: ours / llama.cpp, the median of the rounds' own; least, most: of a round"
     if "others" in columns:
-        yield "others: cores that other processes used meanwhile; above 0.2 a row says little, --cpu --threads 1 more"
+        yield "others: cores that other processes used meanwhile"
+    busiest = max(row.get("others") or 0.0 for row in rows)
+    if busiest > 0.2 and not options.cpu:
+        yield f"This machine was busy, with up to {busiest:.2g} cores of other work: --cpu --threads 1 is fairer then"
 
 
 def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("page", "least"), [("walkthrough", 40), ("compare", 8), ("add-a-format", 9)])
-def test_a_page_with_code_runs_as_it_stands(page, least):
+def test_a_page_with_code_runs_as_it_stands(page, least, tmp_path, monkeypatch):
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))  # so that primer is the built-in one
+    monkeypatch.delenv("NUMLLAMA_BUILTIN", raising=False)
     failed, tried = doctest.testfile(str(ROOT / f"docs/{page}.md"), module_relative=False, verbose=False)
     assert tried >= least and failed == 0
 

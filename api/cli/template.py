@@ -81,7 +81,7 @@ def find(source: str) -> Source:
     if path.suffix.lower() == ".gguf" or is_gguf(path):
         return Source(Template.from_gguf(GGUF.open(path)))
     text, suffix = decoded(path.read_bytes()), path.suffix.lower()
-    if path.name.lower() == "modelfile" or suffix == ".modelfile":
+    if suffix == ".modelfile" or (path.stem.lower() == "modelfile" and suffix not in JINJA | GO):
         return of_modelfile(source, text)
     is_jinja = suffix in JINJA or (suffix not in GO and "{%" in text)
     return Source(Template(text, "jinja" if is_jinja else "go"))

@@ -78,7 +78,7 @@ def test_data_are_all_that_a_go_template_sees(render):
 
 def test_a_modelfile_brings_its_system_text_and_messages(render):
     text = f'FROM m\nSYSTEM S\nMESSAGE assistant A\nTEMPLATE """{GO}"""\n'
-    for name in ("Modelfile", "mario.modelfile"):
+    for name in ("Modelfile", "Modelfile.mario", "mario.modelfile"):
         assert render(name, text, messages=CHAT[1:]).out == "<system>S<assistant>A<user><hi>false"
     assert render("Modelfile", "FROM m\n").err == (
         "Error: Modelfile: there is no TEMPLATE in it; it has the one of the model in FROM\n"
