@@ -1,10 +1,14 @@
 """Key-values of small vocabularies, as a GGUF has them."""
 
 import numpy as np
+from hypothesis import strategies as st
 
 from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+# what Google's rules for words and llama.cpp's read alike; \v and \f, for one, part words for llama.cpp alone
+ALIKE = st.characters(codec="latin-1", exclude_characters="\x0b\x0c\x1c\x1d\x1e\x1f\x85")
 
 
 def spm(*more, types=(), **kv):

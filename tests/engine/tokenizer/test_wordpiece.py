@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_vocab import LlamaVocab
 from tokenizers import Tokenizer as HuggingFace
-from vocabularies import without, wordpiece
+from vocabularies import ALIKE, without, wordpiece
 
 from numllama.engine.errors import ModelError
 from numllama.engine.gguf_write import write_gguf
@@ -76,13 +76,7 @@ def test_a_vocabulary_without_a_needed_token_is_refused(role):
         from_gguf(without(wordpiece("_a"), f"{role}_token_id"))
 
 
-# what Google and llama.cpp read alike: no long decomposition, no Mc, and of the blanks of ASCII not \v and \f
-LIKE = st.sampled_from("abcdeéÜñ\u0301 \t\n.,!?'[]$~漢字\u4e01Жд\u0000\ufffd") | st.characters(
-    codec="latin-1", exclude_characters="\x0b\x0c\x1c\x1d\x1e\x1f\x85"
-)
-
-
-@given(text=st.text(LIKE))
+@given(text=st.text(st.sampled_from("abcdeéÜñ\u0301 \t\n.,!?'[]$~漢字\u4e01Жд\u0000\ufffd") | ALIKE))
 def test_the_ids_are_those_of_googles_rules(text):
     letters = {unicodedata.normalize("NFD", chr(code).lower())[0] for code in [*range(33, 256), 0x416, 0x434]}
     ours = from_gguf(wordpiece(*(f"_{x}" for x in letters), *letters, "_ab", "abc", "_漢"))
