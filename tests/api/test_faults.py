@@ -172,13 +172,19 @@ def weights(server, name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
-def test_a_model_whose_file_is_deleted_while_it_answers_goes_on(server, client, slowly):
-    body = {"model": "m", "prompt": "a", "options": ENDLESS | {"num_predict": 200, "seed": 1}, "stream": False}
-    expected = server.ok("/api/generate", **body)["response"]
-    one = client(**body)
-    until(lambda: any(seq.n_sampled > 3 for seq in running(server)))
-    weights(server, "m").unlink()
-    assert json.loads(one.connection.getresponse().read())["response"] == expected
+def test_a_model_whose_file_is_deleted_while_it_answers_goes_on(server, monkeypatch):
+    body = {"model": "m", "prompt": "a", "options": ENDLESS | {"num_predict": 50, "seed": 1}, "stream": False}
+    expected, path, look = server.ok("/api/generate", **body)["response"], weights(server, "m"), Runner._look_at_files
+
+    def delete(runner):
+        """Between two forward passes."""
+        if any(seq.n_sampled > 3 for seq in running(server)):
+            path.unlink(missing_ok=True)
+        look(runner)
+
+    monkeypatch.setattr(Runner, "_look_at_files", delete)
+    assert server.ok("/api/generate", **body)["response"] == expected
+    assert not path.exists()
     assert "missing, though m:latest is made of it" in error_of(server.post("/api/generate", model="m", prompt="a"))
     assert say(server, "n")
 

@@ -14,6 +14,12 @@ from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 
+@pytest.fixture(autouse=True)
+def looks(monkeypatch):
+    """At the server's memory are ten a second."""
+    monkeypatch.setattr("numllama.benchmarks.soak.EVERY", 0.1)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
@@ -23,7 +29,7 @@ def served(tmp_path_factory):
 
 
 def test_nothing_is_lost(served):
-    soak = Soak(served.url, "m", 3.0)
+    soak = Soak(served.url, "m", 1.0)
     asyncio.run(soak.run(16))
     assert not soak.errors and soak.left_over == 0 and len(soak.rss) >= 2
     assert set(soak.ended) == {"answered", "left after some lines", "left at some moment"}
