@@ -1,4 +1,7 @@
-"""Whole kernels at every level that this machine can run, each in a process of its own: a level is chosen at import."""
+"""Whole kernels at every level that this machine can run, each in a process of its own: a level is chosen at import.
+
+The processes run beside each other: in an empty cache of kernels they compile for seconds.
+"""
 
 import os
 import subprocess
@@ -35,12 +38,24 @@ print(simd.LEVEL)
 """
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """By its level, one that computes and compares."""
+    levels = [level for level, needed in simd.NEEDS.items() if needed <= simd.cpu_features() and level != simd.LEVEL]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", PROGRAM]
+    begun = {level: subprocess.Popen(command, env=os.environ | {"NUMLLAMA_SIMD": level}, **pipes) for level in levels}
+    yield begun
+    for process in begun.values():
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("level", simd.NEEDS)
-def test_kernels_agree_with_their_references(level):
+def test_kernels_agree_with_their_references(level, processes):
     if not simd.NEEDS[level] <= simd.cpu_features():
         pytest.skip(f"this CPU cannot run {level}; tests/kernels/test_simd.py lowers it to assembly")
     if level == simd.LEVEL:
         pytest.skip(f"{level} is what every other test runs")
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=os.environ | {"NUMLLAMA_SIMD": level}, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.returncode) == (level, 0), done.stderr
+    out, err = processes[level].communicate()
+    assert (out.strip(), processes[level].returncode) == (level, 0), err
