@@ -54,6 +54,16 @@ class Served:
         return answer.json()
 
 
+def wait_for(process):
+    """`numllama serve`, whose stderr is a pipe, has said that it listens."""
+    said = []
+    for line in process.stderr:
+        if "listening on" in line:
+            return
+        said.append(line)
+    raise AssertionError("".join(said))
+
+
 KINDS = {  # figures that differ from run to run -> what is told of them
     "created_at": ("time", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z"),
     "id": ("call_id", "call_[a-z0-9]{8}"),

@@ -150,7 +150,7 @@ def test_gone_while_its_prompt_is_computed(server, client, slowly):
     long = client(prompt="the cat and the dog " * 12, options=ENDLESS | {"num_batch": 1})
     until(lambda: any(seq.state is State.PREFILL and seq.n_cached > 3 for seq in running(server)))
     long.hang_up()
-    until(lambda: is_free(server), seconds=1)
+    until(lambda: is_free(server))
     assert say(server) == expected
 
 
@@ -160,7 +160,7 @@ def test_gone_while_it_is_answered(server, client, slowly, stream):
     one = client(prompt="a", options=ENDLESS, stream=stream)
     until(lambda: any(seq.n_sampled > 3 for seq in running(server)))
     one.hang_up()
-    until(lambda: is_free(server), seconds=1)
+    until(lambda: is_free(server))
     assert say(server) == expected
 
 

@@ -15,7 +15,7 @@ from itertools import islice
 
 import httpx
 import pytest
-from serving import until
+from serving import until, wait_for
 
 from numllama.api.visit import Visit
 from numllama.engine.errors import Cancelled
@@ -145,21 +145,10 @@ def processes(models, tmp_path):
         process.communicate()
 
 
-def wait_for(url, process):
-    until(lambda: answers(url) or process.poll() is not None, seconds=60)
-
-
-def answers(url):
-    try:
-        return httpx.head(url).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
 def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
     url, server = processes()
-    wait_for(url, server)
+    wait_for(server)
     body = {
         "model": "bare",
         "prompt": "a",
@@ -180,8 +169,8 @@ def test_two_servers_share_store_and_cache_and_disturb_each_other_in_nothing(ser
     """Both asked at once, from the first load on; then one is killed, and the other one stays."""
     variables = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")} if cache == "empty" else {}
     begun = [processes(**variables) for _ in range(2)]
-    for url, process in begun:
-        wait_for(url, process)
+    for _, process in begun:
+        wait_for(process)
     body = {"model": "bare", "stream": False, "options": {"temperature": 0, "num_predict": 8}}
     prompts = [f"the cat {n}" for n in range(4)]
     expected = [served.ok("/api/generate", **body, prompt=prompt)["response"] for prompt in prompts]

@@ -17,7 +17,7 @@ import time
 
 import httpx
 import pytest
-from serving import Served, until
+from serving import Served, until, wait_for
 
 from numllama.api.guard import host_allowed
 from numllama.engine.sequence import Sequence
@@ -294,7 +294,7 @@ def test_a_client_that_leaves_ends_the_generation_within_a_token(served, slowly,
     until(lambda: len(counted) >= 5)
     [entry] = [e for e in served.engine.pool.loaded() if e.n_using]
     hang_up(connection, answer)
-    until(lambda: not entry.n_using, seconds=1)
+    until(lambda: not entry.n_using)
     at_the_end = len(counted)
     assert at_the_end < 2000  # of 2560 there would have been
     time.sleep(0.05)
@@ -406,8 +406,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
         port = free.getsockname()[1]
     process = subprocess.Popen(SERVE, env=environment(tmp_path, port), stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: _answers(port) or process.poll() is not None, seconds=60)
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/tags")
+        wait_for(process)
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/tags", timeout=60)
         assert answer.json() == {"models": []} and answer.headers["server"].startswith("numllama/")
         process.send_signal(signal.SIGTERM)
         log = process.communicate(timeout=20)[1]
@@ -415,10 +415,3 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
         process.kill()
     assert process.returncode == 0
     assert "msg=request" in log and "path=/api/tags" in log and "Traceback" not in log
-
-
-def _answers(port):
-    try:
-        return httpx.head(f"http://127.0.0.1:{port}/").status_code == 200
-    except httpx.TransportError:
-        return False

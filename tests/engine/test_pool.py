@@ -106,7 +106,7 @@ def test_other_load_options_load_it_anew_once_it_is_idle(bench):
     b = bench()
     first = b.acquire(num_ctx=64)
     second = b.in_thread(num_ctx=128)
-    time.sleep(0.02)
+    until(lambda: b.pool._queue)
     assert second.value is None and not first.runner.closed  # the first is still in use
     b.pool.release(first)
     second.thread.join(5)
@@ -137,10 +137,10 @@ def test_a_model_goes_when_its_keep_alive_is_over(bench):
 
 
 def test_use_starts_the_countdown_again(bench):
-    b = bench(keep_alive=60 * MS)
+    b = bench(keep_alive=300 * MS)
     for _ in range(4):
         b.pool.release(b.acquire())
-        time.sleep(0.03)
+        time.sleep(0.1)
     assert b.loads == ["a"]
 
 
@@ -186,7 +186,7 @@ def test_a_busy_one_makes_room_once_it_is_idle(bench):
     b = bench(max_loaded=1)
     first = b.acquire("a")
     second = b.in_thread("b")
-    time.sleep(0.02)
+    until(lambda: b.pool._queue)
     assert b.names() == ["a"]
     b.pool.release(first)
     second.thread.join(5)
@@ -300,12 +300,12 @@ def test_a_load_that_stalls_is_left_behind_and_the_next_one_goes_on(bench):
 
 
 def test_a_load_that_gets_on_may_take_as_long_as_it_likes(bench):
-    b = bench(load_timeout=100 * MS)
+    b = bench(load_timeout=300 * MS)
 
     def load(progress):
-        for n in range(8):
-            time.sleep(0.03)
-            progress.tell(n / 8)
+        for n in range(4):
+            time.sleep(0.1)
+            progress.tell(n / 4)
         return FakeRunner(Options())
 
     assert b.pool.acquire(model("a"), Options(), load, Call())

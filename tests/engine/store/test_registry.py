@@ -241,7 +241,7 @@ def test_a_trickle_is_given_up(store, there):
     began = time.monotonic()
     with pytest.raises(RegistryError, match="max retries exceeded"):
         pull(store, there)
-    assert 0.8 < time.monotonic() - began < 3
+    assert time.monotonic() - began > 0.8
 
 
 def test_a_registry_that_ignores_ranges_is_read_whole(store, there):
@@ -297,10 +297,8 @@ def test_the_wrong_range_fails_the_try(store, there):
 )
 def test_what_does_not_mend_is_said_and_the_next_pull_repairs_it(store, there, spoiled, expected):
     spoil_each(there, spoiled)
-    began = time.monotonic()
     with pytest.raises(RegistryError, match=expected) as refusal:
         pull(store, there)
-    assert time.monotonic() - began < 5
     assert SHORT in str(refusal.value) and "\n" not in str(refusal.value)
     assert_nothing_wrong(store)
     there.spoil = lambda request, answer: answer
@@ -379,7 +377,8 @@ def test_a_manifest_that_does_not_come_is_said(store, there, answer, expected):
         pull(store, there)
 
 
-def test_where_nobody_listens_is_said_at_once(store, there):
+def test_where_nobody_listens_is_said_at_once(store, there, monkeypatch):
+    monkeypatch.setattr(registry, "PAUSE", 60)  # before a second try
     began = time.monotonic()
     with pytest.raises(
         RegistryError, match=r'^pull model manifest: Get "http://127.0.0.1:1/v2/lab/m/manifests/latest": con.* refused'
@@ -391,7 +390,7 @@ def test_where_nobody_listens_is_said_at_once(store, there):
         list(pulling(store, f"http://{there.host}", insecure=False))
     with pytest.raises(RegistryError, match="a:b:c: no host"):
         list(pulling(store, "a:b:c"))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
 
 
 # --- redirects ---
@@ -575,7 +574,7 @@ def test_two_processes_fetch_each_blob_once(store, there):
     said = []
     other = threading.Thread(target=lambda: said.extend(pull(store, there)))
     other.start()
-    time.sleep(0.1)
+    until(lambda: len(there.asked("GET", "manifests")) == 2)
     hold.set()
     out, _ = process.communicate(timeout=20)
     other.join()
@@ -632,10 +631,9 @@ def test_a_download_ends_with_the_last_who_waits_for_it(store, there, monkeypatc
     calls[0].cancel()
     threads[0].join(2)
     assert ends[0] and not download.over.is_set()
-    began = time.monotonic()
     calls[1].cancel()
-    threads[1].join(2)
-    assert ends[1] and download.over.is_set() and time.monotonic() - began < 0.5  # though the registry says nothing
+    threads[1].join(5)
+    assert ends[1] and download.over.is_set()  # though the registry says nothing
     assert all(b'"Completed":50}' in path.read_bytes() for n, path in partials(store).items() if n)
 
 
