@@ -65,7 +65,7 @@ def model_layers(
         if gguf.kv.get("split.count", 1) != 1:
             raise RequestError(f"{path}: one of {gguf.kv['split.count']} parts of a model, expected all of them")
     elif projectors and not models:
-        raise RequestError(f"{next(iter(projectors))}: a projector (mmproj), expected its model, too")
+        raise RequestError(f"{next(iter(projectors))}: a projector alone, expected its text model, too (another FROM)")
     else:
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
     model = GGUF.open(store.blob_path(layer.digest))

@@ -203,7 +203,7 @@ def test_file_that_is_no_model_is_named_as_the_client_knows_it(store, content, p
     [
         ({}, "m.gguf: general.architecture is None"),
         (HEAD | {"general.type": "adapter"}, "m.gguf: an adapter, expected a model"),
-        ({"general.architecture": "clip"}, "m.gguf: a projector (mmproj), expected its model, too"),
+        ({"general.architecture": "clip"}, "m.gguf: a projector alone, expected its text model, too"),
     ],
 )
 def test_gguf_that_is_no_model_says_what_it_is(store, tmp_path, kv, message):
