@@ -258,19 +258,20 @@ def main(
     if options.peer:
         about |= llama_cpp.about(options.peer)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = measure_start(files, options.peer, options.rounds)
-    if not options.start:
-        rows = measure_tasks(files, options) + rows
+    with machine.watch() as whole:
+        rows = measure_start(files, options.peer, options.rounds)
+        if not options.start:
+            rows = measure_tasks(files, options) + rows
     columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "torch bf16", "to torch", "others"]
     columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
     print(report.markdown(rows, columns))
-    print("\n" + "\n".join(legend(columns, options, rows)))
+    print("\n" + "\n".join(legend(columns, options, whole.others)))
     if options.jsonl:
         report.append_jsonl(options.jsonl, (about | row for row in rows))
 
 
-def legend(columns: list[str], options: argparse.Namespace, rows: list[dict]) -> Iterator[str]:
-    """What the table's words mean, a line each."""
+def legend(columns: list[str], options: argparse.Namespace, others: float | None) -> Iterator[str]:
+    """What the table's words mean, a line each; and whether the machine was busy.  others: as in machine.Share"""
     if not options.start:
         clock = "CPU second" if options.cpu else "second"
         yield f"prefill, decode, batch: tokens a {clock}, the median of {options.rounds}; decode @D is after D tokens"
@@ -281,9 +282,8 @@ def legend(columns: list[str], options: argparse.Namespace, rows: list[dict]) ->
         yield "ratio: ours / llama.cpp, the median of the rounds' own; least, most: of a round"
     if "others" in columns:
         yield "others: cores that other processes used meanwhile"
-    busiest = max(row.get("others") or 0.0 for row in rows)
-    if busiest > 0.2 and not options.cpu:
-        yield f"This machine was busy, with up to {busiest:.2g} cores of other work: --cpu --threads 1 is fairer then"
+    if others is not None and others > 0.2 and not options.cpu:
+        yield f"This machine was busy, with {others:.2g} cores of other work: --cpu --threads 1 is fairer then"
 
 
 def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:

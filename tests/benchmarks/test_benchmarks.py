@@ -56,6 +56,12 @@ def test_a_model_is_timed_with_its_adapters(tmp_path, capsys):
         decode.main([*options, "--peer", str(tmp_path)], find={"mine": files}.get)
 
 
+@pytest.mark.parametrize(("others", "warned"), [(1.5, True), (0.1, False), (None, False)])
+def test_a_busy_machine_is_told_of(others, warned):
+    options = decode.read_options(["m"], None)
+    assert ("with 1.5 cores of other work" in " ".join(decode.legend(["ours"], options, others))) is warned
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
