@@ -111,6 +111,9 @@ def encoder(shape: str, format: QuantFormat, out: str, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[2] not in FORMATS_BY_NAME:
+        sources, formats = " or ".join(["SOURCE.gguf", *ENCODERS]), " ".join(FORMATS_BY_NAME)
+        sys.exit(f"expected {sources}, a format and OUT.gguf; formats: {formats}")
     source, name, out = sys.argv[1:]
     make = encoder if source in ENCODERS else requantized
     make(source, FORMATS_BY_NAME[name], out)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
+from ..engine.errors import RequestError
 from ..engine.model import Hparams
 
 
 def prefill_with_torch(hp: Hparams, clock: Callable[[], float] = perf_counter) -> Callable[[int, int], float]:
-    """A function (tokens, threads) -> tokens a second of a prompt, logits of the last only.  Raises: ImportError"""
+    """A function (tokens, threads) -> tokens a second of a prompt, logits of the last only.  Raises: RequestError"""
     try:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
-        raise ImportError("--torch needs torch and transformers: pip install 'numllama[oracle]'") from error
+        raise RequestError(f"--torch needs torch and transformers, pip install 'numllama[oracle]': {error}") from None
 
     config = LlamaConfig(
         vocab_size=hp.n_vocab,
