@@ -49,13 +49,24 @@ def inner(function: Callable, **options):
 class Inner(Compiler):
     """Leaves to the kernel that it becomes a part of what LLVM can do for it.
 
-    Numba would optimize it by itself, then once more within each of its callers, and so on upwards.
+    Numba would optimize it by itself, then once more within each of its callers, and so on upwards.  No machine code is
+    made of it here: linked code that calls it by name would find that, as slow as it is, instead of its own.
     """
 
     def __init__(self, typingctx, targetctx, library, *args):
         library = library or targetctx.codegen().create_library("inner")
-        library._optimize_final_module = library._finalize_specific = lambda: None
+        library._optimize_final_module = lambda: None
+        library._finalize_final_module = lambda: self.finish(library)
         super().__init__(typingctx, targetctx, library, *args)
+
+    @staticmethod
+    def finish(library) -> None:
+        library._finalized = True
+        library._get_module_for_linking()  # a copy, for kernels
+        for function in library._final_module.functions:
+            if not function.is_declaration:
+                function.linkage = "available_externally"
+        library._codegen._add_module(library._final_module)
 
 
 def keep(compiled, folder: Path | None) -> None:

@@ -16,12 +16,15 @@ import numpy as np
 print(total(np.arange(5.0)), sum(total.stats.cache_hits.values()), cache_folder() is not None)
 """
 SUMS = """
-from numllama.kernels.jit import kernel
+from numllama.kernels.jit import inner, kernel
+@inner
+def plus(s, x):
+    return s + x
 @kernel
 def total(x):
     s = 0.0
     for i in range(x.size):
-        s += x[i]
+        s = plus(s, x[i])
     return s
 """
 
@@ -37,6 +40,20 @@ def test_a_second_process_finds_the_machine_code_of_the_first(tmp_path):
     cache = str(tmp_path / "cache")
     assert run(tmp_path, XDG_CACHE_HOME=cache, NUMBA_CACHE_DIR=cache) == ["10.0", "0", "True"]
     assert run(tmp_path, XDG_CACHE_HOME=cache, NUMBA_CACHE_DIR=cache) == ["10.0", "1", "True"]
+
+
+def test_no_machine_code_is_made_of_a_part_before_it_is_optimized_within_a_kernel(tmp_path):
+    """Calls by name would find it: kernels were forty times slower in the process that had compiled them."""
+    program = """
+import sys; sys.path.insert(0, {folder!r}); import sums, numpy as np
+from numba import float64
+def is_there(compiled, args):
+    compiled.compile(args)
+    code = compiled.overloads[args]
+    return code.library.codegen._engine.get_function_address(code.fndesc.llvm_func_name) != 0
+print(is_there(sums.plus, (float64, float64)), is_there(sums.total, (float64[::1],)), sums.total(np.arange(5.0)))
+"""
+    assert run(tmp_path, program, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == ["False", "True", "10.0"]
 
 
 def test_without_a_place_to_write_kernels_are_compiled_in_every_process(tmp_path):
