@@ -106,6 +106,8 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
     """
     keys = Keys(gguf, family)
     n_layer, n_embd, n_head = (keys.whole(name) for name in ("block_count", "embedding_length", "attention.head_count"))
+    if n_layer > (n_tensors := len(gguf.tensor_offsets)):
+        raise keys.fail("block_count", n_layer, f"no more than the file has tensors, {n_tensors}")
     n_head_kv = keys.whole("attention.head_count_kv", n_head)
     if n_head % n_head_kv:
         raise keys.fail("attention.head_count_kv", n_head_kv, f"a divisor of the head count, {n_head}")

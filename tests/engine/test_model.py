@@ -211,6 +211,11 @@ def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
         ({"llama.attention.head_count_kv": 3}, BadGGUF, "is 3, expected a divisor of the head count"),
         ({"llama.block_count": None}, BadGGUF, "key 'llama.block_count' is missing, expected a number"),
         ({"llama.block_count": "two"}, BadGGUF, "key 'llama.block_count' is 'two', expected a number"),
+        (
+            {"llama.block_count": 2**31 - 1},
+            BadGGUF,
+            "'llama.block_count' is 2147483647, expected no more than the file has tensors",
+        ),
         ({"llama.block_count": 3}, BadGGUF, "tensor 'blk.2.attn_norm.weight' is missing"),
         ({"llama.block_count": 1}, UnsupportedArchitecture, r"tensor 'blk.1.attn_k.weight' \(9 such\) has no place"),
         ({"llama.feed_forward_length": 7}, BadGGUF, "has shape .*, expected "),
