@@ -53,7 +53,8 @@ def create(
     files       the digests of uploaded blobs, by file name: a GGUF, or all parts of one, maybe with a projector
     adapters    the same of an adapter
     quantize    the file type that the weights are to have: Q8_0, Q4_K_M, ...
-    parameters  merged over the inherited ones; `messages` replace them; `license` (a text or several) is added
+    parameters  merged over the inherited ones, of which None takes one away
+    messages    replace the inherited ones; `license` (a text or several) is added
     drop_system no inherited SYSTEM
     info        overrides what the config says of the model: model_family, parameter_size, capabilities, ...
     fits        says whether a new adapter or projector goes with the model, by raising ModelError
@@ -102,8 +103,9 @@ def create(
             layers.append(text(media.TEMPLATE, named.template if named else template))
         layers += [text(media.SYSTEM, system)] if system else []
         layers += [text(media.LICENSE, content) for content in _licenses(license)]
-        if params := {**inherited, **(parameters or {})}:
-            layers = [*_without(layers, media.PARAMS), text(media.PARAMS, json_text(params) + "\n")]
+        params = {name: value for name, value in {**inherited, **(parameters or {})}.items() if value is not None}
+        layers = _without(layers, media.PARAMS)
+        layers += [text(media.PARAMS, json_text(params) + "\n")] if params else []
         if messages:
             layers = [*_without(layers, media.MESSAGES), text(media.MESSAGES, _messages(messages))]
         for layer in layers:

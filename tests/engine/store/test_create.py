@@ -15,6 +15,7 @@ from numllama.engine.errors import (
 from numllama.engine.gguf_write import write_gguf
 from numllama.engine.store import Store
 from numllama.engine.store.create import create
+from numllama.engine.store.show import show
 from tiny import tiny_gguf
 
 HEAD = {"general.architecture": "llama", "general.file_type": 0}
@@ -89,6 +90,13 @@ def test_layers_of_texts_are_byte_for_byte_ollamas(store, digest):
     model = store.resolve("c")
     assert (model.parent, model.licenses, model.system) == ("b:latest", ["MIT", "Apache", "BSD"], "You are B.")
     assert model.params == {"temperature": 0.5, "top_p": 0.25, "stop": ["X", "Y"], "num_ctx": 128}
+
+
+def test_none_takes_an_inherited_parameter_away(store, digest):
+    list(create(store, "a", files={"m.gguf": digest}, parameters={"stop": ["X"], "top_k": 3}))
+    list(create(store, "b", "a", parameters={"stop": None, "seed": None}))
+    assert store.resolve("b").params == {"top_k": 3}
+    assert "nil" not in show(store.resolve("b"))["modelfile"]
 
 
 def test_replaced_layers_leave_the_store_with_their_last_model(store, digest):
