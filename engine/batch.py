@@ -60,6 +60,8 @@ class Batch:
     @staticmethod
     def join(batches: Sequence[Batch]) -> Batch:
         """All of `batches` as one, in this order."""
+        if len(batches) == 1:
+            return batches[0]
         starts = np.cumsum([0, *(len(batch.tokens) for batch in batches[:-1])])
         embeds = [batch.embeds for batch in batches if batch.embeds is not None]
         return Batch(
