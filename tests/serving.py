@@ -26,8 +26,8 @@ class Served:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.engine = Engine(settings)
-        how = {"http": Connection, "log_config": None, "access_log": False, "timeout_graceful_shutdown": 1}
-        config = uvicorn.Config(create_app(self.engine), **how)
+        how = {"http": Connection, "loop": "asyncio", "log_config": None, "access_log": False}
+        config = uvicorn.Config(create_app(self.engine), **how, timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()

@@ -56,6 +56,7 @@ def serve(settings: Settings | None = None) -> None:
     config = uvicorn.Config(
         create_app(engine),
         http=Connection,
+        loop="asyncio",  # uvloop takes the lock of Python more often, for which the thread that computes has to wait
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=3,
