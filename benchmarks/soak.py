@@ -49,13 +49,18 @@ class Soak:
         """All clients until the time is over, then until the last answer is."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=self.url, timeout=STUCK, limits=limits) as http:
-            await http.post("/api/generate", json={"model": self.model})  # loads it
+            await self.fill(http)
             self.until = perf_counter() + self.seconds
             watch = asyncio.create_task(self.watch(http))
             await asyncio.gather(*(self.client(http, random.Random(f"{seed} {n}")) for n in range(n_client)))
             await watch
             await asyncio.sleep(EVERY)
             self.left_over = await self.busy(http)
+
+    async def fill(self, http: httpx.AsyncClient) -> None:
+        """A batch as large as they come: what it works in stays with the server, and so does not grow later."""
+        body = {"model": self.model, "prompt": " ".join(WORDS * 10), "options": {"num_predict": 1}}
+        await http.post("/api/generate", json=body)
 
     async def client(self, http: httpx.AsyncClient, rng: random.Random) -> None:
         while perf_counter() < self.until:
