@@ -356,13 +356,17 @@ class Store:
             return ()
 
     def _named(self) -> set[str] | None:
-        """The digests that the user's manifests name; None where one cannot be read."""
+        """The digests that the user's manifests name; None where one cannot be read.
+
+        A manifest of a name that only another program knows counts, too.
+        """
         named = set()
-        for name in _names(self.root / "manifests"):
-            path = self.root / "manifests" / name.path
+        for path in _files(self.root / "manifests"):
             try:
                 named |= {layer.digest for layer in Manifest.from_bytes(read_limited(path), path).all_layers}
             except BadManifest as error:
+                if _name(path) is None:
+                    continue
                 log.warning("no blob is pruned: %s", error)
                 return None
         return named
@@ -385,16 +389,28 @@ def default_store(settings: Settings | None = None) -> Store:
 
 
 def _names(manifests: Path) -> Iterator[ModelName]:
-    """The names whose manifests lie in a folder, exactly four levels below it; other files are none of ours."""
+    """The names whose manifests lie in a folder."""
+    for path in _files(manifests):
+        if name := _name(path):
+            yield name
+        else:
+            log.warning("%s is left out: its path is no model name", path)
+
+
+def _name(path: Path) -> ModelName | None:
+    try:
+        return ModelName(*path.parts[-4:])
+    except BadName:
+        return None
+
+
+def _files(manifests: Path) -> list[Path]:
+    """What lies exactly four levels below a folder; other files are none of ours."""
     found = [manifests]
     for level in range(4):
         is_kind = os.DirEntry.is_file if level == 3 else os.DirEntry.is_dir
         found = [Path(entry.path) for folder in found for entry in _scan(folder) if is_kind(entry)]
-    for path in found:
-        try:
-            yield ModelName(*path.relative_to(manifests).parts)
-        except BadName:
-            log.warning("%s is left out: its path is no model name", path)
+    return found
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

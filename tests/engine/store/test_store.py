@@ -140,6 +140,17 @@ def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
     assert files(store.root) == []
 
 
+def test_models_of_names_that_are_none_here_keep_their_blobs(store):
+    make(store, "a", b"A")
+    folder = store.root / "manifests/registry.ollama.ai/library/a"
+    (folder / "latest").rename(folder / "a tag of another program")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    store.put_blob([b"uploaded"])
+    store.prune(age_seconds=-1)
+    assert store.has_blob("sha256:" + hashlib.sha256(b"A").hexdigest())
+    assert not store.has_blob("sha256:" + hashlib.sha256(b"uploaded").hexdigest())
+
+
 def test_prune_waits_an_hour_for_uploads_and_knows_its_own_files(store):
     make(store, "a", b"A")
     store.put_blob([b"uploaded"])
