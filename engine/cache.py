@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..kernels import Kernels, Rope
-from ..kernels.cached import CACHE_TYPES, n_kept, numbers, write
+from ..kernels.cached import CACHE_TYPES, n_kept, new_cache, numbers, write
 from .batch import Span
 
 Ropes = Sequence[Rope | None]
@@ -50,15 +50,14 @@ class KVCache:
     """
 
     def __init__(self, n_layer: int, n_head_kv: int, n_head_dim: int, n_ctx: int, n_slot: int = 1, type: str = "f16"):
-        dtype = CACHE_TYPES[type]
-        shape = (n_slot, n_head_kv, n_ctx, n_kept(dtype, n_head_dim))
+        shape = n_slot, n_ctx, n_head_kv, n_head_dim
         self.n_ctx, self.n_slot = n_ctx, n_slot
-        self.k: list[np.ndarray] = [np.zeros(shape, dtype).swapaxes(1, 2) for _ in range(n_layer)]
-        self.v: list[np.ndarray] = [np.zeros(shape, dtype).swapaxes(1, 2) for _ in range(n_layer)]
+        self.k: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
+        self.v: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in (*self.k, *self.v))
+        return sum(array.base.nbytes for array in (*self.k, *self.v) if array.base is not None)
 
     def write(self, il: int, span: Span, k: np.ndarray, v: np.ndarray) -> None:
         """Remember a span's keys and values in layer `il`.  k and v float [span.length, n_head_kv, n_head_dim]"""

@@ -20,7 +20,7 @@ from numba import literally
 
 from .activation import softmax_numpy
 from .activations import round_activations
-from .cached import CACHE_TYPES, in_blocks, numbers
+from .cached import F16, F32, KINDS, Q8_0, has_room, in_blocks, numbers, strided
 from .exp import exp
 from .jit import inner, kernel
 from .simd import (
@@ -185,8 +185,6 @@ TILE = 256
 ROWS = 32  # rows of one piece of work: keys and values are read once for them
 SOME = 32  # positions made f32 at a time: they stay in the first-level cache while the rows look at them
 HIDDEN = np.float32(-np.inf)
-F32, F16, Q8_0, Q4_0 = range(4)
-KINDS = {CACHE_TYPES[name]: kind for kind, name in enumerate(("f32", "f16", "q8_0", "q4_0"))}
 
 
 def attention_numba(q, k, v, first, how, look=look_away):
@@ -199,12 +197,12 @@ def attention_numba(q, k, v, first, how, look=look_away):
     n_pos, n_head_kv, _ = k.shape
     q, k, v = np.ascontiguousarray(q, np.float32), readable(k), readable(v)
     if n_head_dim % 16:
-        q, k, v = widened(q), widened(k), widened(v)
+        q, k, v = widened(q), *(a if has_room(a) else widened(a) for a in (k, v))
     shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
     work = 2 * n_tok * n_head * d * (min(how.window, n_pos) or n_pos)
     rule = Rule(np.float32(how.scale), how.window, np.float32(how.softcap), how.causal, slopes_of(how, n_head))
-    run(_attend, work, q.reshape(-1), *strided(k), *strided(v), *shape, d, first, rule, out.reshape(-1))
+    run(attend, work, q.reshape(-1), strided(k), strided(v), *shape, d, first, rule, out.reshape(-1))
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
@@ -220,11 +218,6 @@ def widened(a):
     return wide
 
 
-def strided(a):
-    """The first row of `a` as u16, how many of those further the next position and the next head are, and its kind."""
-    return a[0, 0].view(np.uint16), a.strides[0] // 2, a.strides[1] // 2, KINDS[a.dtype]
-
-
 class Rule(NamedTuple):
     """An `Attention` as machine code has it: slopes are there, if only zeros."""
 
@@ -236,12 +229,9 @@ class Rule(NamedTuple):
 
 
 @kernel
-def _attend(
-    team, q, k, k_step, k_head, k_kind, v, v_step, v_head, v_kind, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out
-):
+def attend(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
     n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
-    keys, values, shape = (k, k_step, k_head, k_kind), (v, v_step, v_head, v_kind), (n_tok, n_head, n_head_kv, n_pos, d)
-    args = (q, keys, values, shape, first, rule, out)
+    args = (q, keys, values, (n_tok, n_head, n_head_kv, n_pos, d), first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
@@ -297,9 +287,9 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
 @inner
 def _read(cache, h, first, n, d, some):
     """Positions first .. first + n - 1 of head h, as f32 [n, d].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
-    a, step, head, kind = cache
+    a, kind = cache.a, cache.kind
     for p in range(n):
-        at, to = h * head + (first + p) * step, p * d
+        at, to = h * cache.head + (first + p) * cache.step, p * d
         if kind == F16:
             for i in range(0, d, 16):
                 store(some, to + i, half_to_f32(load(u16x16, a, at + i)))

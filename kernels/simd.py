@@ -8,7 +8,7 @@
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
     total(v)  largest(v)  totals(v, w, x, y)                    over the lanes; of four vectors, as f32x4
-    half_to_f32(u16x16)                                         float16 bits -> f32x16
+    half_to_f32(u16x16)  f32_to_half(x)                         float16 bits -> f32x16, and back, also one by one
     round_to_half(x)  round_to_bf16(x)                          an f32 to the nearest that the shorter float holds;
                                                                 to half also lane by lane
     dot4(sum, u, s)  dot4_signed(sum, a, s)                     sum[r] + sum over c < 4 of u[4 r + c] * s[4 r + c]
@@ -430,6 +430,48 @@ def round_to_half(typing, x):
     generate = round_to_half_portable if LEVEL == "portable" else round_to_half_native
     result = x if isinstance(x, Vec) else types.float32
     return result(result), lambda context, builder, sig, args: generate(builder, args[0])
+
+
+def f32_to_half_portable(builder, x):
+    """Ties to even, from 65520 on infinity, NaN to NaN: the rounded magnitude's bits are moved to their places."""
+    many = isinstance(x.type, ir.VectorType)
+    whole = ir.VectorType(ir.IntType(32), x.type.count) if many else ir.IntType(32)
+
+    def constant(value):
+        return ir.Constant(whole, [value] * whole.count if many else value)
+
+    def smaller(a, b):
+        return builder.icmp_unsigned("<", a, constant(b))
+
+    b = builder.bitcast(x, whole)
+    size = builder.and_(b, constant(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, constant(13)), constant(1))
+    normal = builder.lshr(builder.add(builder.add(size, odd), constant(0x0FFF - (112 << 23))), constant(13))
+    half = ir.Constant(x.type, [0.5] * x.type.count if many else 0.5)  # its last place is 2^-24, the smallest's unit
+    tiny = builder.fadd(builder.bitcast(size, x.type), half)
+    tiny = builder.sub(builder.bitcast(tiny, whole), builder.bitcast(half, whole))
+    beyond = builder.select(smaller(size, 0x7F800001), constant(0x7C00), constant(0x7E00))
+    bits = builder.select(smaller(size, 0x47800000), builder.select(smaller(size, 0x38800000), tiny, normal), beyond)
+    bits = builder.or_(bits, builder.and_(builder.lshr(b, constant(16)), constant(0x8000)))
+    return builder.trunc(bits, ir.VectorType(ir.IntType(16), whole.count) if many else ir.IntType(16))
+
+
+def f32_to_half_native(builder, x):
+    n = x.type.count if isinstance(x.type, ir.VectorType) else 0
+    half, bits = ir.HalfType(), ir.IntType(16)
+    if n:
+        half, bits = ir.VectorType(half, n), ir.VectorType(bits, n)
+    return builder.bitcast(builder.fptrunc(x, half), bits)
+
+
+@intrinsic
+def f32_to_half(typing, x):
+    """float16 bits: f32x16 -> u16x16, f32 -> u16."""
+    generate = f32_to_half_portable if LEVEL == "portable" else f32_to_half_native
+    result = Vec(types.uint16, x.n) if isinstance(x, Vec) else types.uint16
+    return result(x if isinstance(x, Vec) else types.float32), lambda context, builder, sig, args: generate(
+        builder, args[0]
+    )
 
 
 @intrinsic

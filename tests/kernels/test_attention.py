@@ -7,7 +7,7 @@ from numba.core import config
 from numllama.kernels import SETS, Attention
 from numllama.kernels.activations import round_activations
 from numllama.kernels.attention import attention_exact, attention_ggml, attention_numpy
-from numllama.kernels.cached import CACHE_TYPES, n_kept, write
+from numllama.kernels.cached import CACHE_TYPES, new_cache, write
 from rules import rules
 
 ALL = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])
@@ -123,9 +123,8 @@ def test_every_set_agrees_whatever_the_rule(how, group, d, n_tok, first, cache_t
 
 
 def cached(x, cache_type):
-    """As a cache keeps it: heads outside positions in memory."""
-    dtype = CACHE_TYPES[cache_type]
-    cache = np.empty((x.shape[1], x.shape[0], n_kept(dtype, x.shape[2])), dtype).swapaxes(0, 1)
+    """As a cache keeps it."""
+    cache = new_cache(1, *x.shape, CACHE_TYPES[cache_type])[0]
     write(cache, x)
     return cache
 

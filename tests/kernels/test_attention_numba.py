@@ -10,7 +10,7 @@ from numba.core import config
 
 from numllama.kernels import threads
 from numllama.kernels.attention import TILE, Attention, attention_numba, attention_numpy
-from numllama.kernels.cached import CACHE_TYPES, n_kept, write
+from numllama.kernels.cached import CACHE_TYPES, new_cache, write
 from numllama.kernels.exp import exp
 from numllama.kernels.jit import kernel
 from numllama.kernels.simd import f32x16, load, store
@@ -23,7 +23,7 @@ def queries_and_cache(n_tok, n_pos, n_head, n_head_kv, d, cache_type="f16"):
     rng = np.random.default_rng([n_tok, n_pos, n_head, d])
     q = rng.standard_normal((n_tok, n_head, d), np.float32)
     dtype = CACHE_TYPES[cache_type]
-    k, v = (np.empty((n_head_kv, n_pos, n_kept(dtype, d)), dtype).swapaxes(0, 1) for _ in "kv")
+    k, v = (new_cache(1, n_pos, n_head_kv, d, dtype)[0] for _ in "kv")
     for cache in (k, v):
         write(cache, rng.standard_normal((n_pos, n_head_kv, d), np.float32))
     return q, k, v

@@ -6,17 +6,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from numllama.kernels.cached import BLOCK, CACHE_TYPES, n_kept, numbers, write, write_numpy
+from numllama.kernels.cached import BLOCK, CACHE_TYPES, in_blocks, n_kept, new_cache, numbers, write, write_numpy
 
 TYPES = pytest.mark.parametrize("name", CACHE_TYPES)
 BLOCKS = pytest.mark.parametrize("name", ["q8_0", "q4_0"])
 
 
 def cache_of(name, x):
-    """A cache's part that `x` [n, n_head_kv, n_head_dim] would fit into: heads lie outside positions in memory."""
+    """A cache's part that `x` [n, n_head_kv, n_head_dim] would fit into."""
     n, n_head_kv, n_head_dim = x.shape
-    dtype = CACHE_TYPES[name]
-    return np.zeros((n_head_kv, n + 3, n_kept(dtype, n_head_dim)), dtype).swapaxes(0, 1)[1 : n + 1]
+    return new_cache(2, n + 3, n_head_kv, n_head_dim, CACHE_TYPES[name])[1, 1 : n + 1]
+
+
+@TYPES
+@pytest.mark.parametrize("n_head_dim", [8, 20, 64])
+def test_a_head_is_written_in_its_place_and_nowhere_else(name, n_head_dim):
+    blocks = in_blocks(CACHE_TYPES[name])
+    x = np.random.default_rng(0).standard_normal((4, 3, 64 if blocks else n_head_dim), np.float32)
+    if not blocks:
+        x[0, 0, :4] = np.inf, -np.nan, 1e-7, 65520  # f16: as it is, as it is, a subnormal, infinity
+    expected, got = cache_of(name, x), cache_of(name, x)
+    with np.errstate(all="ignore"):
+        write_numpy(expected, x)
+        write(got, x)
+    assert got.base.tobytes() == expected.base.tobytes()
 
 
 @BLOCKS

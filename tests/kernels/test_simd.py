@@ -6,7 +6,7 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 import pytest
-from numba import literally
+from numba import literally, types
 from numba.core import config
 from numba.extending import intrinsic
 
@@ -16,6 +16,7 @@ from numllama.kernels.simd import (
     bits,
     broadcast,
     convert,
+    f32_to_half,
     f32x16,
     fma,
     half_to_f32,
@@ -216,6 +217,36 @@ def test_rounding_to_half_in_lanes_is_numpy_s(portable):
     got = np.empty_like(x)
     rounded(x, got, portable)
     np.testing.assert_array_equal(got, x.astype(np.float16).astype(np.float32))
+
+
+@kernel
+def shortened(x, lanes, singly, portable):
+    for i in range(0, x.size, 16):
+        store(lanes, i, portable_half(load(f32x16, x, i)) if portable else f32_to_half(load(f32x16, x, i)))
+    for i in range(x.size):
+        singly[i] = portable_half(x[i]) if portable else f32_to_half(x[i])
+
+
+@intrinsic
+def portable_half(typing, x):
+    kind = u16x16 if x == f32x16 else types.uint16
+    return kind(x), lambda context, builder, sig, args: simd.f32_to_half_portable(builder, args[0])
+
+
+@compiled
+@pytest.mark.parametrize("portable", [False, True])
+def test_shortening_to_half_is_numpy_s(portable):
+    exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
+    ties = (exact[1:] + exact[:-1]) / 2
+    x = np.concatenate([exact, ties, np.nextafter(ties, np.float32(1)), np.nextafter(ties, np.float32(-1))])
+    edges = [0, 1e-45, 65504, 65519.99, 65520, 65536, 1e30, np.inf, np.nan]
+    x = np.resize(np.concatenate([x, np.float32(edges), -np.float32(edges)]), 16 * (x.size // 16 + 5))
+    lanes, singly = np.empty((2, x.size), np.uint16)
+    shortened(x, lanes, singly, portable)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16).view(np.uint16)
+    np.testing.assert_array_equal(lanes, expected)
+    np.testing.assert_array_equal(singly, expected)
 
 
 @kernel
