@@ -74,6 +74,13 @@ class Batch:
         )
 
     @cached_property
+    def places(self) -> np.ndarray | None:
+        """Slot and position of each token, i64 [n_tok, 2], where each is of another span; else None."""
+        if len(self.spans) != len(self.tokens):
+            return None
+        return np.array([(span.slot, span.start) for span in self.spans], np.int64).reshape(-1, 2)
+
+    @cached_property
     def positions(self) -> np.ndarray:
         """Each token's position in its sequence.  i32 [n_tok]"""
         return np.concatenate([np.arange(s.start, s.start + s.length, dtype=np.int32) for s in self.spans])

@@ -31,7 +31,7 @@ from .job import Job
 from .model import Model, logits
 from .options import Options
 from .scheduler import Scheduler, conclude
-from .trace import Tap, no_tap
+from .trace import Tap, Watch, no_tap
 
 log = logging.getLogger(__name__)
 
@@ -84,18 +84,17 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
     """
     said = monotonic()
 
-    def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
+    def look(il: int) -> None:
         nonlocal said
         tell((il + 1) / n_layer)
         if monotonic() - said > SAY_EVERY:
             said = monotonic()
             log.info("loading", extra={"fields": facts | {"layer": f"{il + 1}/{n_layer}"}})
-        return value
 
-    return tap
+    return Watch(look)
 
 
-def needed(model: Model, cache_type: str) -> list[str]:
+def needed(model: Model) -> list[str]:
     """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
     attached = [side for w in model.gguf.tensors.values() for term in w.low_rank for side in (term.a, term.b)]
     weights = [w for w in (*model.gguf.tensors.values(), *attached) if len(w.shape) > 1]
@@ -105,7 +104,7 @@ def needed(model: Model, cache_type: str) -> list[str]:
     if not model.family.causal:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
-    others = f"{cache_type} cache", f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "rms_norm", "descending"
+    others = f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "cache", "whole layers", "rms_norm", "descending"
     router = ["softmax"] if model.hparams.n_expert else []
     sight = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
     return ["attention", *products, *others, *router, *sight]
@@ -136,7 +135,7 @@ class Runner:
         # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
         if kernels is NUMBA:
-            prepare(needed(model, cache_type))
+            prepare(needed(model))
         hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
         if model.family.causal and not model.hparams.pooling:  # else nothing is said, and no output matrix packed
             logits(model, hidden, kernels, tap)

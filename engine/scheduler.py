@@ -34,7 +34,7 @@ from .model import Model, logits
 from .piece import Piece, Timings
 from .prefix import Prefixes
 from .sequence import Sequence, State, kept, truncated
-from .trace import Tap
+from .trace import Tap, Watch
 
 log = logging.getLogger(__name__)
 
@@ -263,14 +263,13 @@ class Scheduler:
         One who leaves among others does not: the pass is soon over, and theirs would have to begin again.
         """
 
-        def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
+        def look(il: int) -> None:
             if self.stopped:
                 raise self.stopped
             if calls[0].cancelled and all(call.cancelled for call in calls):
                 calls[0].check()
-            return value
 
-        return tap
+        return Watch(look)
 
     def _leave(self, one: Running, last: Piece | Exception) -> None:
         """The slot is free; the last piece goes out."""

@@ -29,6 +29,24 @@ def no_tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
     return value
 
 
+class Watch:
+    """A tap that is told how far the forward pass is, and looks at no value: `look(il)` may end the pass by raising.
+
+    So it need not see all of them: a layer may be one call.
+    """
+
+    def __init__(self, look: Callable[[int], None]):
+        self.look = look
+
+    def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
+        self.look(il)
+        return value
+
+
+def sees_values(tap: Tap) -> bool:
+    return tap is not no_tap and not isinstance(tap, Watch)
+
+
 class Trace:
     """A tap that keeps a copy of every value whose name matches one of `patterns` ("*" and "?" as in a shell).
 

@@ -152,7 +152,7 @@ def gated(kind, gate, up):
     """The function `kind` of `gate`, times `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     gate, up = np.ascontiguousarray(gate, np.float32), np.ascontiguousarray(up, np.float32)
     y = np.empty_like(gate)
-    run(_gated, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
+    run(bend_gate, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
     return y
 
 
@@ -165,7 +165,7 @@ def bent(kind, x):
 
 
 @kernel
-def _gated(team, kind, gate, up, y):
+def bend_gate(team, kind, gate, up, y):
     parallel_for(team, _gated_lines, (kind, gate, up, y), -(-y.size // 16))
 
 

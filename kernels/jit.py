@@ -19,13 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import llvmlite
 import numba
+from numba import types
 from numba.core import config
 from numba.core.compiler import Compiler
+from numba.core.typing.templates import signature
+from numba.extending import intrinsic
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
@@ -67,6 +70,47 @@ class Inner(Compiler):
             if not function.is_declaration:
                 function.linkage = "available_externally"
         library._codegen._add_module(library._final_module)
+
+
+class Entry:
+    """A kernel's machine code for arguments of given types, for another kernel to call by its address.
+
+    Whoever calls so need not contain it: it is compiled once, and its callers quickly.
+
+        entry.address           from Python; compiled by then
+        entry.call(address, (a, b))     in a kernel: function(a, b); an array where a read-only one is expected will do
+    """
+
+    def __init__(self, compiled, *args, result=types.void):
+        self.compiled, self.signature = compiled, signature(result, *args)
+        self.call = caller(self.signature)
+
+    @cached_property
+    def address(self) -> int:
+        self.compiled.compile(self.signature.args)
+        code = self.compiled.overloads[self.signature.args]
+        assert code.signature.return_type == self.signature.return_type, code.signature
+        return code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
+
+
+def caller(callee):
+    """An intrinsic (address, args): what the machine code there, of signature `callee`, returns for them."""
+
+    @intrinsic
+    def call(typing, address, args):
+        def generate(context, builder, sig, values):
+            kind = context.call_conv.get_function_type(callee.return_type, callee.args)
+            function = builder.inttoptr(values[0], kind.as_pointer())
+            unpacked = [
+                context.cast(builder, builder.extract_value(values[1], i), have, want)
+                for i, (have, want) in enumerate(zip(args.types, callee.args, strict=True))
+            ]
+            _, result = context.call_conv.call_function(builder, function, callee.return_type, callee.args, unpacked)
+            return result
+
+        return callee.return_type(types.int64, args), generate
+
+    return call
 
 
 def keep(compiled, folder: Path | None) -> None:

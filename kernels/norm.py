@@ -36,12 +36,12 @@ def rms_norm_numba(x, weight, eps):
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
     n_row = x.size // weight.size
-    run(_rms_norm, x.size, x.reshape(-1), np.asarray(weight, np.float32), np.float32(eps), n_row, y.reshape(-1))
+    run(norm_rows, x.size, x.reshape(-1), np.asarray(weight, np.float32), np.float32(eps), n_row, y.reshape(-1))
     return y
 
 
 @kernel
-def _rms_norm(team, x, weight, eps, n_tok, y):
+def norm_rows(team, x, weight, eps, n_tok, y):
     parallel_for(team, _rms_norm_rows, (x, weight, eps, y), n_tok)
 
 

@@ -142,17 +142,17 @@ def rope_numba(x, positions, rope):
     x, positions = np.ascontiguousarray(x, np.float32), np.asarray(positions, np.int32)
     y = np.empty_like(x)
     neighbours = rope.style == "norm"
-    if not run(_rope, 2 * x.size, x, positions, *cos_and_sin_table(rope, 1), neighbours, y):
+    if not run(turn_tokens, 2 * x.size, x, positions, *cos_and_sin_table(rope, 1), neighbours, y):
         if positions.min() < 0:
             rows, table = np.arange(len(positions), dtype=np.int32), cos_and_sin_ggml(positions, rope)
         else:
             rows, table = positions, cos_and_sin_table(rope, int(positions.max()) + 1)
-        run(_rope, 2 * x.size, x, rows, *table, neighbours, y)
+        run(turn_tokens, 2 * x.size, x, rows, *table, neighbours, y)
     return y
 
 
 @kernel
-def _rope(team, x, rows, cos, sin, neighbours, y):
+def turn_tokens(team, x, rows, cos, sin, neighbours, y):
     """Turns token t of `x` by row rows[t] of the tables; False, and nothing done, if they do not have it."""
     for row in rows:
         if not 0 <= row < len(cos):

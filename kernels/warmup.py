@@ -20,8 +20,9 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from . import NUMBA, Attention
-from .cached import CACHE_TYPES, write
+from .cached import write
 from .jit import cache_folder
+from .layer import compile_layer
 from .packed import PRODUCTS
 from .quants import FORMATS
 from .rope import Rope
@@ -42,8 +43,8 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     ]
     k = np.ones((2, 4, 16), np.float16)
     jobs.append(("attention", partial(NUMBA.attention, x, k, k, 0, Attention(1.0))))
-    for name in ("q8_0", "q4_0"):
-        jobs.append((f"{name} cache", partial(write, np.zeros((2, 8, 1), CACHE_TYPES[name]), x.reshape(2, 8, 32))))
+    jobs.append(("cache", partial(write, k, x[:, :4])))
+    jobs.append(("whole layers", compile_layer))
     for style in ("norm", "neox"):
         jobs.append((f"rope, {style}", partial(NUMBA.rope, x, positions, Rope(style, 16))))
     weight = np.ones(N_IN, np.float32)

@@ -6,6 +6,7 @@ weights     tensors under their GGUF names
 lora        what adapters add to them
 linear      products with a weight, adapters included
 decoder     forward(): tokens in, logits out
+whole       its layers as one call each, for decoding
 moe         the feed-forward block as a mixture of experts
 encoder     hidden(): a whole text in, a vector for each token out
 vision      images in, rows for the text model out

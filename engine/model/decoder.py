@@ -18,6 +18,7 @@ from ..cache import KVCache
 from ..trace import Tap, no_tap
 from .linear import embed, linear
 from .moe import mixture
+from .whole import whole_layers
 
 
 def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
@@ -44,7 +45,11 @@ def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_
         x = x.copy()
         x[batch.tokens < 0] = batch.embeds
         x = tap("inp_embd", -1, x)
+    whole = whole_layers(model, batch, cache, kernels, tap)
     for il, blk in enumerate(w.blk):
+        if whole:  # what follows, in one call
+            x = tap("l_out", il, whole(il, x))
+            continue
         h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, hp.norm_eps))
         x = tap(model.family.attn_sum, il, x + attend(model, il, h, batch, cache, kernels, tap))
         h = tap("ffn_norm", il, kernels.rms_norm(x, blk.ffn_norm, hp.norm_eps))

@@ -22,15 +22,15 @@ for path in sys.argv[1:]:
 PREPARE = """
 import subprocess
 from numllama.kernels import warmup
-from numllama.kernels.norm import _rms_norm
-from numllama.kernels.rope import _rope
+from numllama.kernels.norm import norm_rows
+from numllama.kernels.rope import turn_tokens
 begun, popen = [], subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: begun.append(args) or popen(*args, **kwargs)
 warmup.N_CORE = {n_core}
 names = ["rope, norm", "rms_norm", "no such kernel"]
 warmup.prepare(names)
 warmup.compile_them(names)
-print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (_rope, _rms_norm)))
+print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (turn_tokens, norm_rows)))
 warmup.prepare(names)
 print(len(begun))
 """
