@@ -9,7 +9,11 @@ from numllama.kernels import SETS, Attention, Kernels, Rope, Tensor, numpy_kerne
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 
 F64 = numpy_kernels(np.float64)
-OPERATIONS = [field.name for field in fields(Kernels) if field.name not in ("name", "inside")]
+OPERATIONS = [
+    field.name
+    for field in fields(Kernels)
+    if field.name not in ("name", "inside", "layer")  # a layer is many: tests/engine/test_whole.py
+]
 
 
 def random(*shape, seed=0):
