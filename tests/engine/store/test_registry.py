@@ -590,7 +590,8 @@ def n_waiting(downloads):
     return sum(download.n_waiting for download in list(downloads._running.values()))
 
 
-def test_two_who_want_one_blob_share_its_download(store, there):
+def test_two_who_want_one_blob_share_its_download(store, there, monkeypatch):
+    monkeypatch.setattr(registry, "STALL", 20)  # while answers are held back
     hold, downloads, said = threading.Event(), Downloads(), [[], []]
     there.spoil = lambda request, answer: hold.wait(10) and answer if DIGEST in request.path else answer
     calls = [
@@ -637,7 +638,8 @@ def test_a_download_ends_with_the_last_who_waits_for_it(store, there, monkeypatc
     assert all(b'"Completed":50}' in path.read_bytes() for n, path in partials(store).items() if n)
 
 
-def test_who_joins_a_download_that_fails_tries_with_a_registry_of_their_own(store, there):
+def test_who_joins_a_download_that_fails_tries_with_a_registry_of_their_own(store, there, monkeypatch):
+    monkeypatch.setattr(registry, "STALL", 20)  # while answers are held back
     bad, downloads, hold = Registry(), Downloads(), threading.Event()
     bad.manifests = there.manifests
     bad.spoil = lambda request, answer: (hold.wait(10) and Answer(403)) if DIGEST in request.path else answer
