@@ -62,19 +62,28 @@ PRODUCTS = {
 
 
 ROWS = 256  # dequantized at a time
+AT_ONCE = 8 << 20  # bytes packed before the file's are let go of
 
 
 def pack(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> Packed:
-    """Tensor [n_out, n_in] of a format in PRODUCTS -> its groups, in memory that `zeros` gives"""
+    """Tensor [n_out, n_in] of a format in PRODUCTS -> its groups, in memory that `zeros` gives
+
+    Some groups at a time, so that little of it is in memory twice.
+    """
     product = PRODUCTS[w.format.type]
     n_out, n_in = w.shape
     n_group, n_block = -(-n_out // 16), n_in // product.block
-    n = n_group * n_block
-    form = Packed(zeros(n * product.code_bytes), zeros(n * product.scale_bytes), n_group, n_block)
-    blocks = np.ascontiguousarray(w.blocks, w.format.layout).view(np.uint8).reshape(-1)
-    blocks.flags.writeable = False  # as in a mapped file: one type, one compilation
-    run(product.pack, w.n_elements, blocks, form, form.codes.view(np.int32))
-    arena.let_go(w.blocks)
+    n_code, n_scale = n_block * product.code_bytes, n_block * product.scale_bytes  # of a group
+    form = Packed(zeros(n_group * n_code), zeros(n_group * n_scale), n_group, n_block)
+    some = max(1, AT_ONCE // n_code)
+    for g in range(0, n_group, some):
+        rows, n = w.blocks[16 * g : 16 * (g + some)], min(some, n_group - g)
+        blocks = np.ascontiguousarray(rows, w.format.layout).view(np.uint8).reshape(-1)
+        blocks.flags.writeable = False  # as in a mapped file: one type, one compilation
+        codes, scales = form.codes[g * n_code : (g + n) * n_code], form.scales[g * n_scale : (g + n) * n_scale]
+        part = Packed(codes, scales, n, n_block)
+        run(product.pack, 16 * n * n_in, blocks, part, codes.view(np.int32))
+        arena.let_go(rows)
     return form
 
 

@@ -85,6 +85,15 @@ def test_a_byte_swapped_file_packs_to_the_same_groups(weight):
     np.testing.assert_array_equal(matmul_numba(big, x), matmul_numba(weight, x))
 
 
+@pytest.mark.parametrize("at_once", [1, 2000])  # bytes: a group at a time, and one or two
+def test_what_is_packed_at_once_changes_no_bit(weight, monkeypatch, at_once):
+    whole = packed.pack(weight)
+    monkeypatch.setattr(packed, "AT_ONCE", at_once)
+    parts = packed.pack(weight)
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_array_equal(parts.scales, whole.scales)
+
+
 def test_a_packed_file_s_pages_can_be_read_again(weight, tmp_path):
     (tmp_path / "w").write_bytes(weight.blocks.tobytes() * 8)
     blocks = np.memmap(tmp_path / "w", weight.format.layout, "r", shape=(320, *weight.blocks.shape[1:]))
