@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,30 @@ settings.load_profile("default")
 
 
 def pytest_collection_finish(session):
-    """In a long run, products that no early test uses are compiled beside those tests, which want one core.
+    """In a long run, what no early test uses is compiled beside those tests, which want one core.
 
-    In an empty cache that is two thirds of all that is compiled.
+    In an empty cache that is most of what is compiled: products of other formats, then those of test_levels.py.
     """
     if len(session.items) < 1000 or session.config.option.collectonly:
         return
     from numba.core import config as numba
 
-    from numllama.kernels import threads, warmup
+    from numllama.kernels import simd, threads, warmup
 
     if numba.DISABLE_JIT or threads.N_CORE == 1:
         return
     names = [name for name, _ in warmup.warmups() if name.endswith(" product")]
-    late = [name for name in names if name not in ("F32 product", "F16 product")]
-    beside = subprocess.Popen([sys.executable, "-m", warmup.__name__, *late])
-    session.config.add_cleanup(beside.wait)
-    session.config.add_cleanup(beside.kill)
+    jobs = [({}, [name for name in names if name not in ("F32 product", "F16 product")])]
+    of_a_level = ["Q4_0 product", "Q8_0 product", "Q6_K product", "MXFP4 product", "attention"]
+    for level, needed in simd.NEEDS.items():
+        if level != simd.LEVEL and needed <= simd.cpu_features():
+            jobs.append(({"NUMLLAMA_SIMD": level}, of_a_level))
+
+    def compile_beside():
+        for variables, names in jobs:
+            subprocess.run([sys.executable, "-m", warmup.__name__, *names], env=os.environ | variables)
+
+    threading.Thread(target=compile_beside, daemon=True).start()
 
 
 @pytest.fixture(scope="session")
