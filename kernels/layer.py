@@ -118,13 +118,12 @@ class Layer:
 
     @staticmethod
     def fits(weights: Mapping[str, Any], k: np.ndarray, act: str) -> bool:
-        """Whether a layer of these can be one call."""
-        matrices = [weights.get(name) for name in MATRICES]
-        return (
-            act in ACTS
-            and k.dtype in KINDS
-            and all(w is not None and not w.low_rank and w.format.type in MATMULS for w in matrices)
-        )
+        """Whether a layer of these, all that the file has, can be one call."""
+        there = {name for name, w in weights.items() if w is not None}
+        known = {*MATRICES, *NORMS, *(f"{name}_bias" for name in MATRICES)}
+        if act not in ACTS or k.dtype not in KINDS or not set(MATRICES) <= there <= known:
+            return False
+        return all(weights[name].format.type in MATMULS and not weights[name].low_rank for name in MATRICES)
 
     def matrix(self, w: Tensor, bias: np.ndarray | None) -> tuple[int, ...]:
         form = w.form(packed.pack)
