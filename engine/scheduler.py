@@ -6,8 +6,8 @@
          2    C   its prompt's end      40 tokens    |
          3    D   its prompt's middle   22 tokens   '
 
-A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first, get
-what room is left, which is little while somebody speaks.  Each sequence says what generate() would say, bit for bit.
+A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first but
+for a short one, get what room is left, which is little while somebody speaks.  Each sequence says what generate() would say, bit for bit.
 Texts that are only read, for their embeddings, are prompts after which nobody speaks.
 """
 
@@ -188,13 +188,22 @@ class Scheduler:
         speaking = [one for one in self.running if one.seq.state is State.DECODE]
         turns = [(one, self._next_token(one)) for one in speaking]
         room = max(1, min(self.num_batch, CHUNK) - len(speaking)) if speaking else self.num_batch
-        for one in self.running:
-            if one.seq.state is State.PREFILL and room > 0:
+        for one in self._reading(room):
+            if room > 0:
                 if self.takes_whole and one.seq.n_prompt > room and turns:
                     break
                 turns.append((one, part := self._next_chunk(one, room)))
                 room -= len(part.tokens)
         return sorted(turns, key=lambda turn: turn[0].pooled is not None)
+
+    def _reading(self, room: int) -> list[Running]:
+        """Whose prompts are to be read: the oldest first, but before it one whose rest takes half the room at most.
+
+        So a question need not wait for a book, and the book goes on by half the room in every step.
+        """
+        reading = [one for one in self.running if one.seq.state is State.PREFILL]
+        short = next((one for one in reading[1:] if one.seq.n_prompt - one.seq.n_cached <= room // 2), None)
+        return reading if short is None else [short, *(one for one in reading if one is not short)]
 
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq

@@ -271,6 +271,19 @@ def test_the_oldest_prompt_gets_all_the_room(model):
     assert len(first.pieces) == 1 and not second.pieces
 
 
+def test_a_question_does_not_wait_for_a_book(model):
+    scheduler = scheduler_of(model, num_batch=8, n_slot=4)
+    book, question = Asked([1, *range(300, 320)]), Asked([1, 330, 331])
+    another = Asked([1, 340, 341])
+    for one in (book, question, another):
+        scheduler.submit(one.job(scheduler))
+    scheduler.step()
+    assert [one.seq.n_cached for one in scheduler.running] == [5, 3, 0]  # and the book gets half the room at least
+    assert len(question.pieces) == 1 and not another.pieces
+    scheduler.step()
+    assert len(another.pieces) == 1 and not book.pieces
+
+
 # ends
 
 
