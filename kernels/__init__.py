@@ -44,7 +44,7 @@ from .image import (
     resize_numba,
     resize_numpy,
 )
-from .layer import layer_numba
+from .layer import layers_numba
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import (
     layer_norm_ggml,
@@ -92,7 +92,7 @@ class Kernels:
     resize     (image u8 [h, w, 3], width, height) -> u8 [height, width, 3]
     patch_embd (w, image u8 [h, w, 3], mean, std) -> x [n_patch, n_embd]
     depthwise  (x [h, w, n], weight [n, 3, 3], stride) -> [h / stride, w / stride, n]
-    layer      (layer, x, places) -> x, a whole layer for one token of each sequence (layer.py); None where it is steps
+    layers     (layers, x, places) -> x, whole ones for one token of each sequence (layer.py); None: only in steps
     inside     names that `look` shows from within attention, for traces
     """
 
@@ -113,7 +113,7 @@ class Kernels:
     resize: Callable[..., np.ndarray]
     patch_embd: Callable[..., np.ndarray]
     depthwise: Callable[..., np.ndarray]
-    layer: Callable[..., np.ndarray] | None = None
+    layers: Callable[..., np.ndarray] | None = None
     inside: frozenset[str] = frozenset()
 
 
@@ -183,7 +183,7 @@ NUMBA = replace(
     quick_gelu=quick_gelu_numba,
     resize=resize_numba,
     patch_embd=patch_embd_numba,
-    layer=layer_numba,
+    layers=layers_numba,
 )
 SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
 if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1 leaves Python, which has no vectors

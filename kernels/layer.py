@@ -1,6 +1,6 @@
-"""A decoder's layer in one call, for one token each of some sequences: what decoding would else spend in Python.
+"""A decoder's layers in one call, for one token each of some sequences: what decoding would else spend in Python.
 
-    layer_numba(layer, x, places)     x += attend(norm(x));  x += feed_forward(norm(x))
+    layers_numba(layers, x, places)     each of them:  x += attend(norm(x));  x += feed_forward(norm(x))
 
 engine/model/decoder.py says what is computed; here it is said again for machine code, by the same kernels in the same
 order, so that the results are the same to the bit (tests/engine/test_whole.py).  They are called by their addresses:
@@ -11,7 +11,7 @@ A model of 260 thousand weights spends five sixths of a token's time between ker
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,20 +149,20 @@ class Layer:
             self.set(cos=cos.ctypes.data, sin=sin.ctypes.data)
 
 
-def layer_numba(layer: Layer, x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """What `layer` makes of one token of each of some sequences, whose keys and values the cache has then.
+def layers_numba(layers: Sequence[Layer], x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """What `layers` make of one token of each of some sequences, whose keys and values the cache has then.
 
     x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed
     """
-    work = len(x) * layer.n_weight
-    if not run(_layer, work, ALONE, layer.address, x.reshape(-1), places.reshape(-1)):
-        layer.turn_to(int(places[:, 1].max()) + 1)
-        run(_layer, work, ALONE, layer.address, x.reshape(-1), places.reshape(-1))
+    addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
+    done = 0
+    while (done := done + run(_layers, work, ALONE, addresses[done:], x.reshape(-1), places.reshape(-1))) < len(layers):
+        layers[done].turn_to(int(places[:, 1].max()) + 1)
     return x
 
 
-def compile_layer() -> None:
-    _layer.compile((WORDS, WORDS, INT, F32, WORDS))
+def compile_layers() -> None:
+    _layers.compile((WORDS, WORDS, WORDS, F32, WORDS))
 
 
 # --- in machine code
@@ -182,8 +182,17 @@ def numbers_at(address, n):
 
 
 @kernel
+def _layers(team, alone, addresses, x, places):
+    """x f32 [n_tok * n_embd]; places i64 [n_tok * 2].  -> how many layers, until RoPE's tables are too short for one"""
+    for il in range(addresses.size):
+        if not _layer(team, alone, addresses[il], x, places):
+            return il
+    return addresses.size
+
+
+@inner
 def _layer(team, alone, address, x, places):
-    """x f32 [n_tok * n_embd]; places i64 [n_tok * 2].  False, and nothing done, where RoPE's tables are too short."""
+    """False, and nothing done, where RoPE's tables are too short."""
     w = carray(pointer(address), 1, LAYER)[0]
     n_tok = places.size // 2
 

@@ -22,7 +22,7 @@ import numpy as np
 from . import NUMBA, Attention
 from .cached import write
 from .jit import cache_folder
-from .layer import compile_layer
+from .layer import compile_layers
 from .packed import PRODUCTS
 from .quants import FORMATS
 from .rope import Rope
@@ -44,7 +44,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     k = np.ones((2, 4, 16), np.float16)
     jobs.append(("attention", partial(NUMBA.attention, x, k, k, 0, Attention(1.0))))
     jobs.append(("cache", partial(write, k, x[:, :4])))
-    jobs.append(("whole layers", compile_layer))
+    jobs.append(("whole layers", compile_layers))
     for style in ("norm", "neox"):
         jobs.append((f"rope, {style}", partial(NUMBA.rope, x, positions, Rope(style, 16))))
     weight = np.ones(N_IN, np.float32)

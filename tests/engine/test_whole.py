@@ -25,7 +25,7 @@ DENSE = [family.name for family in DECODERS if family.name not in IN_STEPS]
 def both(model, cache_type="f16", n_ctx=64):
     """(kernels, cache) of layers in one call and of layers in steps."""
     numba = SETS["numba"]
-    return [(kernels, model.new_cache(n_ctx, N_SLOT, cache_type)) for kernels in (numba, replace(numba, layer=None))]
+    return [(kernels, model.new_cache(n_ctx, N_SLOT, cache_type)) for kernels in (numba, replace(numba, layers=None))]
 
 
 def step(places, seed=0):

@@ -12,7 +12,7 @@ F64 = numpy_kernels(np.float64)
 OPERATIONS = [
     field.name
     for field in fields(Kernels)
-    if field.name not in ("name", "inside", "layer")  # a layer is many: tests/engine/test_whole.py
+    if field.name not in ("name", "inside", "layers")  # each is many: tests/engine/test_whole.py
 ]
 
 
