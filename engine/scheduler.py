@@ -7,8 +7,8 @@
          3    D   its prompt's middle   22 tokens   '
 
 A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first but
-for a short one, get what room is left, which is little while somebody speaks.  Each sequence says what generate() would say, bit for bit.
-Texts that are only read, for their embeddings, are prompts after which nobody speaks.
+for a short one, get what room is left, which is little while somebody speaks.  Each sequence says what generate() would
+say, bit for bit.  Texts that are only read, for their embeddings, are prompts after which nobody speaks.
 """
 
 from __future__ import annotations

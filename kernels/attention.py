@@ -235,7 +235,7 @@ def attend(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rul
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
-@inner
+@inner(makes_arrays=True)
 def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
     n_tok, n_head, n_head_kv, n_pos, d = shape
     group = n_head // n_head_kv

@@ -96,7 +96,7 @@ def _resample(team, image, n_in, n_inner, first, weights, y):
     parallel_for(team, _resample_lines, (image, n_in, n_inner, first, weights, y), y.size // n_inner)
 
 
-@inner
+@inner(makes_arrays=True)
 def _resample_lines(image, n_in, n_inner, first, weights, y, begun, ended):
     n_out, n_tap = weights.shape
     total = np.empty(n_inner, np.int32)

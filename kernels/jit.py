@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import llvmlite
@@ -44,9 +44,16 @@ def kernel(function: Callable | None = None, **options):
     return compiled
 
 
-def inner(function: Callable, **options):
-    """A kernel that only kernels call: their machine code contains it, so it needs no entry from Python and no file."""
-    return numba.njit(**FLAGS, no_cpython_wrapper=True, pipeline_class=Inner, **options)(function)
+def inner(function: Callable | None = None, makes_arrays: bool = False):
+    """A kernel that only kernels call: their machine code contains it, so it needs no entry from Python and no file.
+
+    makes_arrays   `@inner(makes_arrays=True)` for one that allocates an array or returns one.  The others do not count
+                   references, which takes up to four locked instructions wherever an array is handed on.
+    """
+    if function is None:
+        return partial(inner, makes_arrays=makes_arrays)
+    options = {"no_cpython_wrapper": True, "pipeline_class": Inner, "_nrt": makes_arrays}
+    return numba.njit(**FLAGS, **options)(function)
 
 
 class Inner(Compiler):
@@ -62,6 +69,12 @@ class Inner(Compiler):
         library._finalize_final_module = lambda: self.finish(library)
         super().__init__(typingctx, targetctx, library, *args)
 
+    def compile_extra(self, func):
+        result = super().compile_extra(func)
+        if not self.state.flags.nrt and counted(result.signature.return_type):
+            raise TypeError(f"{func.__name__} returns {result.signature.return_type}, so it needs makes_arrays")
+        return result
+
     @staticmethod
     def finish(library) -> None:
         library._finalized = True
@@ -70,6 +83,11 @@ class Inner(Compiler):
             if not function.is_declaration:
                 function.linkage = "available_externally"
         library._codegen._add_module(library._final_module)
+
+
+def counted(kind: types.Type) -> bool:
+    """Whether values of this type refer to memory that is counted."""
+    return isinstance(kind, types.Array) or (isinstance(kind, types.BaseTuple) and any(map(counted, kind)))
 
 
 class Entry:

@@ -176,7 +176,7 @@ def pointer(typing, address):
     return types.voidptr(types.int64), generate
 
 
-@inner
+@inner(makes_arrays=True)
 def numbers_at(address, n):
     return carray(pointer(address), n, np.float32)
 
@@ -190,7 +190,7 @@ def _layers(team, alone, addresses, x, places):
     return addresses.size
 
 
-@inner
+@inner(makes_arrays=True)
 def _layer(team, alone, address, x, places):
     """False, and nothing done, where RoPE's tables are too short."""
     w = carray(pointer(address), 1, LAYER)[0]
@@ -215,7 +215,7 @@ def _layer(team, alone, address, x, places):
     return True
 
 
-@inner
+@inner(makes_arrays=True)
 def _product(team, alone, w, x, n_tok):
     """x w^T, and the bias.  -> f32 [n_tok * n_out]"""
     y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
@@ -233,7 +233,7 @@ def _product(team, alone, w, x, n_tok):
     return y[: n_tok * w.n_out]
 
 
-@inner
+@inner(makes_arrays=True)
 def _normed(alone, w, x, weight, n):
     """Rows of n numbers normed; `x` itself where there is no weight."""
     if weight == 0:
@@ -243,7 +243,7 @@ def _normed(alone, w, x, weight, n):
     return y
 
 
-@inner
+@inner(makes_arrays=True)
 def _add(alone, w, x, y, norm):
     """x += y, normed where the file says so, and scaled."""
     y, scale = _normed(alone, w, y, norm, w.n_embd), np.float32(w.residual_scale)
@@ -251,7 +251,7 @@ def _add(alone, w, x, y, norm):
         x[i] += y[i] * scale
 
 
-@inner
+@inner(makes_arrays=True)
 def _turned(alone, w, x, n_head, places):
     """Each token's heads, turned to its position; nothing where the tables do not have it."""
     n_tok = places.size // 2
@@ -264,7 +264,7 @@ def _turned(alone, w, x, n_head, places):
     return y.reshape(y.size) if done else x[:0]
 
 
-@inner
+@inner(makes_arrays=True)
 def _attended(team, alone, w, q, k, v, places):
     """Each token is remembered, then looks at its sequence.  -> f32 [n_tok * n_head * n_head_dim]"""
     out, n_q, n_kv = np.empty_like(q), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
@@ -280,12 +280,12 @@ def _attended(team, alone, w, q, k, v, places):
     return out
 
 
-@inner
+@inner(makes_arrays=True)
 def _write(w, address, slot, position, x):
     call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(w, address, slot, position)))
 
 
-@inner
+@inner(makes_arrays=True)
 def _attend(team, alone, w, slot, position, d, q, out):
     rule = Rule(np.float32(w.scale), w.window, np.float32(w.softcap), True, numbers_at(w.slopes, w.n_head))
     keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
@@ -294,7 +294,7 @@ def _attend(team, alone, w, slot, position, d, q, out):
     call_attend(w.attend, (team if work >= WORTH else alone, q, keys, values, *shape, position, rule, out))
 
 
-@inner
+@inner(makes_arrays=True)
 def _attend_widened(alone, w, slot, position, q, out):
     """Heads of no whole vectors, with zeros at their ends."""
     d, whole = w.n_head_dim, -(-w.n_head_dim // VECTOR) * VECTOR
@@ -306,7 +306,7 @@ def _attend_widened(alone, w, slot, position, q, out):
         out[i] = found[i // d * whole + i % d]
 
 
-@inner
+@inner(makes_arrays=True)
 def _rows(w, address, slot, position):
     """A slot's from `position` on."""
     a = carray(pointer(address + slot * w.slot_size), w.slot_size // 2, np.uint16)

@@ -18,7 +18,6 @@ from ..simd import (
     half_to_f32,
     i32x16,
     load,
-    prefetch,
     registers,
     round_to_bf16,
     round_to_half,
@@ -26,7 +25,7 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import AHEAD, LANES, WIDE, Packed, multiply_tiles, new_tiles, put_sums
+from .tiles import LANES, WIDE, Packed, fetch_ahead, multiply_tiles, new_tiles, place_of, put_sums
 
 F32, F16, BF16 = 0, 1, 2
 SUMS = 2 * WIDE  # of two groups: 24 of 32 registers, which leaves some for columns
@@ -57,7 +56,7 @@ def put_numbers(team, rows, x, kind):
     parallel_for(team, put_numbers_part, (rows, x, kind), x.n_tile)
 
 
-@inner
+@inner(makes_arrays=True)
 def put_numbers_part(rows, x, kind, first, last):
     """Tiles first .. last of f32 `rows`, rounded."""
     n = x.n_block
@@ -75,7 +74,7 @@ def put_numbers_part(rows, x, kind, first, last):
             d[4 * i + 2], d[4 * i + 3] = rounded(c[i], kind), rounded(e[i], kind)
 
 
-@inner
+@inner(makes_arrays=True)
 def row_of(rows, nothing, t, x):
     return rows[t * x.n_block : (t + 1) * x.n_block] if t < x.n_tok else nothing
 
@@ -89,6 +88,18 @@ def rounded(value, kind):
 
 
 # --- products
+
+
+@inner
+def column_of(w, block, kind):
+    """The block-th column of 16 rows as f32x16."""
+    literally(kind)
+    if kind == F32:
+        fetch_ahead(w, block, 64, 0)
+        return load(f32x16, w.codes, block * 64)
+    fetch_ahead(w, block, 32, 0)
+    halves = load(u16x16, w.codes, block * 32)
+    return half_to_f32(halves) if kind == F16 else bits(f32x16, convert(i32x16, halves) << 16)
 
 
 @inner
@@ -112,22 +123,14 @@ def sum_groups(w, x, y, m_first, m_last, T, g, G, kind):
     literally(G)
     literally(kind)
     L, sums, columns = min(T, LANES), registers(f32x16, SUMS), registers(f32x16, 2)
-    n_block, codes, numbers = w.n_block, w.codes, x.d  # an array passed on within the loop would be counted each time
     for m in range(m_first, m_last, T // L):
         for s in range(T * G):
             sums[s] = zero(f32x16)
-        for i in range(n_block):
+        for i in range(w.n_block):
             for u in range(G):
-                block = (g + u) * n_block + i
-                if kind == F32:
-                    prefetch(codes, 64 * block + AHEAD)
-                    columns[u] = load(f32x16, codes, 64 * block)
-                else:
-                    prefetch(codes, 32 * block + AHEAD)
-                    halves = load(u16x16, codes, 32 * block)
-                    columns[u] = half_to_f32(halves) if kind == F16 else bits(f32x16, convert(i32x16, halves) << 16)
+                columns[u] = column_of(w, (g + u) * w.n_block + i, kind)
             for t in range(T):
-                number = broadcast(f32x16, numbers, ((m + (t >> 2)) * n_block + i) * L + (t & 3))
+                number = broadcast(f32x16, x.d, place_of(x, m, i, t, L))
                 for u in range(G):
                     sums[G * t + u] = fma(columns[u], number, sums[G * t + u])
         for t in range(T):

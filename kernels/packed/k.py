@@ -94,10 +94,15 @@ def put_scales_and_mins(scales, place, blocks, at, r):
         scales[place + 32 * i + r], scales[place + 32 * i + 16 + r] = scale, least
 
 
-@inner
+@inner(makes_arrays=True)
 def pack_q4_k_part(blocks, w, codes, first, last):
     """Groups first .. last.  blocks u8, flat [n_out, n_block, 144]; codes is w.codes as i32"""
     q = np.empty(256, np.uint8)
+    pack_q4_k_groups(blocks, w, codes, q, q.view(np.uint32), first, last)
+
+
+@inner
+def pack_q4_k_groups(blocks, w, codes, q, fours, first, last):
     for g in range(first, last):
         for r in range(min(16, blocks.size // (144 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -108,7 +113,7 @@ def pack_q4_k_part(blocks, w, codes, first, last):
                 q[:] = 0
                 add_field(blocks, source + 16, 128, 4, 32, 0, q)
                 for i in range(8):
-                    put_nibbles(codes, 512 * target + 64 * i + r, q.view(np.uint32), i)
+                    put_nibbles(codes, 512 * target + 64 * i + r, fours, i)
 
 
 @kernel
@@ -160,10 +165,15 @@ def matmul_q4_k(team, rows, codes, scales, n_tok, n_block, y):
 # scales  as Q4_K
 
 
-@inner
+@inner(makes_arrays=True)
 def pack_q5_k_part(blocks, w, codes, first, last):
     """As pack_q4_k_part, the fifth bits as ones."""
     q = np.empty(256, np.uint8)
+    pack_q5_k_groups(blocks, w, codes, q, q.view(np.uint32), first, last)
+
+
+@inner
+def pack_q5_k_groups(blocks, w, codes, q, fours, first, last):
     for g in range(first, last):
         for r in range(min(16, blocks.size // (176 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -175,8 +185,8 @@ def pack_q5_k_part(blocks, w, codes, first, last):
                 add_field(blocks, source + 16, 32, 1, 32, 4, q)
                 add_field(blocks, source + 48, 128, 4, 32, 0, q)
                 for i in range(8):
-                    put_nibbles(codes, 640 * target + 80 * i + r, q.view(np.uint32), i)
-                    put_ones(codes, 640 * target + 80 * i + 64 + r, q.view(np.uint32), i, 4)
+                    put_nibbles(codes, 640 * target + 80 * i + r, fours, i)
+                    put_ones(codes, 640 * target + 80 * i + 64 + r, fours, i, 4)
 
 
 @kernel
@@ -230,10 +240,15 @@ def matmul_q5_k(team, rows, codes, scales, n_tok, n_block, y):
 # scales  f16[16] d, then for each 16 columns i8[16]
 
 
-@inner
+@inner(makes_arrays=True)
 def pack_q6_k_part(blocks, w, codes, first, last):
     """As pack_q4_k_part, the upper two bits as twos."""
     q = np.empty(256, np.uint8)
+    pack_q6_k_groups(blocks, w, codes, q, q.view(np.uint32), first, last)
+
+
+@inner
+def pack_q6_k_groups(blocks, w, codes, q, fours, first, last):
     for g in range(first, last):
         for r in range(min(16, blocks.size // (210 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -245,8 +260,8 @@ def pack_q6_k_part(blocks, w, codes, first, last):
                 add_field(blocks, source, 128, 4, 64, 0, q)
                 add_field(blocks, source + 128, 64, 2, 32, 4, q)
                 for i in range(8):
-                    put_nibbles(codes, 768 * target + 96 * i + r, q.view(np.uint32), i)
-                    put_twos(codes, 768 * target + 96 * i + 64 + r, q.view(np.uint32), i, 4)
+                    put_nibbles(codes, 768 * target + 96 * i + r, fours, i)
+                    put_twos(codes, 768 * target + 96 * i + 64 + r, fours, i, 4)
 
 
 @kernel
@@ -313,10 +328,15 @@ def matmul_q6_k(team, rows, codes, scales, n_tok, n_block, y):
 # scales  f16[16] d, then for each 16 columns i8[16]
 
 
-@inner
+@inner(makes_arrays=True)
 def pack_q3_k_part(blocks, w, codes, first, last):
     """As pack_q4_k_part: lower two bits as twos, the third as ones."""
     q = np.empty(256, np.uint8)
+    pack_q3_k_groups(blocks, w, codes, q, q.view(np.uint32), first, last)
+
+
+@inner
+def pack_q3_k_groups(blocks, w, codes, q, fours, first, last):
     for g in range(first, last):
         for r in range(min(16, blocks.size // (110 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -332,8 +352,8 @@ def pack_q3_k_part(blocks, w, codes, first, last):
                 add_field(blocks, source, 32, 1, 32, 2, q)
                 add_field(blocks, source + 32, 64, 2, 32, 0, q)
                 for i in range(8):
-                    put_twos(codes, 384 * target + 48 * i + r, q.view(np.uint32), i, 0)
-                    put_ones(codes, 384 * target + 48 * i + 32 + r, q.view(np.uint32), i, 2)
+                    put_twos(codes, 384 * target + 48 * i + r, fours, i, 0)
+                    put_ones(codes, 384 * target + 48 * i + 32 + r, fours, i, 2)
 
 
 @kernel
@@ -383,10 +403,15 @@ def matmul_q3_k(team, rows, codes, scales, n_tok, n_block, y):
 # scales  f16[16] d, f16[16] dmin, then for each 16 columns u8[16]: scale in the low four bits, min in the high
 
 
-@inner
+@inner(makes_arrays=True)
 def pack_q2_k_part(blocks, w, codes, first, last):
     """As pack_q4_k_part, all bits as twos."""
     q = np.empty(256, np.uint8)
+    pack_q2_k_groups(blocks, w, codes, q, q.view(np.uint32), first, last)
+
+
+@inner
+def pack_q2_k_groups(blocks, w, codes, q, fours, first, last):
     for g in range(first, last):
         for r in range(min(16, blocks.size // (84 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -398,7 +423,7 @@ def pack_q2_k_part(blocks, w, codes, first, last):
                 q[:] = 0
                 add_field(blocks, source + 16, 64, 2, 32, 0, q)
                 for i in range(8):
-                    put_twos(codes, 256 * target + 32 * i + r, q.view(np.uint32), i, 0)
+                    put_twos(codes, 256 * target + 32 * i + r, fours, i, 0)
 
 
 @kernel

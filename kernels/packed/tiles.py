@@ -77,7 +77,7 @@ class Tiles(NamedTuple):
     n_block: int
 
 
-@inner
+@inner(makes_arrays=True)
 def new_tiles(n_tok, n_block, parts):
     """Room for `n_tok` rows of `n_block` blocks; with 0 parts for a number a block, in `d`."""
     n_lane = 1 if n_tok == 1 else LANES

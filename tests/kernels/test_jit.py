@@ -1,11 +1,17 @@
 """The machine code of kernels: kept on disk, found again, done without where nothing can be written."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from numllama.kernels.jit import forget_old
+import pytest
+from numba import float64
+from numba.core import config
+
+from numllama.kernels import jit
+from numllama.kernels.jit import forget_old, inner
 
 # A module with one kernel of its own, run in a fresh process; prints the result and how often the cache was hit.
 PROGRAM = """
@@ -54,6 +60,33 @@ def is_there(compiled, args):
 print(is_there(sums.plus, (float64, float64)), is_there(sums.total, (float64[::1],)), sums.total(np.arange(5.0)))
 """
     assert run(tmp_path, program, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == ["False", "True", "10.0"]
+
+
+def test_what_counts_no_references_calls_nothing_that_makes_arrays():
+    """It would never give them back.  (That it makes none itself, Numba sees; that it returns none, jit.py.)"""
+    plain, makers = {}, set()
+    for path in Path(jit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+            if "inner" in decorators:
+                called = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
+                plain[f"{path.stem}.{node.name}"] = called
+            if "inner(makes_arrays=True)" in decorators:
+                makers.add(node.name)
+    assert len(plain) > 50 and len(makers) > 10
+    assert not {name: called & makers for name, called in plain.items() if called & makers}
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_part_that_returns_an_array_has_to_say_so():
+    """A new one Numba refuses."""
+
+    @inner
+    def same(x):
+        return x, 1
+
+    with pytest.raises(TypeError, match=r"same returns .*array\(float64, 1d, C\).*, so it needs makes_arrays"):
+        same.compile((float64[::1],))
 
 
 def test_without_a_place_to_write_kernels_are_compiled_in_every_process(tmp_path):
