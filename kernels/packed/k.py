@@ -103,6 +103,7 @@ def pack_q4_k_part(blocks, w, codes, first, last):
 
 @inner
 def pack_q4_k_groups(blocks, w, codes, q, fours, first, last):
+    """With room for the codes of a block: q u8 [256], which is fours u32 [64] too."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (144 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -174,6 +175,7 @@ def pack_q5_k_part(blocks, w, codes, first, last):
 
 @inner
 def pack_q5_k_groups(blocks, w, codes, q, fours, first, last):
+    """With room for the codes of a block: q u8 [256], which is fours u32 [64] too."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (176 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -249,6 +251,7 @@ def pack_q6_k_part(blocks, w, codes, first, last):
 
 @inner
 def pack_q6_k_groups(blocks, w, codes, q, fours, first, last):
+    """With room for the codes of a block: q u8 [256], which is fours u32 [64] too."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (210 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -337,6 +340,7 @@ def pack_q3_k_part(blocks, w, codes, first, last):
 
 @inner
 def pack_q3_k_groups(blocks, w, codes, q, fours, first, last):
+    """With room for the codes of a block: q u8 [256], which is fours u32 [64] too."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (110 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
@@ -412,6 +416,7 @@ def pack_q2_k_part(blocks, w, codes, first, last):
 
 @inner
 def pack_q2_k_groups(blocks, w, codes, q, fours, first, last):
+    """With room for the codes of a block: q u8 [256], which is fours u32 [64] too."""
     for g in range(first, last):
         for r in range(min(16, blocks.size // (84 * w.n_block) - 16 * g)):
             for b in range(w.n_block):
