@@ -95,7 +95,7 @@ def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) 
 
 
 def needed(model: Model) -> list[str]:
-    """What answers of `model` are made with, by the names of kernels in warmups(); what takes longest comes first."""
+    """What answers of `model` are made with, by the names of kernels in warmups()."""
     attached = [side for w in model.gguf.tensors.values() for term in w.low_rank for side in (term.a, term.b)]
     weights = [w for w in (*model.gguf.tensors.values(), *attached) if len(w.shape) > 1]
     if model.vision:

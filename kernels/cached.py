@@ -123,7 +123,8 @@ def write_rows(x, n, n_head, d, rows):
             if wide.size == d:
                 _write_head(x, source, d, rows.a, at, rows.kind)
             else:
-                wide[:d] = x[source : source + d]
+                for i in range(d):
+                    wide[i] = x[source + i]
                 _write_head(wide, 0, wide.size, rows.a, at, rows.kind)
 
 

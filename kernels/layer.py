@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, typeof, types
+from numba import from_dtype, typeof, types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from . import packed
 from .activation import GELU, SILU, bend_gate
@@ -55,11 +56,11 @@ LAYER = np.dtype(
 
 # --- kernels that are called by address
 
-BYTES, WORDS, I32 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int64, types.int32))
+BYTES, U16, I32, WORDS = (types.Array(kind, 1, "C") for kind in (types.uint8, types.uint16, types.int32, types.int64))
+RECORDS = types.Array(from_dtype(LAYER), 1, "C")
 F32, WEIGHT = types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True)
-TABLE, HEADS = types.Array(types.float32, 2, "C"), types.Array(types.float32, 3, "C")
 INT = types.int64
-ROWS = types.NamedTuple((types.Array(types.uint16, 1, "C"), INT, INT, INT), Rows)
+ROWS = types.NamedTuple((U16, INT, INT, INT), Rows)
 RULE = typeof(Rule(np.float32(1), 0, np.float32(0), True, np.zeros(1, np.float32)))
 
 MATMULS = {
@@ -67,7 +68,7 @@ MATMULS = {
 }
 CALLS = {
     "rms_norm": Entry(norm_rows, WORDS, F32, WEIGHT, types.float32, INT, F32),
-    "rope": Entry(turn_tokens, WORDS, HEADS, I32, TABLE, TABLE, types.boolean, HEADS, result=types.boolean),
+    "rope": Entry(turn_tokens, WORDS, F32, INT, INT, I32, F32, F32, INT, types.boolean, F32, result=types.boolean),
     "write": Entry(write_rows, F32, INT, INT, INT, ROWS),
     "attend": Entry(attend, WORDS, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
     "gated": Entry(bend_gate, WORDS, INT, F32, F32, F32),
@@ -169,16 +170,18 @@ def compile_layers() -> None:
 
 
 @intrinsic
-def pointer(typing, address):
+def array_at(typing, kind, address, n):
+    """The array of type `kind` and n elements at `address`."""
+    kind = kind.instance_type
+
     def generate(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+        array = context.make_array(kind)(context, builder)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        data = builder.inttoptr(args[1], array.data.type)
+        populate_array(array, data=data, shape=(args[2],), strides=(itemsize,), itemsize=itemsize, meminfo=None)
+        return array._getvalue()
 
-    return types.voidptr(types.int64), generate
-
-
-@inner(makes_arrays=True)
-def numbers_at(address, n):
-    return carray(pointer(address), n, np.float32)
+    return kind(types.TypeRef(kind), types.int64, types.int64), generate
 
 
 @kernel
@@ -193,7 +196,7 @@ def _layers(team, alone, addresses, x, places):
 @inner(makes_arrays=True)
 def _layer(team, alone, address, x, places):
     """False, and nothing done, where RoPE's tables are too short."""
-    w = carray(pointer(address), 1, LAYER)[0]
+    w = array_at(RECORDS, address, 1)[0]
     n_tok = places.size // 2
 
     h = _normed(alone, w, x, w.attn_norm, w.n_embd)
@@ -219,14 +222,14 @@ def _layer(team, alone, address, x, places):
 def _product(team, alone, w, x, n_tok):
     """x w^T, and the bias.  -> f32 [n_tok * n_out]"""
     y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
-    codes, scales = carray(pointer(w.codes), w.n_code, np.uint8), carray(pointer(w.scales), w.n_scale, np.uint8)
+    codes, scales = array_at(BYTES, w.codes, w.n_code), array_at(BYTES, w.scales, w.n_scale)
     call_matmul(w.matmul, (team if n_tok * w.work >= WORTH else alone, x, codes, scales, n_tok, w.n_block, y))
     if w.n_row != w.n_out:
         for t in range(1, n_tok):
             for i in range(w.n_out):
                 y[t * w.n_out + i] = y[t * w.n_row + i]
     if w.bias != 0:
-        bias = numbers_at(w.bias, w.n_out)
+        bias = array_at(F32, w.bias, w.n_out)
         for t in range(n_tok):
             for i in range(w.n_out):
                 y[t * w.n_out + i] += bias[i]
@@ -239,7 +242,7 @@ def _normed(alone, w, x, weight, n):
     if weight == 0:
         return x
     y = np.empty(x.size, np.float32)
-    call_rms_norm(w.rms_norm, (alone, x, numbers_at(weight, n), np.float32(w.eps), x.size // n, y))
+    call_rms_norm(w.rms_norm, (alone, x, array_at(F32, weight, n), np.float32(w.eps), x.size // n, y))
     return y
 
 
@@ -255,19 +258,19 @@ def _add(alone, w, x, y, norm):
 def _turned(alone, w, x, n_head, places):
     """Each token's heads, turned to its position; nothing where the tables do not have it."""
     n_tok = places.size // 2
-    positions = np.empty(n_tok, np.int32)
+    positions, y = np.empty(n_tok, np.int32), np.empty(x.size, np.float32)
     for t in range(n_tok):
         positions[t] = places[2 * t + 1]
-    y, table = np.empty((n_tok, n_head, w.n_head_dim), np.float32), (w.n_turn, w.n_pair)
-    cos, sin = carray(pointer(w.cos), table, np.float32), carray(pointer(w.sin), table, np.float32)
-    done = call_rope(w.rope, (alone, x.reshape(y.shape), positions, cos, sin, w.neighbours != 0, y))
-    return y.reshape(y.size) if done else x[:0]
+    n = w.n_turn * w.n_pair
+    table = array_at(F32, w.cos, n), array_at(F32, w.sin, n), w.n_pair
+    args = alone, x, n_head, w.n_head_dim, positions, *table, w.neighbours != 0, y
+    return y if call_rope(w.rope, args) else x[:0]
 
 
 @inner(makes_arrays=True)
 def _attended(team, alone, w, q, k, v, places):
     """Each token is remembered, then looks at its sequence.  -> f32 [n_tok * n_head * n_head_dim]"""
-    out, n_q, n_kv = np.empty_like(q), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
+    out, n_q, n_kv = np.empty(q.size, np.float32), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
     for t in range(places.size // 2):
         slot, position = places[2 * t], places[2 * t + 1]
         _write(w, w.k, slot, position, k[t * n_kv : (t + 1) * n_kv])
@@ -287,7 +290,7 @@ def _write(w, address, slot, position, x):
 
 @inner(makes_arrays=True)
 def _attend(team, alone, w, slot, position, d, q, out):
-    rule = Rule(np.float32(w.scale), w.window, np.float32(w.softcap), True, numbers_at(w.slopes, w.n_head))
+    rule = Rule(np.float32(w.scale), w.window, np.float32(w.softcap), True, array_at(F32, w.slopes, w.n_head))
     keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d
@@ -309,5 +312,5 @@ def _attend_widened(alone, w, slot, position, q, out):
 @inner(makes_arrays=True)
 def _rows(w, address, slot, position):
     """A slot's from `position` on."""
-    a = carray(pointer(address + slot * w.slot_size), w.slot_size // 2, np.uint16)
+    a = array_at(U16, address + slot * w.slot_size, w.slot_size // 2)
     return Rows(a[position * w.step :], w.step, w.head, w.kind)

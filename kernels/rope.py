@@ -141,40 +141,46 @@ def rope_numba(x, positions, rope):
     """As rope_ggml.  x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x"""
     x, positions = np.ascontiguousarray(x, np.float32), np.asarray(positions, np.int32)
     y = np.empty_like(x)
-    neighbours = rope.style == "norm"
-    if not run(turn_tokens, 2 * x.size, x, positions, *cos_and_sin_table(rope, 1), neighbours, y):
+    sizes, neighbours = x.shape[1:], rope.style == "norm"
+
+    def turned(rows, cos, sin):
+        table = cos.reshape(-1), sin.reshape(-1), cos.shape[1]
+        return run(turn_tokens, 2 * x.size, x.reshape(-1), *sizes, rows, *table, neighbours, y.reshape(-1))
+
+    if not turned(positions, *cos_and_sin_table(rope, 1)):
         if positions.min() < 0:
-            rows, table = np.arange(len(positions), dtype=np.int32), cos_and_sin_ggml(positions, rope)
+            turned(np.arange(len(positions), dtype=np.int32), *cos_and_sin_ggml(positions, rope))
         else:
-            rows, table = positions, cos_and_sin_table(rope, int(positions.max()) + 1)
-        run(turn_tokens, 2 * x.size, x, rows, *table, neighbours, y)
+            turned(positions, *cos_and_sin_table(rope, int(positions.max()) + 1))
     return y
 
 
 @kernel
-def turn_tokens(team, x, rows, cos, sin, neighbours, y):
-    """Turns token t of `x` by row rows[t] of the tables; False, and nothing done, if they do not have it."""
+def turn_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
+    """Turns token t of `x` by row rows[t] of the tables; False, and nothing done, if they do not have it.
+
+    x and y f32 [n_tok * n_head * d]; cos and sin f32 [n * n_pair]
+    """
     for row in rows:
-        if not 0 <= row < len(cos):
+        if not 0 <= row < cos.size // n_pair:
             return False
-    parallel_for(team, _rope_tokens, (x, rows, cos, sin, neighbours, y), len(x))
+    parallel_for(team, _turn_part, (x, n_head, d, rows, cos, sin, n_pair, neighbours, y), rows.size)
     return True
 
 
 @inner
-def _rope_tokens(x, rows, cos, sin, neighbours, y, first, last):
-    n_pair = cos.shape[1]
+def _turn_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, last):
     for t in range(first, last):
-        c, s = cos[rows[t]], sin[rows[t]]
-        for h in range(x.shape[1]):
-            a, b = x[t, h], y[t, h]
+        row = rows[t] * n_pair
+        for h in range(n_head):
+            at = (t * n_head + h) * d
             if neighbours:
                 for i in range(n_pair):
-                    b[2 * i] = a[2 * i] * c[i] - a[2 * i + 1] * s[i]
-                    b[2 * i + 1] = a[2 * i] * s[i] + a[2 * i + 1] * c[i]
+                    a, b, c, s = x[at + 2 * i], x[at + 2 * i + 1], cos[row + i], sin[row + i]
+                    y[at + 2 * i], y[at + 2 * i + 1] = a * c - b * s, a * s + b * c
             else:
                 for i in range(n_pair):
-                    b[i] = a[i] * c[i] - a[i + n_pair] * s[i]
-                    b[i + n_pair] = a[i] * s[i] + a[i + n_pair] * c[i]
-            for i in range(2 * n_pair, a.size):
-                b[i] = a[i]
+                    a, b, c, s = x[at + i], x[at + n_pair + i], cos[row + i], sin[row + i]
+                    y[at + i], y[at + n_pair + i] = a * c - b * s, a * s + b * c
+            for i in range(2 * n_pair, d):
+                y[at + i] = x[at + i]

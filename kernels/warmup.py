@@ -59,10 +59,13 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     return [(name, partial(_noted, name, job)) for name, job in jobs]
 
 
-def prepare(names: Sequence[str]) -> None:
-    """The kernels `names` are compiled: the first in a second process, two here, two there, and so on.
+# Seconds of compiling, about, for sharing it out: the other process takes one to begin.
+SECONDS = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "cache": 0.7, "rope": 0.5}
+OTHERS, BEGINNING = 0.3, 1.0
 
-    So the halves take about as long where those that take longest come first.
+
+def prepare(names: Sequence[str]) -> None:
+    """The kernels `names` are compiled, half of the work in a second process.
 
     Does nothing about those that were compiled before or that warmups() does not know, and nothing at all where there
     is one core or no cache: then each is compiled when it is first called.
@@ -71,20 +74,37 @@ def prepare(names: Sequence[str]) -> None:
     missing = [name for name in names if name in known and not _is_compiled(name)]
     if len(missing) < 2 or N_CORE == 1 or cache_folder() is None:
         return
+    here, there = halves(missing)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    here = [name for i, name in enumerate(missing) if i % 4 in (1, 2)]
-    there = [name for name in missing if name not in here]
-    beside = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet)
+    beside = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet) if there else None
     try:
         compile_them(here)
     finally:
-        beside.wait()  # whatever it did not manage is compiled on its first call
+        if beside:
+            beside.wait()  # whatever it did not manage is compiled on its first call
+
+
+def halves(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is compiled here and what in the other process, each as long as the other, about."""
+    here, there, less = [], [], BEGINNING  # less: how much sooner this process is done so far
+    seconds = {name: next((n for kind, n in SECONDS.items() if kind in name), OTHERS) for name in names}
+    for name in sorted(names, key=lambda name: -seconds[name]):
+        (here if less > 0 else there).append(name)
+        less += -seconds[name] if less > 0 else seconds[name]
+    return here, there
 
 
 def compile_them(names: Collection[str]) -> None:
-    for name, job in warmups():
-        if name in names:
-            job()
+    """The collector of cycles, a twentieth of the time, is put off meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for name, job in warmups():
+            if name in names:
+                job()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _noted(name, job):
@@ -116,5 +136,4 @@ def _multiply(type, x):
 
 
 if __name__ == "__main__":
-    gc.disable()  # a twentieth of the time, in a process that is soon over
     compile_them(sys.argv[1:])
