@@ -47,7 +47,7 @@ LAYER = np.dtype(
         *words(*MATRICES, kind=MATRIX),
         *words(*NORMS),
         *words("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes"),
-        *words("k", "v", "slot_size", "step", "head", "kind"),  # of slot 0; bytes of a slot; then see cached.Rows
+        *words("n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"),  # bytes of a slot; see cached.Rows
         *words("n_turn", "n_pair", "neighbours", "cos", "sin"),  # n_turn positions; 0 where the layer has no RoPE
         *words("rms_norm", "rope", "write", "attend", "gated"),  # kernels
         *words("eps", "scale", "softcap", "residual_scale", kind=np.float64),
@@ -108,6 +108,7 @@ class Layer:
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
         self.set(scale=how.scale, softcap=how.softcap, window=how.window, slopes=self.vector(slopes_of(how, n_head)))
+        self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
         self.set(k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=one.step, head=one.head, kind=one.kind)
         self.set(eps=eps, residual_scale=residual_scale)
         self.set(**{name: entry.address for name, entry in CALLS.items()})
@@ -154,11 +155,20 @@ def layers_numba(layers: Sequence[Layer], x: np.ndarray, places: np.ndarray) -> 
     """What `layers` make of one token of each of some sequences, whose keys and values the cache has then.
 
     x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed
+
+    Raises: IndexError for a place that the cache does not have
     """
     addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
-    done = 0
-    while (done := done + run(_layers, work, ALONE, addresses[done:], x.reshape(-1), places.reshape(-1))) < len(layers):
-        layers[done].turn_to(int(places[:, 1].max()) + 1)
+    while len(addresses):
+        done = run(_layers, work, ALONE, addresses, x.reshape(-1), places.reshape(-1))
+        if done < 0:
+            n_slot, n_ctx = (int(layers[0].words[name][0]) for name in ("n_slot", "n_ctx"))
+            raise IndexError(
+                f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_ctx} positions"
+            )
+        addresses, layers = addresses[done:], layers[done:]
+        for layer in layers[:1]:
+            layer.turn_to(int(places[:, 1].max()) + 1)
     return x
 
 
@@ -186,7 +196,14 @@ def array_at(typing, kind, address, n):
 
 @kernel
 def _layers(team, alone, addresses, x, places):
-    """x f32 [n_tok * n_embd]; places i64 [n_tok * 2].  -> how many layers, until RoPE's tables are too short for one"""
+    """x f32 [n_tok * n_embd]; places i64 [n_tok * 2].  -> how many layers, until RoPE's tables are too short for one
+
+    -1, and nothing done, where there is no such place.
+    """
+    first = array_at(RECORDS, addresses[0], 1)[0]
+    for i in range(0, places.size, 2):
+        if not (0 <= places[i] < first.n_slot and 0 <= places[i + 1] < first.n_ctx):
+            return -1
     for il in range(addresses.size):
         if not _layer(team, alone, addresses[il], x, places):
             return il

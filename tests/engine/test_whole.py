@@ -104,6 +104,15 @@ def test_what_cannot_be_one_call_is_not(tmp_path, family, options):
     assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
 
 
+@pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])
+def test_a_place_that_the_cache_does_not_have_is_an_error(tmp_path, place):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    (kernels, cache), _ = both(model)
+    with pytest.raises(IndexError, match=r"positions \[\[1, 5\], .*\], the cache has 3 slots of 64 positions"):
+        forward(model, step([(1, 5), place]), cache, kernels)
+    assert not any(array.any() for array in (*cache.k, *cache.v))
+
+
 def test_a_prompt_is_not_one_token_of_each(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
