@@ -13,8 +13,9 @@ open loop     --rate R: R requests a second arrive at random (Poisson), whether 
     told        load_duration + prompt_eval_duration + eval_duration, by the time that passed here; a wait for a slot is
                 in none of the three
 
-Tokens are those that the server counted, not its chunks.  Every prompt is new but for its shared beginning, and the
-same for every server.  A server that answers another number of requests than it was asked is an error, not a figure.
+Tokens are those that the server counted, not its chunks.  Every prompt is new but for its shared beginning, as servers
+remember what an earlier run asked, and the same for every server.  A server that answers another number of requests
+than it was asked is an error, not a figure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Any
 
 import httpx
@@ -191,12 +192,13 @@ def summary(answers: Sequence[Answered], seconds: float, ttft: float, itl: float
 def measure(servers: list[Server], loads: list[Load], rounds: int, ttft: float, itl: float) -> list[dict]:
     """Each load on each server in turn, `rounds` times over; medians of the rounds."""
     found: dict[tuple[Load, str], list[tuple[list[Answered], dict]]] = {}
+    now = time_ns()
     for server in servers:  # loads the model, and is not counted
         asyncio.run(run(server, Load(1, 8, 2, clients=1), [0]))
     for n in range(rounds):
         for i, load in enumerate(loads):
             for server in servers:
-                answers, seconds = asyncio.run(run(server, load, [n, i]))
+                answers, seconds = asyncio.run(run(server, load, [now, n, i]))
                 assert len(answers) == load.requests
                 found.setdefault((load, server.name), []).append((answers, summary(answers, seconds, ttft, itl)))
     rows = []

@@ -202,6 +202,8 @@ class Scheduler:
         So a question need not wait for a book, and the book goes on by half the room in every step.
         """
         reading = [one for one in self.running if one.seq.state is State.PREFILL]
+        if self.takes_whole:
+            return reading
         short = next((one for one in reading[1:] if one.seq.n_prompt - one.seq.n_cached <= room // 2), None)
         return reading if short is None else [short, *(one for one in reading if one is not short)]
 
