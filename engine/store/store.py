@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -337,13 +338,13 @@ class Store:
             oldest = time.time() - age_seconds
             for entry in os.scandir(self.blobs.folder):
                 is_blob = entry.name.startswith("sha256-") and entry.is_file(follow_symlinks=False)
-                if is_blob and entry.name.replace("-", ":", 1) not in named and entry.stat().st_mtime < oldest:
-                    os.unlink(entry.path)
+                if is_blob and entry.name.replace("-", ":", 1) not in named:
+                    _remove_older(entry, oldest)
 
             for entry in os.scandir(self.root / "manifests") if (self.root / "manifests").is_dir() else ():
                 is_unfinished = entry.name.startswith(".manifest-") and entry.is_file(follow_symlinks=False)
-                if is_unfinished and entry.stat().st_mtime < oldest:
-                    os.unlink(entry.path)
+                if is_unfinished:
+                    _remove_older(entry, oldest)
             for folder, _, _ in os.walk(self.root / "manifests", topdown=False):
                 if os.path.isdir(folder):  # it may have gone with the last one in it
                     _remove_empty(Path(folder), self.root / "manifests")
@@ -418,6 +419,13 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
         return []
+
+
+def _remove_older(entry: os.DirEntry[str], oldest: float) -> None:
+    """The file is gone if it is older; another program may have put it elsewhere meanwhile."""
+    with suppress(FileNotFoundError):
+        if entry.stat().st_mtime < oldest:
+            os.unlink(entry.path)
 
 
 def _remove_empty(folder: Path, stop: Path) -> None:

@@ -140,6 +140,23 @@ def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
     assert files(store.root) == []
 
 
+def test_what_another_program_takes_away_meanwhile_is_no_matter(store, monkeypatch):
+    blobs, listed = Path(store.blobs.folder), os.scandir
+    blobs.mkdir(parents=True, exist_ok=True)
+    for name in ("sha256-begun", "sha256-old"):
+        (blobs / name).write_bytes(b"?")
+
+    def scandir(folder):
+        for entry in list(listed(folder)):
+            if entry.name == "sha256-begun":
+                os.rename(entry.path, store.root / "finished")
+            yield entry
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    store.prune(age_seconds=-1)
+    assert not any(blobs.iterdir()) and (store.root / "finished").exists()
+
+
 def test_models_of_names_that_are_none_here_keep_their_blobs(store):
     make(store, "a", b"A")
     folder = store.root / "manifests/registry.ollama.ai/library/a"
