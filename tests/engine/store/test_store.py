@@ -146,11 +146,13 @@ def test_what_another_program_takes_away_meanwhile_is_no_matter(store, monkeypat
     for name in ("sha256-begun", "sha256-old"):
         (blobs / name).write_bytes(b"?")
 
+    def taken_away(entry):
+        if entry.name == "sha256-begun":
+            os.rename(entry.path, store.root / "finished")
+        return entry
+
     def scandir(folder):
-        for entry in list(listed(folder)):
-            if entry.name == "sha256-begun":
-                os.rename(entry.path, store.root / "finished")
-            yield entry
+        return map(taken_away, list(listed(folder))) if Path(folder) == blobs else listed(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
     store.prune(age_seconds=-1)
