@@ -44,6 +44,7 @@ class Watch:
 
 
 def sees_values(tap: Tap) -> bool:
+    """Whether `tap` wants every value, so that no layer may be one call."""
     return tap is not no_tap and not isinstance(tap, Watch)
 
 

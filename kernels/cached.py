@@ -23,7 +23,7 @@ from .quants import block32
 from .simd import convert, f32_to_half, f32x16, i8x16, i32x16, largest, load, maximum, minimum, splat, store, u8x16
 
 BLOCK = 32  # numbers in a block
-LANES = 16  # numbers in a vector
+VECTOR = 16  # numbers in a vector: heads of plain numbers are kept in whole ones
 CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
@@ -47,7 +47,7 @@ def n_kept(kept: np.dtype, n: int) -> int:
     Raises: ValueError where blocks are not whole.
     """
     if not in_blocks(kept):
-        return -(-n // LANES) * LANES
+        return -(-n // VECTOR) * VECTOR
     if n % BLOCK:
         raise ValueError(f"a cache in blocks of {BLOCK} numbers cannot keep heads of {n}")
     return n // BLOCK
@@ -64,7 +64,7 @@ def new_cache(n_slot: int, n_ctx: int, n_head_kv: int, n_head_dim: int, kept: np
 
 def has_room(cache) -> bool:
     """Whether each head of `cache` may be read and written in whole vectors: it is a part of what new_cache makes."""
-    if in_blocks(cache.dtype) or cache.shape[-1] % LANES == 0:
+    if in_blocks(cache.dtype) or cache.shape[-1] % VECTOR == 0:
         return True
     return (
         cache.base is not None and cache.base.ndim == 4 and cache.base.shape[-1] == n_kept(cache.dtype, cache.shape[-1])
@@ -86,6 +86,7 @@ class Rows(NamedTuple):
 
 
 def strided(cache) -> Rows:
+    """cache [n_pos, n_head_kv, n_head_dim], or as many blocks, of a type in KINDS"""
     return Rows(cache[0, 0].view(np.uint16), cache.strides[0] // 2, cache.strides[1] // 2, KINDS[cache.dtype])
 
 
@@ -116,7 +117,7 @@ def write_numba(cache, x):
 @kernel
 def write_rows(x, n, n_head, d, rows):
     """x f32 [n, n_head, d] becomes the first n positions of `rows`."""
-    wide = np.zeros(-(-d // LANES) * LANES, np.float32)
+    wide = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
     for t in range(n):
         for h in range(n_head):
             source, at = (t * n_head + h) * d, t * rows.step + h * rows.head
@@ -131,7 +132,7 @@ def write_rows(x, n, n_head, d, rows):
 @inner
 def _write_head(x, start, d, a, at, kind):
     """d numbers from x[start] on to a[at] on.  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
-    for i in range(start, start + d, LANES if kind == F16 or kind == F32 else BLOCK):
+    for i in range(start, start + d, VECTOR if kind == F16 or kind == F32 else BLOCK):
         if kind == F16:
             store(a, at, f32_to_half(load(f32x16, x, i)))
             at += 16

@@ -22,7 +22,7 @@ from numba.np.arrayobj import populate_array
 from . import packed
 from .activation import GELU, SILU, bend_gate
 from .attention import Attention, Rule, attend, slopes_of
-from .cached import KINDS, Rows, strided, write_rows
+from .cached import KINDS, VECTOR, Rows, strided, write_rows
 from .jit import Entry, inner, kernel
 from .norm import norm_rows
 from .packed.tiles import LANES
@@ -30,7 +30,6 @@ from .rope import Rope, cos_and_sin_table, turn_tokens
 from .tensor import Tensor
 from .threads import ALONE, WORTH, run
 
-VECTOR = 16  # numbers: heads are read in whole ones
 ACTS = {"silu": SILU, "gelu": GELU}
 MATRICES = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
 NORMS = "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"
@@ -115,6 +114,7 @@ class Layer:
         self.turn_to(1)
 
     def set(self, **words: object) -> None:
+        """Fields of LAYER."""
         for name, value in words.items():
             self.words[name] = value
 

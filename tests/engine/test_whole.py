@@ -12,7 +12,8 @@ from numllama.engine.model import forward, load_model
 from numllama.engine.model.families import DECODERS
 from numllama.engine.model.whole import whole_layers
 from numllama.engine.trace import Trace, Watch, no_tap
-from numllama.kernels import SETS
+from numllama.kernels import SETS, LowRank
+from numllama.kernels.layer import Layer
 from tiny import tiny_gguf
 
 pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
@@ -102,6 +103,25 @@ def test_what_cannot_be_one_call_is_not(tmp_path, family, options):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", family, **options))
     (kernels, cache), _ = both(model)
     assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
+
+
+@pytest.mark.parametrize(
+    "cause", ["a tensor that the call does not know", "an adapter", "a cache in float64", "another act"]
+)
+def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    weights, k, act = dict(vars(model.weights.blk[0])), model.new_cache(8).k[0], "silu"
+    assert Layer.fits(weights, k, act)
+    if cause == "a cache in float64":
+        k = model.new_cache(8, type="f64").k[0]
+    elif cause == "another act":
+        act = "relu"
+    elif cause == "an adapter":
+        q = weights["attn_q"]
+        weights["attn_q"] = replace(q, low_rank=(LowRank(q, q, 1.0),))
+    else:
+        weights["ffn_sub_norm"] = weights["ffn_norm"]
+    assert not Layer.fits(weights, k, act)
 
 
 @pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])

@@ -196,6 +196,13 @@ def test_the_portable_half_is_the_native_one_on_finite_values():
     np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
 
 
+def around_halves():
+    """Every finite half, the middles between neighbours, and what lies next to these on both sides.  -> f32 [n]"""
+    exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
+    ties = (exact[1:] + exact[:-1]) / 2
+    return np.concatenate([exact, ties, np.nextafter(ties, np.float32(1)), np.nextafter(ties, np.float32(-1))])
+
+
 @kernel
 def rounded(x, out, portable):
     for i in range(0, x.size, 16):
@@ -210,10 +217,9 @@ def portable_round(typing, x):
 @compiled
 @pytest.mark.parametrize("portable", [False, True])
 def test_rounding_to_half_in_lanes_is_numpy_s(portable):
-    exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
-    ties = (exact[1:] + exact[:-1]) / 2
-    x = np.concatenate([exact, ties, np.nextafter(ties, np.float32(1))])
-    x = np.resize(x[np.abs(x) < 65520], 12288 * 16)
+    x = around_halves()
+    x = x[np.abs(x) < 65520]
+    x = np.resize(x, 16 * -(-x.size // 16))
     got = np.empty_like(x)
     rounded(x, got, portable)
     np.testing.assert_array_equal(got, x.astype(np.float16).astype(np.float32))
@@ -236,9 +242,7 @@ def portable_half(typing, x):
 @compiled
 @pytest.mark.parametrize("portable", [False, True])
 def test_shortening_to_half_is_numpy_s(portable):
-    exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
-    ties = (exact[1:] + exact[:-1]) / 2
-    x = np.concatenate([exact, ties, np.nextafter(ties, np.float32(1)), np.nextafter(ties, np.float32(-1))])
+    x = around_halves()
     edges = [0, 1e-45, 65504, 65519.99, 65520, 65536, 1e30, np.inf, np.nan]
     x = np.resize(np.concatenate([x, np.float32(edges), -np.float32(edges)]), 16 * (x.size // 16 + 5))
     lanes, singly = np.empty((2, x.size), np.uint16)
