@@ -31,11 +31,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..engine.batch import Batch
-from ..engine.cache import KVCache
 from ..engine.errors import EngineError, RequestError
-from ..engine.generate import check_it_speaks
-from ..engine.model import Model, forward, load_model
+from ..engine.model.batch import Batch
+from ..engine.model.cache import KVCache
+from ..engine.model.decoder import forward
+from ..engine.model.load import load_model
+from ..engine.model.model import Model
+from ..engine.run.generate import check_it_speaks
 from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 from ..kernels import NUMBA, threads

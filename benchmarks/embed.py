@@ -30,9 +30,9 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from ..engine.model import load_model
+from ..engine.model.load import load_model
 from ..engine.options import Wanted
-from ..engine.service import Engine
+from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
 from ..engine.tokenizer import Tokenizer
 from ..kernels import threads

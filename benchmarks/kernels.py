@@ -12,12 +12,12 @@ from time import perf_counter
 
 import numpy as np
 
-from ..engine.batch import Span
-from ..engine.cache import KVCache
+from ..engine.model.batch import Span
+from ..engine.model.cache import KVCache
 from ..kernels import NUMBA, Attention, Rope, Tensor, packed, threads
-from ..kernels.activations import round_activations
 from ..kernels.attention import attention_numpy
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
+from ..kernels.rounding import round_activations
 from ..kernels.select import descending, descending_numpy
 from . import machine, report
 

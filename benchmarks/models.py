@@ -15,8 +15,8 @@ import sys
 
 import numpy as np
 
-from ..engine.gguf import GGUF
-from ..engine.gguf_write import write_gguf
+from ..engine.gguf.read import GGUF
+from ..engine.gguf.write import write_gguf
 from ..kernels.quants import FORMATS_BY_NAME, QuantFormat, quantize
 
 

@@ -26,10 +26,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..engine.cache import KVCache
-from ..engine.generate import generate
-from ..engine.model import Model, load_model
+from ..engine.model.cache import KVCache
+from ..engine.model.load import load_model
+from ..engine.model.model import Model
 from ..engine.options import Options
+from ..engine.run.generate import generate
 from ..engine.store import default_store
 from . import machine, report
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..engine.generate import generate
-from ..engine.model import load_model
+from ..engine.model.load import load_model
 from ..engine.options import Options, Wanted
-from ..engine.service import Engine
+from ..engine.run.generate import generate
+from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
 from ..engine.store import LocalModel
 from ..engine.store.file import FileModel

@@ -21,9 +21,8 @@ from time import perf_counter
 
 import numpy as np
 
-from ..engine.gguf_write import write_gguf
-from ..engine.model import Vision, load_vision
-from ..engine.model.vision import VisionHparams
+from ..engine.gguf.write import write_gguf
+from ..engine.vision.tower import Vision, VisionHparams, load_vision
 from ..kernels import NUMBA, threads
 from ..kernels.quants import FORMATS_BY_NAME, quantize
 from . import machine, report

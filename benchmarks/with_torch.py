@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 from ..engine.errors import RequestError
-from ..engine.model import Hparams
+from ..engine.model.hparams import Hparams
 
 
 def prefill_with_torch(hp: Hparams, clock: Callable[[], float] = perf_counter) -> Callable[[int, int], float]:

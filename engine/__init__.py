@@ -1,7 +1,7 @@
 """The engine: GGUF models, tokens, sequences, models on disk.  It never sees HTTP.
 
-    from numllama.engine.generate import generate
-    from numllama.engine.model import load_model
+    from numllama.engine.run.generate import generate
+    from numllama.engine.model.load import load_model
 
     for piece in generate(load_model("model.gguf"), "Once upon a time"):
         print(piece.text, end="")

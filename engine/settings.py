@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .duration import FOREVER, SECOND, parse_duration
 from .errors import BadOptions
+from .go.duration import FOREVER, SECOND, parse_duration
 
 log = logging.getLogger(__name__)
 

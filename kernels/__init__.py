@@ -34,6 +34,7 @@ from .activation import (
     softmax_numpy,
 )
 from .attention import Attention, attention_exact, attention_ggml, attention_numba, attention_numpy
+from .decode_layer import layers_numba
 from .experts import experts_exact, experts_ggml, experts_numba, experts_numpy
 from .image import (
     depthwise_ggml,
@@ -44,16 +45,8 @@ from .image import (
     resize_numba,
     resize_numpy,
 )
-from .layer import layers_numba
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
-from .norm import (
-    layer_norm_ggml,
-    layer_norm_numba,
-    layer_norm_numpy,
-    rms_norm_ggml,
-    rms_norm_numba,
-    rms_norm_numpy,
-)
+from .norm import layer_norm_ggml, layer_norm_numba, layer_norm_numpy, rms_norm_ggml, rms_norm_numba, rms_norm_numpy
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
 from .rows import rows_numba, rows_numpy
 from .tensor import LowRank, Tensor

@@ -19,10 +19,10 @@ import numpy as np
 from numba import literally
 
 from .activation import softmax_numpy
-from .activations import round_activations
-from .cached import F16, F32, KINDS, Q8_0, has_room, in_blocks, numbers, strided
 from .exp import exp
 from .jit import inner, kernel
+from .kv import F16, F32, KINDS, Q8_0, has_room, in_blocks, numbers, strided
+from .rounding import round_activations
 from .simd import (
     broadcast,
     convert,

@@ -9,8 +9,8 @@ matmul_numba    the same values up to the order of sums, at speed
 import numpy as np
 
 from . import packed
-from .activations import round_activations
 from .jit import kernel
+from .rounding import round_activations
 
 TILE = 64  # weight rows dequantized at a time: 64 rows of 8192 columns are 2 MB as float32
 

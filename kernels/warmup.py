@@ -20,9 +20,9 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from . import NUMBA, Attention
-from .cached import write
+from .decode_layer import compile_layers
 from .jit import cache_folder
-from .layer import compile_layers
+from .kv import write
 from .packed import PRODUCTS
 from .quants import FORMATS
 from .rope import Rope

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from numllama.engine.gguf import F32, GGUF
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.read import F32, GGUF
+from numllama.engine.gguf.write import write_gguf
 from numllama.kernels import Tensor
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 

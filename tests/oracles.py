@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from numllama.engine.batch import Batch
-from numllama.engine.gguf import GGUF
-from numllama.engine.model import forward, load_model
+from numllama.engine.gguf.read import GGUF
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
 from numllama.kernels import SETS
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from numllama.engine.gguf_write import write_gguf
-from numllama.engine.piece import Piece, Timings
-from numllama.engine.runner import Runner
+from numllama.engine.gguf.write import write_gguf
+from numllama.engine.run.piece import Piece, Timings
+from numllama.engine.serve.runner import Runner
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import BYTE, CONTROL, NORMAL, UNKNOWN
 

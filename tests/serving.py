@@ -10,10 +10,10 @@ from dataclasses import replace
 import httpx
 import uvicorn
 
-from numllama.api.app import create_app
 from numllama.api.cli.serve import listen
-from numllama.api.connection import Connection
-from numllama.engine.service import Engine
+from numllama.api.server.app import create_app
+from numllama.api.server.connection import Connection
+from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Host
 
 

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.write import write_gguf
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 
 WORDS = " the then there they once upon a time was were hello world is in it ing ed little big girl boy cat dog"

@@ -3,7 +3,7 @@
 import numpy as np
 from vocabularies import wordpiece
 
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.write import write_gguf
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 from tiny import WORDS
 

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.write import write_gguf
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 
 F32 = FORMATS_BY_NAME["F32"]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import BadModelfile, BadName
-from ...engine.store.modelfile import Command, parse, wishes
+from ...engine.store.make.modelfile import Command, parse, wishes
+from ...engine.store.make.sources import sources
 from ...engine.store.name import ModelName
-from ...engine.store.sources import sources
-from ..client import Client, ServerError
+from .client import Client, ServerError
 from .find import store_owner
 from .progress import Progress
 

@@ -12,8 +12,8 @@ from ...engine.settings import Settings
 from ...engine.store import LocalModel, default_store
 
 if TYPE_CHECKING:  # each takes its time to import, and a command needs one of them at most
-    from ...engine.service import Engine
-    from ..client import Client
+    from ...engine.serve.engine import Engine
+    from .client import Client
 
     Models = Client | Engine
     """Whoever knows the models: both have the verbs list, show, generate and chat."""
@@ -47,7 +47,7 @@ def local_model(model: str) -> LocalModel:
 
 def server() -> Client:
     """The server at OLLAMA_HOST.  Raises: NoServer, ServerError"""
-    from ..client import Client
+    from .client import Client
 
     client = Client(Settings.from_env().host)
     try:
@@ -64,7 +64,7 @@ def server_if_any(*, as_told: bool = False) -> Client | None:
     as_told   what a server has is asked about: one that OLLAMA_HOST names must be there, for this machine's models
               would be the answer to another question.  Raises: NoServer
     """
-    from ..client import NoServer
+    from .client import NoServer
 
     try:
         return server()
@@ -93,7 +93,7 @@ def models_for(
         raise RequestError(f"--adapter and --projector go with a model's file, and '{model}' is a name: see create")
     if path is None and kernels is None and (client := server_if_any(as_told=as_told)):
         return client
-    from ...engine.service import Engine
+    from ...engine.serve.engine import Engine
     from ...engine.store.file import FileModel
 
     file = FileModel.of(path, adapters, projectors) if path else None
@@ -107,7 +107,7 @@ def store_owner() -> Models:
     """
     if client := server_if_any(as_told=True):
         return client
-    from ...engine.service import Engine
+    from ...engine.serve.engine import Engine
 
     return Engine()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...engine.errors import BadImage, RequestError
-from ...engine.image import decode_image
+from ...engine.vision.pixels import decode_image
 
 MAX_BYTES = 100 * 10**6  # as in Ollama's interactive.go, fb30760
 BEGIN = re.compile(r"""(?<![^\s"'(])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]""")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-from ..client import ServerError
+from .client import ServerError
 from .find import server
 from .words import seconds_until, size, table, until
 

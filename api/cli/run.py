@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.duration import parse_keep_alive
 from ...engine.errors import ContextFull, RequestError
+from ...engine.go.duration import parse_keep_alive
 from ...engine.options import FALSE, TRUE, Wanted
 from .find import models_for
 from .parameters import parameters
@@ -64,7 +64,8 @@ def run(
             print_vector(models, model, prompt, replace(wanted, truncate=cut), dimensions)
         return
     if interactive:
-        from .repl import Session, converse
+        from .repl import converse
+        from .session import Session
 
         session = Session(models, model, replace(wanted, truncate=True), kernels, verbose, wordwrap, hidethinking)
         with closing(session):
@@ -94,7 +95,7 @@ def piped() -> list[str]:
 
 def print_vector(models: Models, model: str, text: str, wanted: Wanted, dimensions: int) -> None:
     """Raises: RequestError for no text"""
-    from ..go_json import dumps
+    from ...engine.go.json import dumps
 
     if not text:
         raise RequestError(f'embedding models require input text. Usage: numllama run {model} "your text here"')
@@ -104,7 +105,7 @@ def print_vector(models: Models, model: str, text: str, wanted: Wanted, dimensio
 
 def have_it_there(models: Models, model: str, insecure: bool) -> Sequence[str]:
     """What the model can do.  A server pulls one that it does not have, and says in few words what is wrong else."""
-    from ..client import Client, ServerError
+    from .client import Client, ServerError
     from .progress import Progress
 
     try:

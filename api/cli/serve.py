@@ -16,12 +16,12 @@ from importlib.metadata import version
 import uvicorn
 
 from ...engine.errors import StoreError
-from ...engine.service import Engine
+from ...engine.serve.engine import Engine
 from ...engine.settings import Settings
-from ...engine.store.auth import Credentials
-from ..app import create_app
-from ..connection import Connection
-from ..log import start_logging
+from ...engine.store.registry.auth import Credentials
+from ..server.app import create_app
+from ..server.connection import Connection
+from ..server.log import start_logging
 
 log = logging.getLogger(__name__)
 

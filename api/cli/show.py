@@ -28,7 +28,7 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
 
 def show_tokenizer(model: str, folder: Path) -> str:
     """The files in `folder` that Hugging Face's libraries read, which are there now."""
-    from ...engine.gguf import GGUF
+    from ...engine.gguf.read import GGUF
     from ...engine.tokenizer.export import write_tokenizer
 
     return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, folder.expanduser()))
@@ -78,7 +78,7 @@ def facts_known(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def n_parameters(info: dict[str, Any]) -> str:
-    from ...engine.store.file_type import parameter_size
+    from ...engine.gguf.file_type import parameter_size
 
     return parameter_size(int(info["general.parameter_count"])) if "general.parameter_count" in info else ""
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
+from ...engine.go.text import literal, plain
 from ...engine.options import KINDS, option_from_text
-from ...engine.store.go_text import literal, plain
-from ..client import ServerError
+from .client import ServerError
 from .find import is_file
 from .list import list_models
+from .session import Session
 from .show import PARTS, information
-
-if TYPE_CHECKING:
-    from .repl import Session
 
 HELP = '''Available Commands:
   /set            Set what holds for this conversation

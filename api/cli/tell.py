@@ -8,14 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...engine.duration import SECOND, format_duration
-from ...engine.piece import Piece, Timings
+from ...engine.go.duration import SECOND, format_duration
+from ...engine.run.piece import Piece, Timings
 from .spinner import Spinner
 from .wrap import Wrapped, text_width
 
 if TYPE_CHECKING:
-    from ...engine.service import Answer
-    from ..client import Reply
+    from ...engine.serve.answer import Answer
+    from .client import Reply
 
 
 @dataclass

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import BadName, BadTemplate, ModelNotFound, RequestError
-from ...engine.gguf import GGUF
+from ...engine.gguf.read import GGUF
+from ...engine.go.decode import decode
+from ...engine.go.json import DecodeError
 from ...engine.options import Wanted
-from ...engine.service import conversation, rendered
+from ...engine.serve.prompting import conversation, rendered
 from ...engine.settings import Settings
 from ...engine.store import default_store
-from ...engine.store.modelfile import decoded, parse, wishes
+from ...engine.store.make.modelfile import decoded, parse, wishes
 from ...engine.template import Message, Template, chat_messages, go, mark_images
-from ..decode import decode
-from ..go_json import DecodeError
-from ..schema import ChatRequest
+from ..wire.schema import ChatRequest
 from .find import is_gguf
 from .run import think_value
 

@@ -11,10 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ...engine.batch import Batch
 from ...engine.errors import RequestError
-from ...engine.model import load_model, logits
-from ...engine.trace import Trace, label, read_arrays
+from ...engine.model.batch import Batch
+from ...engine.model.decoder import logits
+from ...engine.model.load import load_model
+from ...engine.model.trace import Trace, label, read_arrays
 from .find import kernel_set, local_model
 
 TOLERANCE = 1e-3  # of a value's standard deviation: more than float32 sums of another order make

@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...kernels import Kernels
-from ..batch import Batch
-from ..cache import KVCache
-from ..trace import Tap, no_tap
+from .batch import Batch
+from .cache import KVCache
 from .linear import embed, linear
 from .moe import mixture
+from .trace import Tap, no_tap
 from .whole import whole_layers
 
 

@@ -10,21 +10,14 @@ Where a file leaves something open, llama.cpp (0c1e57098) decides.  So the windo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
-
-from ...kernels import Rope
 from ..errors import UnsupportedArchitecture
 from . import decoder, encoder
+from .architecture import Family
+from .encoder_weights import read_encoder_weights
 from .weights import read_weights
-
-
-def by_head(n_layer: int, n_embd: int, n_head: int, n_head_dim: int) -> float:
-    """The scale of scores in most models: 1 / sqrt(n_head_dim)."""
-    return n_head_dim**-0.5
 
 
 def by_embd_at(wide: int) -> Callable[[int, int, int, int], float]:
@@ -32,45 +25,7 @@ def by_embd_at(wide: int) -> Callable[[int, int, int, int], float]:
     return lambda n_layer, n_embd, n_head, n_head_dim: (n_embd // n_head if n_layer == wide else n_head_dim) ** -0.5
 
 
-@dataclass(frozen=True)
-class Family:
-    """How an architecture computes.
-
-    name            general.architecture in the GGUF
-    rope_style      which components RoPE turns together: "norm" or "neox", see kernels/rope.py
-    positions       how a token's place comes in: "rope", "learned" (position_embd) or "alibi"
-    act             what the feed-forward block, or its gate, goes through: "silu" or "gelu"
-    norms           fields of Layer that its files have besides attn_norm and ffn_norm
-    assumed         values of keys that a file leaves out, without the architecture's name
-    embed_scale     n_embd -> embeddings are multiplied by this
-    attn_scale      n_layer, n_embd, n_head, n_head_dim -> scores are multiplied by this
-    window_pattern  the last of every so many layers sees all positions, the others a window; 0: all see all
-    window_rope     the RoPE of layers with a window, of the others'
-    turns           il -> whether that layer has RoPE
-    attn_sum        llama.cpp's name for the sum after attention, which a trace shows
-    causal          a token looks at those before it, which a cache keeps; False: at the whole text, an encoder
-    weights         reads its tensors
-    hidden          what it makes of a batch: normed rows for `batch.outputs`, which the output matrix or pooling reads
-    """
-
-    name: str
-    rope_style: str
-    positions: str = "rope"
-    act: str = "silu"
-    norms: tuple[str, ...] = ()
-    assumed: Mapping[str, float] = field(default_factory=dict)
-    embed_scale: Callable[[int], float] = lambda n_embd: 1.0
-    attn_scale: Callable[[int, int, int, int], float] = by_head
-    window_pattern: int = 0
-    window_rope: Callable[[Rope], Rope] = lambda rope: rope
-    turns: Callable[[int], bool] = lambda il: True
-    attn_sum: str = "ffn_inp"
-    causal: bool = True
-    weights: Callable[..., Any] = read_weights
-    hidden: Callable[..., np.ndarray] = decoder.hidden
-
-
-LLAMA = Family(name="llama", rope_style="norm")
+LLAMA = Family(name="llama", rope_style="norm", weights=read_weights, hidden=decoder.hidden)
 MISTRAL3 = replace(LLAMA, name="mistral3")
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
 QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
@@ -78,7 +33,7 @@ QWEN3MOE = replace(QWEN3, name="qwen3moe")
 PHI3 = replace(LLAMA, name="phi3", rope_style="neox")
 SMOLLM3 = replace(LLAMA, name="smollm3", turns=lambda il: (il + 1) % 4 != 0)
 GRANITE = replace(LLAMA, name="granite")
-GEMMA = Family(name="gemma", rope_style="neox", act="gelu", embed_scale=math.sqrt, attn_sum="sa_out")
+GEMMA = replace(LLAMA, name="gemma", rope_style="neox", act="gelu", embed_scale=math.sqrt, attn_sum="sa_out")
 GEMMA2 = replace(
     GEMMA,
     name="gemma2",
@@ -108,7 +63,7 @@ BERT = Family(
     positions="learned",
     act="gelu",
     causal=False,
-    weights=encoder.read_weights,
+    weights=read_encoder_weights,
     hidden=encoder.hidden,
 )
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...kernels import Attention, Rope, yarn_ramp, yarn_stretch
 from ..errors import BadGGUF, UnsupportedArchitecture
-from ..gguf import GGUF
-
-if TYPE_CHECKING:
-    from .families import Family
+from ..gguf.read import GGUF
+from .architecture import Family
 
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 
 from ...kernels import LowRank, Tensor
 from ..errors import BadGGUF
-from ..gguf import GGUF
+from ..gguf.read import GGUF
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from functools import reduce
 import numpy as np
 
 from ...kernels import Kernels
-from ..trace import Tap
 from .linear import experts, linear
+from .trace import Tap
 
 LEAST = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
 

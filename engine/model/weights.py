@@ -10,7 +10,7 @@ import numpy as np
 
 from ...kernels import Tensor
 from ..errors import BadGGUF, UnsupportedArchitecture
-from ..gguf import GGUF
+from ..gguf.read import GGUF
 from .hparams import Hparams
 
 Shape = tuple[int | None, ...]

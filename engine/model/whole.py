@@ -1,6 +1,6 @@
 """Layers as one call each: how decoding runs, one token of each sequence a step, where nobody looks inside a layer.
 
-What a layer computes stands in decoder.py; kernels/layer.py does the same without Python in between.
+What a layer computes stands in decoder.py; kernels/decode_layer.py does the same without Python in between.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ...kernels import Kernels
-from ...kernels.layer import Layer
-from ..batch import Batch
-from ..cache import KVCache
-from ..trace import Tap, sees_values
+from ...kernels.decode_layer import Layer
+from .batch import Batch
+from .cache import KVCache
+from .trace import Tap, sees_values
 
 TOGETHER = 1_000_000  # products of layers that are one call: a tenth of a millisecond
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from ..gguf import F32, GGUF, ArrayType
+from ..gguf.file_type import file_type_name, parameter_size
+from ..gguf.read import F32, GGUF, ArrayType
+from ..go.text import literal
 from ..template import Template
-from .file_type import file_type_name, parameter_size
-from .go_text import literal
-from .modelfile import BARE_TEMPLATE, modelfile
+from .make.modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
 
 log = logging.getLogger("numllama.store")

@@ -19,11 +19,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ..errors import BadTemplate
-from .go_data import go_messages, go_tools, go_value
-from .go_eval import execute
-from .go_functions import FUNCTIONS
-from .go_parse import Action, Branch, Call, Field, If, List, Pipe, Range, Steps, Text, Variable, parse, run
-from .limits import Budget
+from ..go.eval import execute
+from ..go.functions import FUNCTIONS
+from ..go.limits import Budget
+from ..go.parse import Action, Branch, Call, Field, If, List, Pipe, Range, Steps, Text, Variable, parse, run
+from ..go.values import go_value
+from .go_data import go_messages, go_tools
 from .messages import Message, collate
 
 SPACE = " \t\n\v\f\r\x85\u00a0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(

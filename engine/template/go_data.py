@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .go_fmt import json_text
-from .go_values import Map, Slice, Struct
+from ..go.fmt import json_text
+from ..go.values import Map, Slice, Struct, go_value
 
 TOOL_KEYS = {"Type": "type", "Items": "items?", "Function": "function"}
 FUNCTION_KEYS = {"Name": "name", "Description": "description", "Parameters": "parameters"}
@@ -145,12 +145,3 @@ def _property(schema: Mapping[str, Any]) -> Struct:
 def _types_text(types: Sequence[str]) -> str:
     """PropertyType.String: one alone as it is, several as a list."""
     return f"[{' '.join(types)}]" if len(types) > 1 else "".join(types)
-
-
-def go_value(value: Any) -> Any:
-    """`value` as Go reads JSON into `any`: every number a float64."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, dict):
-        return {key: go_value(item) for key, item in value.items()}
-    return [go_value(item) for item in value] if isinstance(value, list) else value

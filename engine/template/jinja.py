@@ -25,7 +25,7 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from ..errors import BadTemplate
-from .limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, Exceeded
+from ..go.limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, Exceeded
 
 MARK = "\ue000continue here\ue000 "  # follows the text to be continued; the blank shows whether the template trims
 

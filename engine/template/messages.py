@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = Mapping[str, Any]  # role, content; maybe thinking, images, tool_calls, tool_name, tool_call_id
+Tool = Mapping[str, Any]
 
 
 def generate_messages(

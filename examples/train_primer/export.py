@@ -10,9 +10,9 @@ import torch
 from model import Llama
 from tokenizers import Tokenizer
 
-from numllama.engine.gguf_write import write_gguf
-from numllama.engine.store.create import create
-from numllama.engine.store.file_type import FILE_TYPES, parameter_size
+from numllama.engine.gguf.file_type import FILE_TYPES, parameter_size
+from numllama.engine.gguf.write import write_gguf
+from numllama.engine.store.make.create import create
 from numllama.engine.store.store import Store
 from numllama.kernels.quants import FORMATS_BY_NAME, dequantize, quantize
 from numllama.kernels.tensor import Tensor

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..activations import round_activations
 from ..quants import FORMATS, GGMLType
+from ..rounding import round_activations
 from ..tensor import Tensor
 from ..threads import run
 from . import arena, block32, codebook, floats, k

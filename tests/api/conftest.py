@@ -8,7 +8,7 @@ import pytest
 from scripted import TEMPLATE, Script
 from serving import Served
 
-from numllama.engine.scheduler import Scheduler
+from numllama.engine.run.scheduler import Scheduler
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 

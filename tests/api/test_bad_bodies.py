@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Served
 
-from numllama.api import anthropic_schema, openai_schema, schema
+from numllama.api.anthropic import schema as anthropic_schema
+from numllama.api.openai import schema as openai_schema
+from numllama.api.wire import schema
 from numllama.engine.settings import Settings
 
 BLOB = "/api/blobs/sha256:1"
@@ -79,7 +81,7 @@ def victim(models, tmp_path_factory):
 def served(victim, models, monkeypatch):
     """A server of its own, as some of the bodies delete models; and no registry is asked."""
     for verb in ("pull", "push"):
-        monkeypatch.setattr(f"numllama.engine.service.{verb}", lambda *args: iter([{"status": "success"}]))
+        monkeypatch.setattr(f"numllama.engine.serve.engine.{verb}", lambda *args: iter([{"status": "success"}]))
     victim.add("m", models / "chat.gguf", parameters={"num_predict": 8})
     victim.add("bare", models / "bare.gguf", parameters={"num_predict": 8})
     return victim

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.batch import Batch
-from numllama.engine.embed import unit
-from numllama.engine.model import load_model
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.load import load_model
+from numllama.engine.run.embed import unit
 from numllama.kernels import NUMBA
 
 CLS, SEP = 2, 3

@@ -20,13 +20,13 @@ from serving import Served
 
 from numllama.api.cli import repl
 from numllama.api.cli.serve import listen, serve
-from numllama.api.log import LineFormatter, start_logging
-from numllama.engine.duration import SECOND
+from numllama.api.server.log import LineFormatter, start_logging
 from numllama.engine.errors import RegistryError
-from numllama.engine.service import Engine
+from numllama.engine.go.duration import SECOND
+from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import TRACE, WITHOUT_EFFECT, Settings
 from numllama.engine.store import default_store
-from numllama.engine.store.create import create
+from numllama.engine.store.make.create import create
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,7 @@ def test_registries_are_asked_through_a_proxy(engine, proxy, monkeypatch, name, 
         with pytest.raises(RegistryError):
             list(engine().pull("r.invalid/a/m", insecure=name == "HTTP_PROXY"))
 
-    monkeypatch.setattr("numllama.engine.store.registry.PAUSE", 0.01)
+    monkeypatch.setattr("numllama.engine.store.registry.retry.PAUSE", 0.01)
     monkeypatch.setenv(name, proxy.url)
     pull()
     assert proxy.asked and all(asked.startswith(line) for asked in proxy.asked)

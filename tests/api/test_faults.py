@@ -15,9 +15,9 @@ import time
 import pytest
 from serving import Served, until
 
-from numllama.engine.runner import Runner
-from numllama.engine.scheduler import Scheduler
-from numllama.engine.sequence import State
+from numllama.engine.run.scheduler import Scheduler
+from numllama.engine.run.sequence import State
+from numllama.engine.serve.runner import Runner
 from numllama.engine.settings import Settings
 
 GREEDY = {"temperature": 0, "num_predict": 6}
@@ -119,7 +119,7 @@ def test_gone_while_its_model_loads(server, client, monkeypatch):
 
         return tap
 
-    monkeypatch.setattr("numllama.engine.service.loading", loading)
+    monkeypatch.setattr("numllama.engine.serve.engine.loading", loading)
     one = client(prompt="a")
     until(lambda: values)
     call = server.engine.pool._queue[0][1]
@@ -277,7 +277,7 @@ except Exception as error:
 def test_a_model_too_large_for_memory_is_refused_and_harms_no_other(server, monkeypatch):
     expected = say(server, "n")
     with monkeypatch.context() as patch:
-        patch.setattr("numllama.engine.runner.available_memory", lambda: 100_000)
+        patch.setattr("numllama.engine.serve.memory.available_memory", lambda: 100_000)
         assert "model requires more system memory" in error_of(server.post("/api/generate", model="m", prompt="a"))
     assert say(server, "m") and say(server, "n") == expected
 

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from serving import until, wait_for
 
-from numllama.api.visit import Visit
+from numllama.api.wire.request import Visit
 from numllama.engine.errors import Cancelled
-from numllama.engine.service import Engine
+from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Settings
 
 GREEDY = {"temperature": 0, "num_predict": 4}
@@ -60,7 +60,7 @@ def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
 @pytest.fixture
 def never_reads(served, caplog):
     """Asks for 2560 tokens with logprobs, some 6 MB, and reads nothing; what ended that is returned."""
-    caplog.set_level("DEBUG", "numllama.engine.scheduler")
+    caplog.set_level("DEBUG", "numllama.engine.run.scheduler")
     options = {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}, "seed": 1}
     body = json.dumps({"model": "bare", "prompt": "a", "options": options, "logprobs": True, "top_logprobs": 20})
 
@@ -79,17 +79,17 @@ def never_reads(served, caplog):
 
 
 def test_a_client_that_never_reads_is_broken_off(never_reads, monkeypatch):
-    monkeypatch.setattr("numllama.api.connection.PATIENCE", 0.05)
+    monkeypatch.setattr("numllama.api.server.connection.PATIENCE", 0.05)
     assert isinstance(never_reads(), Cancelled)
 
 
 def test_what_waits_for_a_client_is_bounded(never_reads, monkeypatch):
-    monkeypatch.setattr("numllama.api.visit.MOST_WAITING", 200)
+    monkeypatch.setattr("numllama.api.wire.request.MOST_WAITING", 200)
     assert str(never_reads()) == "the client is too slow: 200 pieces of its answer wait for it"
 
 
 def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
-    from numllama.api import visit
+    from numllama.api.wire import request as visit
 
     monkeypatch.setattr(visit, "MAX_BODY", 3_000_000)
     fits = served.post("/api/show", model="x" * 2_000_000)  # decoded in a thread

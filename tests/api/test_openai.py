@@ -11,10 +11,10 @@ import pytest
 from scripted import HELLO, WEATHER
 from serving import until
 
-from numllama.api import openai_schema as openai
-from numllama.api.decode import decode
-from numllama.api.openai_map import chat_request
-from numllama.api.tool_choice import schema
+from numllama.api.openai import schema as openai
+from numllama.api.openai.map import chat_request
+from numllama.api.wire.tool_choice import schema
+from numllama.engine.go.decode import decode
 
 CHAT = "/v1/chat/completions"
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -491,7 +491,7 @@ def test_a_stream_tells_log_probabilities_too(served):
 def test_the_closing_token_has_a_log_probability_where_prompts_are_scored(served, monkeypatch):
     """A scorer takes all tokens between the context and the last one, so there has to be a last one."""
     tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
-    monkeypatch.setattr("numllama.engine.sequence.Sampler.sample", lambda *_, **__: tokenizer.eos)
+    monkeypatch.setattr("numllama.engine.run.sequence.Sampler.sample", lambda *_, **__: tokenizer.eos)
     [choice] = score(served, "once upon", max_tokens=1)
     assert choice["finish_reason"] == "stop" and choice["text"] == "once upon"
     assert choice["logprobs"]["tokens"] == [" once", " upon", "</s>"]
@@ -629,7 +629,7 @@ def test_a_long_prompt_says_what_the_cache_knew_and_a_cut_one_that_it_was(served
         return events(answer)[-1] if stream else answer.json()
 
     assert "prompt_tokens_details" not in ask(8)["usage"] and "truncated" not in ask(8)
-    monkeypatch.setattr("numllama.api.openai_map.LONG", 8)
+    monkeypatch.setattr("numllama.api.openai.map.LONG", 8)
     usage = ask(8)["usage"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": usage["prompt_tokens"] - 1}
     if route == "/v1/completions":

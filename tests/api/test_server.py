@@ -19,8 +19,8 @@ import httpx
 import pytest
 from serving import Served, until, wait_for
 
-from numllama.api.guard import host_allowed
-from numllama.engine.sequence import Sequence
+from numllama.api.server.guard import host_allowed
+from numllama.engine.run.sequence import Sequence
 from numllama.engine.settings import LOCAL_ORIGINS, Settings
 
 JSON = "application/json; charset=utf-8"

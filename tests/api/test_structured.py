@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from numllama.engine.json_mode import follow
+from numllama.engine.sampling.json_mode import follow
 from tiny import spm_vocabulary, tiny_gguf
 
 SCHEMA = {

@@ -13,7 +13,7 @@ from registries import Registry
 from serving import Served, until
 
 from numllama.engine.settings import Settings
-from numllama.engine.store import registry as protocol
+from numllama.engine.store.registry import http as protocol
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tiny_encoder import tiny_encoder
 
 from numllama.benchmarks import decode, kernels, machine, models, report, start, vision, with_torch
 from numllama.engine.errors import RequestError
-from numllama.engine.gguf import GGUF
-from numllama.engine.model import load_model
+from numllama.engine.gguf.read import GGUF
+from numllama.engine.model.load import load_model
 from numllama.engine.store.file import FileModel
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf

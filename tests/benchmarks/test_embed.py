@@ -8,7 +8,7 @@ from numba.core import config
 from tiny_encoder import tiny_encoder
 
 from numllama.benchmarks import embed, models
-from numllama.engine.model import load_model
+from numllama.engine.model.load import load_model
 from numllama.kernels.quants import FORMATS_BY_NAME
 
 

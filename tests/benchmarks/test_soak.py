@@ -9,7 +9,7 @@ from serving import Served
 
 from numllama.benchmarks.soak import Soak, main
 from numllama.engine.errors import EngineError
-from numllama.engine.service import Engine
+from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from numllama.engine.duration import FOREVER, SECOND
+from numllama.engine.go.duration import FOREVER, SECOND
 from numllama.engine.settings import Host, Settings
 
 HOSTS = {  # from Ollama's envconfig tests

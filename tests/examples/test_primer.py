@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from numllama.engine import store as store_package
-from numllama.engine.batch import Batch
-from numllama.engine.generate import generate
-from numllama.engine.model import forward, load_model
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
+from numllama.engine.run.generate import generate
 from numllama.engine.store import Store
 from numllama.kernels import EXACT, NUMBA
 

@@ -19,8 +19,8 @@ from llama_vocab import LlamaVocab
 from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, trainers
 from vocabularies import wordpiece
 
-from numllama.engine.gguf import read_gguf
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.read import read_gguf
+from numllama.engine.gguf.write import write_gguf
 from numllama.engine.tokenizer.pre import PRE
 
 MADE_BY = "tests/golden/make_tokens.py with llama.cpp 0c1e57098"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving import figures
 
-from numllama.engine.gguf import GGUF
+from numllama.engine.gguf.read import GGUF
 
 STEPS = {
     "templates": {

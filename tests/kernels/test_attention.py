@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numba.core import config
 
 from numllama.kernels import SETS, Attention
-from numllama.kernels.activations import round_activations
 from numllama.kernels.attention import attention_exact, attention_ggml, attention_numpy
-from numllama.kernels.cached import CACHE_TYPES, new_cache, write
+from numllama.kernels.kv import CACHE_TYPES, new_cache, write
+from numllama.kernels.rounding import round_activations
 from rules import rules
 
 ALL = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])

@@ -10,9 +10,9 @@ from numba.core import config
 
 from numllama.kernels import threads
 from numllama.kernels.attention import TILE, Attention, attention_numba, attention_numpy
-from numllama.kernels.cached import CACHE_TYPES, new_cache, write
 from numllama.kernels.exp import exp
 from numllama.kernels.jit import kernel
+from numllama.kernels.kv import CACHE_TYPES, new_cache, write
 from numllama.kernels.simd import f32x16, load, store
 from rules import rules
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need 
 PROGRAM = """
 import numpy as np
 from numllama.kernels import NUMBA, Attention, Tensor, simd
-from numllama.kernels.activations import round_activations
+from numllama.kernels.rounding import round_activations
 from numllama.kernels.attention import attention_numpy
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from numba.core import config
 
 from numllama.kernels import packed, threads
-from numllama.kernels.activations import round_activations
 from numllama.kernels.matmul import matmul_numba
 from numllama.kernels.quants import FORMATS, quantize
+from numllama.kernels.rounding import round_activations
 from numllama.kernels.tensor import Tensor
 
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")

@@ -12,8 +12,8 @@ from tiny import tiny_gguf
 
 GENERATE = """
 import sys
-from numllama.engine.generate import generate
-from numllama.engine.model import load_model
+from numllama.engine.run.generate import generate
+from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 for path in sys.argv[1:]:
     list(generate(load_model(path), "once upon a time", Options(num_predict=3)))

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from numllama.api.cli import main
-from numllama.api.client import Client, NoServer
+from numllama.api.cli.client import Client, NoServer
 from numllama.engine.store import default_store
-from numllama.engine.store.create import create
+from numllama.engine.store.make.create import create
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 GREEDY = {"temperature": 0, "num_predict": 8}

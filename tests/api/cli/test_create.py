@@ -32,7 +32,7 @@ def test_a_model_is_made_copied_and_deleted(folder, numllama):
 
 
 def test_a_file_that_is_copied_in_pieces_was_not_kept(folder, numllama, monkeypatch):
-    monkeypatch.setattr("numllama.engine.store.sources.CHUNK", 1 << 10)
+    monkeypatch.setattr("numllama.engine.store.make.sources.CHUNK", 1 << 10)
     lines = numllama("create", "pieces").err.splitlines()
     assert lines[1:3] == ["copying file s.gguf", "parsing GGUF"]
     assert numllama("rm", "pieces").status == 0
@@ -85,7 +85,7 @@ def test_a_file_that_the_server_has_is_not_sent_again(with_server, numllama, tmp
     monkeypatch.chdir(tmp_path)
     tiny_gguf(tmp_path / "s.gguf", seed=4)
     assert numllama("create", "one").status == 0
-    monkeypatch.setattr("numllama.api.client.file_chunks", lambda *_: pytest.fail("sent again"))
+    monkeypatch.setattr("numllama.api.cli.client.file_chunks", lambda *_: pytest.fail("sent again"))
     assert numllama("create", "two").status == 0
     assert numllama("rm", "one", "two").status == 0
 

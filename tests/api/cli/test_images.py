@@ -10,10 +10,11 @@ from prompt_toolkit.output import DummyOutput
 
 from numllama.api.cli.find import models_for
 from numllama.api.cli.images import with_images
-from numllama.api.cli.repl import Session, converse
+from numllama.api.cli.repl import converse
+from numllama.api.cli.session import Session
 from numllama.engine.errors import RequestError
 from numllama.engine.options import Wanted
-from numllama.engine.service import Engine
+from numllama.engine.serve.engine import Engine
 from numllama.engine.store import default_store
 from numllama.engine.store.file import FileModel
 from tiny import CHAT_TEMPLATE, tiny_gguf

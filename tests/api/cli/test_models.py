@@ -11,9 +11,10 @@ from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.batch import Batch
-from numllama.engine.gguf import GGUF
-from numllama.engine.model import forward, load_model
+from numllama.engine.gguf.read import GGUF
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
 from numllama.kernels import NUMPY
 
 
@@ -57,9 +58,9 @@ def test_a_model_that_is_not_there_cannot_be_stopped(with_server, numllama):
 
 
 def test_a_server_of_the_same_version_is_told_in_one_line(with_server, numllama, monkeypatch):
-    monkeypatch.setattr("numllama.api.client.Client.version", lambda self: ("numllama", version("numllama")))
+    monkeypatch.setattr("numllama.api.cli.client.Client.version", lambda self: ("numllama", version("numllama")))
     assert numllama("--version").out == f"numllama version is {version('numllama')}\n"
-    monkeypatch.setattr("numllama.api.client.Client.version", lambda self: ("ollama", "0.33.0"))
+    monkeypatch.setattr("numllama.api.cli.client.Client.version", lambda self: ("ollama", "0.33.0"))
     assert numllama("--version").out.splitlines()[0] == "ollama version is 0.33.0"
 
 

@@ -15,7 +15,8 @@ from prompt_toolkit.output import DummyOutput
 
 from numllama.api.cli.find import models_for
 from numllama.api.cli.history import LIMIT, LineHistory
-from numllama.api.cli.repl import Session, converse
+from numllama.api.cli.repl import converse
+from numllama.api.cli.session import Session
 from numllama.engine.errors import StoreError
 from numllama.engine.options import Wanted
 

@@ -9,11 +9,11 @@ import pytest
 
 from numllama.api.cli.wrap import Wrapped
 from numllama.engine.errors import RequestError
-from numllama.engine.generate import generate
-from numllama.engine.model import load_model
+from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
+from numllama.engine.run.generate import generate
 from numllama.engine.sampling import Sampler
-from numllama.engine.service import Engine
+from numllama.engine.serve.engine import Engine
 from numllama.engine.store.file import FileModel
 from tiny import tiny_gguf
 
@@ -117,7 +117,7 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("numllama.engine.gguf.open", refuse, raising=False)
+    monkeypatch.setattr("numllama.engine.gguf.read.open", refuse, raising=False)
     status, out, err = numllama("show", file)
     assert (status, out) == (1, "") and file in err and "ermission denied" in err
 

@@ -3,7 +3,7 @@
 import pytest
 
 from numllama.api.cli.tell import Told, figures, tell
-from numllama.engine.piece import Piece, Timings
+from numllama.engine.run.piece import Piece, Timings
 
 PIECES = [
     Piece("", thinking="Two "),

@@ -10,7 +10,7 @@ from scripted import TEMPLATE, WEATHER
 from numllama.api.cli.find import models_for
 from numllama.engine.options import Wanted
 from numllama.engine.store import default_store
-from numllama.engine.store.create import create
+from numllama.engine.store.make.create import create
 from tiny import tiny_gguf
 
 GO = "{{ range .Messages }}<{{ .Role }}>{{ .Content }}{{ end }}{{ if .Tools }}+{{ len .Tools }}{{ end }}{{ .Think }}"

@@ -69,7 +69,7 @@ def test_ctrl_c_says_what_becomes_of_it(alone, registry, numllama, monkeypatch):
         yield {"status": "pulling manifest"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("numllama.engine.service.Engine.pull", interrupted)
+    monkeypatch.setattr("numllama.engine.serve.engine.Engine.pull", interrupted)
     status, _, err = numllama("pull", "x")
     assert status == 130
     assert err == "pulling manifest\nwhat has come is kept: `numllama pull x` goes on from there\n"

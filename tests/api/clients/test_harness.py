@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from numllama.engine.generate import generate
-from numllama.engine.gguf import GGUF
+from numllama.engine.gguf.read import GGUF
 from numllama.engine.options import Options
+from numllama.engine.run.generate import generate
 from numllama.engine.tokenizer.export import write_tokenizer
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from numllama.engine.store import Store
-from numllama.engine.store.create import create
+from numllama.engine.store.make.create import create
 from tiny import tiny_gguf
 
 # Makes and deletes models that share weights and texts, until it is killed or its time is over.
@@ -18,7 +18,7 @@ RESTLESS = """
 import random, sys, time
 from numllama.engine.errors import EngineError
 from numllama.engine.store import Store
-from numllama.engine.store.create import create
+from numllama.engine.store.make.create import create
 root, digest, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 store, choose = Store(root), random.Random(seed)
 print("ready", flush=True)

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from numllama.engine.gguf import F64, I32, ArrayType
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.file_type import file_type_name, parameter_size
+from numllama.engine.gguf.read import F64, I32, ArrayType
+from numllama.engine.gguf.write import write_gguf
 from numllama.engine.store import Store
-from numllama.engine.store.create import create, create_from_modelfile
-from numllama.engine.store.file_type import file_type_name, parameter_size
+from numllama.engine.store.make.create import create, create_from_modelfile
 from numllama.engine.store.show import capabilities, local_time, show, show_file, tags_entry
 from tiny import tiny_gguf
 

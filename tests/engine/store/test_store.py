@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from numllama.engine.errors import (
-    BadDigest,
-    BadManifest,
-    BuiltinModel,
-    DigestMismatch,
-    ModelNotFound,
-    StoreError,
-)
+from numllama.engine.errors import BadDigest, BadManifest, BuiltinModel, DigestMismatch, ModelNotFound, StoreError
 from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName, Store, default_store
 from numllama.engine.store.manifest import (

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from numllama.engine.template import go_functions
+from numllama.engine.go import functions as go_functions
 
 
 @pytest.fixture

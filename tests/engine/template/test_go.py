@@ -9,9 +9,9 @@ import json
 import pytest
 
 from numllama.engine.errors import BadTemplate
-from numllama.engine.template import limits
+from numllama.engine.go import limits
+from numllama.engine.go.parse import parse, shown
 from numllama.engine.template.go import write
-from numllama.engine.template.go_parse import parse, shown
 
 ADA = {
     "Name": "Ada",

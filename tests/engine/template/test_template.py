@@ -3,14 +3,7 @@ import json
 import pytest
 
 from numllama.engine.errors import BadTemplate
-from numllama.engine.template import (
-    Template,
-    bare_prompt,
-    chat_messages,
-    collate,
-    for_jinja,
-    generate_messages,
-)
+from numllama.engine.template import Template, bare_prompt, chat_messages, collate, for_jinja, generate_messages
 
 
 def say(role, content, **more):

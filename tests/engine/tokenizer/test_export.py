@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFace
 from vocabularies import ALIKE, CONTROL, USER_DEFINED, bpe, spm, wordpiece
 
-from numllama.engine.gguf import GGUF
+from numllama.engine.gguf.read import GGUF
 from numllama.engine.tokenizer import from_gguf
 from numllama.engine.tokenizer.export import merges, tokenizer_json, write_tokenizer
 

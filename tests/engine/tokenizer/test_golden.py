@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from llama_vocab import LlamaVocab
 
-from numllama.engine.gguf import read_gguf
+from numllama.engine.gguf.read import read_gguf
 from numllama.engine.tokenizer import Tokenizer, from_gguf
 
 GOLDEN = Path(__file__).parents[2] / "golden"

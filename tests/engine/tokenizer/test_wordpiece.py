@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as HuggingFace
 from vocabularies import ALIKE, without, wordpiece
 
 from numllama.engine.errors import ModelError
-from numllama.engine.gguf_write import write_gguf
+from numllama.engine.gguf.write import write_gguf
 from numllama.engine.tokenizer import from_gguf
 from numllama.engine.tokenizer.export import tokenizer_json
 from numllama.engine.tokenizer.wordpiece import words

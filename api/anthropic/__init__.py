@@ -1,0 +1,1 @@
+"""Anthropic's routes, and the maps to and from Ollama's requests."""

@@ -1,0 +1,256 @@
+"""A server as the command line asks it: the engine's verbs over HTTP, answered with the engine's own pieces.
+
+client = Client(Host.parse("127.0.0.1:11434"))
+for piece in client.generate("primer", "Why is the grass green?"):
+    print(piece.text, end="")
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ...engine.go.duration import FOREVER, format_duration
+from ...engine.options import AS_USUAL, Wanted
+from ...engine.run.piece import Piece, Timings
+from ...engine.settings import Host
+from ...engine.store.make.sources import file_chunks
+
+JSON = {"Content-Type": "application/json"}
+CONNECT_SECONDS = 10  # an address that swallows packets; one that refuses says so at once
+
+
+class ServerError(Exception):
+    """What a server refused, in its own words."""
+
+    def __init__(self, message: str, status: int = 0):
+        self.status = status
+        super().__init__(message)
+
+
+class NoServer(ServerError):
+    """Nobody listens there."""
+
+
+class Reply:
+    """What comes back from generate and chat, to be read like an engine's Answer: the pieces, then the figures.
+
+    is_over                         no piece will come: the model was only loaded or unloaded
+    total_duration, load_duration   nanoseconds, after the last piece
+    """
+
+    def __init__(self, lines: Iterator[dict[str, Any]]):
+        self._lines = lines
+        self._first = next(lines, {})
+        self.is_over = self._first.get("done_reason") in ("load", "unload")
+        self.total_duration = self.load_duration = 0
+        if self.is_over:
+            lines.close()  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces as they come.  Closing it hangs up, which ends the answer.  Raises: ServerError"""
+        try:
+            yield self._piece(self._first)
+            for line in self._lines:
+                yield self._piece(line)
+        finally:
+            self._lines.close()  # type: ignore[attr-defined]
+
+    def _piece(self, line: dict[str, Any]) -> Piece:
+        said = line.get("message") or line
+        text, thinking = said.get("content") or said.get("response") or "", said.get("thinking") or ""
+        if not line.get("done"):
+            return Piece(text, thinking=thinking)
+        self.total_duration, self.load_duration = line.get("total_duration", 0), line.get("load_duration", 0)
+        names = ("load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration")
+        timings = Timings(*(line.get(name, 0) for name in names))
+        return Piece(text, done_reason=line.get("done_reason") or "stop", timings=timings, thinking=thinking)
+
+
+class Client:
+    """The server at `host`.  Every verb raises ServerError for what it refuses, NoServer where there is none."""
+
+    def __init__(self, host: Host):
+        self.host = host.reachable
+        self._http = httpx.Client(
+            base_url=self.host.url,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=not self.host.is_loopback,  # no proxy stands between this machine and itself
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def check(self) -> None:
+        """Raises: NoServer, ServerError for an address that is none"""
+        self._send("HEAD", "/")
+
+    def version(self) -> tuple[str, str]:
+        """Which program answers, and its version: ("numllama", "0.1.0"), ("ollama", "0.33.0")."""
+        answer = self._send("GET", "/api/version")
+        program, _, version = answer.headers.get("server", "").partition("/")
+        return (program, version) if program == "numllama" else ("ollama", _json(answer).get("version", ""))
+
+    def list(self) -> list[dict[str, Any]]:
+        return _json(self._send("GET", "/api/tags")).get("models") or []
+
+    def ps(self) -> Sequence[dict[str, Any]]:
+        return _json(self._send("GET", "/api/ps")).get("models") or []
+
+    def show(self, name: str, verbose: bool = False) -> dict[str, Any]:
+        return _json(self._send("POST", "/api/show", {"model": name, "verbose": verbose}))
+
+    def capabilities(self, name: str) -> Sequence[str]:
+        """As Engine.capabilities; older servers do not tell."""
+        return self.show(name).get("capabilities") or []
+
+    def unload(self, name: str) -> None:
+        """Have `name` leave memory; fine if it is not there."""
+        self._send("POST", "/api/generate", {"model": name, "keep_alive": 0, "stream": False})
+
+    def generate(
+        self,
+        name: str,
+        prompt: str = "",
+        wanted: Wanted = AS_USUAL,
+        *,
+        system: str = "",
+        raw: bool = False,
+        images: Sequence[bytes] = (),
+    ) -> Reply:
+        """As Engine.generate.  What is refused before the first line raises ServerError with the status in front."""
+        body = {"model": name, "prompt": prompt, "system": system, "raw": raw, "images": list(images)}
+        return Reply(self._lines("/api/generate", body | _wanted(wanted)))
+
+    def chat(self, name: str, messages: Sequence[Mapping[str, Any]] = (), wanted: Wanted = AS_USUAL) -> Reply:
+        """As Engine.chat, and as `generate` about refusals."""
+        return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(wanted)))
+
+    def embed(
+        self, name: str, texts: Sequence[str], wanted: Wanted = AS_USUAL, *, dimensions: int = 0
+    ) -> Iterator[Piece]:
+        """As Engine.embed: one piece, whose vectors are lists of numbers."""
+        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _wanted(wanted)
+        answer = _json(self._send("POST", "/api/embed", body))
+        timings = Timings(answer.get("load_duration", 0), answer.get("prompt_eval_count", 0))
+        yield Piece("", done_reason="stop", timings=timings, embeddings=tuple(answer["embeddings"]))
+
+    def pull(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
+        """The statuses of a model on its way from a registry.  Closing it hangs up, which ends the transfer."""
+        return self._lines("/api/pull", {"model": name, "insecure": insecure})
+
+    def push(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
+        """The statuses of a model on its way to a registry."""
+        return self._lines("/api/push", {"model": name, "insecure": insecure})
+
+    def create(self, name: str, from_: str = "", **more: Any) -> Iterator[dict[str, Any]]:
+        """The statuses of a model in the making; `more` are the fields of the request."""
+        return self._lines("/api/create", {"model": name, **({"from": from_} if from_ else {})} | more)
+
+    def copy(self, source: str, destination: str) -> None:
+        self._send("POST", "/api/copy", {"source": source, "destination": destination})
+
+    def delete(self, name: str) -> None:
+        self._send("DELETE", "/api/delete", {"model": name})
+
+    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
+        """The digest of the file's content, which the server then has; `tell` hears how many bytes were sent."""
+        with open(path, "rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        url = f"/api/blobs/{digest}"
+        with _one_line("HEAD", f"{self.host.url}{url}"):
+            is_there = self._http.head(url).is_success
+        if not is_there:
+            with _one_line("POST", f"{self.host.url}{url}"):
+                answer = self._http.post(url, content=file_chunks(path, tell))
+            if answer.is_error:
+                raise ServerError(_error_text(answer), answer.status_code)
+        tell(path.stat().st_size)
+        return digest
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        with _one_line(method, f"{self.host.url}{path}"):
+            answer = self._http.request(method, path, content=_body(body), headers=JSON)
+        if answer.is_error:
+            raise ServerError(_error_text(answer), answer.status_code)
+        return answer
+
+    def _lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        with (
+            _one_line("POST", f"{self.host.url}{path}"),
+            self._http.stream("POST", path, content=_body(body | {"stream": True}), headers=JSON) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+                status = HTTPStatus(answer.status_code)
+                raise ServerError(f"{status.value} {status.phrase}: {_error_text(answer)}", status.value)
+            for line in answer.iter_lines():
+                value = json.loads(line)
+                if "error" in value:
+                    raise ServerError(value["error"])
+                yield value
+
+
+class _one_line:
+    """What goes wrong below HTTP, as a ServerError of one line."""
+
+    def __init__(self, method: str, url: str):
+        self.request = f'{method.capitalize()} "{url}"'
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, httpx.ConnectError) and "refused" in str(error).lower():
+            raise NoServer("could not connect to ollama server, run 'numllama serve' to start it") from None
+        if isinstance(error, httpx.TransportError | httpx.InvalidURL):
+            reason = str(error).rpartition("] ")[2] or type(error).__name__
+            raise ServerError(f"{self.request}: {reason[0].lower()}{reason[1:]}") from None
+        if isinstance(error, json.JSONDecodeError):
+            raise ServerError(f"{self.request}: the answer is not what Ollama's API says") from None
+
+
+def _body(body: dict[str, Any] | None) -> bytes | None:
+    """`body` as JSON, images in it as base64."""
+    if body is None:
+        return None
+    return json.dumps(body, default=lambda image: base64.b64encode(image).decode()).encode()
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        value = answer.json()
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServerError(f"{answer.url}: the answer is not what Ollama's API says")
+    return value
+
+
+def _error_text(answer: httpx.Response) -> str:
+    try:
+        return _json(answer)["error"]
+    except (ServerError, KeyError):
+        return f"{answer.url}: {answer.status_code} {answer.reason_phrase}"
+
+
+def _wanted(wanted: Wanted) -> dict[str, Any]:
+    keep_alive = wanted.keep_alive
+    body = {
+        "options": dict(wanted.options),
+        "keep_alive": keep_alive
+        if keep_alive is None
+        else format_duration(-1 if keep_alive == FOREVER else keep_alive),
+        "think": wanted.think,
+        "format": wanted.format,
+        "truncate": wanted.truncate,
+        "shift": wanted.shift,
+    }
+    return {name: value for name, value in body.items() if value is not None}

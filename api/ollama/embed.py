@@ -1,0 +1,55 @@
+"""POST /api/embed and /api/embeddings: vectors of texts, all at once or one the old way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+
+from ...engine.errors import RequestError
+from ...engine.options import Wanted
+from ...engine.run.piece import Piece
+from ..wire.errors import reply
+from ..wire.request import Visit, Visiting, body
+from ..wire.schema import EmbeddingRequest, EmbedRequest
+
+router = APIRouter()
+
+
+@router.post("/api/embed")
+async def embed(request: Annotated[EmbedRequest, body(EmbedRequest)], visit: Visiting) -> Response:
+    last = await vectors(visit, request)
+    answer: dict[str, Any] = {"model": request.model, "embeddings": last.embeddings}
+    if last.embeddings and last.timings:
+        figures = visit.figures(last.timings)
+        answer |= {name: figures[name] for name in ("total_duration", "load_duration", "prompt_eval_count")}
+    return reply(answer)
+
+
+@router.post("/api/embeddings")
+async def embeddings(request: Annotated[EmbeddingRequest, body(EmbeddingRequest)], visit: Visiting) -> Response:
+    """One vector, printed with the digits of a float64."""
+    if not request.model:
+        raise RequestError("model is required")
+    last = await vectors(
+        visit, EmbedRequest(request.model, request.prompt, request.keep_alive, options=request.options)
+    )
+    return reply({"embedding": [x for vector in last.embeddings for x in vector.tolist()]})
+
+
+async def vectors(visit: Visit, request: EmbedRequest) -> Piece:
+    """The piece that has the vectors of all texts.  Raises: RequestError"""
+    texts = texts_of(request.input)
+    wanted = Wanted(request.options, request.keep_alive, truncate=request.truncate)
+    visit.log["model"] = request.model
+    await visit.ask(visit.engine.embed, request.model, texts, wanted, dimensions=request.dimensions)
+    (piece,) = [piece async for piece in visit.pieces()]
+    return piece
+
+
+def texts_of(input: Any) -> list[str]:
+    """`input`, a text or several; none for an empty one.  Raises: RequestError"""
+    texts = input if isinstance(input, list) else [] if input in (None, "") else [input]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError("invalid input type")
+    return texts

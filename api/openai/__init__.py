@@ -1,0 +1,1 @@
+"""OpenAI's routes, and the maps to and from Ollama's requests."""

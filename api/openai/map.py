@@ -1,0 +1,400 @@
+"""Between OpenAI's wire and Ollama's: completions and chats.  Pure functions, and two answers in the making.
+
+ChatCompletionRequest -> ChatRequest            chunks -> ChatCompletion.push -> chat.completion.chunk
+CompletionRequest     -> GenerateRequest        chunk  -> ChatCompletion.whole -> chat.completion
+EmbedRequest          -> EmbedRequest           piece  -> embeddings           -> list
+"""
+
+from __future__ import annotations
+
+import binascii
+import codecs
+import math
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...engine.errors import RequestError
+from ...engine.go.json import dumps, kind, loads
+from ...engine.parse import ToolCall
+from ...engine.run.piece import Piece, Timings
+from ...engine.sampling import Logprob
+from ...engine.serve.answer import Answer
+from ...engine.tokenizer import Tokenizer
+from ..wire import schema as ollama
+from ..wire.answer import logprobs
+from ..wire.sse import Event
+from ..wire.stream import Chunk
+from . import schema as openai
+
+EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+EFFORTS |= {"xhigh": "max", "ultra": "max", "max": "max"}
+LONG = 1024  # tokens of a prompt
+Prompt = str | Sequence[int]
+
+_DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
+
+
+# --- requests ---
+
+
+def chat_request(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
+    """The same question to /api/chat.  Raises: RequestError"""
+    if not request.messages:
+        raise RequestError("[] is too short - 'messages'")
+    max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop if isinstance(request.stop, list) else []
+    return ollama.ChatRequest(
+        model=request.model,
+        stream=request.stream,
+        messages=messages(request.messages),
+        tools=request.tools,
+        format=response_format(request.response_format),
+        think=think(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
+        logprobs=request.logprobs,
+        top_logprobs=request.top_logprobs,
+        options=options(request, max_tokens, [text for text in stop if isinstance(text, str)]),
+    )
+
+
+def generate_request(request: openai.CompletionRequest) -> ollama.GenerateRequest:
+    """The same question to /api/generate, all but the prompt.  Raises: RequestError"""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop if isinstance(request.stop, list) else []
+    for text in stop:
+        if not isinstance(text, str):
+            raise RequestError(f"invalid type for 'stop' field: {go_type(text)}")
+    penalties = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
+    return ollama.GenerateRequest(
+        model=request.model,
+        stream=request.stream,
+        suffix=request.suffix,
+        logprobs=request.logprobs is not None,
+        top_logprobs=request.logprobs or 0,
+        options=penalties | options(request, request.max_tokens, stop),
+    )
+
+
+def embed_request(request: openai.EmbedRequest) -> ollama.EmbedRequest:
+    """The same texts to /api/embed.  Raises: RequestError"""
+    if request.encoding_format.lower() not in ("", "float", "base64"):
+        wrong = f"Invalid value for 'encoding_format' = {request.encoding_format}."
+        raise RequestError(f"{wrong} Supported values: ['float', 'base64'].")
+    if request.input in (None, []):
+        raise RequestError("invalid input")
+    texts = [""] if request.input == "" else request.input
+    return ollama.EmbedRequest(request.model, texts, dimensions=request.dimensions, options=request.options)
+
+
+def prompts(request: openai.CompletionRequest) -> list[Prompt]:
+    """Text, or tokens; several of them are several prompts.  Several texts are for an echo only, as Ollama has it.
+
+    Raises: RequestError
+    """
+    sent = request.prompt
+    if isinstance(sent, str):
+        return [sent]
+    if isinstance(sent, list) and sent:
+        if all(type(id) is int for id in sent):
+            return [sent]
+        if all(_is_prompt(item) or (request.echo and isinstance(item, str)) for item in sent):
+            return sent
+    raise RequestError(
+        f"json: cannot unmarshal {kind(sent)} into Go struct field CompletionRequest.prompt of type string"
+    )
+
+
+def _is_prompt(item: Any) -> bool:
+    return isinstance(item, list) and bool(item) and all(type(id) is int for id in item)
+
+
+def options(request: openai.Asked, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
+    """OpenAI's defaults, what the request says, then the options that it has in Ollama's way."""
+    asked = {
+        "num_predict": max_tokens,
+        "seed": request.seed,
+        "stop": list(stop) or None,
+        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "top_p": request.top_p or 1.0 if isinstance(request, openai.CompletionRequest) else request.top_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "logit_bias": logit_bias(request.logit_bias),
+    }
+    return {"top_p": 1.0} | {name: value for name, value in asked.items() if value is not None} | request.options
+
+
+def logit_bias(sent: Any) -> Any:
+    """The option of that name, in OpenAI's range; it refuses what is no map of numbers.  Raises: RequestError"""
+    numbers = [x for x in sent.values() if isinstance(x, int | float)] if isinstance(sent, dict) else []
+    if any(not -100 <= x <= 100 for x in numbers):
+        raise RequestError("logit_bias must have values between -100 and 100")
+    return sent
+
+
+def response_format(wanted: openai.ResponseFormat | None) -> Any:
+    if wanted is None:
+        return None
+    if wanted.type == "json_schema":
+        return wanted.json_schema.schema if wanted.json_schema else None
+    return "json" if wanted.type == "json_object" else None
+
+
+def think(effort: str | None) -> Any:
+    """Ollama's word for OpenAI's reasoning effort.  Raises: RequestError"""
+    if not effort:
+        return None
+    if effort != "none" and effort not in EFFORTS:
+        words = ", ".join(f'"{word}"' for word in EFFORTS)
+        raise RequestError(f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
+    return EFFORTS.get(effort, False)
+
+
+def messages(sent: Sequence[openai.Message]) -> list[ollama.Message]:
+    """Ollama's messages.  A message in parts becomes as many messages.  Raises: RequestError"""
+    said = []
+    names = {call.id: call.function.name for message in sent for call in message.tool_calls}
+    for message in sent:
+        parts = list(contents(message))
+        last = parts[-1]
+        last.thinking = message.reasoning
+        last.tool_calls = [tool_call(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
+        if last.role == "tool":
+            last.tool_name = message.name or names.get(message.tool_call_id, "")
+            last.tool_call_id = message.tool_call_id
+        said += parts
+    return said
+
+
+def contents(message: openai.Message) -> Iterator[ollama.Message]:
+    role = role_of(message.role)
+    if isinstance(message.content, str) or (message.content is None and message.tool_calls):
+        yield ollama.Message(role, message.content or "")
+    elif isinstance(message.content, list) and message.content:
+        for item in message.content:
+            text, images = part(item)
+            yield ollama.Message(role, text, images=images)
+    elif message.content == []:
+        yield ollama.Message(role)
+    else:
+        raise RequestError(f"invalid message content type: {go_type(message.content)}")
+
+
+def part(item: Any) -> tuple[str, list[bytes]]:
+    """The text or the image that a part of a message is, by the names of either of OpenAI's routes."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(item.get("text"), str):
+        return item["text"], []
+    if kind == "refusal" and isinstance(item.get("refusal"), str):
+        return item["refusal"], []
+    if kind in ("image_url", "input_image"):
+        url = item.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if isinstance(url, str):
+            return "", [image(url)]
+    raise RequestError("invalid message format")
+
+
+def role_of(role: str) -> str:
+    """A developer's word is the system's: what OpenAI calls it since it has a system of its own."""
+    return "system" if role == "developer" else role
+
+
+def image(url: str) -> bytes:
+    """The bytes in a data URL."""
+    if url.startswith(("http://", "https://")):
+        raise RequestError("image URLs are not currently supported, please use base64 encoded data instead")
+    if head := _DATA_URL.match(url):
+        try:
+            return binascii.a2b_base64(url[head.end() :], strict_mode=True)
+        except ValueError:
+            pass
+    raise RequestError("invalid image input")
+
+
+def tool_call(id: str, name: str, arguments: str) -> ollama.ToolCall:
+    """A call made earlier, whose arguments come as text."""
+    try:
+        value = loads(arguments.encode())
+    except Exception:
+        value = None
+    if not isinstance(value, dict):
+        raise RequestError("invalid tool call arguments")
+    return ollama.ToolCall(id, ollama.ToolCallFunction(name=name, arguments=ollama.Arguments(value)))
+
+
+def go_type(value: Any) -> str:
+    """What Go calls the type of a value in free JSON."""
+    names = {type(None): "<nil>", bool: "bool", int: "float64", float: "float64", str: "string"}
+    return names.get(type(value), "[]interface {}" if isinstance(value, list) else "map[string]interface {}")
+
+
+# --- answers ---
+
+
+def figures(*timings: Timings | None) -> dict[str, Any]:
+    """`usage`; and `truncated`, which is ours, if prompts were cut.
+
+    What the cache knew is told of prompts as long as those whose cache OpenAI tells of; Ollama never tells.
+    """
+    known = [t for t in timings if t]
+    n_prompt, n_sampled = sum(t.prompt_eval_count for t in known), sum(t.eval_count for t in known)
+    usage: dict[str, Any] = {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_sampled,
+        "total_tokens": n_prompt + n_sampled,
+    }
+    if n_prompt >= LONG:
+        usage |= {"prompt_tokens_details": {"cached_tokens": sum(t.prompt_eval_cached_count for t in known)}}
+    cut = [t for t in known if t.n_whole]
+    whole, kept = sum(t.n_whole for t in cut), sum(t.prompt_eval_count for t in cut)
+    return {"usage": usage} | ({"truncated": {"prompt_tokens": whole, "kept": kept}} if cut else {})
+
+
+def embeddings(request: openai.EmbedRequest, last: Piece) -> dict[str, Any]:
+    """The vectors that `last` has, each as numbers or as the base64 of little-endian float32."""
+    is_base64 = request.encoding_format.lower() == "base64"
+    data = [
+        {"object": "embedding", "embedding": base64_of(vector) if is_base64 else vector, "index": i}
+        for i, vector in enumerate(last.embeddings)
+    ]
+    n = last.timings.prompt_eval_count if last.timings else 0
+    usage = {"prompt_tokens": n, "total_tokens": n}
+    return {"object": "list", "data": data, "model": request.model, "usage": usage}
+
+
+def base64_of(vector: np.ndarray) -> str:
+    return binascii.b2a_base64(vector.astype("<f4").tobytes(), newline=False).decode()
+
+
+def tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    functions = [{"name": call.name, "arguments": arguments(call)} for call in calls]
+    heads = [{"id": call.id, "index": call.index, "type": "function"} for call in calls]
+    return [head | {"function": function} for head, function in zip(heads, functions, strict=True)]
+
+
+def arguments(call: ToolCall) -> str:
+    return dumps(call.arguments).decode()
+
+
+class ChatCompletion:
+    """An answer of /v1/chat/completions: `push` for one that streams, `whole` for one object."""
+
+    def __init__(self, request: openai.ChatCompletionRequest, answer: Answer):
+        self._answer, self._model = answer, request.model
+        self._include_usage = request.stream_options.include_usage
+        self._id, self._created = f"chatcmpl-{random.randrange(999)}", int(time.time())
+        self._role: dict[str, Any] = {"role": "assistant"}  # in the first chunk only
+        self._called = False
+
+    def whole(self, chunk: Chunk) -> dict[str, Any]:
+        self._called = bool(chunk.tool_calls)
+        message = {"role": "assistant", "content": chunk.text} | _thoughts(chunk) | _calls(chunk)
+        choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
+        return self._object("chat.completion", [choice]) | figures(chunk.timings)
+
+    def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        self._called = self._called or bool(chunk.tool_calls)
+        if chunk.thinking:
+            yield self._chunk({"content": ""} | _thoughts(chunk))
+        if chunk.text or chunk.tool_calls:
+            yield self._chunk({"content": chunk.text} | _calls(chunk), self._logprobs(chunk))
+        if chunk.done_reason:
+            if self._role:
+                yield self._chunk({"content": ""})
+            yield self._chunk({}, self._logprobs(chunk), self._finish(chunk))
+            if self._include_usage:
+                yield "", self._object("chat.completion.chunk", []) | figures(chunk.timings)
+            yield "", "[DONE]"
+
+    def _chunk(self, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None) -> Event:
+        choice = {"index": 0, "delta": self._role | delta, "finish_reason": finish} | (more or {})
+        self._role = {}
+        return "", self._object("chat.completion.chunk", [choice])
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return head | {"system_fingerprint": "fp_ollama", "choices": choices}
+
+    def _finish(self, chunk: Chunk) -> str | None:
+        return "tool_calls" if self._called and chunk.done_reason == "stop" else chunk.done_reason
+
+    def _logprobs(self, chunk: Chunk) -> dict[str, Any]:
+        known = logprobs(self._answer, chunk)
+        return {"logprobs": {"content": known["logprobs"]}} if known else {}
+
+
+def _thoughts(chunk: Chunk) -> dict[str, Any]:
+    return {"reasoning": chunk.thinking} if chunk.thinking else {}
+
+
+def _calls(chunk: Chunk) -> dict[str, Any]:
+    return {"tool_calls": tool_calls(chunk.tool_calls)} if chunk.tool_calls else {}
+
+
+class Completion:
+    """An answer of /v1/completions: `push` for one that streams, `whole` for choices that are there."""
+
+    def __init__(self, request: openai.CompletionRequest, tokenizer: Tokenizer):
+        self._request, self._tokenizer = request, tokenizer
+        self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
+        self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
+        self._at = 0  # characters told
+
+    def whole(self, prompts: Sequence[Prompt], chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """The answers to `prompts`, a choice for each."""
+        choices = [
+            self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
+        ]
+        return self._head | self._tail | {"choices": choices} | figures(*(chunk.timings for chunk in chunks))
+
+    def push(self, chunk: Chunk) -> Iterator[Event]:
+        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        yield from self.events([self._choice(chunk)], figures(chunk.timings) if chunk.timings else None)
+        self._at += len(chunk.text)
+
+    def events(self, choices: list[dict[str, Any]], total: dict[str, Any] | None) -> Iterator[Event]:
+        """`choices`, and the end if these are the last: then there is the `total`."""
+        include_usage = self._request.stream_options.include_usage
+        so_far = figures() if include_usage else {}
+        yield "", self._head | {"choices": choices} | self._tail | so_far
+        if total and include_usage:
+            yield "", self._head | {"choices": []} | self._tail | total
+        if total:
+            yield "", "[DONE]"
+
+    def _choice(self, chunk: Chunk, index: int = 0, prompt: Prompt = ()) -> dict[str, Any]:
+        """`prompt`: as it was sent, so that an echo of text is that text, without BOS and the blank before it."""
+        front = max(chunk.text.find(prompt), 0) if self._request.echo and isinstance(prompt, str) else 0
+        told = {"text": chunk.text[front:], "index": index, "finish_reason": chunk.done_reason}
+        if self._request.logprobs is None:
+            return told
+        return told | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._at - front)}
+
+
+def classic_logprobs(tokenizer: Tokenizer, known: Sequence[Logprob], at: int = 0) -> dict[str, list[Any]]:
+    """Lists, an entry for each token: its text, its log-probability, the likeliest ones, where it begins in the text.
+
+    The first token of a prompt has no probability; where it begins before the text (`at` < 0), it is left out.  A token
+    that is no whole character is written "bytes:\\xe2".  An answer's last token may be the one that says it is over.
+    """
+    entries = []
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    for one in known:
+        text, first = token_text(tokenizer.piece(one.id)), math.isnan(one.logprob)
+        offset, at = at, at + len(utf8.decode(tokenizer.piece(one.id)))
+        top = {token_text(tokenizer.piece(id)): value for id, value in one.top} | {text: one.logprob}
+        if not (first and offset < 0 and at <= 0):
+            entries.append((text, None if first else one.logprob, None if first else top, max(offset, 0)))
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return {name: [entry[i] for entry in entries] for i, name in enumerate(names)}
+
+
+def token_text(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

@@ -1,0 +1,164 @@
+"""What the OpenAI routes take, as the Go structs of Ollama's openai package say it; `engine/go/decode.py` reads them.
+
+Any is what the wire leaves open: a string or a list of parts, one stop string or several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..wire.schema import Tools
+
+
+@dataclass
+class Function:
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass
+class ToolCall:
+    go_name: ClassVar[str] = "openai.ToolCall"
+    id: str = ""
+    index: int = 0
+    type: str = ""
+    function: Function = field(default_factory=Function)
+
+
+@dataclass
+class Message:
+    go_name: ClassVar[str] = "openai.Message"
+    role: str = ""
+    content: Any = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass
+class JsonSchema:
+    go_name: ClassVar[str] = "openai.JsonSchema"
+    schema: Any = None
+
+
+@dataclass
+class ResponseFormat:
+    go_name: ClassVar[str] = "openai.ResponseFormat"
+    type: str = ""
+    json_schema: JsonSchema | None = None
+
+
+@dataclass
+class StreamOptions:
+    go_name: ClassVar[str] = "openai.StreamOptions"
+    include_usage: bool = False
+
+
+@dataclass
+class Reasoning:
+    go_name: ClassVar[str] = "openai.Reasoning"
+    effort: str = ""
+    summary: str = ""
+
+
+@dataclass
+class Asked:
+    """What the two kinds of completion have in common.  `options` is ours: Ollama's options, which come last."""
+
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions = field(default_factory=StreamOptions)
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: Any = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ChatCompletionRequest(Asked):
+    go_name: ClassVar[str] = "openai.ChatCompletionRequest"
+    messages: list[Message] = field(default_factory=list)
+    max_completion_tokens: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: Tools = field(default_factory=Tools)
+    tool_choice: Any = None
+    reasoning: Reasoning | None = None
+    reasoning_effort: str | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+@dataclass
+class CompletionRequest(Asked):
+    """`prompt`: text; token ids; a list of either where the prompt is to be echoed."""
+
+    go_name: ClassVar[str] = "openai.CompletionRequest"
+    prompt: Any = ""
+    suffix: str = ""
+    echo: bool = False
+    logprobs: int | None = None
+
+
+@dataclass
+class EmbedRequest:
+    """`input`: a text or several."""
+
+    go_name: ClassVar[str] = "openai.EmbedRequest"
+    model: str = ""
+    input: Any = None
+    dimensions: int = 0
+    encoding_format: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TextFormat:
+    go_name: ClassVar[str] = "openai.ResponsesTextFormat"
+    type: str = ""
+    name: str = ""
+    schema: Any = None
+    strict: bool | None = None
+
+
+@dataclass
+class Text:
+    go_name: ClassVar[str] = "openai.ResponsesText"
+    format: TextFormat | None = None
+
+
+@dataclass
+class FunctionTool:
+    go_name: ClassVar[str] = "openai.ResponsesTool"
+    type: str = ""
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+    parameters: dict[str, Any] | None = None
+
+
+@dataclass
+class ResponsesRequest:
+    """`input`: text, or items: messages, calls and their results, thoughts."""
+
+    go_name: ClassVar[str] = "openai.ResponsesRequest"
+    model: str = ""
+    input: Any = None
+    instructions: str = ""
+    stream: bool = False
+    tools: list[FunctionTool] = field(default_factory=list)
+    tool_choice: Any = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    truncation: str | None = None
+    reasoning: Reasoning | None = None
+    text: Text | None = None
+    previous_response_id: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The HTTP application, its guard, log and metrics."""

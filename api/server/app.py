@@ -1,0 +1,54 @@
+"""The server: routes, who may use them, what errors become."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from ...engine.errors import EngineError
+from ...engine.go.json import DecodeError
+from ...engine.serve.engine import Engine
+from ..anthropic import routes as anthropic
+from ..ollama import chat, create, embed, generate, models, root, tokens, transfer
+from ..openai import routes as openai
+from ..wire.dump import RequestDump
+from ..wire.errors import on_error, on_http_error
+from . import metrics
+from .guard import Guard
+from .log import RequestLog
+from .metrics import Metrics
+
+ROUTERS = [
+    module.router
+    for module in (root, generate, chat, embed, models, create, transfer, tokens, metrics, openai, anthropic)
+]
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The ASGI application that answers for `engine`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+        app.state.threads.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(title="numllama", redirect_slashes=False, openapi_url=None, lifespan=lifespan)
+    app.state.engine = engine
+    app.state.metrics = Metrics(engine)
+    # Threads wait in here for models to load, so there must be more of them than the queue of loads is long.
+    app.state.threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request")
+    for router in ROUTERS:
+        app.include_router(router)
+    for error in (EngineError, DecodeError):
+        app.add_exception_handler(error, on_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    if engine.settings.debug_log_requests:
+        app.add_middleware(RequestDump)
+    app.add_middleware(Guard, settings=engine.settings)
+    app.add_middleware(RequestLog)
+    return app

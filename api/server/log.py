@@ -1,0 +1,98 @@
+"""The log: one line of key=value per request and event, on standard error.
+
+    time=2026-01-31T12:00:00.123Z level=INFO msg=request method=POST path=/api/chat status=200 duration=1.2s ...
+
+Routes add what they know to `request.scope["log"]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...engine.go.duration import format_duration
+from ...engine.go.json import rfc3339
+from ...engine.settings import TRACE
+from ..wire.errors import refusal
+from .guard import METHODS
+
+log = logging.getLogger("numllama.request")
+
+
+class LineFormatter(logging.Formatter):
+    """A record as one line of key=value, its `fields` after the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": rfc3339(int(record.created * 1000) * 1_000_000),
+            "level": record.levelname,
+            "source": record.name,
+            "msg": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        line = " ".join(f"{key}={_value(value)}" for key, value in fields.items())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return (
+        text
+        if re.fullmatch(r"[^\s\"=]+", text)
+        else '"' + text.replace("\\", "\\\\").replace('"', r"\"").replace("\n", r"\n") + '"'
+    )
+
+
+def start_logging(debug: int) -> None:
+    """`debug` 1: also what matters to few; 2: prompts too."""
+    level = {0: logging.INFO, 1: logging.DEBUG}.get(debug, TRACE)
+    logging.addLevelName(TRACE, "TRACE")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "asyncio", "numba", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class RequestLog:
+    """ASGI middleware: the outermost, so that whatever happens to a request ends in one line and never in a traceback
+    for the client."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.perf_counter_ns(), 0
+        scope["log"] = {}
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except ClientDisconnect:  # in the middle of its body
+            status = 499
+        except Exception as error:
+            answer = refusal(error, path=scope["path"])
+            if not status:
+                await answer(scope, receive, send_and_note)
+        finally:
+            duration = format_duration(time.perf_counter_ns() - began)
+            facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration": duration}
+            log.info("request", extra={"fields": facts | scope["log"]})
+            if "app" in scope:
+                # only names that are ours: a client could make up any number of others
+                method = scope["method"] if scope["method"] in METHODS.split(",") else "other"
+                route = getattr(scope.get("route"), "path", "other")
+                scope["app"].state.metrics.requests.labels(method, route, status).inc()

@@ -1,0 +1,91 @@
+"""What generate and chat say alike: how an answer is wanted, the figures and log-probabilities that come with it."""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import Any
+
+from ...engine.errors import RequestError
+from ...engine.go.json import rfc3339
+from ...engine.options import Wanted
+from ...engine.sampling import Logprob
+from ...engine.serve.answer import Answer
+from ...engine.tokenizer import Tokenizer
+from .request import Visit
+from .schema import Asked
+from .stream import Chunk
+
+
+def wanted(request: Asked) -> Wanted:
+    """Raises: RequestError"""
+    if not 0 <= request.top_logprobs <= 20:
+        raise RequestError("top_logprobs must be between 0 and 20")
+    return Wanted(
+        options=request.options,
+        keep_alive=request.keep_alive,
+        think=request.think,  # a bool, too
+        format=request.format,
+        truncate=request.truncate,
+        shift=request.shift,
+        n_logprobs=request.top_logprobs if request.logprobs else None,
+        render_only=request.debug_render_only,
+    )
+
+
+def head(request: Asked) -> dict[str, Any]:
+    """The name as it was sent, and the time now."""
+    return {"model": request.model, "created_at": rfc3339(time_ns())}
+
+
+def without_text(answer: Answer) -> dict[str, Any]:
+    """The end of an answer that is over before it began: a model loaded or unloaded, a prompt only rendered."""
+    if answer.done_reason:
+        return {"done": True, "done_reason": answer.done_reason}
+    images = {"image_count": answer.n_images} if answer.n_images else {}
+    return {"done": False, "_debug_info": {"rendered_template": answer.prompt} | images}
+
+
+def thinking(chunk: Chunk) -> dict[str, str]:
+    """`thinking`, if there is any."""
+    return {"thinking": chunk.thinking} if chunk.thinking else {}
+
+
+def tool_calls(chunk: Chunk) -> dict[str, Any]:
+    """`tool_calls`, if there are any."""
+    calls = [
+        {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
+        for call in chunk.tool_calls
+    ]
+    return {"tool_calls": calls} if calls else {}
+
+
+def statistics(visit: Visit, chunk: Chunk) -> dict[str, Any]:
+    """The figures of the last object, of which a zero is left out; what the cache knew of the prompt, and what was cut.
+
+    The last two are ours: Ollama cuts and says nothing.
+    """
+    if not (t := chunk.timings):
+        return {}
+    cut = {"truncated": {"prompt_tokens": t.n_whole, "kept": t.prompt_eval_count}} if t.n_whole else {}
+    figures: dict[str, Any] = {name: n for name, n in visit.figures(t).items() if n}
+    return figures | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | cut
+
+
+def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:
+    """`logprobs` of a chunk, one entry for each of its tokens but the one that ends it, if they were asked for."""
+    assert answer.model
+    tokenizer = answer.model.tokenizer
+    entries = [_entry(tokenizer, known) for known in chunk.logprobs if known.id not in tokenizer.eog]
+    return {"logprobs": entries} if entries else {}
+
+
+def _entry(tokenizer: Tokenizer, known: Logprob) -> dict[str, Any]:
+    top = [_token(tokenizer, id, value) for id, value in known.top]
+    return _token(tokenizer, known.id, known.logprob) | ({"top_logprobs": top} if top else {})
+
+
+def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
+    piece = tokenizer.piece(id, special=True)
+    shown: dict[str, Any] = {"token": piece.decode("utf-8", "replace")}
+    shown["logprob"] = int(logprob) if logprob.is_integer() else logprob  # Go writes 0, not 0.0
+    return shown | ({"bytes": list(piece)} if piece else {})

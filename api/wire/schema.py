@@ -1,0 +1,227 @@
+"""What the routes take, as the Go structs of Ollama's api package say it; `engine/go/decode.py` reads them.
+
+Defaults are what an absent field means; None where being absent means something of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ...engine.errors import BadOptions
+from ...engine.go.duration import parse_keep_alive
+from ...engine.go.json import DecodeError
+
+
+class KeepAlive(int):
+    """Nanoseconds that a model stays loaded; JSON has seconds or a duration."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> int:
+        try:
+            return parse_keep_alive(value)
+        except BadOptions as error:
+            raise DecodeError(str(error)) from None
+
+
+class Think(str):
+    """Whether a thinking model thinks, or how hard."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> bool | str:
+        words = '"high", "medium", "low", "max", true, or false'
+        if isinstance(value, bool) or value in ("high", "medium", "low", "max"):
+            return value
+        if isinstance(value, str):
+            raise DecodeError(f'invalid think value: "{value}" (must be {words})')
+        raise DecodeError(f"think must be a boolean or string ({words})")
+
+
+class Arguments(dict[str, Any]):
+    """Of a tool call, in the order of their keys."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise DecodeError("Value looks like object, but can't find closing '}' symbol")
+        return value
+
+
+@dataclass
+class ToolCallFunction:
+    index: int = 0
+    name: str = ""
+    arguments: Arguments = field(default_factory=Arguments)
+
+
+@dataclass
+class ToolCall:
+    id: str = ""
+    function: ToolCallFunction = field(default_factory=ToolCallFunction)
+
+
+@dataclass
+class Message:
+    """One turn of a conversation."""
+
+    go_alias: ClassVar[str] = "api.Alias"  # Go decodes it under this name, to lower the role's case first
+    role: str = ""
+    content: str = ""
+    thinking: str = ""
+    images: list[bytes] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.role = self.role.lower()
+
+
+@dataclass
+class Tool:
+    type: str = ""
+    items: Any = None
+    function: dict[str, Any] = field(default_factory=dict)
+
+
+class Tools(list[Tool]):
+    go_name: ClassVar[str] = "api.Tools"
+    item: ClassVar[type] = Tool
+
+
+@dataclass
+class Asked:
+    """What generate and chat have in common."""
+
+    model: str = ""
+    stream: bool = True
+    format: Any = None
+    keep_alive: KeepAlive | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    think: Think | None = None
+    truncate: bool = True
+    shift: bool = True
+    logprobs: bool = False
+    top_logprobs: int = 0
+    debug_render_only: bool = field(default=False, metadata={"json": "_debug_render_only"})
+
+
+@dataclass
+class GenerateRequest(Asked):
+    prompt: str = ""
+    suffix: str = ""
+    system: str = ""
+    template: str = ""
+    context: list[int] | None = None
+    raw: bool = False
+    images: list[bytes] = field(default_factory=list)
+
+
+@dataclass
+class ChatRequest(Asked):
+    messages: list[Message] = field(default_factory=list)
+    tools: Tools = field(default_factory=Tools)
+
+
+@dataclass
+class EmbedRequest:
+    """`input`: a text or several."""
+
+    model: str = ""
+    input: Any = None
+    keep_alive: KeepAlive | None = None
+    truncate: bool = True
+    dimensions: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EmbeddingRequest:
+    model: str = ""
+    prompt: str = ""
+    keep_alive: KeepAlive | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Named:
+    """A model by either of its two fields."""
+
+    model: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.model = self.model or self.name
+
+
+@dataclass
+class ShowRequest(Named):
+    verbose: bool = False
+    system: str = ""
+    template: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DeleteRequest(Named):
+    pass
+
+
+@dataclass
+class CopyRequest:
+    source: str = ""
+    destination: str = ""
+
+
+@dataclass
+class PullRequest(Named):
+    insecure: bool = False
+    stream: bool = True
+    username: str = ""  # never used
+    password: str = ""
+
+
+@dataclass
+class PushRequest(PullRequest):
+    pass
+
+
+@dataclass
+class TokenizeRequest(Named):
+    """`content`, which proposals have also called `text` and `prompt`."""
+
+    content: str = ""
+    text: str = ""
+    prompt: str = ""
+    add_special: bool = False
+    parse_special: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.content = self.content or self.text or self.prompt
+
+
+@dataclass
+class DetokenizeRequest(Named):
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass
+class CreateRequest(Named):
+    from_: str = field(default="", metadata={"json": "from"})
+    files: dict[str, str] | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    template: str = ""
+    system: str = ""
+    license: Any = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    quantize: str = ""
+    quantization: str = ""
+    renderer: str = ""
+    parser: str = ""
+    requires: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+    modelfile: str = ""
+    path: str = ""
+    stream: bool = True

@@ -1,0 +1,446 @@
+"""GGUF: a model in one file, read where it lies.
+
+    byte 0   "GGUF"   version u32   n_tensors u64   n_kv u64
+        24   key-values, n_kv of them:   key str   type u32   value
+             tensor table, n_tensors:    name str   n_dims u32   dims u64[n_dims]   ggml type u32   offset u64
+             zeros up to a multiple of general.alignment, or of 32 without that key
+      data   the tensors' blocks, each at data + offset, a multiple of the alignment again
+
+    str      length u64, then that many bytes of UTF-8; no terminator
+    array    item type u32, n u64, then n items without padding; an item may be a string or an array
+    dims     fastest axis first: what NumPy calls [n_out, n_in] stands here as n_in, n_out
+
+All numbers have one byte order, the one that makes the version small: 03 00 00 00 is little endian, 00 00 00 03 big.
+Version 2 is version 3 before big endian was allowed; version 1 had 32-bit counts, and llama.cpp has stopped reading it.
+
+The file is mapped: a tensor's `blocks` are a view, and the system fetches a page when a kernel first touches it.
+Nothing needs closing, for the map lives as long as an array that looks into it.  Cutting a mapped file short ends the
+process (SIGBUS), as in llama.cpp; so a model is replaced by renaming another over it, never by writing into it.
+
+No length is trusted: each is compared with the bytes that remain before anything of that length is made.  A broken file
+ends in BadGGUF, whatever is broken, and costs little; a sound one costs its metadata, and Python's 50 bytes per string.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; as strict as llama.cpp's gguf.cpp, 0c1e57098.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+import re
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...kernels.quants import FORMATS
+from ...kernels.quants.types import GGMLType
+from ...kernels.tensor import Tensor
+from ..errors import BadGGUF, ModelError, ModelNotFound
+
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4  # ggml.h GGML_MAX_DIMS
+MAX_WEIGHTS = 2**59  # as F64 they take 2**62 bytes; far above any file, and no product of dimensions wraps around
+MAX_NESTING = 8  # of arrays in arrays; no file is known that nests at all
+
+
+class ValueType(IntEnum):
+    """A value's type, under llama.cpp's short name.  `ValueType.U16(3)` is a value typed for the writer."""
+
+    U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
+
+    def __call__(self, value: Any) -> Typed:
+        return Typed(self, value)
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType:
+    """An array's type: that of its items, or each one's own where they are arrays.  Also typed: `ArrayType(STR)([])`"""
+
+    of: ValueType | tuple[ArrayType, ...]
+
+    def __call__(self, value: Any) -> Typed:
+        return Typed(self, value)
+
+    def __str__(self) -> str:
+        return f"arr[{self.of if isinstance(self.of, ValueType) else 'arr'}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A value with its GGUF type, where Python's own type would not tell."""
+
+    type: ValueType | ArrayType
+    value: Any
+
+
+U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = ValueType
+# The number types as struct and NumPy both spell them, after "<" or ">"
+CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", U64: "Q", I64: "q", F64: "d"}
+# The bytes of the shortest item: a number's, a string's length, an array's type and n
+_LEAST = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {BOOL: 1, STR: 8, ARR: 12}
+
+
+class Unsupported(NamedTuple):
+    """A tensor of a ggml type that no format here reads: it can be shown, not computed.  nbytes: up to the next one."""
+
+    type: GGMLType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class GGUF:
+    """An open model file, or all parts of a split model as if they were one.
+
+    kv           plain values: int float bool str; arrays of numbers as ndarray in the machine's byte order, others as
+                 list.  A byte that is no UTF-8 becomes a surrogate (errors="surrogateescape").
+    kv_types     each value's GGUF type; `typed` has both
+    tensors      by name, in the file's order.  The blocks of a big-endian file are big-endian
+    unsupported  the tensors without a format
+    parts        the files: one, or a split model's, then its adapters'; `path` and all about keys are the first's
+    kv_offsets, tensor_offsets   the byte where each value and each entry of the tensor table begins, for errors
+    """
+
+    path: Path
+    version: int
+    byteorder: str
+    alignment: int
+    kv: dict[str, Any]
+    kv_types: dict[str, ValueType | ArrayType]
+    tensors: dict[str, Tensor] = field(repr=False)
+    unsupported: dict[str, Unsupported]
+    parts: tuple[Path, ...]
+    kv_offsets: dict[str, int] = field(repr=False)
+    tensor_offsets: dict[str, int] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GGUF:
+        return read_gguf(path)
+
+    @property
+    def typed(self) -> dict[str, Typed]:
+        """The key-values with their types: what `write_gguf` turns into the same bytes again."""
+        return {key: Typed(self.kv_types[key], value) for key, value in self.kv.items()}
+
+    def bad(self, key: str, message: str) -> BadGGUF:
+        """The error that says `message` of the value of `key`, or of the file where there is no such key."""
+        return BadGGUF(self.path, self.kv_offsets.get(key, 0), message)
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GGUF:
+    """The model in file `path`; of a split model (name-00001-of-00003.gguf) any part stands for the whole.
+
+    Raises: BadGGUF; ModelNotFound; ModelError for what is not a file or may not be read.
+    """
+    given = read_part(Path(path))
+    count = _integer(given, "split.count") if "split.count" in given.kv else 1
+    return _join(given, count) if count > 1 else given
+
+
+def _join(given: GGUF, count: int) -> GGUF:
+    """The model of `count` parts that `given` belongs to, named and numbered as llama.cpp's gguf-split does."""
+    name = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", given.path.name, re.DOTALL)
+    if not name or int(name[2]) != count:
+        expected = f"a file name like model-00001-of-{count:05}.gguf, which tells the other parts' names"
+        raise given.bad("split.count", f"split.count is {count}, expected {expected}")
+    paths = tuple(given.path.with_name(f"{name[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
+    parts = []
+    for path in paths:
+        try:
+            parts.append(given if path == given.path else read_part(path))
+        except ModelNotFound:
+            raise given.bad("split.count", f"split.count is {count}, and part {_quote(path.name)} is missing") from None
+    return join(parts, "as in the file's name")
+
+
+def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
+    """The model of all its `parts`, which were read one by one and are in order.  Raises: BadGGUF
+
+    why   ends the sentence about a part that is another than its place says
+    """
+    count = len(parts)
+    for i, part in enumerate(parts):
+        for key, value in (("split.no", i), ("split.count", count)):
+            if _integer(part, key) != value:
+                raise part.bad(key, f"{key} is {part.kv[key]}, expected {value} {why}")
+    whole = replace(
+        parts[0],
+        tensors=dict(parts[0].tensors),
+        unsupported=dict(parts[0].unsupported),
+        parts=tuple(part.path for part in parts),
+        tensor_offsets=dict(parts[0].tensor_offsets),
+    )
+    for part in parts[1:]:
+        if twice := whole.tensor_offsets.keys() & part.tensor_offsets.keys():
+            raise part.bad("split.no", f"tensor {_quote(min(twice))} is in an earlier part too")
+        whole.tensors.update(part.tensors)
+        whole.unsupported.update(part.unsupported)
+        whole.tensor_offsets.update(part.tensor_offsets)
+    n_tensors = len(whole.tensor_offsets)
+    if (n := _integer(whole, "split.tensors.count")) != n_tensors:
+        raise whole.bad("split.tensors.count", f"found {n_tensors} tensors in {count} parts, expected {n}")
+    return whole
+
+
+def _integer(gguf: GGUF, key: str) -> int:
+    if type(gguf.kv.get(key)) is not int:
+        raise gguf.bad(key, f"{key} is {gguf.kv_types.get(key, 'missing')}, expected an integer")
+    return gguf.kv[key]
+
+
+def read_part(path: Path) -> GGUF:
+    """One file, whatever it says of other parts.  Raises: as `read_gguf`"""
+    try:
+        mode = os.stat(path).st_mode  # first, since opening a named pipe would wait for its writer
+        if not stat.S_ISREG(mode):
+            found = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise ModelError(f"{str(path)!r} is {found}, expected a GGUF file")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
+                raise BadGGUF(path, 0, "found an empty file, expected b'GGUF'")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelNotFound(str(path), f"{str(path)!r}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ModelError(f"{str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    return _Reader(path, data).gguf()
+
+
+class _Reader:
+    """A place in a mapped file.  Every step forward is checked against the end."""
+
+    def __init__(self, path: Path, data: mmap.mmap):
+        self.path, self.data, self.at, self.end = path, data, 0, len(data)
+        self.order = "<"
+
+    def bad(self, at: int, message: str) -> BadGGUF:
+        return BadGGUF(self.path, at, message)
+
+    def gguf(self) -> GGUF:
+        version, n_tensors, n_kv = self.header()
+        kv, types, offsets = self.key_values(n_kv)
+        alignment = kv.get("general.alignment", DEFAULT_ALIGNMENT)
+        if (type := types.get("general.alignment", U32)) is not U32 or alignment.bit_count() != 1:
+            found = f"general.alignment is {alignment if type is U32 else type}"
+            raise self.bad(offsets["general.alignment"], f"{found}, expected a power of two as u32")
+        tensors, unsupported, entries = self.tensors(n_tensors, alignment)
+        parts = (self.path,)
+        return GGUF(self.path, version, self.order, alignment, kv, types, tensors, unsupported, parts, offsets, entries)
+
+    def header(self) -> tuple[int, int, int]:
+        """version, n_tensors, n_kv; finds the byte order on the way"""
+        if (magic := self.data[:4]) != b"GGUF":
+            raise self.bad(0, f"found {magic!r}{_likeness(self.data[:512])}, expected b'GGUF'")
+        self.skip(8, "magic and version")
+        raw = self.data[4:8]
+        version, self.order = min((int.from_bytes(raw, "little"), "<"), (int.from_bytes(raw, "big"), ">"))
+        if version not in VERSIONS:
+            raise self.bad(4, f"found GGUF version {version}, expected 2 or 3")
+        n_tensors, n_kv = self.number(U64, "n_tensors"), self.number(U64, "n_kv")
+        # the least key-value has a key of one letter and a value of one byte; the least tensor such a name and one axis
+        if n_kv * (8 + 1 + 4 + 1) + n_tensors * (8 + 1 + 4 + 8 + 4 + 8) > self.end - self.at:
+            found = f"found {n_tensors} tensors and {n_kv} key-values"
+            raise self.bad(8, f"{found}, expected no more than fit into the {self.end - self.at} bytes that follow")
+        return version, n_tensors, n_kv
+
+    # ---- values
+
+    def skip(self, size: int, what: str) -> int:
+        """The offset of the next `size` bytes, which are `what`; goes on behind them."""
+        at, remain = self.at, self.end - self.at
+        if size > remain:
+            raise self.bad(at, f"{what}: found the end of the file after {remain} bytes, expected {size}")
+        self.at = at + size
+        return at
+
+    def number(self, type: ValueType, what: str) -> Any:
+        return struct.unpack_from(self.order + CODES[type], self.data, self.skip(_LEAST[type], what))[0]
+
+    def string(self, what: str) -> str:
+        size = self.number(U64, f"length of {what}")
+        at = self.skip(size, what)
+        return self.data[at : self.at].decode("utf-8", "surrogateescape")
+
+    def strings(self, n: int, what: str) -> list[str]:
+        """`n` strings: `string` written out flat, for a vocabulary of 128k with its merges has 400k of them."""
+        length, data, at, end = struct.Struct(self.order + "Q").unpack_from, self.data, self.at, self.end
+        strings = []
+        for i in range(n):
+            size = length(data, at)[0] if end - at >= 8 else 0
+            at += 8
+            if size > end - at:  # there is no such string, nor one where no length was left: `string` says so
+                self.at = at - 8
+                self.string(f"{what}[{i}]")
+            strings.append(data[at : at + size].decode("utf-8", "surrogateescape"))
+            at += size
+        self.at = at
+        return strings
+
+    def bools(self, n: int, what: str) -> list[bool]:
+        at = self.skip(n, what)
+        raw = np.frombuffer(self.data, np.uint8, n, at)
+        if (wrong := np.flatnonzero(raw > 1)).size:
+            raise self.bad(at + int(wrong[0]), f"{what}: found a bool of {raw[wrong[0]]}, expected 0 or 1")
+        return raw.view(np.bool_).tolist()
+
+    def scalar(self, type: ValueType, what: str) -> Any:
+        if type is STR:
+            return self.string(what)
+        return self.bools(1, what)[0] if type is BOOL else self.number(type, what)
+
+    def array(self, what: str, depth: int = 1) -> tuple[Any, ArrayType]:
+        """An array's items and its whole type."""
+        if depth > MAX_NESTING:
+            raise self.bad(self.at, f"{what}: found arrays nested deeper than {MAX_NESTING}")
+        of, n = self.type(f"an item of {what}"), self.number(U64, f"n of {what}")
+        if n * _LEAST[of] > self.end - self.at:
+            expected = f"no more than fit into the {self.end - self.at} bytes that follow"
+            raise self.bad(self.at - 8, f"{what}: found an array of {n} {of}, expected {expected}")
+        if of is STR:
+            return self.strings(n, what), ArrayType(of)
+        if of is BOOL:
+            return self.bools(n, what), ArrayType(of)
+        if of is ARR:
+            items = [self.array(what, depth + 1) for _ in range(n)]
+            return [value for value, _ in items], ArrayType(tuple(type for _, type in items))
+        at = self.skip(n * _LEAST[of], what)
+        return np.frombuffer(self.data, self.order + CODES[of], n, at).astype(CODES[of]), ArrayType(of)
+
+    def type(self, what: str) -> ValueType:
+        id = self.number(U32, f"type of {what}")
+        if id >= len(ValueType):
+            raise self.bad(self.at - 4, f"{what} has value type {id}, expected 0 (u8) to 12 (f64)")
+        return ValueType(id)
+
+    # ---- the two tables
+
+    def key_values(self, n: int) -> tuple[dict[str, Any], dict[str, ValueType | ArrayType], dict[str, int]]:
+        """Values, types and offsets by key."""
+        kv: dict[str, Any] = {}
+        types: dict[str, ValueType | ArrayType] = {}
+        offsets: dict[str, int] = {}
+        for i in range(n):
+            key = self.name(f"key {i} of {n}", kv)
+            what = f"key {_quote(key)}"
+            type = self.type(what)
+            offsets[key] = self.at
+            if type is ARR:
+                kv[key], types[key] = self.array(what)
+            else:
+                types[key] = type
+                kv[key] = self.scalar(type, what)
+        return kv, types, offsets
+
+    def name(self, what: str, taken: dict[str, Any]) -> str:
+        at = self.at
+        name = self.string(what)
+        if not name or name in taken:
+            raise self.bad(at, f"{what} is {_quote(name)}{' again' if name else ''}, expected a name of its own")
+        return name
+
+    def tensors(self, n: int, alignment: int) -> tuple[dict[str, Tensor], dict[str, Unsupported], dict[str, int]]:
+        """The tensor table, each entry with a view of its data; and the offsets of the entries."""
+        table: dict[str, _Entry] = {}
+        for i in range(n):
+            at = self.at
+            name = self.name(f"tensor {i} of {n}", table)
+            table[name] = self.entry(name, at, alignment)
+        data = -(-self.at // alignment) * alignment
+
+        room = {}  # bytes up to the next tensor's data, or to the end of the file
+        by_offset = sorted(table.values(), key=lambda entry: (entry.offset, entry.nbytes))
+        for entry, after in itertools.zip_longest(by_offset, by_offset[1:]):
+            start, limit = data + entry.offset, data + after.offset if after else self.end
+            room[entry.name] = limit - start
+            if entry.nbytes > limit - start:
+                found = f"tensor {_quote(entry.name)} takes at least {entry.nbytes} bytes from byte {start}"
+                next = f"tensor {_quote(after.name)}" if after else "the end of the file"
+                raise self.bad(entry.at, f"{found}, expected to end by byte {limit}, where {next} is")
+
+        tensors: dict[str, Tensor] = {}
+        unsupported: dict[str, Unsupported] = {}
+        for name, entry in table.items():
+            if format := FORMATS.get(entry.type):
+                layout = format.layout if self.order == "<" else format.layout.newbyteorder(">")
+                blocks = np.frombuffer(self.data, layout, entry.nbytes // format.block_bytes, data + entry.offset)
+                rows = blocks.reshape(*entry.shape[:-1], entry.shape[-1] // format.block_size)
+                tensors[name] = Tensor(name, format, entry.shape, rows)
+            else:
+                unsupported[name] = Unsupported(entry.type, entry.shape, room[name])
+        return tensors, unsupported, {name: entry.at for name, entry in table.items()}
+
+    def entry(self, name: str, at: int, alignment: int) -> _Entry:
+        """What the tensor table says of tensor `name`, whose entry begins at byte `at`."""
+        what = f"tensor {_quote(name)}"
+        n_dims = self.number(U32, f"n_dims of {what}")
+        if not 1 <= n_dims <= MAX_DIMS:
+            raise self.bad(self.at - 4, f"{what} has {n_dims} dimensions, expected 1 to {MAX_DIMS}")
+        shape = tuple(self.number(U64, f"dims of {what}") for _ in range(n_dims))[::-1]
+        if math.prod(max(n, 1) for n in shape) > MAX_WEIGHTS:
+            raise self.bad(self.at - 8 * n_dims, f"{what} has shape {shape}, expected at most 2**59 weights")
+        id = self.number(U32, f"ggml type of {what}")
+        if id not in tuple(GGMLType):
+            expected = "which this build does not know; docs/formats.md lists those it does"
+            raise self.bad(self.at - 4, f"{what} has ggml type id {id}, {expected}")
+        nbytes = min(1, math.prod(shape))
+        if format := FORMATS.get(GGMLType(id)):
+            if shape[-1] % format.block_size:
+                expected = f"a multiple of {format.name}'s block of {format.block_size}"
+                raise self.bad(self.at - 4, f"{what} has rows of {shape[-1]} weights, expected {expected}")
+            nbytes = math.prod(shape) // format.block_size * format.block_bytes
+        offset = self.number(U64, f"offset of {what}")
+        if offset % alignment:
+            raise self.bad(
+                self.at - 8, f"{what} has offset {offset}, expected a multiple of the alignment, {alignment}"
+            )
+        return _Entry(name, at, GGMLType(id), shape, nbytes, offset)
+
+
+class _Entry(NamedTuple):
+    """A line of the tensor table, found at byte `at`.  nbytes: 1 stands for any number where the type has no format."""
+
+    name: str
+    at: int
+    type: GGMLType
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+
+
+def _quote(text: str) -> str:
+    """`text` as Python writes it, on one line, and not at length."""
+    return repr(text if len(text) <= 70 else text[:67] + "...")
+
+
+_LIKENESSES = {
+    b"lmgg": "a GGML file, from before GGUF",
+    b"fmgg": "a GGMF file, from before GGUF",
+    b"tjgg": "a GGJT file, from before GGUF",
+    b"algg": "a GGLA adapter, from before GGUF",
+    b"PK\x03\x04": "a zip archive, as PyTorch checkpoints are",
+    b"\x80\x02": "a Python pickle, as old PyTorch checkpoints are",
+    b"\x1f\x8b": "gzip",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
+    b"<": "HTML; has a download been answered with a page?",
+    b"{": "JSON",
+    b"[": "JSON",
+    b"\0\0\0\0": "zeros; is a download unfinished?",
+}
+
+
+def _likeness(head: bytes) -> str:
+    """What the file that begins with `head` looks like, in brackets; nothing where nobody can tell."""
+    if head[8:10] == b'{"':  # behind the length of that JSON, u64
+        return " (safetensors)"
+    return next((f" ({what})" for magic, what in _LIKENESSES.items() if head.lstrip().startswith(magic)), "")

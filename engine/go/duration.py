@@ -1,0 +1,88 @@
+"""Durations as Go writes and reads them (`5m`, `1h30m`, `-1s`), in whole nanoseconds, and `keep_alive` made of them.
+
+Clients match on the error texts, so they are those of Go 1.26's time.ParseDuration.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import BadOptions
+
+SECOND = 1_000_000_000
+FOREVER = 2**63 - 1  # Go's largest Duration, 292 years: what Ollama stores for a negative keep_alive
+
+_UNITS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
+_TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^.0-9]*)")
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds in a Go duration: an optional sign, then decimal numbers, each with its unit; or a bare "0".
+
+    Raises: BadOptions, worded as Go words it: no number, no unit, an unknown unit, or more than 63 bits.
+    """
+    invalid = BadOptions("keep_alive", f"time: invalid duration {_quoted(text)}")
+    unsigned = text[1:] if text[:1] in ("+", "-") else text
+    if unsigned == "0":
+        return 0
+    if not unsigned:
+        raise invalid
+    total = 0
+    while unsigned:
+        term = _TERM.match(unsigned)
+        assert term, "the pattern matches an empty string, hence any"
+        whole, fraction, unit = term.group(1).lstrip("0"), (term[2] or "")[:19], term[3]
+        if (not term[1] and not term[2]) or len(whole) > 19:
+            raise invalid
+        if not unit:
+            raise BadOptions("keep_alive", f"time: missing unit in duration {_quoted(text)}")
+        if unit not in _UNITS:
+            raise BadOptions("keep_alive", f"time: unknown unit {_quoted(unit)} in duration {_quoted(text)}")
+        # as Go: of the fraction what 63 bits hold, multiplied in float64, cut below a nanosecond
+        fraction = fraction[:18] if int(fraction or 0) > FOREVER else fraction
+        total += int(whole or 0) * _UNITS[unit] + int(int(fraction or 0) * (_UNITS[unit] / 10 ** len(fraction)))
+        unsigned = unsigned[term.end() :]
+    if total > FOREVER + text.startswith("-"):
+        raise invalid
+    return -total if text.startswith("-") else total
+
+
+def format_duration(nanoseconds: int) -> str:
+    """The duration as Go prints it: `1h30m0s`, `4m59.5s`, `1.5µs`, `0s`."""
+    sign, n = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
+    if n < SECOND:
+        unit = next(unit for unit in ("ms", "µs", "ns") if n >= _UNITS[unit] or unit == "ns")
+        return f"{sign}{_decimal(n, _UNITS[unit])}{unit}" if n else "0s"
+    minutes, n = divmod(n, 60 * SECOND)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        sign + (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{_decimal(n, SECOND)}s"
+    )
+
+
+def parse_keep_alive(value: object) -> int:
+    """Nanoseconds a model stays loaded after its last request; FOREVER if negative.
+
+    `value` is what JSON held: a number of seconds, fractions allowed, or a Go duration.
+    Raises: BadOptions with Go's and Ollama's texts.
+    """
+    if isinstance(value, str):
+        nanoseconds = parse_duration(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        nanoseconds = int(min(value, FOREVER / SECOND) * SECOND) if value >= 0 else -1
+    else:
+        kinds = {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}", type(None): "<nil>"}
+        raise BadOptions("keep_alive", f"Unsupported type: '{kinds.get(type(value), type(value).__name__)}'")
+    return min(nanoseconds, FOREVER) if nanoseconds >= 0 else FOREVER
+
+
+def _decimal(n: int, unit: int) -> str:
+    """n / unit, exactly, without trailing zeros; `unit` is a power of ten."""
+    whole, rest = divmod(n, unit)
+    return f"{whole}.{rest:0{len(str(unit)) - 1}}".rstrip("0").rstrip(".") if rest else f"{whole}"
+
+
+def _quoted(text: str) -> str:
+    """`text` in Go's quotes: what is not printable ASCII stands as \\x and two digits, byte by byte."""
+    plain = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if " " <= c < "\x80" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in plain) + '"'

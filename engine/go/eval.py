@@ -1,0 +1,314 @@
+"""What a parsed Go template writes for given data.
+
+    dot     the value that `.A` looks into; `range` and `with` move it, `$` is where it began
+    scope   variables by name, the newest last; a block that ends takes its own with it
+    at      the node that an error names
+    values  as go_values tells them: one from a list or map is in an Interface until a pipeline looks into it
+
+What may call itself through the template is written as Steps (go_parse.run): there, a `yield` is a call.
+The order of evaluation and the words of errors are those of text/template, Go 1.26.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BadTemplate
+from . import parse as syntax
+from .fmt import sprint
+from .functions import FUNCTIONS, Failed
+from .lex import quote
+from .limits import Budget, Exceeded
+from .parse import Steps, run, shown
+from .values import Interface, Struct, element, is_true, opened, type_name
+
+MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth
+NIL = Interface(None)
+ABSENT: Any = object()  # no value comes through the pipe
+
+
+def execute(
+    source: str,
+    trees: Mapping[str, syntax.List],
+    data: Any,
+    budget: Budget,
+    missing: Any = NIL,
+) -> str:
+    """What the template "" of `trees`, which `source` was parsed to, writes for `data`.
+
+    missing  what a map has under a key that it lacks: NIL, of which no field can be asked (Go's missingkey=zero), or
+             None, whose fields are None too (missingkey=default)
+    Raises: BadTemplate with Go's words, or because of what the template would take
+    """
+    running = _Run(source, trees, budget, missing)
+    try:
+        run(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
+    except Exceeded as error:
+        raise BadTemplate(f"template: {error}") from None
+    return "".join(running.written)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """One template at work, which another may have called: it sees no variable of the other's."""
+
+    name: str
+    scope: list[tuple[str, Any]]
+    depth: int = 0
+
+
+@dataclass(eq=False)
+class _Run:
+    source: str
+    trees: Mapping[str, syntax.List]
+    budget: Budget
+    missing: Any
+    written: list[str] = field(default_factory=list)
+    at: Any = None
+    name: str = ""
+
+    def error(self, message: str) -> BadTemplate:
+        before = self.source[: self.at.start]
+        line, column = 1 + before.count("\n"), len(before[before.rfind("\n") + 1 :].encode())
+        where = f"executing {quote(self.name)} at <{shown(self.at)}>"
+        return BadTemplate(f"template: :{line}:{column}: {where}: {message}")
+
+    def write(self, text: str) -> None:
+        self.budget.charge(len(text))
+        self.written.append(text)
+
+    # --- actions ---
+
+    def walk(self, nodes: Sequence[syntax.Node], dot: Any, frame: _Frame) -> Steps:
+        """Writes what `nodes` make; returns "break" or "continue" where one was met."""
+        for node in nodes:
+            self.at, self.name = node, frame.name
+            self.budget.tick()
+            left = None
+            match node:
+                case syntax.Text():
+                    self.write(node.text)
+                case syntax.Action():
+                    value = yield from self.pipe(node.pipe, dot, frame)
+                    if not node.pipe.variables:
+                        self.write("<no value>" if value is None else sprint([value]))
+                case syntax.If() | syntax.With():
+                    left = yield from self.choose(node, dot, frame)
+                case syntax.Range():
+                    left = yield from self.loop(node, dot, frame)
+                case syntax.Leave():
+                    return node.word
+                case syntax.Call():
+                    yield (yield from self.call(node, dot, frame))
+            if left:
+                return left
+
+    def choose(self, node: syntax.If | syntax.With, dot: Any, frame: _Frame) -> Steps:
+        outer, left = len(frame.scope), None
+        value = yield from self.pipe(node.pipe, dot, frame)
+        if is_true(value):
+            left = yield self.walk(node.body.nodes, value if isinstance(node, syntax.With) else dot, frame)
+        elif node.otherwise:
+            left = yield self.walk(node.otherwise.nodes, dot, frame)
+        del frame.scope[outer:]
+        return left
+
+    def loop(self, node: syntax.Range, dot: Any, frame: _Frame) -> Steps:
+        outer = len(frame.scope)
+        value = yield from self.pipe(node.pipe, dot, frame)
+        inner, is_empty, left = len(frame.scope), True, None
+        for pair in self.pairs(opened(value), len(node.pipe.variables)):
+            is_empty = False
+            self.budget.tick()
+            for i, variable in enumerate(reversed(node.pipe.variables), 1):
+                if node.pipe.assigns:
+                    self.assign(variable, pair[-i], frame)
+                else:  # by place: both may have one name
+                    frame.scope[inner - i] = (variable.names[0], pair[-i])
+            if (yield self.walk(node.body.nodes, pair[1], frame)) == "break":
+                break
+            del frame.scope[inner:]
+        if is_empty and node.otherwise:
+            left = yield self.walk(node.otherwise.nodes, dot, frame)
+        del frame.scope[outer:]
+        return left if left == "continue" else None  # a break in `else` ends this range
+
+    def pairs(self, value: Any, n_variables: int) -> Iterable[tuple[Any, Any]]:
+        """Index and element, as `range` gives them to its variables; of a map by key."""
+        if value is None:
+            return ()
+        if isinstance(value, int) and not isinstance(value, bool):
+            if n_variables > 1:
+                raise self.error(f"can't use {value} to iterate over more than one variable")
+            return ((None, i) for i in range(value))
+        if isinstance(value, list):
+            return ((i, element(value, i)) for i in range(len(value)))
+        if isinstance(value, dict):
+            return ((key, element(value, key)) for key in sorted(value))
+        raise self.error(f"range can't iterate over {sprint([value])}")
+
+    def call(self, node: syntax.Call, dot: Any, frame: _Frame) -> Steps:
+        """The steps that `node` asks for, to be taken."""
+        tree = self.trees.get(node.name)
+        if tree is None:
+            raise self.error(f"template {quote(node.name)} not defined")
+        if frame.depth == MAX_CALLS:
+            raise self.error(f"exceeded maximum template depth ({MAX_CALLS})")
+        value = (yield from self.pipe(node.pipe, dot, frame)) if node.pipe else None
+        return self.walk(tree.nodes, value, _Frame(node.name, [("$", value)], frame.depth + 1))
+
+    # --- pipelines ---
+
+    def pipe(self, pipe: syntax.Pipe, dot: Any, frame: _Frame) -> Steps:
+        self.at = pipe
+        value = ABSENT
+        for command in pipe.commands:
+            value = opened((yield from self.command(command, dot, frame, value)))
+        for variable in pipe.variables:
+            if pipe.assigns:
+                self.assign(variable, value, frame)
+            else:
+                frame.scope.append((variable.names[0], value))
+        return value
+
+    def command(self, command: syntax.Command, dot: Any, frame: _Frame, piped: Any) -> Steps:
+        """One stage; `piped` is what the one before gave."""
+        first, *args = command.args
+        has_args = bool(args) or piped is not ABSENT
+        match first:
+            case syntax.Function():
+                return (yield from self.function(first, args, dot, frame, piped, command))
+            case syntax.Chain():
+                self.at = first
+                return self.fields((yield from self.operand(first.of, dot, frame)), first.names, has_args)
+            case syntax.Field() | syntax.Variable():
+                return self.named(first, dot, frame, has_args)
+        if not isinstance(first, syntax.Pipe):
+            self.at = first
+        if has_args:
+            raise self.error(f"can't give argument to non-function {shown(first)}")
+        if isinstance(first, syntax.Nil):
+            raise self.error("nil is not a command")
+        return (yield self.pipe(first, dot, frame)) if isinstance(first, syntax.Pipe) else self.plain(first, dot)
+
+    def operand(self, node: syntax.Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
+        """An argument, for a parameter of that kind."""
+        self.at = node
+        match node:
+            case syntax.Pipe():
+                value = yield self.pipe(node, dot, frame)
+            case syntax.Function():
+                value = yield from self.function(node, [], dot, frame, ABSENT, node)
+            case syntax.Chain():
+                value = self.fields((yield from self.operand(node.of, dot, frame)), node.names)
+            case syntax.Field() | syntax.Variable():
+                value = self.named(node, dot, frame)
+            case syntax.Nil() if kind == "string":
+                raise self.error("cannot assign nil to string")
+            case syntax.Nil():
+                return None
+            case syntax.Constant() if kind == "string" and not isinstance(node.value, str):
+                raise self.error(f"expected string; found {node.text}")
+            case _:
+                value = self.plain(node, dot)
+        return self.fit(value, kind)
+
+    def fit(self, value: Any, kind: str) -> Any:
+        """`value` as a parameter of that kind takes it."""
+        inner = opened(value)
+        if kind == "string" and value is None:
+            raise self.error("invalid value; expected string")
+        if kind == "string" and not isinstance(inner, str):
+            found = type_name(value if inner is None else inner)
+            raise self.error(f"wrong type for value; expected string; got {found}")
+        return value if kind == "value" else inner
+
+    def plain(self, node: syntax.Operand, dot: Any) -> Any:
+        if isinstance(node, syntax.Dot):
+            return dot
+        assert isinstance(node, syntax.Constant)
+        if node.value is None:
+            raise self.error(f"{node.text} overflows int")
+        return node.value
+
+    def function(
+        self, function: syntax.Function, args: list[syntax.Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
+    ) -> Steps:
+        """A function's result; `piped` comes as its last argument."""
+        self.at, name = function, function.name
+        known = FUNCTIONS[name]
+        kinds, n_args = known.takes, len(args) + (piped is not ABSENT)
+        if known.variadic and n_args < len(kinds) - 1:
+            raise self.error(f"wrong number of args for {name}: want at least {len(kinds) - 1} got {len(args)}")
+        if not known.variadic and n_args != len(kinds):
+            raise self.error(f"wrong number of args for {name}: want {len(kinds)} got {n_args}")
+        values = []
+        for i, arg in enumerate(args):
+            values.append((yield from self.operand(arg, dot, frame, kinds[min(i, len(kinds) - 1)])))
+            if name in ("and", "or") and is_true(values[-1]) == (name == "or"):
+                return values[-1]
+        if piped is not ABSENT:
+            values.append(self.fit(piped, kinds[min(len(args), len(kinds) - 1)]))
+        if name in ("and", "or"):
+            return values[-1]
+        if name == "call":
+            values.insert(0, shown(args[0]) if args else str(piped))
+        try:
+            made = known.call(values, self.budget.charge) if known.sized else known.call(values)
+        except Failed as error:
+            self.at = whole
+            raise self.error(f"error calling {name}: {error}") from None
+        if isinstance(made, str | list):
+            self.budget.charge(len(made))
+        return made
+
+    # --- names ---
+
+    def named(self, node: syntax.Field | syntax.Variable, dot: Any, frame: _Frame, has_args: bool = False) -> Any:
+        self.at = node
+        if isinstance(node, syntax.Field):
+            return self.fields(dot, node.names, has_args)
+        name, *names = node.names
+        value = frame.scope[self.place(name, frame)][1]
+        if has_args and not names:
+            raise self.error(f"can't give argument to non-function {name}")
+        return self.fields(value, names, has_args)
+
+    def place(self, name: str, frame: _Frame) -> int:
+        for i in range(len(frame.scope) - 1, -1, -1):
+            if frame.scope[i][0] == name:
+                return i
+        raise self.error(f"undefined variable: {name}")
+
+    def assign(self, variable: syntax.Variable, value: Any, frame: _Frame) -> None:
+        frame.scope[self.place(variable.names[0], frame)] = (variable.names[0], value)
+
+    def fields(self, value: Any, names: Sequence[str], has_args: bool = False) -> Any:
+        for i, name in enumerate(names, 1):
+            value = self.field(value, name, has_args and i == len(names))
+        return value
+
+    def field(self, value: Any, name: str, has_args: bool) -> Any:
+        """A field of a struct, an element of a map, or what a method of it says."""
+        if value is None:
+            return None
+        go_type, holder = type_name(value), opened(value)
+        match holder:
+            case None:
+                raise self.error(f"nil pointer evaluating {go_type}.{name}")
+            case Struct() if name in holder.fields:
+                if has_args:
+                    raise self.error(f"{name} has arguments but cannot be invoked as function")
+                found = holder.fields[name]
+                return Interface(found) if found is None or type(found) is dict else found
+            case Struct() if name in holder.methods:
+                return holder.methods[name]()
+            case dict():
+                if has_args:
+                    raise self.error(f"{name} is not a method but has arguments")
+                return element(holder, name) if name in holder else self.missing
+        if name == "String" and getattr(holder, "as_text", None):
+            return holder.as_text(holder)
+        raise self.error(f"can't evaluate field {name} in type {go_type}")

@@ -1,0 +1,253 @@
+"""The functions that a template may call: Go's own and the four that Ollama adds.
+
+A parameter takes a value as it is ("value": what is in an interface, or nothing at all), whatever is in it ("any"), or
+text ("string").  Errors are Go's words; the evaluator says where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote_plus
+
+from .fmt import json_text, sprint, sprintf
+from .values import Interface, Slice, Struct, element, is_nil, is_true, opened, type_name, uint8
+
+
+class Failed(Exception):
+    """What a function says against its arguments."""
+
+
+@dataclass(frozen=True)
+class GoFunction:
+    """takes     the parameters' kinds; the last one is of any number of them where `variadic`
+    call      gets all arguments as one list; `sized` also a function that is told how much text will be made
+    """
+
+    takes: tuple[str, ...]
+    call: Callable[..., Any]
+    variadic: bool = False
+    sized: bool = False
+
+
+# --- comparing ---
+
+
+def _kind(value: Any) -> str:
+    """bool, int, float, complex, string, uint; "" for what has no order."""
+    name = "" if value is None else type_name(value)
+    kinds = {"bool": "bool", "int": "int", "uint8": "uint", "float64": "float", "complex128": "complex"}
+    return "string" if isinstance(value, str) else kinds.get(name, "")
+
+
+def _differ(a: Any, b: Any) -> Failed:
+    return Failed(f"incompatible types for comparison: {type_name(a)} and {type_name(b)}")
+
+
+def _eq(args: Sequence[Any]) -> bool:
+    """Whether the first equals any of the others."""
+    first, *others = map(opened, args)
+    if not others:
+        raise Failed("missing argument for comparison")
+    return any(_equal(first, other) for other in others)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    kinds = {_kind(a), _kind(b)}
+    if len(kinds) > 1 and kinds != {"int", "uint"}:
+        if a is None or b is None:
+            return False
+        raise _differ(a, b)
+    if kinds != {""}:
+        return a == b
+    if is_nil(a) or is_nil(b):
+        return is_nil(a) == is_nil(b)
+    if type_name(a) != type_name(b) and isinstance(a, dict) != isinstance(b, dict):
+        raise Failed(f"non-comparable types {_shown(a)}: {type_name(a)}, {type_name(b)}: {_shown(b)}")
+    if isinstance(a, Struct) and isinstance(b, Struct):
+        return a is b
+    raise Failed(f"non-comparable type {_shown(b)}: {type_name(b)}")
+
+
+def _shown(value: Any) -> str:
+    return sprint([value])
+
+
+def _ne(args: Sequence[Any]) -> bool:
+    return not _equal(*map(opened, args))
+
+
+def _less(args: Sequence[Any]) -> bool:
+    a, b = map(opened, args)
+    for value in (a, b):
+        if not _kind(value):
+            raise Failed("invalid type for comparison")
+    kinds = {_kind(a), _kind(b)}
+    if len(kinds) > 1 and kinds != {"int", "uint"}:
+        raise _differ(a, b)
+    if kinds & {"bool", "complex"}:
+        raise Failed("invalid type for comparison")
+    return a < b
+
+
+def _less_or_equal(args: Sequence[Any]) -> bool:
+    return _less(args) or _eq(args)
+
+
+# --- looking into lists, maps and text ---
+
+
+def _position(index: Any, size: int) -> int:
+    if index is None:
+        raise Failed("cannot index slice/array with nil")
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise Failed(f"cannot index slice/array with type {type_name(index)}")
+    if not 0 <= index <= size:
+        raise Failed(f"index out of range: {index}")
+    return index
+
+
+def _index(args: Sequence[Any]) -> Any:
+    """index x 1 "a" is x[1]["a"]."""
+    item, *indices = args
+    item = opened(item)
+    if item is None:
+        raise Failed("index of untyped nil")
+    for index in map(opened, indices):
+        item = opened(item)
+        if item is None:
+            raise Failed("index of nil pointer")
+        if isinstance(item, dict):
+            if not isinstance(index, str):
+                raise Failed(
+                    "value is nil; should be of type string"
+                    if index is None
+                    else f"value has type {type_name(index)}; should be string"
+                )
+            item = element(item, index) if index in item else Interface(None)
+        elif isinstance(item, list | str | bytes):
+            data = _bytes(item)
+            at = _position(index, len(data))
+            if at == len(data):
+                raise Failed(f"reflect: {'string' if isinstance(item, str) else 'slice'} index out of range")
+            item = element(item, at) if isinstance(item, list) else uint8(data[at])
+        else:
+            raise Failed(f"can't index item of type {type_name(item)}")
+    return item
+
+
+def _bytes(item: Any) -> Any:
+    """What an index counts: the bytes of a text, the elements of a list."""
+    return item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item
+
+
+def _slice(args: Sequence[Any]) -> Any:
+    """slice x 1 2 is x[1:2]."""
+    item, *indices = args
+    item = opened(item)
+    if item is None:
+        raise Failed("slice of untyped nil")
+    if len(indices) > 3:
+        raise Failed(f"too many slice indexes: {len(indices)}")
+    if not isinstance(item, list | str | bytes):
+        raise Failed(f"can't slice item of type {type_name(item)}")
+    if isinstance(item, str) and len(indices) == 3:
+        raise Failed("cannot 3-index slice a string")
+    data = _bytes(item)
+    bounds = [_position(index, len(data)) for index in indices]
+    start, end, *_ = [*bounds, *[0, len(data)][len(bounds) :]]
+    for low, high in zip([start, end], [end, *bounds[2:]], strict=False):
+        if low > high:
+            raise Failed(f"invalid slice index: {low} > {high}")
+    if isinstance(item, Slice):
+        return Slice(item[start:end], item.go_type, item.is_nil, item.as_text)
+    return data[start:end].decode("utf-8", "surrogateescape") if isinstance(item, str) else data[start:end]
+
+
+def _len(args: Sequence[Any]) -> int:
+    item = opened(args[0])
+    if item is None:
+        is_pointer = isinstance(args[0], Interface)
+        raise Failed("len of nil pointer" if is_pointer else "reflect: call of reflect.Value.Type on zero Value")
+    if not isinstance(item, list | dict | str | bytes):
+        raise Failed(f"len of type {type_name(item)}")
+    return len(_bytes(item))
+
+
+# --- text ---
+
+_HTML = str.maketrans({"\0": "\ufffd", '"': "&#34;", "'": "&#39;", "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_JS = {"\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&": "\\u0026", "=": "\\u003D"}
+
+
+def _printed(args: Sequence[Any]) -> str:
+    """What html, js and urlquery start from: nothing at all prints as it does in an action."""
+    return sprint(["<no value>" if arg is None else arg for arg in args])
+
+
+def _html(args: Sequence[Any]) -> str:
+    return _printed(args).translate(_HTML)
+
+
+def _js(args: Sequence[Any]) -> str:
+    return "".join(
+        _JS.get(c) or (c if c >= " " and (c.isprintable() or c == "\x7f") else _u(c)) for c in _printed(args)
+    )
+
+
+def _u(c: str) -> str:
+    return "\\uFFFD" if "\udc80" <= c <= "\udcff" else f"\\u{ord(c):04X}"
+
+
+def _urlquery(args: Sequence[Any]) -> str:
+    return quote_plus(_printed(args).encode("utf-8", "surrogateescape"), safe="-_.~")
+
+
+def _call(args: Sequence[Any]) -> Any:
+    """No value in a template is a function."""
+    name, function = args[0], opened(args[1])
+    if function is None:
+        raise Failed("call of nil")
+    raise Failed(f"non-function {name} of type {type_name(function)}")
+
+
+# --- Ollama's ---
+
+
+def _date(days_ago: int) -> str:
+    return (datetime.now() - timedelta(days=days_ago)).strftime("%Y-%m-%d")
+
+
+def _typescript(args: Sequence[Any]) -> str:
+    """The type of a tool's parameter in TypeScript."""
+    methods = args[0].methods if isinstance(args[0], Struct) else {}
+    return methods["ToTypeScriptType"]() if "ToTypeScriptType" in methods else "any"
+
+
+FUNCTIONS: dict[str, GoFunction] = {
+    "and": GoFunction(("value", "value"), lambda args: None, variadic=True),  # the evaluator stops at the first false
+    "or": GoFunction(("value", "value"), lambda args: None, variadic=True),
+    "not": GoFunction(("value",), lambda args: not is_true(args[0])),
+    "eq": GoFunction(("value", "value"), _eq, variadic=True),
+    "ne": GoFunction(("value", "value"), _ne),
+    "lt": GoFunction(("value", "value"), _less),
+    "le": GoFunction(("value", "value"), _less_or_equal),
+    "gt": GoFunction(("value", "value"), lambda args: not _less_or_equal(args)),
+    "ge": GoFunction(("value", "value"), lambda args: not _less(args)),
+    "index": GoFunction(("value", "value"), _index, variadic=True),
+    "slice": GoFunction(("value", "value"), _slice, variadic=True),
+    "len": GoFunction(("value",), _len),
+    "print": GoFunction(("any",), sprint, variadic=True),
+    "println": GoFunction(("any",), lambda args: sprint(args, line=True), variadic=True),
+    "printf": GoFunction(("string", "any"), lambda args, charge: sprintf(args[0], args[1:], charge), True, sized=True),
+    "html": GoFunction(("any",), _html, variadic=True),
+    "js": GoFunction(("any",), _js, variadic=True),
+    "urlquery": GoFunction(("any",), _urlquery, variadic=True),
+    "call": GoFunction(("value", "value"), _call, variadic=True),
+    "json": GoFunction(("any",), lambda args: json_text(args[0])),
+    "currentDate": GoFunction(("string",), lambda args: _date(0), variadic=True),
+    "yesterdayDate": GoFunction(("string",), lambda args: _date(1), variadic=True),
+    "toTypeScriptType": GoFunction(("any",), _typescript),
+}

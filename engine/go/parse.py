@@ -1,0 +1,623 @@
+"""From a Go template's words to its tree.
+
+    {{ range .Messages }}{{ .Role }}: {{ .Content | printf "%q" }}{{ end }}
+
+    Range(Pipe([Command([Field(Messages)])]),
+          List([Action(Pipe([Command([Field(Role)])])), Text(": "), Action(Pipe([Command(...), Command(...)]))]))
+
+Every node prints as Go prints it, because errors quote it.  What is refused, and in which words, is that of
+text/template/parse, Go 1.26; only the limits are our own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BadTemplate
+from .lex import Token, quote, tokens, unquote
+
+MAX_TEXT = 1 << 16  # characters; the longest published one has 12,000
+MAX_DEPTH = 1000  # of blocks and parentheses in one another
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What stands outside the braces."""
+
+    start: int
+    text: str
+
+    def parts(self) -> Parts:
+        return [self.text]
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """The dot alone."""
+
+    start: int
+
+    def parts(self) -> Parts:
+        return ["."]
+
+
+@dataclass(frozen=True, slots=True)
+class Nil:
+    """The word nil."""
+
+    start: int
+
+    def parts(self) -> Parts:
+        return ["nil"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A literal, of a type that only the use of it decides in Go: bool, int, float, complex, str.
+
+    value  None for a whole number that no int can hold
+    """
+
+    start: int
+    value: bool | int | float | complex | str | None
+    text: str
+
+    def parts(self) -> Parts:
+        return [self.text]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """.A.B, of the dot."""
+
+    start: int
+    names: tuple[str, ...]
+
+    def parts(self) -> Parts:
+        return ["".join(f".{name}" for name in self.names)]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """$x.A; names[0] is "$x"."""
+
+    start: int
+    names: tuple[str, ...]
+
+    def parts(self) -> Parts:
+        return [".".join(self.names)]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """(pipeline).A, of whatever is in front."""
+
+    start: int
+    of: Operand
+    names: tuple[str, ...]
+
+    def parts(self) -> Parts:
+        return [*_in_parentheses(self.of), *(f".{name}" for name in self.names)]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function's name."""
+
+    start: int
+    name: str
+
+    def parts(self) -> Parts:
+        return [self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One stage of a pipeline: a value, or a function and its arguments."""
+
+    start: int
+    args: tuple[Operand, ...]
+
+    def parts(self) -> Parts:
+        return [part for arg in self.args for part in (" ", *_in_parentheses(arg))][1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """$i, $x := a | b | c.
+
+    assigns  the variables exist already: `=`, not `:=`
+    """
+
+    start: int
+    commands: tuple[Command, ...]
+    variables: tuple[Variable, ...] = ()
+    assigns: bool = False
+
+    def parts(self) -> Parts:
+        variables = [part for variable in self.variables for part in (", ", variable)][1:]
+        sign = [" = " if self.assigns else " := "] if variables else []
+        return [*variables, *sign, *[part for command in self.commands for part in (" | ", command)][1:]]
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """{{ pipeline }}: what it gives is written, unless it declares."""
+
+    start: int
+    pipe: Pipe
+
+    def parts(self) -> Parts:
+        return ["{{", self.pipe, "}}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """if, with, range.  An `else if` is a branch alone in `otherwise`."""
+
+    start: int
+    pipe: Pipe
+    body: List
+    otherwise: List | None
+
+
+class If(Branch):
+    __slots__ = ()
+
+
+class With(Branch):
+    __slots__ = ()
+
+
+class Range(Branch):
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """break or continue."""
+
+    start: int
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """{{ template "name" pipeline }}."""
+
+    start: int
+    name: str
+    pipe: Pipe | None
+
+    def parts(self) -> Parts:
+        return [f"{{{{template {quote(self.name)}", *([" ", self.pipe] if self.pipe else []), "}}"]
+
+
+Parts = list[Any]  # of a node in print: texts, and nodes to be printed in their place
+Operand = Dot | Nil | Constant | Field | Variable | Chain | Function | Pipe
+Node = Text | Action | Branch | Leave | Call
+KINDS: dict[str, type[Branch]] = {"if": If, "with": With, "range": Range}
+
+
+def shown(node: Any) -> str:
+    """`node` in print: blanks are Go's, literals are as written."""
+    done, parts = list[str](), [node]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            done.append(part)
+        else:
+            parts += reversed(part.parts())
+    return "".join(done)
+
+
+def _in_parentheses(operand: Operand) -> Parts:
+    return ["(", operand, ")"] if isinstance(operand, Pipe) else [operand]
+
+
+Steps = Generator[Any, Any, Any]
+
+
+def run(steps: Steps) -> Any:
+    """What `steps` returns, where a `yield` of other steps is a call of them.
+
+    The calls that wait are a list here, not frames on Python's stack: a template may be nested, or call itself, as deep
+    as we allow.
+    """
+    waiting, value = [steps], None
+    while waiting:
+        try:
+            called = waiting[-1].send(value)
+        except StopIteration as done:
+            waiting.pop()
+            value = done.value
+        else:
+            waiting.append(called)
+            value = None
+    return value
+
+
+def parse(text: str, functions: Collection[str]) -> dict[str, List]:
+    """The trees of `text`, by name: "" is its own, the others are made by `define` and `block`.
+
+    Raises: BadTemplate
+    """
+    if len(text) > MAX_TEXT:
+        raise BadTemplate(f"template: :1: {len(text)} characters, at most {MAX_TEXT} are allowed")
+    parser = _Parser(text, functions)
+    run(parser.whole())
+    return parser.trees
+
+
+@dataclass(eq=False)
+class _Parser:
+    """Recursive descent over the words, some of which may have been put back.
+
+    variables  declared so far and in sight
+    n_loops    `range`s around, which `break` may leave
+    started    the braces that opened the newest action, as long as no other ended since
+    """
+
+    text: str
+    functions: Collection[str]
+    trees: dict[str, List] = field(default_factory=dict)
+    variables: list[str] = field(default_factory=lambda: ["$"])
+    n_loops: int = 0
+    depth: int = 0
+    started: Token | None = None
+
+    def __post_init__(self) -> None:
+        self.words: Iterator[Token] = tokens(self.text)
+        self.ahead: list[Token] = []  # put back, the next one last
+        self.last = Token("EOF", "EOF", 0)
+
+    # --- words ---
+
+    def next(self) -> Token:
+        self.last = self.ahead.pop() if self.ahead else next(self.words, self.last)
+        return self.last
+
+    def next_word(self) -> Token:
+        """The next one that is no blank."""
+        while (token := self.next()).kind == "space":
+            pass
+        return token
+
+    def back(self, *tokens: Token) -> None:
+        self.ahead += reversed(tokens)
+
+    def peek(self, blanks: bool = False) -> Token:
+        token = self.next() if blanks else self.next_word()
+        self.back(token)
+        return token
+
+    def line(self, token: Token) -> int:
+        return 1 + self.text.count("\n", 0, token.start)
+
+    def error(self, message: str) -> BadTemplate:
+        return BadTemplate(f"template: :{self.line(self.last)}: {message}")
+
+    def unexpected(self, token: Token, where: str) -> BadTemplate:
+        if token.kind != "error":
+            return self.error(f"unexpected {token} in {where}")
+        if not self.started or self.line(self.started) == self.line(token):
+            return self.error(token.value)
+        where = "started at" if token.value.endswith(" action") else "in action started at"
+        return self.error(f"{token.value} {where} :{self.line(self.started)}")
+
+    def expect_end(self, where: str) -> None:
+        if (token := self.next_word()).kind != "}}":
+            raise self.unexpected(token, where)
+
+    # --- blocks ---
+
+    def whole(self) -> Steps:
+        nodes: list[Node] = []
+        while (token := self.next()).kind != "EOF":
+            if token.kind == "{{" and self.peek().kind == "define":
+                self.next_word()
+                yield from self._define()
+                continue
+            self.back(token)
+            node = yield from self._node()
+            if isinstance(node, Token):
+                raise self.error(f"unexpected {_ending(node)}")
+            nodes.append(node)
+        self._add("", List(tuple(nodes)))
+
+    def _list(self) -> Steps:
+        """Nodes up to the `end` or `else` that closes them, and that word."""
+        nodes: list[Node] = []
+        while self.peek().kind != "EOF":
+            node = yield from self._node()
+            if isinstance(node, Token):
+                return List(tuple(nodes)), node
+            nodes.append(node)
+        raise self.error("unexpected EOF")
+
+    def _node(self) -> Steps:
+        """A node, or the word `end` or `else` that stands in its place."""
+        token = self.next_word()
+        if token.kind == "text":
+            return Text(token.start, token.value)
+        if token.kind != "{{":
+            raise self.unexpected(token, "input")
+        self.started = token
+        node = yield from self._action()
+        self.started = None
+        return node
+
+    def _action(self) -> Steps:
+        word = self.next_word()
+        match word.kind:
+            case "if" | "with" | "range":
+                return (yield from self._branch(word))
+            case "end":
+                self.expect_end("end")
+                return word
+            case "else":
+                if self.peek().kind not in ("if", "with"):  # `else if` goes on like a new action
+                    self.expect_end("else")
+                return word
+            case "break" | "continue":
+                self.expect_end(f"{{{{{word.value}}}}}")
+                if not self.n_loops:
+                    raise self.error(f"{{{{{word.value}}}}} outside {{{{range}}}}")
+                return Leave(word.start, word.value)
+            case "template":
+                start, name = self._name("template clause")
+                if self.peek().kind == "}}":
+                    self.next_word()
+                    return Call(start, name, None)
+                return Call(start, name, (yield from self._pipeline("template clause")))
+            case "block":
+                start, name = self._name("block clause")
+                pipe = yield from self._pipeline("block clause")
+                yield from self._named(name, "block clause")
+                return Call(start, name, pipe)
+        self.back(word)
+        return Action(self.peek().start, (yield from self._pipeline("command")))
+
+    def _branch(self, word: Token) -> Steps:
+        known = len(self.variables)
+        with self._deeper():
+            pipe = yield from self._pipeline(word.kind)
+            self.n_loops += word.kind == "range"
+            body, ending = yield self._list()
+            self.n_loops -= word.kind == "range"
+            otherwise = (yield from self._otherwise(word.kind)) if ending.kind == "else" else None
+        del self.variables[known:]
+        return KINDS[word.kind](word.start, pipe, body, otherwise)
+
+    def _otherwise(self, kind: str) -> Steps:
+        if kind in ("if", "with") and self.peek().kind == kind:
+            return List(((yield self._branch(self.next_word())),))
+        otherwise, ending = yield self._list()
+        if ending.kind != "end":
+            raise self.error(f"expected end; found {_ending(ending)}")
+        return otherwise
+
+    def _define(self) -> Steps:
+        _, name = self._name("define clause")
+        self.expect_end("define clause")
+        yield from self._named(name, "define clause")
+
+    def _named(self, name: str, where: str) -> Steps:
+        """The body of a template of its own: it sees no variable and no loop from around."""
+        around = self.variables, self.n_loops
+        self.variables, self.n_loops = ["$"], 0
+        with self._deeper():
+            body, ending = yield self._list()
+        if ending.kind != "end":
+            raise self.error(f"unexpected {_ending(ending)} in {where}")
+        self.variables, self.n_loops = around
+        self._add(name, body)
+
+    def _add(self, name: str, body: List) -> None:
+        if _is_blank(self.trees.get(name)):
+            self.trees[name] = body
+        elif not _is_blank(body):
+            raise self.error(f"template: multiple definition of template {quote(name)}")
+
+    def _name(self, where: str) -> tuple[int, str]:
+        """Where a template's name stands, and the name."""
+        token = self.next_word()
+        if token.kind not in ("string", "raw"):
+            raise self.unexpected(token, where)
+        return token.start, self._unquoted(token)
+
+    # --- pipelines ---
+
+    def _pipeline(self, where: str, end: str = "}}") -> Steps:
+        start = self.peek().start
+        variables, assigns = self._declared(where)
+        commands: list[Command] = []
+        while (token := self.next_word()).kind != end:
+            if token.kind not in OPERANDS:
+                raise self.unexpected(token, where)
+            self.back(token)
+            commands.append((yield from self._command()))
+        if not commands:
+            raise self.error(f"missing value for {where}")
+        for stage, command in enumerate(commands[1:], 2):
+            if isinstance(command.args[0], Constant | Dot | Nil):
+                raise self.error(f"non executable command in pipeline stage {stage}")
+        return Pipe(start, tuple(commands), tuple(variables), assigns)
+
+    def _declared(self, where: str) -> tuple[list[Variable], bool]:
+        """The variables before := or =, if there are any."""
+        variables: list[Variable] = []
+        while (token := self.next_word()).kind == "variable":
+            after = self.next()
+            sign = after if after.kind != "space" else self.next_word()
+            if sign.kind not in (":=", "=") and sign.value != ",":
+                self.back(*([after, sign] if sign is not after else [sign]))
+                break
+            variables.append(Variable(token.start, (token.value,)))
+            self.variables.append(token.value)
+            if sign.value != ",":
+                return variables, sign.kind == "="
+            if where != "range" or len(variables) > 1:
+                raise self.error(f"too many declarations in {where}")
+            if self.peek().kind not in ("variable", "}}", ")"):
+                raise self.error("range can only initialize variables")
+        self.back(token)
+        return variables, False
+
+    def _command(self) -> Steps:
+        start, args = self.peek().start, list[Operand]()
+        while True:
+            operand = yield from self._operand()
+            if operand is not None:
+                args.append(operand)
+            token = self.next()
+            if token.kind != "space":
+                break
+        if token.kind in ("}}", ")"):
+            self.back(token)
+        elif token.kind != "|":
+            raise self.unexpected(token, "operand")
+        if not args:
+            raise self.error("empty command")
+        return Command(start, tuple(args))
+
+    def _operand(self) -> Steps:
+        """An operand, or None where none begins."""
+        term = yield from self._term()
+        if term is None or self.peek(blanks=True).kind != "field":
+            return term
+        start, names = self.peek().start, list[str]()
+        while self.peek(blanks=True).kind == "field":
+            names.append(self.next().value[1:])
+        if isinstance(term, Field | Variable):
+            return type(term)(start, (*term.names, *names))
+        if isinstance(term, Constant | Nil | Dot):
+            raise self.error(f"unexpected . after term {quote(shown(term))}")
+        return Chain(start, term, tuple(names))
+
+    def _term(self) -> Steps:
+        token = self.next_word()
+        match token.kind:
+            case "identifier":
+                if token.value not in self.functions:
+                    raise self.error(f"function {quote(token.value)} not defined")
+                return Function(token.start, token.value)
+            case ".":
+                return Dot(token.start)
+            case "nil":
+                return Nil(token.start)
+            case "variable":
+                if token.value not in self.variables:
+                    raise self.error(f"undefined variable {quote(token.value)}")
+                return Variable(token.start, (token.value,))
+            case "field":
+                return Field(token.start, (token.value[1:],))
+            case "bool":
+                return Constant(token.start, token.value == "true", token.value)
+            case "number" | "complex" | "char":
+                try:
+                    return Constant(token.start, _number(token), token.value)
+                except ValueError as error:
+                    raise self.error(str(error)) from None
+            case "string" | "raw":
+                return Constant(token.start, self._unquoted(token), token.value)
+            case "(":
+                with self._deeper():
+                    return (yield self._pipeline("parenthesized pipeline", ")"))
+        self.back(token)
+        return None
+
+    def _unquoted(self, token: Token) -> str:
+        try:
+            return unquote(token.value)
+        except ValueError as error:
+            raise self.error(str(error)) from None
+
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        if self.depth == MAX_DEPTH:
+            raise self.error(f"nested deeper than {MAX_DEPTH} blocks and parentheses")
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+
+OPERANDS = frozenset("bool char complex . field identifier number nil raw string variable (".split())
+
+
+def _ending(token: Token) -> str:
+    return f"{{{{{token.value}}}}}"
+
+
+def _is_blank(tree: List | None) -> bool:
+    """Whether nothing but white space is in it: then another of its name may take its place."""
+    return tree is None or all(isinstance(node, Text) and not node.text.strip() for node in tree.nodes)
+
+
+# --- numbers ---
+
+_DIGITS = r"(?:{0})(?:_?(?:{0}))*"
+_WHOLE = re.compile(
+    r"[+-]?(?:0[xX]_?{x}|0[bB]_?{b}|0[oO]_?{o}|0(?:_?{o})?|[1-9](?:_?{d})?)".format(
+        x=_DIGITS.format("[0-9a-fA-F]"), b=_DIGITS.format("[01]"), o=_DIGITS.format("[0-7]"), d=_DIGITS.format("[0-9]")
+    )
+)
+
+
+def _number(token: Token) -> int | float | complex | None:
+    """What a number is worth, by the rules of strconv.  Raises: ValueError with Go's words"""
+    text = token.value
+    if token.kind == "char":
+        rune = unquote(text)
+        if not rune:
+            raise ValueError("invalid syntax")
+        if len(rune) != 1:
+            raise ValueError(f"malformed character constant: {text}")
+        return ord(rune)
+    if token.kind == "complex":
+        return complex(text.replace("_", "").replace("i", "j"))
+    if text.endswith("i"):
+        return complex(0, _float(text[:-1], text))
+    if _WHOLE.fullmatch(text):
+        whole = _whole(text)
+        if -(1 << 63) <= whole < 1 << 63:
+            return whole
+        if text[0] not in "+-" and whole < 1 << 64:
+            return None
+    value = _float(text, text)
+    if not set(text) & set(".eEpP"):
+        raise ValueError(f"integer overflow: {quote(text)}")
+    return value
+
+
+def _whole(text: str) -> int:
+    digits = text.replace("_", "")
+    sign, digits = (-1 if digits[0] == "-" else 1), digits.lstrip("+-")
+    octal = digits[0] == "0" and digits[1:].isdecimal()
+    return sign * (int(digits, 8) if octal else int(digits, 0))
+
+
+def _float(text: str, whole: str) -> float:
+    try:
+        if "_" in text and not text.lstrip("+-").lower().startswith("0x"):
+            raise ValueError  # underscores only where a prefix says the base
+        if "x" in text.lower():
+            if "p" not in text.lower():
+                raise ValueError
+            return float.fromhex(text.replace("_", ""))
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError
+        return value
+    except (ValueError, OverflowError):
+        raise ValueError(f"illegal number syntax: {quote(whole)}") from None

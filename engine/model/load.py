@@ -1,0 +1,55 @@
+"""A model from its files: weights, adapters, projector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter_ns
+
+from ..errors import ModelError, UnsupportedArchitecture
+from ..gguf.read import GGUF
+from ..vision.tower import load_vision
+from .families import family_of
+from .hparams import read_hparams
+from .lora import adapted, low_rank_terms
+from .model import Model
+
+
+def load_model(
+    source: str | os.PathLike[str] | GGUF,
+    adapters: Mapping[str | os.PathLike[str], float] | None = None,
+    projector: str | os.PathLike[str] | None = None,
+    vision_order: str = "llama.cpp",
+) -> Model:
+    """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
+
+    adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
+    projector, vision_order   the GGUF by which it sees (an "mmproj"), and its `order`: see load_vision
+    Raises BadGGUF, UnsupportedArchitecture; ModelError for an adapter alone.
+    """
+    began = perf_counter_ns()
+    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
+    if gguf.kv.get("general.type") == "adapter":
+        raise ModelError(f"{gguf.path}: an adapter, expected a model: ADAPTER in a Modelfile, or --adapter, applies it")
+    gguf = adapted(gguf, adapters or {})
+    family = family_of(gguf.kv.get("general.architecture"))
+    hparams = read_hparams(gguf, family)
+    weights = family.weights(gguf, hparams, family)
+    vision = load_vision(projector, hparams.n_embd, vision_order) if projector else None
+    return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)
+
+
+def check_fits(part: GGUF, model: GGUF) -> None:
+    """Does nothing if `part`, an adapter or a projector, goes with `model`, by what their heads say.
+
+    A projector of a kind that is not computed here is not judged.  Raises: BadGGUF, ModelError
+    """
+    if part.kv.get("general.type") == "adapter":
+        for _ in low_rank_terms(part, model, 1.0):
+            pass
+        return
+    try:
+        load_vision(part, model.kv.get(f"{model.kv.get('general.architecture')}.embedding_length"))
+    except UnsupportedArchitecture:
+        pass

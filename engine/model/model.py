@@ -1,0 +1,57 @@
+"""A loaded model: what differs between families and files, and the weights themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..gguf.read import GGUF
+from ..template import Template
+from ..tokenizer import Tokenizer, from_gguf
+from ..vision.tower import Vision
+from .architecture import Family
+from .cache import KVCache
+from .encoder_weights import EncoderWeights
+from .hparams import Hparams
+from .weights import Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model: immutable, shared by all sequences."""
+
+    path: Path
+    family: Family
+    hparams: Hparams
+    weights: Weights | EncoderWeights
+    gguf: GGUF
+    load_duration: int = 0  # nanoseconds that load_model took
+    vision: Vision | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it is mapped from, adapters and projector included."""
+        return (*self.gguf.parts, *([self.vision.path] if self.vision else []))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, those of adapters and projector included."""
+        tensors = self.gguf.tensors.values()
+        weights = sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
+        return weights + (self.vision.path.stat().st_size if self.vision else 0)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return from_gguf(self.gguf.kv)
+
+    @cached_property
+    def template(self) -> Template:
+        """The GGUF's own Jinja chat template, or ChatML where it has none."""
+        return Template.from_gguf(self.gguf)
+
+    def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
+        """An empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py)."""
+        hp = self.hparams
+        n_layer = hp.n_layer if self.family.causal else 0  # an encoder remembers nothing
+        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type)

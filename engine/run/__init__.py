@@ -1,0 +1,1 @@
+"""Sequences as they run: one alone, or many in one batch."""

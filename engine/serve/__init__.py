@@ -1,0 +1,1 @@
+"""The server's verbs: models loaded on demand, answers under way."""

@@ -1,0 +1,447 @@
+"""What can be asked of numllama, without HTTP: the verbs, on one object.
+
+    Engine.generate, chat   -> Answer, whose pieces come as the model makes them
+    Engine.embed            -> Answer, whose one piece has the vectors of all texts
+    Engine.list, show, ps, copy, delete, create, blobs     models on disk and in memory
+    Engine.pull, push                                      models between the disk and a registry
+
+An answer goes this way (design: "the one path"):
+
+    resolve the name   ModelName, Store
+    check              capabilities, options
+    load or reuse      Pool
+    render             Template, or the bare prompt
+    encode             Tokenizer
+    submit             Runner; from here on in its thread
+    tell apart         Split: thinking, text, tool calls
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+from ...kernels import NUMBA, Kernels
+from ..cancellation import Call
+from ..errors import CloudModel, ModelNotFound, RequestError
+from ..gguf.read import GGUF
+from ..model.cache import usable_type
+from ..model.load import check_fits, load_model
+from ..options import AS_USUAL, Options, Wanted
+from ..run.embed import Vectors, pooling_of, reading, tokens_of
+from ..run.job import Job
+from ..run.split import Split
+from ..settings import TRACE, Settings
+from ..store import LocalModel, ModelName, Store, default_store, show
+from ..store.make.create import create, create_from_modelfile
+from ..store.make.sources import file_chunks
+from ..store.registry.auth import Credentials
+from ..store.registry.download import Downloads
+from ..store.registry.transfer import pull, push
+from ..template import (
+    Message,
+    Template,
+    bare_prompt,
+    generate_messages,
+    images_of,
+    mark_images,
+)
+from ..template.messages import Tool
+from ..tokenizer import Tokenizer, from_gguf
+from .answer import Answer, Deliver, constraint, split, through
+from .pool import Loaded, Pool, Progress
+from .prompting import Prompt, check_ids, checked, conversation, fitting, rendered, text_of
+from .runner import Runner, loading
+
+log = logging.getLogger(__name__)
+
+READING_BATCH = 2048  # num_batch for a model that only embeds: nobody waits for a next token
+IMAGE_TOKENS = 768  # what an image counts where a conversation is cut
+
+
+class Token(NamedTuple):
+    """An id and the bytes that it adds to a text."""
+
+    id: int
+    piece: bytes
+
+
+class Engine:
+    """One store, one pool of loaded models, and everything that can be done with them.
+
+    file      the one model there is, under whatever name: a GGUF that lies in no store
+    kernels   the set that answers
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        store: Store | None = None,
+        *,
+        file: LocalModel | None = None,
+        kernels: Kernels = NUMBA,
+    ):
+        self.settings = settings or Settings.from_env()
+        self.store = store or default_store(self.settings)
+        self.file, self.kernels = file, kernels
+        s = self.settings
+        self.pool = Pool(s.keep_alive, s.max_loaded_models, s.max_queue, s.load_timeout)
+        self.downloads = Downloads()
+
+    def close(self) -> None:
+        """Everything ends: answers and downloads are told so, nothing more is written."""
+        self.store.blobs.is_closed = True
+        self.downloads.close()
+        self.pool.close()
+
+    # --- answers ---
+
+    def generate(
+        self,
+        name: str,
+        prompt: str | Sequence[int] = "",
+        wanted: Wanted = AS_USUAL,
+        *,
+        suffix: str = "",
+        system: str = "",
+        template: str = "",
+        context: Sequence[int] | None = None,
+        raw: bool = False,
+        images: Sequence[bytes] = (),
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
+
+        prompt            text, or the very tokens that the model sees
+        suffix            what is to follow the answer
+        system, template  in place of the model's
+        context           what an earlier answer's `context` gave; the model's own messages are then left out
+        raw               the prompt is what the model sees
+        Checks and their order are those of the contract, section 3.2.
+        """
+        call = call or Call()
+        model = self._resolve(name)
+        if not prompt and wanted.keep_alive == 0:
+            return self._unload(model)
+        if raw and (template or system or context):
+            raise RequestError("raw mode does not support template, system, or context")
+        wanted = self._checked(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
+
+        def render(loaded: Loaded) -> Prompt:
+            own = self._template(model, loaded)
+            if not isinstance(prompt, str):
+                return Prompt(text_of(loaded.runner.model, prompt), ids=list(prompt))
+            if raw:
+                return Prompt(prompt, split=Split() if wanted.echo else split(own, prompt, wanted), images=images)
+            asked = Template(template, "go") if template else own
+            history = model.messages if context is None else []
+            messages = generate_messages(prompt, system or model.system, history, images)
+            seen, messages = images_of(messages), mark_images(messages)
+            if suffix:
+                text = asked.fill(prompt, suffix, wanted.think)
+            else:
+                text = bare_prompt(messages) if asked.language == "chatml" else rendered(asked, messages, wanted)
+            text = text_of(loaded.runner.model, context or ()) + text
+            bos_once = asked.language == "jinja" and context is None
+            return Prompt(text, bos_once, split(own, text, wanted), images=seen)
+
+        return self._answer(model, prompt, wanted, render, call, deliver)
+
+    def chat(
+        self,
+        name: str,
+        messages: Sequence[Message] = (),
+        wanted: Wanted = AS_USUAL,
+        *,
+        tools: Sequence[Tool] = (),
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """The next turn of a conversation.  None at all only loads the model, or unloads it where keep_alive is 0.
+
+        A last message of the assistant is gone on with.  Checks are those of the contract, section 3.3.
+        """
+        call = call or Call()
+        if not name:
+            raise RequestError("model is required")
+        model = self._resolve(name)
+        if not messages and wanted.keep_alive == 0:
+            return self._unload(model)
+        images = any(message.get("images") for message in messages)
+        wanted = self._checked(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
+
+        def render(loaded: Loaded) -> Prompt:
+            own = self._template(model, loaded)
+            everything = conversation(model, messages)
+
+            def size(some: Sequence[Message]) -> int:
+                text = rendered(own, some, wanted, tools)
+                n_images = sum(len(message.get("images") or ()) for message in some) if model.projectors else 0
+                return len(loaded.runner.model.tokenizer.encode(text)) + n_images * IMAGE_TOKENS
+
+            whole = everything
+            if wanted.truncate:
+                everything = fitting(everything, size, loaded.runner.options.num_ctx)
+            n_whole = size(whole) if len(everything) < len(whole) else 0
+            text = rendered(own, mark_images(everything), wanted, tools)
+            told_apart = split(own, text, wanted, tools)
+            return Prompt(text, own.language != "go", told_apart, n_whole=n_whole, images=images_of(everything))
+
+        return self._answer(model, messages, wanted, render, call, deliver)
+
+    def embed(
+        self,
+        name: str,
+        texts: Sequence[str] = (),
+        wanted: Wanted = AS_USUAL,
+        *,
+        dimensions: int = 0,
+        call: Call | None = None,
+        deliver: Deliver | None = None,
+    ) -> Answer:
+        """A vector of length 1 for each of `texts`, which any model can make.  None at all only loads the model.
+
+        dimensions   keep so many components, the first; 0: all
+        A text that is refused ends it for all of them.  Checks are those of the contract, section 3.4.
+        """
+        call = call or Call()
+        try:
+            model = self._resolve(name)
+        except ModelNotFound:
+            told = f'model "{name}" not found, try pulling it first' if name else None
+            raise ModelNotFound(name, told) from None
+        options = self._options(model, wanted.options)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
+        runner = loaded.runner
+        answer = Answer(load_duration=perf_counter_ns() - call.began, model=runner.model, call=call)
+        try:
+            pooling = pooling_of(runner.model.hparams)
+            n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
+            prompts = []
+            for text in texts:
+                call.check()
+                prompts.append(tokens_of(text, tokenizer, n_ctx, wanted.truncate))
+        except BaseException:
+            self.pool.release(loaded)
+            raise
+        if not prompts:
+            answer.is_over, answer.done_reason = True, "load"
+            self.pool.release(loaded)
+            return answer
+        answer.n_prompt = sum(map(len, prompts))
+        release = partial(self.pool.release, loaded)
+        vectors = Vectors(len(prompts), dimensions, call, deliver or answer._pieces.put, release)
+
+        def submit(i: int) -> None:
+            runner.submit(reading(call, prompts[i], options, pooling, partial(vectors.take, i)))
+
+        vectors.begin(runner.cache.n_slot, submit)
+        return answer
+
+    # --- tokens ---
+
+    def tokenize(self, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[Token]:
+        """The tokens of `text`.  The model is not loaded for it.
+
+        add_special     BOS and EOS, where the vocabulary wants them
+        parse_special   "</s>" is one token
+        """
+        tokenizer = self._tokenizer(name)
+        ids = tokenizer.encode(text, add_special, parse_special)
+        return [Token(id, tokenizer.piece(id, special=True)) for id in ids]
+
+    def detokenize(self, name: str, ids: Sequence[int]) -> str:
+        """The text of `ids`, special ones included.  Raises: RequestError for one that there is not"""
+        tokenizer = self._tokenizer(name)
+        check_ids(tokenizer, ids)
+        return tokenizer.decode(ids)
+
+    def _tokenizer(self, name: str) -> Tokenizer:
+        if not name:
+            raise RequestError("model is required")
+        model = self._resolve(name)
+        loaded = next((entry for entry in self.pool.loaded() if entry.key == model.weights), None)
+        return loaded.runner.model.tokenizer if loaded else tokenizer_of(model.weights)
+
+    # --- models ---
+
+    def list(self) -> list[dict[str, Any]]:
+        """The store's models, the newest first, as /api/tags says them."""
+        return [show.tags_entry(model) for model in self.store.list()]
+
+    def ps(self) -> Sequence[dict[str, Any]]:
+        """The loaded models, longest remaining lifetime first, as /api/ps says them."""
+        return [
+            {
+                "name": entry.model.name.short,
+                "model": entry.model.name.short,
+                "size": entry.runner.nbytes,
+                "digest": entry.model.digest,
+                "details": show.details(entry.model),
+                "expires_at": show.local_time(entry.expires_at),
+                "size_vram": 0,
+                "context_length": entry.runner.options.num_ctx,
+            }
+            for entry in self.pool.loaded()
+        ]
+
+    def show(
+        self, name: str, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
+    ) -> dict:
+        """All about a model, as /api/show says it.  Raises: ModelNotFound with the short form of `name`, ..."""
+        try:
+            model = self._resolve(name)
+        except ModelNotFound:
+            raise ModelNotFound(ModelName.parse_request(name)[0].short) from None
+        except CloudModel:
+            raise CloudModel("ollama cloud is disabled: remote model details are unavailable") from None
+        return show.show(model, verbose, system, options)
+
+    def capabilities(self, name: str) -> Sequence[str]:
+        """What the model can do, in Ollama's words.  Raises: BadName, ModelNotFound, CloudModel"""
+        return show.capabilities(self._resolve(name))
+
+    def copy(self, source: str, destination: str) -> None:
+        """`destination` is what `source` is.  Raises: BadName, ModelNotFound"""
+        self.store.copy(ModelName.parse_request(source)[0], ModelName.parse_request(destination)[0])
+
+    def delete(self, name: str) -> None:
+        """The model is gone from the disk; one that is loaded stays so.  Raises: ModelNotFound with `name` as asked"""
+        try:
+            self.store.delete(ModelName.parse_request(name)[0])
+        except ModelNotFound:
+            raise ModelNotFound(name) from None
+
+    def create(
+        self,
+        name: str,
+        from_: str = "",
+        files: Mapping[str, str] | None = None,
+        *,
+        call: Call | None = None,
+        **more: Any,
+    ) -> Iterator[dict]:
+        """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, call), fits=check_fits, **more)
+
+    def create_from_modelfile(
+        self, name: str, text: str, path: str = "", quantize: str = "", call: Call | None = None
+    ) -> Iterator[dict]:
+        """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
+        more = {"quantize": quantize, "fetch": partial(self._fetch, call), "fits": check_fits}
+        return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
+
+    def _fetch(self, call: Call | None, name: str) -> Iterator[dict]:
+        """The statuses of a pull, up to its success; none where the model is here."""
+        try:
+            self._resolve(name)
+        except ModelNotFound:
+            yield from (status for status in self.pull(name, call=call) if status["status"] != "success")
+
+    def pull(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+        """The model `name` on its way from its registry, status by status; see store.transfer.
+
+        Raises: BadName, CloudModel, before the first status
+        """
+        asked, source = ModelName.parse_request(name)
+        if source == "cloud":
+            raise CloudModel("ollama cloud is disabled: remote model is unavailable")
+        asked = self.store.respell(asked)
+        return pull(self.store, self.downloads, asked, insecure, Credentials.from_env(), call or Call())
+
+    def push(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+        """The model `name` on its way to its registry, status by status; see store.transfer."""
+        return push(self.store, name, insecure, Credentials.from_env(), call or Call())
+
+    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
+        """The digest of the file's content, which is in the store; `tell` hears how many bytes are."""
+        return self.store.put_blob(file_chunks(path, tell))[0]
+
+    # --- the way of an answer ---
+
+    def _template(self, model: LocalModel, loaded: Loaded) -> Template:
+        """What the model is prompted by."""
+        layer = model.template if self.settings.go_template else None
+        return Template.from_gguf(loaded.runner.model.gguf, layer)
+
+    def _checked(self, name: str, model: LocalModel, verb: str, wanted: Wanted, **needs: bool) -> Wanted:
+        return checked(name, model, show.capabilities(model, self.settings.go_template), verb, wanted, **needs)
+
+    def _answer(
+        self,
+        model: LocalModel,
+        question: object,
+        wanted: Wanted,
+        render: Callable[[Loaded], Prompt],
+        call: Call,
+        deliver: Deliver | None,
+    ) -> Answer:
+        """The model loaded, the prompt rendered and encoded, the job with its runner."""
+        options = self._options(model, wanted.options)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
+        answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
+        try:
+            prompt = render(loaded) if question else Prompt("")
+            answer.prompt, answer.split, answer.n_images = prompt.text, prompt.split, len(prompt.images)
+            log.log(TRACE, "prompt", extra={"fields": {"model": model.name.short, "text": prompt.text}})
+            if wanted.render_only or not question:
+                answer.is_over, answer.done_reason = True, None if question else "load"
+                self.pool.release(loaded)
+                return answer
+            shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
+            grammar = constraint(loaded.runner.grammars, wanted.format, answer.split.thinking, shown)
+            began = perf_counter_ns()
+            ids, rows = prompt.encode(loaded.runner, call)
+            encoding = perf_counter_ns() - began if rows else 0
+            answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
+        except BaseException:
+            self.pool.release(loaded)
+            raise
+        release = partial(self.pool.release, loaded)
+        how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
+        deliver = through(answer.split, deliver or answer._pieces.put)
+        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows, encoding))
+        return answer
+
+    def _unload(self, model: LocalModel) -> Answer:
+        self.pool.unload(model)
+        return Answer("unload", is_over=True)
+
+    def _resolve(self, name: str) -> LocalModel:
+        """Raises: BadName, ModelNotFound with the name as it was asked for, CloudModel."""
+        if self.file:
+            return self.file
+        if not name:
+            raise ModelNotFound(name)
+        parsed, source = ModelName.parse_request(name)
+        try:
+            return self.store.resolve(parsed)
+        except ModelNotFound:
+            if source == "cloud":
+                raise CloudModel("ollama cloud is disabled: remote model is unavailable") from None
+            raise ModelNotFound(name) from None
+
+    def _options(self, model: LocalModel, wanted: Mapping[str, Any]) -> Options:
+        """Ours, then the model's, then the request's.  Raises: BadOptions"""
+        only_reads = "embedding" in show.capabilities(model)
+        ours = {"num_ctx": self.settings.context_length or None, "num_batch": READING_BATCH if only_reads else None}
+        return Options.parse(ours, model.params, wanted)
+
+    def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
+        projector = next(iter(model.projectors), None)
+        loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), projector, self.settings.vision_order)
+        asked = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache
+        cache_type = usable_type(asked, loaded.hparams.n_head_dim)
+        tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
+        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
+
+
+@lru_cache(maxsize=2)
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF, for models that are not loaded."""
+    return from_gguf(GGUF.open(path).kv)

@@ -1,0 +1,1 @@
+"""Making models: Modelfiles, conversion, quantization."""

@@ -1,0 +1,212 @@
+"""The layers that uploaded files make: a model and maybe its projector, an adapter; quantized on the way if asked for.
+
+A GGUF is the layer itself, its digest stays.  Only a model in several files, one to be quantized and one in another
+format are written anew.  Errors name files as the client knows them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import BadDigest, BadGGUF, ModelError, NotYet, RequestError
+from ...gguf.file_type import FILE_TYPES, file_type_name, parameter_size
+from ...gguf.read import GGUF, join, read_part
+from ...gguf.write import gguf_chunks
+from .. import manifest as media
+from ..manifest import Config, Layer, check_digest
+from ..show import n_parameters
+from ..store import Store
+from .convert import converted
+from .mixture import file_type_of
+from .quantize import check_weights, is_already, quantized
+
+Status = dict[str, Any]
+Fits = Callable[[GGUF, GGUF], None]  # raises ModelError where an adapter or projector does not go with a model
+PACE = 0.1  # seconds between two statuses about one file
+NO_DIGEST = "0000000000000000000"  # Ollama's, of a file that is being made
+
+
+def model_layers(
+    store: Store, files: Mapping[str, str], quantize: str, fits: Fits
+) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    """The config and layers of a model that the blobs `files`, digests by file name, make.
+
+    Raises: RequestError, ModelError for blobs that are missing, EngineError for `quantize`
+    """
+    if not files:
+        raise RequestError("unknown type")
+    if any(path.endswith(".safetensors") for path in files):
+        layer = yield from _converted(store, files)
+        return (yield from _as_wanted(store, layer, [], quantize))
+    models: dict[str, GGUF] = {}
+    projectors: dict[str, GGUF] = {}
+    layers: dict[str, Layer] = {}
+    for path, digest in files.items():
+        yield {"status": "parsing GGUF"}
+        gguf, layer = _uploaded(store, path, digest)
+        kind = gguf.kv.get("general.type")
+        if kind == "adapter":
+            raise RequestError(f"{path}: an adapter, expected a model")
+        is_part = gguf.kv.get("split.count", 1) != 1  # whose architecture the first one says
+        if not is_part and (_architecture(path, gguf) == "clip" or kind == "mmproj"):
+            projectors[path], layers[path] = gguf, replace(layer, media_type=media.PROJECTOR)
+        else:
+            models[path], layers[path] = gguf, layer
+    if len(models) > 1 and all(gguf.kv.get("split.count") == len(models) for gguf in models.values()):
+        layer = yield from _merged(store, models)
+    elif len(models) == 1:
+        ((path, gguf),) = models.items()
+        layer = layers[path]
+        if gguf.kv.get("split.count", 1) != 1:
+            raise RequestError(f"{path}: one of {gguf.kv['split.count']} parts of a model, expected all of them")
+    elif projectors and not models:
+        raise RequestError(f"{next(iter(projectors))}: a projector alone, expected its text model, too (another FROM)")
+    else:
+        raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
+    model = GGUF.open(store.blob_path(layer.digest))
+    _architecture(next(iter(models)), model)
+    for path, projector in projectors.items():
+        _check_fits(path, projector, model, fits)
+    return (yield from _as_wanted(store, layer, [layers[path] for path in projectors], quantize))
+
+
+def _as_wanted(
+    store: Store, layer: Layer, projectors: list[Layer], quantize: str
+) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    config = config_of(GGUF.open(store.blob_path(layer.digest)))
+    if quantize:
+        config, layer = yield from quantized_layer(store, config, layer, quantize)
+    return config, [layer, *projectors]
+
+
+def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None, Layer]:
+    """The layer of a model in Hugging Face's layout."""
+    yield {"status": "converting model"}
+    if "config.json" not in files:
+        raise ModelError("open config.json: no such file or directory")
+    kv, tensors = converted({path: uploaded_blob(store, path, digest) for path, digest in files.items()})
+    total = sum(tensor.nbytes for tensor in tensors)
+    return (yield from stored(store, gguf_chunks(kv, tensors), total, "converting model"))
+
+
+def adapter_layer(store: Store, files: Mapping[str, str], model: Path, fits: Fits) -> Generator[Status, None, Layer]:
+    """The layer of the one adapter in `files`, which is for the GGUF `model`."""
+    if any(path.endswith(".safetensors") for path in files):
+        raise NotYet("create does not support adapters as safetensors yet")
+    if len(files) != 1:
+        raise RequestError("only one adapter is currently supported")
+    ((path, digest),) = files.items()
+    yield {"status": "parsing GGUF"}
+    gguf, layer = _uploaded(store, path, digest)
+    if gguf.kv.get("general.type") != "adapter":
+        raise RequestError(f"{path}: general.type is {gguf.kv.get('general.type')!r}, expected 'adapter'")
+    _check_fits(path, gguf, GGUF.open(model), fits)
+    return replace(layer, media_type=media.ADAPTER)
+
+
+def _check_fits(path: str, part: GGUF, model: GGUF, fits: Fits) -> None:
+    try:
+        fits(part, model)
+    except ModelError as error:
+        raise RequestError(str(error).replace(str(part.path), path)) from None
+
+
+def quantized_layer(
+    store: Store, config: Config, layer: Layer, name: str
+) -> Generator[Status, None, tuple[Config, Layer]]:
+    """The config and model layer of what file type `name` makes of `layer`; itself, if it has that type already."""
+    file_type = file_type_of(name)
+    gguf = GGUF.open(store.blob_path(layer.digest))
+    if not is_already(gguf, file_type):
+        kv, tensors = quantized(gguf, file_type)
+        told = f"quantizing {_file_type(gguf)} model to {file_type}"
+        layer = yield from stored(store, gguf_chunks(kv, tensors), sum(tensor.nbytes for tensor in tensors), told)
+        yield {"status": "verifying conversion"}
+    return replace(config, file_type=file_type), layer
+
+
+def stored(store: Store, chunks: Iterable[bytes | memoryview], total: int, told: str) -> Generator[Status, None, Layer]:
+    """The model layer of what `chunks` are; told now and then how far it is.  total: about the bytes they are in all"""
+    due = time.monotonic()
+    with store.blob_writer() as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+            if time.monotonic() >= due:
+                due = time.monotonic() + PACE
+                yield {"status": told, "digest": NO_DIGEST, "total": total, "completed": min(writer.size, total)}
+        return Layer(media.MODEL, writer.commit(), writer.size)
+
+
+def config_of(gguf: GGUF) -> Config:
+    """What a list of models says of `gguf`."""
+    architecture = gguf.kv["general.architecture"]
+    size = parameter_size(n_parameters(gguf))
+    return Config("gguf", architecture, (architecture,), size, file_type_name(gguf.kv.get("general.file_type")))
+
+
+def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, Layer]:
+    """The layer of the one file that all parts of a model make."""
+    in_order = sorted(parts, key=lambda path: parts[path].kv.get("split.no", -1))
+    try:
+        whole = join([parts[path] for path in in_order])
+    except BadGGUF as error:
+        names = {str(part.path): path for path, part in parts.items()}
+        raise RequestError(str(error).replace(error.path, names[error.path])) from None
+    if whole.unsupported:
+        name, tensor = next(iter(whole.unsupported.items()))
+        raise RequestError(f"tensor {name!r} has type {tensor.type.name}, which can only be kept in the file it is in")
+    kv = {key: value for key, value in whole.typed.items() if not key.startswith("split.")}
+    total = sum(tensor.nbytes for tensor in whole.tensors.values())
+    chunks = gguf_chunks(kv, whole.tensors.values(), whole.version, whole.byteorder)
+    return (yield from stored(store, chunks, total, f"merging {len(parts)} files"))
+
+
+def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, Layer]:
+    """An uploaded GGUF, in the user's own folder, looked at to its last weight."""
+    blob = uploaded_blob(store, path, digest)
+    with open(blob, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise RequestError("supplied file was not in GGUF format" if path.endswith(".gguf") else "unknown type")
+    try:
+        gguf = read_part(blob)
+    except BadGGUF as error:
+        raise RequestError(str(error).replace(str(blob), path)) from None
+    try:
+        check_weights(gguf)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    return gguf, Layer(media.MODEL, check_digest(digest), blob.stat().st_size)
+
+
+def uploaded_blob(store: Store, path: str, digest: str) -> Path:
+    """The file of an upload, in the user's own folder."""
+    try:
+        digest = check_digest(digest)
+        store.adopt_blob(digest)
+        return store.blob_path(digest)
+    except BadDigest as error:
+        raise ModelError(str(error)) from None  # Ollama answers 500 here, and 400 to an empty one
+    except FileNotFoundError:
+        raise ModelError(f"open {digest.replace(':', '-')}: no such file or directory") from None
+
+
+def _architecture(path: str, gguf: GGUF) -> str:
+    architecture = gguf.kv.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise RequestError(f"{path}: general.architecture is {architecture!r}, expected a name such as 'llama'")
+    return architecture
+
+
+def _file_type(gguf: GGUF) -> str:
+    """The file's own word for its type, or else the format of most of its weights."""
+    if (name := file_type_name(gguf.kv.get("general.file_type"))) in FILE_TYPES.values():
+        return name
+    n_weights: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        n_weights[tensor.format.name] += tensor.n_elements
+    return n_weights.most_common(1)[0][0] if n_weights else "unknown"

@@ -1,0 +1,137 @@
+"""Who asks a registry: nobody in particular, a name and password, or whoever has this machine's ed25519 key.
+
+A registry that wants to know answers 401 and a challenge:
+
+    Basic realm="..."                                      name and password, with every request
+    Bearer realm="https://host/token",service="...",scope="repository:lab/m:pull"
+                                                           a token, to be had at the realm by whoever may have it
+
+Source: RFC 6750; the distribution project's token specification; Ollama's server/auth.go, fb30760.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from ...errors import StoreError
+from ..name import HOST
+
+KEY = "id_ed25519"
+_EMPTY = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()  # stands for the body of a GET
+_PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"([^"]*)"|([^\s",]+))')
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What a registry wants before it answers: `scheme` in lower case, and its parameters."""
+
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str = ""
+
+    @classmethod
+    def parse(cls, header: str) -> Challenge:
+        scheme, _, rest = header.strip().partition(" ")
+        found = {name.lower(): quoted or bare for name, quoted, bare in _PARAMETER.findall(rest)}
+        return cls(scheme.lower(), *(found.get(name, "") for name in ("realm", "service", "scope")))
+
+    def token_url(self, signed: bool) -> str:
+        """Where the token is to be had; with the time and a number used once if the request is to be signed."""
+        parts = urlsplit(self.realm)
+        asked = parse_qsl(parts.query, keep_blank_values=True) + [("scope", scope) for scope in self.scope.split()]
+        asked += [("service", self.service)] if self.service else []
+        if signed:
+            asked += [("ts", str(int(time.time()))), ("nonce", secrets.token_urlsafe(16))]
+        return urlunsplit(parts._replace(query=urlencode(sorted(asked, key=lambda pair: pair[0])), fragment=""))
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What this machine can say of itself.
+
+    user, password   NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD
+    host             NUMLLAMA_REGISTRY_HOST, host[:port]: for this one only, and not for any that asks
+    docker           the file that `docker login` writes
+    keys             the folder of the ed25519 key
+    """
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    host: str = ""
+    docker: Path = Path()
+    keys: Path = Path()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Credentials:
+        return cls(
+            environ.get("NUMLLAMA_REGISTRY_USER", ""),
+            environ.get("NUMLLAMA_REGISTRY_PASSWORD", ""),
+            environ.get("NUMLLAMA_REGISTRY_HOST", ""),
+            Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json",
+            Path.home() / ".ollama",
+        )
+
+    def basic(self, host: str) -> str:
+        """The Authorization of a name and password for `host`, or ""."""
+        if self.user and host.lower() != HOST and self.host.lower() in ("", host.lower()):
+            return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return self._docker(host)
+
+    def _docker(self, host: str) -> str:
+        try:
+            auths = json.loads(self.docker.read_bytes())["auths"]
+            entry = next(auths[name] for name in auths if re.sub(r"^https?://|/.*$", "", name) == host)
+            auth = entry.get("auth") or base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
+            return f"Basic {auth}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            return ""  # no such file, not for this host, or a credential helper's affair
+
+    def signature(self, method: str, url: str) -> str:
+        """The Authorization that signs a request without a body, `<public key>:<signature>`; "" without a key."""
+        try:
+            pem = (self.keys / KEY).read_bytes()
+        except OSError:
+            return ""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        try:
+            key = load_ssh_private_key(pem, password=None)
+        except ValueError as error:
+            raise StoreError(f"{self.keys / KEY}: no key without a password: {error}") from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise StoreError(f"{self.keys / KEY}: not an ed25519 key")
+        signed = base64.b64encode(key.sign(f"{method},{url},{_EMPTY}".encode())).decode()
+        return f"{_public_line(key).split()[1]}:{signed}"
+
+    def ensure_key(self) -> None:
+        """There is a key, of OpenSSH's form and only for its owner to read.  Raises: OSError"""
+        path = self.keys / KEY
+        if path.exists():
+            return
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        key = Ed25519PrivateKey.generate()
+        self.keys.mkdir(parents=True, exist_ok=True, mode=0o755)
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secret)
+        path.with_suffix(".pub").write_text(_public_line(key) + "\n")
+
+
+def _public_line(key) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

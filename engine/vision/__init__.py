@@ -1,0 +1,1 @@
+"""Images in, rows for the text model out; images in a prompt."""

@@ -1,0 +1,164 @@
+"""What a KV cache keeps of keys and values: numbers, or blocks of 32 under one scale (quants/block32.py).
+
+CACHE_TYPES     by the names that Ollama and llama.cpp give them; f64 is for the definition
+new_cache       zeros for all that a layer remembers
+write           into the cache, rounded as ggml's CPU code rounds there: Q8_0 as activations, Q4_0 as weights
+numbers         what stands in it
+
+llama.cpp 0c1e57098 turns heads of 64 numbers (or 128, ...) by a Hadamard matrix before it makes blocks of them
+(LLAMA_ATTN_ROT_DISABLE=1 leaves that out); here they stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.core import config
+
+from .jit import inner, kernel
+from .packed.tiles import extreme, magnitude, nearest
+from .quants import block32
+from .rounding import activations_q8_0
+from .simd import convert, f32_to_half, f32x16, i8x16, i32x16, largest, load, maximum, minimum, splat, store, u8x16
+
+BLOCK = 32  # numbers in a block
+VECTOR = 16  # numbers in a vector: heads of plain numbers are kept in whole ones
+CACHE_TYPES: dict[str, np.dtype[Any]] = {
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+    "q8_0": block32.Q8_0,
+    "q4_0": block32.Q4_0,
+}
+F32, F16, Q8_0, Q4_0 = range(4)
+KINDS = {CACHE_TYPES[name]: kind for kind, name in enumerate(("f32", "f16", "q8_0", "q4_0"))}
+ENCODERS = {block32.Q8_0: activations_q8_0, block32.Q4_0: block32.quantize_q4_0}
+DECODERS = {block32.Q8_0: block32.dequantize_q8_0, block32.Q4_0: block32.dequantize_q4_0}
+
+
+def in_blocks(kept: np.dtype) -> bool:
+    return kept in DECODERS
+
+
+def n_kept(kept: np.dtype, n: int) -> int:
+    """How many of `kept` hold n numbers: whole blocks, or whole vectors with zeros at the end.
+
+    Raises: ValueError where blocks are not whole.
+    """
+    if not in_blocks(kept):
+        return -(-n // VECTOR) * VECTOR
+    if n % BLOCK:
+        raise ValueError(f"a cache in blocks of {BLOCK} numbers cannot keep heads of {n}")
+    return n // BLOCK
+
+
+def new_cache(n_slot: int, n_ctx: int, n_head_kv: int, n_head_dim: int, kept: np.dtype) -> np.ndarray:
+    """Zeros [n_slot, n_ctx, n_head_kv, n_head_dim], or as many blocks.  In memory a head's positions follow each other.
+
+    Behind the numbers of each head there is room, see n_kept.  Raises as n_kept
+    """
+    cache = np.zeros((n_slot, n_head_kv, n_ctx, n_kept(kept, n_head_dim)), kept).swapaxes(1, 2)
+    return cache if in_blocks(kept) else cache[..., :n_head_dim]
+
+
+def has_room(cache) -> bool:
+    """Whether each head of `cache` may be read and written in whole vectors: it is a part of what new_cache makes."""
+    if in_blocks(cache.dtype) or cache.shape[-1] % VECTOR == 0:
+        return True
+    return (
+        cache.base is not None and cache.base.ndim == 4 and cache.base.shape[-1] == n_kept(cache.dtype, cache.shape[-1])
+    )
+
+
+class Rows(NamedTuple):
+    """A cache's part as machine code has it: the first position's first head, and where the others are from there.
+
+    a            u16, flat
+    step, head   u16 from a position to the next, from a head to the next
+    kind         one of KINDS
+    """
+
+    a: np.ndarray
+    step: int
+    head: int
+    kind: int
+
+
+def strided(cache) -> Rows:
+    """cache [n_pos, n_head_kv, n_head_dim], or as many blocks, of a type in KINDS"""
+    return Rows(cache[0, 0].view(np.uint16), cache.strides[0] // 2, cache.strides[1] // 2, KINDS[cache.dtype])
+
+
+def numbers(cache, dtype):
+    """[..., n_head_dim], or blocks [..., n_head_dim / 32] -> dtype [..., n_head_dim]"""
+    if in_blocks(cache.dtype):
+        cache = DECODERS[cache.dtype](cache.reshape(-1)).reshape(*cache.shape[:-1], -1)
+    return cache.astype(dtype, copy=False)
+
+
+@np.errstate(all="ignore")
+def write_numpy(cache, x):
+    """x float [n, n_head_kv, n_head_dim] into `cache`, a view of the same positions"""
+    if in_blocks(cache.dtype):
+        x = ENCODERS[cache.dtype](x.astype(np.float32, copy=False).reshape(-1, BLOCK)).reshape(cache.shape)
+    cache[...] = x
+
+
+def write_numba(cache, x):
+    """As write_numpy, to the bit; blocks of less than 4e-37, whose scale is 0 in f16, may have other codes."""
+    if cache.dtype not in KINDS or not has_room(cache):
+        write_numpy(cache, x)
+    elif x.size:
+        x = np.ascontiguousarray(x, np.float32)
+        write_rows(x.reshape(-1), *x.shape, strided(cache))
+
+
+@kernel
+def write_rows(x, n, n_head, d, rows):
+    """x f32 [n, n_head, d] becomes the first n positions of `rows`."""
+    wide = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
+    for t in range(n):
+        for h in range(n_head):
+            source, at = (t * n_head + h) * d, t * rows.step + h * rows.head
+            if wide.size == d:
+                _write_head(x, source, d, rows.a, at, rows.kind)
+            else:
+                for i in range(d):
+                    wide[i] = x[source + i]
+                _write_head(wide, 0, wide.size, rows.a, at, rows.kind)
+
+
+@inner
+def _write_head(x, start, d, a, at, kind):
+    """d numbers from x[start] on to a[at] on.  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
+    for i in range(start, start + d, VECTOR if kind == F16 or kind == F32 else BLOCK):
+        if kind == F16:
+            store(a, at, f32_to_half(load(f32x16, x, i)))
+            at += 16
+        elif kind == F32:
+            store(a, at, load(f32x16, x, i))
+            at += 32
+        elif kind == Q8_0:
+            low, high = load(f32x16, x, i), load(f32x16, x, i + 16)
+            amax = largest(maximum(magnitude(low), magnitude(high)))
+            per_d = np.float32(127) / amax if amax > 0 else np.float32(0)
+            a[at] = f32_to_half(amax / np.float32(127))
+            store(a, at + 1, convert(i8x16, nearest(low * per_d)))
+            store(a, at + 9, convert(i8x16, nearest(high * per_d)))
+            at += 17
+        else:
+            step = extreme(x, i, BLOCK) / np.float32(-8)
+            per_d = np.float32(1) / step if step != 0 else np.float32(0)
+            low, high = _nibbles(load(f32x16, x, i) * per_d), _nibbles(load(f32x16, x, i + 16) * per_d)
+            a[at] = f32_to_half(step)
+            store(a, at + 1, convert(u8x16, low | high << 4))
+            at += 9
+
+
+@inner
+def _nibbles(v):
+    return minimum(convert(i32x16, v + np.float32(8.5)), splat(i32x16, 15))
+
+
+write = write_numpy if config.DISABLE_JIT else write_numba

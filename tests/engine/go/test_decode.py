@@ -1,0 +1,147 @@
+"""Bodies as Go's encoding/json takes them; the texts were recorded from Ollama v0.33.0-rc2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from numllama.api.wire.schema import ChatRequest, CopyRequest, CreateRequest, GenerateRequest
+from numllama.engine.go.decode import decode
+from numllama.engine.go.json import DecodeError, dumps, loads, rfc3339, syntax_error
+
+FIELD = "json: cannot unmarshal {} into Go struct field GenerateRequest.{} of type {}"
+REFUSED = {
+    b"": "missing request body",
+    b" \n ": "missing request body",
+    b"{": "unexpected EOF",
+    b'{"model":': "unexpected EOF",
+    b'{"model":"a': "unexpected EOF",
+    b"{model:1}": "invalid character 'm' looking for beginning of object key string",
+    b'{"model":"a",}': "invalid character '}' looking for beginning of object key string",
+    b'{"context":[1,]}': "invalid character ']' looking for beginning of value",
+    b'{"context":[1 2]}': "invalid character '2' after array element",
+    b'{"model" 1}': "invalid character '1' after object key",
+    b'{"a":01}': "invalid character '1' after object key:value pair",
+    b'{"a":-}': "invalid character '}' in numeric literal",
+    b'{"a":1.}': "invalid character '}' after decimal point in numeric literal",
+    b'{"a":1e}': "invalid character '}' in exponent of numeric literal",
+    b'{"a":+1}': "invalid character '+' looking for beginning of value",
+    b'{"a":NaN}': "invalid character 'N' looking for beginning of value",
+    b"{'a':1}": r"invalid character '\'' looking for beginning of object key string",
+    b'{"a":tru}': "invalid character '}' in literal true (expecting 'e')",
+    rb'{"a":"\q"}': "invalid character 'q' in string escape code",
+    rb'{"a":"\u00g0"}': r"invalid character 'g' in \u hexadecimal character escape",
+    b'{"model":"x\x01"}': r"invalid character '\x01' in string literal",
+    b"\xef\xbb\xbf{}": "invalid character 'ï' looking for beginning of value",
+    b"[" * 20_000: "exceeded max depth",
+    b"[]": "json: cannot unmarshal array into Go value of type api.GenerateRequest",
+    b"3": "json: cannot unmarshal number into Go value of type api.GenerateRequest",
+    b'{"model":1}': FIELD.format("number", "model", "string"),
+    b'{"stream":"x"}': FIELD.format("string", "stream", "bool"),
+    b'{"options":[]}': FIELD.format("array", "options", "map[string]interface {}"),
+    b'{"context":[1.5]}': FIELD.format("number 1.5", "context", "int"),
+    b'{"context":"x"}': FIELD.format("string", "context", "[]int"),
+    b'{"images":"x"}': FIELD.format("string", "images", "[]api.ImageData"),
+    b'{"images":["@@@"]}': "illegal base64 data at input byte 0",
+    b'{"images":["AAAA="]}': "illegal base64 data at input byte 4",
+    b'{"keep_alive":"10"}': 'time: missing unit in duration "10"',
+    b'{"keep_alive":true}': "Unsupported type: 'bool'",
+    b'{"think":1}': 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)',
+    b'{"model":1,"keep_alive":"x"}': 'time: invalid duration "x"',  # a type's own error ends decoding
+    b'{"model":1,"stream":"x"}': FIELD.format("number", "model", "string"),  # else the first one counts
+}
+
+
+@pytest.mark.parametrize("body", REFUSED, ids=lambda body: repr(body[:24]))
+def test_a_bad_body_is_refused_in_gos_words(body):
+    with pytest.raises(DecodeError) as refusal:
+        decode(GenerateRequest, body)
+    assert str(refusal.value) == REFUSED[body]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messages":[{"role":1}]}', "number into Go struct field ChatRequest.messages.role of type string"),
+        (b'{"messages":{}}', "object into Go struct field ChatRequest.messages of type []api.Message"),
+        (b'{"messages":[1]}', "number into Go struct field ChatRequest.messages of type api.Alias"),
+        (b'{"tools":{}}', "object into Go struct field ChatRequest.tools of type api.Tools"),
+        (b'{"tools":[1]}', "number into Go struct field ChatRequest.tools of type api.Tool"),
+    ],
+)
+def test_a_nested_field_is_named_by_its_path(body, expected):
+    with pytest.raises(DecodeError, match=expected.replace("[", r"\[")):
+        decode(ChatRequest, body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"null", b"{}", b'{"prompt":null,"stream":null,"options":null}', b'{"unknown":{"x":[]}} junk']
+)
+def test_what_is_absent_null_or_unknown_is_the_default(body):
+    assert decode(GenerateRequest, body) == GenerateRequest()
+
+
+def test_names_match_in_any_case_and_the_last_one_wins():
+    assert decode(GenerateRequest, b'{"MODEL":"a","Model":"b"}').model == "b"
+    assert decode(CopyRequest, b'{"SOURCE":"a"}') == CopyRequest("a", "")
+    assert decode(CreateRequest, b'{"from":"a","name":"n"}').from_ == "a"
+
+
+def test_either_name_will_do_and_model_wins():
+    assert decode(CreateRequest, b'{"name":"n"}').model == "n"
+    assert decode(CreateRequest, b'{"name":"n","model":"m"}').model == "m"
+
+
+def test_a_present_but_empty_context_is_not_an_absent_one():
+    assert decode(GenerateRequest, b"{}").context is None
+    assert decode(GenerateRequest, b'{"context":[]}').context == []
+
+
+def test_keep_alive_is_nanoseconds():
+    assert decode(GenerateRequest, b'{"keep_alive":1.5}').keep_alive == 1_500_000_000
+    assert decode(GenerateRequest, b'{"keep_alive":"2m"}').keep_alive == 120_000_000_000
+    assert decode(GenerateRequest, b'{"keep_alive":-1}').keep_alive == 2**63 - 1
+
+
+def test_roles_are_lowered_and_images_decoded():
+    request = decode(ChatRequest, b'{"messages":[{"role":"USER","content":"a","images":["AAEC"]},null]}')
+    assert [m.role for m in request.messages] == ["user", ""]
+    assert request.messages[0].images == [b"\0\1\2"]
+
+
+def test_bytes_that_are_no_utf8_become_one_replacement_each():
+    assert decode(GenerateRequest, b'{"prompt":"\xce\xaa\xb2\xe2\x80"}').prompt == "Ϊ" + "\ufffd" * 3
+    assert decode(GenerateRequest, rb'{"prompt":"\ud800x\ud83d\ude00"}').prompt == "\ufffdx😀"
+
+
+@given(st.binary(max_size=30) | st.text(alphabet='{}[]",:\\u0tf1e-. nal', max_size=30).map(str.encode))
+@example(b'[{"b":[]}, 1.5e-3]}')
+def test_the_scanner_refuses_exactly_what_the_parser_refuses(rest):
+    body = b'{"a":' + rest
+    try:
+        loads(body)
+        taken = True
+    except DecodeError:
+        taken = False
+    assert taken == (syntax_error(body) is None)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), st.lists, max_leaves=5)
+
+
+@given(JSON)
+def test_what_is_written_is_read_back(value):
+    assert json.loads(dumps(value)) == value
+
+
+def test_html_is_escaped_and_other_text_is_raw():
+    assert dumps({"a": "<b>&é\u2028🙂"}) == rb'{"a":"\u003cb\u003e\u0026' + "é".encode() + rb"\u2028" + '🙂"}'.encode()
+
+
+def test_times_have_up_to_nine_digits_and_no_trailing_zero():
+    assert rfc3339(0) == "1970-01-01T00:00:00Z"
+    assert rfc3339(1_700_000_000_120_000_000) == "2023-11-14T22:13:20.12Z"
+    assert rfc3339(1) == "1970-01-01T00:00:00.000000001Z"

@@ -1,0 +1,183 @@
+"""Encoders: what llama.cpp makes of the same files, what transformers makes of the same weights, and what must hold."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libllama import LibLlama
+from tiny_encoder import ENCODERS, tiny_encoder
+
+from numllama.engine.errors import BadGGUF, RequestError, UnsupportedArchitecture
+from numllama.engine.gguf.read import read_gguf
+from numllama.engine.gguf.write import write_gguf
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.encoder import alibi_slopes
+from numllama.engine.model.load import load_model
+from numllama.engine.model.trace import Trace
+from numllama.engine.run.embed import Pooled
+from numllama.engine.run.generate import generate
+from numllama.kernels import NUMPY, SETS, threads
+
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/make_embeddings.py"))
+TOKENS = GOLDEN["TOKENS"]
+names = pytest.mark.parametrize("name", ENCODERS)
+sets = pytest.mark.parametrize("kernels", SETS.values(), ids=SETS)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    loaded = {}
+
+    def model(name, format="F32"):
+        if (name, format) not in loaded:
+            loaded[name, format] = load_model(GOLDEN["make"](folder, name, format))
+        return loaded[name, format]
+
+    return model
+
+
+def rows(model, texts, kernels=NUMPY, tap=lambda name, il, value: value):
+    """The rows of each of `texts`, which are computed together.  -> [float [n_tok, n_embd]]"""
+    batch = Batch.join([Batch.of(tokens, slot, outputs=range(len(tokens))) for slot, tokens in enumerate(texts)])
+    out = model.family.hidden(model, batch, model.new_cache(64, len(texts)), kernels, tap)
+    return np.split(out, np.cumsum([len(tokens) for tokens in texts])[:-1])
+
+
+def cosines(a, b):
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@sets
+@names
+def test_float32_encoders_meet_llama_cpp(models, name, kernels):
+    expected = np.load(GOLDEN["path_of"](name))["F32"]
+    (got,) = rows(models(name), [TOKENS], kernels)
+    if name == "nomic-bert":
+        np.testing.assert_allclose(got, expected, rtol=0, atol=3e-5)  # SwiGLU; measured 7e-6 at a deviation of 1
+    else:
+        # ggml reads GELU from a table by float16: 11 bits, and a last bit of the input may turn one of them
+        like = kernels.name in ("ggml", "numba")
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 if like else 5e-3)  # measured 3e-4, 3e-3
+        assert np.median(np.abs(got - expected)) < (3e-5 if like else 1e-3)
+
+
+@sets
+@names
+@pytest.mark.parametrize("format", ["F16", "Q8_0"])
+def test_other_formats_meet_llama_cpp(models, name, format, kernels):
+    """ggml rounds activations to the format of the weights' partner; the sets that do not are as far as that goes."""
+    expected = np.load(GOLDEN["path_of"](name))[format]
+    (got,) = rows(models(name, format), [TOKENS], kernels)
+    rounds = kernels.name in ("ggml", "numba")
+    if format == "Q8_0" and rounds:
+        assert np.median(np.abs(got - expected)) < 1e-6  # measured 1e-7, and 2e-2 where a rounding turns
+    assert cosines(expected, got).min() > (0.9999 if rounds or format == "F16" else 0.99)
+
+
+@names
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_rows_are_pooled_as_llama_cpp_pools_them(name, pooling):
+    recorded = np.load(GOLDEN["path_of"](name))
+    pooled = Pooled(pooling, len(TOKENS))
+    pooled.add(recorded["F32"][list(pooled.outputs(0, len(TOKENS)))])
+    np.testing.assert_allclose(pooled.vector(), recorded[pooling], rtol=0, atol=1e-6)
+
+
+@pytest.mark.peer
+@names
+def test_llama_cpp_still_says_what_was_recorded(name):
+    llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
+    expected, got = np.load(GOLDEN["path_of"](name)), GOLDEN["record"](llama, name)
+    assert got.keys() == set(expected.files)
+    for key in set(got) - {"made_by"}:
+        np.testing.assert_allclose(got[key], expected[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
+@names
+@pytest.mark.parametrize("format", ["F32", "F16", "Q8_0"])
+@given(others=st.lists(st.integers(1, 40), max_size=4), place=st.integers(0, 4), n_thread=st.integers(1, 2))
+@settings(deadline=None, max_examples=10)
+def test_a_text_has_the_same_bits_in_any_company(models, name, format, others, place, n_thread):
+    model, dice = models(name, format), np.random.default_rng(0)
+    threads.limit(1)
+    (alone,) = rows(model, [TOKENS], SETS["numba"])
+    threads.limit(n_thread)
+    texts = [dice.integers(5, 120, n).tolist() for n in others]
+    texts.insert(place, TOKENS)
+    together = rows(model, texts, SETS["numba"])[min(place, len(others))]
+    threads.limit(None)
+    assert together.tobytes() == alone.tobytes()
+
+
+@names
+def test_every_token_sees_every_other(models, name):
+    (one,), (other,) = rows(models(name), [TOKENS]), rows(models(name), [[*TOKENS[:-1], 50]])
+    assert (np.abs(one - other).max(axis=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic-bert", "jina-bert-v2"])
+def test_the_order_of_tokens_matters(models, name):
+    swapped = [*TOKENS[:3], TOKENS[4], TOKENS[3], *TOKENS[5:]]
+    (one,), (other,) = rows(models(name), [TOKENS]), rows(models(name), [swapped])
+    assert np.abs(one[[*range(3), 4, 3]] - other[:5]).max() > 0.01
+
+
+def test_a_penalty_on_distance_knows_no_direction(models):
+    (one,), (other,) = rows(models("jina-bert-v2"), [TOKENS]), rows(models("jina-bert-v2"), [TOKENS[::-1]])
+    np.testing.assert_allclose(one, other[::-1], rtol=0, atol=1e-5)
+
+
+def test_slopes():
+    assert alibi_slopes(8).tolist() == [2**-n for n in range(1, 9)]
+    assert alibi_slopes(6).tolist() == [
+        2**-2,
+        2**-4,
+        2**-6,
+        2**-8,
+        2**-1,
+        2**-3,
+    ]  # of four heads, then every other of 8
+
+
+def test_rows_kept_as_one_are_those_kept_apart(tmp_path):
+    how = {"family": "nomic-bert", "gate": "apart", "bias": False}  # the same random numbers in both
+    one, other = (load_model(tiny_encoder(tmp_path / f"{fused}.gguf", fused=fused, **how)) for fused in (False, True))
+    np.testing.assert_array_equal(rows(one, [TOKENS]), rows(other, [TOKENS]))
+
+
+def test_what_is_inside_bears_llama_cpps_names(models):
+    trace = Trace()
+    rows(models("jina-bert-v2-code"), [TOKENS], tap=trace)
+    got = list(dict.fromkeys(name for name, _ in trace.values))
+    expected = (
+        "inp_embd inp_norm Qcur Kcur Vcur kq kq_soft_max kqv_out attn_out ffn_inp ffn_up ffn_gate ffn_geglu ffn_out"
+    )
+    assert got == [*expected.split(), "l_out", "result_embd"]
+
+
+def test_an_encoder_does_not_generate(models):
+    with pytest.raises(RequestError, match="'bert' is an encoder"):
+        next(generate(models("bert"), "hello"))
+
+
+def changed(path, target, change):
+    """The model at `path` written to `target` with its tensors (name, format, shape, blocks) changed."""
+    gguf = read_gguf(path)
+    tensors = [(t.name, t.format, t.shape, t.blocks) for t in gguf.tensors.values()]
+    write_gguf(target, gguf.kv, change(tensors))
+    return target
+
+
+def test_a_tensor_that_is_missing_or_left_over_is_named(tmp_path):
+    path = tiny_encoder(tmp_path / "a.gguf")
+    without = changed(path, tmp_path / "b.gguf", lambda tensors: [t for t in tensors if t[0] != "position_embd.weight"])
+    with pytest.raises(BadGGUF, match=r"tensor 'position_embd.weight' is missing"):
+        load_model(without)
+    more = changed(path, tmp_path / "c.gguf", lambda tensors: [*tensors, ("cls.weight", *tensors[0][1:])])
+    with pytest.raises(UnsupportedArchitecture, match=r"tensor 'cls.weight' \(1 such\) has no place"):
+        load_model(more)

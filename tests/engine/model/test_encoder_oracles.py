@@ -1,0 +1,122 @@
+"""Rows of tiny encoders against transformers, which is given the same weights and computes in float64.
+
+transformers has no JinaBert of its own: its Bert takes the penalty on distance as an attention mask, and a gate is put
+where Bert has none.
+"""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numllama.engine.gguf.read import GGUF
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.load import load_model
+from numllama.kernels import numpy_kernels
+
+pytestmark = pytest.mark.oracle
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/make_embeddings.py"))
+TOKENS = GOLDEN["TOKENS"]
+
+BERT = {
+    "token_embd": "embeddings.word_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+    "attn_q": "encoder.layer.{il}.attention.self.query",
+    "attn_k": "encoder.layer.{il}.attention.self.key",
+    "attn_v": "encoder.layer.{il}.attention.self.value",
+    "attn_output": "encoder.layer.{il}.attention.output.dense",
+    "attn_output_norm": "encoder.layer.{il}.attention.output.LayerNorm",
+    "ffn_up": "encoder.layer.{il}.intermediate.dense",
+    "ffn_down": "encoder.layer.{il}.output.dense",
+    "layer_output_norm": "encoder.layer.{il}.output.LayerNorm",
+}
+NOMIC_BERT = {
+    **{name: theirs for name, theirs in BERT.items() if name.startswith("token")},
+    "attn_q": "layers.{il}.self_attn.q_proj",
+    "attn_k": "layers.{il}.self_attn.k_proj",
+    "attn_v": "layers.{il}.self_attn.v_proj",
+    "attn_output": "layers.{il}.self_attn.o_proj",
+    "attn_output_norm": "layers.{il}.post_attention_layernorm",
+    "ffn_gate": "layers.{il}.mlp.gate_proj",
+    "ffn_up": "layers.{il}.mlp.up_proj",
+    "ffn_down": "layers.{il}.mlp.down_proj",
+    "layer_output_norm": "layers.{il}.post_mlp_layernorm",
+}
+
+
+def weights(gguf, names):
+    """The tensors of `gguf` under transformers' `names`, f64."""
+    found = {}
+    for name, tensor in gguf.tensors.items():
+        *layer, part, kind = name.split(".")
+        x, il = tensor.dequantize().astype(np.float64), layer[1] if layer else ""
+        parts = {part: x}
+        if part == "attn_qkv":
+            parts = dict(zip(("attn_q", "attn_k", "attn_v"), np.split(x, 3), strict=True))
+        for part, x in parts.items():
+            found[f"{names[part].format(il=il)}.{kind}"] = x
+    return found
+
+
+def transformers_rows(path, name):
+    """What transformers makes of TOKENS.  -> f64 [n_tok, n_embd]"""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    gguf = GGUF.open(path)
+    arch = gguf.kv["general.architecture"]
+    n_head, n_ff, n_ctx = (
+        gguf.kv[f"{arch}.{key}"] for key in ("attention.head_count", "feed_forward_length", "context_length")
+    )
+    n_vocab, n_embd = gguf.tensors["token_embd.weight"].shape
+    sizes = {
+        "vocab_size": n_vocab,
+        "hidden_size": n_embd,
+        "num_hidden_layers": gguf.kv[f"{arch}.block_count"],
+        "num_attention_heads": n_head,
+        "intermediate_size": n_ff,
+        "max_position_embeddings": n_ctx,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "attn_implementation": "eager",
+    }
+    if name == "nomic-bert":
+        rope = {"rope_type": "default", "rope_theta": gguf.kv["nomic-bert.rope.freq_base"]}
+        config = transformers.NomicBertConfig(**sizes, rope_parameters=rope)
+        model, names = transformers.NomicBertModel(config, add_pooling_layer=False), NOMIC_BERT
+    else:
+        config = transformers.BertConfig(**sizes, hidden_act="gelu_pytorch_tanh")  # llama.cpp's form of it
+        model, names = transformers.BertModel(config, add_pooling_layer=False), BERT
+    mask, state = None, weights(gguf, names)
+    if name == "jina-bert-v2":
+        places, n = torch.arange(len(TOKENS)), 1 << int(np.log2(n_head))
+        slopes = [2 ** (-8 * (h + 1) / n) if h < n else 2 ** (-4 * (2 * (h - n) + 1) / n) for h in range(n_head)]
+        mask = -torch.tensor(slopes).double()[None, :, None, None] * (places[:, None] - places).abs()
+        state["embeddings.position_embeddings.weight"] = np.zeros((n_ctx, n_embd))
+
+        class Gated(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dense = torch.nn.Linear(n_embd, 2 * n_ff)
+
+            def forward(self, x):
+                gate, up = self.dense(x).chunk(2, dim=-1)
+                return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+        for layer in model.encoder.layer:
+            layer.intermediate = Gated()
+    model = model.double().eval()
+    model.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()})
+    with torch.no_grad():
+        return model(torch.tensor([TOKENS]), attention_mask=mask).last_hidden_state[0].numpy()
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic-bert", "jina-bert-v2"])
+def test_transformers_makes_the_same_rows_of_the_same_weights(tmp_path, name):
+    path = GOLDEN["make"](tmp_path, name, "F32")
+    model, batch = load_model(path), Batch.of(TOKENS, outputs=range(len(TOKENS)))
+    got = model.family.hidden(model, batch, model.new_cache(64), numpy_kernels(np.float64))
+    tolerance = 1e-5 if name == "nomic-bert" else 1e-12  # angles of RoPE are float32 there; measured 1e-6 and 1e-14
+    np.testing.assert_allclose(got, transformers_rows(path, name), rtol=0, atol=tolerance)

@@ -1,0 +1,140 @@
+"""A layer in one call against its steps: the same bits, in logits and in the cache, for every family that has it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numllama.engine.model.batch import Batch, Span
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.families import DECODERS
+from numllama.engine.model.load import load_model
+from numllama.engine.model.trace import Trace, Watch, no_tap
+from numllama.engine.model.whole import whole_layers
+from numllama.kernels import SETS, LowRank
+from numllama.kernels.decode_layer import Layer
+from tiny import tiny_gguf
+
+pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
+
+N_SLOT = 3
+IN_STEPS = "qwen3moe", "mistral3"  # experts; queries that grow sharper with their position
+DENSE = [family.name for family in DECODERS if family.name not in IN_STEPS]
+
+
+def both(model, cache_type="f16", n_ctx=64):
+    """(kernels, cache) of layers in one call and of layers in steps."""
+    numba = SETS["numba"]
+    return [(kernels, model.new_cache(n_ctx, N_SLOT, cache_type)) for kernels in (numba, replace(numba, layers=None))]
+
+
+def step(places, seed=0):
+    """One token at each of `places` (slot, position)."""
+    tokens = np.random.default_rng(seed).integers(3, 200, len(places))
+    return Batch(tokens, tuple(Span(*place, 1) for place in places), np.arange(len(places), dtype=np.int32))
+
+
+def assert_equal(model, pair, batch):
+    (whole, cache), (steps, other) = pair
+    assert whole_layers(model, batch, cache, whole, no_tap) and not whole_layers(model, batch, other, steps, no_tap)
+    expected, got = forward(model, batch, other, steps), forward(model, batch, cache, whole)
+    assert got.tobytes() == expected.tobytes()
+    for a, b in zip((*cache.k, *cache.v), (*other.k, *other.v), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_every_dense_family_s_layers(tmp_path, family):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", family))
+    pair = both(model)
+    for position in range(12):  # more than the windows
+        assert_equal(model, pair, step([(slot, position) for slot in range(N_SLOT)], position))
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K"])
+def test_formats_of_weights_and_caches(tmp_path, quant, cache_type):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", quant=quant, n_head=2, n_embd=64 if quant != "Q4_K" else 0))
+    pair = both(model, cache_type)
+    for position in range(3):
+        assert_equal(model, pair, step([(0, position), (2, position + 1)], position))
+
+
+@pytest.mark.parametrize("n_head", [8, 4, 1])  # heads of 8, 16 and 64
+def test_heads_of_a_part_of_a_vector_and_rows_of_a_part_of_a_group(tmp_path, n_head):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", quant="Q8_0", n_head=n_head, n_head_kv=1, n_ff=160))
+    for position in range(3):
+        assert_equal(model, both(model), step([(0, position), (1, 0), (2, 7)], position))
+
+
+def test_positions_beyond_the_angles_that_are_known_so_far(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", llama__context_length=3000))
+    pair = both(model, n_ctx=3000)
+    for position in (0, 511, 512, 2600):
+        assert_equal(model, pair, step([(1, position)]))
+
+
+@given(data=st.data())
+@settings(max_examples=25)
+def test_any_slots_and_positions(data, tmp_path_factory):
+    model = load_model(tiny_gguf(tmp_path_factory.mktemp("any") / "m.gguf", "qwen3", "Q8_0"))
+    pair = both(model)
+    place = st.tuples(st.integers(0, N_SLOT - 1), st.integers(0, 63))
+    for batch in data.draw(st.lists(st.lists(place, min_size=1, max_size=6).map(step), min_size=1, max_size=3)):
+        assert_equal(model, pair, batch)
+
+
+def test_whoever_wants_values_gets_steps(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    (kernels, cache), _ = both(model)
+    batch, seen = step([(0, 0)]), []
+    trace = Trace("ffn_inp", "l_out")
+    forward(model, batch, cache, kernels, trace)
+    assert list(trace.values) == [("ffn_inp", 0), ("l_out", 0), ("ffn_inp", 1), ("l_out", 1)]
+    forward(model, batch, cache, kernels, Watch(seen.append))
+    assert [il for il in seen if il >= 0] == [0, 1]  # asked once a layer
+
+
+@pytest.mark.parametrize(
+    "family, options", [("qwen3moe", {}), ("mistral3", {}), ("llama", {"quant": "TQ1_0"}), ("llama", {"n_expert": 4})]
+)
+def test_what_cannot_be_one_call_is_not(tmp_path, family, options):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", family, **options))
+    (kernels, cache), _ = both(model)
+    assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
+
+
+@pytest.mark.parametrize(
+    "cause", ["a tensor that the call does not know", "an adapter", "a cache in float64", "another act"]
+)
+def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    weights, k, act = dict(vars(model.weights.blk[0])), model.new_cache(8).k[0], "silu"
+    assert Layer.fits(weights, k, act)
+    if cause == "a cache in float64":
+        k = model.new_cache(8, type="f64").k[0]
+    elif cause == "another act":
+        act = "relu"
+    elif cause == "an adapter":
+        q = weights["attn_q"]
+        weights["attn_q"] = replace(q, low_rank=(LowRank(q, q, 1.0),))
+    else:
+        weights["ffn_sub_norm"] = weights["ffn_norm"]
+    assert not Layer.fits(weights, k, act)
+
+
+@pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])
+def test_a_place_that_the_cache_does_not_have_is_an_error(tmp_path, place):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    (kernels, cache), _ = both(model)
+    with pytest.raises(IndexError, match=r"positions \[\[1, 5\], .*\], the cache has 3 slots of 64 positions"):
+        forward(model, step([(1, 5), place]), cache, kernels)
+    assert not any(array.any() for array in (*cache.k, *cache.v))
+
+
+def test_a_prompt_is_not_one_token_of_each(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    (kernels, cache), _ = both(model)
+    assert whole_layers(model, Batch.of([3, 4]), cache, kernels, no_tap) is None

@@ -1,0 +1,147 @@
+"""Whole texts, and the rules by which they end."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.engine.errors import ContextFull
+from numllama.engine.model.load import load_model
+from numllama.engine.options import Options
+from numllama.engine.run.generate import generate
+from numllama.engine.run.sequence import truncated
+from numllama.kernels import EXACT, GGML, NUMBA
+from tiny import tiny_gguf
+
+GREEDY = replace(Options(), temperature=0.0)
+
+
+def text(model, prompt, options, type="f32", **more):
+    cache = model.new_cache(options.num_ctx, type=type)
+    return "".join(piece.text for piece in generate(model, prompt, options, cache=cache, **more))
+
+
+def test_stories260k_prints_the_reference_program_s_text(shared):
+    """karpathy's llama2.c prints its prompt, then the text, at temperature 0; its n counts the positions it filled."""
+    expected = (shared / "stories260K/expected_stdout_t0_n200.txt").read_text()
+    model = load_model(shared / "models/stories260K-F32.gguf")
+    got = "Once upon a time" + text(model, "Once upon a time", replace(GREEDY, num_ctx=512, num_predict=200))
+    assert got.startswith(expected.rstrip("\n")) and len(expected) > 400
+
+
+def test_tinystories_prints_what_llama_cpp_published(shared):
+    folder = shared / "tinystories-656k"
+    for case in json.loads((folder / "published_llama_cpp_greedy.json").read_text()):
+        model = load_model(folder / case["file"])
+        options = replace(GREEDY, num_predict=case["new_tokens"])
+        assert text(model, case["prompt"], options, kernels=EXACT) == case["text"]
+
+
+@pytest.mark.parametrize("kernels", [GGML, NUMBA], ids=lambda kernels: kernels.name)
+def test_tinystories_with_rounded_activations_is_llama_cpp_s_without_flash_attention(shared, kernels):
+    """In the first published text the two likeliest tokens once lie 0.017 apart, less than 8-bit activations are worth.
+    There llama.cpp 0c1e57098 itself says one thing with flash attention, and without it (-fa off -ctk f32 -ctv f32):"""
+    expected = (
+        ", a little girl named Lily lived in a small house with her mom. Lily loved to play with her toys and read her"
+        " favorite book. One day, she found a big, round book in her room. It was shiny and shiny.\nLily wanted to show"
+    )
+    model = load_model(shared / "tinystories-656k/TinyStories-656K-Q8_0.gguf")
+    got = text(model, "Once upon a time", replace(GREEDY, num_predict=32), kernels=kernels)
+    assert len(got) > 150 and expected.startswith(got.rstrip())
+
+
+@pytest.mark.parametrize("kernels", [EXACT, GGML], ids=lambda kernels: kernels.name)
+def test_the_recorded_greedy_tokens_come_out_where_the_margin_is_clear(shared, kernels):
+    model = load_model(shared / "models/stories260K-F32.gguf")
+    recorded = np.load(shared / "golden/logits_stories260K-F32.npz")
+    clear = int(np.argmax(recorded["greedy_margin"] < 1e-3)) or len(recorded["greedy_tokens"])
+    pieces = generate(model, recorded["tokens"].tolist(), replace(GREEDY, num_predict=clear), kernels=kernels)
+    assert [piece.token for piece in pieces][:-1] == recorded["greedy_tokens"][:clear].tolist()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_model(tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", seed=3))
+
+
+def run(model, prompt, options, **more):
+    *pieces, last = generate(model, prompt, options, **more)
+    return pieces, last
+
+
+def test_num_predict_ends_with_length_and_counts(tiny):
+    pieces, last = run(tiny, "once upon a time", replace(GREEDY, num_predict=5))
+    assert len(pieces) == 5 and last.done_reason == "length"
+    assert last.timings.eval_count == 5
+    assert last.timings.prompt_eval_count == len(tiny.tokenizer.encode("once upon a time"))
+    assert min(last.timings.prompt_eval_duration, last.timings.eval_duration, last.timings.load_duration) > 0
+
+
+def test_a_stop_string_is_cut_across_tokens(tiny):
+    whole = text(tiny, "the cat", replace(GREEDY, num_predict=30))
+    stop = whole[7:12]
+    pieces, last = run(tiny, "the cat", replace(GREEDY, num_predict=30, stop=(stop,)))
+    got = "".join(piece.text for piece in (*pieces, last))
+    assert last.done_reason == "stop" and got == whole[: whole.index(stop)]
+
+
+def test_an_end_of_generation_token_ends_with_stop_and_counts(tiny):
+    eog = min(tiny.tokenizer.eog)
+
+    def wants_to_end(name, il, value):
+        if name == "result_output":
+            value = value.copy()
+            value[:, eog] = 1e6
+        return value
+
+    pieces, last = run(tiny, "the cat", GREEDY, tap=wants_to_end)
+    assert [piece.token for piece in pieces] == [eog] and last.done_reason == "stop"
+    assert last.timings.eval_count == 1 and "".join(piece.text for piece in (*pieces, last)) == ""
+
+
+def test_without_shift_a_full_window_ends_with_length(tiny):
+    ids = tiny.tokenizer.encode("the cat and the dog")
+    pieces, last = run(tiny, ids, replace(GREEDY, num_ctx=len(ids) + 6), shift=False)
+    assert last.done_reason == "length" and len(ids) + len(pieces) == len(ids) + 6
+
+
+def test_with_shift_generation_outlives_the_window(tiny):
+    _, last = run(tiny, "the cat", replace(GREEDY, num_ctx=16, num_predict=60))
+    assert last.done_reason == "length" and last.timings.eval_count == 60
+
+
+def test_a_prompt_over_the_window_is_cut_or_refused(tiny):
+    ids = [tiny.tokenizer.bos, *range(10, 40)]
+    _, last = run(tiny, ids, replace(GREEDY, num_ctx=16, num_predict=1))
+    assert last.timings.prompt_eval_count == 16
+    with pytest.raises(ContextFull, match="the input length exceeds the context length"):
+        run(tiny, ids, replace(GREEDY, num_ctx=16), truncate=False)
+
+
+def test_truncation_keeps_the_front_and_the_end():
+    assert truncated(list(range(10)), 6, 2) == [0, 1, 6, 7, 8, 9]
+
+
+@given(n=st.integers(1, 40), window=st.integers(4, 20), n_keep=st.integers(0, 50))
+def test_truncation_fills_the_window_and_keeps_the_last_token(n, window, n_keep):
+    got = truncated(list(range(n)), window, n_keep)
+    assert len(got) == min(n, window) and got[-1] == n - 1 and got == sorted(got)
+
+
+def test_num_batch_changes_nothing(tiny):
+    prompts = {
+        text(tiny, "once upon a time a cat and a dog", replace(Options(), seed=7, num_predict=12, num_batch=n))
+        for n in (1, 3, 512)
+    }
+    assert len(prompts) == 1
+
+
+def test_logprobs_are_of_the_raw_distribution(tiny):
+    pieces, _ = run(tiny, "the cat", replace(Options(), seed=1, num_predict=4, temperature=5.0), n_logprobs=3)
+    for piece in pieces:
+        assert piece.logprob.id == piece.token and piece.logprob.logprob <= 0
+        top = [logprob for _, logprob in piece.logprob.top]
+        assert len(top) == 3 and top == sorted(top, reverse=True) and top[0] >= piece.logprob.logprob

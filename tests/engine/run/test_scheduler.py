@@ -1,0 +1,362 @@
+"""Many sequences at once: each says what it would say alone, whatever the others do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numllama.engine.cancellation import Call
+from numllama.engine.errors import Cancelled, ContextFull, ShuttingDown
+from numllama.engine.model.load import load_model
+from numllama.engine.options import Options
+from numllama.engine.run import scheduler as module
+from numllama.engine.run.generate import generate
+from numllama.engine.run.job import Job
+from numllama.engine.run.piece import Piece
+from numllama.engine.run.scheduler import Scheduler
+from numllama.engine.sampling.grammar import Grammars
+from numllama.kernels import EXACT, GGML, NUMBA
+from tiny import tiny_gguf
+
+N_CTX = 24
+GREEDY = Options(temperature=0.0, num_predict=8, num_ctx=N_CTX)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", quant="Q4_0", seed=3))
+
+
+@cache
+def grammars_of(model):
+    return Grammars(model.tokenizer)
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request as a test sees it: what it wants, and what it has got so far."""
+
+    prompt: list[int]
+    options: Options = GREEDY
+    how: dict = field(default_factory=dict)
+    leaves_after: int | None = None  # pieces
+    gap: int = 0  # steps before the next one comes
+    format: str | dict | None = None  # what the answer is held to
+    pieces: list = field(default_factory=list, repr=False)
+    n_finished: int = 0
+
+    def __post_init__(self):
+        self.call = Call()
+
+    def job(self, scheduler):
+        how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.how
+        ends = {"deliver": self.deliver, "finished": self.finish}
+        return Job(self.call, self.prompt, self.options, **how, **ends, grammar=self.grammar(scheduler.model))
+
+    def grammar(self, model):
+        """A new one: it follows one answer."""
+        return grammars_of(model).grammar(self.format) if self.format else None
+
+    def deliver(self, piece):
+        self.pieces.append(piece)
+        if len(self.pieces) == self.leaves_after:
+            self.call.cancel()
+
+    def finish(self):
+        self.n_finished += 1
+
+    @property
+    def is_over(self):
+        return self.n_finished > 0
+
+    @property
+    def said(self):
+        """All that must not depend on anything but the request."""
+        return [seen(piece) for piece in self.pieces if isinstance(piece, Piece)]
+
+    @property
+    def error(self):
+        return self.pieces[-1]
+
+    @property
+    def timings(self):
+        return self.pieces[-1].timings
+
+    def alone(self, model, kernels=NUMBA, type="f16"):
+        """What generate() says."""
+        cache = model.new_cache(self.options.num_ctx, type=type)
+        how = self.how | {"grammar": self.grammar(model)}
+        pieces = generate(model, self.prompt, self.options, kernels=kernels, cache=cache, **how)
+        return [seen(piece) for piece in pieces]
+
+
+def seen(piece):
+    """All of a piece but its times; reprs, as the first logprob of an echo is nan."""
+    return piece.text, piece.token, repr(piece.logprob), piece.done_reason, piece.met
+
+
+def scheduler_of(model, n_slot=2, kernels=NUMBA, type="f16", **more):
+    return Scheduler(model, model.new_cache(N_CTX, n_slot, type), kernels, **more)
+
+
+def served(scheduler, *asked):
+    """All of them from the beginning to the end."""
+    for one in asked:
+        scheduler.submit(one.job(scheduler))
+    finish(scheduler)
+    return asked
+
+
+def finish(scheduler):
+    steps = 0
+    while not scheduler.idle:
+        scheduler.step()
+        steps += 1
+        assert steps < 2000
+
+
+# the same as alone
+
+ids = st.integers(259, 330)
+options = st.builds(
+    Options,
+    num_ctx=st.just(N_CTX),
+    num_predict=st.integers(1, 30),
+    seed=st.integers(0, 5),
+    temperature=st.sampled_from([0.0, 1.0, 3.0]),
+    num_keep=st.sampled_from([-1, 0, 4, 30]),
+    repeat_penalty=st.sampled_from([1.0, 1.3]),
+    stop=st.sampled_from([(), ("e",)]),
+)
+how = st.fixed_dictionaries(
+    {"shift": st.booleans(), "n_logprobs": st.sampled_from([None, 2]), "echo": st.sampled_from([False, False, True])}
+)
+
+
+@cache
+def common_beginnings():
+    """Prompts that share beginnings, some longer than the window."""
+    random = np.random.default_rng(0)
+    trunk = [1, *random.integers(259, 330, 40).tolist()]
+    return [trunk[:n] for n in (1, 2, 7, 12, 20, 23, 24, 41)]
+
+
+formats = st.sampled_from([None, None, "json", {"type": "array", "items": {"enum": ["the", "they", 7]}, "minItems": 1}])
+prompts = st.builds(lambda head, tail: head + tail, st.sampled_from(common_beginnings()), st.lists(ids, max_size=4))
+mixes = st.lists(
+    st.builds(Asked, prompts, options, how, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats),
+    min_size=1,
+    max_size=6,
+)
+
+
+def test_everyone_says_what_generate_says(model):
+    @settings(max_examples=25)
+    @given(mix=mixes, n_slot=st.integers(1, 3), num_batch=st.sampled_from([1, 3, 7, 512]))
+    def check(mix, n_slot, num_batch):
+        scheduler = scheduler_of(model, n_slot, num_batch=num_batch, guard=False)
+        for one in mix:
+            scheduler.submit(one.job(scheduler))
+            for _ in range(one.gap):
+                scheduler.step()
+        finish(scheduler)
+        for one in mix:
+            expected = one.alone(model)
+            if isinstance(one.pieces[-1], Cancelled):
+                assert one.leaves_after and one.said == expected[: len(one.said)]
+            else:
+                assert one.said == expected
+            assert one.n_finished == 1
+        assert len(scheduler.prefixes.free) == n_slot
+
+    check()  # called so that hypothesis does not print the model
+
+
+@pytest.mark.parametrize("type", ["f16", "f32"])
+@pytest.mark.parametrize("kernels", [EXACT, GGML, NUMBA], ids=lambda kernels: kernels.name)
+def test_a_known_beginning_changes_no_bit(model, kernels, type):
+    """Known from its own slot, copied from a free one, copied from one that speaks."""
+    scheduler = scheduler_of(model, 2, kernels, type)
+    first, second, third = (
+        Asked([1, 300, 301, 302, 303, *tail], how={"n_logprobs": 3}) for tail in ([310], [311], [312, 313])
+    )
+    served(scheduler, first)
+    served(scheduler, second, third)
+    assert [one.timings.prompt_eval_cached_count for one in (first, second, third)] == [0, 5, 5]
+    assert [one.said for one in (first, second, third)] == [
+        one.alone(model, kernels, type) for one in (first, second, third)
+    ]
+
+
+def test_two_who_begin_alike_compute_it_once(model):
+    trunk = [1, *range(300, 315)]
+    first, second = served(scheduler_of(model, num_batch=8), Asked([*trunk, 320]), Asked([*trunk, 330]))
+    assert (first.timings.prompt_eval_cached_count, second.timings.prompt_eval_cached_count) == (0, len(trunk))
+    assert second.said == second.alone(model)
+
+
+# what is known
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new(model):
+    scheduler = scheduler_of(model)
+    [first] = served(scheduler, Asked([1, 300, 301]))
+    answer = [p.token for p in first.pieces if p.token is not None]
+    served(scheduler, Asked([1, 340]))  # somebody else's takes the other slot
+    [second] = served(scheduler, Asked([1, 300, 301, *answer, 302]))
+    assert second.timings.prompt_eval_cached_count == 3 + len(answer) - 1  # its last token was never evaluated
+    assert second.timings.prompt_eval_count == 3 + len(answer) + 1
+
+
+def test_after_a_window_shift_only_what_was_kept_is_known(model):
+    scheduler = scheduler_of(model, n_slot=1)
+    prompt = [1, *range(300, 310)]
+    long = replace(GREEDY, num_predict=30, num_keep=3)
+    [first] = served(scheduler, Asked(prompt, long))
+    [again] = served(scheduler, Asked(prompt, long))
+    assert again.timings.prompt_eval_cached_count == 4  # BOS and num_keep
+    assert again.said == first.said == first.alone(model)
+
+
+def test_what_a_cancelled_prompt_left_is_known(model):
+    scheduler = scheduler_of(model, n_slot=1, num_batch=4)
+    gone = Asked([1, *range(300, 315)])
+    scheduler.submit(gone.job(scheduler))
+    scheduler.step(), scheduler.step()
+    gone.call.cancel()
+    [other] = served(scheduler, Asked([1, *range(300, 315)]))
+    assert isinstance(gone.error, Cancelled) and other.timings.prompt_eval_cached_count == 8
+    assert other.said == other.alone(model)
+
+
+def test_a_cut_prompt_says_how_long_it_was(model):
+    [cut] = served(scheduler_of(model), Asked([1] * 40))
+    assert (cut.timings.n_whole, cut.timings.prompt_eval_count) == (40, N_CTX)
+    [whole] = served(scheduler_of(model), Asked([1] * N_CTX))
+    assert whole.timings.n_whole == 0
+
+
+# whose turn it is
+
+
+def test_first_come_first_served(model):
+    scheduler, order = scheduler_of(model, n_slot=2), []
+    asked = [Asked([1, 300 + i], replace(GREEDY, num_predict=1 + i)) for i in range(5)]
+    for i, one in enumerate(asked):
+        one.finish = lambda i=i: order.append(i)
+    served(scheduler, *asked)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_long_prompt_does_not_keep_those_who_speak_waiting(model, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    scheduler = scheduler_of(model, n_slot=2)
+    speaker, reader = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
+    scheduler.submit(speaker.job(scheduler))
+    scheduler.step()
+    scheduler.submit(reader.job(scheduler))
+    for n in range(2, 9):  # 21 tokens, three a step
+        assert not reader.pieces
+        scheduler.step()
+        assert len(speaker.pieces) == n
+    assert len(reader.pieces) == 1
+
+
+def test_the_oldest_prompt_gets_all_the_room(model):
+    scheduler = scheduler_of(model, num_batch=8)
+    first, second = Asked([1, *range(300, 312)]), Asked([1, *range(320, 332)])
+    for one in (first, second):
+        scheduler.submit(one.job(scheduler))
+    scheduler.step()
+    assert [one.seq.n_cached for one in scheduler.running] == [8, 0]
+    scheduler.step()
+    assert len(first.pieces) == 1 and not second.pieces
+
+
+def test_a_question_does_not_wait_for_a_book(model):
+    scheduler = scheduler_of(model, num_batch=8, n_slot=4)
+    book, question = Asked([1, *range(300, 320)]), Asked([1, 330, 331])
+    another = Asked([1, 340, 341])
+    for one in (book, question, another):
+        scheduler.submit(one.job(scheduler))
+    scheduler.step()
+    assert [one.seq.n_cached for one in scheduler.running] == [5, 3, 0]  # and the book gets half the room at least
+    assert len(question.pieces) == 1 and not another.pieces
+    scheduler.step()
+    assert len(another.pieces) == 1 and not book.pieces
+
+
+# ends
+
+
+def test_whoever_leaves_a_pass_that_others_need_is_gone_after_it(model):
+    scheduler = scheduler_of(model)
+    stays, goes = Asked([1, 300]), Asked([1, 301])
+    for one in (stays, goes):
+        scheduler.submit(one.job(scheduler))
+    scheduler.step()
+    goes.call.cancel()
+    finish(scheduler)
+    assert isinstance(goes.error, Cancelled) and len(goes.pieces) == 2
+    assert stays.said == stays.alone(model)
+
+
+def test_a_pass_that_nobody_waits_for_is_not_finished(model, monkeypatch):
+    scheduler, seen = scheduler_of(model), []
+    gone = Asked([1] * 20)
+
+    def tap(calls):
+        inner = Scheduler._tap(scheduler, calls)
+        return lambda name, il, value: seen.append(name) or gone.call.cancel() or inner(name, il, value)
+
+    monkeypatch.setattr(scheduler, "_tap", tap)
+    served(scheduler, gone)
+    assert isinstance(gone.error, Cancelled) and seen == ["embd"]
+
+
+def test_what_goes_wrong_with_one_is_no_matter_for_the_other(model):
+    scheduler = scheduler_of(model)
+    good, bad, refused = Asked([1, 300]), Asked([1, 301]), Asked([1] * 40, how={"truncate": False})
+    got = bad.deliver
+    bad.deliver = lambda piece: got(piece) if isinstance(piece, Exception) else 1 / 0
+    served(scheduler, bad, good, refused)
+    assert isinstance(bad.error, ZeroDivisionError) and isinstance(refused.error, ContextFull)
+    assert good.said == good.alone(model)
+
+
+def test_whoever_can_take_no_piece_at_all_harms_nobody(model):
+    scheduler, good = scheduler_of(model), Asked([1, 300])
+    broken = Asked([1, 301])
+    broken.deliver = lambda piece: 1 / 0
+    served(scheduler, broken, good)
+    assert good.said == good.alone(model) and len(scheduler.prefixes.free) == 2
+
+
+def test_stopping_ends_everyone(model):
+    scheduler = scheduler_of(model, n_slot=1)
+    asked = [Asked([1, 300]), Asked([1, 301])]
+    for one in asked:
+        scheduler.submit(one.job(scheduler))
+    scheduler.step()
+    scheduler.stopped = ShuttingDown()
+    finish(scheduler)
+    assert [str(one.error) for one in asked] == ["the server is shutting down"] * 2
+
+
+def test_the_same_text_over_and_over_is_cut_off(model):
+    def says_la(name, il, value):
+        if name == "result_output":
+            value = np.zeros_like(value)
+            value[:, 300] = 1e3
+        return value
+
+    scheduler = scheduler_of(model)
+    scheduler._tap = lambda calls: says_la
+    [got] = served(scheduler, Asked([1, 301], replace(GREEDY, num_predict=100)))
+    assert len(got.said) == module.RUNAWAY + 3 and got.pieces[-1].done_reason == "length"
+    assert got.timings.eval_count == module.RUNAWAY + 2 and got.timings.prompt_eval_count == 2

@@ -1,0 +1,68 @@
+"""Seed for seed, the texts that a real Ollama gave for a small trained model, and its greedy ones.
+
+Recorded on stories260K-F32 with an f32 cache and without flash attention, so that float16 plays no part.
+"""
+
+import json
+
+import pytest
+
+from numllama.engine.model.load import load_model
+from numllama.engine.options import Options
+from numllama.engine.run.generate import generate
+
+
+@pytest.fixture(scope="module")
+def model(shared):
+    return load_model(shared / "models/stories260K-F32.gguf")
+
+
+def prompts(shared, transcript):
+    """Each recorded (request, answer) of /api/generate that asks for a text after a plain prompt."""
+    for step in json.loads((shared / "transcripts" / transcript).read_text())["steps"]:
+        request, answer = step["send"].get("body") or {}, step["got"].get("json") or {}
+        if step["send"]["path"] == "/api/generate" and "response" in answer and "context" not in request:
+            if "ours" not in step:
+                yield request, answer
+
+
+def pieces(model, request, base):
+    options = Options.parse(base, request["options"])
+    n_logprobs = request.get("top_logprobs") if request.get("logprobs") else None
+    cache = model.new_cache(options.num_ctx, type="f32")
+    shift = request.get("shift", True)
+    return list(generate(model, request["prompt"], options, cache=cache, shift=shift, n_logprobs=n_logprobs))
+
+
+def differing(model, recorded, base):
+    """(options, expected, got) wherever the text, its end or its count is another than the recorded one."""
+    for request, answer in recorded:
+        *body, last = pieces(model, request, base)
+        got = "".join(piece.text for piece in body) + last.text, last.done_reason, last.timings.eval_count
+        expected = answer["response"], answer["done_reason"], answer["eval_count"]
+        if got != expected:
+            yield request["options"], expected, got
+
+
+def test_a_seed_gives_the_text_that_ollama_gives(shared, model):
+    recorded = list(prompts(shared, "seeds.json"))
+    assert len(recorded) == 27
+    assert list(differing(model, recorded, {})) == []
+
+
+def test_greedy_texts_are_ollamas(shared, model):
+    recorded = list(prompts(shared, "greedy.json"))
+    assert len(recorded) >= 11  # penalties, stop strings, a window that fills and shifts
+    assert list(differing(model, recorded, {"temperature": 0})) == []
+
+
+@pytest.mark.parametrize(("transcript", "base"), [("seeds.json", {}), ("greedy.json", {"temperature": 0})])
+def test_logprobs_are_ollamas(shared, model, transcript, base):
+    (request, answer), *_ = [pair for pair in prompts(shared, transcript) if pair[0].get("logprobs")]
+    for piece, expected in zip(pieces(model, request, base), answer["logprobs"], strict=False):
+        assert model.tokenizer.piece(piece.token) == bytes(expected["bytes"])
+        assert piece.logprob.logprob == pytest.approx(expected["logprob"], abs=2e-5)
+        got = [model.tokenizer.piece(id) for id, _ in piece.logprob.top]
+        assert got == [bytes(top["bytes"]) for top in expected["top_logprobs"]]
+        for (_, logprob), top in zip(piece.logprob.top, expected["top_logprobs"], strict=True):
+            assert logprob == pytest.approx(top["logprob"], abs=2e-5)  # logits differ by some 1e-5 between the engines

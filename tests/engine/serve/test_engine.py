@@ -1,0 +1,241 @@
+"""The engine's verbs without HTTP."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from adapters import tiny_lora
+
+from numllama.engine.cancellation import Call
+from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
+from numllama.engine.options import Wanted
+from numllama.engine.run.piece import Piece
+from numllama.engine.serve.answer import constraint
+from numllama.engine.serve.engine import Engine
+from numllama.engine.serve.prompting import fitting
+from numllama.engine.serve.runner import Runner
+from numllama.engine.settings import Settings
+from numllama.engine.store import ModelName
+from numllama.engine.template import Template, mark_images
+from tiny import CHAT_TEMPLATE, tiny_gguf
+from tiny_llava import tiny_mmproj
+
+GREEDY = Wanted(options={"temperature": 0, "num_predict": 6})
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("service")
+    engine = Engine(Settings(models=folder / "store", builtin=False))
+    path = tiny_gguf(folder / "m.gguf", chat_template=CHAT_TEMPLATE)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("m", files={"m.gguf": digest}, parameters={"num_predict": 3}))
+    yield engine
+    engine.close()
+
+
+def user(*contents):
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def test_an_answer_is_its_pieces(engine):
+    pieces = list(engine.generate("m", "once", GREEDY))
+    assert pieces[-1].done_reason == "length" and pieces[-1].timings.eval_count == 6
+    assert pieces[-1].timings.eval_duration > 0
+
+
+def test_the_requests_options_come_after_the_models(engine):
+    assert list(engine.generate("m", "once"))[-1].timings.eval_count == 3
+
+
+def test_the_environments_num_ctx_comes_before_the_models(engine):
+    small = Engine(Settings(models=engine.settings.models, builtin=False, context_length=32))
+    assert small.chat("m", wanted=GREEDY).is_over
+    assert [entry["context_length"] for entry in small.ps()] == [32]
+    small.close()
+
+
+def test_a_chat_is_the_generation_of_its_rendering(engine):
+    answer = engine.chat("m", user("hello"), GREEDY)
+    text = "".join(piece.text for piece in answer)
+    assert answer.prompt == "<|user|>hello\n<|assistant|>"
+    raw = engine.generate("m", answer.prompt, GREEDY, raw=True)
+    assert "".join(piece.text for piece in raw) == text
+
+
+def test_context_is_prompt_and_text_as_tokens_without_bos(engine):
+    answer = engine.generate("m", "once", GREEDY)
+    text = "".join(piece.text for piece in answer)
+    tokenizer = answer.model.tokenizer
+    assert answer.context() == tokenizer.encode(answer.prompt + text, add_special=False)
+    assert answer.context()[0] != tokenizer.bos
+
+
+def test_bos_comes_once_though_the_template_writes_it(engine, tmp_path):
+    path = tiny_gguf(tmp_path / "b.gguf", chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("b", files={"b.gguf": digest}))
+    rendered = engine.chat("b", user("hello"), Wanted(render_only=True)).prompt
+    assert rendered.startswith("<s><|user|>")
+    once = list(engine.chat("b", user("hello"), GREEDY))[-1].timings.prompt_eval_count
+    assert list(engine.generate("b", rendered, GREEDY, raw=True))[-1].timings.prompt_eval_count == once + 1
+    engine.generate("b", wanted=Wanted(keep_alive=0))
+
+
+def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(engine):
+    loaded = engine.generate("m")
+    assert (loaded.done_reason, loaded.is_over) == ("load", True)
+    assert [entry["name"] for entry in engine.ps()] == ["m:latest"]
+    assert engine.chat("m", wanted=Wanted(keep_alive=0)).done_reason == "unload"
+    assert engine.ps() == []
+
+
+def test_two_names_of_one_file_share_what_is_loaded(engine):
+    engine.copy("m", "twin")
+    engine.generate("m")
+    engine.generate("twin")
+    assert [entry["name"] for entry in engine.ps()] == ["m:latest"]
+    engine.delete("twin")
+
+
+def test_an_error_of_the_model_reaches_whoever_reads(engine):
+    call = Call()
+    answer = engine.generate(
+        "m", "once", Wanted(options={"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}), call=call
+    )
+    pieces = iter(answer)
+    next(pieces)
+    call.cancel()
+    with pytest.raises(Cancelled):
+        list(pieces)
+
+
+def test_a_model_with_an_adapter_answers_otherwise_than_without(engine, tmp_path):
+    path = tiny_lora(tmp_path / "a.gguf", engine.store.resolve(ModelName.parse("m")).weights)
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("adapted", "m", adapters={"a.gguf": digest}))
+
+    def said(name):
+        return [piece.token for piece in engine.generate(name, "once", GREEDY)]
+
+    plain = said("m")
+    assert said("adapted") != plain
+    assert [entry["name"] for entry in engine.ps()] == ["adapted:latest"]  # the same weights, loaded anew
+    assert said("m") == plain
+    engine.delete("adapted")
+
+
+def a_part(kind, path, engine):
+    """An adapter or a projector that fits no model of `engine`."""
+    model = engine.store.resolve("m").weights
+    match kind:
+        case "other kind":
+            return tiny_lora(path, model, general__architecture="qwen2")
+        case "wider":
+            return tiny_lora(path, tiny_gguf(path.with_name("wide.gguf"), n_embd=128))
+        case "deeper":
+            return tiny_lora(path, tiny_gguf(path.with_name("deep.gguf"), n_layer=5))
+        case "projector":
+            return tiny_mmproj(path, n_out=32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("other kind", "general.architecture is 'qwen2', expected 'llama'"),
+        ("wider", r"'blk.0.attn_q.weight.lora_a' has shape \[4, 128\], expected \[4, 64\] for this model"),
+        ("deeper", r"'blk.\d.attn_q.weight.lora_a' is for a matrix that the model does not have"),
+        ("projector", "rows are 32 wide, expected the text model's 64"),
+    ],
+)
+def test_what_does_not_go_with_its_model_is_refused_when_that_is_made(engine, tmp_path, kind, message):
+    digest, _ = engine.store.put_blob([a_part(kind, tmp_path / "part.gguf", engine).read_bytes()])
+    weights = engine.store.resolve("m").weights_digest
+    if kind == "projector":
+        made = engine.create("bad", files={"m.gguf": weights, "part.gguf": digest})
+    else:
+        made = engine.create("bad", "m", adapters={"part.gguf": digest})
+    with pytest.raises(RequestError, match=f"^part.gguf: .*{message}"):
+        list(made)
+    assert "bad" not in {model.name.model for model in engine.store.list()}
+
+
+def test_unknown_names_are_told_as_they_were_asked_for(engine):
+    with pytest.raises(ModelNotFound, match=r"^model 'Nope' not found$"):
+        engine.generate("Nope", "a")
+    with pytest.raises(ModelNotFound, match=r"^model 'Nope:latest' not found$"):
+        engine.show("Nope")
+
+
+# conversations longer than the window
+
+
+def shortened(messages, size):
+    """`fitting` where a message's size is its text's length."""
+    return [m["content"] for m in fitting(messages, lambda some: sum(len(m["content"]) for m in some), size)]
+
+
+def test_the_oldest_messages_go_first():
+    assert shortened(user("aa", "bb", "cc"), 6) == ["aa", "bb", "cc"]
+    assert shortened(user("aa", "bb", "cc"), 5) == ["bb", "cc"]
+
+
+def test_the_last_message_stays_even_if_it_is_too_long():
+    assert shortened(user("aa", "bbbbbb"), 3) == ["bbbbbb"]
+
+
+def test_system_messages_stay():
+    messages = [*user("aa"), {"role": "system", "content": "S"}, *user("bb", "cc")]
+    assert shortened(messages, 3) == ["S", "cc"]
+
+
+def test_conversations_are_cut_where_ollama_cuts_them(shared):
+    """Recorded with a token for each word, and 768 for an image where the model sees."""
+    for case in json.loads((shared / "golden/go/chat_truncation.json").read_text()):
+        template = Template(case["template"], "go")
+
+        def size(some, template=template, case=case):
+            n_images = sum(len(message.get("images", ())) for message in some)
+            return len(template.render(some).split()) + 768 * n_images * case["vision"]
+
+        kept = fitting(case["messages"], size, case["num_ctx"])
+        assert template.render(mark_images(kept)) == case["out"], case["id"]
+        assert sum(len(message.get("images", ())) for message in kept) == case["n_images"], case["id"]
+
+
+# formats
+
+
+@pytest.mark.parametrize("format", [None, ""])
+def test_no_format_is_no_constraint(format):
+    assert constraint(None, format) is None
+
+
+@pytest.mark.parametrize(("format", "shown"), [("xml", r'"\"xml\""'), (1, '"1"'), ([], '"[]"'), (True, '"true"')])
+def test_what_is_no_format_is_quoted_as_go_does(format, shown):
+    with pytest.raises(RequestError) as refusal:
+        constraint(None, format)
+    assert str(refusal.value) == f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
+
+
+def test_control_tokens_are_shown_where_calls_begin_with_them(engine, tmp_path, monkeypatch):
+    text = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}</s>{{ c.function | tojson }}{% endfor %}"
+    path = tiny_gguf(tmp_path / "t.gguf", chat_template=text + "{% endfor %}")
+    digest, _ = engine.store.put_blob([path.read_bytes()])
+    list(engine.create("t", files={"t.gguf": digest}))
+    seen = []
+
+    def says(_, job):
+        seen.append(set(job.shown))
+        job.deliver(Piece("</s>", token=2))
+        job.finished()
+        job.deliver(Piece('{"name": "f", "arguments": {}}', done_reason="stop"))
+
+    monkeypatch.setattr(Runner, "submit", says)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    pieces = list(engine.chat("t", user("hello"), tools=tools))
+    assert [call.name for piece in pieces for call in piece.tool_calls] == ["f"]
+    first, *_ = engine.chat("t", user("hello"))
+    assert first.text == "</s>"
+    assert seen == [{2}, set()]

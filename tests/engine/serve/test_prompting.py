@@ -1,0 +1,76 @@
+"""Which template writes a prompt: the request's, the model's layer, the GGUF's own, or none.
+
+Numbers in brackets are the contract's checklist.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from numllama.engine.errors import BadTemplate, RequestError
+from numllama.engine.options import Wanted
+from numllama.engine.serve.engine import Engine
+from numllama.engine.settings import Settings
+from tiny import tiny_gguf
+
+RENDERED = Wanted(render_only=True)
+JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+TURNS = "{{ if .System }}[{{ .System }}]{{ end }}{{ .Prompt }}|{{ .Response }}/"
+HOLE = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ .Prompt }}{{ end }}"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts")
+    engine = Engine(Settings(models=folder / "store", builtin=False))
+    for name, jinja in (("jinja", JINJA), ("bare", None)):
+        path = tiny_gguf(folder / f"{name}.gguf", **({"chat_template": jinja} if jinja else {}))
+        list(engine.create(name, files={"m.gguf": engine.store.put_blob([path.read_bytes()])[0]}))
+    list(engine.create("turns", from_="jinja", template=TURNS, system="S"))
+    list(engine.create("hole", from_="bare", template=HOLE))
+    yield engine
+    engine.close()
+
+
+def say(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_models_layer_comes_before_the_ggufs_own(engine):
+    assert engine.generate("turns", "p", RENDERED).prompt == "[S]p|"
+    assert engine.generate("jinja", "p", RENDERED).prompt == "<user>p"
+    assert engine.generate("bare", "p", RENDERED).prompt == "p"
+
+
+def test_without_go_templates_the_ggufs_own_is_left(engine):
+    without = Engine(replace(engine.settings, go_template=False), engine.store)
+    assert without.generate("turns", "p", RENDERED).prompt == "<system>S<user>p"
+    without.close()
+
+
+def test_requests_template_replaces_the_models(engine):
+    """[43]"""
+    assert engine.generate("turns", "p", RENDERED, template="<{{ .System }}{{ .Prompt }}>").prompt == "<Sp>"
+    assert engine.generate("jinja", "p", RENDERED, template="{{ .Prompt }}{{ .Response }}tail").prompt == "p"
+    with pytest.raises(BadTemplate, match=r"^template: :1: unclosed action$"):
+        engine.generate("turns", "p", RENDERED, template="{{ .Prompt")
+
+
+def test_suffix_wants_a_template_with_a_place_for_it(engine):
+    """[44], [45]"""
+    assert engine.generate("hole", "a", RENDERED, suffix="b", system="S").prompt == "<pre>a<suf>b<mid>"
+    assert engine.generate("hole", "a", RENDERED).prompt == "a"
+    with pytest.raises(RequestError, match=r"^registry\.ollama\.ai/library/turns:latest does not support insert$"):
+        engine.generate("turns", "a", RENDERED, suffix="b")
+
+
+def test_last_message_of_the_assistant_stays_open(engine):
+    """[87]"""
+    said = say(("user", "q"), ("assistant", "and so"))
+    assert engine.chat("turns", said, RENDERED).prompt == "[S]q|and so"
+    assert engine.chat("jinja", said, RENDERED).prompt == "<user>q<assistant>and so"
+
+
+def test_turns_before_the_last_are_written_whole(engine):
+    said = say(("user", "q"), ("assistant", "a"), ("user", "r"))
+    assert engine.chat("turns", said, RENDERED).prompt == "[S]q|a/r|"

@@ -1,0 +1,384 @@
+"""Models in Hugging Face's layout: what is made of them computes what Hugging Face's formulas say."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from numllama.engine.errors import EngineError, ModelError, RequestError
+from numllama.engine.gguf.read import read_gguf
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
+from numllama.engine.store import Store
+from numllama.engine.store.make.convert import converted
+from numllama.engine.store.make.convert_tokenizer import LLAMA3
+from numllama.engine.store.make.create import create
+from numllama.kernels import numpy_kernels
+from numllama.kernels.half import f32_to_bf16
+from tiny import bpe_vocabulary, spm_vocabulary
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000.0,
+}
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3_ROPE["original_max_position_embeddings"] = 64
+
+
+def weights(config, n_vocab, bias=False):
+    random = np.random.default_rng(0)
+    d, n_ff, n_head_dim = config["hidden_size"], config["intermediate_size"], config.get("head_dim", 8)
+    n_q, n_kv = config["num_attention_heads"] * n_head_dim, config["num_key_value_heads"] * n_head_dim
+    shapes = {"model.embed_tokens": (n_vocab, d), "model.norm": (d,), "lm_head": (n_vocab, d)}
+    for il in range(config["num_hidden_layers"]):
+        layer = {"self_attn.q_proj": (n_q, d), "self_attn.k_proj": (n_kv, d), "self_attn.v_proj": (n_kv, d)}
+        layer |= {"self_attn.o_proj": (d, n_q), "mlp.gate_proj": (n_ff, d), "mlp.up_proj": (n_ff, d)}
+        layer |= {"mlp.down_proj": (d, n_ff), "input_layernorm": (d,), "post_attention_layernorm": (d,)}
+        if config["architectures"] == ["Qwen3ForCausalLM"]:
+            layer |= {"self_attn.q_norm": (n_head_dim,), "self_attn.k_norm": (n_head_dim,)}
+        shapes |= {f"model.layers.{il}.{name}": shape for name, shape in layer.items()}
+    tensors = {f"{name}.weight": random.standard_normal(shape, np.float32) * 0.3 for name, shape in shapes.items()}
+    if bias:
+        for name in list(tensors):
+            if name.rpartition(".")[0].endswith(("q_proj", "k_proj", "v_proj")):
+                tensors[name.replace("weight", "bias")] = random.standard_normal(len(tensors[name]), np.float32)
+    return tensors
+
+
+def safetensors(tensors, dtype="F32"):
+    """The bytes of a safetensors file."""
+    pack = {
+        "F32": lambda x: x.astype("<f4"),
+        "F16": lambda x: x.astype("<f2"),
+        "BF16": lambda x: f32_to_bf16(x).astype("<u2"),
+    }
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, x in tensors.items():
+        raw = pack[dtype](x).tobytes()
+        header[name] = {"dtype": dtype, "shape": list(x.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tokenizer_json():
+    vocabulary = bpe_vocabulary()
+    tokens, n_special = vocabulary["tokenizer.ggml.tokens"], 3
+    steps = [{"type": "Split", "pattern": {"Regex": LLAMA3}}, {"type": "ByteLevel", "use_regex": False}]
+    return {
+        "model": {
+            "type": "BPE",
+            "vocab": {token: id for id, token in enumerate(tokens[:-n_special])},
+            "merges": vocabulary["tokenizer.ggml.merges"],
+        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "added_tokens": [
+            {"id": len(tokens) - n_special + i, "content": token, "special": True}
+            for i, token in enumerate(tokens[-n_special:])
+        ],
+    }
+
+
+def tokenizer_model():
+    """A sentencepiece model of the tiny vocabulary."""
+    vocabulary = spm_vocabulary()
+    data = b""
+    keys = ("tokens", "scores", "token_type")
+    for text, score, type in zip(*(vocabulary[f"tokenizer.ggml.{key}"] for key in keys), strict=True):
+        raw = text.encode()
+        piece = bytes([0x0A, len(raw)]) + raw + b"\x15" + struct.pack("<f", score) + bytes([0x18, type])
+        data += bytes([0x0A, len(piece)]) + piece
+    return data
+
+
+def folder(path, config, tensors, tokenizer, dtype="F32", **more):
+    """A model's folder, its tensors in two files; paths by name."""
+    path.mkdir()
+    names = list(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    for i, half in enumerate(halves, 1):
+        file = path / f"model-0000{i}-of-00002.safetensors"
+        file.write_bytes(safetensors({name: tensors[name] for name in half}, dtype))
+    if isinstance(tokenizer, bytes):
+        (path / "tokenizer.model").write_bytes(tokenizer)
+    else:
+        (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name, value in {"config": config, **more}.items():
+        (path / f"{name}.json").write_text(json.dumps(value))
+    return {file.name: file for file in path.iterdir()}
+
+
+def hugging_face_logits(config, weights, tokens, inv_freq):
+    """Hugging Face's Llama, written out: halves of a head turn together.  -> f64 [n_tok, n_vocab]"""
+    w = {name: x.astype(np.float64) for name, x in weights.items()}
+    n_head, n_kv = config["num_attention_heads"], config["num_key_value_heads"]
+    n_tok = len(tokens)
+    angles = np.outer(np.arange(n_tok), inv_freq)
+    cos, sin = (np.concatenate([f(angles)] * 2, axis=1)[:, None] for f in (np.cos, np.sin))
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + config["rms_norm_eps"]) * w[name]
+
+    def rotated(x):
+        a, b = np.split(x, 2, axis=-1)
+        return x * cos + np.concatenate([-b, a], axis=-1) * sin
+
+    def heads(h, name, n):
+        x, of_heads = (h @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)).reshape(n_tok, n, -1), name[:-4] + "norm"
+        return norm(x, f"{of_heads}.weight") if f"{of_heads}.weight" in w else x
+
+    x = w["model.embed_tokens.weight"][tokens]
+    for il in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{il}"
+        h = norm(x, f"{layer}.input_layernorm.weight")
+        q = rotated(heads(h, f"{layer}.self_attn.q_proj", n_head))
+        k = np.repeat(rotated(heads(h, f"{layer}.self_attn.k_proj", n_kv)), n_head // n_kv, axis=1)
+        v = np.repeat(heads(h, f"{layer}.self_attn.v_proj", n_kv), n_head // n_kv, axis=1)
+        scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(q.shape[-1]) + np.triu(np.full((n_tok, n_tok), -np.inf), 1)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v).reshape(n_tok, -1)
+        x = x + attended @ w[f"{layer}.self_attn.o_proj.weight"].T
+        h = norm(x, f"{layer}.post_attention_layernorm.weight")
+        gate = h @ w[f"{layer}.mlp.gate_proj.weight"].T
+        x = (
+            x
+            + (gate / (1 + np.exp(-gate)) * (h @ w[f"{layer}.mlp.up_proj.weight"].T))
+            @ w[f"{layer}.mlp.down_proj.weight"].T
+        )
+    return norm(x, "model.norm.weight") @ w["lm_head.weight"].T
+
+
+def llama3_inv_freq(inv_freq, rope):
+    """transformers' _compute_llama3_parameters, in its own words."""
+    scaled = []
+    low_wavelen = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
+    high_wavelen = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
+    for f in inv_freq:
+        wavelen = 2 * np.pi / f
+        if wavelen < high_wavelen:
+            scaled.append(f)
+        elif wavelen > low_wavelen:
+            scaled.append(f / rope["factor"])
+        else:
+            smooth = rope["original_max_position_embeddings"] / wavelen - rope["low_freq_factor"]
+            smooth /= rope["high_freq_factor"] - rope["low_freq_factor"]
+            scaled.append((1 - smooth) * f / rope["factor"] + smooth * f)
+    return np.array(scaled)
+
+
+MODELS = {
+    "llama": {},
+    "llama3": {"rope_scaling": LLAMA3_ROPE},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "tied": {"tie_word_embeddings": True},
+    "wide heads": {"head_dim": 16, "architectures": ["MistralForCausalLM"]},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_converted_model_computes_what_hugging_faces_does(tmp_path, kind):
+    tokenizer = tokenizer_json()
+    n_vocab = len(bpe_vocabulary()["tokenizer.ggml.tokens"])
+    config = CONFIG | MODELS[kind] | {"vocab_size": n_vocab}
+    tensors = weights(config, n_vocab, bias=kind == "qwen2")
+    if kind == "tied":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    store = Store(tmp_path / "store")
+    files = folder(tmp_path / "hf", config, tensors, tokenizer)
+    digests = {name: store.put_blob([path.read_bytes()])[0] for name, path in files.items()}
+    told = [status["status"] for status in create(store, "a", files=digests)]
+    assert (told[0], told[-1]) == ("converting model", "success")
+
+    n_head_dim = config.get("head_dim", 8)
+    inv_freq = config["rope_theta"] ** -(np.arange(0, n_head_dim, 2) / n_head_dim)
+    if kind == "llama3":
+        inv_freq = llama3_inv_freq(inv_freq, LLAMA3_ROPE)
+    if kind == "linear":
+        inv_freq = inv_freq / 4
+    tokens = [5, 300, 7, 7, 290, 1, 44]
+    expected = hugging_face_logits(config, tensors, tokens, inv_freq)
+    model = load_model(store.resolve("a").weights)
+    batch = Batch.of(tokens, outputs=range(len(tokens)))
+    got = forward(model, batch, model.new_cache(16, type="f64"), numpy_kernels(np.float64))
+    # float64 both; angles and factors are float32 in the file and the kernel
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype, name", [("BF16", "BF16"), ("F16", "F16")])
+def test_matrices_keep_their_format(tmp_path, dtype, name):
+    n_vocab = len(spm_vocabulary()["tokenizer.ggml.tokens"])
+    config = CONFIG | {"vocab_size": n_vocab}
+    kv, tensors = converted(folder(tmp_path / "hf", config, weights(config, n_vocab), tokenizer_model(), dtype))
+    assert {tensor.format.name for tensor in tensors if len(tensor.shape) == 2} == {name}
+    assert {tensor.format.name for tensor in tensors if len(tensor.shape) == 1} == {"F32"}
+    assert kv["general.file_type"].value == {"F16": 1, "BF16": 32}[name]
+
+
+def test_spm_comes_back_as_it_went(tmp_path):
+    vocabulary = spm_vocabulary()
+    n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
+    config = CONFIG | {"vocab_size": n_vocab + 2}
+    more = {
+        "tokenizer_config": {"bos_token": {"content": "<s>"}, "chat_template": "{{ messages }}", "add_bos_token": True}
+    }
+    kv, _ = converted(folder(tmp_path / "hf", config, weights(config, n_vocab + 2), tokenizer_model(), **more))
+    assert kv["tokenizer.ggml.tokens"].value == [
+        *vocabulary["tokenizer.ggml.tokens"],
+        f"[PAD{n_vocab}]",
+        f"[PAD{n_vocab + 1}]",
+    ]
+    np.testing.assert_array_equal(kv["tokenizer.ggml.scores"][:n_vocab], vocabulary["tokenizer.ggml.scores"])
+    assert kv["tokenizer.ggml.token_type"].value[:n_vocab] == vocabulary["tokenizer.ggml.token_type"]
+    assert (kv["tokenizer.ggml.bos_token_id"].value, kv["tokenizer.ggml.eos_token_id"].value) == (1, 2)
+    assert kv["tokenizer.chat_template"] == "{{ messages }}"
+
+
+def test_bpe_encodes_with_its_specials(tmp_path):
+    n_vocab = len(bpe_vocabulary()["tokenizer.ggml.tokens"])
+    config = CONFIG | {"vocab_size": n_vocab, "bos_token_id": n_vocab - 3, "eos_token_id": [n_vocab - 1, n_vocab - 2]}
+    store = Store(tmp_path / "store")
+    files = folder(tmp_path / "hf", config, weights(config, n_vocab), tokenizer_json())
+    list(create(store, "a", files={name: store.put_blob([file.read_bytes()])[0] for name, file in files.items()}))
+    tokenizer = load_model(store.resolve("a").weights).tokenizer
+    ids = tokenizer.encode("once upon<|eot_id|>")
+    assert (ids[0], ids[-1], tokenizer.decode(ids[1:-1])) == (n_vocab - 3, n_vocab - 1, "once upon")
+    assert tokenizer.eos == n_vocab - 1
+
+
+def test_a_trained_model_comes_back_weight_by_weight(shared, tmp_path):
+    """stories260K, put into Hugging Face's layout by its own rule, becomes the same GGUF tensors again."""
+    gguf = read_gguf(shared / "models/stories260K-F32.gguf")
+    kv = {key.removeprefix("llama."): value for key, value in gguf.kv.items()}
+    n_head, n_head_kv = kv["attention.head_count"], kv["attention.head_count_kv"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": kv["embedding_length"],
+        "intermediate_size": kv["feed_forward_length"],
+        "num_hidden_layers": kv["block_count"],
+        "num_attention_heads": n_head,
+        "num_key_value_heads": n_head_kv,
+        "max_position_embeddings": kv["context_length"],
+        "vocab_size": 512,
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+    }
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {
+        f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")
+    }
+    outside = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    tensors = {}
+    for name, tensor in gguf.tensors.items():
+        x, parts = tensor.dequantize(), name.split(".")
+        if parts[0] == "blk":
+            if parts[2] in ("attn_q", "attn_k"):
+                n = n_head if parts[2] == "attn_q" else n_head_kv
+                x = x.reshape(n, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+            tensors[f"model.layers.{parts[1]}.{names[parts[2]]}.weight"] = x
+        else:
+            tensors[f"{outside[parts[0]]}.weight"] = x
+    spm = (shared / "stories260K/tok512.model").read_bytes()
+    new, streamed = converted(folder(tmp_path / "hf", config, tensors, spm))
+    assert {tensor.name for tensor in streamed} == set(gguf.tensors)
+    for tensor in streamed:
+        got = np.concatenate([piece.reshape(-1) for piece in tensor.pieces])
+        np.testing.assert_array_equal(got, gguf.tensors[tensor.name].dequantize().reshape(-1), err_msg=tensor.name)
+    for key in ("tokens", "token_type"):
+        assert new[f"tokenizer.ggml.{key}"].value == list(gguf.kv[f"tokenizer.ggml.{key}"])
+
+
+@pytest.fixture
+def files(tmp_path):
+    n_vocab = len(spm_vocabulary()["tokenizer.ggml.tokens"])
+    config = CONFIG | {"vocab_size": n_vocab}
+    return folder(tmp_path / "hf", config, weights(config, n_vocab), tokenizer_model())
+
+
+@pytest.mark.parametrize(
+    "change, kind, message",
+    [
+        ({"architectures": ["BertModel"]}, RequestError, "architecture 'BertModel' is not one of LlamaForCausalLM"),
+        ({"architectures": None}, RequestError, "architecture 'None' is not one of"),
+        ({"hidden_size": "x"}, RequestError, "hidden_size is 'x', expected a positive number"),
+        ({"hidden_size": 64}, RequestError, r"has shape \[\d+(, \d+)?\], expected"),
+        ({"num_hidden_layers": 3}, ModelError, "9 tensors are missing, 'blk.2.attn_norm.weight' the first of them"),
+        ({"num_hidden_layers": 1}, RequestError, "'model.layers.1.+' is not known of a llama"),
+        ({"vocab_size": 10}, RequestError, "expected"),
+        ({"rope_scaling": {"type": "yarn"}}, RequestError, "rope scaling 'yarn' is not one of"),
+        ({"rope_scaling": 3}, RequestError, "rope_scaling is '3', expected an object"),
+        ({"rope_theta": -1}, RequestError, "rope_theta is '-1', expected a positive number"),
+    ],
+)
+def test_config_that_does_not_fit_says_where(files, change, kind, message):
+    config = json.loads(files["config.json"].read_text()) | change
+    files["config.json"].write_text(json.dumps(config))
+    with pytest.raises(kind, match=message):
+        converted(files)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+def test_missing_file_is_named(files, name):
+    del files[name]
+    with pytest.raises(ModelError, match=f"open {name}: no such file or directory"):
+        converted(files)
+
+
+HEADERS = {
+    "offset behind the file": {"x": {"dtype": "F32", "shape": [2], "data_offsets": [2**40, 2**40 + 8]}},
+    "size and shape differ": {"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
+    "huge shape": {"x": {"dtype": "F32", "shape": [2**47, 2**47], "data_offsets": [0, 8]}},
+    "negative": {"x": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}},
+    "no dtype": {"x": {"shape": [2], "data_offsets": [0, 8]}},
+    "other dtype": {"x": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}},
+    "no object": {"x": 3},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_hostile_safetensors_are_one_clear_line(files, header):
+    text = json.dumps(header).encode()
+    for raw in (struct.pack("<Q", len(text)) + text + bytes(8), struct.pack("<Q", 2**63) + text, b"", b"[" * 100_000):
+        files["model-00001-of-00002.safetensors"].write_bytes(raw)
+        with pytest.raises(RequestError, match=r"^model-00001-of-00002\.safetensors: [^\n]+$"):
+            converted(files)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff" * 40, b"\x0a\xff\x01x", b"\x0b", b"\x0a\x02\x18\x80", b"hello"])
+def test_hostile_tokenizer_model_is_one_clear_line(files, raw):
+    files["tokenizer.model"].write_bytes(raw)
+    with pytest.raises(EngineError, match="tokenizer"):
+        converted(files)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": NaN}', "[" * 100_000, '{"model": {"type": "BPE", "vocab": {"a": 5}}}']
+)
+def test_hostile_json_is_one_clear_line(files, text):
+    del files["tokenizer.model"]
+    files["tokenizer.json"] = files["config.json"].with_name("tokenizer.json")
+    files["tokenizer.json"].write_text(text)
+    with pytest.raises(RequestError, match=r"^tokenizer.json: [^\n]+$"):
+        converted(files)
+
+
+def test_weight_that_is_not_finite_makes_no_model(files, tmp_path):
+    config = json.loads(files["config.json"].read_text())
+    tensors = weights(config, config["vocab_size"])
+    tensors["model.layers.1.self_attn.q_proj.weight"][3, 4] = np.nan
+    store = Store(tmp_path / "store")
+    files = folder(tmp_path / "nan", config, tensors, tokenizer_model())
+    digests = {name: store.put_blob([path.read_bytes()])[0] for name, path in files.items()}
+    with pytest.raises(RequestError, match=r"'model.layers.1.self_attn.q_proj.weight' has a weight that is not finite"):
+        list(create(store, "a", files=digests))
+    assert store.list() == [] and store.digests() == set(digests.values())

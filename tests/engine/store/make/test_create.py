@@ -1,0 +1,251 @@
+import hashlib
+import json
+
+import pytest
+
+from numllama.engine.errors import BadDigest, BadManifest, BadName, EngineError, ModelError, ModelNotFound, RequestError
+from numllama.engine.gguf.write import write_gguf
+from numllama.engine.store import Store
+from numllama.engine.store.make.create import create
+from numllama.engine.store.show import show
+from tiny import tiny_gguf
+
+HEAD = {"general.architecture": "llama", "general.file_type": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def digest(store, tmp_path):
+    tiny_gguf(tmp_path / "m.gguf", general__file_type=0)
+    return store.put_blob([(tmp_path / "m.gguf").read_bytes()])[0]
+
+
+def statuses(*args, **kwargs):
+    return [status["status"] for status in create(*args, **kwargs)]
+
+
+def test_uploaded_file_is_the_layer_itself(store, digest):
+    assert statuses(store, "a", files={"m.gguf": digest}) == [
+        "parsing GGUF",
+        f"using existing layer {digest}",
+        "writing manifest",
+        "success",
+    ]
+    model = store.resolve("a")
+    assert model.weights_digest == digest
+    config = json.loads(store.blob_path(model.manifest.config.digest).read_bytes())
+    assert list(config)[:5] == ["model_format", "model_family", "model_families", "model_type", "file_type"]
+    assert (config["model_family"], config["model_families"], config["file_type"]) == ("llama", ["llama"], "F32")
+    assert (config["architecture"], config["os"]) == ("amd64", "linux")
+
+
+def test_layers_of_texts_are_byte_for_byte_ollamas(store, digest):
+    """The digests were recorded from Ollama, which made these layers of the same requests, in this order."""
+    list(create(store, "a", files={"m.gguf": digest}))
+    got = statuses(
+        store,
+        "b",
+        "a",
+        system="You are B.",
+        template="{{ .System }} {{ .Prompt }}",
+        parameters={"temperature": 0, "stop": ["X", "Y"], "num_ctx": 128},
+        messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+        license="MIT",
+    )
+    template, system, license, params, messages = (
+        "sha256:fe7ac77b725cda2ccad03f88a880ecdfd7a33192d6cae08fce2c0ee1455991ed",
+        "sha256:f447dc1e3193f8704ae0a913af931e2bc0c3e53c25d349600c77a511e6951a79",
+        "sha256:e5dcffe836b6ec8a58e492419b550e65fb8cbdc308503979e5dacb33ac7ea3b7",
+        "sha256:ffce55c3a80f4b2af36041bed297a3fd1d5f16ef4fb758991993791f3363ca78",
+        "sha256:ac29223db42ab62ec4df0a39c5ba6054f3bd78f945c536548dcf2f7431f39af4",
+    )
+    new = [f"creating new layer {layer}" for layer in (template, system, license, params, messages)]
+    assert got == [f"using existing layer {digest}", *new, "writing manifest", "success"]
+    more = {"license": ["Apache", "BSD"], "parameters": {"temperature": 0.5, "top_p": 0.25}}
+    got = statuses(store, "c", "b", messages=[{"role": "system", "content": "n"}], **more)
+    assert got == [
+        *(f"using existing layer {layer}" for layer in (digest, template, system, license)),
+        "creating new layer sha256:87ec4027e1c873944291bdd61ee07ed30d74d45cbb418c85ae256e0a18e9e2cc",
+        "creating new layer sha256:49d9777da612e1f4e9269fa9f93ea324a66f9dcc7722ad812de124ef3f266d93",
+        "creating new layer sha256:a2989a8ea0157405e7469d8c66da9859d4c14dc09054eaba02ec2ee5edc94318",
+        "creating new layer sha256:4ff4aefd12900146019379a7cf395cacdad970a42add2070059859354e3449b5",
+        "writing manifest",
+        "success",
+    ]
+    assert statuses(store, "b", "b", system="")[:-2] == [
+        f"using existing layer {layer}" for layer in (digest, template, system, license, messages, params)
+    ]
+    model = store.resolve("c")
+    assert (model.parent, model.licenses, model.system) == ("b:latest", ["MIT", "Apache", "BSD"], "You are B.")
+    assert model.params == {"temperature": 0.5, "top_p": 0.25, "stop": ["X", "Y"], "num_ctx": 128}
+
+
+def test_none_takes_an_inherited_parameter_away(store, digest):
+    list(create(store, "a", files={"m.gguf": digest}, parameters={"stop": ["X"], "top_k": 3}))
+    list(create(store, "b", "a", parameters={"stop": None, "seed": None}))
+    assert store.resolve("b").params == {"top_k": 3}
+    assert "nil" not in show(store.resolve("b"))["modelfile"]
+
+
+def test_replaced_layers_leave_the_store_with_their_last_model(store, digest):
+    list(create(store, "a", files={"m.gguf": digest}, system="first"))
+    list(create(store, "A", "a", system="second"))
+    assert not store.has_blob("sha256:" + hashlib.sha256(b"first").hexdigest())
+    assert [model.name.short for model in store.list()] == ["a:latest"]
+    assert store.resolve("a").system == "second"
+
+
+def test_model_made_from_the_builtin_stands_alone(tmp_path, store, digest):
+    list(create(store, "primer", files={"m.gguf": digest}, system="plain"))
+    mine = Store(tmp_path / "mine", builtin=store.root)
+    list(create(mine, "p2", "primer", system="other"))
+    assert Store(tmp_path / "mine").resolve("p2").weights.stat().st_size > 0
+
+
+def test_messages_keep_calls_and_images(store, digest):
+    call = {"function": {"name": "f", "arguments": {"z": 1, "a": "<"}}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call], "images": [b"\x00\xff"], "tool_name": ""}
+    list(create(store, "a", files={"m.gguf": digest}, messages=[message]))
+    got = store.resolve("a").messages
+    assert got == [{"role": "assistant", "content": "", "images": ["AP8="], "tool_calls": [call]}]
+
+
+def test_info_and_names_are_kept_in_the_config(store, digest):
+    info = {"model_family": "fam", "parameter_size": "1B", "quantization_level": "Q9", "context_length": 8.0}
+    list(create(store, "a", files={"m.gguf": digest}, info={**info, "other": 1}, requires="0.14.0", parser="p"))
+    config = store.resolve("a").config
+    assert (config.model_family, config.model_type, config.file_type) == ("fam", "1B", "Q9")
+    assert config.more == {"context_length": 8, "requires": "0.14.0", "parser": "p"}
+    list(create(store, "b", "a"))
+    assert store.resolve("b").config.more["requires"] == "0.14.0"
+
+
+def test_projector_is_a_layer_of_its_own(store, digest, tmp_path):
+    write_gguf(tmp_path / "p.gguf", {"general.architecture": "clip"})
+    projector = store.put_blob([(tmp_path / "p.gguf").read_bytes()])[0]
+    list(create(store, "v", files={"p.gguf": projector, "m.gguf": digest}))
+    model = store.resolve("v")
+    assert (model.weights_digest, len(model.projectors)) == (digest, 1)
+    assert model.config.model_families == ("llama",)
+
+
+@pytest.mark.parametrize("path", ["../x.gguf", "/x.gguf", "a/./x.gguf", "a//x.gguf", "", "a/"])
+def test_file_name_must_stay_in_its_folder(store, digest, path):
+    with pytest.raises(RequestError, match=r"^file path must be relative$"):
+        create(store, "z", files={path: digest})
+
+
+def test_request_is_checked_before_the_first_status(store, digest):
+    with pytest.raises(BadDigest, match="invalid digest format"):
+        create(store, "z", files={"x.gguf": ""})
+    with pytest.raises(BadName):
+        create(store, "a b", "a")
+    with pytest.raises(RequestError, match='info field "model_family" must be a string'):
+        create(store, "z", "a", info={"model_family": 3})
+    with pytest.raises(RequestError, match='info field "context_length" must be a non-negative integer'):
+        create(store, "z", "a", info={"context_length": -1})
+    with pytest.raises(RequestError, match='info field "context_length" must be a number'):
+        create(store, "z", "a", info={"context_length": "8"})
+
+
+FAILURES = [
+    (RequestError, "neither 'from' or 'files' was specified", {}),
+    (RequestError, "neither 'from' or 'files' was specified", {"adapters": {"a.gguf": "sha256:" + "0" * 64}}),
+    (RequestError, "unknown type", {"files": {}}),
+    (ModelError, "invalid digest format", {"files": {"x.gguf": "sha256:12"}}),
+    (ModelError, f"open sha256-{'0' * 64}: no such file", {"files": {"x.gguf": "sha256:" + "0" * 64}}),
+    (BadName, "invalid model name", {"from_": "a b"}),
+    (ModelNotFound, "model 'nope:latest' not found", {"from_": "nope"}),
+    (ModelError, "open config.json: no such file", {"files": {"model.safetensors": "sha256:" + "0" * 64}}),
+    (EngineError, "unsupported quantization type Q9 - supported types are F32", {"from_": "a", "quantize": "q9"}),
+    (ModelError, f"open sha256-{'0' * 64}", {"from_": "a", "adapters": {"a.gguf": "sha256:" + "0" * 64}}),
+    (
+        RequestError,
+        "only one adapter is currently supported",
+        {"from_": "a", "adapters": {"a.gguf": "1", "b.gguf": "2"}},
+    ),
+    (EngineError, "json: cannot unmarshal number into Go value of type []string", {"from_": "a", "license": 3}),
+    (EngineError, "json: cannot unmarshal number into Go value of type string", {"from_": "a", "license": ["x", 3]}),
+]
+
+
+@pytest.mark.parametrize("kind, message, request_", FAILURES, ids=[message for _, message, _ in FAILURES])
+def test_what_cannot_be_made_leaves_nothing(store, digest, kind, message, request_):
+    list(create(store, "a", files={"m.gguf": digest}))
+    with pytest.raises(kind) as caught:
+        list(create(store, "z", **request_))
+    assert str(caught.value).startswith(message)
+    assert [model.name.short for model in store.list()] == ["a:latest"]
+
+
+@pytest.mark.parametrize(
+    "content, path, message",
+    [
+        (b"hello", "m.gguf", "supplied file was not in GGUF format"),
+        (b"hello", "m.bin", "unknown type"),
+        (b"GGUF\xff\xff\xff\xff", "m.gguf", "m.gguf: at byte 4"),
+    ],
+)
+def test_file_that_is_no_model_is_named_as_the_client_knows_it(store, content, path, message):
+    uploaded, _ = store.put_blob([content])
+    with pytest.raises(RequestError) as caught:
+        list(create(store, "z", files={path: uploaded}))
+    assert str(caught.value).startswith(message)
+    assert str(store.root) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kv, message",
+    [
+        ({}, "m.gguf: general.architecture is None"),
+        (HEAD | {"general.type": "adapter"}, "m.gguf: an adapter, expected a model"),
+        ({"general.architecture": "clip"}, "m.gguf: a projector alone, expected its text model, too"),
+    ],
+)
+def test_gguf_that_is_no_model_says_what_it_is(store, tmp_path, kv, message):
+    write_gguf(tmp_path / "m.gguf", kv)
+    uploaded, _ = store.put_blob([(tmp_path / "m.gguf").read_bytes()])
+    with pytest.raises(RequestError) as caught:
+        list(create(store, "z", files={"m.gguf": uploaded}))
+    assert str(caught.value).startswith(message)
+
+
+def test_parent_with_a_missing_layer_makes_no_child(store, digest):
+    list(create(store, "a", files={"m.gguf": digest}, system="gone"))
+    store.blobs.remove("sha256:" + hashlib.sha256(b"gone").hexdigest())
+    with pytest.raises(BadManifest, match="missing, though a:latest is made of it"):
+        list(create(store, "b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ .Prompt", "unclosed action"),
+        ("{{ foo }}", 'function "foo" not defined'),
+        ("{{ if }}", "missing value for if"),
+    ],
+)
+def test_template_that_does_not_parse_is_refused(store, digest, template, message):
+    with pytest.raises(RequestError, match=rf"^template error: template: :1: {message}$"):
+        statuses(store, "a", files={"m.gguf": digest}, template=template)
+    with pytest.raises(ModelNotFound):
+        store.resolve("a")
+
+
+def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(store, tmp_path):
+    """[181] of the contract's checklist."""
+    jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja + "{% unknown %}")
+    made = statuses(store, "a", files={"m.gguf": store.put_blob([path.read_bytes()])[0]})
+    assert "using autodetected template chatml" in made
+    assert "<|im_start|>user" in store.resolve("a").template
+    assert store.resolve("a").params == {"stop": ["<|im_start|>", "<|im_end|>"]}
+
+    runs = tiny_gguf(tmp_path / "runs.gguf", chat_template=jinja)
+    statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
+    assert store.resolve("b").template is None
+    assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # as Ollama gives to this format
