@@ -37,7 +37,7 @@ from ..engine.model.cache import KVCache
 from ..engine.model.decoder import forward
 from ..engine.model.load import load_model
 from ..engine.model.model import Model
-from ..engine.run.generate import check_it_speaks
+from ..engine.run.generate import require_decoder
 from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 from ..kernels import NUMBA, threads
@@ -142,13 +142,13 @@ def loaded(files: LocalModel) -> Model:
     return load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
 
 
-def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
+def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
     """Each task and thread count in turn, ours and then the peer's, `rounds` times over."""
     cells = [(task, n) for task in tasks for n in n_threads]
     ours, peers, torch, others = ({cell: [] for cell in cells} for _ in range(4))  # type: dict, dict, dict, dict
     for i in range(rounds):
         for task, n in cells:
-            report.progress(f"round {i + 1} of {rounds}: {task.name}, {n} thread{'s' * (n > 1)}")
+            report.show_progress(f"round {i + 1} of {rounds}: {task.name}, {n} thread{'s' * (n > 1)}")
             with machine.watch() as share:
                 ours[task, n].append(task.ours(n))
                 if with_peer:
@@ -156,7 +156,7 @@ def measure(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: boo
                 if task.torch:
                     torch[task, n].append(task.torch(n))
             others[task, n].append(share.others)
-    report.progress("")
+    report.show_progress("")
     rows = []
     for cell in cells:
         row = {"task": cell[0].name, "threads": cell[1], "ours": float(np.median(ours[cell]))}
@@ -185,7 +185,7 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
 def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict]:
     """Memory and seconds of loading, in rows like those of tasks; but less is better."""
     rows, path = [], str(files.weights)
-    report.progress("loading")
+    report.show_progress("loading")
     if hasattr(os, "wait4"):
         ours = start.most_memory_ours(files) / 2**20  # while this process is small
         peers = [start.most_memory_of_llama_bench(programs, path) / 2**20] if programs else []
@@ -209,7 +209,7 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(message)
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def positive(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < least:
             raise argparse.ArgumentTypeError(f"'{text}', expected a whole number from {least}")
@@ -229,13 +229,13 @@ def read_options(argv: list[str] | None, prog: str | None) -> argparse.Namespace
     several: dict[str, Any] = {"nargs": "*", "metavar": "N"}
     parser.add_argument("model", metavar="MODEL|FILE.gguf")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="with llama-bench, -batched-bench and -server")
-    parser.add_argument("--rounds", type=at_least(1), metavar="N", default=5, help="measurements of each (default 5)")
+    parser.add_argument("--rounds", type=positive(1), metavar="N", default=5, help="measurements of each (default 5)")
     cores = list(dict.fromkeys([1, threads.N_CORE]))
-    parser.add_argument("--threads", type=at_least(1), **several | {"nargs": "+"}, default=cores, help="(1, all cores)")
+    parser.add_argument("--threads", type=positive(1), **several | {"nargs": "+"}, default=cores, help="(1, all cores)")
     prefill, depth, batch = [32, 128, 512], [0, 1024, 4096], [1, 2, 4, 8]
-    parser.add_argument("--prefill", type=at_least(1), **several, default=prefill, help=f"tokens of prompts {prefill}")
-    parser.add_argument("--depth", type=at_least(0), **several, default=depth, help=f"decode after N tokens {depth}")
-    parser.add_argument("--batch", type=at_least(1), **several, default=batch, help=f"decode N sequences {batch}")
+    parser.add_argument("--prefill", type=positive(1), **several, default=prefill, help=f"tokens of prompts {prefill}")
+    parser.add_argument("--depth", type=positive(0), **several, default=depth, help=f"decode after N tokens {depth}")
+    parser.add_argument("--batch", type=positive(1), **several, default=batch, help=f"decode N sequences {batch}")
     parser.add_argument("--start", action="store_true", help="only seconds of loading, and memory")
     parser.add_argument("--cpu", action="store_true", help="count seconds that a core worked: for busy machines")
     parser.add_argument("--torch", action="store_true", help="prompts through transformers in bfloat16, too")
@@ -249,7 +249,7 @@ def main(
     """The table on standard output.  `find` has the files of a model that is named.  Raises: EngineError"""
     options = read_options(argv, prog)
     files = find(options.model)
-    check_it_speaks(loaded(files))
+    require_decoder(loaded(files))
     if options.peer and files.adapters:
         raise RequestError(f"'{options.model}' has an adapter, which llama-bench does not apply: leave --peer out")
     missing = [name for name in llama_cpp.PROGRAMS if options.peer and not (options.peer / name).exists()]
@@ -294,7 +294,7 @@ def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:
     bench = Bench(files, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
     tasks = [bench.prefill(n) for n in options.prefill]
     tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
-    return measure(tasks, options.threads, options.rounds, options.peer is not None)
+    return measure_decode(tasks, options.threads, options.rounds, options.peer is not None)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from ..engine.model.load import load_model
-from ..engine.options import Wanted
+from ..engine.options import RequestOptions
 from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
 from ..engine.tokenizer import Tokenizer
@@ -64,11 +64,11 @@ def some_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
 
 
 @contextmanager
-def in_process(store: Path, n_thread: int) -> Iterator[Contender]:
+def embed_in_process(store: Path, n_thread: int) -> Iterator[Contender]:
     engine = Engine(Settings(models=store, builtin=False))
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
-        (piece,) = engine.embed(NAME, texts, Wanted({"num_thread": n_thread}))
+        (piece,) = engine.embed(NAME, texts, RequestOptions({"num_thread": n_thread}))
         return np.array(piece.embeddings)
 
     yield Contender("engine", vectors, machine.own)
@@ -82,7 +82,7 @@ def served(store: Path, n_thread: int) -> Iterator[Contender]:
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
         body = {"model": NAME, "input": list(texts), "options": {"num_thread": n_thread}}
-        return np.array(ask(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
+        return np.array(ask_for_vectors(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
 
     with running([sys.executable, "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
         yield Contender("server", vectors, lambda: worked(process.pid))
@@ -94,7 +94,7 @@ def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
     options = ["--embeddings", "-t", n_thread, "--host", "127.0.0.1", "--port", port]
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
-        answer = ask(f"http://127.0.0.1:{port}/v1/embeddings", {"input": list(texts)})
+        answer = ask_for_vectors(f"http://127.0.0.1:{port}/v1/embeddings", {"input": list(texts)})
         return np.array([row["embedding"] for row in answer["data"]], np.float32)
 
     command = [programs / "llama-server", "-m", model, *options]
@@ -127,7 +127,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def ask(url: str, body: dict) -> dict:
+def ask_for_vectors(url: str, body: dict) -> dict:
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=3600) as answer:
         return json.load(answer)
@@ -145,9 +145,9 @@ def worked(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def check(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
+def check_embed(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
     """Raises: AssertionError where two do not agree on a text.  -> the least cosine"""
-    first, *others = (unit(one.vectors(texts)) for one in contenders)
+    first, *others = (unit_rows(one.vectors(texts)) for one in contenders)
     between = (first @ first.T)[np.triu_indices(len(texts), 1)]
     least = min((float((first * other).sum(-1).min()) for other in others), default=1.0)
     assert least > ALIKE, f"vectors differ: the least cosine is {least}"
@@ -155,11 +155,13 @@ def check(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
     return least
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def measure(contenders: Sequence[Contender], texts: Sequence[str], n_tok: int, rounds: int, cpu: bool) -> list[dict]:
+def measure_embed(
+    contenders: Sequence[Contender], texts: Sequence[str], n_tok: int, rounds: int, cpu: bool
+) -> list[dict]:
     """A row for each of ours, beside llama.cpp's figures if it is there.  All take turns in every round."""
     speeds: dict[str, list[float]] = {one.name: [] for one in contenders}
     others: list[float | None] = []
@@ -212,11 +214,11 @@ def main(argv: list[str] | None = None) -> None:
         engine.close()
         for n in options.threads:
             with ExitStack() as stack:
-                contenders = [stack.enter_context(in_process(store, n)), stack.enter_context(served(store, n))]
+                contenders = [stack.enter_context(embed_in_process(store, n)), stack.enter_context(served(store, n))]
                 if options.peer:
                     contenders.append(stack.enter_context(peer(options.peer, options.model, n)))
-                least = check(contenders, texts[:16])
-                found = measure(contenders, texts, n_tok, options.rounds, options.cpu)
+                least = check_embed(contenders, texts[:16])
+                found = measure_embed(contenders, texts, n_tok, options.rounds, options.cpu)
                 rows += [{"task": row.pop("task"), "threads": n} | row | {"cosine": least} for row in found]
     columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "others"]
     print(report.markdown(rows, columns if options.peer else ["task", "threads", "ours", "others"]))

@@ -31,7 +31,7 @@ def weight(format: QuantFormat, n_out: int = N_OUT, n_in: int = N_IN) -> Tensor:
     return Tensor(format.name, format, (n_out, n_in), blocks)
 
 
-def check(w: Tensor, x: np.ndarray) -> None:
+def check_kernel(w: Tensor, x: np.ndarray) -> None:
     """Against float64 on the first 64 rows."""
     expected = round_activations(x, w.format.dot_with).astype(np.float64) @ w.dequantize(np.arange(64)).T
     np.testing.assert_allclose(NUMBA.matmul(w, x)[:, :64], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -55,7 +55,7 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
         w = weight(format)
         for n_tok in n_toks:
             x = np.random.default_rng(1).standard_normal((n_tok, N_IN), np.float32)
-            check(w, x)
+            check_kernel(w, x)
             for n in n_threads:
                 threads.limit(n)
                 with machine.watch() as share:

@@ -39,7 +39,7 @@ Said = list[tuple[str, float]]
 """Pieces of text, and when each came."""
 
 
-def in_process(model: Model, prompt: str, options: Options, cache: KVCache) -> Said:
+def generate_in_process(model: Model, prompt: str, options: Options, cache: KVCache) -> Said:
     """An answer without a server."""
     return [(piece.text, perf_counter()) for piece in generate(model, prompt, options, cache=cache) if piece.text]
 
@@ -65,7 +65,7 @@ def streamed(url: str, path: str, body: dict[str, Any]) -> Said:
     return [(text, when) for text, when in said if text]
 
 
-def measure(paths: dict[str, Callable[[], Said]], rounds: int) -> list[dict[str, Any]]:
+def measure_overhead(paths: dict[str, Callable[[], Said]], rounds: int) -> list[dict[str, Any]]:
     """A row for each of `paths`, the first being what the others are compared with.  Raises: RuntimeError"""
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in paths}  # ms [texts - 1] of each round
     expected: list[str] = []
@@ -114,9 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     prompt = shown["_debug_info"]["rendered_template"]
     about = machine.describe() | {"model": o.model}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = measure(
+    rows = measure_overhead(
         {
-            "in process": lambda: in_process(model, prompt, as_parsed, cache),
+            "in process": lambda: generate_in_process(model, prompt, as_parsed, cache),
             "/api/generate": lambda: streamed(o.url, "/api/generate", asked | {"prompt": prompt, "raw": True}),
             "/api/chat": lambda: streamed(o.url, "/api/chat", chat),
         },

@@ -19,7 +19,7 @@ STYLE = (
 Line = tuple[str, Sequence[tuple[float, float]]]  # its name, its points
 
 
-def write(path: str | Path, title: str, about: Mapping, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
+def write_page(path: str | Path, title: str, about: Mapping, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
     """`rows` of benchmarks/server.py with their sorted `ttfts` and `itls`."""
     charts = [
         chart("tokens a second", "", bars(rows, "total tok/s"), zero=True),

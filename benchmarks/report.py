@@ -29,7 +29,7 @@ def cell(value) -> str:
     return str(value)
 
 
-def progress(text: str) -> None:
+def show_progress(text: str) -> None:
     """What is being measured, on a line that the next one overwrites, where somebody is looking; "" wipes it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

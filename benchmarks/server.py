@@ -95,7 +95,7 @@ class Load:
         return np.cumsum(np.random.default_rng(seed).exponential(1 / self.rate, self.requests))
 
 
-class Server:
+class BenchServer:
     """A server by its address.  `wire` is "ollama" or "openai"."""
 
     def __init__(self, name: str, url: str, model: str, wire: str):
@@ -143,7 +143,7 @@ class Server:
             yield "".join(choice.get("text") or "" for choice in got["choices"]), counts
 
 
-async def run(server: Server, load: Load, seed: Sequence[int]) -> tuple[list[Answered], float]:
+async def run_load(server: BenchServer, load: Load, seed: Sequence[int]) -> tuple[list[Answered], float]:
     """Every answer, and the seconds that all together took."""
     questions = load.questions(seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # servers end idle ones when they like
@@ -189,16 +189,16 @@ def summary(answers: Sequence[Answered], seconds: float, ttft: float, itl: float
     return row
 
 
-def measure(servers: list[Server], loads: list[Load], rounds: int, ttft: float, itl: float) -> list[dict]:
+def measure_server(servers: list[BenchServer], loads: list[Load], rounds: int, ttft: float, itl: float) -> list[dict]:
     """Each load on each server in turn, `rounds` times over; medians of the rounds."""
     found: dict[tuple[Load, str], list[tuple[list[Answered], dict]]] = {}
     now = time_ns()
     for server in servers:  # loads the model, and is not counted
-        asyncio.run(run(server, Load(1, 8, 2, clients=1), [0]))
+        asyncio.run(run_load(server, Load(1, 8, 2, clients=1), [0]))
     for n in range(rounds):
         for i, load in enumerate(loads):
             for server in servers:
-                answers, seconds = asyncio.run(run(server, load, [now, n, i]))
+                answers, seconds = asyncio.run(run_load(server, load, [now, n, i]))
                 assert len(answers) == load.requests
                 found.setdefault((load, server.name), []).append((answers, summary(answers, seconds, ttft, itl)))
     rows = []
@@ -253,20 +253,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--html", help="write a page with charts")
     o = parser.parse_args(argv)
 
-    servers = [Server(name, url, o.model, o.wire) for name, _, url in (given.partition("=") for given in o.servers)]
+    servers = [
+        BenchServer(name, url, o.model, o.wire) for name, _, url in (given.partition("=") for given in o.servers)
+    ]
     shape = {"shared": o.shared, "mixed": o.mixed}
     loads = [Load(o.requests, o.prompt, o.answer, clients=n, **shape) for n in o.clients]
     loads += [Load(o.requests, o.prompt, o.answer, rate=rate, **shape) for rate in o.rate]
     about = machine.describe() | {"model": o.model, "wire": o.wire} | shape
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = measure(servers, loads, o.rounds, o.ttft, o.itl)
+    rows = measure_server(servers, loads, o.rounds, o.ttft, o.itl)
     print(report.markdown(rows, COLUMNS))
     if o.jsonl:
         report.append_jsonl(
             o.jsonl, (about | {k: v for k, v in row.items() if k not in ("ttfts", "itls")} for row in rows)
         )
     if o.html:
-        page.write(o.html, "A server under load", about, rows, COLUMNS)
+        page.write_page(o.html, "A server under load", about, rows, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ..engine.model.load import load_model
-from ..engine.options import Options, Wanted
+from ..engine.options import Options, RequestOptions
 from ..engine.run.generate import generate
 from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
@@ -32,7 +32,7 @@ class Loader:
     def seconds(self) -> float:
         """Of one load, after which the model is unloaded again."""
         answer = self.engine.generate("")
-        self.engine.generate("", wanted=Wanted(keep_alive=0))
+        self.engine.generate("", request=RequestOptions(keep_alive=0))
         return answer.load_duration / 1e9
 
     def close(self) -> None:

@@ -88,7 +88,9 @@ def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
     return hp.n_layer * layer + n_patch * (vision.patch_embd.n_elements + vision.n_embd * (hp.n_embd + vision.n_embd))
 
 
-def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int, cpu: bool = False) -> list[dict]:
+def measure_vision(
+    path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int, cpu: bool = False
+) -> list[dict]:
     """A row for each thread count: ours and then the peer's, `rounds` times over."""
     vision, clock = load_vision(path), machine.own if cpu else perf_counter
     hp = vision.hparams
@@ -99,7 +101,7 @@ def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int,
         if mtmd:
             contexts = {n: stack.enter_context(mtmd.loaded(path, n, flash_attention=-1)) for n in n_threads}
             (chunk,) = stack.enter_context(mtmd.cut(contexts[n_threads[0]], tile))
-            check(got, mtmd.encoded(contexts[n_threads[0]], chunk, vision.n_embd))
+            check_vision(got, mtmd.encoded(contexts[n_threads[0]], chunk, vision.n_embd))
         for _ in range(rounds):
             for n in n_threads:
                 threads.limit(n)
@@ -125,7 +127,7 @@ def measure(path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int,
     return rows
 
 
-def check(got: np.ndarray, expected: np.ndarray) -> None:
+def check_vision(got: np.ndarray, expected: np.ndarray) -> None:
     """Same directions: llama.cpp keeps keys and values, and on some machines sums, in f16."""
     cosine = np.sum(got * expected, axis=1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1))
     assert cosine.min() > 0.999, f"rows differ from llama.cpp's: a cosine is {cosine.min()}"
@@ -148,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     about = machine.describe() | {"model": path.name, "seconds": "CPU" if options.cpu else "wall"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     mtmd = LibMtmd(options.peer) if options.peer else None
-    rows = measure(path, mtmd, options.threads, options.rounds, options.cpu)
+    rows = measure_vision(path, mtmd, options.threads, options.rounds, options.cpu)
     columns = ["threads", "ours ms", "GFLOP/s", "llama.cpp ms", "ratio", "least", "most", "others"]
     print(report.markdown(rows, columns if options.peer else ["threads", "ours ms", "GFLOP/s", "others"]))
     if options.jsonl:

@@ -99,7 +99,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestOptions:
     """How an answer is wanted, whatever it answers; names and defaults are Ollama's.
 
     keep_alive    nanoseconds; None leaves it as it is
@@ -119,7 +119,7 @@ class Wanted:
     render_only: bool = False
 
 
-AS_USUAL = Wanted()
+DEFAULT_REQUEST = RequestOptions()
 KINDS = {option.name: str(option.type).removesuffix(" | None") for option in fields(Options)}
 
 

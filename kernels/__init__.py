@@ -78,7 +78,7 @@ class Kernels:
     rms_norm   (x, weight, eps) -> as x
     layer_norm (x, weight, bias, eps) -> as x
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
-    attention  (q, k, v, first, how: Attention, look) -> [n_tok, n_head * n_head_dim]
+    attention  (q, k, v, first, rule: Attention, tap) -> [n_tok, n_head * n_head_dim]
     softmax    (x) -> as x
     silu_mul   (gate, up) -> as gate; so gelu_mul
     gelu       (x) -> as x; so gelu_erf and quick_gelu
@@ -86,7 +86,7 @@ class Kernels:
     patch_embd (w, image u8 [h, w, 3], mean, std) -> x [n_patch, n_embd]
     depthwise  (x [h, w, n], weight [n, 3, 3], stride) -> [h / stride, w / stride, n]
     layers     (layers, x, places) -> x, whole ones for one token of each sequence (layer.py); None: only in steps
-    inside     names that `look` shows from within attention, for traces
+    inside     names that `tap` is shown from within attention, for traces
     """
 
     name: str

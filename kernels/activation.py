@@ -125,38 +125,38 @@ SILU, GELU, GELU_ERF, QUICK_GELU = range(4)
 
 def silu_mul_numba(gate, up):
     """As silu_mul_numpy in float32.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
-    return gated(SILU, gate, up)
+    return activated_gate(SILU, gate, up)
 
 
 def gelu_mul_numba(gate, up):
     """As gelu_mul_ggml.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
-    return gated(GELU, gate, up)
+    return activated_gate(GELU, gate, up)
 
 
 def gelu_numba(x):
     """As gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
-    return bent(GELU, x)
+    return activated(GELU, x)
 
 
 def gelu_erf_numba(x):
     """As gelu_erf_numpy in float32.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
-    return bent(GELU_ERF, x)
+    return activated(GELU_ERF, x)
 
 
 def quick_gelu_numba(x):
     """As quick_gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
-    return bent(QUICK_GELU, x)
+    return activated(QUICK_GELU, x)
 
 
-def gated(kind, gate, up):
+def activated_gate(kind, gate, up):
     """The function `kind` of `gate`, times `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     gate, up = np.ascontiguousarray(gate, np.float32), np.ascontiguousarray(up, np.float32)
     y = np.empty_like(gate)
-    run(bend_gate, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
+    run(activate_gate, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
     return y
 
 
-def bent(kind, x):
+def activated(kind, x):
     """The function `kind` of `x`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
@@ -165,7 +165,7 @@ def bent(kind, x):
 
 
 @kernel
-def bend_gate(team, kind, gate, up, y):
+def activate_gate(team, kind, gate, up, y):
     parallel_for(team, _gated_lines, (kind, gate, up, y), -(-y.size // 16))
 
 
@@ -177,21 +177,21 @@ def _bent(team, kind, x, y):
 @inner
 def _gated_lines(kind, gate, up, y, first, last):
     for i in range(16 * first, 16 * min(last, y.size // 16), 16):
-        store(y, i, bend(kind, load(f32x16, gate, i)) * load(f32x16, up, i))
+        store(y, i, activate(kind, load(f32x16, gate, i)) * load(f32x16, up, i))
     for i in range(y.size // 16 * 16, min(16 * last, y.size)):
-        y[i] = largest(bend(kind, splat(f32x16, gate[i]))) * up[i]
+        y[i] = largest(activate(kind, splat(f32x16, gate[i]))) * up[i]
 
 
 @inner
 def _bent_lines(kind, x, y, first, last):
     for i in range(16 * first, 16 * min(last, y.size // 16), 16):
-        store(y, i, bend(kind, load(f32x16, x, i)))
+        store(y, i, activate(kind, load(f32x16, x, i)))
     for i in range(y.size // 16 * 16, min(16 * last, y.size)):
-        y[i] = largest(bend(kind, splat(f32x16, x[i])))
+        y[i] = largest(activate(kind, splat(f32x16, x[i])))
 
 
 @inner
-def bend(kind, z):
+def activate(kind, z):
     """The function `kind` of each lane.  f32x16 -> f32x16"""
     if kind == SILU:
         return z / (exp(z * np.float32(-1)) + np.float32(1))
@@ -201,7 +201,7 @@ def bend(kind, z):
         return round_to_half(y) + maximum(z - np.float32(10), zero(f32x16))
     if kind == GELU_ERF:
         size = maximum(z, z * np.float32(-1))
-        return maximum(z, zero(f32x16)) - size * beyond(size)
+        return maximum(z, zero(f32x16)) - size * erfc_tail(size)
     h = round_to_half(z)
     return round_to_half(h * logistic(h * QUICK))
 
@@ -213,7 +213,7 @@ def logistic(z):
 
 
 @inner
-def beyond(z):
+def erfc_tail(z):
     """The chance that a normal variate lies above z >= 0, within 1e-7.  f32x16 -> f32x16
 
     Source: Abramowitz & Stegun 1964, 7.1.26.

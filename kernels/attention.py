@@ -68,17 +68,17 @@ class Attention:
         return max(0, i - self.window + 1) if self.window else 0, min(i + 1, n_pos) if self.causal else n_pos
 
 
-def look_away(name, value):
-    """The `look` that sees nothing: returns `value`."""
+def untapped(name, value):
+    """The tap that sees nothing: returns `value`."""
     return value
 
 
-def attention_numpy(q, k, v, first, how, look=look_away):
-    """softmax(scores) v  for each head, the scores being q k^T as `how` changes them.
+def attention_numpy(q, k, v, first, rule, tap=untapped):
+    """softmax(scores) v  for each head, the scores being q k^T as `rule` changes them.
 
     q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any type that a cache keeps
     (cached.py), n_pos = first + n_tok  -> as q [n_tok, n_head * n_head_dim]
-    `look` is shown "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos]; what
+    `tap` is shown "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos]; what
     it returns is used.
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
     """
@@ -88,21 +88,21 @@ def attention_numpy(q, k, v, first, how, look=look_away):
     queries = q.reshape(n_tok, n_head_kv, group, n_head_dim).transpose(1, 2, 0, 3)  # [kv, group, n_tok, d]
     keys = numbers(k, q.dtype).transpose(1, 2, 0)[:, None]  # [kv, 1, d, n_pos]
     values = numbers(v, q.dtype).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
-    j, begin, end = np.arange(n_pos), *np.transpose([how.seen(first + t, n_pos) for t in range(n_tok)])[:, :, None]
+    j, begin, end = np.arange(n_pos), *np.transpose([rule.seen(first + t, n_pos) for t in range(n_tok)])[:, :, None]
 
-    kq = look("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
-    score = kq * q.dtype.type(how.scale)
-    if how.softcap:
-        score = how.softcap * np.tanh(score / how.softcap)
-    if how.slopes is not None:
+    kq = tap("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
+    score = kq * q.dtype.type(rule.scale)
+    if rule.softcap:
+        score = rule.softcap * np.tanh(score / rule.softcap)
+    if rule.slopes is not None:
         away = np.abs(first + np.arange(n_tok)[:, None] - j)  # [n_tok, n_pos]
-        score = score - how.slopes[:, None, None].astype(q.dtype) * away
-    p = look("kq_soft_max", softmax_numpy(np.where((begin <= j) & (j < end), score, -np.inf)))
+        score = score - rule.slopes[:, None, None].astype(q.dtype) * away
+    p = tap("kq_soft_max", softmax_numpy(np.where((begin <= j) & (j < end), score, -np.inf)))
     out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
 
-def attention_exact(q, k, v, first, how, look=look_away):
+def attention_exact(q, k, v, first, rule, tap=untapped):
     """As attention_numpy in float64, position after position: the sums do not depend on what else is in the batch.
 
     q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
@@ -110,15 +110,15 @@ def attention_exact(q, k, v, first, how, look=look_away):
     """
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
-    seen = np.array([how.seen(first + t, len(k)) for t in range(n_tok)])
+    seen = np.array([rule.seen(first + t, len(k)) for t in range(n_tok)])
     k, v = np.ascontiguousarray(numbers(k, np.float32)), np.ascontiguousarray(numbers(v, np.float32))
-    _attend_exact(q, k, v, first, seen, how.scale, how.softcap, slopes_of(how, n_head), out)
+    _attend_exact(q, k, v, first, seen, rule.scale, rule.softcap, slopes_of(rule, n_head), out)
     return out.reshape(n_tok, n_head * n_head_dim)
 
 
-def slopes_of(how, n_head):
+def slopes_of(rule, n_head):
     """-> f32 [n_head], zeros where there are none"""
-    return np.zeros(n_head, np.float32) if how.slopes is None else np.array(how.slopes, np.float32)
+    return np.zeros(n_head, np.float32) if rule.slopes is None else np.array(rule.slopes, np.float32)
 
 
 @kernel
@@ -152,22 +152,22 @@ def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
                 out[t, h, i] = total[i] / weight_sum
 
 
-def attention_ggml(q, k, v, first, how, look=look_away):
+def attention_ggml(q, k, v, first, rule, tap=untapped):
     """As attention_exact, rounded where ggml's CPU code rounds (without flash attention).
 
     Against an f16 cache ggml rounds the queries and the softmax to f16 too, as each is the other side of a dot product.
     A cache in blocks it reads with flash attention only: queries are rounded to Q8_0 blocks, the softmax is not.
     """
     if in_blocks(k.dtype):
-        return attention_exact(round_activations(q, "Q8_0"), k, v, first, how)
+        return attention_exact(round_activations(q, "Q8_0"), k, v, first, rule)
     if k.dtype != np.float16:
-        return attention_exact(q, k, v, first, how)
+        return attention_exact(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     for t in range(n_tok):  # one query at a time: its sums are the same in any batch
-        begin, end = how.seen(first + t, len(k))
+        begin, end = rule.seen(first + t, len(k))
         query = q[t : t + 1].astype(np.float16).astype(np.float64)
-        p = attention_numpy(query, k[begin:end], v[begin:end], first + t - begin, how)
+        p = attention_numpy(query, k[begin:end], v[begin:end], first + t - begin, rule)
         out[t] = p.reshape(n_head, n_head_dim)
     return out.reshape(n_tok, n_head * n_head_dim)
 
@@ -187,7 +187,7 @@ SOME = 32  # positions made f32 at a time: they stay in the first-level cache wh
 HIDDEN = np.float32(-np.inf)
 
 
-def attention_numba(q, k, v, first, how, look=look_away):
+def attention_numba(q, k, v, first, rule, tap=untapped):
     """As attention_numpy in float32.
 
     q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
@@ -200,9 +200,11 @@ def attention_numba(q, k, v, first, how, look=look_away):
         q, k, v = widened(q), *(a if has_room(a) else widened(a) for a in (k, v))
     shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
-    work = 2 * n_tok * n_head * d * (min(how.window, n_pos) or n_pos)
-    rule = Rule(np.float32(how.scale), how.window, np.float32(how.softcap), how.causal, slopes_of(how, n_head))
-    run(attend, work, q.reshape(-1), strided(k), strided(v), *shape, d, first, rule, out.reshape(-1))
+    work = 2 * n_tok * n_head * d * (min(rule.window, n_pos) or n_pos)
+    record = RuleRecord(
+        np.float32(rule.scale), rule.window, np.float32(rule.softcap), rule.causal, slopes_of(rule, n_head)
+    )
+    run(attend_rows, work, q.reshape(-1), strided(k), strided(v), *shape, d, first, record, out.reshape(-1))
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
@@ -218,7 +220,7 @@ def widened(a):
     return wide
 
 
-class Rule(NamedTuple):
+class RuleRecord(NamedTuple):
     """An `Attention` as machine code has it: slopes are there, if only zeros."""
 
     scale: np.float32
@@ -229,7 +231,7 @@ class Rule(NamedTuple):
 
 
 @kernel
-def attend(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
+def attend_rows(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
     n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
     args = (q, keys, values, (n_tok, n_head, n_head_kv, n_pos, d), first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)

@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from . import packed
-from .activation import GELU, SILU, bend_gate
-from .attention import Attention, Rule, attend, slopes_of
+from .activation import GELU, SILU, activate_gate
+from .attention import Attention, RuleRecord, attend_rows, slopes_of
 from .jit import Entry, inner, kernel
 from .kv import KINDS, VECTOR, Rows, strided, write_rows
 from .norm import norm_rows
@@ -35,21 +35,27 @@ MATRICES = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 NORMS = "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"
 
 
-def words(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
+def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
     return [(name, kind) for name in names]
 
 
 # What machine code knows of a layer.  Arrays are here as addresses, 0 for one that the file has not.
-MATRIX = np.dtype(words("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work", "bias"))
+MATRIX = np.dtype(
+    record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work", "bias")
+)
 LAYER = np.dtype(
     [
-        *words(*MATRICES, kind=MATRIX),
-        *words(*NORMS),
-        *words("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes"),
-        *words("n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"),  # bytes of a slot; see cached.Rows
-        *words("n_turn", "n_pair", "neighbours", "cos", "sin"),  # n_turn positions; 0 where the layer has no RoPE
-        *words("rms_norm", "rope", "write", "attend", "gated"),  # kernels
-        *words("eps", "scale", "softcap", "residual_scale", kind=np.float64),
+        *record_fields(*MATRICES, kind=MATRIX),
+        *record_fields(*NORMS),
+        *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes"),
+        *record_fields(
+            "n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"
+        ),  # bytes of a slot; see cached.Rows
+        *record_fields(
+            "n_turn", "n_pair", "neighbours", "cos", "sin"
+        ),  # n_turn positions; 0 where the layer has no RoPE
+        *record_fields("rms_norm", "rope", "write", "attend", "gated"),  # kernels
+        *record_fields("eps", "scale", "softcap", "residual_scale", kind=np.float64),
     ]
 )
 
@@ -60,7 +66,7 @@ RECORDS = types.Array(from_dtype(LAYER), 1, "C")
 F32, WEIGHT = types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True)
 INT = types.int64
 ROWS = types.NamedTuple((U16, INT, INT, INT), Rows)
-RULE = typeof(Rule(np.float32(1), 0, np.float32(0), True, np.zeros(1, np.float32)))
+RULE = typeof(RuleRecord(np.float32(1), 0, np.float32(0), True, np.zeros(1, np.float32)))
 
 MATMULS = {
     type: Entry(product.matmul, WORDS, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
@@ -69,8 +75,8 @@ CALLS = {
     "rms_norm": Entry(norm_rows, WORDS, F32, WEIGHT, types.float32, INT, F32),
     "rope": Entry(turn_tokens, WORDS, F32, INT, INT, I32, F32, F32, INT, types.boolean, F32, result=types.boolean),
     "write": Entry(write_rows, F32, INT, INT, INT, ROWS),
-    "attend": Entry(attend, WORDS, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
-    "gated": Entry(bend_gate, WORDS, INT, F32, F32, F32),
+    "attend": Entry(attend_rows, WORDS, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
+    "gated": Entry(activate_gate, WORDS, INT, F32, F32, F32),
 }
 call_matmul = next(iter(MATMULS.values())).call
 call_rms_norm, call_rope, call_write, call_attend, call_gated = (entry.call for entry in CALLS.values())
@@ -78,7 +84,7 @@ call_rms_norm, call_rope, call_write, call_attend, call_gated = (entry.call for 
 # --- in Python
 
 
-class Layer:
+class LayerCall:
     """A layer of weights, the cache that it has, and what machine code knows of both.
 
     weights        those of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for what is not there
@@ -91,7 +97,7 @@ class Layer:
         k: np.ndarray,
         v: np.ndarray,
         n_head: int,
-        how: Attention,
+        rule: Attention,
         rope: Rope | None,
         act: str,
         eps: float,
@@ -106,7 +112,9 @@ class Layer:
         self.set(**{name: self.matrix(weights[name], weights.get(f"{name}_bias")) for name in MATRICES})
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
-        self.set(scale=how.scale, softcap=how.softcap, window=how.window, slopes=self.vector(slopes_of(how, n_head)))
+        self.set(
+            scale=rule.scale, softcap=rule.softcap, window=rule.window, slopes=self.vector(slopes_of(rule, n_head))
+        )
         self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
         self.set(k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=one.step, head=one.head, kind=one.kind)
         self.set(eps=eps, residual_scale=residual_scale)
@@ -151,7 +159,7 @@ class Layer:
             self.set(cos=cos.ctypes.data, sin=sin.ctypes.data)
 
 
-def layers_numba(layers: Sequence[Layer], x: np.ndarray, places: np.ndarray) -> np.ndarray:
+def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """What `layers` make of one token of each of some sequences, whose keys and values the cache has then.
 
     x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed
@@ -307,7 +315,7 @@ def _write(w, address, slot, position, x):
 
 @inner(makes_arrays=True)
 def _attend(team, alone, w, slot, position, d, q, out):
-    rule = Rule(np.float32(w.scale), w.window, np.float32(w.softcap), True, array_at(F32, w.slopes, w.n_head))
+    rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), True, array_at(F32, w.slopes, w.n_head))
     keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d

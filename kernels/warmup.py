@@ -61,7 +61,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
 
 # Seconds of compiling, about, for sharing it out: the other process takes one to begin.
 SECONDS = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "cache": 0.7, "rope": 0.5}
-OTHERS, BEGINNING = 0.3, 1.0
+OTHER_KERNEL_S, START_S = 0.3, 1.0
 
 
 def prepare(names: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def prepare(names: Sequence[str]) -> None:
     missing = [name for name in names if name in known and not _is_compiled(name)]
     if len(missing) < 2 or N_CORE == 1 or cache_folder() is None:
         return
-    here, there = halves(missing)
+    here, there = split_work(missing)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     beside = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet) if there else None
     try:
@@ -84,10 +84,10 @@ def prepare(names: Sequence[str]) -> None:
             beside.wait()  # whatever it did not manage is compiled on its first call
 
 
-def halves(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """What is compiled here and what in the other process, each as long as the other, about."""
-    here, there, less = [], [], BEGINNING  # less: how much sooner this process is done so far
-    seconds = {name: next((n for kind, n in SECONDS.items() if kind in name), OTHERS) for name in names}
+    here, there, less = [], [], START_S  # less: how much sooner this process is done so far
+    seconds = {name: next((n for kind, n in SECONDS.items() if kind in name), OTHER_KERNEL_S) for name in names}
     for name in sorted(names, key=lambda name: -seconds[name]):
         (here if less > 0 else there).append(name)
         less += -seconds[name] if less > 0 else seconds[name]

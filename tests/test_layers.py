@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first.  A room imports from its own level and from those before it; docs/architecture.md draws this.
 LEVELS = {
     "engine": [
-        ["errors", "cancellation", "options"],
+        ["errors", "handle", "options"],
         ["go", "gguf"],
         ["settings", "tokenizer", "template", "parse"],
         ["model", "vision"],

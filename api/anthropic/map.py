@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from ...engine.errors import RequestError
-from ...engine.parse import ToolCall
+from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..openai.map import arguments
 from ..wire import schema as ollama
@@ -31,7 +31,7 @@ class ThreadUnsupported(RequestError):
 # --- requests ---
 
 
-def chat_request(request: anthropic.MessagesRequest) -> ollama.ChatRequest:
+def chat_from_messages(request: anthropic.MessagesRequest) -> ollama.ChatRequest:
     """The same question to /api/chat.  Raises: RequestError"""
     if not request.model:
         raise RequestError("model is required")
@@ -41,21 +41,21 @@ def chat_request(request: anthropic.MessagesRequest) -> ollama.ChatRequest:
         raise RequestError("messages is required")
     if request.thread is not None:
         raise ThreadUnsupported("threads are not supported: send the whole conversation")
-    system = text_of(request.system)
+    system = content_text(request.system)
     first = [ollama.Message("system", system)] if system else []
     form = request.output_config.format if request.output_config else None
     return ollama.ChatRequest(
         model=request.model,
         stream=request.stream,
-        messages=[*first, *messages(request.messages)],
-        tools=ollama.Tools(tool(offered) for offered in request.tools if offered.type in ("", "custom")),
+        messages=[*first, *messages_from_anthropic(request.messages)],
+        tools=ollama.Tools(tool_from_anthropic(offered) for offered in request.tools if offered.type in ("", "custom")),
         format=form.schema if form and form.type == "json_schema" else None,
         think=request.thinking and {"enabled": True, "adaptive": True, "disabled": False}.get(request.thinking.type),  # type: ignore[arg-type]
-        options=options(request),
+        options=options_from_anthropic(request),
     )
 
 
-def options(request: anthropic.MessagesRequest) -> dict[str, Any]:
+def options_from_anthropic(request: anthropic.MessagesRequest) -> dict[str, Any]:
     asked = {
         "num_predict": request.max_tokens,
         "stop": request.stop_sequences or None,
@@ -66,12 +66,12 @@ def options(request: anthropic.MessagesRequest) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None} | request.options
 
 
-def tool(offered: anthropic.Tool) -> ollama.Tool:
+def tool_from_anthropic(offered: anthropic.AnthropicTool) -> ollama.Tool:
     described = {"description": offered.description} if offered.description else {}
     return ollama.Tool("function", function={"name": offered.name} | described | {"parameters": offered.input_schema})
 
 
-def messages(sent: Sequence[anthropic.Message]) -> list[ollama.Message]:
+def messages_from_anthropic(sent: Sequence[anthropic.AnthropicMessage]) -> list[ollama.Message]:
     """Ollama's messages: the results in a message come first and apart, the rest of it stays together.
 
     Raises: RequestError
@@ -83,9 +83,9 @@ def messages(sent: Sequence[anthropic.Message]) -> list[ollama.Message]:
         for block in blocks(message.content):
             match block.get("type"):
                 case "text":
-                    rest.content += text_of([block])
+                    rest.content += content_text([block])
                 case "image":
-                    rest.images.append(image(block))
+                    rest.images.append(image_from_anthropic(block))
                 case "thinking":
                     rest.thinking += str(block.get("thinking", ""))
                 case "tool_use":
@@ -109,14 +109,14 @@ def blocks(content: Any) -> list[dict[str, Any]]:
     return content
 
 
-def text_of(content: Any) -> str:
+def content_text(content: Any) -> str:
     """The text of all text blocks; other blocks say none."""
     if content is None:
         return ""
     return "".join(str(block.get("text", "")) for block in blocks(content) if block.get("type") == "text")
 
 
-def image(block: dict[str, Any]) -> bytes:
+def image_from_anthropic(block: dict[str, Any]) -> bytes:
     source = block.get("source")
     if not isinstance(source, dict) or source.get("type") != "base64":
         raise RequestError("an image must have a source of type base64")
@@ -136,8 +136,8 @@ def tool_use(block: dict[str, Any]) -> ollama.ToolCall:
 
 def tool_result(block: dict[str, Any], names: dict[str, str]) -> ollama.Message:
     id, content = str(block.get("tool_use_id", "")), block.get("content")
-    images = [image(b) for b in blocks(content or "") if b.get("type") == "image"]
-    return ollama.Message("tool", text_of(content), images=images, tool_call_id=id, tool_name=names.get(id, ""))
+    images = [image_from_anthropic(b) for b in blocks(content or "") if b.get("type") == "image"]
+    return ollama.Message("tool", content_text(content), images=images, tool_call_id=id, tool_name=names.get(id, ""))
 
 
 # --- answers ---
@@ -160,7 +160,7 @@ class MessagesAnswer:
         thoughts = [{"type": "thinking", "thinking": chunk.thinking}] if chunk.thinking else []
         text = [{"type": "text", "text": chunk.text}] if chunk.text else []
         content = [*thoughts, *text, *(_call(call) | {"input": call.arguments} for call in chunk.tool_calls)]
-        return self._head | {"content": content} | self._end(chunk) | {"usage": usage(chunk.timings)}
+        return self._head | {"content": content} | self._end(chunk) | {"usage": anthropic_usage(chunk.timings)}
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """The events that a chunk causes: blocks begin, grow and end as its kind of text changes."""
@@ -180,7 +180,7 @@ class MessagesAnswer:
             yield from self._close()
         if chunk.done_reason:
             yield from self._close()
-            yield event("message_delta", delta=self._end(chunk), usage=usage(chunk.timings))
+            yield event("message_delta", delta=self._end(chunk), usage=anthropic_usage(chunk.timings))
             yield event("message_stop")
 
     def _say(self, kind: str, text: str) -> Iterator[Event]:
@@ -211,11 +211,11 @@ class MessagesAnswer:
         return {"stop_reason": STOP_REASON.get(chunk.done_reason or "", "end_turn")}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: ParsedCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
 
 
-def usage(timings: Timings | None) -> dict[str, int]:
+def anthropic_usage(timings: Timings | None) -> dict[str, int]:
     t = timings or Timings()
     return {"input_tokens": t.prompt_eval_count, "output_tokens": t.eval_count}
 

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 
 @dataclass
-class Message:
+class AnthropicMessage:
     go_name: ClassVar[str] = "anthropic.MessageParam"
     role: str = ""
     content: Any = None
 
 
 @dataclass
-class Tool:
+class AnthropicTool:
     go_name: ClassVar[str] = "anthropic.Tool"
     type: str = ""
     name: str = ""
@@ -49,14 +49,14 @@ class MessagesRequest:
     go_name: ClassVar[str] = "anthropic.MessagesRequest"
     model: str = ""
     max_tokens: int = 0
-    messages: list[Message] = field(default_factory=list)
+    messages: list[AnthropicMessage] = field(default_factory=list)
     system: Any = None
     stream: bool = False
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] = field(default_factory=list)
-    tools: list[Tool] = field(default_factory=list)
+    tools: list[AnthropicTool] = field(default_factory=list)
     tool_choice: Any = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

@@ -8,7 +8,7 @@ from ...benchmarks.decode import main
 from .find import local_model
 
 
-def bench(arguments: list[str]) -> None:
+def run_bench(arguments: list[str]) -> None:
     """The table of benchmarks/decode.py, whose flags these are."""
     with suppress(SystemExit):  # after --help; what is wrong is a RequestError
         main(arguments, local_model, "numllama bench")

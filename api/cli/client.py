@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from ...engine.go.duration import FOREVER, format_duration
-from ...engine.options import AS_USUAL, Wanted
+from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece, Timings
 from ...engine.settings import Host
 from ...engine.store.make.sources import file_chunks
@@ -119,7 +119,7 @@ class Client:
         self,
         name: str,
         prompt: str = "",
-        wanted: Wanted = AS_USUAL,
+        request: RequestOptions = DEFAULT_REQUEST,
         *,
         system: str = "",
         raw: bool = False,
@@ -127,17 +127,19 @@ class Client:
     ) -> Reply:
         """As Engine.generate.  What is refused before the first line raises ServerError with the status in front."""
         body = {"model": name, "prompt": prompt, "system": system, "raw": raw, "images": list(images)}
-        return Reply(self._lines("/api/generate", body | _wanted(wanted)))
+        return Reply(self._lines("/api/generate", body | _wanted(request)))
 
-    def chat(self, name: str, messages: Sequence[Mapping[str, Any]] = (), wanted: Wanted = AS_USUAL) -> Reply:
+    def chat(
+        self, name: str, messages: Sequence[Mapping[str, Any]] = (), request: RequestOptions = DEFAULT_REQUEST
+    ) -> Reply:
         """As Engine.chat, and as `generate` about refusals."""
-        return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(wanted)))
+        return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(request)))
 
     def embed(
-        self, name: str, texts: Sequence[str], wanted: Wanted = AS_USUAL, *, dimensions: int = 0
+        self, name: str, texts: Sequence[str], request: RequestOptions = DEFAULT_REQUEST, *, dimensions: int = 0
     ) -> Iterator[Piece]:
         """As Engine.embed: one piece, whose vectors are lists of numbers."""
-        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _wanted(wanted)
+        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _wanted(request)
         answer = _json(self._send("POST", "/api/embed", body))
         timings = Timings(answer.get("load_duration", 0), answer.get("prompt_eval_count", 0))
         yield Piece("", done_reason="stop", timings=timings, embeddings=tuple(answer["embeddings"]))
@@ -241,16 +243,16 @@ def _error_text(answer: httpx.Response) -> str:
         return f"{answer.url}: {answer.status_code} {answer.reason_phrase}"
 
 
-def _wanted(wanted: Wanted) -> dict[str, Any]:
-    keep_alive = wanted.keep_alive
+def _wanted(request: RequestOptions) -> dict[str, Any]:
+    keep_alive = request.keep_alive
     body = {
-        "options": dict(wanted.options),
+        "options": dict(request.options),
         "keep_alive": keep_alive
         if keep_alive is None
         else format_duration(-1 if keep_alive == FOREVER else keep_alive),
-        "think": wanted.think,
-        "format": wanted.format,
-        "truncate": wanted.truncate,
-        "shift": wanted.shift,
+        "think": request.think,
+        "format": request.format,
+        "truncate": request.truncate,
+        "shift": request.shift,
     }
     return {name: value for name, value in body.items() if value is not None}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .usage import Verb, Verbs, at_least, at_most, exactly, usage_error
+from .usage import Verb, Verbs, expect_at_least, expect_at_most, expect_exactly, usage_error
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
@@ -55,10 +55,10 @@ def serve(nothing: Annotated[list[str] | None, words("")] = None) -> None:
     OLLAMA_HOST says where it listens (127.0.0.1:11434), OLLAMA_MODELS where its models are (~/.ollama/models);
     docs/environment.md has all variables.
     """
-    exactly(0, nothing)
-    from .serve import serve
+    expect_exactly(0, nothing)
+    from .serve import serve_forever
 
-    serve()
+    serve_forever()
 
 
 @verb("run")
@@ -98,10 +98,10 @@ def run(
     ] = "true",
 ) -> None:
     """Run a model: answer a prompt, converse, or embed a text"""
-    model, *prompt = at_least(1, args)
-    from .run import run
+    model, *prompt = expect_at_least(1, args)
+    from .run import run_model
 
-    run(
+    run_model(
         model,
         prompt,
         options=option or (),
@@ -137,7 +137,7 @@ def show(
     ] = None,
 ) -> None:
     """Show information for a model or any GGUF file"""
-    (model,) = exactly(1, args)
+    (model,) = expect_exactly(1, args)
     flags = {
         "license": license,
         "modelfile": modelfile,
@@ -162,7 +162,7 @@ def list_(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     """List models (also: ls)"""
     from .list import list_models
 
-    print(list_models(*at_most(1, args)), end="")
+    print(list_models(*expect_at_most(1, args)), end="")
 
 
 @verb("ps")
@@ -170,34 +170,34 @@ def ps(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
     """List running models"""
     from .ps import loaded_models
 
-    print(loaded_models(*at_most(1, args)), end="")
+    print(loaded_models(*expect_at_most(1, args)), end="")
 
 
 @verb("stop")
 def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     """Stop a running model"""
-    (model,) = exactly(1, args)
-    from .ps import stop
+    (model,) = expect_exactly(1, args)
+    from .ps import stop_model
 
-    stop(model)
+    stop_model(model)
 
 
 @verb("pull")
 def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
     """Pull a model from a registry"""
-    (model,) = exactly(1, args)
-    from .transfer import pull
+    (model,) = expect_exactly(1, args)
+    from .transfer import pull_model
 
-    pull(model, insecure)
+    pull_model(model, insecure)
 
 
 @verb("push")
 def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
     """Push a model to a registry"""
-    (model,) = exactly(1, args)
-    from .transfer import push
+    (model,) = expect_exactly(1, args)
+    from .transfer import push_model
 
-    push(model, insecure)
+    push_model(model, insecure)
 
 
 @verb("create")
@@ -211,27 +211,27 @@ def create(
     ] = "",
 ) -> None:
     """Create a model from a Modelfile, or from the weights in a folder"""
-    (model,) = exactly(1, args)
-    from .create import create
+    (model,) = expect_exactly(1, args)
+    from .create import create_model
 
-    create(model, file, quantize)
+    create_model(model, file, quantize)
 
 
 @verb("cp")
 def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) -> None:
     """Copy a model"""
-    source, destination = exactly(2, args)
-    from .create import copy
+    source, destination = expect_exactly(2, args)
+    from .create import copy_model
 
-    copy(source, destination)
+    copy_model(source, destination)
 
 
 @verb("rm")
 def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> None:
     """Remove a model"""
-    from .create import remove
+    from .create import remove_models
 
-    remove(at_least(1, args))
+    remove_models(expect_at_least(1, args))
 
 
 @verb("trace")
@@ -253,10 +253,10 @@ def trace(
     PROMPT is what the model reads, without a template, marks such as <|user|> included; `numllama template` makes one
     of a conversation.
     """
-    model, prompt = exactly(2, args)
-    from .trace import trace
+    model, prompt = expect_exactly(2, args)
+    from .trace import trace_model
 
-    trace(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
+    trace_model(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
 
 
 @verb("template")
@@ -276,7 +276,7 @@ def template(
     What is no file is the name of a model. As in a chat, a last message of the assistant stays open, and after any
     other one comes the beginning of the answer. Where a JSON file is wanted, - is what comes through a pipe.
     """
-    (source,) = exactly(1, args)
+    (source,) = expect_exactly(1, args)
     from .template import print_template
 
     print_template(source, messages=messages, tools=tools, data=data, think=think)
@@ -285,21 +285,21 @@ def template(
 @verb("warmup")
 def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
     """Compile all kernels now, so that no first answer waits for it"""
-    exactly(0, nothing)
-    from .warmup import warmup
+    expect_exactly(0, nothing)
+    from .warmup import compile_all
 
-    warmup()
+    compile_all()
 
 
 @verb("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
 def bench(args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None) -> None:
     """Measure a model's speed, with --peer DIR beside llama.cpp's"""
-    from .bench import bench
+    from .bench import run_bench
 
-    bench(args or [])
+    run_bench(args or [])
 
 
 @verb("help")
 def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
     """Help about any command"""
-    app([*at_most(1, args), "--help"], prog_name="numllama", standalone_mode=False)
+    app([*expect_at_most(1, args), "--help"], prog_name="numllama", standalone_mode=False)

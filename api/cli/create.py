@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import BadModelfile, BadName
-from ...engine.store.make.modelfile import Command, parse, wishes
+from ...engine.store.make.modelfile import Instruction, parse_modelfile, wishes
 from ...engine.store.make.sources import sources
 from ...engine.store.name import ModelName
 from .client import Client, ServerError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .find import Models
 
 
-def create(model: str, file: str | None = None, quantize: str = "") -> None:
+def create_model(model: str, file: str | None = None, quantize: str = "") -> None:
     """Make `model` as the Modelfile `file` says: by default the one in this folder, or else of the weights in it.
 
     Raises: BadModelfile, EngineError, ServerError
@@ -38,13 +38,13 @@ def create(model: str, file: str | None = None, quantize: str = "") -> None:
         progress.follow(models.create(model, **said))
 
 
-def copy(source: str, destination: str) -> None:
+def copy_model(source: str, destination: str) -> None:
     with closing(store_owner()) as models:
         models.copy(source, destination)
     print(f"copied '{source}' to '{destination}'")
 
 
-def remove(names: Sequence[str]) -> None:
+def remove_models(names: Sequence[str]) -> None:
     """Unload and delete one model after the other; the first that cannot be deleted ends it."""
     with closing(store_owner()) as models:
         for name in names:
@@ -54,15 +54,15 @@ def remove(names: Sequence[str]) -> None:
             print(f"deleted '{name}'", flush=True)
 
 
-def _modelfile(file: str | None) -> tuple[list[Command], Path]:
+def _modelfile(file: str | None) -> tuple[list[Instruction], Path]:
     """The instructions, and the folder that their paths start from."""
     path = Path(file or "Modelfile").expanduser()
     try:
-        return parse(path.read_bytes()), path.parent
+        return parse_modelfile(path.read_bytes()), path.parent
     except FileNotFoundError:
         if file:
             raise BadModelfile("specified Modelfile wasn't found") from None
-        return [Command("model", ".")], Path()
+        return [Instruction("model", ".")], Path()
 
 
 def _put(models: Models, path: Path, progress: Progress) -> str:

@@ -24,7 +24,7 @@ def with_images(text: str) -> tuple[str, list[bytes]]:
     """
     rest, images, at = "", [], 0
     for begin, end, path in paths(text):
-        images.append(image(path))
+        images.append(read_image(path))
         print(f"Added image '{path}'", file=sys.stderr)
         if (quote := text[begin - 1 : begin]) in ("'", '"') and text[end : end + 1] == quote:
             begin, end = begin - 1, end + 1
@@ -40,20 +40,20 @@ def paths(text: str) -> Iterator[tuple[int, int, str]]:
         line = text[start:].partition("\n")[0]
         for end in END.finditer(line):
             named = line[: end.end()]
-            if path := next((path for path in (named, re.sub(r"\\(.)", r"\1", named)) if is_file(path)), None):
+            if path := next((path for path in (named, re.sub(r"\\(.)", r"\1", named)) if file_exists(path)), None):
                 at = start + len(named)
                 yield start, at, path
                 break
 
 
-def is_file(path: str) -> bool:
+def file_exists(path: str) -> bool:
     try:
         return Path(path).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):  # too long, no home, a zero byte
         return False
 
 
-def image(path: str) -> bytes:
+def read_image(path: str) -> bytes:
     """The bytes of an image.  Raises: RequestError"""
     try:
         file = Path(path).expanduser()

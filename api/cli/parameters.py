@@ -12,7 +12,7 @@ from ...engine.errors import BadOptions
 from ...engine.options import option_from_text
 
 
-def parameters(assignments: Sequence[str]) -> dict[str, Any]:
+def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     """`["seed=1", "stop=a", "stop=b"]` -> {"seed": 1, "stop": ["a", "b"]}.  Raises: BadOptions"""
     texts: dict[str, list[str]] = {}
     for assignment in assignments:

@@ -40,7 +40,7 @@ def processor(model: dict[str, Any]) -> str:
     return f"{cpu}%/{100 - cpu}% CPU/GPU"
 
 
-def stop(model: str) -> None:
+def stop_model(model: str) -> None:
     """Have the server unload `model`; fine if it is not loaded.  Raises: ServerError"""
     with closing(server()) as client:
         try:

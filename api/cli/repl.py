@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 HINT = {">>> ": "Send a message (/? for help)", "... ": 'Use """ to end multi-line input'}
 
 
-class Typed(NamedTuple):
+class TypedText(NamedTuple):
     """A message or a command; what stood in triple quotes is a message, whatever it begins with."""
 
     text: str
     is_command: bool
 
 
-class Prompt:
+class ReplPrompt:
     """Where people type."""
 
     def __init__(self, history: LineHistory):
         self.history = history
         self._session: PromptSession[str] = PromptSession(history=history, key_bindings=keys())
 
-    def read(self) -> Typed:
+    def read(self) -> TypedText:
         """The next message or command; triple quotes open one of several lines.  Raises: EOFError, KeyboardInterrupt"""
         line = self._line(">>> ")
         head, quotes, text = line.partition('"""')
         if not quotes or head.strip() not in ("", "/set system"):
-            return Typed(line.strip(), line.strip().startswith("/"))
+            return TypedText(line.strip(), line.strip().startswith("/"))
         while not text.endswith('"""'):
             text += "\n" + self._line("... ")
-        return Typed(head + text.removesuffix('"""').strip("\n"), bool(head.strip()))
+        return TypedText(head + text.removesuffix('"""').strip("\n"), bool(head.strip()))
 
     def is_empty(self) -> bool:
         """Whether nothing had been typed when the last `read` was broken off."""
@@ -82,7 +82,7 @@ def converse(session: Session) -> None:
     if settings.editor:
         os.environ["VISUAL"] = settings.editor  # what prompt_toolkit looks at first
     session.load()
-    prompt = Prompt(session.history)
+    prompt = ReplPrompt(session.history)
     while True:
         try:
             typed = prompt.read()

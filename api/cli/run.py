@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import ContextFull, RequestError
 from ...engine.go.duration import parse_keep_alive
-from ...engine.options import FALSE, TRUE, Wanted
+from ...engine.options import FALSE, TRUE, RequestOptions
 from .find import models_for
-from .parameters import parameters
+from .parameters import parse_parameters
 from .tell import Told, tell
 
 if TYPE_CHECKING:
     from .find import Models
 
 
-def run(
+def run_model(
     model: str,
     words: Sequence[str] = (),
     *,
@@ -47,7 +47,9 @@ def run(
     Raises: whatever the engine or a server refuses
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
-    wanted = Wanted(parameters(options), keep_alive, think_value(think), format_value(format), truncate=False)
+    request = RequestOptions(
+        parse_parameters(options), keep_alive, think_value(think), format_value(format), truncate=False
+    )
     if interactive := not words and sys.stdin.isatty() and sys.stdout.isatty():
         if raw:
             raise RequestError("--raw needs a prompt")
@@ -61,13 +63,13 @@ def run(
         raise
     if "embedding" in able:
         with closing(models):
-            print_vector(models, model, prompt, replace(wanted, truncate=cut), dimensions)
+            print_vector(models, model, prompt, replace(request, truncate=cut), dimensions)
         return
     if interactive:
         from .repl import converse
         from .session import Session
 
-        session = Session(models, model, replace(wanted, truncate=True), kernels, verbose, wordwrap, hidethinking)
+        session = Session(models, model, replace(request, truncate=True), kernels, verbose, wordwrap, hidethinking)
         with closing(session):
             converse(session)
         return
@@ -79,7 +81,7 @@ def run(
 
                 prompt, images = with_images(prompt)
             told = Told(wordwrap, hidethinking)
-            tell(lambda: models.generate(model, prompt, wanted, raw=raw, images=images), told, verbose)
+            tell(lambda: models.generate(model, prompt, request, raw=raw, images=images), told, verbose)
         except ContextFull as full:
             advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
             raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
@@ -93,13 +95,13 @@ def piped() -> list[str]:
     return [text] if text else []
 
 
-def print_vector(models: Models, model: str, text: str, wanted: Wanted, dimensions: int) -> None:
+def print_vector(models: Models, model: str, text: str, request: RequestOptions, dimensions: int) -> None:
     """Raises: RequestError for no text"""
     from ...engine.go.json import dumps
 
     if not text:
         raise RequestError(f'embedding models require input text. Usage: numllama run {model} "your text here"')
-    (last,) = models.embed(model, [text], wanted, dimensions=dimensions)
+    (last,) = models.embed(model, [text], request, dimensions=dimensions)
     print(dumps(last.embeddings[0]).decode())
 
 

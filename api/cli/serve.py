@@ -26,7 +26,7 @@ from ..server.log import start_logging
 log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings | None = None) -> None:
+def serve_forever(settings: Settings | None = None) -> None:
     """Listen where OLLAMA_HOST says until SIGINT or SIGTERM; then unload and return.
 
     Exits with status 1 and one line if that address cannot be had.

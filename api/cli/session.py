@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import EngineError, RequestError
-from ...engine.options import AS_USUAL, Wanted
+from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece
 from .client import ServerError
 from .find import models_for
@@ -33,7 +33,7 @@ class Session:
 
     models: Models
     model: str
-    wanted: Wanted = AS_USUAL
+    request: RequestOptions = DEFAULT_REQUEST
     kernels: str | None = None
     verbose: bool = False
     wordwrap: bool = True
@@ -45,7 +45,7 @@ class Session:
 
     def want(self, **how: Any) -> None:
         """Have answers differ from now on."""
-        self.wanted = replace(self.wanted, **how)
+        self.request = replace(self.request, **how)
 
     def close(self) -> None:
         self.models.close()
@@ -55,7 +55,7 @@ class Session:
         with Spinner(sys.stderr):
             info = self.models.show(self.model)
             self.sees = "vision" in (info.get("capabilities") or [])
-            self.models.generate(self.model, "", Wanted(self.wanted.options, self.wanted.keep_alive))
+            self.models.generate(self.model, "", RequestOptions(self.request.options, self.request.keep_alive))
         for message in info.get("messages") or []:
             match message["role"]:
                 case "user":
@@ -65,14 +65,14 @@ class Session:
 
     def change(self, model: str) -> None:
         """Begin anew with `model`.  Raises: ModelNotFound, ServerError, and then nothing has changed"""
-        other = Session(models_for(model, self.kernels), model, replace(self.wanted, options={}), self.kernels)
+        other = Session(models_for(model, self.kernels), model, replace(self.request, options={}), self.kernels)
         try:
             other.load()
         except BaseException:
             other.close()
             raise
         self.close()
-        self.models, self.model, self.wanted, self.system = other.models, model, other.wanted, ""
+        self.models, self.model, self.request, self.system = other.models, model, other.request, ""
         self.sees = other.sees
         self.messages.clear()
 
@@ -109,7 +109,7 @@ class Session:
         self.messages.append(message)
         told = Told(self.wordwrap, self.hide_thinking)
         try:
-            tell(lambda: self.models.chat(self.model, self.messages, self.wanted), told, self.verbose)
+            tell(lambda: self.models.chat(self.model, self.messages, self.request), told, self.verbose)
         except KeyboardInterrupt:
             pass
         except (EngineError, ServerError) as error:

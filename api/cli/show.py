@@ -43,7 +43,7 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
     """What `show` prints, section by section: its title, and rows of a name and values."""
     details, info = answer.get("details") or {}, answer.get("model_info") or {}
     arch = info.get("general.architecture") or details.get("family")
-    size = details.get("parameter_size") or n_parameters(info)
+    size = details.get("parameter_size") or parameter_count(info)
     facts = {
         "architecture": arch,
         "parameters": size,
@@ -58,7 +58,7 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
     arch = info_of_projector.get("general.architecture")
     facts = {
         "architecture": arch,
-        "parameters": n_parameters(info_of_projector),
+        "parameters": parameter_count(info_of_projector),
         "embedding length": info_of_projector.get(f"{arch}.vision.embedding_length"),
         "dimensions": info_of_projector.get(f"{arch}.vision.projection_dim"),
     }
@@ -66,7 +66,7 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
     lines = [line.split(maxsplit=1) for line in answer.get("parameters", "").splitlines()]
     yield "Parameters", [(name, value) for name, value in lines]
     if verbose:
-        yield "Metadata", [(key, one_line(value)) for key, value in sorted(info.items()) if value is not None]
+        yield "Metadata", [(key, value_in_one_line(value)) for key, value in sorted(info.items()) if value is not None]
         tensors = answer.get("tensors") or []
         yield "Tensors", [(t["name"], t["type"], f"[{' '.join(map(str, t['shape']))}]") for t in tensors]
     yield "System", beginning(answer.get("system", ""))
@@ -77,32 +77,32 @@ def facts_known(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def n_parameters(info: dict[str, Any]) -> str:
+def parameter_count(info: dict[str, Any]) -> str:
     from ...engine.gguf.file_type import parameter_size
 
     return parameter_size(int(info["general.parameter_count"])) if "general.parameter_count" in info else ""
 
 
-def one_line(value: Any) -> str:
+def value_in_one_line(value: Any) -> str:
     """A value of the metadata: numbers in full, of an array the beginning, a text with lines as one."""
     if not isinstance(value, list):
-        return plain(value)
+        return value_text(value)
     n, width = 0, 1
     for item in value:
-        width += len(plain(item)) + 2 * (n > 0)
+        width += len(value_text(item)) + 2 * (n > 0)
         if n and width > ARRAY_WIDTH:
             break
         n += 1
-    shown = " ".join(plain(item) for item in value[:n])
+    shown = " ".join(value_text(item) for item in value[:n])
     return f"[{shown}]" if n == len(value) else f"[{shown} ...+{len(value) - n} more]"
 
 
-def plain(value: Any) -> str:
+def value_text(value: Any) -> str:
     match value:
         case bool():
             return str(value).lower()
         case list():
-            return one_line(value)
+            return value_in_one_line(value)
         case str():
             return value if value.isprintable() else repr(value)[1:-1]
         case _:

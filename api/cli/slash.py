@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
-from ...engine.go.text import literal, plain
+from ...engine.go.text import literal_of_value, text_of_value
 from ...engine.options import KINDS, option_from_text
 from .client import ServerError
 from .find import is_file
@@ -85,11 +85,11 @@ def command(session: Session, line: str) -> bool:
         case "/set":
             set_(session, rest)
         case "/show":
-            show(session, rest)
+            show_command(session, rest)
         case "/load" | "/save" if not rest or " " in rest:
             print(f"Usage:\n  {verb} <modelname>")
         case "/load":
-            load(session, rest)
+            load_command(session, rest)
         case "/save":
             save(session, rest)
         case "/list" | "/ls":
@@ -156,14 +156,14 @@ def set_parameter(session: Session, name: str = "", *texts: str) -> None:
         print(f"Available Parameters:\n{kinds}  /set parameter stop <string> <string> ...\n")
         return
     try:
-        session.want(options={**session.wanted.options, name: option_from_text(name, texts)})
+        session.want(options={**session.request.options, name: option_from_text(name, texts)})
     except BadOptions as error:
-        print(f"Couldn't set parameter: {literal(str(error))}")
+        print(f"Couldn't set parameter: {literal_of_value(str(error))}")
     else:
         print(f"Set parameter '{name}' to '{', '.join(texts)}'")
 
 
-def show(session: Session, what: str) -> None:
+def show_command(session: Session, what: str) -> None:
     """/show: the model, or one part of it."""
     if what not in ("", "info", *PARTS):
         return unknown(f"/show {what}")
@@ -177,24 +177,24 @@ def show(session: Session, what: str) -> None:
         return print(information(answer), end="")
     own = session.system if what == "system" else ""
     if what == "parameters":
-        print(parameters(answer.get(what, ""), session))
+        print(parameters_text(answer.get(what, ""), session))
     else:
         print(own or answer.get(what) or MISSING[what])
         print()
 
 
-def parameters(models: str, session: Session) -> str:
+def parameters_text(models: str, session: Session) -> str:
     """The model's parameters and the session's, one on a line."""
     own = [
-        f"{name:<30} {'[' + ' '.join(value) + ']' if isinstance(value, list) else plain(value)}"
-        for name, value in session.wanted.options.items()
+        f"{name:<30} {'[' + ' '.join(value) + ']' if isinstance(value, list) else text_of_value(value)}"
+        for name, value in session.request.options.items()
     ]
     parts = [("Model defined parameters:", models.splitlines()), ("User defined parameters:", own)]
     shown = [f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in parts if lines]
     return "\n".join(shown) or f"{MISSING['parameters']}\n"
 
 
-def load(session: Session, model: str) -> None:
+def load_command(session: Session, model: str) -> None:
     """Begin anew with `model`."""
     print(f"Loading model '{model}'")
     try:
@@ -213,7 +213,7 @@ def save(session: Session, model: str) -> None:
         return print("error: what is saved is a model of the store, and this one is a file")
     more: dict[str, Any] = {
         "system": session.system,
-        "parameters": session.wanted.options,
+        "parameters": session.request.options,
         "messages": session.messages,
     }
     try:

@@ -61,10 +61,10 @@ def tell(ask: Callable[[], Answer | Reply], told: Told, verbose: bool = False) -
                     told.put(piece)
                 timings = piece.timings
     if verbose and timings:
-        print("\n" + figures(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
+        print("\n" + timings_text(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
 
 
-def figures(total_duration: int, load_duration: int, t: Timings) -> str:
+def timings_text(total_duration: int, load_duration: int, t: Timings) -> str:
     """Counts, durations and rates, one on a line; what is zero is left out.  Durations in nanoseconds"""
     lines = [
         ("total duration", total_duration and format_duration(total_duration)),

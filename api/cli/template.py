@@ -12,13 +12,13 @@ from typing import Any
 
 from ...engine.errors import BadName, BadTemplate, ModelNotFound, RequestError
 from ...engine.gguf.read import GGUF
-from ...engine.go.decode import decode
+from ...engine.go.decode import decode_json
 from ...engine.go.json import DecodeError
-from ...engine.options import Wanted
-from ...engine.serve.prompting import conversation, rendered
+from ...engine.options import RequestOptions
+from ...engine.serve.prompting import full_history, render_prompt
 from ...engine.settings import Settings
 from ...engine.store import default_store
-from ...engine.store.make.modelfile import decoded, parse, wishes
+from ...engine.store.make.modelfile import decoded, parse_modelfile, wishes
 from ...engine.template import Message, Template, chat_messages, go, mark_images
 from ..wire.schema import ChatRequest
 from .find import is_gguf
@@ -62,10 +62,10 @@ def template_text(
         if data is not None:
             if found.template.language != "go":
                 raise RequestError(f"{source}: --data is for Go templates, this one is {found.template.language}")
-            return go.write(found.template.text, json_of(text_in(data), data))
+            return go.execute_template(found.template.text, json_of(text_in(data), data))
         said, offered = talk(messages or "", tools)
         thinks = think_value(think) if think is not None else "thinking" in found.template.capabilities or None
-        return rendered(found.template, mark_images(found.hears(said)), Wanted(think=thinks), offered)
+        return render_prompt(found.template, mark_images(found.hears(said)), RequestOptions(think=thinks), offered)
     except BadTemplate as error:
         raise BadTemplate(f"{source}: {error}") from None
 
@@ -94,11 +94,11 @@ def of_model(name: str) -> Source:
     except (ModelNotFound, BadName):
         raise ModelNotFound(name, f"'{name}' is no file, and no model of the store") from None
     layer = model.template if Settings.from_env().go_template else None
-    return Source(Template.from_gguf(GGUF.open(model.weights), layer), partial(conversation, model))
+    return Source(Template.from_gguf(GGUF.open(model.weights), layer), partial(full_history, model))
 
 
 def of_modelfile(source: str, text: str) -> Source:
-    said = wishes(parse(text))
+    said = wishes(parse_modelfile(text))
     if "template" not in said:
         raise RequestError(f"{source}: there is no TEMPLATE in it; it has the one of the model in FROM")
     own = {"system": said.get("system", ""), "history": said.get("messages", ())}
@@ -118,7 +118,7 @@ def decoded_list(path: str, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise RequestError(f"{path}: expected a list of {what}, found {json.dumps(value)[:40]}")
     try:
-        return getattr(decode(ChatRequest, f'{{"{what}": {text}}}'.encode()), what)
+        return getattr(decode_json(ChatRequest, f'{{"{what}": {text}}}'.encode()), what)
     except DecodeError as error:
         raise RequestError(f"{path}: {error}") from None
 

@@ -21,7 +21,9 @@ from .find import kernel_set, local_model
 TOLERANCE = 1e-3  # of a value's standard deviation: more than float32 sums of another order make
 
 
-def trace(model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None, beside: Path | None) -> None:
+def trace_model(
+    model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None, beside: Path | None
+) -> None:
     """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range.
 
     beside   a safetensors file of another engine's values under the same names: how far they are from ours, then

@@ -10,7 +10,7 @@ from .find import store_owner
 from .progress import Progress
 
 
-def pull(model: str, insecure: bool = False) -> None:
+def pull_model(model: str, insecure: bool = False) -> None:
     """Have `model` here.  Raises: EngineError, ServerError, KeyboardInterrupt after a word on what is kept"""
     with closing(store_owner()) as models:
         try:
@@ -21,7 +21,7 @@ def pull(model: str, insecure: bool = False) -> None:
             raise
 
 
-def push(model: str, insecure: bool = False) -> None:
+def push_model(model: str, insecure: bool = False) -> None:
     """Have `model` in the registry of its name.  Raises: EngineError, ServerError"""
     with closing(store_owner()) as models, Progress() as progress:
         progress.follow(models.push(model, insecure))

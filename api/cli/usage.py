@@ -36,20 +36,20 @@ class Verb(TyperCommand):
         return ["[OPTIONS]", *(p.metavar for p in self.params if p.param_type_name == "argument" and p.metavar)]
 
 
-def exactly(n: int, args: Sequence[str] | None) -> Sequence[str]:
+def expect_exactly(n: int, args: Sequence[str] | None) -> Sequence[str]:
     """`args`, which must be `n`.  Raises: UsageError"""
     if len(args or ()) != n:
         raise usage_error(f"accepts {n} arg(s), received {len(args or ())}")
     return args or ()
 
 
-def at_most(n: int, args: Sequence[str] | None) -> Sequence[str]:
+def expect_at_most(n: int, args: Sequence[str] | None) -> Sequence[str]:
     if len(args or ()) > n:
         raise usage_error(f"accepts at most {n} arg(s), received {len(args or ())}")
     return args or ()
 
 
-def at_least(n: int, args: Sequence[str] | None) -> Sequence[str]:
+def expect_at_least(n: int, args: Sequence[str] | None) -> Sequence[str]:
     if len(args or ()) < n:
         raise usage_error(f"requires at least {n} arg(s), only received {len(args or ())}")
     return args or ()
@@ -71,7 +71,7 @@ def said(error: Any) -> str:
             return error.format_message()
 
 
-def one_line(error: BaseException) -> str:
+def error_in_one_line(error: BaseException) -> str:
     """What an error is to whoever typed the command."""
     from ...engine.errors import EngineError
 
@@ -96,7 +96,7 @@ def with_value(args: Sequence[str]) -> list[str]:
     return [f"{arg}=true" if arg in ("--think", "--truncate") else arg for arg in args[:end]] + list(args[end:])
 
 
-def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     """Do what the command line says.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
@@ -119,6 +119,6 @@ def call(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
             raise
-        message = one_line(error)
+        message = error_in_one_line(error)
     print(f"Error: {message}", file=sys.stderr)
     return 1

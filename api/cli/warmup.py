@@ -11,7 +11,7 @@ from ...kernels.jit import cache_folder
 from ...kernels.warmup import warmups
 
 
-def warmup() -> None:
+def compile_all() -> None:
     """Every kernel of the NUMBA set compiled, or found compiled; says where machine code is kept."""
     jobs, began = warmups(), perf_counter()
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

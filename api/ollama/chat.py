@@ -8,9 +8,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 
 from ...engine.serve.answer import Answer
-from ..wire.answer import head, logprobs, statistics, thinking, tool_calls, wanted, without_text
+from ..wire.answer import (
+    head,
+    logprobs_field,
+    request_options,
+    statistics,
+    thinking_field,
+    tool_calls_field,
+    without_text,
+)
 from ..wire.errors import reply
-from ..wire.request import Visit, Visiting, body
+from ..wire.request import Context, RequestContext, body
 from ..wire.schema import ChatRequest
 from ..wire.stream import Chunk, send
 
@@ -18,27 +26,27 @@ router = APIRouter()
 
 
 @router.post("/api/chat")
-async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Visiting) -> Response:
-    answer = await ask(visit, request)
+async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Context) -> Response:
+    answer = await answer_chat(visit, request)
     if answer.is_over:
         role = "assistant" if answer.done_reason else ""
         return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
 
     def shape(chunk: Chunk) -> dict[str, Any]:
-        message = {"role": "assistant", "content": chunk.text} | thinking(chunk) | tool_calls(chunk)
+        message = {"role": "assistant", "content": chunk.text} | thinking_field(chunk) | tool_calls_field(chunk)
         done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
-        return head(request) | {"message": message} | done | logprobs(answer, chunk) | statistics(visit, chunk)
+        return head(request) | {"message": message} | done | logprobs_field(answer, chunk) | statistics(visit, chunk)
 
     return await send(visit.pieces(), shape, request.stream)
 
 
-async def ask(visit: Visit, request: ChatRequest) -> Answer:
+async def answer_chat(visit: RequestContext, request: ChatRequest) -> Answer:
     """The engine's answer to `request`, whatever wire it came by."""
     visit.log["model"] = request.model
     return await visit.ask(
         visit.engine.chat,
         request.model,
         [asdict(message) for message in request.messages],
-        wanted(request),
+        request_options(request),
         tools=[asdict(tool) for tool in request.tools],
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from ..wire.errors import refusal, reply
-from ..wire.request import Visit, Visiting, body
+from ..wire.request import Context, RequestContext, body
 from ..wire.schema import CreateRequest
 from ..wire.stream import Lines
 
@@ -19,13 +19,13 @@ JSON = "application/json"  # progress has no charset
 
 
 @router.head("/api/blobs/{digest}")
-async def has_blob(digest: str, visit: Visiting) -> Response:
+async def has_blob(digest: str, visit: Context) -> Response:
     there = await visit.run(visit.engine.store.has_blob, digest)
     return Response() if there else reply({"error": f"blob {digest} not found"}, 404)
 
 
 @router.post("/api/blobs/{digest}")
-async def put_blob(digest: str, request: Request, visit: Visiting) -> Response:
+async def put_blob(digest: str, request: Request, visit: Context) -> Response:
     """The body is written as it comes; one that is there already is not even read."""
     store = visit.engine.store
     if await visit.run(store.has_blob, digest):
@@ -38,12 +38,12 @@ async def put_blob(digest: str, request: Request, visit: Visiting) -> Response:
 
 
 @router.post("/api/create")
-async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: Visiting) -> Response:
+async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: Context) -> Response:
     quantize = request.quantize or request.quantization
     if (request.modelfile or request.path) and not request.from_ and request.files is None:
         asked = (request.model, request.modelfile, request.path, quantize)
-        statuses = await visit.run(visit.engine.create_from_modelfile, *asked, visit.call)
-        return await progress(visit, statuses, request.stream)
+        statuses = await visit.run(visit.engine.create_from_modelfile, *asked, visit.handle)
+        return await send_progress(visit, statuses, request.stream)
     statuses = await visit.run(
         visit.engine.create,
         request.model,
@@ -60,12 +60,12 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: 
         info=request.info,
         quantize=quantize,
         adapters=request.adapters,
-        call=visit.call,
+        handle=visit.handle,
     )
-    return await progress(visit, statuses, request.stream)
+    return await send_progress(visit, statuses, request.stream)
 
 
-async def progress(visit: Visit, statuses: Iterator[dict[str, Any]], stream: bool) -> Response:
+async def send_progress(visit: RequestContext, statuses: Iterator[dict[str, Any]], stream: bool) -> Response:
     """Each status on a line, or the last one alone; what goes wrong before the first line has a status of its own."""
     lines = _in_threads(visit, statuses)
     try:
@@ -76,7 +76,9 @@ async def progress(visit: Visit, statuses: Iterator[dict[str, Any]], stream: boo
         return refusal(error, JSON)
 
 
-async def _in_threads(visit: Visit, statuses: Iterator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+async def _in_threads(
+    visit: RequestContext, statuses: Iterator[dict[str, Any]]
+) -> AsyncGenerator[dict[str, Any], None]:
     """A client that leaves cancels its call, which a transfer hears."""
     with visit.watched():
         while (status := await visit.run(next, statuses, None)) is not None:

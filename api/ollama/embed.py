@@ -7,17 +7,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 
 from ...engine.errors import RequestError
-from ...engine.options import Wanted
+from ...engine.options import RequestOptions
 from ...engine.run.piece import Piece
 from ..wire.errors import reply
-from ..wire.request import Visit, Visiting, body
+from ..wire.request import Context, RequestContext, body
 from ..wire.schema import EmbeddingRequest, EmbedRequest
 
 router = APIRouter()
 
 
 @router.post("/api/embed")
-async def embed(request: Annotated[EmbedRequest, body(EmbedRequest)], visit: Visiting) -> Response:
+async def embed(request: Annotated[EmbedRequest, body(EmbedRequest)], visit: Context) -> Response:
     last = await vectors(visit, request)
     answer: dict[str, Any] = {"model": request.model, "embeddings": last.embeddings}
     if last.embeddings and last.timings:
@@ -27,7 +27,7 @@ async def embed(request: Annotated[EmbedRequest, body(EmbedRequest)], visit: Vis
 
 
 @router.post("/api/embeddings")
-async def embeddings(request: Annotated[EmbeddingRequest, body(EmbeddingRequest)], visit: Visiting) -> Response:
+async def embeddings(request: Annotated[EmbeddingRequest, body(EmbeddingRequest)], visit: Context) -> Response:
     """One vector, printed with the digits of a float64."""
     if not request.model:
         raise RequestError("model is required")
@@ -37,10 +37,10 @@ async def embeddings(request: Annotated[EmbeddingRequest, body(EmbeddingRequest)
     return reply({"embedding": [x for vector in last.embeddings for x in vector.tolist()]})
 
 
-async def vectors(visit: Visit, request: EmbedRequest) -> Piece:
+async def vectors(visit: RequestContext, request: EmbedRequest) -> Piece:
     """The piece that has the vectors of all texts.  Raises: RequestError"""
     texts = texts_of(request.input)
-    wanted = Wanted(request.options, request.keep_alive, truncate=request.truncate)
+    wanted = RequestOptions(request.options, request.keep_alive, truncate=request.truncate)
     visit.log["model"] = request.model
     await visit.ask(visit.engine.embed, request.model, texts, wanted, dimensions=request.dimensions)
     (piece,) = [piece async for piece in visit.pieces()]

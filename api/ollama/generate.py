@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ..wire.answer import head, logprobs, statistics, thinking, wanted, without_text
+from ..wire.answer import head, logprobs_field, request_options, statistics, thinking_field, without_text
 from ..wire.errors import reply
-from ..wire.request import Visiting, body
+from ..wire.request import Context, body
 from ..wire.schema import GenerateRequest
 from ..wire.stream import Chunk, send
 
@@ -16,13 +16,13 @@ router = APIRouter()
 
 
 @router.post("/api/generate")
-async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], visit: Visiting) -> Response:
+async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], visit: Context) -> Response:
     visit.log["model"] = request.model
     answer = await visit.ask(
         visit.engine.generate,
         request.model,
         request.prompt,
-        wanted(request),
+        request_options(request),
         suffix=request.suffix,
         system=request.system,
         template=request.template,
@@ -34,10 +34,12 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
         return reply(head(request) | {"response": ""} | without_text(answer))
 
     def shape(chunk: Chunk) -> dict[str, Any]:
-        sent: dict[str, Any] = {"response": chunk.text} | thinking(chunk) | {"done": chunk.done_reason is not None}
+        sent: dict[str, Any] = (
+            {"response": chunk.text} | thinking_field(chunk) | {"done": chunk.done_reason is not None}
+        )
         if chunk.done_reason:
-            context = {} if request.raw else {"context": answer.context()}
-            sent |= {"done_reason": chunk.done_reason} | context | statistics(visit, chunk)
-        return head(request) | sent | logprobs(answer, chunk)
+            ids = {} if request.raw else {"context": answer.context()}
+            sent |= {"done_reason": chunk.done_reason} | ids | statistics(visit, chunk)
+        return head(request) | sent | logprobs_field(answer, chunk)
 
     return await send(visit.pieces(), shape, request.stream)

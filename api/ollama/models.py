@@ -9,24 +9,24 @@ from fastapi import APIRouter, Response
 from ...engine.errors import BadName, ModelNotFound, RequestError
 from ...engine.store import ModelName
 from ..wire.errors import reply
-from ..wire.request import Visiting, body
+from ..wire.request import Context, body
 from ..wire.schema import CopyRequest, DeleteRequest, ShowRequest
 
 router = APIRouter()
 
 
 @router.api_route("/api/tags", methods=["GET", "HEAD"])
-async def tags(visit: Visiting) -> Response:
+async def tags(visit: Context) -> Response:
     return reply({"models": await visit.run(visit.engine.list)})
 
 
 @router.get("/api/ps")
-async def ps(visit: Visiting) -> Response:
+async def ps(visit: Context) -> Response:
     return reply({"models": await visit.run(visit.engine.ps)})
 
 
 @router.post("/api/show")
-async def show(request: Annotated[ShowRequest, body(ShowRequest)], visit: Visiting) -> Response:
+async def show(request: Annotated[ShowRequest, body(ShowRequest)], visit: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
     shown = visit.engine.show
@@ -34,7 +34,7 @@ async def show(request: Annotated[ShowRequest, body(ShowRequest)], visit: Visiti
 
 
 @router.post("/api/copy")
-async def copy(request: Annotated[CopyRequest, body(CopyRequest)], visit: Visiting) -> Response:
+async def copy(request: Annotated[CopyRequest, body(CopyRequest)], visit: Context) -> Response:
     for what, name in (("source", request.source), ("destination", request.destination)):
         _parsed(name, f'{what} "{name}" is invalid')
     try:
@@ -45,7 +45,7 @@ async def copy(request: Annotated[CopyRequest, body(CopyRequest)], visit: Visiti
 
 
 @router.delete("/api/delete")
-async def delete(request: Annotated[DeleteRequest, body(DeleteRequest)], visit: Visiting) -> Response:
+async def delete(request: Annotated[DeleteRequest, body(DeleteRequest)], visit: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
     _parsed(request.model, f'name "{request.model}" is invalid')

@@ -20,13 +20,13 @@ import numpy as np
 
 from ...engine.errors import RequestError
 from ...engine.go.json import dumps, kind, loads
-from ...engine.parse import ToolCall
+from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece, Timings
 from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer
 from ...engine.tokenizer import Tokenizer
 from ..wire import schema as ollama
-from ..wire.answer import logprobs
+from ..wire.answer import logprobs_field
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
@@ -42,7 +42,7 @@ _DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
 # --- requests ---
 
 
-def chat_request(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
+def chat_from_completions(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
     """The same question to /api/chat.  Raises: RequestError"""
     if not request.messages:
         raise RequestError("[] is too short - 'messages'")
@@ -51,13 +51,13 @@ def chat_request(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
     return ollama.ChatRequest(
         model=request.model,
         stream=request.stream,
-        messages=messages(request.messages),
+        messages=messages_from_openai(request.messages),
         tools=request.tools,
         format=response_format(request.response_format),
         think=think(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
-        options=options(request, max_tokens, [text for text in stop if isinstance(text, str)]),
+        options=options_from_openai(request, max_tokens, [text for text in stop if isinstance(text, str)]),
     )
 
 
@@ -74,11 +74,11 @@ def generate_request(request: openai.CompletionRequest) -> ollama.GenerateReques
         suffix=request.suffix,
         logprobs=request.logprobs is not None,
         top_logprobs=request.logprobs or 0,
-        options=penalties | options(request, request.max_tokens, stop),
+        options=penalties | options_from_openai(request, request.max_tokens, stop),
     )
 
 
-def embed_request(request: openai.EmbedRequest) -> ollama.EmbedRequest:
+def embed_request(request: openai.OpenAIEmbedRequest) -> ollama.EmbedRequest:
     """The same texts to /api/embed.  Raises: RequestError"""
     if request.encoding_format.lower() not in ("", "float", "base64"):
         wrong = f"Invalid value for 'encoding_format' = {request.encoding_format}."
@@ -111,7 +111,7 @@ def _is_prompt(item: Any) -> bool:
     return isinstance(item, list) and bool(item) and all(type(id) is int for id in item)
 
 
-def options(request: openai.Asked, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
+def options_from_openai(request: openai.OpenAIRequest, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
     """OpenAI's defaults, what the request says, then the options that it has in Ollama's way."""
     asked = {
         "num_predict": max_tokens,
@@ -152,7 +152,7 @@ def think(effort: str | None) -> Any:
     return EFFORTS.get(effort, False)
 
 
-def messages(sent: Sequence[openai.Message]) -> list[ollama.Message]:
+def messages_from_openai(sent: Sequence[openai.OpenAIMessage]) -> list[ollama.Message]:
     """Ollama's messages.  A message in parts becomes as many messages.  Raises: RequestError"""
     said = []
     names = {call.id: call.function.name for message in sent for call in message.tool_calls}
@@ -168,7 +168,7 @@ def messages(sent: Sequence[openai.Message]) -> list[ollama.Message]:
     return said
 
 
-def contents(message: openai.Message) -> Iterator[ollama.Message]:
+def contents(message: openai.OpenAIMessage) -> Iterator[ollama.Message]:
     role = role_of(message.role)
     if isinstance(message.content, str) or (message.content is None and message.tool_calls):
         yield ollama.Message(role, message.content or "")
@@ -193,7 +193,7 @@ def part(item: Any) -> tuple[str, list[bytes]]:
         url = item.get("image_url")
         url = url.get("url") if isinstance(url, dict) else url
         if isinstance(url, str):
-            return "", [image(url)]
+            return "", [image_from_openai(url)]
     raise RequestError("invalid message format")
 
 
@@ -202,7 +202,7 @@ def role_of(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def image(url: str) -> bytes:
+def image_from_openai(url: str) -> bytes:
     """The bytes in a data URL."""
     if url.startswith(("http://", "https://")):
         raise RequestError("image URLs are not currently supported, please use base64 encoded data instead")
@@ -234,7 +234,7 @@ def go_type(value: Any) -> str:
 # --- answers ---
 
 
-def figures(*timings: Timings | None) -> dict[str, Any]:
+def openai_usage(*timings: Timings | None) -> dict[str, Any]:
     """`usage`; and `truncated`, which is ours, if prompts were cut.
 
     What the cache knew is told of prompts as long as those whose cache OpenAI tells of; Ollama never tells.
@@ -253,7 +253,7 @@ def figures(*timings: Timings | None) -> dict[str, Any]:
     return {"usage": usage} | ({"truncated": {"prompt_tokens": whole, "kept": kept}} if cut else {})
 
 
-def embeddings(request: openai.EmbedRequest, last: Piece) -> dict[str, Any]:
+def embeddings(request: openai.OpenAIEmbedRequest, last: Piece) -> dict[str, Any]:
     """The vectors that `last` has, each as numbers or as the base64 of little-endian float32."""
     is_base64 = request.encoding_format.lower() == "base64"
     data = [
@@ -269,13 +269,13 @@ def base64_of(vector: np.ndarray) -> str:
     return binascii.b2a_base64(vector.astype("<f4").tobytes(), newline=False).decode()
 
 
-def tool_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+def openai_tool_calls(calls: Sequence[ParsedCall]) -> list[dict[str, Any]]:
     functions = [{"name": call.name, "arguments": arguments(call)} for call in calls]
     heads = [{"id": call.id, "index": call.index, "type": "function"} for call in calls]
     return [head | {"function": function} for head, function in zip(heads, functions, strict=True)]
 
 
-def arguments(call: ToolCall) -> str:
+def arguments(call: ParsedCall) -> str:
     return dumps(call.arguments).decode()
 
 
@@ -293,7 +293,7 @@ class ChatCompletion:
         self._called = bool(chunk.tool_calls)
         message = {"role": "assistant", "content": chunk.text} | _thoughts(chunk) | _calls(chunk)
         choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
-        return self._object("chat.completion", [choice]) | figures(chunk.timings)
+        return self._object("chat.completion", [choice]) | openai_usage(chunk.timings)
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
@@ -307,7 +307,7 @@ class ChatCompletion:
                 yield self._chunk({"content": ""})
             yield self._chunk({}, self._logprobs(chunk), self._finish(chunk))
             if self._include_usage:
-                yield "", self._object("chat.completion.chunk", []) | figures(chunk.timings)
+                yield "", self._object("chat.completion.chunk", []) | openai_usage(chunk.timings)
             yield "", "[DONE]"
 
     def _chunk(self, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None) -> Event:
@@ -323,7 +323,7 @@ class ChatCompletion:
         return "tool_calls" if self._called and chunk.done_reason == "stop" else chunk.done_reason
 
     def _logprobs(self, chunk: Chunk) -> dict[str, Any]:
-        known = logprobs(self._answer, chunk)
+        known = logprobs_field(self._answer, chunk)
         return {"logprobs": {"content": known["logprobs"]}} if known else {}
 
 
@@ -332,7 +332,7 @@ def _thoughts(chunk: Chunk) -> dict[str, Any]:
 
 
 def _calls(chunk: Chunk) -> dict[str, Any]:
-    return {"tool_calls": tool_calls(chunk.tool_calls)} if chunk.tool_calls else {}
+    return {"tool_calls": openai_tool_calls(chunk.tool_calls)} if chunk.tool_calls else {}
 
 
 class Completion:
@@ -349,17 +349,17 @@ class Completion:
         choices = [
             self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
         ]
-        return self._head | self._tail | {"choices": choices} | figures(*(chunk.timings for chunk in chunks))
+        return self._head | self._tail | {"choices": choices} | openai_usage(*(chunk.timings for chunk in chunks))
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
-        yield from self.events([self._choice(chunk)], figures(chunk.timings) if chunk.timings else None)
+        yield from self.events([self._choice(chunk)], openai_usage(chunk.timings) if chunk.timings else None)
         self._at += len(chunk.text)
 
     def events(self, choices: list[dict[str, Any]], total: dict[str, Any] | None) -> Iterator[Event]:
         """`choices`, and the end if these are the last: then there is the `total`."""
         include_usage = self._request.stream_options.include_usage
-        so_far = figures() if include_usage else {}
+        so_far = openai_usage() if include_usage else {}
         yield "", self._head | {"choices": choices} | self._tail | so_far
         if total and include_usage:
             yield "", self._head | {"choices": []} | self._tail | total

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...engine.errors import RequestError
-from ...engine.parse import ToolCall
+from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..wire import schema as ollama
 from ..wire.errors import body_of
@@ -23,7 +23,7 @@ from .map import LONG, arguments, part, role_of, think, tool_call
 # --- requests ---
 
 
-def chat_request(request: openai.ResponsesRequest) -> ollama.ChatRequest:
+def chat_from_responses(request: openai.ResponsesRequest) -> ollama.ChatRequest:
     """The same question to /api/chat.  Raises: RequestError"""
     if request.previous_response_id:
         raise RequestError("previous_response_id is not supported: send the whole conversation as input")
@@ -34,20 +34,20 @@ def chat_request(request: openai.ResponsesRequest) -> ollama.ChatRequest:
     return ollama.ChatRequest(
         model=request.model,
         stream=request.stream,
-        messages=[*first, *messages(request.input)],
-        tools=ollama.Tools(tool(t) for t in request.tools if t.type == "function"),
+        messages=[*first, *messages_from_responses(request.input)],
+        tools=ollama.Tools(tool_from_responses(t) for t in request.tools if t.type == "function"),
         format=form and {"json_schema": form.schema, "json_object": "json"}.get(form.type),
         think=think(request.reasoning.effort if request.reasoning else None),
         options={"temperature": 1.0, "top_p": 1.0} | given | request.options,
     )
 
 
-def tool(offered: openai.FunctionTool) -> ollama.Tool:
+def tool_from_responses(offered: openai.FunctionTool) -> ollama.Tool:
     known = {"name": offered.name, "description": offered.description, "parameters": offered.parameters}
     return ollama.Tool("function", function={key: value for key, value in known.items() if value is not None})
 
 
-def messages(input: Any) -> list[ollama.Message]:
+def messages_from_responses(input: Any) -> list[ollama.Message]:
     """What the input says.  What the assistant thought, said and called in a row is one message.
 
     Raises: RequestError
@@ -207,7 +207,7 @@ class ResponsesAnswer:
         status = "in_progress" if text is None else "completed"
         return head | {"status": status, "role": "assistant", "content": [] if text is None else [output_text(text)]}
 
-    def _call(self, call: ToolCall) -> dict[str, Any]:
+    def _call(self, call: ParsedCall) -> dict[str, Any]:
         head = {"id": f"fc_{self._n}_{call.index}", "type": "function_call", "status": "completed"}
         return head | {"call_id": call.id, "name": call.name, "arguments": arguments(call)}
 
@@ -238,7 +238,7 @@ class ResponsesAnswer:
             "top_logprobs": 0,
             "temperature": 1.0 if r.temperature is None else r.temperature,
             "reasoning": r.reasoning and {"effort": r.reasoning.effort or None, "summary": r.reasoning.summary or None},
-            "usage": usage(t) if t else None,
+            "usage": responses_usage(t) if t else None,
             "max_output_tokens": r.max_output_tokens,
             "max_tool_calls": None,
             "store": False,
@@ -258,7 +258,7 @@ def output_text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def usage(t: Timings) -> dict[str, Any]:
+def responses_usage(t: Timings) -> dict[str, Any]:
     return {
         "input_tokens": t.prompt_eval_count,
         "output_tokens": t.eval_count,

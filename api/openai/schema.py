@@ -12,27 +12,27 @@ from ..wire.schema import Tools
 
 
 @dataclass
-class Function:
+class OpenAIFunction:
     name: str = ""
     arguments: str = ""
 
 
 @dataclass
-class ToolCall:
+class OpenAIToolCall:
     go_name: ClassVar[str] = "openai.ToolCall"
     id: str = ""
     index: int = 0
     type: str = ""
-    function: Function = field(default_factory=Function)
+    function: OpenAIFunction = field(default_factory=OpenAIFunction)
 
 
 @dataclass
-class Message:
+class OpenAIMessage:
     go_name: ClassVar[str] = "openai.Message"
     role: str = ""
     content: Any = None
     reasoning: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_calls: list[OpenAIToolCall] = field(default_factory=list)
     name: str = ""
     tool_call_id: str = ""
 
@@ -64,7 +64,7 @@ class Reasoning:
 
 
 @dataclass
-class Asked:
+class OpenAIRequest:
     """What the two kinds of completion have in common.  `options` is ours: Ollama's options, which come last."""
 
     model: str = ""
@@ -82,9 +82,9 @@ class Asked:
 
 
 @dataclass
-class ChatCompletionRequest(Asked):
+class ChatCompletionRequest(OpenAIRequest):
     go_name: ClassVar[str] = "openai.ChatCompletionRequest"
-    messages: list[Message] = field(default_factory=list)
+    messages: list[OpenAIMessage] = field(default_factory=list)
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
     tools: Tools = field(default_factory=Tools)
@@ -96,7 +96,7 @@ class ChatCompletionRequest(Asked):
 
 
 @dataclass
-class CompletionRequest(Asked):
+class CompletionRequest(OpenAIRequest):
     """`prompt`: text; token ids; a list of either where the prompt is to be echoed."""
 
     go_name: ClassVar[str] = "openai.CompletionRequest"
@@ -107,7 +107,7 @@ class CompletionRequest(Asked):
 
 
 @dataclass
-class EmbedRequest:
+class OpenAIEmbedRequest:
     """`input`: a text or several."""
 
     go_name: ClassVar[str] = "openai.EmbedRequest"
@@ -128,7 +128,7 @@ class TextFormat:
 
 
 @dataclass
-class Text:
+class TextOptions:
     go_name: ClassVar[str] = "openai.ResponsesText"
     format: TextFormat | None = None
 
@@ -159,6 +159,6 @@ class ResponsesRequest:
     max_output_tokens: int | None = None
     truncation: str | None = None
     reasoning: Reasoning | None = None
-    text: Text | None = None
+    text: TextOptions | None = None
     previous_response_id: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

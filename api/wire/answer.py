@@ -7,20 +7,20 @@ from typing import Any
 
 from ...engine.errors import RequestError
 from ...engine.go.json import rfc3339
-from ...engine.options import Wanted
+from ...engine.options import RequestOptions
 from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer
 from ...engine.tokenizer import Tokenizer
-from .request import Visit
-from .schema import Asked
+from .request import RequestContext
+from .schema import AnswerRequest
 from .stream import Chunk
 
 
-def wanted(request: Asked) -> Wanted:
+def request_options(request: AnswerRequest) -> RequestOptions:
     """Raises: RequestError"""
     if not 0 <= request.top_logprobs <= 20:
         raise RequestError("top_logprobs must be between 0 and 20")
-    return Wanted(
+    return RequestOptions(
         options=request.options,
         keep_alive=request.keep_alive,
         think=request.think,  # a bool, too
@@ -32,7 +32,7 @@ def wanted(request: Asked) -> Wanted:
     )
 
 
-def head(request: Asked) -> dict[str, Any]:
+def head(request: AnswerRequest) -> dict[str, Any]:
     """The name as it was sent, and the time now."""
     return {"model": request.model, "created_at": rfc3339(time_ns())}
 
@@ -45,12 +45,12 @@ def without_text(answer: Answer) -> dict[str, Any]:
     return {"done": False, "_debug_info": {"rendered_template": answer.prompt} | images}
 
 
-def thinking(chunk: Chunk) -> dict[str, str]:
+def thinking_field(chunk: Chunk) -> dict[str, str]:
     """`thinking`, if there is any."""
     return {"thinking": chunk.thinking} if chunk.thinking else {}
 
 
-def tool_calls(chunk: Chunk) -> dict[str, Any]:
+def tool_calls_field(chunk: Chunk) -> dict[str, Any]:
     """`tool_calls`, if there are any."""
     calls = [
         {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
@@ -59,7 +59,7 @@ def tool_calls(chunk: Chunk) -> dict[str, Any]:
     return {"tool_calls": calls} if calls else {}
 
 
-def statistics(visit: Visit, chunk: Chunk) -> dict[str, Any]:
+def statistics(visit: RequestContext, chunk: Chunk) -> dict[str, Any]:
     """The figures of the last object, of which a zero is left out; what the cache knew of the prompt, and what was cut.
 
     The last two are ours: Ollama cuts and says nothing.
@@ -71,7 +71,7 @@ def statistics(visit: Visit, chunk: Chunk) -> dict[str, Any]:
     return figures | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | cut
 
 
-def logprobs(answer: Answer, chunk: Chunk) -> dict[str, Any]:
+def logprobs_field(answer: Answer, chunk: Chunk) -> dict[str, Any]:
     """`logprobs` of a chunk, one entry for each of its tokens but the one that ends it, if they were asked for."""
     assert answer.model
     tokenizer = answer.model.tokenizer

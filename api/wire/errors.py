@@ -45,7 +45,7 @@ def status_of(error: Exception) -> int:
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
-def text_of(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """The one line that a client may see.  An error nobody foresaw goes to the log, with its traceback."""
     if isinstance(error, e.EngineError | DecodeError):
         return str(error)
@@ -67,8 +67,8 @@ def refusal(error: Exception, content_type: str = JSON, path: str = "") -> Respo
 def body_of(error: Exception, path: str) -> dict[str, Any]:
     """What carries `error` on the wire that is spoken at `path`."""
     if not path.startswith("/v1/"):
-        return {"error": text_of(error)}
-    text = "EOF" if isinstance(error, NoBody) else text_of(error)
+        return {"error": error_text(error)}
+    text = "EOF" if isinstance(error, NoBody) else error_text(error)
     kind = KIND.get(status_of(error), "api_error")
     if not path.startswith("/v1/messages"):
         return {"error": {"message": text, "type": kind, "param": None, "code": None}}

@@ -17,10 +17,10 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from ...engine.cancellation import Call
 from ...engine.errors import CapacityError
-from ...engine.go.decode import decode
+from ...engine.go.decode import decode_json
 from ...engine.go.json import BodyTooLarge
+from ...engine.handle import RequestHandle
 from ...engine.run.piece import Piece, Timings
 from ...engine.serve.answer import Answer
 from ...engine.serve.engine import Engine
@@ -28,8 +28,8 @@ from ...engine.serve.engine import Engine
 T = TypeVar("T")
 
 MAX_BODY = 1 << 28  # bytes of JSON; what is larger, the files of models, comes as blobs
-MOST_WAITING = 10_000  # pieces of an answer that a client has not read: more of them are its end
-LARGE = 1 << 20  # what is smaller is decoded at once: a few ms
+MAX_UNREAD_PIECES = 10_000  # pieces of an answer that a client has not read: more of them are its end
+MAX_INLINE_BYTES = 1 << 20  # what is smaller is decoded at once: a few ms
 
 
 def body(cls: type[T]) -> Any:
@@ -41,19 +41,19 @@ def body(cls: type[T]) -> Any:
             content += chunk
             if len(content) > MAX_BODY:
                 raise BodyTooLarge(f"the request's body is larger than {MAX_BODY >> 20} MiB")
-        if len(content) < LARGE:
-            return decode(cls, bytes(content))
+        if len(content) < MAX_INLINE_BYTES:
+            return decode_json(cls, bytes(content))
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(request.app.state.threads, decode, cls, bytes(content))
+        return await loop.run_in_executor(request.app.state.threads, decode_json, cls, bytes(content))
 
     return Depends(read)
 
 
-class Visit:
+class RequestContext:
     """A request to the engine, from the handler's entry to the last byte."""
 
     def __init__(self, request: Request):
-        self.call = Call()
+        self.handle = RequestHandle()
         self.engine: Engine = request.app.state.engine
         self.log: dict[str, Any] = request.scope["log"]
         self._request = request
@@ -65,7 +65,7 @@ class Visit:
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the handler's entry."""
-        return perf_counter_ns() - self.call.began
+        return perf_counter_ns() - self.handle.began
 
     def figures(self, t: Timings) -> dict[str, int]:
         """The six figures of an answer, nanoseconds and tokens, at its end."""
@@ -86,7 +86,7 @@ class Visit:
         """The answer that `verb` of the engine gives; its pieces go to the outbox."""
         self._watch = asyncio.create_task(self._leave_with_client())
         try:
-            answer = await self.run(verb, *args, call=self.call, deliver=self._deliver, **kwargs)
+            answer = await self.run(verb, *args, handle=self.handle, deliver=self._deliver, **kwargs)
         except BaseException:
             self.end()
             raise
@@ -101,7 +101,7 @@ class Visit:
 
         An answer that is over before it began has one empty piece.
         """
-        stopwatch = self._request.app.state.metrics.answer(self.call.began / 1e9)
+        stopwatch = self._request.app.state.metrics.answer(self.handle.began / 1e9)
         piece: Piece | Exception | None
         try:
             while True:
@@ -127,34 +127,34 @@ class Visit:
         finally:
             self.end()
 
-    def again(self) -> Visit:
+    def again(self) -> RequestContext:
         """Another question of the same request."""
-        return Visit(self._request)
+        return RequestContext(self._request)
 
     def end(self) -> None:
-        self.call.cancel()
+        self.handle.cancel()
         if self._watch:
             self._watch.cancel()
             self._watch = None  # a task holds what ended it, and that what it was about
 
     def _deliver(self, piece: Piece | Exception) -> None:
         """From any thread."""
-        if self._outbox.qsize() > MOST_WAITING and not self.call.cancelled:
-            too_slow = f"the client is too slow: {MOST_WAITING} pieces of its answer wait for it"
-            self.call.cancel(lambda: CapacityError(too_slow))
+        if self._outbox.qsize() > MAX_UNREAD_PIECES and not self.handle.cancelled:
+            too_slow = f"the client is too slow: {MAX_UNREAD_PIECES} pieces of its answer wait for it"
+            self.handle.cancel(lambda: CapacityError(too_slow))
         try:
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, piece)
         except RuntimeError:  # the loop is closed: the server is going down
-            self.call.cancel()
+            self.handle.cancel()
 
     async def _leave_with_client(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        self.call.cancel()
+        self.handle.cancel()
 
 
-async def _visit(request: Request) -> Visit:
-    return Visit(request)
+async def _context(request: Request) -> RequestContext:
+    return RequestContext(request)
 
 
-Visiting = Annotated[Visit, Depends(_visit)]
+Context = Annotated[RequestContext, Depends(_context)]

@@ -90,7 +90,7 @@ class Tools(list[Tool]):
 
 
 @dataclass
-class Asked:
+class AnswerRequest:
     """What generate and chat have in common."""
 
     model: str = ""
@@ -107,7 +107,7 @@ class Asked:
 
 
 @dataclass
-class GenerateRequest(Asked):
+class GenerateRequest(AnswerRequest):
     prompt: str = ""
     suffix: str = ""
     system: str = ""
@@ -118,7 +118,7 @@ class GenerateRequest(Asked):
 
 
 @dataclass
-class ChatRequest(Asked):
+class ChatRequest(AnswerRequest):
     messages: list[Message] = field(default_factory=list)
     tools: Tools = field(default_factory=Tools)
 
@@ -144,7 +144,7 @@ class EmbeddingRequest:
 
 
 @dataclass
-class Named:
+class NameRequest:
     """A model by either of its two fields."""
 
     model: str = ""
@@ -155,7 +155,7 @@ class Named:
 
 
 @dataclass
-class ShowRequest(Named):
+class ShowRequest(NameRequest):
     verbose: bool = False
     system: str = ""
     template: str = ""
@@ -163,7 +163,7 @@ class ShowRequest(Named):
 
 
 @dataclass
-class DeleteRequest(Named):
+class DeleteRequest(NameRequest):
     pass
 
 
@@ -174,7 +174,7 @@ class CopyRequest:
 
 
 @dataclass
-class PullRequest(Named):
+class PullRequest(NameRequest):
     insecure: bool = False
     stream: bool = True
     username: str = ""  # never used
@@ -187,7 +187,7 @@ class PushRequest(PullRequest):
 
 
 @dataclass
-class TokenizeRequest(Named):
+class TokenizeRequest(NameRequest):
     """`content`, which proposals have also called `text` and `prompt`."""
 
     content: str = ""
@@ -202,12 +202,12 @@ class TokenizeRequest(Named):
 
 
 @dataclass
-class DetokenizeRequest(Named):
+class DetokenizeRequest(NameRequest):
     tokens: list[int] = field(default_factory=list)
 
 
 @dataclass
-class CreateRequest(Named):
+class CreateRequest(NameRequest):
     from_: str = field(default="", metadata={"json": "from"})
     files: dict[str, str] | None = None
     adapters: dict[str, str] = field(default_factory=dict)

@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from ...engine.errors import Cancelled
 from ...engine.go.json import dumps
-from ...engine.parse import ToolCall
+from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece, Timings
 from ...engine.sampling import Logprob
-from .errors import reply, text_of
+from .errors import error_text, reply
 
 Objects = AsyncGenerator[dict[str, Any], None]
 
@@ -26,7 +26,7 @@ class Chunk:
 
     text: str = ""
     thinking: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ParsedCall, ...] = ()
     logprobs: list[Logprob] = field(default_factory=list)
     done_reason: str | None = None
     timings: Timings | None = None
@@ -106,7 +106,7 @@ class Lines(Response):
         return dumps(value) + b"\n"
 
     def failure(self, error: Exception) -> Any:
-        return {"error": text_of(error)}
+        return {"error": error_text(error)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def line(value: Any) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...engine.errors import RequestError
-from ...engine.parse import ToolCall
+from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece
 from .schema import ChatRequest, Tools
 
@@ -97,6 +97,6 @@ async def as_call(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, 
 def _call(text: str) -> Piece:
     try:
         said = json.loads(text)
-        return Piece("", tool_calls=(ToolCall(said["name"], said["arguments"]),))
+        return Piece("", tool_calls=(ParsedCall(said["name"], said["arguments"]),))
     except (ValueError, KeyError, TypeError):
         return Piece(text)

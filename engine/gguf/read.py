@@ -56,8 +56,8 @@ class ValueType(IntEnum):
 
     U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
 
-    def __call__(self, value: Any) -> Typed:
-        return Typed(self, value)
+    def __call__(self, value: Any) -> TypedValue:
+        return TypedValue(self, value)
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -69,15 +69,15 @@ class ArrayType:
 
     of: ValueType | tuple[ArrayType, ...]
 
-    def __call__(self, value: Any) -> Typed:
-        return Typed(self, value)
+    def __call__(self, value: Any) -> TypedValue:
+        return TypedValue(self, value)
 
     def __str__(self) -> str:
         return f"arr[{self.of if isinstance(self.of, ValueType) else 'arr'}]"
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
+class TypedValue:
     """A value with its GGUF type, where Python's own type would not tell."""
 
     type: ValueType | ArrayType
@@ -129,9 +129,9 @@ class GGUF:
         return read_gguf(path)
 
     @property
-    def typed(self) -> dict[str, Typed]:
+    def typed(self) -> dict[str, TypedValue]:
         """The key-values with their types: what `write_gguf` turns into the same bytes again."""
-        return {key: Typed(self.kv_types[key], value) for key, value in self.kv.items()}
+        return {key: TypedValue(self.kv_types[key], value) for key, value in self.kv.items()}
 
     def bad(self, key: str, message: str) -> BadGGUF:
         """The error that says `message` of the value of `key`, or of the file where there is no such key."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...kernels.quants import QuantFormat
 from ...kernels.tensor import Tensor
-from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, Typed, ValueType
+from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, TypedValue, ValueType
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def _padded(n: int, alignment: int) -> int:
 
 
 def _alignment(value: Any) -> int:
-    if isinstance(value, Typed):
+    if isinstance(value, TypedValue):
         value = value.value if value.type is ValueType.U32 else None
     if type(value) is not int or value.bit_count() != 1 or value >= 2**32:
         raise ValueError(f"general.alignment is {value!r}, expected a power of two as u32")
@@ -189,7 +189,7 @@ def _key_value(key: str, value: Any, order: str) -> bytes:
     if not key:
         raise ValueError("found an empty key, expected a name")
     try:
-        typed = value if isinstance(value, Typed) else Typed(value_type(value), value)
+        typed = value if isinstance(value, TypedValue) else TypedValue(value_type(value), value)
         id = ValueType.ARR if isinstance(typed.type, ArrayType) else typed.type
         return _string(key, order) + struct.pack(order + "I", id) + _value(typed.type, typed.value, order)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:

@@ -29,7 +29,7 @@ _GO_NAMES = {
 }
 
 
-def decode(cls: type[T], body: bytes) -> T:
+def decode_json(cls: type[T], body: bytes) -> T:
     """`body` as `cls`.  Raises: DecodeError."""
     value = loads(body)
     if value is None:

@@ -21,8 +21,8 @@ from .fmt import sprint
 from .functions import FUNCTIONS, Failed
 from .lex import quote
 from .limits import Budget, Exceeded
-from .parse import Steps, run, shown
-from .values import Interface, Struct, element, is_true, opened, type_name
+from .parse import Steps, node_text, run_steps
+from .values import Interface, Struct, element, is_true, type_name, unwrapped
 
 MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth
 NIL = Interface(None)
@@ -31,7 +31,7 @@ ABSENT: Any = object()  # no value comes through the pipe
 
 def execute(
     source: str,
-    trees: Mapping[str, syntax.List],
+    trees: Mapping[str, syntax.ListNode],
     data: Any,
     budget: Budget,
     missing: Any = NIL,
@@ -44,7 +44,7 @@ def execute(
     """
     running = _Run(source, trees, budget, missing)
     try:
-        run(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
+        run_steps(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
     except Exceeded as error:
         raise BadTemplate(f"template: {error}") from None
     return "".join(running.written)
@@ -62,7 +62,7 @@ class _Frame:
 @dataclass(eq=False)
 class _Run:
     source: str
-    trees: Mapping[str, syntax.List]
+    trees: Mapping[str, syntax.ListNode]
     budget: Budget
     missing: Any
     written: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class _Run:
     def error(self, message: str) -> BadTemplate:
         before = self.source[: self.at.start]
         line, column = 1 + before.count("\n"), len(before[before.rfind("\n") + 1 :].encode())
-        where = f"executing {quote(self.name)} at <{shown(self.at)}>"
+        where = f"executing {quote(self.name)} at <{node_text(self.at)}>"
         return BadTemplate(f"template: :{line}:{column}: {where}: {message}")
 
     def write(self, text: str) -> None:
@@ -88,38 +88,38 @@ class _Run:
             self.budget.tick()
             left = None
             match node:
-                case syntax.Text():
+                case syntax.TextNode():
                     self.write(node.text)
-                case syntax.Action():
+                case syntax.ActionNode():
                     value = yield from self.pipe(node.pipe, dot, frame)
                     if not node.pipe.variables:
                         self.write("<no value>" if value is None else sprint([value]))
-                case syntax.If() | syntax.With():
+                case syntax.IfNode() | syntax.WithNode():
                     left = yield from self.choose(node, dot, frame)
-                case syntax.Range():
+                case syntax.RangeNode():
                     left = yield from self.loop(node, dot, frame)
-                case syntax.Leave():
+                case syntax.LeaveNode():
                     return node.word
-                case syntax.Call():
+                case syntax.CallNode():
                     yield (yield from self.call(node, dot, frame))
             if left:
                 return left
 
-    def choose(self, node: syntax.If | syntax.With, dot: Any, frame: _Frame) -> Steps:
+    def choose(self, node: syntax.IfNode | syntax.WithNode, dot: Any, frame: _Frame) -> Steps:
         outer, left = len(frame.scope), None
         value = yield from self.pipe(node.pipe, dot, frame)
         if is_true(value):
-            left = yield self.walk(node.body.nodes, value if isinstance(node, syntax.With) else dot, frame)
+            left = yield self.walk(node.body.nodes, value if isinstance(node, syntax.WithNode) else dot, frame)
         elif node.otherwise:
             left = yield self.walk(node.otherwise.nodes, dot, frame)
         del frame.scope[outer:]
         return left
 
-    def loop(self, node: syntax.Range, dot: Any, frame: _Frame) -> Steps:
+    def loop(self, node: syntax.RangeNode, dot: Any, frame: _Frame) -> Steps:
         outer = len(frame.scope)
         value = yield from self.pipe(node.pipe, dot, frame)
         inner, is_empty, left = len(frame.scope), True, None
-        for pair in self.pairs(opened(value), len(node.pipe.variables)):
+        for pair in self.pairs(unwrapped(value), len(node.pipe.variables)):
             is_empty = False
             self.budget.tick()
             for i, variable in enumerate(reversed(node.pipe.variables), 1):
@@ -149,7 +149,7 @@ class _Run:
             return ((key, element(value, key)) for key in sorted(value))
         raise self.error(f"range can't iterate over {sprint([value])}")
 
-    def call(self, node: syntax.Call, dot: Any, frame: _Frame) -> Steps:
+    def call(self, node: syntax.CallNode, dot: Any, frame: _Frame) -> Steps:
         """The steps that `node` asks for, to be taken."""
         tree = self.trees.get(node.name)
         if tree is None:
@@ -161,11 +161,11 @@ class _Run:
 
     # --- pipelines ---
 
-    def pipe(self, pipe: syntax.Pipe, dot: Any, frame: _Frame) -> Steps:
+    def pipe(self, pipe: syntax.PipeNode, dot: Any, frame: _Frame) -> Steps:
         self.at = pipe
         value = ABSENT
         for command in pipe.commands:
-            value = opened((yield from self.command(command, dot, frame, value)))
+            value = unwrapped((yield from self.command(command, dot, frame, value)))
         for variable in pipe.variables:
             if pipe.assigns:
                 self.assign(variable, value, frame)
@@ -173,43 +173,43 @@ class _Run:
                 frame.scope.append((variable.names[0], value))
         return value
 
-    def command(self, command: syntax.Command, dot: Any, frame: _Frame, piped: Any) -> Steps:
+    def command(self, command: syntax.CommandNode, dot: Any, frame: _Frame, piped: Any) -> Steps:
         """One stage; `piped` is what the one before gave."""
         first, *args = command.args
         has_args = bool(args) or piped is not ABSENT
         match first:
-            case syntax.Function():
+            case syntax.FunctionNode():
                 return (yield from self.function(first, args, dot, frame, piped, command))
-            case syntax.Chain():
+            case syntax.ChainNode():
                 self.at = first
                 return self.fields((yield from self.operand(first.of, dot, frame)), first.names, has_args)
-            case syntax.Field() | syntax.Variable():
+            case syntax.FieldNode() | syntax.VariableNode():
                 return self.named(first, dot, frame, has_args)
-        if not isinstance(first, syntax.Pipe):
+        if not isinstance(first, syntax.PipeNode):
             self.at = first
         if has_args:
-            raise self.error(f"can't give argument to non-function {shown(first)}")
-        if isinstance(first, syntax.Nil):
+            raise self.error(f"can't give argument to non-function {node_text(first)}")
+        if isinstance(first, syntax.NilNode):
             raise self.error("nil is not a command")
-        return (yield self.pipe(first, dot, frame)) if isinstance(first, syntax.Pipe) else self.plain(first, dot)
+        return (yield self.pipe(first, dot, frame)) if isinstance(first, syntax.PipeNode) else self.plain(first, dot)
 
     def operand(self, node: syntax.Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
         """An argument, for a parameter of that kind."""
         self.at = node
         match node:
-            case syntax.Pipe():
+            case syntax.PipeNode():
                 value = yield self.pipe(node, dot, frame)
-            case syntax.Function():
+            case syntax.FunctionNode():
                 value = yield from self.function(node, [], dot, frame, ABSENT, node)
-            case syntax.Chain():
+            case syntax.ChainNode():
                 value = self.fields((yield from self.operand(node.of, dot, frame)), node.names)
-            case syntax.Field() | syntax.Variable():
+            case syntax.FieldNode() | syntax.VariableNode():
                 value = self.named(node, dot, frame)
-            case syntax.Nil() if kind == "string":
+            case syntax.NilNode() if kind == "string":
                 raise self.error("cannot assign nil to string")
-            case syntax.Nil():
+            case syntax.NilNode():
                 return None
-            case syntax.Constant() if kind == "string" and not isinstance(node.value, str):
+            case syntax.ConstantNode() if kind == "string" and not isinstance(node.value, str):
                 raise self.error(f"expected string; found {node.text}")
             case _:
                 value = self.plain(node, dot)
@@ -217,7 +217,7 @@ class _Run:
 
     def fit(self, value: Any, kind: str) -> Any:
         """`value` as a parameter of that kind takes it."""
-        inner = opened(value)
+        inner = unwrapped(value)
         if kind == "string" and value is None:
             raise self.error("invalid value; expected string")
         if kind == "string" and not isinstance(inner, str):
@@ -226,15 +226,15 @@ class _Run:
         return value if kind == "value" else inner
 
     def plain(self, node: syntax.Operand, dot: Any) -> Any:
-        if isinstance(node, syntax.Dot):
+        if isinstance(node, syntax.DotNode):
             return dot
-        assert isinstance(node, syntax.Constant)
+        assert isinstance(node, syntax.ConstantNode)
         if node.value is None:
             raise self.error(f"{node.text} overflows int")
         return node.value
 
     def function(
-        self, function: syntax.Function, args: list[syntax.Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
+        self, function: syntax.FunctionNode, args: list[syntax.Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
     ) -> Steps:
         """A function's result; `piped` comes as its last argument."""
         self.at, name = function, function.name
@@ -254,7 +254,7 @@ class _Run:
         if name in ("and", "or"):
             return values[-1]
         if name == "call":
-            values.insert(0, shown(args[0]) if args else str(piped))
+            values.insert(0, node_text(args[0]) if args else str(piped))
         try:
             made = known.call(values, self.budget.charge) if known.sized else known.call(values)
         except Failed as error:
@@ -266,9 +266,11 @@ class _Run:
 
     # --- names ---
 
-    def named(self, node: syntax.Field | syntax.Variable, dot: Any, frame: _Frame, has_args: bool = False) -> Any:
+    def named(
+        self, node: syntax.FieldNode | syntax.VariableNode, dot: Any, frame: _Frame, has_args: bool = False
+    ) -> Any:
         self.at = node
-        if isinstance(node, syntax.Field):
+        if isinstance(node, syntax.FieldNode):
             return self.fields(dot, node.names, has_args)
         name, *names = node.names
         value = frame.scope[self.place(name, frame)][1]
@@ -282,7 +284,7 @@ class _Run:
                 return i
         raise self.error(f"undefined variable: {name}")
 
-    def assign(self, variable: syntax.Variable, value: Any, frame: _Frame) -> None:
+    def assign(self, variable: syntax.VariableNode, value: Any, frame: _Frame) -> None:
         frame.scope[self.place(variable.names[0], frame)] = (variable.names[0], value)
 
     def fields(self, value: Any, names: Sequence[str], has_args: bool = False) -> Any:
@@ -294,7 +296,7 @@ class _Run:
         """A field of a struct, an element of a map, or what a method of it says."""
         if value is None:
             return None
-        go_type, holder = type_name(value), opened(value)
+        go_type, holder = type_name(value), unwrapped(value)
         match holder:
             case None:
                 raise self.error(f"nil pointer evaluating {go_type}.{name}")

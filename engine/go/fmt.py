@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any
 
 from .lex import quote
-from .values import Map, Slice, Struct, opened, type_name, uint8
+from .values import Map, Slice, Struct, type_name, uint8, unwrapped
 
 MAX_WIDTH = 1_000_000  # and of a precision; print.go tooLarge
 
@@ -164,7 +164,7 @@ class _Verb:
 
     def print(self, value: Any, depth: int = 0) -> str:
         """print.go printArg and printValue.  depth  how many lists, maps and structs are around"""
-        value = opened(value)
+        value = unwrapped(value)
         verb, go_like = self.verb, "go" in self.flags
         if verb == "T" and not depth:
             return self._pad("<nil>" if value is None else type_name(value)[: self.precision])
@@ -371,7 +371,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 def json_text(value: Any) -> str:
     """Compact JSON as encoding/json writes it: a map's keys sorted, a struct's in order, `<>&` escaped."""
-    match opened(value):
+    match unwrapped(value):
         case Struct() as struct:
             return _object(struct.for_json().items())
         case Slice(go_type="api.PropertyType") as types if len(types) == 1:

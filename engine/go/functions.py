@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from .fmt import json_text, sprint, sprintf
-from .values import Interface, Slice, Struct, element, is_nil, is_true, opened, type_name, uint8
+from .values import Interface, Slice, Struct, element, is_nil, is_true, type_name, uint8, unwrapped
 
 
 class Failed(Exception):
@@ -48,7 +48,7 @@ def _differ(a: Any, b: Any) -> Failed:
 
 def _eq(args: Sequence[Any]) -> bool:
     """Whether the first equals any of the others."""
-    first, *others = map(opened, args)
+    first, *others = map(unwrapped, args)
     if not others:
         raise Failed("missing argument for comparison")
     return any(_equal(first, other) for other in others)
@@ -76,11 +76,11 @@ def _shown(value: Any) -> str:
 
 
 def _ne(args: Sequence[Any]) -> bool:
-    return not _equal(*map(opened, args))
+    return not _equal(*map(unwrapped, args))
 
 
 def _less(args: Sequence[Any]) -> bool:
-    a, b = map(opened, args)
+    a, b = map(unwrapped, args)
     for value in (a, b):
         if not _kind(value):
             raise Failed("invalid type for comparison")
@@ -112,11 +112,11 @@ def _position(index: Any, size: int) -> int:
 def _index(args: Sequence[Any]) -> Any:
     """index x 1 "a" is x[1]["a"]."""
     item, *indices = args
-    item = opened(item)
+    item = unwrapped(item)
     if item is None:
         raise Failed("index of untyped nil")
-    for index in map(opened, indices):
-        item = opened(item)
+    for index in map(unwrapped, indices):
+        item = unwrapped(item)
         if item is None:
             raise Failed("index of nil pointer")
         if isinstance(item, dict):
@@ -146,7 +146,7 @@ def _bytes(item: Any) -> Any:
 def _slice(args: Sequence[Any]) -> Any:
     """slice x 1 2 is x[1:2]."""
     item, *indices = args
-    item = opened(item)
+    item = unwrapped(item)
     if item is None:
         raise Failed("slice of untyped nil")
     if len(indices) > 3:
@@ -167,7 +167,7 @@ def _slice(args: Sequence[Any]) -> Any:
 
 
 def _len(args: Sequence[Any]) -> int:
-    item = opened(args[0])
+    item = unwrapped(args[0])
     if item is None:
         is_pointer = isinstance(args[0], Interface)
         raise Failed("len of nil pointer" if is_pointer else "reflect: call of reflect.Value.Type on zero Value")
@@ -207,7 +207,7 @@ def _urlquery(args: Sequence[Any]) -> str:
 
 def _call(args: Sequence[Any]) -> Any:
     """No value in a template is a function."""
-    name, function = args[0], opened(args[1])
+    name, function = args[0], unwrapped(args[1])
     if function is None:
         raise Failed("call of nil")
     raise Failed(f"non-function {name} of type {type_name(function)}")

@@ -18,7 +18,7 @@ KEYWORDS = frozenset("block break continue define else end if nil range template
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class Lexeme:
     """kind   text {{ }} space | ( ) := = variable field identifier bool char number complex string raw error EOF, or a
            keyword; "character" is any other
     value  the word itself, or what is wrong about it
@@ -41,30 +41,30 @@ class _Bad(Exception):
     """What cannot be a word, and the offset where the word began."""
 
 
-def tokens(text: str) -> Iterator[Token]:
+def tokens(text: str) -> Iterator[Lexeme]:
     """The words of `text`; the last one is EOF or an error."""
     at = 0
     while (opening := text.find("{{", at)) >= 0:
         trims = _trims_left(text, opening + 2)
         before = text[at:opening].rstrip(BLANKS) if trims else text[at:opening]
         if before:
-            yield Token("text", before, at)
+            yield Lexeme("text", before, at)
         inside = opening + 4 if trims else opening + 2
         try:
             if text.startswith("/*", inside):
                 at = _after_comment(text, inside)
                 continue
-            yield Token("{{", "{{", opening)
+            yield Lexeme("{{", "{{", opening)
             at = yield from _action(text, inside)
         except _Bad as bad:
-            yield Token("error", *bad.args)
+            yield Lexeme("error", *bad.args)
             return
     if at < len(text):
-        yield Token("text", text[at:], at)
-    yield Token("EOF", "EOF", len(text))
+        yield Lexeme("text", text[at:], at)
+    yield Lexeme("EOF", "EOF", len(text))
 
 
-def _action(text: str, at: int) -> Generator[Token, None, int]:
+def _action(text: str, at: int) -> Generator[Lexeme, None, int]:
     """What stands between the braces, and the closing ones; returns where the text goes on."""
     depth = 0
     while True:
@@ -73,7 +73,7 @@ def _action(text: str, at: int) -> Generator[Token, None, int]:
             raise _Bad("unclosed left paren", at)
         if closing:
             end = at + closing
-            yield Token("}}", "}}", end - 2)
+            yield Lexeme("}}", "}}", end - 2)
             return _skip_blanks(text, end) if closing == 4 else end
         token = _word(text, at)
         depth += (token.kind == "(") - (token.kind == ")")
@@ -83,24 +83,24 @@ def _action(text: str, at: int) -> Generator[Token, None, int]:
         at += len(token.value)
 
 
-def _word(text: str, at: int) -> Token:
+def _word(text: str, at: int) -> Lexeme:
     """The word at `at`, which is inside an action and not at its end."""
     c = text[at : at + 1]
     if not c:
         raise _Bad("unclosed action", at)
     if c in BLANKS:
         end = _skip_blanks(text, at)
-        return Token("space", text[at : end - 1 if end - at > 1 and _closing(text, end - 1) == 4 else end], at)
+        return Lexeme("space", text[at : end - 1 if end - at > 1 and _closing(text, end - 1) == 4 else end], at)
     if c == ":" and text[at + 1 : at + 2] != "=":
         raise _Bad("expected :=", at)
     for sign in (":=", "=", "|", "(", ")"):
         if text.startswith(sign, at):
-            return Token(sign, sign, at)
+            return Lexeme(sign, sign, at)
     if c in QUOTED:
         kind, pattern, name = QUOTED[c]
         if not (match := pattern.match(text, at)):
             raise _Bad(f"unterminated {name}", at)
-        return Token(kind, match[0], at)
+        return Lexeme(kind, match[0], at)
     if c in "+-0123456789" or (c == "." and text[at + 1 : at + 2] in DIGIT_OR_END):
         return _number(text, at)
     if c in ".$" or _is_alphanumeric(c):
@@ -109,9 +109,9 @@ def _word(text: str, at: int) -> Token:
             end += 1
         if end < len(text) and text[end] not in BLANKS + ".,|:()" and not text.startswith("}}", end):
             raise _Bad(f"bad character {code_point(text[end])}", at)
-        return Token(_kind(text[at:end]), text[at:end], at)
+        return Lexeme(_kind(text[at:end]), text[at:end], at)
     if c.isascii() and c.isprintable():
-        return Token("character", c, at)
+        return Lexeme("character", c, at)
     raise _Bad(f"unrecognized character in action: {code_point(c)}", at)
 
 
@@ -133,7 +133,7 @@ _HEXADECIMAL = r"(?:0[xX][0-9a-fA-F_]*(?:\.[0-9a-fA-F_]*)?(?:[pP][+-]?[0-9_]*)?)
 _NUMBER = re.compile(rf"[+-]?(?:{_HEXADECIMAL}|0[oO][0-7_]*(?:\.[0-7_]*)?|0[bB][01_]*(?:\.[01_]*)?|{_DECIMAL})i?")
 
 
-def _number(text: str, at: int) -> Token:
+def _number(text: str, at: int) -> Lexeme:
     """Anything that looks like a number; whether it is one, the parser says."""
     end = _NUMBER.match(text, at).end()  # type: ignore[union-attr]
     kind = "number"
@@ -144,7 +144,7 @@ def _number(text: str, at: int) -> Token:
             raise _Bad(f"bad number syntax: {quote(text[at:end])}", at)
     if _is_alphanumeric(text[end : end + 1]):
         raise _Bad(f"bad number syntax: {quote(text[at : end + 1])}", at)
-    return Token(kind, text[at:end], at)
+    return Lexeme(kind, text[at:end], at)
 
 
 def _after_comment(text: str, at: int) -> int:

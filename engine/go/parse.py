@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadTemplate
-from .lex import Token, quote, tokens, unquote
+from .lex import Lexeme, quote, tokens, unquote
 
 MAX_TEXT = 1 << 16  # characters; the longest published one has 12,000
 MAX_DEPTH = 1000  # of blocks and parentheses in one another
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextNode:
     """What stands outside the braces."""
 
     start: int
@@ -37,7 +37,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Dot:
+class DotNode:
     """The dot alone."""
 
     start: int
@@ -47,7 +47,7 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
-class Nil:
+class NilNode:
     """The word nil."""
 
     start: int
@@ -57,7 +57,7 @@ class Nil:
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class ConstantNode:
     """A literal, of a type that only the use of it decides in Go: bool, int, float, complex, str.
 
     value  None for a whole number that no int can hold
@@ -72,7 +72,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FieldNode:
     """.A.B, of the dot."""
 
     start: int
@@ -83,7 +83,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
+class VariableNode:
     """$x.A; names[0] is "$x"."""
 
     start: int
@@ -94,7 +94,7 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class ChainNode:
     """(pipeline).A, of whatever is in front."""
 
     start: int
@@ -106,7 +106,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class FunctionNode:
     """A function's name."""
 
     start: int
@@ -117,7 +117,7 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandNode:
     """One stage of a pipeline: a value, or a function and its arguments."""
 
     start: int
@@ -128,15 +128,15 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Pipe:
+class PipeNode:
     """$i, $x := a | b | c.
 
     assigns  the variables exist already: `=`, not `:=`
     """
 
     start: int
-    commands: tuple[Command, ...]
-    variables: tuple[Variable, ...] = ()
+    commands: tuple[CommandNode, ...]
+    variables: tuple[VariableNode, ...] = ()
     assigns: bool = False
 
     def parts(self) -> Parts:
@@ -146,45 +146,45 @@ class Pipe:
 
 
 @dataclass(frozen=True, slots=True)
-class List:
+class ListNode:
     nodes: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class ActionNode:
     """{{ pipeline }}: what it gives is written, unless it declares."""
 
     start: int
-    pipe: Pipe
+    pipe: PipeNode
 
     def parts(self) -> Parts:
         return ["{{", self.pipe, "}}"]
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class BranchNode:
     """if, with, range.  An `else if` is a branch alone in `otherwise`."""
 
     start: int
-    pipe: Pipe
-    body: List
-    otherwise: List | None
+    pipe: PipeNode
+    body: ListNode
+    otherwise: ListNode | None
 
 
-class If(Branch):
+class IfNode(BranchNode):
     __slots__ = ()
 
 
-class With(Branch):
+class WithNode(BranchNode):
     __slots__ = ()
 
 
-class Range(Branch):
+class RangeNode(BranchNode):
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class LeaveNode:
     """break or continue."""
 
     start: int
@@ -192,24 +192,24 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallNode:
     """{{ template "name" pipeline }}."""
 
     start: int
     name: str
-    pipe: Pipe | None
+    pipe: PipeNode | None
 
     def parts(self) -> Parts:
         return [f"{{{{template {quote(self.name)}", *([" ", self.pipe] if self.pipe else []), "}}"]
 
 
 Parts = list[Any]  # of a node in print: texts, and nodes to be printed in their place
-Operand = Dot | Nil | Constant | Field | Variable | Chain | Function | Pipe
-Node = Text | Action | Branch | Leave | Call
-KINDS: dict[str, type[Branch]] = {"if": If, "with": With, "range": Range}
+Operand = DotNode | NilNode | ConstantNode | FieldNode | VariableNode | ChainNode | FunctionNode | PipeNode
+Node = TextNode | ActionNode | BranchNode | LeaveNode | CallNode
+KINDS: dict[str, type[BranchNode]] = {"if": IfNode, "with": WithNode, "range": RangeNode}
 
 
-def shown(node: Any) -> str:
+def node_text(node: Any) -> str:
     """`node` in print: blanks are Go's, literals are as written."""
     done, parts = list[str](), [node]
     while parts:
@@ -222,13 +222,13 @@ def shown(node: Any) -> str:
 
 
 def _in_parentheses(operand: Operand) -> Parts:
-    return ["(", operand, ")"] if isinstance(operand, Pipe) else [operand]
+    return ["(", operand, ")"] if isinstance(operand, PipeNode) else [operand]
 
 
 Steps = Generator[Any, Any, Any]
 
 
-def run(steps: Steps) -> Any:
+def run_steps(steps: Steps) -> Any:
     """What `steps` returns, where a `yield` of other steps is a call of them.
 
     The calls that wait are a list here, not frames on Python's stack: a template may be nested, or call itself, as deep
@@ -247,7 +247,7 @@ def run(steps: Steps) -> Any:
     return value
 
 
-def parse(text: str, functions: Collection[str]) -> dict[str, List]:
+def parse_template(text: str, functions: Collection[str]) -> dict[str, ListNode]:
     """The trees of `text`, by name: "" is its own, the others are made by `define` and `block`.
 
     Raises: BadTemplate
@@ -255,7 +255,7 @@ def parse(text: str, functions: Collection[str]) -> dict[str, List]:
     if len(text) > MAX_TEXT:
         raise BadTemplate(f"template: :1: {len(text)} characters, at most {MAX_TEXT} are allowed")
     parser = _Parser(text, functions)
-    run(parser.whole())
+    run_steps(parser.whole())
     return parser.trees
 
 
@@ -270,44 +270,44 @@ class _Parser:
 
     text: str
     functions: Collection[str]
-    trees: dict[str, List] = field(default_factory=dict)
+    trees: dict[str, ListNode] = field(default_factory=dict)
     variables: list[str] = field(default_factory=lambda: ["$"])
     n_loops: int = 0
     depth: int = 0
-    started: Token | None = None
+    started: Lexeme | None = None
 
     def __post_init__(self) -> None:
-        self.words: Iterator[Token] = tokens(self.text)
-        self.ahead: list[Token] = []  # put back, the next one last
-        self.last = Token("EOF", "EOF", 0)
+        self.words: Iterator[Lexeme] = tokens(self.text)
+        self.ahead: list[Lexeme] = []  # put back, the next one last
+        self.last = Lexeme("EOF", "EOF", 0)
 
     # --- words ---
 
-    def next(self) -> Token:
+    def next(self) -> Lexeme:
         self.last = self.ahead.pop() if self.ahead else next(self.words, self.last)
         return self.last
 
-    def next_word(self) -> Token:
+    def next_word(self) -> Lexeme:
         """The next one that is no blank."""
         while (token := self.next()).kind == "space":
             pass
         return token
 
-    def back(self, *tokens: Token) -> None:
+    def back(self, *tokens: Lexeme) -> None:
         self.ahead += reversed(tokens)
 
-    def peek(self, blanks: bool = False) -> Token:
+    def peek(self, blanks: bool = False) -> Lexeme:
         token = self.next() if blanks else self.next_word()
         self.back(token)
         return token
 
-    def line(self, token: Token) -> int:
+    def line(self, token: Lexeme) -> int:
         return 1 + self.text.count("\n", 0, token.start)
 
     def error(self, message: str) -> BadTemplate:
         return BadTemplate(f"template: :{self.line(self.last)}: {message}")
 
-    def unexpected(self, token: Token, where: str) -> BadTemplate:
+    def unexpected(self, token: Lexeme, where: str) -> BadTemplate:
         if token.kind != "error":
             return self.error(f"unexpected {token} in {where}")
         if not self.started or self.line(self.started) == self.line(token):
@@ -330,18 +330,18 @@ class _Parser:
                 continue
             self.back(token)
             node = yield from self._node()
-            if isinstance(node, Token):
+            if isinstance(node, Lexeme):
                 raise self.error(f"unexpected {_ending(node)}")
             nodes.append(node)
-        self._add("", List(tuple(nodes)))
+        self._add("", ListNode(tuple(nodes)))
 
     def _list(self) -> Steps:
         """Nodes up to the `end` or `else` that closes them, and that word."""
         nodes: list[Node] = []
         while self.peek().kind != "EOF":
             node = yield from self._node()
-            if isinstance(node, Token):
-                return List(tuple(nodes)), node
+            if isinstance(node, Lexeme):
+                return ListNode(tuple(nodes)), node
             nodes.append(node)
         raise self.error("unexpected EOF")
 
@@ -349,7 +349,7 @@ class _Parser:
         """A node, or the word `end` or `else` that stands in its place."""
         token = self.next_word()
         if token.kind == "text":
-            return Text(token.start, token.value)
+            return TextNode(token.start, token.value)
         if token.kind != "{{":
             raise self.unexpected(token, "input")
         self.started = token
@@ -373,22 +373,22 @@ class _Parser:
                 self.expect_end(f"{{{{{word.value}}}}}")
                 if not self.n_loops:
                     raise self.error(f"{{{{{word.value}}}}} outside {{{{range}}}}")
-                return Leave(word.start, word.value)
+                return LeaveNode(word.start, word.value)
             case "template":
                 start, name = self._name("template clause")
                 if self.peek().kind == "}}":
                     self.next_word()
-                    return Call(start, name, None)
-                return Call(start, name, (yield from self._pipeline("template clause")))
+                    return CallNode(start, name, None)
+                return CallNode(start, name, (yield from self._pipeline("template clause")))
             case "block":
                 start, name = self._name("block clause")
                 pipe = yield from self._pipeline("block clause")
                 yield from self._named(name, "block clause")
-                return Call(start, name, pipe)
+                return CallNode(start, name, pipe)
         self.back(word)
-        return Action(self.peek().start, (yield from self._pipeline("command")))
+        return ActionNode(self.peek().start, (yield from self._pipeline("command")))
 
-    def _branch(self, word: Token) -> Steps:
+    def _branch(self, word: Lexeme) -> Steps:
         known = len(self.variables)
         with self._deeper():
             pipe = yield from self._pipeline(word.kind)
@@ -401,7 +401,7 @@ class _Parser:
 
     def _otherwise(self, kind: str) -> Steps:
         if kind in ("if", "with") and self.peek().kind == kind:
-            return List(((yield self._branch(self.next_word())),))
+            return ListNode(((yield self._branch(self.next_word())),))
         otherwise, ending = yield self._list()
         if ending.kind != "end":
             raise self.error(f"expected end; found {_ending(ending)}")
@@ -423,7 +423,7 @@ class _Parser:
         self.variables, self.n_loops = around
         self._add(name, body)
 
-    def _add(self, name: str, body: List) -> None:
+    def _add(self, name: str, body: ListNode) -> None:
         if _is_blank(self.trees.get(name)):
             self.trees[name] = body
         elif not _is_blank(body):
@@ -441,7 +441,7 @@ class _Parser:
     def _pipeline(self, where: str, end: str = "}}") -> Steps:
         start = self.peek().start
         variables, assigns = self._declared(where)
-        commands: list[Command] = []
+        commands: list[CommandNode] = []
         while (token := self.next_word()).kind != end:
             if token.kind not in OPERANDS:
                 raise self.unexpected(token, where)
@@ -450,20 +450,20 @@ class _Parser:
         if not commands:
             raise self.error(f"missing value for {where}")
         for stage, command in enumerate(commands[1:], 2):
-            if isinstance(command.args[0], Constant | Dot | Nil):
+            if isinstance(command.args[0], ConstantNode | DotNode | NilNode):
                 raise self.error(f"non executable command in pipeline stage {stage}")
-        return Pipe(start, tuple(commands), tuple(variables), assigns)
+        return PipeNode(start, tuple(commands), tuple(variables), assigns)
 
-    def _declared(self, where: str) -> tuple[list[Variable], bool]:
+    def _declared(self, where: str) -> tuple[list[VariableNode], bool]:
         """The variables before := or =, if there are any."""
-        variables: list[Variable] = []
+        variables: list[VariableNode] = []
         while (token := self.next_word()).kind == "variable":
             after = self.next()
             sign = after if after.kind != "space" else self.next_word()
             if sign.kind not in (":=", "=") and sign.value != ",":
                 self.back(*([after, sign] if sign is not after else [sign]))
                 break
-            variables.append(Variable(token.start, (token.value,)))
+            variables.append(VariableNode(token.start, (token.value,)))
             self.variables.append(token.value)
             if sign.value != ",":
                 return variables, sign.kind == "="
@@ -489,7 +489,7 @@ class _Parser:
             raise self.unexpected(token, "operand")
         if not args:
             raise self.error("empty command")
-        return Command(start, tuple(args))
+        return CommandNode(start, tuple(args))
 
     def _operand(self) -> Steps:
         """An operand, or None where none begins."""
@@ -499,11 +499,11 @@ class _Parser:
         start, names = self.peek().start, list[str]()
         while self.peek(blanks=True).kind == "field":
             names.append(self.next().value[1:])
-        if isinstance(term, Field | Variable):
+        if isinstance(term, FieldNode | VariableNode):
             return type(term)(start, (*term.names, *names))
-        if isinstance(term, Constant | Nil | Dot):
-            raise self.error(f"unexpected . after term {quote(shown(term))}")
-        return Chain(start, term, tuple(names))
+        if isinstance(term, ConstantNode | NilNode | DotNode):
+            raise self.error(f"unexpected . after term {quote(node_text(term))}")
+        return ChainNode(start, term, tuple(names))
 
     def _term(self) -> Steps:
         token = self.next_word()
@@ -511,33 +511,33 @@ class _Parser:
             case "identifier":
                 if token.value not in self.functions:
                     raise self.error(f"function {quote(token.value)} not defined")
-                return Function(token.start, token.value)
+                return FunctionNode(token.start, token.value)
             case ".":
-                return Dot(token.start)
+                return DotNode(token.start)
             case "nil":
-                return Nil(token.start)
+                return NilNode(token.start)
             case "variable":
                 if token.value not in self.variables:
                     raise self.error(f"undefined variable {quote(token.value)}")
-                return Variable(token.start, (token.value,))
+                return VariableNode(token.start, (token.value,))
             case "field":
-                return Field(token.start, (token.value[1:],))
+                return FieldNode(token.start, (token.value[1:],))
             case "bool":
-                return Constant(token.start, token.value == "true", token.value)
+                return ConstantNode(token.start, token.value == "true", token.value)
             case "number" | "complex" | "char":
                 try:
-                    return Constant(token.start, _number(token), token.value)
+                    return ConstantNode(token.start, _number(token), token.value)
                 except ValueError as error:
                     raise self.error(str(error)) from None
             case "string" | "raw":
-                return Constant(token.start, self._unquoted(token), token.value)
+                return ConstantNode(token.start, self._unquoted(token), token.value)
             case "(":
                 with self._deeper():
                     return (yield self._pipeline("parenthesized pipeline", ")"))
         self.back(token)
         return None
 
-    def _unquoted(self, token: Token) -> str:
+    def _unquoted(self, token: Lexeme) -> str:
         try:
             return unquote(token.value)
         except ValueError as error:
@@ -555,13 +555,13 @@ class _Parser:
 OPERANDS = frozenset("bool char complex . field identifier number nil raw string variable (".split())
 
 
-def _ending(token: Token) -> str:
+def _ending(token: Lexeme) -> str:
     return f"{{{{{token.value}}}}}"
 
 
-def _is_blank(tree: List | None) -> bool:
+def _is_blank(tree: ListNode | None) -> bool:
     """Whether nothing but white space is in it: then another of its name may take its place."""
-    return tree is None or all(isinstance(node, Text) and not node.text.strip() for node in tree.nodes)
+    return tree is None or all(isinstance(node, TextNode) and not node.text.strip() for node in tree.nodes)
 
 
 # --- numbers ---
@@ -574,7 +574,7 @@ _WHOLE = re.compile(
 )
 
 
-def _number(token: Token) -> int | float | complex | None:
+def _number(token: Lexeme) -> int | float | complex | None:
     """What a number is worth, by the rules of strconv.  Raises: ValueError with Go's words"""
     text = token.value
     if token.kind == "char":

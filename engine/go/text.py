@@ -13,7 +13,7 @@ from .fmt import json_text, sprint
 from .lex import quote
 from .values import Struct, go_value
 
-__all__ = ["json_text", "literal", "ordered_json_text", "plain"]
+__all__ = ["json_text", "literal_of_value", "ordered_json_text", "text_of_value"]
 
 
 def ordered_json_text(value: Any) -> str:
@@ -21,11 +21,11 @@ def ordered_json_text(value: Any) -> str:
     return json_text(Struct("", value) if isinstance(value, dict) else value)
 
 
-def plain(value: Any) -> str:
+def text_of_value(value: Any) -> str:
     """%v; every number is a float64, as in Go's values of a JSON text."""
     return json_text(value) if isinstance(value, dict | list) else sprint([go_value(value)])
 
 
-def literal(value: Any) -> str:
+def literal_of_value(value: Any) -> str:
     """%#v."""
-    return quote(value) if isinstance(value, str) else plain(value)
+    return quote(value) if isinstance(value, str) else text_of_value(value)

@@ -106,20 +106,20 @@ def type_name(value: Any) -> str:
     raise TypeError(f"a {type(value).__name__} has no place in a Go template")
 
 
-def opened(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
     """What is in the interface, if `value` is one."""
     return value.value if isinstance(value, Interface) else value
 
 
 def is_nil(value: Any) -> bool:
     """Whether `value` is nothing, or a pointer or slice to nothing."""
-    value = opened(value)
+    value = unwrapped(value)
     return value is None or (isinstance(value, Slice) and value.is_nil)
 
 
 def is_true(value: Any) -> bool:
     """What `if` makes of a value: false, 0, nil and what is empty are false."""
-    value = opened(value)
+    value = unwrapped(value)
     return True if isinstance(value, Struct) else bool(value)
 
 

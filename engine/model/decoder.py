@@ -23,24 +23,24 @@ from .whole import whole_layers
 
 def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for the positions in `batch.outputs`.  -> float [n_out, n_vocab]"""
-    return logits(model, hidden(model, batch, cache, kernels, tap), kernels, tap)
+    return logits(model, hidden_states(model, batch, cache, kernels, tap), kernels, tap)
 
 
 def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Logits for what may follow rows `x` of hidden().  float [n_out, n_embd] -> float [n_out, n_vocab]"""
     hp = model.hparams
-    y = scaled(linear(kernels, model.weights.output, x), 1 / hp.logit_scale)
+    y = scale_by(linear(kernels, model.weights.output, x), 1 / hp.logit_scale)
     if hp.logit_softcap:
         y = hp.logit_softcap * np.tanh(y / hp.logit_softcap)
     return tap("result_output", -1, y)
 
 
-def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+def hidden_states(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
     hp, w = model.hparams, model.weights
     x = tap("embd", -1, embed(kernels, w.token_embd, np.maximum(batch.tokens, 0)))  # [n_tok, n_embd]
     if hp.embed_scale != 1:
-        x = tap("inp_scaled", -1, scaled(x, hp.embed_scale))
+        x = tap("inp_scaled", -1, scale_by(x, hp.embed_scale))
     if batch.embeds is not None:
         x = x.copy()
         x[batch.tokens < 0] = batch.embeds
@@ -68,26 +68,26 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     v = linear(kernels, blk.attn_v, h, blk.attn_v_bias).reshape(len(h), hp.n_head_kv, hp.n_head_dim)
     q = norm(model, il, "Qcur_normed", q, blk.attn_q_norm, kernels, tap)
     k = norm(model, il, "Kcur_normed", k, blk.attn_k_norm, kernels, tap)
-    how, rope = hp.attention[il], hp.ropes(cache.n_ctx)[il]
+    rule, rope = hp.attention[il], hp.ropes(cache.n_ctx)[il]
     if rope is not None:
         q, k = kernels.rope(q, batch.positions, rope), kernels.rope(k, batch.positions, rope)
     q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
     if hp.attn_temp:
-        q = tap("Qcur_attn_temp_scaled", il, q * temperature(hp, batch.positions, q.dtype)[:, None, None])
+        q = tap("Qcur_attn_temp_scaled", il, q * query_temperature(hp, batch.positions, q.dtype)[:, None, None])
 
     out, row = np.empty((len(h), hp.n_head * hp.n_head_dim), h.dtype), 0
     for span in batch.spans:
         rows = slice(row, row + span.length)
         cache.write(il, span, k[rows], v[rows])
         keys, values = cache.read(il, span)
-        out[rows] = kernels.attention(q[rows], keys, values, span.start, how, lambda name, value: tap(name, il, value))
+        out[rows] = kernels.attention(q[rows], keys, values, span.start, rule, lambda name, value: tap(name, il, value))
         row += span.length
     out = tap("kqv_out", il, out)
     out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
-    return scaled(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
+    return scale_by(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
 
 
-def temperature(hp, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def query_temperature(hp, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """How much sharper a query looks, the further it is beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
     return (1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)).astype(dtype)
 
@@ -97,7 +97,7 @@ def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> n
     hp, blk = model.hparams, model.weights.blk[il]
     block = gated if blk.ffn_gate_inp is None else mixture
     out = block(model, il, h, kernels, tap)
-    return scaled(norm(model, il, "ffn_post_norm", out, blk.post_ffw_norm, kernels, tap), hp.residual_scale)
+    return scale_by(norm(model, il, "ffn_post_norm", out, blk.post_ffw_norm, kernels, tap), hp.residual_scale)
 
 
 def gated(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
@@ -116,6 +116,6 @@ def norm(model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, ke
     return x if weight is None else tap(name, il, kernels.rms_norm(x, weight, model.hparams.norm_eps))
 
 
-def scaled(x: np.ndarray, by: float) -> np.ndarray:
+def scale_by(x: np.ndarray, by: float) -> np.ndarray:
     """`x` times `by`; itself where that is 1."""
     return x if by == 1 else x * x.dtype.type(by)

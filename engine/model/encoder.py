@@ -22,7 +22,7 @@ from .linear import embed, linear
 from .trace import Tap, no_tap
 
 
-def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+def encoder_states(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the tokens in `batch.outputs`.  -> float [n_out, n_embd]
 
     Each span is one whole text; `cache` has no layers.
@@ -36,17 +36,17 @@ def hidden(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_
     x = tap("inp_embd", -1, x)
     x = tap("inp_norm", -1, kernels.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, hp.norm_eps))
     for il, blk in enumerate(w.blk):
-        h = x + attend(model, il, x, batch, kernels, tap)
+        h = x + encoder_attend(model, il, x, batch, kernels, tap)
         h = kernels.layer_norm(h, blk.attn_output_norm, blk.attn_output_norm_bias, hp.norm_eps)
         if blk.attn_norm_2 is not None:
             h = kernels.layer_norm(h + x, blk.attn_norm_2, blk.attn_norm_2_bias, hp.norm_eps)
         x = tap("ffn_inp", il, h)
-        x = x + feed_forward(model, il, x, kernels, tap)
+        x = x + encoder_feed_forward(model, il, x, kernels, tap)
         x = tap("l_out", il, kernels.layer_norm(x, blk.layer_output_norm, blk.layer_output_norm_bias, hp.norm_eps))
     return tap("result_embd", -1, x[batch.outputs])
 
 
-def attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
+def encoder_attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What attention adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
     hp, blk = model.hparams, model.weights.blk[il]
     q = linear(kernels, blk.attn_q, x, blk.attn_q_bias)
@@ -62,17 +62,17 @@ def attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: T
     q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
 
     slopes = alibi_slopes(hp.n_head) if model.family.positions == "alibi" else None
-    how = Attention(hp.n_head_dim**-0.5, causal=False, slopes=slopes)
+    rule = Attention(hp.n_head_dim**-0.5, causal=False, slopes=slopes)
     out, row = np.empty((len(x), hp.n_head * hp.n_head_dim), x.dtype), 0
     for span in batch.spans:
         rows = slice(row, row + span.length)
-        out[rows] = kernels.attention(q[rows], k[rows], v[rows], 0, how, lambda name, value: tap(name, il, value))
+        out[rows] = kernels.attention(q[rows], k[rows], v[rows], 0, rule, lambda name, value: tap(name, il, value))
         row += span.length
     out = tap("kqv_out", il, out)
     return tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
 
 
-def feed_forward(model, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+def encoder_feed_forward(model, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the feed-forward block adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
     blk = model.weights.blk[il]
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, x, blk.ffn_up_bias))  # [n_tok, n_ff]

@@ -15,7 +15,7 @@ from .weights import Tensors, cut
 
 
 @dataclass(frozen=True, eq=False)
-class EncoderLayer:
+class EncoderBlock:
     """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
 
     A file's attn_qkv is here as attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows as ffn_gate and ffn_up.
@@ -56,7 +56,7 @@ class EncoderWeights:
     token_embd_norm_bias: np.ndarray
     token_types: np.ndarray | None
     position_embd: Tensor | None
-    blk: tuple[EncoderLayer, ...]
+    blk: tuple[EncoderBlock, ...]
 
 
 def read_encoder_weights(gguf: GGUF, hp: Hparams, family: Family) -> EncoderWeights:
@@ -81,7 +81,7 @@ def read_encoder_weights(gguf: GGUF, hp: Hparams, family: Family) -> EncoderWeig
     return weights
 
 
-def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderLayer:
+def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderBlock:
     n_q, n_kv = hp.n_head * hp.n_head_dim, hp.n_head_kv * hp.n_head_dim
     shapes = {
         "attn_q": (n_q, hp.n_embd),
@@ -110,7 +110,7 @@ def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderLayer:
             bias = file.take(f"{blk}.{whole}.bias", (sum(sizes),), optional=True)
             found |= dict(zip(parts, cut(matrix, sizes), strict=True))
             found |= dict(zip([f"{part}_bias" for part in parts], cut(bias, sizes), strict=True))
-    for field in fields(EncoderLayer):
+    for field in fields(EncoderBlock):
         if field.name not in found:
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
@@ -118,4 +118,4 @@ def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderLayer:
     for name in ("attn_q_norm", "attn_k_norm", "attn_norm_2"):
         if found[name] is not None and found[f"{name}_bias"] is None:
             found[f"{name}_bias"] = np.zeros(shapes[name], np.float32)
-    return EncoderLayer(**found)
+    return EncoderBlock(**found)

@@ -25,7 +25,7 @@ def by_embd_at(wide: int) -> Callable[[int, int, int, int], float]:
     return lambda n_layer, n_embd, n_head, n_head_dim: (n_embd // n_head if n_layer == wide else n_head_dim) ** -0.5
 
 
-LLAMA = Family(name="llama", rope_style="norm", weights=read_weights, hidden=decoder.hidden)
+LLAMA = Family(name="llama", rope_style="norm", weights=read_weights, hidden=decoder.hidden_states)
 MISTRAL3 = replace(LLAMA, name="mistral3")
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
 QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
@@ -64,7 +64,7 @@ BERT = Family(
     act="gelu",
     causal=False,
     weights=read_encoder_weights,
-    hidden=encoder.hidden,
+    hidden=encoder.encoder_states,
 )
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")

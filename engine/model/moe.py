@@ -17,7 +17,7 @@ from ...kernels import Kernels
 from .linear import experts, linear
 from .trace import Tap
 
-LEAST = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
+MIN_WEIGHT_SUM = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
 
 
 def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
@@ -25,10 +25,10 @@ def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.nda
     hp, blk = model.hparams, model.weights.blk[il]
     logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
-    chosen = tap("ffn_moe_topk", il, largest(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
+    chosen = tap("ffn_moe_topk", il, top_experts(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
     weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
     total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
-    weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, LEAST))
+    weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, MIN_WEIGHT_SUM))
 
     def each(w, x: np.ndarray) -> np.ndarray:
         """The chosen experts' products.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
@@ -42,6 +42,6 @@ def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.nda
     return tap("ffn_moe_out", il, reduce(np.add, weighted.swapaxes(0, 1)))  # the most preferred first
 
 
-def largest(probs: np.ndarray, n: int) -> np.ndarray:
+def top_experts(probs: np.ndarray, n: int) -> np.ndarray:
     """Where the `n` largest of each row are, in falling order; of equals the first.  -> i32 [n_tok, n]"""
     return np.argsort(-probs, axis=1, kind="stable")[:, :n].astype(np.int32)

@@ -17,7 +17,7 @@ Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class Block:
     """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
 
     A file's attn_qkv is here as attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows as ffn_gate and ffn_up.
@@ -59,7 +59,7 @@ class Weights:
     token_embd: Tensor
     output_norm: np.ndarray
     output: Tensor
-    blk: tuple[Layer, ...]
+    blk: tuple[Block, ...]
 
 
 class Tensors:
@@ -160,7 +160,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
     file = Tensors(gguf)
     file.used |= {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 
-    def layer(il: int) -> Layer:
+    def layer(il: int) -> Block:
         found: dict[str, Any] = {}
         for whole, parts in FUSED.items():
             sizes = [shapes[part][0] for part in parts if part in shapes]
@@ -170,13 +170,13 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
                 bias = file.take(f"blk.{il}.{whole}.bias", (sum(sizes),), optional=True)
                 found |= dict(zip(parts, cut(tensor, sizes), strict=True))
                 found |= dict(zip([f"{part}_bias" for part in parts], cut(bias, sizes), strict=True))
-        for field in fields(Layer):
+        for field in fields(Block):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             if field.name in found or name not in shapes:
                 continue
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
             found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
-        return Layer(**found)
+        return Block(**found)
 
     if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors.keys() | gguf.unsupported.keys():
         raise UnsupportedArchitecture(

@@ -8,6 +8,6 @@ Tags are never shown, not even the beginning of one; where the text is cut into 
 """
 
 from .thinking import ThinkingParser, without_old_thoughts
-from .tools import ToolCall, ToolParser
+from .tools import ParsedCall, ToolParser
 
-__all__ = ["ThinkingParser", "ToolCall", "ToolParser", "without_old_thoughts"]
+__all__ = ["ParsedCall", "ThinkingParser", "ToolParser", "without_old_thoughts"]

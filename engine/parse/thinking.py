@@ -10,7 +10,7 @@ from typing import Any
 BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
-class State(Enum):
+class ThinkingState(Enum):
     BEFORE, OPENED, THINKING, CLOSED, CONTENT = range(5)
 
 
@@ -27,51 +27,51 @@ class ThinkingParser:
 
     def __init__(self, open: str, close: str, is_open: bool = False):
         self.open, self.close, self.is_open = open, close, is_open
-        self._state = State.OPENED if is_open else State.BEFORE
+        self._state = ThinkingState.OPENED if is_open else ThinkingState.BEFORE
         self._blanks: list[str] = []  # before an opening tag; content if none comes
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str]:
         """What `text` adds to thinking and content."""
         text, self._held = self._held + text, ""
-        if self._state is State.BEFORE:
+        if self._state is ThinkingState.BEFORE:
             text = self._before(text)
-        if self._state is State.OPENED:
+        if self._state is ThinkingState.OPENED:
             text = text.lstrip(BLANKS)
             if text:
-                self._state = State.THINKING
+                self._state = ThinkingState.THINKING
         thinking = ""
-        if self._state is State.THINKING:
+        if self._state is ThinkingState.THINKING:
             thinking, tag, text = text.partition(self.close)
             if tag:
-                self._state = State.CLOSED
+                self._state = ThinkingState.CLOSED
             else:
                 shown = len(thinking) - overlap(thinking, self.close)
                 thinking, self._held = thinking[:shown], thinking[shown:]
-        if self._state is State.CLOSED:
+        if self._state is ThinkingState.CLOSED:
             text = text.lstrip(BLANKS)
             if text:
-                self._state = State.CONTENT
+                self._state = ThinkingState.CONTENT
         return thinking, text
 
     def flush(self) -> tuple[str, str]:
         """What was held back, when the answer is over: thinking, if no closing tag came, or content."""
         held = "".join([*self._blanks, self._held])
         self._blanks, self._held = [], ""
-        return (held, "") if self._state is State.THINKING else ("", held)
+        return (held, "") if self._state is ThinkingState.THINKING else ("", held)
 
     def _before(self, text: str) -> str:
         """What follows the opening tag or, if none can come any more, everything so far."""
         rest = text.lstrip(BLANKS)
         self._blanks.append(text[: len(text) - len(rest)])
         if rest.startswith(self.open):
-            self._state = State.OPENED
+            self._state = ThinkingState.OPENED
             self._blanks.clear()
             return rest[len(self.open) :]
         if self.open.startswith(rest):
             self._held = rest
             return ""
-        self._state = State.CONTENT
+        self._state = ThinkingState.CONTENT
         rest = "".join([*self._blanks, rest])
         self._blanks.clear()
         return rest

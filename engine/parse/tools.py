@@ -35,7 +35,7 @@ def _new_id() -> str:
 
 
 @dataclass(frozen=True)
-class ToolCall:
+class ParsedCall:
     """A tool by its name, and the arguments for it as the model ordered them; `index` counts within an answer."""
 
     name: str
@@ -44,7 +44,7 @@ class ToolCall:
     id: str = field(default_factory=_new_id)
 
 
-class State(Enum):
+class ToolState(Enum):
     BEFORE, CALLS, TEXT = range(3)
 
 
@@ -63,7 +63,7 @@ class ToolParser:
         self._tag, self._closing = tag, {"{": "}", "[": "]"}.get(tag)
         self._names = sorted(set(names), key=len, reverse=True)
         self._name = re.compile("|".join(map(re.escape, self._names)) if self._names else "(?!)")
-        self._state = State.BEFORE
+        self._state = ToolState.BEFORE
         self._buffer = ""  # BEFORE: what may begin the tag; CALLS: all from the tag on
         self._n_calls = 0
         # The search for an object: how far it is, and what it is in
@@ -73,42 +73,42 @@ class ToolParser:
         self._object: dict[str, Any] | None = None
         self._end, self._sought, self._cut = 0, 0, 0
 
-    def push(self, text: str) -> tuple[str, list[ToolCall]]:
+    def push(self, text: str) -> tuple[str, list[ParsedCall]]:
         """What `text` adds to the content, and the calls that it completes."""
-        if self._state is State.TEXT:
+        if self._state is ToolState.TEXT:
             return text, []
         buffer, self._buffer = self._buffer, ""  # the only reference, so that += appends without a copy
         buffer += text
         content = ""
-        if self._state is State.BEFORE:
+        if self._state is ToolState.BEFORE:
             at = buffer.find(self._tag)
             if at >= 0:
-                self._state = State.CALLS
+                self._state = ToolState.CALLS
             else:
                 at = len(buffer) - overlap(buffer, self._tag)
             content, buffer = buffer[:at], buffer[at:]
             if self._closing and content.strip(BLANKS):
-                self._state = State.TEXT
+                self._state = ToolState.TEXT
                 return content + buffer, []
             self._at = self._sought = self._cut = 0 if self._closing else len(self._tag)
-        calls = list(self._read(buffer)) if self._state is State.CALLS else []
-        if self._state is State.TEXT:
+        calls = list(self._read(buffer)) if self._state is ToolState.CALLS else []
+        if self._state is ToolState.TEXT:
             return content + buffer, []
         self._buffer = buffer
         return content, calls
 
-    def flush(self) -> tuple[str, list[ToolCall]]:
+    def flush(self) -> tuple[str, list[ParsedCall]]:
         """What was held back, when the answer is over: content that looked like a tag, a call whose name might go on.
 
         A call that was begun with a tag of its own and not ended is dropped.
         """
         calls = list(self._pair(self._buffer, len(self._buffer)))
-        is_content = self._state is State.BEFORE or (self._closing and not self._n_calls)
+        is_content = self._state is ToolState.BEFORE or (self._closing and not self._n_calls)
         content = self._buffer if is_content else ""
-        self._state, self._buffer = State.TEXT, ""
+        self._state, self._buffer = ToolState.TEXT, ""
         return content, calls
 
-    def _read(self, buffer: str) -> Iterator[ToolCall]:
+    def _read(self, buffer: str) -> Iterator[ParsedCall]:
         """The calls that are complete in `buffer`; the state becomes TEXT if a bracket closes before there is any."""
         for token in TOKEN.finditer(buffer, self._at):
             c, self._at = token[0], token.end()
@@ -130,21 +130,21 @@ class ToolParser:
             if c == self._closing and not self._n_closing:
                 yield from self._pair(buffer, token.end())
                 if not self._n_calls:
-                    self._state = State.TEXT
+                    self._state = ToolState.TEXT
                     return
         else:
             self._at = len(buffer)
         if not self._may_go_on(buffer):
             yield from self._pair(buffer, len(buffer))
 
-    def _complete(self, buffer: str, end: int) -> Iterator[ToolCall]:
+    def _complete(self, buffer: str, end: int) -> Iterator[ParsedCall]:
         """The calls made by the brackets that close at `end`."""
         yield from self._pair(buffer, end)
         if self._object is None and self._start >= self._cut:
             self._object, self._end = _object(buffer[self._start : end]), end
             yield from self._pair(buffer, end)
 
-    def _pair(self, buffer: str, end: int) -> Iterator[ToolCall]:
+    def _pair(self, buffer: str, end: int) -> Iterator[ParsedCall]:
         """The call that the waiting object and the first name in buffer[:end] make."""
         if self._object is None:
             return
@@ -156,7 +156,7 @@ class ToolParser:
         self._object, self._cut = None, max(self._end, name.end())
         self._sought = self._cut
         if arguments is not None:
-            yield ToolCall(name[0], arguments, self._n_calls)
+            yield ParsedCall(name[0], arguments, self._n_calls)
             self._n_calls += 1
 
     def _may_go_on(self, buffer: str) -> bool:

@@ -19,11 +19,11 @@ from ..model.cache import KVCache
 from ..model.decoder import forward
 from ..model.model import Model
 from ..model.trace import Tap, no_tap
-from ..sampling import Logprob, logprobs
+from ..sampling import Logprob, logprobs_of
 from ..tokenizer import Tokenizer
 from ..tokenizer.detokenize import Detokenizer
 from .piece import Piece
-from .sequence import Sequence, State
+from .sequence import Sequence, SequenceState
 
 MAX_LOGITS = 2**24  # so many at once, which is 64 MiB
 
@@ -47,7 +47,7 @@ class Echo:
             yield Piece(self._text.push(seq.tokens[0]), seq.tokens[0], Logprob(seq.tokens[0], math.nan))
         following = seq.tokens[start + 1 : start + 1 + len(logits)]
         for row, token in zip(logits, following, strict=False):  # after the prompt's last token nothing follows yet
-            yield Piece(self._text.push(token), token, logprobs(row, token, seq.n_logprobs or 0))
+            yield Piece(self._text.push(token), token, logprobs_of(row, token, seq.n_logprobs or 0))
 
 
 def echo(
@@ -55,11 +55,11 @@ def echo(
 ) -> Generator[Piece, None, np.ndarray]:
     """Bring the prompt into the cache, and give it out token by token.  -> logits of its last token, f32 [n_vocab]"""
     echo = Echo(model.tokenizer, seq)
-    seq.state = State.PREFILL
+    seq.state = SequenceState.PREFILL
     while seq.n_cached < seq.n_prompt:
         start, chunk = seq.n_cached, seq.tokens[seq.n_cached : min(seq.n_cached + echo.n_rows, seq.n_prompt)]
         logits = forward(model, Batch.of(chunk, seq.slot, start, range(len(chunk))), cache, kernels, tap)
         seq.n_cached += len(chunk)
         yield from echo.pieces(start, logits)
-    seq.state = State.DECODE
+    seq.state = SequenceState.DECODE
     return logits[-1]

@@ -17,8 +17,8 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from ..cancellation import Call
 from ..errors import ContextFull, RequestError
+from ..handle import RequestHandle
 from ..model.hparams import Hparams
 from ..options import Options
 from ..tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def tokens_of(text: str, tokenizer: Tokenizer, n_ctx: int, truncate: bool = True
     return ids if len(ids) <= n_ctx else ids[:n] + last
 
 
-def unit(vector: np.ndarray, dimensions: int = 0) -> np.ndarray:
+def unit_vector(vector: np.ndarray, dimensions: int = 0) -> np.ndarray:
     """`vector` at length 1, only its first `dimensions` components if it has more.  float [n_embd] -> f32 [n]
 
     Raises: RequestError for one that is not finite
@@ -94,10 +94,10 @@ def unit(vector: np.ndarray, dimensions: int = 0) -> np.ndarray:
     return (vector / max(length, 1e-12)).astype(np.float32)
 
 
-def reading(call: Call, ids: list[int], options: Options, pooling: str, deliver: Deliver) -> Job:
+def reading(handle: RequestHandle, ids: list[int], options: Options, pooling: str, deliver: Deliver) -> Job:
     """The job that is over once `ids` are read; its last piece has their vector."""
     how = (options, False, False, None, False)  # neither cut nor shifted, as it is not longer than the window
-    return Job(call, ids, *how, deliver=deliver, finished=lambda: None, pooling=pooling)
+    return Job(handle, ids, *how, deliver=deliver, finished=lambda: None, pooling=pooling)
 
 
 class Vectors:
@@ -107,10 +107,12 @@ class Vectors:
     them.  What goes wrong with one text ends the others, and goes out in their place.
     """
 
-    def __init__(self, n_text: int, dimensions: int, call: Call, deliver: Deliver, release: Callable[[], None]):
+    def __init__(
+        self, n_text: int, dimensions: int, handle: RequestHandle, deliver: Deliver, release: Callable[[], None]
+    ):
         """`release` is called once, when all jobs are over and nothing has been delivered yet."""
         self.n_text, self.dimensions = n_text, dimensions
-        self.call, self.deliver, self.release = call, deliver, release
+        self.handle, self.deliver, self.release = handle, deliver, release
         self._submit: Callable[[int], None]
         self._vectors: dict[int, np.ndarray] = {}
         self._error: Exception | None = None
@@ -127,10 +129,10 @@ class Vectors:
         """What text `i` came to, from any thread.  Raises: RequestError, which then comes in its place"""
         if isinstance(last, Exception):
             self._error = self._error or last
-            self.call.cancel()
+            self.handle.cancel()
         else:
             assert last.timings
-            self._vectors[i] = unit(last.embeddings[0], self.dimensions)
+            self._vectors[i] = unit_vector(last.embeddings[0], self.dimensions)
             self._n_tok += last.timings.prompt_eval_count
         with self._lock:
             self._n_over, following = self._n_over + 1, self._n_begun

@@ -28,7 +28,7 @@ from ..options import Options
 from ..sampling.grammar import Grammar
 from .echo import echo as echoed
 from .piece import Piece, Timings
-from .sequence import Sequence, State, kept, truncated
+from .sequence import Sequence, SequenceState, kept, truncated
 
 
 def generate(
@@ -59,7 +59,7 @@ def generate(
     echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
     grammar     what the text is held to: `Grammars(model.tokenizer).grammar("json")`, or of a JSON schema
     """
-    check_it_speaks(model)
+    require_decoder(model)
     options = (options or Options()).clamped(model.hparams.n_ctx_train)
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
@@ -77,10 +77,10 @@ def generate(
     prefilled = perf_counter_ns()
     if echo and options.num_predict == 0:
         seq.end("length")
-    while seq.state is not State.DONE:
+    while seq.state is not SequenceState.DONE:
         piece = seq.sample(logits)
         yield piece
-        if seq.state is not State.DONE:
+        if seq.state is not SequenceState.DONE:
             logits = decode(model, seq, cache, kernels, tap)
     timings = Timings(
         model.load_duration,
@@ -93,7 +93,7 @@ def generate(
     yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
 
 
-def check_it_speaks(model: Model) -> None:
+def require_decoder(model: Model) -> None:
     """Raises: RequestError"""
     if not model.family.causal:
         raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not go on with them")
@@ -101,25 +101,25 @@ def check_it_speaks(model: Model) -> None:
 
 def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Bring the prompt into the cache.  -> logits of its last token, f32 [n_vocab]"""
-    seq.state = State.PREFILL
+    seq.state = SequenceState.PREFILL
     while seq.n_cached < seq.n_prompt:
         chunk = seq.tokens[seq.n_cached : min(seq.n_cached + seq.options.num_batch, seq.n_prompt)]
         last = [-1] if seq.n_cached + len(chunk) == seq.n_prompt else []
         logits = forward(model, Batch.of(chunk, seq.slot, seq.n_cached, last, seq.embeds), cache, kernels, tap)
         seq.n_cached += len(chunk)
-    seq.state = State.DECODE
+    seq.state = SequenceState.DECODE
     return logits[0]
 
 
 def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Bring the newest token into the cache, after making room where the window is full.  -> logits f32 [n_vocab]"""
-    make_room(seq, cache, kernels, model.hparams.ropes(cache.n_ctx))
+    shift_window(seq, cache, kernels, model.hparams.ropes(cache.n_ctx))
     logits = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
     seq.n_cached += 1
     return logits[0]
 
 
-def make_room(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
+def shift_window(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
     """Where the window is full, forget the older half of what need not be kept.  -> positions left as they were"""
     if seq.n_cached < seq.window - 1:
         return seq.n_cached

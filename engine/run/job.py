@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cancellation import Call
+from ..handle import RequestHandle
 from ..options import Options
 from ..sampling.grammar import Grammar
 from .piece import Piece
@@ -28,7 +28,7 @@ class Job:
     finished   is called once, before the last of them is delivered
     """
 
-    call: Call
+    handle: RequestHandle
     prompt: list[int]
     options: Options
     truncate: bool

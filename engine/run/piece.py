@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..parse import ToolCall
+from ..parse import ParsedCall
 
 if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
     from ..sampling import Logprob
@@ -50,5 +50,5 @@ class Piece:
     timings: Timings | None = None
     met: str | None = None
     thinking: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ParsedCall, ...] = ()
     embeddings: tuple[Any, ...] = ()

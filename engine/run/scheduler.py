@@ -23,8 +23,8 @@ from time import perf_counter_ns
 import numpy as np
 
 from ...kernels import NUMBA, Kernels
-from ..cancellation import Call
 from ..errors import ContextFull
+from ..handle import RequestHandle
 from ..model.batch import Batch
 from ..model.cache import KVCache
 from ..model.decoder import logits
@@ -32,11 +32,11 @@ from ..model.model import Model
 from ..model.trace import Tap, Watch
 from .echo import Echo
 from .embed import Pooled
-from .generate import check_it_speaks, make_room
+from .generate import require_decoder, shift_window
 from .job import Job
 from .piece import Piece, Timings
 from .prefix import Prefixes
-from .sequence import Sequence, State, kept, truncated
+from .sequence import Sequence, SequenceState, kept, truncated
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +140,11 @@ class Scheduler:
 
     def _dismiss(self) -> None:
         """Those that nobody waits for any more go, wherever they are."""
-        for one in [one for one in self.running if self.stopped or one.job.call.cancelled]:
-            self._leave(one, self.stopped or one.job.call.why())
-        for job in [job for job in self.waiting if self.stopped or job.call.cancelled]:
+        for one in [one for one in self.running if self.stopped or one.job.handle.cancelled]:
+            self._leave(one, self.stopped or one.job.handle.why())
+        for job in [job for job in self.waiting if self.stopped or job.handle.cancelled]:
             self.waiting.remove(job)
-            conclude(job, self.stopped or job.call.why())
+            conclude(job, self.stopped or job.handle.why())
 
     def _admit(self) -> None:
         """Those who waited longest get the free slots."""
@@ -158,7 +158,7 @@ class Scheduler:
     def _begin(self, job: Job) -> Running:
         """The job in a slot of its own.  Raises: ContextFull, RequestError where an encoder is to speak"""
         if not job.pooling:
-            check_it_speaks(self.model)
+            require_decoder(self.model)
         began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx
         options = replace(job.options, num_ctx=n_ctx)
         if len(job.prompt) > n_ctx:
@@ -178,7 +178,7 @@ class Scheduler:
             grammar=job.grammar,
         )
         seq.slot, seq.n_cached = self.prefixes.take([] if job.echo or job.pooling else prompt)
-        seq.state = State.PREFILL
+        seq.state = SequenceState.PREFILL
         facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
         log.debug("begins", extra={"fields": facts})
         echo = Echo(tokenizer, seq) if job.echo else None
@@ -187,7 +187,7 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Running, Batch]]:
         """Who takes part in the next forward pass, and with what: those who are only read come last."""
-        speaking = [one for one in self.running if one.seq.state is State.DECODE]
+        speaking = [one for one in self.running if one.seq.state is SequenceState.DECODE]
         turns = [(one, self._next_token(one)) for one in speaking]
         room = max(1, min(self.num_batch, CHUNK) - len(speaking)) if speaking else self.num_batch
         for one in self._reading(room):
@@ -203,7 +203,7 @@ class Scheduler:
 
         So a question need not wait for a book, and the book goes on by half the room in every step.
         """
-        reading = [one for one in self.running if one.seq.state is State.PREFILL]
+        reading = [one for one in self.running if one.seq.state is SequenceState.PREFILL]
         if self.takes_whole:
             return reading
         short = next((one for one in reading[1:] if one.seq.n_prompt - one.seq.n_cached <= room // 2), None)
@@ -212,7 +212,7 @@ class Scheduler:
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq
         self.prefixes.forget(
-            seq.slot, make_room(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
+            seq.slot, shift_window(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
         )
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
 
@@ -238,7 +238,7 @@ class Scheduler:
     def _compute(self, turns: list[tuple[Running, Batch]]) -> list[list[np.ndarray]]:
         """One forward pass.  -> for each turn the logits of its outputs, or what is hidden there if it is only read"""
         batch = Batch.join([part for _, part in turns])
-        tap = self._tap([one.job.call for one, _ in turns])
+        tap = self._tap([one.job.handle for one, _ in turns])
         hidden = self.model.family.hidden(self.model, batch, self.cache, self.kernels, tap)  # [n_out, n_embd]
         n = sum(len(part.outputs) for one, part in turns if not one.pooled)
         rows = iter([*(logits(self.model, hidden[:n], self.kernels, tap) if n else ()), *hidden[n:]])
@@ -247,17 +247,17 @@ class Scheduler:
     def _advance(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
         """What a sequence says after the cache has `part`, of whose outputs the model made `rows`: see `_compute`."""
         seq, job, start = one.seq, one.job, one.seq.n_cached
-        job.call.check()
+        job.handle.check()
         self.prefixes.wrote(seq.slot, start, part.tokens.tolist())
         seq.n_cached += len(part.tokens)
-        if seq.state is State.PREFILL:
+        if seq.state is SequenceState.PREFILL:
             for piece in one.echo.pieces(start, rows) if one.echo else ():
                 job.deliver(piece)
             if one.pooled:
                 one.pooled.add(rows)
             if seq.n_cached < seq.n_prompt:
                 return
-            seq.state, one.prefilled = State.DECODE, perf_counter_ns()
+            seq.state, one.prefilled = SequenceState.DECODE, perf_counter_ns()
         if one.pooled:
             seq.end("stop")
         elif one.echo and seq.options.num_predict == 0:
@@ -265,12 +265,12 @@ class Scheduler:
         else:
             piece = seq.sample(rows[-1])
             job.deliver(piece)
-            if self.guard and seq.state is not State.DONE and one.runs_away(piece.text):
+            if self.guard and seq.state is not SequenceState.DONE and one.runs_away(piece.text):
                 seq.end("length")
-        if seq.state is State.DONE:
+        if seq.state is SequenceState.DONE:
             self._leave(one, one.last_piece())
 
-    def _tap(self, calls: list[Call]) -> Tap:
+    def _tap(self, calls: list[RequestHandle]) -> Tap:
         """The tap that ends a forward pass once nobody waits for any of it.
 
         One who leaves among others does not: the pass is soon over, and theirs would have to begin again.
@@ -279,7 +279,7 @@ class Scheduler:
         def look(il: int) -> None:
             if self.stopped:
                 raise self.stopped
-            if calls[0].cancelled and all(call.cancelled for call in calls):
+            if calls[0].cancelled and all(handle.cancelled for handle in calls):
                 calls[0].check()
 
         return Watch(look)

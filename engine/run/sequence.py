@@ -12,14 +12,14 @@ import numpy as np
 
 from ..errors import ContextFull
 from ..options import Options
-from ..sampling import Sampler, logprobs
+from ..sampling import Sampler, logprobs_of
 from ..sampling.grammar import Grammar
 from ..tokenizer import Tokenizer
 from ..tokenizer.detokenize import Detokenizer
 from .piece import Piece
 
 
-class State(Enum):
+class SequenceState(Enum):
     WAITING, PREFILL, DECODE, DONE = range(4)
 
 
@@ -51,7 +51,7 @@ class Sequence:
         self.embeds = embeds
         self.window = options.num_ctx
         self.tokens, self.n_prompt, self.n_cached = list(prompt), len(prompt), 0
-        self.state = State.WAITING
+        self.state = SequenceState.WAITING
         self.done_reason: str | None = None
         self.sampler = Sampler(options, tokenizer.n_vocab)
         n_keep = kept(options.num_keep, len(prompt), tokenizer.add_bos)
@@ -79,7 +79,7 @@ class Sequence:
         self._words.append(token)
         if self._grammar:
             self._grammar.accept(token)
-        logprob = None if self.n_logprobs is None else logprobs(logits, token, self.n_logprobs)
+        logprob = None if self.n_logprobs is None else logprobs_of(logits, token, self.n_logprobs)
         if token in self._eog:
             self.end("stop")
             return Piece("", token, logprob)
@@ -97,7 +97,7 @@ class Sequence:
         return beside_images(self.tokens, oldest + n // 2, 1) - oldest
 
     def end(self, reason: str) -> None:
-        self.state, self.done_reason = State.DONE, reason
+        self.state, self.done_reason = SequenceState.DONE, reason
 
     def rest(self) -> str:
         """Text still held back when the sequence ended otherwise than by a stop string."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ..parse import ThinkingParser, ToolCall, ToolParser
+from ..parse import ParsedCall, ThinkingParser, ToolParser
 from .piece import Piece
 
 
@@ -40,7 +40,7 @@ class Split:
         rest = self.thinking.flush() if is_last else ("", "")
         return thinking + rest[0], text + rest[1]
 
-    def _called(self, text: str, is_last: bool) -> tuple[str, list[ToolCall]]:
+    def _called(self, text: str, is_last: bool) -> tuple[str, list[ParsedCall]]:
         if not self.tools:
             return text, []
         text, calls = self.tools.push(text)

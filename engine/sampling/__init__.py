@@ -1,7 +1,7 @@
 """From logits to the next token.  sampler.py is the chain, steps.py its steps."""
 
-from .logprobs import Logprob, logprobs
+from .logprobs import Logprob, logprobs_of
 from .sampler import Sampler
 from .steps import Candidates
 
-__all__ = ["Candidates", "Logprob", "Sampler", "logprobs"]
+__all__ = ["Candidates", "Logprob", "Sampler", "logprobs_of"]

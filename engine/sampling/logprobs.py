@@ -19,7 +19,7 @@ class Logprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def logprobs(logits: NDArray[np.float32], id: int, n_top: int = 0) -> Logprob:
+def logprobs_of(logits: NDArray[np.float32], id: int, n_top: int = 0) -> Logprob:
     """ln softmax over the whole vocabulary of raw logits: temperature 1, no penalty, nothing cut.  logits f32 [n_vocab]
 
     ln p = l - l_max - ln sum(exp(l - l_max)), the sum in float64.  Of equal ones the lower id comes first.

@@ -18,10 +18,10 @@ from .steps import (
     min_p,
     mirostat_v1,
     mirostat_v2,
+    scale_by_temperature,
     softmax,
     surprise_bits,
     tail_free,
-    temperature,
     top_k,
     top_p,
     typical_p,
@@ -67,13 +67,13 @@ class Sampler:
         c = candidates(self.ids, logits, mask)
         c = penalties(c, window, o.repeat_penalty, o.frequency_penalty, o.presence_penalty)
         if o.mirostat and o.temperature > 0:
-            return self._sample_mirostat(temperature(c, o.temperature))
+            return self._sample_mirostat(scale_by_temperature(c, o.temperature))
         c = top_k(c, o.top_k)
         c = tail_free(c, o.tfs_z) if o.temperature > 0 else c  # as in the chain that had it; typical_p would notice
         c = typical_p(c, o.typical_p)
         c = top_p(c, o.top_p)
         c = min_p(c, o.min_p)
-        c = temperature(c, o.temperature)
+        c = scale_by_temperature(c, o.temperature)
         return int(c.ids[dist(c, self.rng.draw())])
 
     def _sample_mirostat(self, c: Candidates) -> int:

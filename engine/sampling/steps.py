@@ -132,7 +132,7 @@ def min_p(c: Candidates, p: float) -> Candidates:
     return c.take(c.logits >= c.logits.max() + np.log(np.float32(min(p, 1))), c.sorted)
 
 
-def temperature(c: Candidates, t: float) -> Candidates:
+def scale_by_temperature(c: Candidates, t: float) -> Candidates:
     """Logits divided by `t`; at 0, or so near it that the quotients overflow, the first of the largest alone."""
     if np.float32(t) > 0:
         hot = replace(c, logits=c.logits / np.float32(t))

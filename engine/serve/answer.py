@@ -8,11 +8,11 @@ from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import Any
 
-from ..cancellation import Call
 from ..errors import BadGrammar
 from ..go import text as go_text
+from ..handle import RequestHandle
 from ..model.model import Model
-from ..options import Wanted
+from ..options import RequestOptions
 from ..parse import ThinkingParser, ToolParser
 from ..parse.thinking import BLANKS
 from ..run.piece import Piece
@@ -47,7 +47,7 @@ class Answer:
     is_over: bool = False
     load_duration: int = 0
     model: Model | None = None
-    call: Call = field(default_factory=Call)
+    handle: RequestHandle = field(default_factory=RequestHandle)
     split: Split = field(default_factory=Split)
     _pieces: SimpleQueue[Piece | Exception] = field(default_factory=SimpleQueue)
 
@@ -65,12 +65,12 @@ class Answer:
                 if piece.done_reason:
                     return
         finally:
-            self.call.cancel()
+            self.handle.cancel()
 
     @property
     def total_duration(self) -> int:
         """Nanoseconds since the call."""
-        return perf_counter_ns() - self.call.began
+        return perf_counter_ns() - self.handle.began
 
     def context(self) -> list[int]:
         """The conversation up to the last piece as tokens, to be handed back with the next prompt."""
@@ -79,10 +79,10 @@ class Answer:
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 
-def split(template: Template, prompt: str, wanted: Wanted, tools: Sequence[Tool] = ()) -> Split:
+def answer_splitter(template: Template, prompt: str, request: RequestOptions, tools: Sequence[Tool] = ()) -> Split:
     """How the answer to `prompt` is to be told apart, by the tags that the template shows."""
-    thoughts = template.thinking_tags if wanted.think else None
-    calls = template.tool_tag if tools and wanted.format in (None, "") else None  # JSON that was asked for is no call
+    thoughts = template.thinking_tags if request.think else None
+    calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON that was asked for is no call
     names = [tool["function"].get("name", "") for tool in tools]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
@@ -91,24 +91,24 @@ def split(template: Template, prompt: str, wanted: Wanted, tools: Sequence[Tool]
     )
 
 
-def through(split: Split, deliver: Deliver) -> Deliver:
+def splitting(split: Split, deliver: Deliver) -> Deliver:
     """`deliver`, for pieces that have not been told apart yet."""
 
-    def told_apart(piece: Piece | Exception) -> None:
+    def deliver_parts(piece: Piece | Exception) -> None:
         for part in [piece] if isinstance(piece, Exception) else split(piece):
             deliver(part)
 
-    return told_apart
+    return deliver_parts
 
 
-def constraint(
+def grammar_for(
     grammars: Grammars, format: Any, thinking: ThinkingParser | None = None, shown: frozenset[int] = frozenset()
 ) -> Grammar | None:
     """What holds an answer to `format`, once the model has thought.  Raises: BadGrammar"""
     if format is None or format == "":
         return None
     if format != "json" and not isinstance(format, dict):
-        quoted = go_text.literal(go_text.json_text(format))
+        quoted = go_text.literal_of_value(go_text.json_text(format))
         raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
     tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
     return grammars.grammar(format, tags, is_open, shown)

@@ -26,12 +26,12 @@ from time import perf_counter_ns
 from typing import Any, NamedTuple
 
 from ...kernels import NUMBA, Kernels
-from ..cancellation import Call
 from ..errors import CloudModel, ModelNotFound, RequestError
 from ..gguf.read import GGUF
+from ..handle import RequestHandle
 from ..model.cache import usable_type
 from ..model.load import check_fits, load_model
-from ..options import AS_USUAL, Options, Wanted
+from ..options import DEFAULT_REQUEST, Options, RequestOptions
 from ..run.embed import Vectors, pooling_of, reading, tokens_of
 from ..run.job import Job
 from ..run.split import Split
@@ -52,9 +52,9 @@ from ..template import (
 )
 from ..template.messages import Tool
 from ..tokenizer import Tokenizer, from_gguf
-from .answer import Answer, Deliver, constraint, split, through
-from .pool import Loaded, Pool, Progress
-from .prompting import Prompt, check_ids, checked, conversation, fitting, rendered, text_of
+from .answer import Answer, Deliver, answer_splitter, grammar_for, splitting
+from .pool import Loaded, LoadProgress, Pool
+from .prompting import Prompt, check_capabilities, check_ids, full_history, render_prompt, text_of_ids, trim_to_context
 from .runner import Runner, loading
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Engine:
         self,
         name: str,
         prompt: str | Sequence[int] = "",
-        wanted: Wanted = AS_USUAL,
+        request: RequestOptions = DEFAULT_REQUEST,
         *,
         suffix: str = "",
         system: str = "",
@@ -112,7 +112,7 @@ class Engine:
         context: Sequence[int] | None = None,
         raw: bool = False,
         images: Sequence[bytes] = (),
-        call: Call | None = None,
+        handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
         """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
@@ -124,84 +124,86 @@ class Engine:
         raw               the prompt is what the model sees
         Checks and their order are those of the contract, section 3.2.
         """
-        call = call or Call()
+        handle = handle or RequestHandle()
         model = self._resolve(name)
-        if not prompt and wanted.keep_alive == 0:
+        if not prompt and request.keep_alive == 0:
             return self._unload(model)
         if raw and (template or system or context):
             raise RequestError("raw mode does not support template, system, or context")
-        wanted = self._checked(name, model, "generate", wanted, images=bool(images), tools=False, suffix=bool(suffix))
+        request = self._checked(name, model, "generate", request, images=bool(images), tools=False, suffix=bool(suffix))
 
         def render(loaded: Loaded) -> Prompt:
             own = self._template(model, loaded)
             if not isinstance(prompt, str):
-                return Prompt(text_of(loaded.runner.model, prompt), ids=list(prompt))
+                return Prompt(text_of_ids(loaded.runner.model, prompt), ids=list(prompt))
             if raw:
-                return Prompt(prompt, split=Split() if wanted.echo else split(own, prompt, wanted), images=images)
+                return Prompt(
+                    prompt, split=Split() if request.echo else answer_splitter(own, prompt, request), images=images
+                )
             asked = Template(template, "go") if template else own
             history = model.messages if context is None else []
             messages = generate_messages(prompt, system or model.system, history, images)
             seen, messages = images_of(messages), mark_images(messages)
             if suffix:
-                text = asked.fill(prompt, suffix, wanted.think)
+                text = asked.fill(prompt, suffix, request.think)
             else:
-                text = bare_prompt(messages) if asked.language == "chatml" else rendered(asked, messages, wanted)
-            text = text_of(loaded.runner.model, context or ()) + text
+                text = bare_prompt(messages) if asked.language == "chatml" else render_prompt(asked, messages, request)
+            text = text_of_ids(loaded.runner.model, context or ()) + text
             bos_once = asked.language == "jinja" and context is None
-            return Prompt(text, bos_once, split(own, text, wanted), images=seen)
+            return Prompt(text, bos_once, answer_splitter(own, text, request), images=seen)
 
-        return self._answer(model, prompt, wanted, render, call, deliver)
+        return self._answer(model, prompt, request, render, handle, deliver)
 
     def chat(
         self,
         name: str,
         messages: Sequence[Message] = (),
-        wanted: Wanted = AS_USUAL,
+        request: RequestOptions = DEFAULT_REQUEST,
         *,
         tools: Sequence[Tool] = (),
-        call: Call | None = None,
+        handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
         """The next turn of a conversation.  None at all only loads the model, or unloads it where keep_alive is 0.
 
         A last message of the assistant is gone on with.  Checks are those of the contract, section 3.3.
         """
-        call = call or Call()
+        handle = handle or RequestHandle()
         if not name:
             raise RequestError("model is required")
         model = self._resolve(name)
-        if not messages and wanted.keep_alive == 0:
+        if not messages and request.keep_alive == 0:
             return self._unload(model)
         images = any(message.get("images") for message in messages)
-        wanted = self._checked(name, model, "chat", wanted, images=images, tools=bool(tools), suffix=False)
+        request = self._checked(name, model, "chat", request, images=images, tools=bool(tools), suffix=False)
 
         def render(loaded: Loaded) -> Prompt:
             own = self._template(model, loaded)
-            everything = conversation(model, messages)
+            everything = full_history(model, messages)
 
             def size(some: Sequence[Message]) -> int:
-                text = rendered(own, some, wanted, tools)
+                text = render_prompt(own, some, request, tools)
                 n_images = sum(len(message.get("images") or ()) for message in some) if model.projectors else 0
                 return len(loaded.runner.model.tokenizer.encode(text)) + n_images * IMAGE_TOKENS
 
             whole = everything
-            if wanted.truncate:
-                everything = fitting(everything, size, loaded.runner.options.num_ctx)
+            if request.truncate:
+                everything = trim_to_context(everything, size, loaded.runner.options.num_ctx)
             n_whole = size(whole) if len(everything) < len(whole) else 0
-            text = rendered(own, mark_images(everything), wanted, tools)
-            told_apart = split(own, text, wanted, tools)
-            return Prompt(text, own.language != "go", told_apart, n_whole=n_whole, images=images_of(everything))
+            text = render_prompt(own, mark_images(everything), request, tools)
+            splitter = answer_splitter(own, text, request, tools)
+            return Prompt(text, own.language != "go", splitter, n_whole=n_whole, images=images_of(everything))
 
-        return self._answer(model, messages, wanted, render, call, deliver)
+        return self._answer(model, messages, request, render, handle, deliver)
 
     def embed(
         self,
         name: str,
         texts: Sequence[str] = (),
-        wanted: Wanted = AS_USUAL,
+        request: RequestOptions = DEFAULT_REQUEST,
         *,
         dimensions: int = 0,
-        call: Call | None = None,
+        handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
         """A vector of length 1 for each of `texts`, which any model can make.  None at all only loads the model.
@@ -209,23 +211,23 @@ class Engine:
         dimensions   keep so many components, the first; 0: all
         A text that is refused ends it for all of them.  Checks are those of the contract, section 3.4.
         """
-        call = call or Call()
+        handle = handle or RequestHandle()
         try:
             model = self._resolve(name)
         except ModelNotFound:
             told = f'model "{name}" not found, try pulling it first' if name else None
             raise ModelNotFound(name, told) from None
-        options = self._options(model, wanted.options)
-        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
+        options = self._options(model, request.options)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), handle, request.keep_alive)
         runner = loaded.runner
-        answer = Answer(load_duration=perf_counter_ns() - call.began, model=runner.model, call=call)
+        answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
         try:
             pooling = pooling_of(runner.model.hparams)
             n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
             prompts = []
             for text in texts:
-                call.check()
-                prompts.append(tokens_of(text, tokenizer, n_ctx, wanted.truncate))
+                handle.check()
+                prompts.append(tokens_of(text, tokenizer, n_ctx, request.truncate))
         except BaseException:
             self.pool.release(loaded)
             raise
@@ -235,10 +237,10 @@ class Engine:
             return answer
         answer.n_prompt = sum(map(len, prompts))
         release = partial(self.pool.release, loaded)
-        vectors = Vectors(len(prompts), dimensions, call, deliver or answer._pieces.put, release)
+        vectors = Vectors(len(prompts), dimensions, handle, deliver or answer._pieces.put, release)
 
         def submit(i: int) -> None:
-            runner.submit(reading(call, prompts[i], options, pooling, partial(vectors.take, i)))
+            runner.submit(reading(handle, prompts[i], options, pooling, partial(vectors.take, i)))
 
         vectors.begin(runner.cache.n_slot, submit)
         return answer
@@ -323,27 +325,27 @@ class Engine:
         from_: str = "",
         files: Mapping[str, str] | None = None,
         *,
-        call: Call | None = None,
+        handle: RequestHandle | None = None,
         **more: Any,
     ) -> Iterator[dict]:
         """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
-        return create(self.store, name, from_, files, fetch=partial(self._fetch, call), fits=check_fits, **more)
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), fits=check_fits, **more)
 
     def create_from_modelfile(
-        self, name: str, text: str, path: str = "", quantize: str = "", call: Call | None = None
+        self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None
     ) -> Iterator[dict]:
         """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
-        more = {"quantize": quantize, "fetch": partial(self._fetch, call), "fits": check_fits}
+        more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "fits": check_fits}
         return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
-    def _fetch(self, call: Call | None, name: str) -> Iterator[dict]:
+    def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict]:
         """The statuses of a pull, up to its success; none where the model is here."""
         try:
             self._resolve(name)
         except ModelNotFound:
-            yield from (status for status in self.pull(name, call=call) if status["status"] != "success")
+            yield from (status for status in self.pull(name, handle=handle) if status["status"] != "success")
 
-    def pull(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+    def pull(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
         """The model `name` on its way from its registry, status by status; see store.transfer.
 
         Raises: BadName, CloudModel, before the first status
@@ -352,11 +354,11 @@ class Engine:
         if source == "cloud":
             raise CloudModel("ollama cloud is disabled: remote model is unavailable")
         asked = self.store.respell(asked)
-        return pull(self.store, self.downloads, asked, insecure, Credentials.from_env(), call or Call())
+        return pull(self.store, self.downloads, asked, insecure, Credentials.from_env(), handle or RequestHandle())
 
-    def push(self, name: str, insecure: bool = False, call: Call | None = None) -> Iterator[dict]:
+    def push(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
         """The model `name` on its way to its registry, status by status; see store.transfer."""
-        return push(self.store, name, insecure, Credentials.from_env(), call or Call())
+        return push(self.store, name, insecure, Credentials.from_env(), handle or RequestHandle())
 
     def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
         """The digest of the file's content, which is in the store; `tell` hears how many bytes are."""
@@ -369,43 +371,47 @@ class Engine:
         layer = model.template if self.settings.go_template else None
         return Template.from_gguf(loaded.runner.model.gguf, layer)
 
-    def _checked(self, name: str, model: LocalModel, verb: str, wanted: Wanted, **needs: bool) -> Wanted:
-        return checked(name, model, show.capabilities(model, self.settings.go_template), verb, wanted, **needs)
+    def _checked(
+        self, name: str, model: LocalModel, verb: str, request: RequestOptions, **needs: bool
+    ) -> RequestOptions:
+        return check_capabilities(
+            name, model, show.capabilities(model, self.settings.go_template), verb, request, **needs
+        )
 
     def _answer(
         self,
         model: LocalModel,
         question: object,
-        wanted: Wanted,
+        request: RequestOptions,
         render: Callable[[Loaded], Prompt],
-        call: Call,
+        handle: RequestHandle,
         deliver: Deliver | None,
     ) -> Answer:
         """The model loaded, the prompt rendered and encoded, the job with its runner."""
-        options = self._options(model, wanted.options)
-        loaded = self.pool.acquire(model, options, partial(self._load, model, options), call, wanted.keep_alive)
-        answer = Answer(load_duration=perf_counter_ns() - call.began, model=loaded.runner.model, call=call)
+        options = self._options(model, request.options)
+        loaded = self.pool.acquire(model, options, partial(self._load, model, options), handle, request.keep_alive)
+        answer = Answer(load_duration=perf_counter_ns() - handle.began, model=loaded.runner.model, handle=handle)
         try:
             prompt = render(loaded) if question else Prompt("")
             answer.prompt, answer.split, answer.n_images = prompt.text, prompt.split, len(prompt.images)
             log.log(TRACE, "prompt", extra={"fields": {"model": model.name.short, "text": prompt.text}})
-            if wanted.render_only or not question:
+            if request.render_only or not question:
                 answer.is_over, answer.done_reason = True, None if question else "load"
                 self.pool.release(loaded)
                 return answer
             shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
-            grammar = constraint(loaded.runner.grammars, wanted.format, answer.split.thinking, shown)
+            grammar = grammar_for(loaded.runner.grammars, request.format, answer.split.thinking, shown)
             began = perf_counter_ns()
-            ids, rows = prompt.encode(loaded.runner, call)
+            ids, rows = prompt.encode(loaded.runner, handle)
             encoding = perf_counter_ns() - began if rows else 0
             answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
         except BaseException:
             self.pool.release(loaded)
             raise
         release = partial(self.pool.release, loaded)
-        how = (options, wanted.truncate, wanted.shift, wanted.n_logprobs, wanted.echo)
-        deliver = through(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(call, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows, encoding))
+        how = (options, request.truncate, request.shift, request.n_logprobs, request.echo)
+        deliver = splitting(answer.split, deliver or answer._pieces.put)
+        loaded.runner.submit(Job(handle, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows, encoding))
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -426,13 +432,13 @@ class Engine:
                 raise CloudModel("ollama cloud is disabled: remote model is unavailable") from None
             raise ModelNotFound(name) from None
 
-    def _options(self, model: LocalModel, wanted: Mapping[str, Any]) -> Options:
+    def _options(self, model: LocalModel, request: Mapping[str, Any]) -> Options:
         """Ours, then the model's, then the request's.  Raises: BadOptions"""
         only_reads = "embedding" in show.capabilities(model)
         ours = {"num_ctx": self.settings.context_length or None, "num_batch": READING_BATCH if only_reads else None}
-        return Options.parse(ours, model.params, wanted)
+        return Options.parse(ours, model.params, request)
 
-    def _load(self, model: LocalModel, options: Options, progress: Progress) -> Runner:
+    def _load(self, model: LocalModel, options: Options, progress: LoadProgress) -> Runner:
         projector = next(iter(model.projectors), None)
         loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), projector, self.settings.vision_order)
         asked = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache

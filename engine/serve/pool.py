@@ -20,9 +20,9 @@ from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic_ns, time_ns
 
-from ..cancellation import Call
 from ..errors import Cancelled, LoadStalled, OutOfMemory, QueueFull, ShuttingDown
 from ..go.duration import FOREVER, SECOND, format_duration
+from ..handle import RequestHandle
 from ..options import Options
 from ..store import LocalModel
 from .runner import Runner
@@ -30,7 +30,7 @@ from .runner import Runner
 log = logging.getLogger(__name__)
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
-A_DAY = 86_400.0  # seconds: a wait without an end, in turns
+MAX_WAIT_S = 86_400.0  # seconds: a wait without an end, in turns
 MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
 
 
@@ -66,7 +66,7 @@ class Loaded:
         return time_ns() + (self.keep_alive if self.n_using else self.deadline - monotonic_ns())
 
 
-class Progress:
+class LoadProgress:
     """How far a load is, as it tells; and whether anybody still waits for it."""
 
     def __init__(self, is_wanted: Callable[[], bool]):
@@ -84,7 +84,7 @@ class Progress:
         Thread(target=self._run, args=(load,), name="load", daemon=True).start()
         while True:
             left = self.moved + timeout - monotonic_ns()
-            wait([self._outcome], min(left / SECOND, A_DAY))
+            wait([self._outcome], min(left / SECOND, MAX_WAIT_S))
             if self._outcome.done():
                 return self._outcome.result()
             if self.moved + timeout <= monotonic_ns() and self._outcome.cancel():
@@ -103,7 +103,7 @@ class Progress:
                 runner.close()
 
 
-Load = Callable[[Progress], Runner]
+Load = Callable[[LoadProgress], Runner]
 
 
 class Pool:
@@ -126,7 +126,7 @@ class Pool:
         self.load_timeout = load_timeout
         self._changed = Condition()
         self._loaded: dict[Path, Loaded] = {}
-        self._queue: deque[tuple[Path, Call]] = deque()
+        self._queue: deque[tuple[Path, RequestHandle]] = deque()
         self._closed = False
         Thread(target=self._watch, name="keep-alive", daemon=True).start()
 
@@ -145,7 +145,7 @@ class Pool:
         model: LocalModel,
         options: Options,
         load: Load,
-        call: Call,
+        handle: RequestHandle,
         keep_alive: int | None = None,
     ) -> Loaded:
         """A lease on `model`, loaded by `load` with `options` (clamped) if need be; `release` gives it back.
@@ -159,31 +159,31 @@ class Pool:
                 return entry
             if len(self._queue) > self.max_queue:  # the first one does not wait
                 raise QueueFull(BUSY)
-            self._queue.append(waiter := (key, call))
-            call.on_cancel = self._wake
+            self._queue.append(waiter := (key, handle))
+            handle.on_cancel = self._wake
         try:
             with self._changed:
-                self._wait(lambda: self._queue[0] is waiter, call)
+                self._wait(lambda: self._queue[0] is waiter, handle)
                 if entry := self._lease(model, options, keep_alive):
                     return entry
-                self._make_room(key, call)
-            return self._add(Loaded(model, self._load(model, load, call), self.keep_alive), keep_alive, call)
+                self._make_room(key, handle)
+            return self._add(Loaded(model, self._load(model, load, handle), self.keep_alive), keep_alive, handle)
         finally:
             with self._changed:
-                call.on_cancel = lambda: None
+                handle.on_cancel = lambda: None
                 self._queue.remove(waiter)
                 self._changed.notify_all()
 
-    def _load(self, model: LocalModel, load: Load, call: Call) -> Runner:
+    def _load(self, model: LocalModel, load: Load, handle: RequestHandle) -> Runner:
         """What `load` returns; models are unloaded one after the other while there is too little memory for it."""
         while True:
             try:
-                return Progress(partial(self.is_wanted, model, call)).watch(load, self.load_timeout)
+                return LoadProgress(partial(self.is_wanted, model, handle)).watch(load, self.load_timeout)
             except OutOfMemory:
                 with self._changed:
                     if not self._loaded:
                         raise
-                    self._drop_when_idle(self._victim(), call)
+                    self._drop_when_idle(self._victim(), handle)
 
     def release(self, entry: Loaded) -> None:
         """One lease back.  The last one starts the countdown."""
@@ -198,18 +198,18 @@ class Pool:
                 entry.keep_alive = 0
                 self._count_down(entry)
 
-    def is_wanted(self, model: LocalModel, call: Call) -> bool:
+    def is_wanted(self, model: LocalModel, handle: RequestHandle) -> bool:
         """Whether anybody still waits for a load of `model` that `call` began."""
         with self._changed:
             waiting = [other for key, other in self._queue if key == model.weights]
-            return not self._closed and any(not other.cancelled for other in [call, *waiting])
+            return not self._closed and any(not other.cancelled for other in [handle, *waiting])
 
     def close(self) -> None:
         """Everything unloaded; everybody who waits or is answered is told that this is the end."""
         with self._changed:
             self._closed = True
-            for _, call in list(self._queue):
-                call.cancel(ShuttingDown)
+            for _, handle in list(self._queue):
+                handle.cancel(ShuttingDown)
             for entry in list(self._loaded.values()):
                 if entry.n_using:
                     entry.runner.stop(ShuttingDown())
@@ -227,15 +227,15 @@ class Pool:
             entry.keep_alive = keep_alive
         return entry
 
-    def _make_room(self, key: Path, call: Call) -> None:
+    def _make_room(self, key: Path, handle: RequestHandle) -> None:
         """Unload an instance of `key` loaded otherwise, and others until there is room for one more."""
         while entry := self._loaded.get(key) or (self._victim() if len(self._loaded) >= self.max_loaded else None):
-            self._drop_when_idle(entry, call)
+            self._drop_when_idle(entry, handle)
 
-    def _drop_when_idle(self, entry: Loaded, call: Call) -> None:
+    def _drop_when_idle(self, entry: Loaded, handle: RequestHandle) -> None:
         entry.leaving = True
         try:
-            self._wait(lambda: not entry.n_using, call)
+            self._wait(lambda: not entry.n_using, handle)
         except BaseException:
             entry.leaving = False
             raise
@@ -245,22 +245,22 @@ class Pool:
         """An idle one with the shortest keep_alive, else the busy one with the shortest."""
         return min(self._loaded.values(), key=lambda e: (e.n_using > 0, e.keep_alive, e.key))
 
-    def _wait(self, until: Callable[[], bool], call: Call) -> None:
-        self._changed.wait_for(lambda: until() or call.cancelled or self._closed)
-        call.check()
+    def _wait(self, until: Callable[[], bool], handle: RequestHandle) -> None:
+        self._changed.wait_for(lambda: until() or handle.cancelled or self._closed)
+        handle.check()
         if self._closed:
             raise ShuttingDown()
 
-    def _add(self, entry: Loaded, keep_alive: int | None, call: Call) -> Loaded:
+    def _add(self, entry: Loaded, keep_alive: int | None, handle: RequestHandle) -> Loaded:
         with self._changed:
-            if self._closed or not self.is_wanted(entry.model, call):
+            if self._closed or not self.is_wanted(entry.model, handle):
                 entry.runner.close()
-                call.check()
+                handle.check()
                 raise ShuttingDown()
             self._loaded[entry.key] = entry
-            if call.cancelled:  # others want it
+            if handle.cancelled:  # others want it
                 self._count_down(entry)
-                call.check()
+                handle.check()
             entry.n_using += 1
             if keep_alive is not None:
                 entry.keep_alive = keep_alive
@@ -300,4 +300,4 @@ class Pool:
                     if entry.deadline <= now:
                         self._drop(entry)
                 left = min((e.deadline - now for e in idle if e.deadline > now), default=FOREVER)
-                self._changed.wait(min(left / SECOND, A_DAY))
+                self._changed.wait(min(left / SECOND, MAX_WAIT_S))

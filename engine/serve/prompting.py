@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..cancellation import Call
 from ..errors import RequestError
+from ..handle import RequestHandle
 from ..model.model import Model
-from ..options import Wanted
+from ..options import RequestOptions
 from ..parse import without_old_thoughts
 from ..run.split import Split
 from ..store import LocalModel
@@ -45,37 +45,37 @@ class Prompt:
     n_whole: int = 0
     images: Sequence[bytes] = ()
 
-    def encode(self, runner: Runner, call: Call) -> tuple[list[int], dict[int, np.ndarray]]:
+    def encode(self, runner: Runner, handle: RequestHandle) -> tuple[list[int], dict[int, np.ndarray]]:
         """The tokens, and what stands in for those below 0.  Raises: BadImage, Cancelled"""
         if self.ids is not None:
             return self.ids, {}
         tokenizer, rows = runner.model.tokenizer, dict[int, np.ndarray]()
         if self.images and runner.images:
-            ids, rows = runner.images.prompt(tokenizer, self.text, self.images, call)
+            ids, rows = runner.images.prompt(tokenizer, self.text, self.images, handle)
         else:
             ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
         twice = self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2
         return (ids[1:] if twice else ids), rows
 
 
-def checked(
+def check_capabilities(
     name: str,
     model: LocalModel,
     able: Sequence[str],
     verb: str,
-    wanted: Wanted,
+    request: RequestOptions,
     *,
     images: bool,
     tools: bool,
     suffix: bool,
-) -> Wanted:
+) -> RequestOptions:
     """`wanted`, if the model can do it, before it is loaded; one that can think does unless it is told not to.
 
     name  what the request called the model
     able  the model's capabilities
     Raises: RequestError in Ollama's words
     """
-    if wanted.think and "thinking" not in able:
+    if request.think and "thinking" not in able:
         raise RequestError(f'"{name}" does not support thinking')
     if "completion" not in able:
         raise RequestError(f'"{name}" does not support {verb}')
@@ -84,29 +84,33 @@ def checked(
             raise RequestError(f"{model.name} does not support {capability}")
     if images and "vision" not in able:
         raise RequestError(f'"{name}" does not support images')
-    return replace(wanted, think=True) if wanted.think is None and "thinking" in able else wanted
+    return replace(request, think=True) if request.think is None and "thinking" in able else request
 
 
-def conversation(model: LocalModel, messages: Sequence[Message]) -> Sequence[Message]:
+def full_history(model: LocalModel, messages: Sequence[Message]) -> Sequence[Message]:
     """What the model hears when `messages` are said to it: its own first; some hear no thoughts but the newest."""
     everything = chat_messages(messages, model.system, model.messages)
     forgets = model.config.model_family == "qwen3" or model.name.model == "deepseek-r1"
     return without_old_thoughts(everything) if forgets else everything
 
 
-def rendered(template: Template, messages: Sequence[Message], wanted: Wanted, tools: Sequence[Tool] = ()) -> str:
+def render_prompt(
+    template: Template, messages: Sequence[Message], request: RequestOptions, tools: Sequence[Tool] = ()
+) -> str:
     """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     if template.language != "jinja":
-        return template.render(messages, tools, add_generation_prompt=not continues, think=wanted.think)
-    thinking: dict[str, Any] = {} if wanted.think is None else {"enable_thinking": bool(wanted.think)}
-    if isinstance(wanted.think, str):
-        thinking["reasoning_effort"] = wanted.think
+        return template.render(messages, tools, add_generation_prompt=not continues, think=request.think)
+    thinking: dict[str, Any] = {} if request.think is None else {"enable_thinking": bool(request.think)}
+    if isinstance(request.think, str):
+        thinking["reasoning_effort"] = request.think
     offered = [{key: value for key, value in tool.items() if value is not None} for tool in tools]
     return template.render(for_jinja(messages), offered or None, continue_final_message=continues, **thinking)
 
 
-def fitting(messages: Sequence[Message], size: Callable[[Sequence[Message]], int], most: int) -> Sequence[Message]:
+def trim_to_context(
+    messages: Sequence[Message], size: Callable[[Sequence[Message]], int], most: int
+) -> Sequence[Message]:
     """The conversation without as many of its oldest messages as it takes for its `size` to be at most `most`.
 
     System messages are kept, and the last message always is, even if it alone is too long.  The place is found by
@@ -127,7 +131,7 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
             raise RequestError(f"there is no token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
 
 
-def text_of(model: Model, ids: Sequence[int]) -> str:
+def text_of_ids(model: Model, ids: Sequence[int]) -> str:
     """The text of tokens that a request brings, special ones included."""
     check_ids(model.tokenizer, ids)
     return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")

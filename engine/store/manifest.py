@@ -50,7 +50,7 @@ def check_digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ManifestLayer:
     """One blob of a model.  `source` is the model or file it came from, `from` in the file."""
 
     media_type: str
@@ -68,14 +68,14 @@ class Layer:
 class Manifest:
     """The layers of a model in their order, and its config, which very old models lack."""
 
-    config: Layer | None
-    layers: tuple[Layer, ...]
+    config: ManifestLayer | None
+    layers: tuple[ManifestLayer, ...]
 
-    def of_type(self, *media_types: str) -> list[Layer]:
+    def of_type(self, *media_types: str) -> list[ManifestLayer]:
         return [layer for layer in self.layers if layer.media_type in media_types]
 
     @property
-    def all_layers(self) -> tuple[Layer, ...]:
+    def all_layers(self) -> tuple[ManifestLayer, ...]:
         """The config too: everything that must be there, and is counted in the model's size."""
         return (*self.layers, *([self.config] if self.config else []))
 
@@ -103,7 +103,7 @@ class Manifest:
         )
 
 
-def _layer(value: Any, path: str | os.PathLike[str]) -> Layer:
+def _layer(value: Any, path: str | os.PathLike[str]) -> ManifestLayer:
     if not isinstance(value, dict):
         raise BadManifest(path, f"a layer is a {type(value).__name__}, expected an object")
     fields = [value.get(key) or "" for key in ("mediaType", "digest", "from", "name")]
@@ -117,7 +117,7 @@ def _layer(value: Any, path: str | os.PathLike[str]) -> Layer:
         digest = check_digest(digest)
     except BadDigest:
         raise BadManifest(path, f"a layer's digest is {digest[:80]!r}, expected sha256: and 64 hex digits") from None
-    return Layer(media_type, digest, size, source, name)
+    return ManifestLayer(media_type, digest, size, source, name)
 
 
 # in the file's order: those always there, then those left out when empty; "architecture" and "os" end it

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import EngineError
 from ..gguf.file_type import file_type_name, parameter_size
 from ..gguf.read import F32, GGUF, ArrayType
-from ..go.text import literal
+from ..go.text import literal_of_value
 from ..template import Template
 from .make.modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
@@ -200,7 +200,7 @@ def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> l
 
 def _parameters(params: Mapping[str, Any]) -> str:
     return "\n".join(
-        f"{key:<30} {literal(item)}"
+        f"{key:<30} {literal_of_value(item)}"
         for key, value in sorted(params.items())
         for item in (value if isinstance(value, list) else [value])
     )

@@ -25,7 +25,7 @@ from ..settings import Settings
 from . import manifest as media
 from .blobs import Blobs, BlobWriter, refusals, sync_folder
 from .lock import StoreLock
-from .manifest import Config, Layer, Manifest, digest_of, read_json, read_limited
+from .manifest import Config, Manifest, ManifestLayer, digest_of, read_json, read_limited
 from .name import ModelName
 
 log = logging.getLogger("numllama.store")
@@ -121,7 +121,7 @@ class LocalModel:
                 raise BadManifest(self._find(layers[-1]), "a message must be an object whose role and content are text")
         return [{"role": "", "content": ""} | message for message in messages]
 
-    def _find(self, layer: Layer) -> Path:
+    def _find(self, layer: ManifestLayer) -> Path:
         try:
             return self.blobs.find(layer.digest, layer.size)
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class LocalModel:
         layers = self.manifest.of_type(*media_types)
         return [read_limited(self._find(layer)).decode("utf-8", "replace") for layer in layers]
 
-    def _json(self, layer: Layer, kind: type) -> Any:
+    def _json(self, layer: ManifestLayer, kind: type) -> Any:
         path = self._find(layer)
         return read_json(read_limited(path), path, kind)
 
@@ -349,7 +349,7 @@ class Store:
                 if os.path.isdir(folder):  # it may have gone with the last one in it
                     _remove_empty(Path(folder), self.root / "manifests")
 
-    def _layers_of(self, name: ModelName) -> tuple[Layer, ...]:
+    def _layers_of(self, name: ModelName) -> tuple[ManifestLayer, ...]:
         path = self.root / "manifests" / name.path
         try:
             return Manifest.from_bytes(read_limited(path), path).all_layers
@@ -372,7 +372,7 @@ class Store:
                 return None
         return named
 
-    def _drop_unnamed(self, layers: Iterable[Layer]) -> bool:
+    def _drop_unnamed(self, layers: Iterable[ManifestLayer]) -> bool:
         """Whether any of `layers` had a blob that no manifest names; it is gone."""
         candidates = {layer.digest for layer in layers}
         if self.keep_blobs or not candidates or (named := self._named()) is None:

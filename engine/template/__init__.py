@@ -84,17 +84,17 @@ class Template:
         Raises: BadTemplate
         """
         if self.language == "go":
-            return go.load(self.text).render(messages, tools, think)
+            return go.load_template(self.text).render(messages, tools, think)
         if self.language == "chatml":
             return _chatml(messages, add_generation_prompt, extra.get("continue_final_message", False))
         text = self.tool_use if tools and self.tool_use else self.text
-        return jinja.render(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
+        return jinja.render_jinja(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
         """What a model is asked for the text between `prompt` and `suffix`.  Raises: BadTemplate, also for Jinja"""
         if self.language != "go":
             raise BadTemplate("a suffix needs a Go template that has a place for it")
-        return go.load(self.text).fill(prompt, suffix, think)
+        return go.load_template(self.text).fill(prompt, suffix, think)
 
     @property
     def capabilities(self) -> list[str]:
@@ -142,7 +142,7 @@ class Template:
     def _go(self) -> go.GoTemplate | None:
         """The Go template; None: it does not parse, which shows when it is to be rendered."""
         try:
-            return go.load(self.text)
+            return go.load_template(self.text)
         except BadTemplate:
             return None
 

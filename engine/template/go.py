@@ -22,7 +22,21 @@ from ..errors import BadTemplate
 from ..go.eval import execute
 from ..go.functions import FUNCTIONS
 from ..go.limits import Budget
-from ..go.parse import Action, Branch, Call, Field, If, List, Pipe, Range, Steps, Text, Variable, parse, run
+from ..go.parse import (
+    ActionNode,
+    BranchNode,
+    CallNode,
+    FieldNode,
+    IfNode,
+    ListNode,
+    PipeNode,
+    RangeNode,
+    Steps,
+    TextNode,
+    VariableNode,
+    parse_template,
+    run_steps,
+)
 from ..go.values import go_value
 from .go_data import go_messages, go_tools
 from .messages import Message, collate
@@ -34,22 +48,22 @@ RESULT_WORDS = ('eq .Role "tool"', "tool_response", "[TOOL_RESULTS]")
 
 
 @lru_cache(maxsize=64)
-def load(text: str) -> GoTemplate:
+def load_template(text: str) -> GoTemplate:
     """The template that `text` is.  Raises: BadTemplate in Go's words"""
-    trees = parse(text, FUNCTIONS)
-    if any(isinstance(node, Call) and node.pipe is None for tree in trees.values() for node in _all(tree)):
+    trees = parse_template(text, FUNCTIONS)
+    if any(isinstance(node, CallNode) and node.pipe is None for tree in trees.values() for node in _all(tree)):
         raise BadTemplate("undefined template specified")  # Ollama's words for {{ template "x" }} without an argument
     template = GoTemplate(text, trees)
     if {"messages", "response"} & template.names:
         return template
-    response = parse("{{ .Response }}", ())[""].nodes
-    return GoTemplate(text, {**trees, "": List((*trees[""].nodes, *response))})
+    response = parse_template("{{ .Response }}", ())[""].nodes
+    return GoTemplate(text, {**trees, "": ListNode((*trees[""].nodes, *response))})
 
 
-def write(text: str, data: Any) -> str:
+def execute_template(text: str, data: Any) -> str:
     """What the template `text` writes for JSON `data`, as text/template does without Ollama.  Raises: BadTemplate"""
     with shallow():
-        return execute(text, parse(text, FUNCTIONS), go_value(data), Budget(data))
+        return execute(text, parse_template(text, FUNCTIONS), go_value(data), Budget(data))
 
 
 @contextmanager
@@ -70,7 +84,7 @@ class GoTemplate:
     """
 
     source: str
-    trees: Mapping[str, List]
+    trees: Mapping[str, ListNode]
 
     # --- what it writes ---
 
@@ -95,12 +109,12 @@ class GoTemplate:
                 "Tools": go_tools(tools),
                 "Response": "",
             }
-            return execute(self.source, self.trees, data | thinking(think), budget)
+            return execute(self.source, self.trees, data | thinking_variables(think), budget)
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
         """The prompt for what belongs between `prompt` and `suffix`.  Raises: BadTemplate"""
         data = {"Prompt": prompt, "Suffix": suffix, "Response": ""}
-        return execute(self.source, self.trees, data | thinking(think), Budget(data))
+        return execute(self.source, self.trees, data | thinking_variables(think), Budget(data))
 
     def _turns(self, messages: Sequence[Message], think: bool | str | None, budget: Budget) -> str:
         """Legacy mode: a turn is written when the next one begins, the last one up to where the answer goes."""
@@ -109,20 +123,20 @@ class GoTemplate:
         for message in messages:
             begins = {"system": ("Prompt", "Response"), "user": ("Response",)}.get(message["role"], ())
             if any(turn[name] for name in begins):
-                written += execute(self.source, self.trees, turn | thinking(think), budget)
+                written += execute(self.source, self.trees, turn | thinking_variables(think), budget)
                 turn = dict(empty)
             name = {"system": "System", "user": "Prompt", "assistant": "Response"}.get(message["role"])
             if name:
                 turn[name] = message["content"]
-        return written + execute(self.source, {"": self._open}, turn | thinking(think), budget, missing=None)
+        return written + execute(self.source, {"": self._open}, turn | thinking_variables(think), budget, missing=None)
 
     @cached_property
-    def _open(self) -> List:
+    def _open(self) -> ListNode:
         """The tree without what follows its first `.Response`.
 
         As upstream, it is a template by itself: those that `define` made are not at hand, nor is missingkey=zero.
         """
-        return run(_Cut().list(self.trees[""]))
+        return run_steps(_Cut().list(self.trees[""]))
 
     # --- what it tells ---
 
@@ -130,7 +144,9 @@ class GoTemplate:
     def names(self) -> frozenset[str]:
         """Variables and fields that the template names, in lower case.  One in `(x).Name` is not seen."""
         nodes = [node for tree in self.trees.values() for node in _all(tree)]
-        return frozenset(name.lower() for node in nodes if isinstance(node, Field | Variable) for name in node.names)
+        return frozenset(
+            name.lower() for node in nodes if isinstance(node, FieldNode | VariableNode) for name in node.names
+        )
 
     @cached_property
     def capabilities(self) -> list[str]:
@@ -151,14 +167,14 @@ class GoTemplate:
         """
         opening = closing = ""
         for node, around in _with_ancestors(self.trees[""]):
-            if not (isinstance(node, Field) and node.names[0] == "Thinking"):
+            if not (isinstance(node, FieldNode) and node.names[0] == "Thinking"):
                 continue
-            ranges = [outer for outer in around if isinstance(outer, Range)]
+            ranges = [outer for outer in around if isinstance(outer, RangeNode)]
             if not ranges or not any(_names(inner, "Messages") for inner in _all(ranges[-1].pipe)):
                 continue
-            nodes = next(outer for outer in reversed(around) if isinstance(outer, List)).nodes
-            opening = nodes[0].text.strip(SPACE) if isinstance(nodes[0], Text) else opening
-            closing = nodes[-1].text.strip(SPACE) if isinstance(nodes[-1], Text) else closing
+            nodes = next(outer for outer in reversed(around) if isinstance(outer, ListNode)).nodes
+            opening = nodes[0].text.strip(SPACE) if isinstance(nodes[0], TextNode) else opening
+            closing = nodes[-1].text.strip(SPACE) if isinstance(nodes[-1], TextNode) else closing
         return opening, closing
 
     @cached_property
@@ -167,13 +183,13 @@ class GoTemplate:
 
         It is the first text in the first `if .ToolCalls`.
         """
-        calls = (node for node in _all(self.trees[""]) if isinstance(node, If) and _asks_for_calls(node))
+        calls = (node for node in _all(self.trees[""]) if isinstance(node, IfNode) and _asks_for_calls(node))
         branch = next(calls, None)
         text = _first_text(branch.body) if branch else ""
         return text.replace("\r\n", "\n").partition("{")[0].strip(SPACE) or "{"
 
 
-def thinking(think: bool | str | None) -> dict[str, Any]:
+def thinking_variables(think: bool | str | None) -> dict[str, Any]:
     """The variables that say whether the model is to think, and how hard."""
     level = think if isinstance(think, str) else "medium" if think else ""
     return {"Think": bool(think), "ThinkLevel": level, "IsThinkSet": think is not None}
@@ -184,15 +200,15 @@ def thinking(think: bool | str | None) -> dict[str, Any]:
 
 def _children(node: Any) -> Sequence[Any]:
     match node:
-        case List():
+        case ListNode():
             return node.nodes
-        case Branch():
+        case BranchNode():
             return [node.pipe, node.body, *([node.otherwise] if node.otherwise else [])]
-        case Action():
+        case ActionNode():
             return [node.pipe]
-        case Call():
+        case CallNode():
             return [node.pipe] if node.pipe else []
-        case Pipe():
+        case PipeNode():
             return [arg for command in node.commands for arg in command.args]
     return []
 
@@ -215,24 +231,24 @@ def _all(root: Any) -> Iterator[Any]:
 
 
 def _names(node: Any, name: str) -> bool:
-    return isinstance(node, Field) and node.names[0] == name
+    return isinstance(node, FieldNode) and node.names[0] == name
 
 
-def _asks_for_calls(node: If) -> bool:
+def _asks_for_calls(node: IfNode) -> bool:
     operands = [arg for command in node.pipe.commands for arg in command.args]
-    return any(isinstance(operand, Field) and "ToolCalls" in operand.names for operand in operands)
+    return any(isinstance(operand, FieldNode) and "ToolCalls" in operand.names for operand in operands)
 
 
-def _first_text(tree: List) -> str:
+def _first_text(tree: ListNode) -> str:
     """The first text that is not blank, before any action; a block without one ends the search."""
     todo = list(reversed(tree.nodes))
     while todo:
         node = todo.pop()
-        if isinstance(node, Text) and node.text.strip(SPACE):
+        if isinstance(node, TextNode) and node.text.strip(SPACE):
             return node.text
-        if isinstance(node, Branch):
+        if isinstance(node, BranchNode):
             todo = [*reversed(node.otherwise.nodes if node.otherwise else ()), *reversed(node.body.nodes)]
-        elif not isinstance(node, Text | Call):
+        elif not isinstance(node, TextNode | CallNode):
             return ""
     return ""
 
@@ -243,22 +259,22 @@ class _Cut:
     def __init__(self) -> None:
         self.is_met = False
 
-    def list(self, tree: List) -> Steps:
+    def list(self, tree: ListNode) -> Steps:
         kept: list[Any] = []
         for node in tree.nodes:
             if self.is_met:
                 break
-            if isinstance(node, Branch):
+            if isinstance(node, BranchNode):
                 body = yield self.list(node.body)
                 otherwise = (yield self.list(node.otherwise)) if node.otherwise and not self.is_met else None
                 kept.append(replace(node, body=body, otherwise=otherwise))
-            elif not isinstance(node, Action):
+            elif not isinstance(node, ActionNode):
                 kept.append(node)
             elif (pipe := (yield self.pipe(node.pipe))) is not None:
                 kept.append(replace(node, pipe=pipe))
-        return List(tuple(kept))
+        return ListNode(tuple(kept))
 
-    def pipe(self, pipe: Pipe) -> Steps:
+    def pipe(self, pipe: PipeNode) -> Steps:
         """What is left of a pipeline; None: a stage of it lost all its operands."""
         commands = []
         for command in pipe.commands:
@@ -266,9 +282,9 @@ class _Cut:
             for arg in command.args:
                 if self.is_met:
                     break
-                if isinstance(arg, Field) and "Response" in arg.names:
+                if isinstance(arg, FieldNode) and "Response" in arg.names:
                     self.is_met = True
-                kept = (yield self.pipe(arg)) if isinstance(arg, Pipe) else arg
+                kept = (yield self.pipe(arg)) if isinstance(arg, PipeNode) else arg
                 args += [kept] if kept is not None else []
             if not args:
                 return None

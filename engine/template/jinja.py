@@ -206,7 +206,7 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def render(
+def render_jinja(
     text: str,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,

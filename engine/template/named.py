@@ -14,7 +14,7 @@ Turn = tuple[str, str]  # what stands before and after a text
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedTemplate:
     """A format.
 
     words    of a Jinja text in this format, all of them
@@ -62,35 +62,35 @@ def _tagged(before: str, after: str) -> tuple[Turn, Turn, Turn]:
 
 
 NAMED = [  # the first that fits is meant
-    Named(
+    NamedTemplate(
         "chatml",
         ("<|im_start|>",),
         ("<|im_start|>", "<|im_end|>"),
         *_tagged("<|im_start|>role\n", "<|im_end|>\n"),
         opens="<|im_start|>assistant\n",
     ),
-    Named(
+    NamedTemplate(
         "llama3-instruct",
         ("<|start_header_id|>",),
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         *_tagged("<|start_header_id|>role<|end_header_id|>\n\n", "<|eot_id|>"),
         opens="<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
-    Named(
+    NamedTemplate(
         "phi-3",
         ("<|assistant|>", "<|end|>"),
         ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
         *_tagged("<|role|>\n", "<|end|>\n"),
         opens="<|assistant|>\n",
     ),
-    Named(
+    NamedTemplate(
         "zephyr",
         ("<|assistant|>", "eos_token"),
         ("<|system|>", "</s>", "<|user|>", "<|assistant|>"),
         *_tagged("<|role|>\n", "</s>\n"),
         opens="<|assistant|>\n",
     ),
-    Named(
+    NamedTemplate(
         "openchat",
         ("GPT4 Correct",),
         ("<|end_of_turn|>",),
@@ -99,7 +99,7 @@ NAMED = [  # the first that fits is meant
         ("GPT4 Correct Assistant: ", "<|end_of_turn|>"),
         opens="GPT4 Correct Assistant:",
     ),
-    Named(
+    NamedTemplate(
         "llama2-chat",
         ("[INST]", "<<SYS>>"),
         ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
@@ -108,7 +108,7 @@ NAMED = [  # the first that fits is meant
         (" ", "</s><s>[INST] "),
         begins="[INST] ",
     ),
-    Named(
+    NamedTemplate(
         "mistral-instruct",
         ("[INST]",),
         ("<|im_start|>", "<|im_end|>"),  # as Ollama has them
@@ -117,7 +117,7 @@ NAMED = [  # the first that fits is meant
         (" ", "</s>[INST] "),
         begins="[INST] ",
     ),
-    Named(
+    NamedTemplate(
         "gemma3-instruct",
         ("<start_of_turn>", "first_user_prefix"),
         ("<end_of_turn>",),
@@ -126,7 +126,7 @@ NAMED = [  # the first that fits is meant
         ("<start_of_turn>model\n", "<end_of_turn>\n"),
         opens="<start_of_turn>model\n",
     ),
-    Named(
+    NamedTemplate(
         "gemma-instruct",
         ("<start_of_turn>",),
         ("<start_of_turn>", "<end_of_turn>"),
@@ -135,7 +135,7 @@ NAMED = [  # the first that fits is meant
         ("<start_of_turn>model\n", "<end_of_turn>\n"),
         opens="<start_of_turn>model\n",
     ),
-    Named(
+    NamedTemplate(
         "command-r",
         ("<|START_OF_TURN_TOKEN|>",),
         ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
@@ -144,7 +144,7 @@ NAMED = [  # the first that fits is meant
         ("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
         opens="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
     ),
-    Named(
+    NamedTemplate(
         "alpaca",
         ("### Instruction:",),
         ("### Instruction:", "### Response"),
@@ -153,7 +153,7 @@ NAMED = [  # the first that fits is meant
         ("### Response:\n", "\n\n"),
         opens="### Response:\n",
     ),
-    Named(
+    NamedTemplate(
         "starcoder2-instruct",
         ("### Instruction",),
         ("### Instruction", "### Response", "<|endoftext|>"),
@@ -162,7 +162,7 @@ NAMED = [  # the first that fits is meant
         ("### Response\n", "<|endoftext|>\n\n"),
         opens="### Response\n",
     ),
-    Named(
+    NamedTemplate(
         "magicoder",
         ("@@ Instruction",),
         ("@@ Instruction", "@@ Response"),
@@ -171,7 +171,7 @@ NAMED = [  # the first that fits is meant
         ("@@ Response\n", "\n\n"),
         opens="@@ Response\n",
     ),
-    Named(
+    NamedTemplate(
         "solar-instruct",
         ("### System:", "### User:"),
         ("### System:", "### User:", "### Assistant"),
@@ -180,14 +180,14 @@ NAMED = [  # the first that fits is meant
         ("### Assistant:\n", "</s>\n\n"),
         opens="### Assistant:\n",
     ),
-    Named(
+    NamedTemplate(
         "codellama-70b-instruct",
         ("Source:", "<step>"),
         ("Source:", "Destination:", "<step>"),
         *_tagged("Source: role\n\n ", " <step> "),
         opens="Source: assistant\nDestination: user\n\n ",
     ),
-    Named(
+    NamedTemplate(
         "granite-instruct",
         ("Question:", "Answer:"),
         ("System:", "Question:", "Answer:"),
@@ -196,14 +196,14 @@ NAMED = [  # the first that fits is meant
         ("Answer:\n", "\n\n"),
         opens="Answer:\n",
     ),
-    Named(
+    NamedTemplate(
         "alfred",
         ("<start_user>",),
         ("<start_system>", "<end_message>", "<start_user>", "<start_assistant>"),
         *_tagged("<start_role>", "<end_message>"),
         opens="<start_assistant>",
     ),
-    Named(
+    NamedTemplate(
         "falcon-instruct",
         ("User:", "Falcon:"),
         ("User:", "Assistant:"),
@@ -212,7 +212,7 @@ NAMED = [  # the first that fits is meant
         ("Falcon:\n", "\n"),
         opens="Falcon:\n",
     ),
-    Named(
+    NamedTemplate(
         "chatqa",
         ("User: ", "Assistant: "),
         ("System:", "User:", "Assistant:", "<|begin_of_text|>"),
@@ -221,7 +221,7 @@ NAMED = [  # the first that fits is meant
         ("Assistant: ", "\n\n"),
         opens="Assistant:",
     ),
-    Named(
+    NamedTemplate(
         "vicuna",
         ("USER: ", "ASSISTANT: "),
         ("USER:", "ASSISTANT:"),
@@ -233,6 +233,6 @@ NAMED = [  # the first that fits is meant
 ]
 
 
-def match(jinja: str) -> Named | None:
+def match(jinja: str) -> NamedTemplate | None:
     """The format that a Jinja template writes, by its words."""
     return next((named for named in NAMED if all(word in jinja for word in named.words)), None)

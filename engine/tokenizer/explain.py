@@ -59,7 +59,7 @@ def explain(vocab: Vocab, text: str) -> Iterator[Word]:
         yield Word(text, merges, symbols, [id for symbol in symbols for id in _or_bytes(vocab, symbol)])
         return
     if vocab.model == "bert":
-        for word in wordpiece.words(vocab, text):
+        for word in wordpiece.normalized_words(vocab, text):
             symbols = wordpiece.pieces(vocab, word)
             yield Word(word, [], symbols, [vocab.ids[symbol] for symbol in symbols])
         return
@@ -67,7 +67,7 @@ def explain(vocab: Vocab, text: str) -> Iterator[Word]:
     def rank(left: str, right: str) -> int | None:
         return vocab.ranks.get((left, right))
 
-    for word in words(vocab, text):
+    for word in split_words(vocab, text):
         symbols, merges = list(word), []
         whole = vocab.pre.ignore_merges or (not vocab.pre.byte_level and not word.strip("\n"))
         if whole and word in vocab.ids:
@@ -117,7 +117,7 @@ def merge(symbols: list[str], value: Callable[[str, str], float | None]) -> tupl
     return [text for text in symbol if text is not None], merges
 
 
-def words(vocab: Vocab, text: str) -> list[str]:
+def split_words(vocab: Vocab, text: str) -> list[str]:
     """`text` cut by the vocabulary's Pre; byte-level words in GPT-2's alphabet: "Hello world" -> ["Hello", "Ġworld"]"""
     parts = [text]
     for expression in vocab.pre.split:

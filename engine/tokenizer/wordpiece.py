@@ -34,10 +34,10 @@ _ALONE = regex.compile(
 
 def wordpiece_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     """Text without special tokens -> ids."""
-    return lambda text: [vocab.ids[piece] for word in words(vocab, text) for piece in pieces(vocab, word)]
+    return lambda text: [vocab.ids[piece] for word in normalized_words(vocab, text) for piece in pieces(vocab, word)]
 
 
-def words(vocab: Vocab, text: str) -> list[str]:
+def normalized_words(vocab: Vocab, text: str) -> list[str]:
     """The words of `text`, as the vocabulary spells them."""
     lowercase, strip_accents = vocab.lowercase, vocab.strip_accents
     return "".join([_spelled(char, lowercase, strip_accents) for char in text]).split()

@@ -29,7 +29,7 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises BadImage for another format, a broken file, and one that would unfold beyond MAX_PIXELS.
     """
     try:
-        image = opened(data)
+        image = open_image(data)
         width, height = image.size
         check_size(width, height)
         image.load()
@@ -43,7 +43,7 @@ def decode_image(data: bytes) -> np.ndarray:
     return pixels
 
 
-def opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """The file's header read, by the reader that its first bytes ask for: of Pillow's many only these three."""
     if data[:3] == b"\xff\xd8\xff":
         return JpegImagePlugin.JpegImageFile(BytesIO(data))

@@ -56,7 +56,7 @@ def read_mlp(file: Tensors, n_embd: int) -> MLP:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class MobileBlock:
     """An inverted residual: each channel convolved, channels weighed by what the whole image has of them, mixed."""
 
     window: np.ndarray
@@ -83,8 +83,8 @@ class LDP:
 
     first: Linear
     second: Linear
-    one: Block
-    two: Block
+    one: MobileBlock
+    two: MobileBlock
     n_out: int
     shrinks: int = 4
 
@@ -100,10 +100,10 @@ def read_ldp(file: Tensors, n_embd: int) -> LDP:
     second = read_linear(file, "mm.model.mlp.3", None, first.n_out)
     n = second.n_out
 
-    def block(i: int) -> Block:
+    def block(i: int) -> MobileBlock:
         name = f"mm.model.mb_block.{i}.block"
         squeeze = read_linear(file, f"{name}.1.fc1", None, n)
-        return Block(
+        return MobileBlock(
             window=read_window(file, f"{name}.0.0.weight", n),
             norm=read_layer_norm(file, f"{name}.0.1", n),
             squeeze=squeeze,

@@ -20,7 +20,7 @@ from threading import Lock
 import numpy as np
 
 from ...kernels import Kernels
-from ..cancellation import Call
+from ..handle import RequestHandle
 from ..tokenizer import Tokenizer
 from .tower import Vision
 
@@ -53,37 +53,37 @@ class Images:
         self._one_at_a_time = Lock()
 
     def prompt(
-        self, tokenizer: Tokenizer, text: str, images: Sequence[bytes], call: Call | None = None
+        self, tokenizer: Tokenizer, text: str, images: Sequence[bytes], handle: RequestHandle | None = None
     ) -> tuple[list[int], dict[int, np.ndarray]]:
         """`text` as ids, with those of an image where its mark stands; and the rows of these.
 
         The text between images is encoded piece by piece, as llama.cpp does; a mark without an image stays text.
         Raises: BadImage, Cancelled
         """
-        call, encoded = call or Call(), dict[int, Encoded]()
+        handle, encoded = handle or RequestHandle(), dict[int, Encoded]()
         ids = [] if tokenizer.first is None else [tokenizer.first]
         rows: dict[int, np.ndarray] = {}
         begin = 0
         for mark in MARK.finditer(text):
             if (n := int(mark[1])) >= len(images):
                 continue
-            image = encoded[n] = encoded.get(n) or self.encode(images[n], call)
+            image = encoded[n] = encoded.get(n) or self.encode(images[n], handle)
             ids += [*tokenizer.encode(text[begin : mark.start()], False), *image.ids]
             rows |= zip(image.ids, image.rows, strict=True)
             begin = mark.end()
         ids += tokenizer.encode(text[begin:], False)
         return ids if tokenizer.last is None else [*ids, tokenizer.last], rows
 
-    def encode(self, image: bytes, call: Call) -> Encoded:
+    def encode(self, image: bytes, handle: RequestHandle) -> Encoded:
         """Raises: BadImage, Cancelled"""
 
         def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
-            call.check()
+            handle.check()
             return value
 
         key = sha256(image).digest()
         while not self._one_at_a_time.acquire(timeout=0.1):
-            call.check()
+            handle.check()
         try:
             if key not in self._known:
                 rows = self.vision.encode(image, self.kernels, tap)

@@ -139,8 +139,8 @@ class Vision:
             tap(name, il, linear(h, kernels).reshape(len(h), hp.n_head, -1))
             for name, linear in (("Qcur", blk.attn_q), ("Kcur", blk.attn_k), ("Vcur", blk.attn_v))
         )
-        how = Attention((hp.n_embd // hp.n_head) ** -0.5, causal=False)
-        out = kernels.attention(q, k, v, 0, how, lambda name, value: tap(name, il, value))
+        rule = Attention((hp.n_embd // hp.n_head) ** -0.5, causal=False)
+        out = kernels.attention(q, k, v, 0, rule, lambda name, value: tap(name, il, value))
         return tap("attn_out", il, blk.attn_out(out, kernels))
 
     def feed_forward(self, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
@@ -148,11 +148,11 @@ class Vision:
         hp, blk = self.hparams, self.blk[il]
         h = tap("ffn_inp_normed", il, blk.ln2(x, hp.norm_eps, kernels))
         h = tap("ffn_up_b", il, blk.ffn_up(h, kernels))
-        h = tap(f"ffn_{hp.ffn_op}", il, activated(h, hp.ffn_op, kernels))
+        h = tap(f"ffn_{hp.ffn_op}", il, vision_activation(h, hp.ffn_op, kernels))
         return tap("ffn_out", il, blk.ffn_down(h, kernels))
 
 
-def activated(x: np.ndarray, op: str, kernels: Kernels) -> np.ndarray:
+def vision_activation(x: np.ndarray, op: str, kernels: Kernels) -> np.ndarray:
     if op == "silu":
         return kernels.silu_mul(x, np.ones_like(x))
     return kernels.gelu(x) if op == "gelu" else kernels.quick_gelu(x)

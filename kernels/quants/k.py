@@ -132,7 +132,7 @@ def codes_again(x, d, minimum, q, q_lowest, q_highest):
     return (np.where(d == 0, q, again) - q_lowest).T.astype(np.uint8).reshape(-1, 256)
 
 
-def largest(x):
+def row_maximum(x):
     """The largest of each row, at least +0; a NaN is passed over.  f32 [n, k] -> f32 [n, 1]"""
     return np.fmax.reduce(x, axis=1, initial=0, keepdims=True) + np.float32(0)
 
@@ -161,7 +161,7 @@ def quantize_q2_k(x):
     groups = by_group(x, 16)
     scale, minimum, q = search_scale_and_min(groups, np.abs(groups), q_max=3, first=-0.5, n_step=15, absolute=True)
     scale, minimum = scale.reshape(-1, 16), minimum.reshape(-1, 16)
-    top_scale, top_min = largest(scale), largest(minimum)
+    top_scale, top_min = row_maximum(scale), row_maximum(minimum)
     low = nearest_int(quotient(15, top_scale) * scale)
     high = nearest_int(quotient(15, top_min) * minimum)
     blocks = np.empty(len(x), Q2_K)
@@ -267,7 +267,7 @@ def quantize_scales_and_mins(x, blocks, q_max, first, n_step):
     weights = np.sqrt(sum_in_order(groups * groups) / 32) + np.abs(groups)
     scale, minimum, q = search_scale_and_min(groups, weights, q_max, first, n_step)
     scale, minimum = scale.reshape(-1, 8), minimum.reshape(-1, 8)
-    top_scale, top_min = largest(scale), largest(minimum)
+    top_scale, top_min = row_maximum(scale), row_maximum(minimum)
     scales = np.minimum(63, nearest_int(quotient(63, top_scale) * scale).astype(np.uint8))
     mins = np.minimum(63, nearest_int(quotient(63, top_min) * minimum).astype(np.uint8))
     blocks["d"], blocks["dmin"] = top_scale[:, 0] / 63, top_min[:, 0] / 63

@@ -8,7 +8,7 @@ from tiny_encoder import tiny_encoder
 
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.load import load_model
-from numllama.engine.run.embed import unit
+from numllama.engine.run.embed import unit_vector
 from numllama.kernels import NUMBA
 
 CLS, SEP = 2, 3
@@ -31,7 +31,7 @@ def pooled(model, tokens, pooling=""):
     """By the file's pooling or this one, of length 1."""
     batch = Batch.of(tokens, outputs=range(len(tokens)))
     rows = model.family.hidden(model, batch, model.new_cache(64), NUMBA)
-    return unit({"cls": rows[0], "last": rows[-1], "mean": rows.mean(0)}[pooling or model.hparams.pooling])
+    return unit_vector({"cls": rows[0], "last": rows[-1], "mean": rows.mean(0)}[pooling or model.hparams.pooling])
 
 
 def test_a_text_stands_between_cls_and_sep(served, encoder):

@@ -19,7 +19,7 @@ import pytest
 from serving import Served
 
 from numllama.api.cli import repl
-from numllama.api.cli.serve import listen, serve
+from numllama.api.cli.serve import listen, serve_forever
 from numllama.api.server.log import LineFormatter, start_logging
 from numllama.engine.errors import RegistryError
 from numllama.engine.go.duration import SECOND
@@ -243,7 +243,7 @@ def test_a_server_says_what_has_no_effect(root_logger, capsys):
     assert Settings.from_env({}).without_effect == ()
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
         host = f"127.0.0.1:{taken.getsockname()[1]}"
-        serve(Settings.from_env({"OLLAMA_HOST": host, "OLLAMA_AUTH": "1", "OLLAMA_VULKAN": ""}))
+        serve_forever(Settings.from_env({"OLLAMA_HOST": host, "OLLAMA_AUTH": "1", "OLLAMA_VULKAN": ""}))
     said = capsys.readouterr().err
     assert "OLLAMA_AUTH is set and has no effect" in said and "OLLAMA_VULKAN" not in said
 

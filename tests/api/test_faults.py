@@ -16,7 +16,7 @@ import pytest
 from serving import Served, until
 
 from numllama.engine.run.scheduler import Scheduler
-from numllama.engine.run.sequence import State
+from numllama.engine.run.sequence import SequenceState
 from numllama.engine.serve.runner import Runner
 from numllama.engine.settings import Settings
 
@@ -148,7 +148,7 @@ def test_gone_while_it_waits_for_a_slot(server, client, slowly):
 def test_gone_while_its_prompt_is_computed(server, client, slowly):
     expected = say(server)
     long = client(prompt="the cat and the dog " * 12, options=ENDLESS | {"num_batch": 1})
-    until(lambda: any(seq.state is State.PREFILL and seq.n_cached > 3 for seq in running(server)))
+    until(lambda: any(seq.state is SequenceState.PREFILL and seq.n_cached > 3 for seq in running(server)))
     long.hang_up()
     until(lambda: is_free(server))
     assert say(server) == expected

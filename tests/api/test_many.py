@@ -17,7 +17,7 @@ import httpx
 import pytest
 from serving import until, wait_for
 
-from numllama.api.wire.request import Visit
+from numllama.api.wire.request import RequestContext
 from numllama.engine.errors import Cancelled
 from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Settings
@@ -84,7 +84,7 @@ def test_a_client_that_never_reads_is_broken_off(never_reads, monkeypatch):
 
 
 def test_what_waits_for_a_client_is_bounded(never_reads, monkeypatch):
-    monkeypatch.setattr("numllama.api.wire.request.MOST_WAITING", 200)
+    monkeypatch.setattr("numllama.api.wire.request.MAX_UNREAD_PIECES", 200)
     assert str(never_reads()) == "the client is too slow: 200 pieces of its answer wait for it"
 
 
@@ -102,8 +102,10 @@ def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
 @pytest.fixture
 def visits(monkeypatch):
     """Weak references to requests from now on, while nothing collects cycles."""
-    refs, init = [], Visit.__init__
-    monkeypatch.setattr(Visit, "__init__", lambda self, request: refs.append(weakref.ref(self)) or init(self, request))
+    refs, init = [], RequestContext.__init__
+    monkeypatch.setattr(
+        RequestContext, "__init__", lambda self, request: refs.append(weakref.ref(self)) or init(self, request)
+    )
     gc.disable()
     yield refs
     gc.enable()

@@ -12,9 +12,9 @@ from scripted import HELLO, WEATHER
 from serving import until
 
 from numllama.api.openai import schema as openai
-from numllama.api.openai.map import chat_request
+from numllama.api.openai.map import chat_from_completions
 from numllama.api.wire.tool_choice import schema
-from numllama.engine.go.decode import decode
+from numllama.engine.go.decode import decode_json
 
 CHAT = "/v1/chat/completions"
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -33,7 +33,7 @@ def events(answer):
 def asked(**body):
     """What /api/chat would have been sent."""
     body = {"messages": HELLO} | body
-    return chat_request(decode(openai.ChatCompletionRequest, json.dumps(body).encode()))
+    return chat_from_completions(decode_json(openai.ChatCompletionRequest, json.dumps(body).encode()))
 
 
 # --- chat/completions ---

@@ -136,7 +136,7 @@ def test_what_a_model_is_made_from_is_pulled(other, registry, monkeypatch, ask):
     assert re.match('pull model manifest: Get "https://127.0.0.1:1/.* refused', said[1]["error"])
     registry.publish("lab/m:latest", ("application/vnd.ollama.image.system", b"S"))
     pull = other.engine.pull
-    monkeypatch.setattr(other.engine, "pull", lambda name, call=None: pull(name, insecure=True, call=call))
+    monkeypatch.setattr(other.engine, "pull", lambda name, handle=None: pull(name, insecure=True, handle=handle))
     said = [
         status["status"] for status in lines(other.post("/api/create", model="made", **ask(f"{registry.host}/lab/m")))
     ]

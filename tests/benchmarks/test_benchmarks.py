@@ -85,9 +85,9 @@ def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
 
 def test_other_rows_than_llama_cpp_s_are_not_timed():
     rows = np.random.default_rng(0).standard_normal((3, 64))
-    vision.check(rows, rows + 1e-3)
+    vision.check_vision(rows, rows + 1e-3)
     with pytest.raises(AssertionError, match="rows differ"):
-        vision.check(rows, np.roll(rows, 1, axis=0))
+        vision.check_vision(rows, np.roll(rows, 1, axis=0))
 
 
 @compiled
@@ -128,11 +128,11 @@ def test_the_most_memory_of_a_process_is_its_own():
 def test_a_kernel_is_checked_before_it_is_timed(monkeypatch):
     w = kernels.weight(FORMATS_BY_NAME["Q8_0"], 64, 64)
     x = np.ones((1, 64), np.float32)
-    kernels.check(w, x)
+    kernels.check_kernel(w, x)
     broken = replace(kernels.NUMBA, matmul=lambda w, x: 1.001 * kernels.packed.matmul(w, x))
     monkeypatch.setattr(kernels, "NUMBA", broken)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        kernels.check(w, x)
+        kernels.check_kernel(w, x)
 
 
 @compiled

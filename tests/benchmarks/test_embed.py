@@ -26,11 +26,11 @@ def test_an_engine_is_compared_with_a_server_of_its_own(tmp_path, capsys):
 def test_what_does_not_agree_is_not_timed():
     rows = np.eye(3, dtype=np.float32)
     right, wrong, same = (embed.Contender("", lambda _, x=x: x, None) for x in (rows, rows[::-1], rows * 0 + 1))
-    assert embed.check([right, right], "abc") == 1
+    assert embed.check_embed([right, right], "abc") == 1
     with pytest.raises(AssertionError, match="vectors differ"):
-        embed.check([right, wrong], "abc")
+        embed.check_embed([right, wrong], "abc")
     with pytest.raises(AssertionError, match="comparing says nothing"):
-        embed.check([same, same], "abc")
+        embed.check_embed([same, same], "abc")
 
 
 def test_an_encoder_for_speed_reads_each_of_its_words_as_one_token(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def said(*moments, text="a"):
 
 
 def test_more_is_the_time_of_a_token_less_that_in_process():
-    one, other = overhead.measure({"one": said(0, 0.001, 0.002), "other": said(5, 5, 5.0025)}, rounds=3)
+    one, other = overhead.measure_overhead({"one": said(0, 0.001, 0.002), "other": said(5, 5, 5.0025)}, rounds=3)
     assert one["ms a text"] == pytest.approx(1) and "more p50" not in one
     assert other["ms a text"] == pytest.approx(1.25) and other["more p50"] == pytest.approx(0.25)
     assert other["gap p95"] == pytest.approx(2.5)
@@ -45,6 +45,6 @@ def test_more_is_the_time_of_a_token_less_that_in_process():
 
 def test_figures_of_another_answer_are_none():
     with pytest.raises(RuntimeError, match="other says"):
-        overhead.measure({"one": said(0, 1), "other": said(0, 1, text="b")}, rounds=1)
+        overhead.measure_overhead({"one": said(0, 1), "other": said(0, 1, text="b")}, rounds=1)
     with pytest.raises(RuntimeError, match="two texts at least"):
-        overhead.measure({"one": said(0)}, rounds=1)
+        overhead.measure_overhead({"one": said(0)}, rounds=1)

@@ -11,7 +11,7 @@ import pytest
 from serving import Served
 
 from numllama.benchmarks import page
-from numllama.benchmarks.server import Answered, Load, Server, main, run, summary
+from numllama.benchmarks.server import Answered, BenchServer, Load, main, run_load, summary
 from numllama.engine.settings import Settings
 from tiny import tiny_gguf
 
@@ -26,7 +26,7 @@ def served(tmp_path_factory):
 
 @pytest.mark.parametrize("wire", ["ollama", "openai"])
 def test_tokens_are_what_the_server_counted(served, wire):
-    answers, seconds = asyncio.run(run(Server("s", served.url, "m", wire), Load(5, 4, 6, clients=2), [1]))
+    answers, seconds = asyncio.run(run_load(BenchServer("s", served.url, "m", wire), Load(5, 4, 6, clients=2), [1]))
     assert [answer.n_sampled for answer in answers] == [6] * 5 and all(answer.n_prompt > 4 for answer in answers)
     assert all(0 < answer.ttft <= answer.total <= seconds for answer in answers)
     assert all(0 < answer.told <= answer.total if wire == "ollama" else answer.told == 0 for answer in answers)
@@ -35,14 +35,14 @@ def test_tokens_are_what_the_server_counted(served, wire):
 def test_an_open_loop_asks_when_it_is_time_whatever_is_answered(served):
     load = Load(8, 4, 2, rate=40)
     due = load.arrivals([3])
-    answers, seconds = asyncio.run(run(Server("s", served.url, "m", "ollama"), load, [3]))
+    answers, seconds = asyncio.run(run_load(BenchServer("s", served.url, "m", "ollama"), load, [3]))
     assert len(answers) == 8 and seconds >= due[-1]
     assert abs(np.diff(Load(4000, 1, 1, rate=40).arrivals([0])).mean() - 1 / 40) < 2e-3
 
 
 def test_what_is_refused_is_an_error_and_no_figure(served):
     with pytest.raises(RuntimeError, match=r"s: 404 .*model 'nope' not found"):
-        asyncio.run(run(Server("s", served.url, "nope", "ollama"), Load(1, 4, 2, clients=1), [0]))
+        asyncio.run(run_load(BenchServer("s", served.url, "nope", "ollama"), Load(1, 4, 2, clients=1), [0]))
 
 
 def test_prompts_share_as_much_as_they_should():

@@ -64,11 +64,11 @@ def test_the_numpy_one_shows_its_scores_and_takes_others_back():
     q, k, v = random(2, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
     seen = {}
 
-    def look(name, value):
+    def tap(name, value):
         seen[name] = value
         return np.eye(4)[[0, 1]][None].repeat(2, axis=0) if name == "kq_soft_max" else value
 
-    got = attention_numpy(q, k, v, 2, Attention(1.0), look)
+    got = attention_numpy(q, k, v, 2, Attention(1.0), tap)
     assert seen["kq"].shape == seen["kq_soft_max"].shape == (2, 2, 4)
     np.testing.assert_allclose(seen["kq_soft_max"].sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(got, np.concatenate([v[:2], v[:2]], axis=1).reshape(2, 16), rtol=1e-6)
@@ -101,7 +101,7 @@ def test_worked_examples_of_each_rule(attention):
 
 
 @given(
-    how=rules(n_head=4),
+    rule=rules(n_head=4),
     group=st.sampled_from([1, 2, 4]),
     d=st.sampled_from([8, 16, 20, 32, 64]),
     n_tok=st.integers(1, 9),
@@ -109,14 +109,14 @@ def test_worked_examples_of_each_rule(attention):
     cache_type=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
 @settings(deadline=None, max_examples=5 if config.DISABLE_JIT else 60)  # Python alone takes its time
-def test_every_set_agrees_whatever_the_rule(how, group, d, n_tok, first, cache_type):
+def test_every_set_agrees_whatever_the_rule(rule, group, d, n_tok, first, cache_type):
     assume(d % 32 == 0 or cache_type[0] == "f")
     n_pos = first + n_tok
     q = random(n_tok, 4, d)
     k, v = (cached(random(n_pos, 4 // group, d, seed=seed), cache_type) for seed in (1, 2))
-    expected = attention_numpy(q.astype(np.float64), k, v, first, how)
+    expected = attention_numpy(q.astype(np.float64), k, v, first, rule)
     for kernels in SETS.values():
-        got = kernels.attention(q, k, v, first, how)
+        got = kernels.attention(q, k, v, first, rule)
         # ggml rounds queries, to f16 (a step of 5e-4) or to blocks (4e-3 of the largest): scores up to 30 move by 0.1
         near = {"f32": 2e-5, "f16": 0.05}.get(cache_type, 0.3) if kernels.name == "ggml" else 2e-5
         np.testing.assert_allclose(got, expected, rtol=0, atol=near, err_msg=kernels.name)

@@ -59,29 +59,29 @@ def test_keys_and_values_may_be_kept_as_different_types():
     cuts=st.lists(st.integers(1, 59), unique=True, max_size=4).map(sorted),
     first=st.sampled_from([0, 1, 200, 250, 256]),  # spans on both sides of a tile's edge
     n_thread=st.integers(1, 2),
-    how=rules(n_head=6, causal=st.just(True)),
+    rule=rules(n_head=6, causal=st.just(True)),
     cache_type=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_thread, how, cache_type):
+def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_thread, rule, cache_type):
     q, k, v = queries_and_cache(60, first + 60, 6, 2, 32, cache_type)
     threads.limit(1)
-    whole = attention_numba(q, k, v, first, how)
+    whole = attention_numba(q, k, v, first, rule)
     threads.limit(n_thread)
     try:
         edges = [0, *cuts, 60]
-        pieces = [attention_numba(q[a:b], k[: first + b], v[: first + b], first + a, how) for a, b in pairwise(edges)]
+        pieces = [attention_numba(q[a:b], k[: first + b], v[: first + b], first + a, rule) for a, b in pairwise(edges)]
     finally:
         threads.limit(None)
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
 
-@given(cut=st.integers(1, 59), how=rules(n_head=6, causal=st.just(False)))
+@given(cut=st.integers(1, 59), rule=rules(n_head=6, causal=st.just(False)))
 @settings(deadline=None, max_examples=20)
-def test_nor_where_all_keys_are_seen(cut, how):
+def test_nor_where_all_keys_are_seen(cut, rule):
     q, k, v = queries_and_cache(60, 300, 6, 2, 32)
-    whole = attention_numba(q, k, v, 100, how)
-    pieces = [attention_numba(q[:cut], k, v, 100, how), attention_numba(q[cut:], k, v, 100 + cut, how)]
+    whole = attention_numba(q, k, v, 100, rule)
+    pieces = [attention_numba(q[:cut], k, v, 100, rule), attention_numba(q[cut:], k, v, 100 + cut, rule)]
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
 

@@ -27,7 +27,7 @@ from numllama.kernels.norm import norm_rows
 from numllama.kernels.rope import turn_tokens
 begun, popen = [], subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: begun.append(args) or popen(*args, **kwargs)
-warmup.N_CORE, warmup.BEGINNING = {n_core}, 0
+warmup.N_CORE, warmup.START_S = {n_core}, 0
 names = ["rope, norm", "rms_norm", "no such kernel"]
 warmup.prepare(names)
 warmup.compile_them(names)
@@ -50,14 +50,14 @@ def test_two_processes_share_what_is_to_be_compiled(tmp_path):
 
 def test_both_processes_have_as_much_to_do():
     names = [name for name, _ in warmup.warmups()]
-    here, there = warmup.halves(names)
+    here, there = warmup.split_work(names)
     assert sorted(here + there) == sorted(names)
     seconds = [
-        sum(next((n for k, n in warmup.SECONDS.items() if k in name), warmup.OTHERS) for name in half)
+        sum(next((n for k, n in warmup.SECONDS.items() if k in name), warmup.OTHER_KERNEL_S) for name in half)
         for half in (here, there)
     ]
-    assert abs(seconds[0] - seconds[1] - warmup.BEGINNING) < 0.5
-    assert warmup.halves(["rms_norm", "softmax"]) == (["rms_norm", "softmax"], [])  # not worth a process
+    assert abs(seconds[0] - seconds[1] - warmup.START_S) < 0.5
+    assert warmup.split_work(["rms_norm", "softmax"]) == (["rms_norm", "softmax"], [])  # not worth a process
 
 
 @pytest.mark.slow

@@ -16,12 +16,12 @@ from ...errors import BadDigest, BadModelfile, BadTemplate, EngineError, ModelEr
 from ...gguf.read import GGUF
 from ...go.text import json_text, ordered_json_text
 from ...template import go, jinja
-from ...template.named import Named, match
+from ...template.named import NamedTemplate, match
 from .. import manifest as media
-from ..manifest import Config, Layer, Manifest
+from ..manifest import Config, Manifest, ManifestLayer
 from ..name import ModelName
 from ..store import Store
-from .modelfile import parse, wishes
+from .modelfile import parse_modelfile, wishes
 from .sources import file_chunks, sources
 from .uploads import Fits, Status, adapter_layer, model_layers, quantized_layer
 
@@ -93,8 +93,8 @@ def create(
         if template:
             named = None
 
-        def text(media_type: str, content: str) -> Layer:
-            return Layer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
+        def text(media_type: str, content: str) -> ManifestLayer:
+            return ManifestLayer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
 
         inherited = {"stop": stop} if stop else _params(store, layers)
         layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT)
@@ -143,7 +143,7 @@ def create_from_modelfile(
             content = Path(path).expanduser().read_bytes()
         except (OSError, ValueError) as error:
             raise BadModelfile(f"error reading modelfile: {error}") from None
-    commands = parse(content)
+    commands = parse_modelfile(content)
     said = wishes(commands)
     folder = Path(path).expanduser().parent if path and not text else Path.cwd()
     found = sources(commands, folder if may_read else None)
@@ -151,13 +151,13 @@ def create_from_modelfile(
     return create(store, name, **said, **more, drop_system=said.get("system") == "")
 
 
-def _inherited(store: Store, from_: str) -> tuple[Config, list[Layer]]:
+def _inherited(store: Store, from_: str) -> tuple[Config, list[ManifestLayer]]:
     model = store.resolve(ModelName.parse_request(from_)[0])
     store.adopt(model)
     return model.config, [replace(layer, source=model.name.short) for layer in model.manifest.layers]
 
 
-def _weights(store: Store, layers: Sequence[Layer]) -> Path:
+def _weights(store: Store, layers: Sequence[ManifestLayer]) -> Path:
     models = [layer for layer in layers if layer.media_type == media.MODEL]
     if not models:
         raise ModelError(f"no layer of type {media.MODEL}, expected one that the adapter is for")
@@ -165,8 +165,8 @@ def _weights(store: Store, layers: Sequence[Layer]) -> Path:
 
 
 def _quantized(
-    store: Store, config: Config, layers: Sequence[Layer], name: str
-) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    store: Store, config: Config, layers: Sequence[ManifestLayer], name: str
+) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
     """The config and layers of a model whose weights are of file type `name`."""
     changed = []
     for layer in layers:
@@ -179,12 +179,12 @@ def _quantized(
 def _check_template(text: str) -> None:
     """Raises: RequestError for a template that does not parse, in the words of Ollama"""
     try:
-        go.load(text)
+        go.load_template(text)
     except BadTemplate as error:
         raise RequestError(f"template error: {error}") from None
 
 
-def _named(store: Store, layers: Sequence[Layer]) -> tuple[list[str], Named | None]:
+def _named(store: Store, layers: Sequence[ManifestLayer]) -> tuple[list[str], NamedTemplate | None]:
     """What ends a turn in the format of a new model, and that format if the model's own template does not run here."""
     own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
     if not isinstance(own, str) or (named := match(own)) is None:
@@ -192,11 +192,11 @@ def _named(store: Store, layers: Sequence[Layer]) -> tuple[list[str], Named | No
     return [word for word in named.stop if word in own], None if jinja.compiles(own) else named
 
 
-def _without(layers: Sequence[Layer], *media_types: str) -> list[Layer]:
+def _without(layers: Sequence[ManifestLayer], *media_types: str) -> list[ManifestLayer]:
     return [layer for layer in layers if layer.media_type not in media_types]
 
 
-def _params(store: Store, layers: Sequence[Layer]) -> dict[str, Any]:
+def _params(store: Store, layers: Sequence[ManifestLayer]) -> dict[str, Any]:
     params: dict[str, Any] = {}
     for layer in layers:
         if layer.media_type == media.PARAMS:

@@ -66,7 +66,7 @@ def is_kept(tensor: Tensor) -> bool:
     return is_vector or not tensor.name.endswith("weight") or bool(KEPT.search(tensor.name))
 
 
-def mixture(gguf: GGUF, file_type: str) -> dict[str, QuantFormat]:
+def tensor_formats(gguf: GGUF, file_type: str) -> dict[str, QuantFormat]:
     """The format of every tensor of `gguf` as `file_type`, in the order of llama-quantize's file: by layer, by name."""
     base, model = base_format(file_type).name, _Model.of(gguf)
     is_mixed = base not in ("F32", "F16", "BF16")

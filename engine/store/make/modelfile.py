@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import BadModelfile
-from ...go.text import plain
+from ...go.text import text_of_value
 from ...options import IGNORED, REQUEST_ONLY, option_from_text
 from ..store import LocalModel
 
@@ -43,7 +43,7 @@ def modelfile(model: LocalModel, system: str, params: Mapping[str, Any], jinja: 
         "# To build a new Modelfile based on this, replace FROM with:",
         f"# FROM {model.name.short}\n",
     ]
-    own = render(
+    own = render_modelfile(
         str(model.weights.absolute()),
         adapters=[str(path.absolute()) for path in model.adapters],
         drafts=[str(path.absolute()) for path in model.drafts],
@@ -59,7 +59,7 @@ def modelfile(model: LocalModel, system: str, params: Mapping[str, Any], jinja: 
     return "\n".join(lines) + "\n" + own
 
 
-class Command(NamedTuple):
+class Instruction(NamedTuple):
     """One instruction.
 
     name    in lower case; "model" of FROM, and of PARAMETER the parameter's
@@ -81,7 +81,7 @@ class Command(NamedTuple):
         return f"PARAMETER {self.name} {quoted(self.value)}"
 
 
-def parse(text: str | bytes) -> list[Command]:
+def parse_modelfile(text: str | bytes) -> list[Instruction]:
     """The instructions of a Modelfile, in their order.  Raises: BadModelfile in Ollama's words"""
     commands = _Reader(decoded(text) if isinstance(text, bytes) else text).commands()
     if not any(command.name == "model" for command in commands):
@@ -103,7 +103,7 @@ class _Reader:
     def __init__(self, text: str):
         self.text, self.at = text, 0
 
-    def commands(self) -> list[Command]:
+    def commands(self) -> list[Instruction]:
         commands = []
         while (name := self.instruction()) is not None:
             if name == "parameter":
@@ -116,7 +116,7 @@ class _Reader:
                 value = f"{role}: {self.value()}"
             else:
                 value = self.value()
-            commands.append(Command("model" if name == "from" else name, value))
+            commands.append(Instruction("model" if name == "from" else name, value))
         return commands
 
     def instruction(self) -> str | None:
@@ -192,7 +192,7 @@ def unquoted(value: str) -> str | None:
     return value
 
 
-def wishes(commands: Sequence[Command]) -> dict[str, Any]:
+def wishes(commands: Sequence[Instruction]) -> dict[str, Any]:
     """What the instructions ask for beside FROM and ADAPTER, as keywords of `create`; what is not said is not there.
 
     Raises: BadModelfile, BadOptions
@@ -223,7 +223,7 @@ def wishes(commands: Sequence[Command]) -> dict[str, Any]:
     return said
 
 
-def render(
+def render_modelfile(
     weights: str,
     adapters: Sequence[str] = (),
     drafts: Sequence[str] = (),
@@ -237,17 +237,17 @@ def render(
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """One line for each instruction, in Ollama's order."""
-    commands = [Command("model", weights)]
-    commands += [Command("adapter", path) for path in adapters]
-    commands += [Command("draft", path) for path in drafts]
-    commands += [Command("model", path) for path in projectors]
-    commands += [Command("template", template)] if template is not None else []
+    commands = [Instruction("model", weights)]
+    commands += [Instruction("adapter", path) for path in adapters]
+    commands += [Instruction("draft", path) for path in drafts]
+    commands += [Instruction("model", path) for path in projectors]
+    commands += [Instruction("template", template)] if template is not None else []
     texts = {"system": system, "renderer": renderer, "parser": parser}
-    commands += [Command(name, text) for name, text in texts.items() if text]
+    commands += [Instruction(name, text) for name, text in texts.items() if text]
     for name, value in sorted((params or {}).items()):
-        commands += [Command(name, plain(item)) for item in (value if isinstance(value, list) else [value])]
-    commands += [Command("license", text) for text in licenses]
-    commands += [Command("message", f"{message['role']}: {message['content']}") for message in messages]
+        commands += [Instruction(name, text_of_value(item)) for item in (value if isinstance(value, list) else [value])]
+    commands += [Instruction("license", text) for text in licenses]
+    commands += [Instruction("message", f"{message['role']}: {message['content']}") for message in messages]
     return "".join(f"{command}\n" for command in commands)
 
 

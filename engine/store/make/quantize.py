@@ -20,7 +20,7 @@ from ...errors import EngineError, RequestError
 from ...gguf.file_type import file_type_name
 from ...gguf.read import GGUF, U32
 from ...gguf.write import Streamed
-from .mixture import IDS, is_kept, mixture
+from .mixture import IDS, is_kept, tensor_formats
 
 SOURCES = ("F32", "F16", "BF16")
 QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
@@ -42,14 +42,14 @@ def quantized(gguf: GGUF, file_type: str) -> tuple[dict[str, Any], list[Streamed
     kv |= {"general.quantization_version": U32(QUANTIZATION_VERSION), "general.file_type": U32(IDS[file_type])}
     tensors = [
         Streamed(name, format, gguf.tensors[name].shape, _pieces(gguf.tensors[name], format))
-        for name, format in mixture(gguf, file_type).items()
+        for name, format in tensor_formats(gguf, file_type).items()
     ]
     return kv, tensors
 
 
 def is_already(gguf: GGUF, file_type: str) -> bool:
     """Whether quantizing `gguf` to `file_type` would change no weight and no word about them."""
-    formats = mixture(gguf, file_type)
+    formats = tensor_formats(gguf, file_type)
     same = all(gguf.tensors[name].format is format for name, format in formats.items())
     return same and file_type_name(gguf.kv.get("general.file_type")) == file_type
 

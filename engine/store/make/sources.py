@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import BadModelfile, BadName, ModelError
 from ..name import ModelName
-from .modelfile import Command
+from .modelfile import Instruction
 
 CHUNK = 1 << 20
 # What a folder's weights can be, the first that there is; and what belongs to safetensors
@@ -41,7 +41,7 @@ class Sources:
         return said | ({"adapters": digests(self.adapters)} if self.adapters else {})
 
 
-def sources(commands: Sequence[Command], folder: Path | None) -> Sources:
+def sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
     """What the instructions say of weights; paths are relative to `folder`.  No file is looked at where that is None.
 
     Raises: BadModelfile, ModelError

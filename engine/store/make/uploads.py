@@ -18,7 +18,7 @@ from ...gguf.file_type import FILE_TYPES, file_type_name, parameter_size
 from ...gguf.read import GGUF, join, read_part
 from ...gguf.write import gguf_chunks
 from .. import manifest as media
-from ..manifest import Config, Layer, check_digest
+from ..manifest import Config, ManifestLayer, check_digest
 from ..show import n_parameters
 from ..store import Store
 from .convert import converted
@@ -33,7 +33,7 @@ NO_DIGEST = "0000000000000000000"  # Ollama's, of a file that is being made
 
 def model_layers(
     store: Store, files: Mapping[str, str], quantize: str, fits: Fits
-) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
     """The config and layers of a model that the blobs `files`, digests by file name, make.
 
     Raises: RequestError, ModelError for blobs that are missing, EngineError for `quantize`
@@ -45,7 +45,7 @@ def model_layers(
         return (yield from _as_wanted(store, layer, [], quantize))
     models: dict[str, GGUF] = {}
     projectors: dict[str, GGUF] = {}
-    layers: dict[str, Layer] = {}
+    layers: dict[str, ManifestLayer] = {}
     for path, digest in files.items():
         yield {"status": "parsing GGUF"}
         gguf, layer = _uploaded(store, path, digest)
@@ -76,15 +76,15 @@ def model_layers(
 
 
 def _as_wanted(
-    store: Store, layer: Layer, projectors: list[Layer], quantize: str
-) -> Generator[Status, None, tuple[Config, list[Layer]]]:
+    store: Store, layer: ManifestLayer, projectors: list[ManifestLayer], quantize: str
+) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
     config = config_of(GGUF.open(store.blob_path(layer.digest)))
     if quantize:
         config, layer = yield from quantized_layer(store, config, layer, quantize)
     return config, [layer, *projectors]
 
 
-def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None, Layer]:
+def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None, ManifestLayer]:
     """The layer of a model in Hugging Face's layout."""
     yield {"status": "converting model"}
     if "config.json" not in files:
@@ -94,7 +94,9 @@ def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None
     return (yield from stored(store, gguf_chunks(kv, tensors), total, "converting model"))
 
 
-def adapter_layer(store: Store, files: Mapping[str, str], model: Path, fits: Fits) -> Generator[Status, None, Layer]:
+def adapter_layer(
+    store: Store, files: Mapping[str, str], model: Path, fits: Fits
+) -> Generator[Status, None, ManifestLayer]:
     """The layer of the one adapter in `files`, which is for the GGUF `model`."""
     if any(path.endswith(".safetensors") for path in files):
         raise NotYet("create does not support adapters as safetensors yet")
@@ -117,8 +119,8 @@ def _check_fits(path: str, part: GGUF, model: GGUF, fits: Fits) -> None:
 
 
 def quantized_layer(
-    store: Store, config: Config, layer: Layer, name: str
-) -> Generator[Status, None, tuple[Config, Layer]]:
+    store: Store, config: Config, layer: ManifestLayer, name: str
+) -> Generator[Status, None, tuple[Config, ManifestLayer]]:
     """The config and model layer of what file type `name` makes of `layer`; itself, if it has that type already."""
     file_type = file_type_of(name)
     gguf = GGUF.open(store.blob_path(layer.digest))
@@ -130,7 +132,9 @@ def quantized_layer(
     return replace(config, file_type=file_type), layer
 
 
-def stored(store: Store, chunks: Iterable[bytes | memoryview], total: int, told: str) -> Generator[Status, None, Layer]:
+def stored(
+    store: Store, chunks: Iterable[bytes | memoryview], total: int, told: str
+) -> Generator[Status, None, ManifestLayer]:
     """The model layer of what `chunks` are; told now and then how far it is.  total: about the bytes they are in all"""
     due = time.monotonic()
     with store.blob_writer() as writer:
@@ -139,7 +143,7 @@ def stored(store: Store, chunks: Iterable[bytes | memoryview], total: int, told:
             if time.monotonic() >= due:
                 due = time.monotonic() + PACE
                 yield {"status": told, "digest": NO_DIGEST, "total": total, "completed": min(writer.size, total)}
-        return Layer(media.MODEL, writer.commit(), writer.size)
+        return ManifestLayer(media.MODEL, writer.commit(), writer.size)
 
 
 def config_of(gguf: GGUF) -> Config:
@@ -149,7 +153,7 @@ def config_of(gguf: GGUF) -> Config:
     return Config("gguf", architecture, (architecture,), size, file_type_name(gguf.kv.get("general.file_type")))
 
 
-def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, Layer]:
+def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, ManifestLayer]:
     """The layer of the one file that all parts of a model make."""
     in_order = sorted(parts, key=lambda path: parts[path].kv.get("split.no", -1))
     try:
@@ -166,7 +170,7 @@ def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, 
     return (yield from stored(store, chunks, total, f"merging {len(parts)} files"))
 
 
-def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, Layer]:
+def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, ManifestLayer]:
     """An uploaded GGUF, in the user's own folder, looked at to its last weight."""
     blob = uploaded_blob(store, path, digest)
     with open(blob, "rb") as file:
@@ -180,7 +184,7 @@ def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, Layer]:
         check_weights(gguf)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from None
-    return gguf, Layer(media.MODEL, check_digest(digest), blob.stat().st_size)
+    return gguf, ManifestLayer(media.MODEL, check_digest(digest), blob.stat().st_size)
 
 
 def uploaded_blob(store: Store, path: str, digest: str) -> Path:

@@ -29,9 +29,9 @@ except ImportError:  # Windows: there, let one process at a time pull a blob
 
 from ...errors import BadManifest, Cancelled, RegistryError, ShuttingDown, StoreError, WrongBlob
 from ..blobs import Blobs, sync_folder
-from ..manifest import Layer
+from ..manifest import ManifestLayer
 from .http import CHUNK, Registry, part_size
-from .retry import Interrupted, NoRanges, Patience
+from .retry import Interrupted, RangesUnsupported, RetryBudget
 
 RECORD, RECORD_BYTES = 0.5, 8_000_000  # seconds, and bytes, after which a part's record is written anew
 LEAVE = 1.0  # seconds that a download gets to end in; one that waits for an answer may need more
@@ -119,7 +119,7 @@ class Download:
     n_waiting  how many wait; Downloads counts them
     """
 
-    def __init__(self, blobs: Blobs, layer: Layer, registry: Registry):
+    def __init__(self, blobs: Blobs, layer: ManifestLayer, registry: Registry):
         self.blobs, self.layer, self.registry = blobs, layer, registry
         self.partial = Partial(blobs.path(layer.digest), layer.size)
         self.parts: list[Part] = []
@@ -211,7 +211,7 @@ class Download:
     def _fetch(self, file: IO[bytes]) -> None:
         try:
             self._fetch_parts(file)
-        except NoRanges:
+        except RangesUnsupported:
             self.registry.close()
             self.registry = self.registry.again()
             if self._why:
@@ -242,7 +242,7 @@ class Download:
             raise errors[0]
 
     def _fetch_part(self, file: IO[bytes], part: Part) -> None:
-        patience, due, enough = Patience(self.registry.stopped), 0.0, 0
+        patience, due, enough = RetryBudget(self.registry.stopped), 0.0, 0
         try:
             while part.completed < part.size:
                 first, last = part.offset + part.completed, part.offset + part.size - 1
@@ -280,7 +280,7 @@ class Downloads:
         self._lock = threading.Lock()
         self._running: dict[Path, Download] = {}
 
-    def join(self, blobs: Blobs, layer: Layer, registry: Registry) -> tuple[Download, bool]:
+    def join(self, blobs: Blobs, layer: ManifestLayer, registry: Registry) -> tuple[Download, bool]:
         """The download of that blob, and whether it is a new one, from the repository of `registry`."""
         path = blobs.path(layer.digest)
         with self._lock:

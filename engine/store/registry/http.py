@@ -32,7 +32,7 @@ from ..manifest import MANIFEST_TYPE, MAX_JSON, digest_of
 from ..name import HOST, ModelName
 from . import retry
 from .auth import Challenge, Credentials
-from .retry import FEW_TRIES, Interrupted, NoRanges, Patience, Unreachable
+from .retry import FEW_TRIES, Interrupted, RangesUnsupported, RetryBudget, Unreachable
 
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
@@ -118,7 +118,7 @@ class Registry:
     def blob(self, digest: str, first: int, last: int, total: int) -> Iterator[Iterator[bytes]]:
         """The bytes `first` to `last` of a blob that has `total`, as they come; no more than these, maybe fewer.
 
-        Raises: Interrupted; NoRanges; RegistryError for what another try will not mend
+        Raises: Interrupted; RangesUnsupported; RegistryError for what another try will not mend
         """
         with self._open("GET", self._url(f"blobs/{digest}"), {"Range": f"bytes={first}-{last}"}) as answer:
             status, skipped = answer.status_code, 0
@@ -127,7 +127,7 @@ class Registry:
             elif status == 200:
                 _check_total(answer, _length(answer), total)
                 if last + 1 < total:
-                    raise NoRanges
+                    raise RangesUnsupported
                 skipped = first
             elif status == 404:
                 raise RegistryError(f"{_said(answer)}: file does not exist; the registry has a manifest that names it")
@@ -158,7 +158,7 @@ class Registry:
         A try that fails is made again from the first byte: distribution 2.8 takes no upload up where it broke off.
         Raises: RegistryError, Unauthorized, Cancelled
         """
-        what, patience = f"pushing {digest[7:19]}", Patience(self.stopped)
+        what, patience = f"pushing {digest[7:19]}", RetryBudget(self.stopped)
         self._http.timeout = _timeout(total)
 
         def sent(n: int) -> None:
@@ -224,7 +224,7 @@ class Registry:
         content: bytes | None = None,
     ) -> tuple[httpx.Response, bytes]:
         """A small answer whose status is no passing one.  Raises: RegistryError about `what`, Cancelled"""
-        patience = Patience(self.stopped, FEW_TRIES)
+        patience = RetryBudget(self.stopped, FEW_TRIES)
         try:
             while True:
                 try:

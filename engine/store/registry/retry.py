@@ -21,11 +21,11 @@ class Unreachable(Interrupted):
     """There was no connection at all."""
 
 
-class NoRanges(Exception):
+class RangesUnsupported(Exception):
     """The registry sends the whole blob, whatever range is asked for."""
 
 
-class Patience:
+class RetryBudget:
     """Counts the tries in a row that failed without bringing much, and waits before the next."""
 
     def __init__(self, stopped: threading.Event, tries: int = TRIES):

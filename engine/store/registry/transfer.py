@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BadManifest, BadName, Cancelled, ModelNotFound, RegistryError, RequestError, StoreError, WrongBlob
-from ..manifest import Layer, Manifest
+from ..manifest import Manifest, ManifestLayer
 from ..name import ModelName
 from ..store import Store
 from .auth import Credentials
@@ -34,7 +34,7 @@ class Waiting(Protocol):
 
 
 def pull(
-    store: Store, downloads: Downloads, name: ModelName, insecure: bool, credentials: Credentials, call: Waiting
+    store: Store, downloads: Downloads, name: ModelName, insecure: bool, credentials: Credentials, handle: Waiting
 ) -> Iterator[Status]:
     """The model `name` as its registry has it, status by status; the last is {"status": "success"}.
 
@@ -45,7 +45,7 @@ def pull(
     _check_scheme(name, insecure)
     with ExitStack() as stack:
         registry = stack.enter_context(closing(Registry(name, insecure, credentials)))
-        stack.enter_context(_aborting(registry, call))
+        stack.enter_context(_aborting(registry, handle))
         data = registry.manifest()
         manifest = Manifest.from_bytes(data, f"the manifest of {name.short}")
         if not manifest.layers:
@@ -58,7 +58,7 @@ def pull(
             while True:
                 download, is_new = downloads.join(store.blobs, layer, registry)
                 stack.callback(downloads.leave, download)
-                yield from _awaited(download, download.arrived, call)
+                yield from _awaited(download, download.arrived, handle)
                 if is_new or not isinstance(download.error, RegistryError):  # another repository may do better
                     break
             if download.error and not isinstance(download.error, WrongBlob):
@@ -66,7 +66,7 @@ def pull(
             begun.append(download)
         yield {"status": "verifying sha256 digest"}
         for download in begun:
-            yield from _awaited(download, download.over, call, download.completed)
+            yield from _awaited(download, download.over, handle, download.completed)
         for download in begun:
             if download.error:
                 raise download.error
@@ -76,7 +76,7 @@ def pull(
     yield {"status": "success"}
 
 
-def push(store: Store, name: str, insecure: bool, credentials: Credentials, call: Waiting) -> Iterator[Status]:
+def push(store: Store, name: str, insecure: bool, credentials: Credentials, handle: Waiting) -> Iterator[Status]:
     """The model `name` into the registry that its name says, status by status; the last is {"status": "success"}.
 
     Raises: RequestError for a name that is none, StoreError for a model that is not there; RegistryError, Unauthorized
@@ -93,7 +93,7 @@ def push(store: Store, name: str, insecure: bool, credentials: Credentials, call
         raise StoreError(f"open {path}: no such file or directory") from None
     asked = ModelName.parse_request(name)[0]
     _check_scheme(asked, insecure)
-    with closing(Registry(model.name, insecure, credentials)) as registry, _aborting(registry, call):
+    with closing(Registry(model.name, insecure, credentials)) as registry, _aborting(registry, handle):
         for layer in _each_once(model.manifest):
             path = model._find(layer)
             if registry.has_blob(layer.digest):
@@ -101,11 +101,11 @@ def push(store: Store, name: str, insecure: bool, credentials: Credentials, call
                 continue
             upload, said = _Upload(registry, layer, path, _mount(layer, model.name)), -1
             while not upload.over.wait(PACE):
-                call.check()
+                handle.check()
                 if upload.completed != said:
                     said = upload.completed
                     yield _told("pushing", layer, said)
-            call.check()
+            handle.check()
             if upload.error:
                 raise upload.error
             if said != layer.size:
@@ -118,7 +118,7 @@ def push(store: Store, name: str, insecure: bool, credentials: Credentials, call
 class _Upload:
     """One blob on its way out, in a thread of its own; `over` is set when it is there, or `error` says why not."""
 
-    def __init__(self, registry: Registry, layer: Layer, path: Path, mount: str):
+    def __init__(self, registry: Registry, layer: ManifestLayer, path: Path, mount: str):
         self.completed, self.over = 0, threading.Event()
         self.error: BaseException | None = None
         self._sent = partial(registry.upload, layer.digest, path, layer.size, self._tell, mount)
@@ -138,15 +138,15 @@ class _Upload:
             self.over.set()
 
 
-def _awaited(download: Download, event: threading.Event, call: Waiting, said: int = 0) -> Iterator[Status]:
+def _awaited(download: Download, event: threading.Event, handle: Waiting, said: int = 0) -> Iterator[Status]:
     """How far the download is, now and then, until `event`; first of all what was there before."""
     while not download.begun.wait(PACE):
-        call.check()
+        handle.check()
     if not said and not event.is_set():
         said = download.kept
         yield _told("pulling", download.layer, said)
     while not event.wait(PACE):
-        call.check()
+        handle.check()
         if download.completed != said:
             said = download.completed
             yield _told("pulling", download.layer, said)
@@ -154,16 +154,16 @@ def _awaited(download: Download, event: threading.Event, call: Waiting, said: in
         yield _told("pulling", download.layer, download.completed)
 
 
-def _told(verb: str, layer: Layer, completed: int) -> Status:
+def _told(verb: str, layer: ManifestLayer, completed: int) -> Status:
     status = {"status": f"{verb} {layer.digest[7:19]}", "digest": layer.digest, "total": layer.size}
     return status | ({"completed": completed} if completed else {})
 
 
-def _each_once(manifest: Manifest) -> list[Layer]:
+def _each_once(manifest: Manifest) -> list[ManifestLayer]:
     return list({layer.digest: layer for layer in manifest.all_layers}.values())
 
 
-def _has(store: Store, layer: Layer) -> bool:
+def _has(store: Store, layer: ManifestLayer) -> bool:
     """Whether the blob is in the user's folder, copied from the built-in one if need be; one of that size, that is."""
     try:
         store.adopt_blob(layer.digest)
@@ -172,7 +172,7 @@ def _has(store: Store, layer: Layer) -> bool:
         return False
 
 
-def _mount(layer: Layer, name: ModelName) -> str:
+def _mount(layer: ManifestLayer, name: ModelName) -> str:
     """The repository of the same registry that the layer came from, or ""."""
     with suppress(BadName):
         source = ModelName.parse(layer.source)
@@ -187,14 +187,14 @@ def _check_scheme(name: ModelName, insecure: bool) -> None:
 
 
 @contextmanager
-def _aborting(registry: Registry, call: Waiting) -> Iterator[None]:
+def _aborting(registry: Registry, handle: Waiting) -> Iterator[None]:
     """Whoever cancels the call ends what the registry is waited for."""
-    call.on_cancel = registry.abort
+    handle.on_cancel = registry.abort
     try:
-        call.check()
+        handle.check()
         yield
     except Cancelled:
-        call.check()
+        handle.check()
         raise
     finally:
-        call.on_cancel = lambda: None
+        handle.on_cancel = lambda: None

@@ -13,7 +13,7 @@ from numllama.api.cli.images import with_images
 from numllama.api.cli.repl import converse
 from numllama.api.cli.session import Session
 from numllama.engine.errors import RequestError
-from numllama.engine.options import Wanted
+from numllama.engine.options import RequestOptions
 from numllama.engine.serve.engine import Engine
 from numllama.engine.store import default_store
 from numllama.engine.store.file import FileModel
@@ -159,7 +159,7 @@ def test_a_models_file_takes_a_projector_and_adapters(alone, here, folder, numll
     model, mmproj = str(folder / "model.gguf"), str(folder / "mmproj.gguf")
     brief = ["-o", "temperature=0", "-o", "num_predict=6"]
     engine = Engine(file=FileModel.of(model, projectors=[mmproj]))
-    answer = engine.generate("", "what is ?", Wanted(options=GREEDY), images=[ONE])
+    answer = engine.generate("", "what is ?", RequestOptions(options=GREEDY), images=[ONE])
     said = "".join(piece.text for piece in answer)
     engine.close()
     sees = ["run", model, "what is ./one.png?", *brief, "--projector", mmproj]

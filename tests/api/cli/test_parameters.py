@@ -2,13 +2,13 @@
 
 import pytest
 
-from numllama.api.cli.parameters import parameters
+from numllama.api.cli.parameters import parse_parameters
 from numllama.engine.errors import BadOptions
 
 
 def test_values_have_their_options_type():
     typed = ["temperature=0", "seed=7", "stop=a", "stop=b=c", "use_mmap=f", "temperature=0.5"]
-    assert parameters(typed) == {"temperature": 0.5, "seed": 7, "stop": ["a", "b=c"], "use_mmap": False}
+    assert parse_parameters(typed) == {"temperature": 0.5, "seed": 7, "stop": ["a", "b=c"], "use_mmap": False}
 
 
 @pytest.mark.parametrize(
@@ -23,5 +23,5 @@ def test_values_have_their_options_type():
 )
 def test_wrong_values_are_named_in_ollamas_words(typed, message):
     with pytest.raises(BadOptions) as raised:
-        parameters([typed])
+        parse_parameters([typed])
     assert str(raised.value) == message

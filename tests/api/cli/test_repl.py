@@ -18,7 +18,7 @@ from numllama.api.cli.history import LIMIT, LineHistory
 from numllama.api.cli.repl import converse
 from numllama.api.cli.session import Session
 from numllama.engine.errors import StoreError
-from numllama.engine.options import Wanted
+from numllama.engine.options import RequestOptions
 
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
@@ -49,7 +49,7 @@ def answer(session, *messages):
     """What the model says to `messages`, role by role in turn."""
     roles = ("user", "assistant") * len(messages)
     asked = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
-    return "".join(piece.text for piece in session.models.chat("m", asked, Wanted()))
+    return "".join(piece.text for piece in session.models.chat("m", asked, RequestOptions()))
 
 
 def test_a_conversation_is_remembered(session, talk):
@@ -83,7 +83,7 @@ def test_parameters_are_set_and_shown(session, talk):
         "User defined parameters:\n  num_predict                    2\n  stop                           [a b]\n"
         in shown
     )
-    assert session.wanted.options == {"num_predict": 2, "stop": ["a", "b"]}
+    assert session.request.options == {"num_predict": 2, "stop": ["a", "b"]}
 
 
 def test_what_is_wrong_is_told_and_the_conversation_goes_on(session, talk):
@@ -148,7 +148,7 @@ def test_a_system_message_is_saved_as_such(session, talk, numllama):
 
 def test_how_answers_are_wanted_can_change(session, talk):
     shown = talk("/set format json", "/set think high", "/set format xml")
-    assert (session.wanted.format, session.wanted.think) == ("json", "high")
+    assert (session.request.format, session.request.think) == ("json", "high")
     assert shown.splitlines() == [
         "Set format to 'json' mode.",
         'warning: model "m" does not support thinking output',
@@ -156,7 +156,7 @@ def test_how_answers_are_wanted_can_change(session, talk):
         "Invalid or missing format. For 'json' mode use '/set format json'",
     ]
     talk("/set noformat", "/set nothink")
-    assert (session.wanted.format, session.wanted.think) == (None, False)
+    assert (session.request.format, session.request.think) == (None, False)
 
 
 def test_help_names_every_command(talk):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from numllama.api.cli.tell import Told, figures, tell
+from numllama.api.cli.tell import Told, tell, timings_text
 from numllama.engine.run.piece import Piece, Timings
 
 PIECES = [
@@ -41,7 +41,7 @@ def test_an_answer_of_lines_gets_no_other_end(capsys):
 
 def test_rates_are_tokens_by_seconds():
     timings = Timings(0, 10, 500_000_000, 30, 2_000_000_000)
-    assert figures(2_600_000_000, 0, timings) == (
+    assert timings_text(2_600_000_000, 0, timings) == (
         "total duration:       2.6s\n"
         "prompt eval count:    10 token(s)\n"
         "prompt eval duration: 500ms\n"

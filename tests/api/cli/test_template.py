@@ -8,7 +8,7 @@ import pytest
 from scripted import TEMPLATE, WEATHER
 
 from numllama.api.cli.find import models_for
-from numllama.engine.options import Wanted
+from numllama.engine.options import RequestOptions
 from numllama.engine.store import default_store
 from numllama.engine.store.make.create import create
 from tiny import tiny_gguf
@@ -115,7 +115,7 @@ def chat_prompt(model, messages):
     """What a chat of this process has the model go on from."""
     engine = models_for(model)
     said = [message | {"role": message["role"].lower()} for message in messages]
-    prompt = engine.chat(model, said, Wanted(render_only=True)).prompt
+    prompt = engine.chat(model, said, RequestOptions(render_only=True)).prompt
     engine.close()
     return prompt
 

@@ -78,13 +78,13 @@ def test_an_unforeseen_error_is_one_line_too(numllama, monkeypatch):
 
 
 def test_system_errors_name_the_file():
-    assert usage.one_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
+    assert usage.error_in_one_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
 
 
 def test_vectors_that_there_are_not_are_a_users_mistake():
     with pytest.raises(ValueError) as caught:
         choose_level("mmx", set())
-    assert usage.one_line(caught.value).startswith("NUMLLAMA_SIMD is 'mmx', expected one of ")
+    assert usage.error_in_one_line(caught.value).startswith("NUMLLAMA_SIMD is 'mmx', expected one of ")
 
 
 @pytest.mark.parametrize("args", [["ps"], ["stop", "x"]])

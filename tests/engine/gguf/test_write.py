@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.gguf.read import ARR, BOOL, CODES, F32, STR, U8, U32, ArrayType, Typed, ValueType, read_gguf
+from numllama.engine.gguf.read import ARR, BOOL, CODES, F32, STR, U8, U32, ArrayType, TypedValue, ValueType, read_gguf
 from numllama.engine.gguf.write import Streamed, gguf_chunks, value_type, write_gguf
 from numllama.kernels.quants import FORMATS, FORMATS_BY_NAME
 from numllama.kernels.quants.types import GGMLType
@@ -264,10 +264,10 @@ def test_gguf_py_reads_what_is_written(tmp_path):
     reader = gguf_py.GGUFReader(path)
     for key, value in kv.items():
         field = reader.get_field(key)
-        type = value.type if isinstance(value, Typed) else value_type(value)
+        type = value.type if isinstance(value, TypedValue) else value_type(value)
         types = [ARR, type.of] if isinstance(type, ArrayType) else [type]
         assert [int(type) for type in field.types] == types
-        assert field.contents() == (value.value if isinstance(value, Typed) else value)
+        assert field.contents() == (value.value if isinstance(value, TypedValue) else value)
     assert len(reader.tensors) == len(table) > 10
     for tensor, (name, format, shape, blocks) in zip(reader.tensors, table, strict=True):
         assert (tensor.name, int(tensor.tensor_type)) == (name, format.type)

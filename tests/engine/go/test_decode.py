@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from numllama.api.wire.schema import ChatRequest, CopyRequest, CreateRequest, GenerateRequest
-from numllama.engine.go.decode import decode
+from numllama.engine.go.decode import decode_json
 from numllama.engine.go.json import DecodeError, dumps, loads, rfc3339, syntax_error
 
 FIELD = "json: cannot unmarshal {} into Go struct field GenerateRequest.{} of type {}"
@@ -58,7 +58,7 @@ REFUSED = {
 @pytest.mark.parametrize("body", REFUSED, ids=lambda body: repr(body[:24]))
 def test_a_bad_body_is_refused_in_gos_words(body):
     with pytest.raises(DecodeError) as refusal:
-        decode(GenerateRequest, body)
+        decode_json(GenerateRequest, body)
     assert str(refusal.value) == REFUSED[body]
 
 
@@ -74,47 +74,47 @@ def test_a_bad_body_is_refused_in_gos_words(body):
 )
 def test_a_nested_field_is_named_by_its_path(body, expected):
     with pytest.raises(DecodeError, match=expected.replace("[", r"\[")):
-        decode(ChatRequest, body)
+        decode_json(ChatRequest, body)
 
 
 @pytest.mark.parametrize(
     "body", [b"null", b"{}", b'{"prompt":null,"stream":null,"options":null}', b'{"unknown":{"x":[]}} junk']
 )
 def test_what_is_absent_null_or_unknown_is_the_default(body):
-    assert decode(GenerateRequest, body) == GenerateRequest()
+    assert decode_json(GenerateRequest, body) == GenerateRequest()
 
 
 def test_names_match_in_any_case_and_the_last_one_wins():
-    assert decode(GenerateRequest, b'{"MODEL":"a","Model":"b"}').model == "b"
-    assert decode(CopyRequest, b'{"SOURCE":"a"}') == CopyRequest("a", "")
-    assert decode(CreateRequest, b'{"from":"a","name":"n"}').from_ == "a"
+    assert decode_json(GenerateRequest, b'{"MODEL":"a","Model":"b"}').model == "b"
+    assert decode_json(CopyRequest, b'{"SOURCE":"a"}') == CopyRequest("a", "")
+    assert decode_json(CreateRequest, b'{"from":"a","name":"n"}').from_ == "a"
 
 
 def test_either_name_will_do_and_model_wins():
-    assert decode(CreateRequest, b'{"name":"n"}').model == "n"
-    assert decode(CreateRequest, b'{"name":"n","model":"m"}').model == "m"
+    assert decode_json(CreateRequest, b'{"name":"n"}').model == "n"
+    assert decode_json(CreateRequest, b'{"name":"n","model":"m"}').model == "m"
 
 
 def test_a_present_but_empty_context_is_not_an_absent_one():
-    assert decode(GenerateRequest, b"{}").context is None
-    assert decode(GenerateRequest, b'{"context":[]}').context == []
+    assert decode_json(GenerateRequest, b"{}").context is None
+    assert decode_json(GenerateRequest, b'{"context":[]}').context == []
 
 
 def test_keep_alive_is_nanoseconds():
-    assert decode(GenerateRequest, b'{"keep_alive":1.5}').keep_alive == 1_500_000_000
-    assert decode(GenerateRequest, b'{"keep_alive":"2m"}').keep_alive == 120_000_000_000
-    assert decode(GenerateRequest, b'{"keep_alive":-1}').keep_alive == 2**63 - 1
+    assert decode_json(GenerateRequest, b'{"keep_alive":1.5}').keep_alive == 1_500_000_000
+    assert decode_json(GenerateRequest, b'{"keep_alive":"2m"}').keep_alive == 120_000_000_000
+    assert decode_json(GenerateRequest, b'{"keep_alive":-1}').keep_alive == 2**63 - 1
 
 
 def test_roles_are_lowered_and_images_decoded():
-    request = decode(ChatRequest, b'{"messages":[{"role":"USER","content":"a","images":["AAEC"]},null]}')
+    request = decode_json(ChatRequest, b'{"messages":[{"role":"USER","content":"a","images":["AAEC"]},null]}')
     assert [m.role for m in request.messages] == ["user", ""]
     assert request.messages[0].images == [b"\0\1\2"]
 
 
 def test_bytes_that_are_no_utf8_become_one_replacement_each():
-    assert decode(GenerateRequest, b'{"prompt":"\xce\xaa\xb2\xe2\x80"}').prompt == "Ϊ" + "\ufffd" * 3
-    assert decode(GenerateRequest, rb'{"prompt":"\ud800x\ud83d\ude00"}').prompt == "\ufffdx😀"
+    assert decode_json(GenerateRequest, b'{"prompt":"\xce\xaa\xb2\xe2\x80"}').prompt == "Ϊ" + "\ufffd" * 3
+    assert decode_json(GenerateRequest, rb'{"prompt":"\ud800x\ud83d\ude00"}').prompt == "\ufffdx😀"
 
 
 @given(st.binary(max_size=30) | st.text(alphabet='{}[]",:\\u0tf1e-. nal', max_size=30).map(str.encode))

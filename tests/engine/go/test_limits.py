@@ -67,7 +67,7 @@ def hurry(monkeypatch):
 def test_hostile_template_ends_in_one_line_soon(name, hurry):
     began = thread_time()
     with pytest.raises(BadTemplate) as caught:
-        jinja.render(HOSTILE[name], HELLO)
+        jinja.render_jinja(HOSTILE[name], HELLO)
     assert thread_time() - began < 1  # compiling comes on top of the limit
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
@@ -77,7 +77,9 @@ def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(shared, hurry)
     for case in json.loads((shared / "golden/jinja/hostile.json").read_text())["templates"]:
         text = case.get("template") or "".join(part * times for part, times in case["parts"])
         try:
-            assert jinja.render(text, HELLO, bos_token="<s>", eos_token="</s>") in case.get("harmless", ()), text[:99]
+            assert jinja.render_jinja(text, HELLO, bos_token="<s>", eos_token="</s>") in case.get("harmless", ()), text[
+                :99
+            ]
         except BadTemplate:
             pass
 
@@ -97,7 +99,7 @@ def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(shared, hurry)
     ],
 )
 def test_budget_leaves_what_templates_write_as_it_is(text, expected):
-    assert jinja.render(text, HELLO) == expected
+    assert jinja.render_jinja(text, HELLO) == expected
 
 
 def test_long_conversation_has_a_long_budget():
@@ -106,4 +108,4 @@ def test_long_conversation_has_a_long_budget():
     )
     text += "{% endfor %}{{ m.content | trim }}{% endfor %}"
     messages = [{"role": "user", "content": "x" * 10_000}] * 300
-    assert len(jinja.render(text, messages)) == 3_000_000
+    assert len(jinja.render_jinja(text, messages)) == 3_000_000

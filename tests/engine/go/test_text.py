@@ -1,6 +1,6 @@
 import pytest
 
-from numllama.engine.go.text import json_text, literal, ordered_json_text, plain
+from numllama.engine.go.text import json_text, literal_of_value, ordered_json_text, text_of_value
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_json_of_a_struct_keeps_its_order():
     ],
 )
 def test_plain_is_percent_v(value, expected):
-    assert plain(value) == expected
+    assert text_of_value(value) == expected
 
 
 def test_literal_quotes_text_only():
-    assert literal('<|im_end|>\n"é\x01') == '"<|im_end|>\\n\\"é\\x01"'
-    assert literal(0.7) == "0.7"
+    assert literal_of_value('<|im_end|>\n"é\x01') == '"<|im_end|>\\n\\"é\\x01"'
+    assert literal_of_value(0.7) == "0.7"

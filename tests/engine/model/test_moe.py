@@ -11,7 +11,7 @@ from numllama.engine.gguf.read import GGUF
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
-from numllama.engine.model.moe import largest, mixture
+from numllama.engine.model.moe import mixture, top_experts
 from numllama.engine.model.trace import Trace, no_tap
 from numllama.engine.serve.runner import needed
 from numllama.kernels import NUMPY, SETS, Tensor
@@ -52,7 +52,7 @@ def test_a_token_goes_through_the_two_experts_its_router_prefers():
 
 
 def test_of_equals_the_first_is_chosen():
-    assert largest(np.array([[0.2, 0.3, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]), 2).tolist() == [[1, 3], [0, 1]]
+    assert top_experts(np.array([[0.2, 0.3, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]), 2).tolist() == [[1, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("kernels", ORDERED)

@@ -14,7 +14,7 @@ from numllama.engine.model.load import load_model
 from numllama.engine.model.trace import Trace, Watch, no_tap
 from numllama.engine.model.whole import whole_layers
 from numllama.kernels import SETS, LowRank
-from numllama.kernels.decode_layer import Layer
+from numllama.kernels.decode_layer import LayerCall
 from tiny import tiny_gguf
 
 pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
@@ -112,7 +112,7 @@ def test_what_cannot_be_one_call_is_not(tmp_path, family, options):
 def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     weights, k, act = dict(vars(model.weights.blk[0])), model.new_cache(8).k[0], "silu"
-    assert Layer.fits(weights, k, act)
+    assert LayerCall.fits(weights, k, act)
     if cause == "a cache in float64":
         k = model.new_cache(8, type="f64").k[0]
     elif cause == "another act":
@@ -122,7 +122,7 @@ def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
         weights["attn_q"] = replace(q, low_rank=(LowRank(q, q, 1.0),))
     else:
         weights["ffn_sub_norm"] = weights["ffn_norm"]
-    assert not Layer.fits(weights, k, act)
+    assert not LayerCall.fits(weights, k, act)
 
 
 @pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])

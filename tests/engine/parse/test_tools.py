@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.parse import ToolCall, ToolParser
+from numllama.engine.parse import ParsedCall, ToolParser
 
 NAMES = ["get_weather", "get", "get_time"]
 
@@ -83,7 +83,7 @@ def test_a_number_beyond_64_bits_is_a_double():
 
 
 def test_ids_are_ollamas():
-    ids = {ToolCall("f", {}).id for _ in range(100)}
+    ids = {ParsedCall("f", {}).id for _ in range(100)}
     assert len(ids) == 100 and all(re.fullmatch("call_[a-z0-9]{8}", id) for id in ids)
 
 

@@ -14,13 +14,13 @@ from libllama import LibLlama
 from serving import until
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import Cancelled, ContextFull, ModelError, ModelNotFound, RequestError
+from numllama.engine.handle import RequestHandle
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.families import BERT
 from numllama.engine.model.load import load_model
-from numllama.engine.options import Options, Wanted
-from numllama.engine.run.embed import Pooled, Vectors, pooling_of, reading, tokens_of, unit
+from numllama.engine.options import Options, RequestOptions
+from numllama.engine.run.embed import Pooled, Vectors, pooling_of, reading, tokens_of, unit_vector
 from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
 from numllama.engine.run.piece import Piece, Timings
@@ -72,18 +72,20 @@ def test_a_mean_has_the_same_bits_in_any_chunks(sizes, seed):
 
 
 def test_a_unit_has_length_one_and_as_many_dimensions_as_wanted():
-    np.testing.assert_array_equal(unit(np.float32([3, 4])), np.float32([0.6, 0.8]))
-    np.testing.assert_array_equal(unit(np.float32([3, 4, 12]), 2), np.float32([0.6, 0.8]))
+    np.testing.assert_array_equal(unit_vector(np.float32([3, 4])), np.float32([0.6, 0.8]))
+    np.testing.assert_array_equal(unit_vector(np.float32([3, 4, 12]), 2), np.float32([0.6, 0.8]))
     for all_of_them in (0, -1, 3, 4):
-        np.testing.assert_allclose(unit(np.float32([3, 4, 12]), all_of_them), np.float32([3, 4, 12]) / 13, rtol=1e-7)
-    np.testing.assert_array_equal(unit(np.zeros(2, np.float32)), np.zeros(2, np.float32))
-    np.testing.assert_allclose(unit(np.float32([3e30, 4e30])), [0.6, 0.8], rtol=1e-7)  # whose squares are none
+        np.testing.assert_allclose(
+            unit_vector(np.float32([3, 4, 12]), all_of_them), np.float32([3, 4, 12]) / 13, rtol=1e-7
+        )
+    np.testing.assert_array_equal(unit_vector(np.zeros(2, np.float32)), np.zeros(2, np.float32))
+    np.testing.assert_allclose(unit_vector(np.float32([3e30, 4e30])), [0.6, 0.8], rtol=1e-7)  # whose squares are none
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(wrong):
     with pytest.raises(RequestError, match=r"^embedding contains NaN or Inf values$"):
-        unit(np.float32([1, wrong, 2]), dimensions=1)
+        unit_vector(np.float32([1, wrong, 2]), dimensions=1)
 
 
 @pytest.mark.parametrize(("pooling", "used"), [("", "mean"), ("none", "mean"), ("cls", "cls"), ("last", "last")])
@@ -134,11 +136,11 @@ class Read:
 
     ids: list[int]
     pooling: str = "mean"
-    call: Call = field(default_factory=Call)
+    handle: RequestHandle = field(default_factory=RequestHandle)
     came: list = field(default_factory=list)
 
     def job(self):
-        return reading(self.call, self.ids, Options(num_ctx=N_CTX), self.pooling, self.came.append)
+        return reading(self.handle, self.ids, Options(num_ctx=N_CTX), self.pooling, self.came.append)
 
     @property
     def vector(self):
@@ -151,7 +153,7 @@ class Talk(Read):
     """A prompt that is answered, as generate() answers it."""
 
     def job(self):
-        return Job(self.call, self.ids, self.options, True, True, None, False, self.came.append, lambda: None)
+        return Job(self.handle, self.ids, self.options, True, True, None, False, self.came.append, lambda: None)
 
     @property
     def options(self):
@@ -289,7 +291,7 @@ def test_a_text_that_nobody_waits_for_is_dropped_within_a_layer(model):
     def leaving(model, batch, cache, kernels, tap):
         def watched(name, il, value):
             layers.append(il)
-            read.call.cancel()
+            read.handle.cancel()
             return tap(name, il, value)
 
         return hidden(model, batch, cache, kernels, watched)
@@ -308,7 +310,7 @@ def last(vector, n=2):
 
 def test_vectors_go_out_together_in_the_order_of_the_texts():
     out = []
-    vectors = Vectors(3, 0, Call(), out.append, lambda: out.append("released"))
+    vectors = Vectors(3, 0, RequestHandle(), out.append, lambda: out.append("released"))
     vectors.begin(3, lambda i: None)
     vectors.take(2, last([0, 5])), vectors.take(0, last([2, 0]))
     assert out == []
@@ -319,7 +321,7 @@ def test_vectors_go_out_together_in_the_order_of_the_texts():
 
 def test_texts_come_one_after_the_other():
     begun, out = [], []
-    vectors = Vectors(5, 0, Call(), out.append, lambda: None)
+    vectors = Vectors(5, 0, RequestHandle(), out.append, lambda: None)
     vectors.begin(2, begun.append)
     assert begun == [0, 1]
     vectors.take(1, last([1, 0]))
@@ -332,14 +334,14 @@ def test_texts_come_one_after_the_other():
 
 
 def test_the_first_error_ends_the_other_texts_and_is_the_answer():
-    out, call, begun = [], Call(), []
-    vectors = Vectors(9, 0, call, out.append, lambda: out.append("released"))
+    out, handle, begun = [], RequestHandle(), []
+    vectors = Vectors(9, 0, handle, out.append, lambda: out.append("released"))
     vectors.begin(2, begun.append)
     vectors.take(0, last([1, 0]))
     wrong = ModelError("the file became shorter")
     vectors.take(1, wrong)
-    assert call.cancelled and out == []
-    vectors.take(2, call.why())
+    assert handle.cancelled and out == []
+    vectors.take(2, handle.why())
     assert out == ["released", wrong] and begun == [0, 1, 2]
 
 
@@ -376,35 +378,37 @@ def test_a_question_has_its_turn_among_many_texts(engine):
     """Where it would be answered last if it had to wait for all of them."""
     order = []
     many = engine.embed("m", ["there was a girl"] * 500, deliver=lambda piece: order.append("texts"))
-    text = "".join(piece.text for piece in engine.generate("m", "once", Wanted({"num_predict": 5, "temperature": 0})))
+    text = "".join(
+        piece.text for piece in engine.generate("m", "once", RequestOptions({"num_predict": 5, "temperature": 0}))
+    )
     order.append("answer")
     until(lambda: len(order) == 2)
-    assert order == ["answer", "texts"] and text and not many.call.cancelled
+    assert order == ["answer", "texts"] and text and not many.handle.cancelled
 
 
 def test_a_text_alone_is_what_the_model_makes_of_its_tokens(engine):
     answer = engine.embed("e", ["once upon"])
     model = answer.model
     (piece,) = answer
-    expected = unit(by_hand(model, model.tokenizer.encode("once upon"), "mean", NUMBA))
+    expected = unit_vector(by_hand(model, model.tokenizer.encode("once upon"), "mean", NUMBA))
     np.testing.assert_allclose(piece.embeddings[0], expected, rtol=0, atol=1e-6)
     assert piece.timings.prompt_eval_count == answer.n_prompt == len(model.tokenizer.encode("once upon"))
 
 
 def test_no_text_only_loads(engine):
-    answer = engine.embed("e", [], Wanted(keep_alive=0))
+    answer = engine.embed("e", [], RequestOptions(keep_alive=0))
     assert answer.is_over and answer.done_reason == "load"
     assert not any(entry.model.name.model == "e" for entry in engine.pool.loaded())
 
 
 def test_every_lease_comes_back(engine):
-    for texts, wanted, wrong in (
-        (["once", "upon"], Wanted(), None),
-        (["once", "the " * 300], Wanted(truncate=False), ContextFull),
-        (["once"], Wanted(options={"logit_bias": {"9999": 1}}), RequestError),
+    for texts, request, wrong in (
+        (["once", "upon"], RequestOptions(), None),
+        (["once", "the " * 300], RequestOptions(truncate=False), ContextFull),
+        (["once"], RequestOptions(options={"logit_bias": {"9999": 1}}), RequestError),
     ):
         try:
-            list(engine.embed("m", texts, wanted))
+            list(engine.embed("m", texts, request))
             assert wrong is None
         except RequestError as error:
             assert isinstance(error, wrong)
@@ -413,23 +417,23 @@ def test_every_lease_comes_back(engine):
 
 def test_a_model_that_only_embeds_reads_2048_tokens_at_once_unless_told_otherwise(engine):
     def num_batch(name, **options):
-        list(engine.embed(name, ["once"], Wanted(options)))
+        list(engine.embed(name, ["once"], RequestOptions(options)))
         return next(e.runner.options.num_batch for e in engine.pool.loaded() if e.model.name.model == name)
 
     assert (num_batch("e"), num_batch("e", num_batch=64), num_batch("m")) == (2048, 64, 512)
 
 
 def test_a_client_that_leaves_is_noticed_before_all_its_texts_are_tokens(engine, monkeypatch):
-    call, seen = Call(), []
+    handle, seen = RequestHandle(), []
 
     def leaving(text, *more):
         seen.append(text)
-        call.cancel()
+        handle.cancel()
         return tokens_of(text, *more)
 
     monkeypatch.setattr("numllama.engine.serve.engine.tokens_of", leaving)
     with pytest.raises(Cancelled):
-        engine.embed("m", ["a", "b", "c"], call=call)
+        engine.embed("m", ["a", "b", "c"], handle=handle)
     assert seen == ["a"] and not any(entry.n_using for entry in engine.pool.loaded())
 
 
@@ -516,4 +520,4 @@ def test_decoders_embed_as_llama_cpp_does(shared, name, kernels, atol, pooling):
             got = pooled.vector()
         np.testing.assert_allclose(got, recorded[f"{pooling}_{i}"], rtol=0, atol=atol)
         if pooling in ("mean", "last"):
-            np.testing.assert_allclose(unit(got), recorded[f"{pooling}_norm_{i}"], rtol=0, atol=atol)
+            np.testing.assert_allclose(unit_vector(got), recorded[f"{pooling}_norm_{i}"], rtol=0, atol=atol)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import Cancelled, ContextFull, ShuttingDown
+from numllama.engine.handle import RequestHandle
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 from numllama.engine.run import scheduler as module
@@ -51,12 +51,12 @@ class Asked:
     n_finished: int = 0
 
     def __post_init__(self):
-        self.call = Call()
+        self.handle = RequestHandle()
 
     def job(self, scheduler):
         how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.how
         ends = {"deliver": self.deliver, "finished": self.finish}
-        return Job(self.call, self.prompt, self.options, **how, **ends, grammar=self.grammar(scheduler.model))
+        return Job(self.handle, self.prompt, self.options, **how, **ends, grammar=self.grammar(scheduler.model))
 
     def grammar(self, model):
         """A new one: it follows one answer."""
@@ -65,7 +65,7 @@ class Asked:
     def deliver(self, piece):
         self.pieces.append(piece)
         if len(self.pieces) == self.leaves_after:
-            self.call.cancel()
+            self.handle.cancel()
 
     def finish(self):
         self.n_finished += 1
@@ -228,7 +228,7 @@ def test_what_a_cancelled_prompt_left_is_known(model):
     gone = Asked([1, *range(300, 315)])
     scheduler.submit(gone.job(scheduler))
     scheduler.step(), scheduler.step()
-    gone.call.cancel()
+    gone.handle.cancel()
     [other] = served(scheduler, Asked([1, *range(300, 315)]))
     assert isinstance(gone.error, Cancelled) and other.timings.prompt_eval_cached_count == 8
     assert other.said == other.alone(model)
@@ -300,7 +300,7 @@ def test_whoever_leaves_a_pass_that_others_need_is_gone_after_it(model):
     for one in (stays, goes):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
-    goes.call.cancel()
+    goes.handle.cancel()
     finish(scheduler)
     assert isinstance(goes.error, Cancelled) and len(goes.pieces) == 2
     assert stays.said == stays.alone(model)
@@ -312,7 +312,7 @@ def test_a_pass_that_nobody_waits_for_is_not_finished(model, monkeypatch):
 
     def tap(calls):
         inner = Scheduler._tap(scheduler, calls)
-        return lambda name, il, value: seen.append(name) or gone.call.cancel() or inner(name, il, value)
+        return lambda name, il, value: seen.append(name) or gone.handle.cancel() or inner(name, il, value)
 
     monkeypatch.setattr(scheduler, "_tap", tap)
     served(scheduler, gone)

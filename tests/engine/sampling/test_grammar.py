@@ -13,7 +13,7 @@ from numllama.engine.errors import BadGrammar, ModelError
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 from numllama.engine.run.generate import generate
-from numllama.engine.run.sequence import Sequence, State
+from numllama.engine.run.sequence import Sequence, SequenceState
 from numllama.engine.sampling.grammar import Grammars
 from numllama.engine.sampling.json_mode import JsonMode, follow
 from numllama.engine.sampling.json_schema import narrowed
@@ -41,7 +41,7 @@ def answer(kind, format, seed=0, temperature=1.0, num_predict=2000, grammar=None
     options = Options(seed=seed, temperature=temperature, top_k=0, top_p=1.0, num_predict=num_predict)
     seq = Sequence(tokenizer, [1], options, grammar=grammar or GRAMMARS[kind].grammar(format), **more)
     logits, text = np.random.default_rng(seed), ""
-    while seq.state is not State.DONE:
+    while seq.state is not SequenceState.DONE:
         text += seq.sample(logits.standard_normal(tokenizer.n_vocab, np.float32) * 3).text
     return text + seq.rest(), seq.done_reason
 

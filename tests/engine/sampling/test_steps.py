@@ -17,9 +17,9 @@ from numllama.engine.sampling.steps import (
     min_p,
     mirostat_v1,
     mirostat_v2,
+    scale_by_temperature,
     softmax,
     tail_free,
-    temperature,
     top_k,
     top_p,
     typical_p,
@@ -89,12 +89,12 @@ class TestByPencil:
     def test_temperature(self):
         # at 1/2 probabilities are squared: 1 16 1 4 in 22nds
         np.testing.assert_allclose(
-            softmax(temperature(SHUFFLED, 0.5).logits), np.array([1, 16, 1, 4]) / 22, rtol=1e-6
+            softmax(scale_by_temperature(SHUFFLED, 0.5).logits), np.array([1, 16, 1, 4]) / 22, rtol=1e-6
         )  # float32
 
     def test_temperature_0_keeps_the_first_of_the_largest(self):
-        assert ids(temperature(race("1/5", "2/5", "2/5"), 0)) == [1]
-        assert ids(temperature(race("1/5", "2/5", "2/5"), -1)) == [1]
+        assert ids(scale_by_temperature(race("1/5", "2/5", "2/5"), 0)) == [1]
+        assert ids(scale_by_temperature(race("1/5", "2/5", "2/5"), -1)) == [1]
 
     @pytest.mark.parametrize(("u", "index"), [(0, 0), (0.12, 0), (0.13, 1), (0.62, 1), (0.63, 2), (0.74, 2), (0.76, 3)])
     def test_dist(self, u, index):
@@ -183,14 +183,14 @@ class TestProperties:
 
     @given(races, st.floats(2.0**-10, 100, width=32))
     def test_temperature_keeps_everyone_in_order(self, c, t):
-        got = temperature(c, t)
+        got = scale_by_temperature(c, t)
         assert ids(got) == ids(c)
         assert (np.diff(got.logits[np.argsort(c.logits)]) >= 0).all()
 
     @given(races, st.sampled_from([1e-44, 1e-38, 1e-20, 1e-6]))
     def test_a_temperature_near_0_approaches_greedy(self, c, t):
         with np.errstate(over="ignore"):
-            got = temperature(c, t)
+            got = scale_by_temperature(c, t)
             assert got.logits[dist(got, 0.5)] == got.logits.max()
         assert np.isfinite(got.logits.max())
 

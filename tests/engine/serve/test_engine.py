@@ -7,13 +7,13 @@ import json
 import pytest
 from adapters import tiny_lora
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
-from numllama.engine.options import Wanted
+from numllama.engine.handle import RequestHandle
+from numllama.engine.options import RequestOptions
 from numllama.engine.run.piece import Piece
-from numllama.engine.serve.answer import constraint
+from numllama.engine.serve.answer import grammar_for
 from numllama.engine.serve.engine import Engine
-from numllama.engine.serve.prompting import fitting
+from numllama.engine.serve.prompting import trim_to_context
 from numllama.engine.serve.runner import Runner
 from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName
@@ -21,7 +21,7 @@ from numllama.engine.template import Template, mark_images
 from tiny import CHAT_TEMPLATE, tiny_gguf
 from tiny_llava import tiny_mmproj
 
-GREEDY = Wanted(options={"temperature": 0, "num_predict": 6})
+GREEDY = RequestOptions(options={"temperature": 0, "num_predict": 6})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_requests_options_come_after_the_models(engine):
 
 def test_the_environments_num_ctx_comes_before_the_models(engine):
     small = Engine(Settings(models=engine.settings.models, builtin=False, context_length=32))
-    assert small.chat("m", wanted=GREEDY).is_over
+    assert small.chat("m", request=GREEDY).is_over
     assert [entry["context_length"] for entry in small.ps()] == [32]
     small.close()
 
@@ -76,18 +76,18 @@ def test_bos_comes_once_though_the_template_writes_it(engine, tmp_path):
     path = tiny_gguf(tmp_path / "b.gguf", chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
     digest, _ = engine.store.put_blob([path.read_bytes()])
     list(engine.create("b", files={"b.gguf": digest}))
-    rendered = engine.chat("b", user("hello"), Wanted(render_only=True)).prompt
+    rendered = engine.chat("b", user("hello"), RequestOptions(render_only=True)).prompt
     assert rendered.startswith("<s><|user|>")
     once = list(engine.chat("b", user("hello"), GREEDY))[-1].timings.prompt_eval_count
     assert list(engine.generate("b", rendered, GREEDY, raw=True))[-1].timings.prompt_eval_count == once + 1
-    engine.generate("b", wanted=Wanted(keep_alive=0))
+    engine.generate("b", request=RequestOptions(keep_alive=0))
 
 
 def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(engine):
     loaded = engine.generate("m")
     assert (loaded.done_reason, loaded.is_over) == ("load", True)
     assert [entry["name"] for entry in engine.ps()] == ["m:latest"]
-    assert engine.chat("m", wanted=Wanted(keep_alive=0)).done_reason == "unload"
+    assert engine.chat("m", request=RequestOptions(keep_alive=0)).done_reason == "unload"
     assert engine.ps() == []
 
 
@@ -100,13 +100,16 @@ def test_two_names_of_one_file_share_what_is_loaded(engine):
 
 
 def test_an_error_of_the_model_reaches_whoever_reads(engine):
-    call = Call()
+    handle = RequestHandle()
     answer = engine.generate(
-        "m", "once", Wanted(options={"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}), call=call
+        "m",
+        "once",
+        RequestOptions(options={"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}),
+        handle=handle,
     )
     pieces = iter(answer)
     next(pieces)
-    call.cancel()
+    handle.cancel()
     with pytest.raises(Cancelled):
         list(pieces)
 
@@ -173,7 +176,7 @@ def test_unknown_names_are_told_as_they_were_asked_for(engine):
 
 def shortened(messages, size):
     """`fitting` where a message's size is its text's length."""
-    return [m["content"] for m in fitting(messages, lambda some: sum(len(m["content"]) for m in some), size)]
+    return [m["content"] for m in trim_to_context(messages, lambda some: sum(len(m["content"]) for m in some), size)]
 
 
 def test_the_oldest_messages_go_first():
@@ -199,7 +202,7 @@ def test_conversations_are_cut_where_ollama_cuts_them(shared):
             n_images = sum(len(message.get("images", ())) for message in some)
             return len(template.render(some).split()) + 768 * n_images * case["vision"]
 
-        kept = fitting(case["messages"], size, case["num_ctx"])
+        kept = trim_to_context(case["messages"], size, case["num_ctx"])
         assert template.render(mark_images(kept)) == case["out"], case["id"]
         assert sum(len(message.get("images", ())) for message in kept) == case["n_images"], case["id"]
 
@@ -209,13 +212,13 @@ def test_conversations_are_cut_where_ollama_cuts_them(shared):
 
 @pytest.mark.parametrize("format", [None, ""])
 def test_no_format_is_no_constraint(format):
-    assert constraint(None, format) is None
+    assert grammar_for(None, format) is None
 
 
 @pytest.mark.parametrize(("format", "shown"), [("xml", r'"\"xml\""'), (1, '"1"'), ([], '"[]"'), (True, '"true"')])
 def test_what_is_no_format_is_quoted_as_go_does(format, shown):
     with pytest.raises(RequestError) as refusal:
-        constraint(None, format)
+        grammar_for(None, format)
     assert str(refusal.value) == f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
 
 
@@ -235,7 +238,7 @@ def test_control_tokens_are_shown_where_calls_begin_with_them(engine, tmp_path, 
     monkeypatch.setattr(Runner, "submit", says)
     tools = [{"type": "function", "function": {"name": "f"}}]
     pieces = list(engine.chat("t", user("hello"), tools=tools))
-    assert [call.name for piece in pieces for call in piece.tool_calls] == ["f"]
+    assert [handle.name for piece in pieces for handle in piece.tool_calls] == ["f"]
     first, *_ = engine.chat("t", user("hello"))
     assert first.text == "</s>"
     assert seen == [{2}, set()]

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import Cancelled, LoadStalled, ModelError, OutOfMemory, QueueFull, ShuttingDown
 from numllama.engine.go.duration import FOREVER, SECOND
+from numllama.engine.handle import RequestHandle
 from numllama.engine.options import Options
 from numllama.engine.serve.pool import Pool
 
@@ -46,7 +46,7 @@ class Bench:
         self.pool, self.loads, self.gate = Pool(**kwargs), [], threading.Event()
         self.gate.set()
 
-    def acquire(self, name="a", call=None, keep_alive=None, attached=None, **options):
+    def acquire(self, name="a", handle=None, keep_alive=None, attached=None, **options):
         wanted = Options(**options)
 
         def load(progress):
@@ -54,7 +54,7 @@ class Bench:
             self.gate.wait(5)
             return FakeRunner(wanted)
 
-        return self.pool.acquire(model(name, **(attached or {})), wanted, load, call or Call(), keep_alive)
+        return self.pool.acquire(model(name, **(attached or {})), wanted, load, handle or RequestHandle(), keep_alive)
 
     def in_thread(self, *args, **kwargs):
         """The result or error of `acquire`, in a thread of its own."""
@@ -237,10 +237,10 @@ def test_two_who_want_the_same_model_share_one_load(bench):
 def test_whoever_leaves_the_queue_is_skipped(bench):
     b = bench()
     b.gate.clear()
-    call = Call()
-    waiting = [b.in_thread("a"), b.in_thread("b", call)]
+    handle = RequestHandle()
+    waiting = [b.in_thread("a"), b.in_thread("b", handle)]
     until(lambda: len(b.pool._queue) == 2)
-    call.cancel()
+    handle.cancel()
     waiting[1].thread.join(5)  # while the other still loads
     assert isinstance(waiting[1].error, Cancelled)
     b.gate.set()
@@ -251,10 +251,10 @@ def test_whoever_leaves_the_queue_is_skipped(bench):
 def test_a_load_that_nobody_wants_any_more_is_dropped(bench):
     b = bench()
     b.gate.clear()
-    call = Call()
-    outcome = b.in_thread("a", call)
+    handle = RequestHandle()
+    outcome = b.in_thread("a", handle)
     until(lambda: b.loads)
-    call.cancel()
+    handle.cancel()
     b.gate.set()
     outcome.thread.join(5)
     assert isinstance(outcome.error, Cancelled) and b.names() == []
@@ -262,10 +262,10 @@ def test_a_load_that_nobody_wants_any_more_is_dropped(bench):
 
 def test_giving_up_on_a_busy_model_leaves_it_in_service(bench):
     b = bench()
-    lease, call = b.acquire(num_ctx=64), Call()
-    outcome = b.in_thread("a", call, num_ctx=128)
+    lease, handle = b.acquire(num_ctx=64), RequestHandle()
+    outcome = b.in_thread("a", handle, num_ctx=128)
     until(lambda: lease.leaving)
-    call.cancel()
+    handle.cancel()
     outcome.thread.join(5)
     assert b.acquire(num_ctx=64) is lease
 
@@ -277,7 +277,7 @@ def test_a_failed_load_leaves_nothing_behind(bench):
         raise ModelError("broken")
 
     with pytest.raises(ModelError, match="broken"):
-        b.pool.acquire(model("a"), Options(), load, Call())
+        b.pool.acquire(model("a"), Options(), load, RequestHandle())
     assert b.names() == [] and b.acquire("a")
 
 
@@ -291,7 +291,7 @@ def test_a_load_that_stalls_is_left_behind_and_the_next_one_goes_on(bench):
         return late
 
     with pytest.raises(LoadStalled) as stalled:
-        b.pool.acquire(model("a"), Options(), load, Call())
+        b.pool.acquire(model("a"), Options(), load, RequestHandle())
     assert str(stalled.value) == "timed out waiting for llama runner to start - progress 0.27 - "  # Ollama's words
     assert b.acquire("b")
     go_on.set()
@@ -308,7 +308,7 @@ def test_a_load_that_gets_on_may_take_as_long_as_it_likes(bench):
             progress.tell(n / 4)
         return FakeRunner(Options())
 
-    assert b.pool.acquire(model("a"), Options(), load, Call())
+    assert b.pool.acquire(model("a"), Options(), load, RequestHandle())
 
 
 def test_a_stalled_load_ends_when_it_tells_again(bench):
@@ -323,7 +323,7 @@ def test_a_stalled_load_ends_when_it_tells_again(bench):
             raise
 
     with pytest.raises(LoadStalled):
-        b.pool.acquire(model("a"), Options(), load, Call())
+        b.pool.acquire(model("a"), Options(), load, RequestHandle())
     assert ended.wait(5)
 
 
@@ -336,7 +336,7 @@ def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
             raise OutOfMemory(2, 1, "too big beside another")
         return FakeRunner(Options())
 
-    assert b.pool.acquire(model("big"), Options(), load, Call())
+    assert b.pool.acquire(model("big"), Options(), load, RequestHandle())
     assert b.names() == ["big"]
 
 
@@ -345,7 +345,7 @@ def test_too_little_memory_for_anything_is_an_error(bench):
         raise OutOfMemory(2, 1, "too big")
 
     with pytest.raises(OutOfMemory, match="too big"):
-        bench().pool.acquire(model("big"), Options(), load, Call())
+        bench().pool.acquire(model("big"), Options(), load, RequestHandle())
 
 
 def test_closing_tells_whoever_waits_or_is_answered(bench):
@@ -367,13 +367,13 @@ def test_closing_tells_whoever_waits_or_is_answered(bench):
 def test_a_load_goes_on_while_anybody_wants_it(bench):
     b = bench()
     b.gate.clear()
-    call = Call()
-    first = b.in_thread("a", call)
+    handle = RequestHandle()
+    first = b.in_thread("a", handle)
     until(lambda: b.loads == ["a"])
     second = b.in_thread("a")
     until(lambda: len(b.pool._queue) == 2)
-    call.cancel()
-    assert b.pool.is_wanted(model("a"), call) and not b.pool.is_wanted(model("b"), call)
+    handle.cancel()
+    assert b.pool.is_wanted(model("a"), handle) and not b.pool.is_wanted(model("b"), handle)
     b.gate.set()
     for outcome in (first, second):
         outcome.thread.join(5)

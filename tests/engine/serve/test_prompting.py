@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from numllama.engine.errors import BadTemplate, RequestError
-from numllama.engine.options import Wanted
+from numllama.engine.options import RequestOptions
 from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Settings
 from tiny import tiny_gguf
 
-RENDERED = Wanted(render_only=True)
+RENDERED = RequestOptions(render_only=True)
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 TURNS = "{{ if .System }}[{{ .System }}]{{ end }}{{ .Prompt }}|{{ .Response }}/"
 HOLE = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ .Prompt }}{{ end }}"

@@ -11,8 +11,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import Cancelled, ContextFull, OutOfMemory, ShuttingDown
+from numllama.engine.handle import RequestHandle
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 from numllama.engine.run.generate import generate
@@ -41,9 +41,9 @@ class Asker:
     """One job's pieces as they come, and whether it was finished before the last."""
 
     def __init__(self, runner, prompt, options=GREEDY, **how):
-        self.call, self.pieces, self.finished = Call(), SimpleQueue(), threading.Event()
+        self.handle, self.pieces, self.finished = RequestHandle(), SimpleQueue(), threading.Event()
         how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | how
-        runner.submit(Job(self.call, prompt, options, **how, deliver=self.pieces.put, finished=self.finished.set))
+        runner.submit(Job(self.handle, prompt, options, **how, deliver=self.pieces.put, finished=self.finished.set))
 
     def rest(self):
         """All pieces up to the last one, which may be an error."""
@@ -70,14 +70,14 @@ def test_jobs_are_served_in_their_order_and_each_as_if_alone(runner):
 def test_cancelling_ends_it_within_a_token(runner):
     asker = Asker(runner, [1, 300], replace(GREEDY, num_predict=-1, temperature=2.0, seed=1))
     asker.pieces.get(timeout=20)
-    asker.call.cancel()
+    asker.handle.cancel()
     assert isinstance(asker.rest()[-1], Cancelled)
     assert Asker(runner, [1, 300]).rest()[-1].done_reason == "length"  # and the runner goes on
 
 
 def test_what_is_cancelled_while_it_waits_is_never_begun(runner):
     first, second = Asker(runner, [1, 300]), Asker(runner, [1, 301])
-    second.call.cancel()
+    second.handle.cancel()
     assert [type(p) for p in second.rest()] == [Cancelled]
     assert first.rest()[-1].done_reason == "length"
 

@@ -19,8 +19,8 @@ from numllama.engine.store.manifest import (
     SYSTEM,
     TEMPLATE,
     Config,
-    Layer,
     Manifest,
+    ManifestLayer,
 )
 
 ASKED_FOR = {
@@ -33,7 +33,7 @@ ASKED_FOR["localhost:5000/lab/small:q8"] = "localhost:5000/lab/small:q8"
 
 def layer(store, media_type, content, **more):
     digest, size = store.put_blob([content])
-    return Layer(media_type, digest, size, **more)
+    return ManifestLayer(media_type, digest, size, **more)
 
 
 def make(store, name, weights=b"weights", **layers):

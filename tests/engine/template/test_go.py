@@ -10,8 +10,8 @@ import pytest
 
 from numllama.engine.errors import BadTemplate
 from numllama.engine.go import limits
-from numllama.engine.go.parse import parse, shown
-from numllama.engine.template.go import write
+from numllama.engine.go.parse import node_text, parse_template
+from numllama.engine.template.go import execute_template
 
 ADA = {
     "Name": "Ada",
@@ -26,7 +26,7 @@ ADA = {
 def go(text, data=ADA):
     """What Go's text/template writes for JSON `data`, or what it says against the template."""
     try:
-        return write(text, data)
+        return execute_template(text, data)
     except BadTemplate as error:
         return str(error)
 
@@ -158,9 +158,13 @@ def test_templates_write_what_gos_do(shared, freeze, monkeypatch):
 
 def test_nodes_print_as_go_prints_them():
     text = '{{range  $i,$x:=.A|f (g .B "c") }}{{ (h).C }}{{template "t"  $x.D}}{{ .E  1.50 \'x\' nil . }}{{end}}'
-    loop = parse(text, "fgh")[""].nodes[0]
-    assert shown(loop.pipe) == '$i, $x := .A | f (g .B "c")'
-    assert [shown(node) for node in loop.body.nodes] == ["{{(h).C}}", '{{template "t" $x.D}}', "{{.E 1.50 'x' nil .}}"]
+    loop = parse_template(text, "fgh")[""].nodes[0]
+    assert node_text(loop.pipe) == '$i, $x := .A | f (g .B "c")'
+    assert [node_text(node) for node in loop.body.nodes] == [
+        "{{(h).C}}",
+        '{{template "t" $x.D}}',
+        "{{.E 1.50 'x' nil .}}",
+    ]
 
 
 @pytest.mark.parametrize(

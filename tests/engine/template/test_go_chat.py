@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadTemplate
-from numllama.engine.template.go import load
+from numllama.engine.template.go import load_template
 
 KEYWORDS = [
     *("name", "description", "parameters", "type", "properties", "items", "required", "enum", "anyOf", "$defs", "x"),
@@ -53,29 +53,29 @@ EACH = "{{ .System }}|{{ range .Messages }}[{{ .Role }}:{{ .Content }}]{{ end }}
 )
 def test_turns_are_written_as_the_contract_says(text, messages, expected):
     """[172], [180]"""
-    assert load(text).render(messages, think=True) == expected
+    assert load_template(text).render(messages, think=True) == expected
 
 
 def test_hole_in_a_prompt_is_filled_from_prompt_and_suffix_alone():
     """[45], [172]"""
-    assert load("{{ .Prompt }}|{{ .Suffix }}|{{ .Messages }}").fill("p", "s") == "p|s|<no value>"
+    assert load_template("{{ .Prompt }}|{{ .Suffix }}|{{ .Messages }}").fill("p", "s") == "p|s|<no value>"
 
 
 def test_a_field_that_no_message_has_is_an_error():
     """[179]"""
     with pytest.raises(BadTemplate, match=r"can't evaluate field Nope in type \*template\.templateMessage$"):
-        load("{{ range .Messages }}{{ .Nope }}{{ end }}").render(C)
+        load_template("{{ range .Messages }}{{ .Nope }}{{ end }}").render(C)
 
 
 def test_calls_and_tools_print_as_json_with_gos_escapes():
     """[172], [178]"""
     call = {"id": "1", "function": {"name": "f", "arguments": {"z": 1, "a": "<b>"}}}
     text = "{{ range .Messages }}{{ range .ToolCalls }}{{ .Function.Arguments }}{{ end }}{{ end }}"
-    assert load(text).render([say("assistant", "", tool_calls=[call])]) == '{"a":"\\u003cb\\u003e","z":1}'
+    assert load_template(text).render([say("assistant", "", tool_calls=[call])]) == '{"a":"\\u003cb\\u003e","z":1}'
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "title": "dropped"}}}
     text = "{{ range .Messages }}{{ end }}{{ .Tools }}"
     expected = '{"name":"f","description":"","parameters":{"type":"object","properties":{}}}'
-    assert load(text).render([], [tool]) == f'[{{"type":"function","function":{expected}}}]'
+    assert load_template(text).render([], [tool]) == f'[{{"type":"function","function":{expected}}}]'
 
 
 json_values = st.recursive(
@@ -89,7 +89,7 @@ json_values = st.recursive(
 def test_whatever_is_offered_as_a_tool_prints_as_one(function, arguments):
     text = "{{ range .Messages }}{{ .ToolCalls }}{{ end }}{{ range .Tools }}{{ json . }}{{ end }}"
     said = [say("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])]
-    written = load(text).render(said, [{"type": "function", "function": function}])
+    written = load_template(text).render(said, [{"type": "function", "function": function}])
     assert '"parameters":{"type":' in written
 
 
@@ -118,7 +118,7 @@ def test_conversations_are_written_as_ollamas(shared, freeze):
 def written(text, asked):
     """What `text` makes of a recorded conversation; roles come in lower case from a request, images as bytes."""
     try:
-        template = load(text)
+        template = load_template(text)
         if "prompt" in asked:
             return template.fill(asked["prompt"], asked["suffix"])
         messages = [
@@ -136,10 +136,10 @@ def test_templates_tell_what_ollama_reads_off_them(shared):
     for case in json.loads((shared / "golden/go/ollama_templates.json").read_text()):
         if "err" in case:
             with pytest.raises(BadTemplate) as caught:
-                load(case["t"])
+                load_template(case["t"])
             assert str(caught.value) == case["err"], case["id"]
             continue
-        template = load(case["t"])
+        template = load_template(case["t"])
         got = {
             "vars": sorted(template.names),
             "caps": template.capabilities,
@@ -164,11 +164,11 @@ def test_templates_tell_what_ollama_reads_off_them(shared):
 def test_tag_of_tool_calls_is_the_first_text_after_asking_for_them(text, tag):
     """[172]"""
     expected = tag or ("<tool_call>" if "<tool_call>" in text else "[TOOL_CALLS] [")
-    assert load(text).tool_tag == expected
+    assert load_template(text).tool_tag == expected
 
 
 def test_thinking_tags_stand_first_and_last_beside_the_thought():
     shown = "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}"
-    assert load(shown).thinking_tags == ("<think>", "</think>")
-    assert load(shown.replace("range .Messages", "range .Others")).thinking_tags == ("", "")
-    assert load(shown).capabilities == ["thinking"]
+    assert load_template(shown).thinking_tags == ("<think>", "</think>")
+    assert load_template(shown.replace("range .Messages", "range .Others")).thinking_tags == ("", "")
+    assert load_template(shown).capabilities == ["thinking"]

@@ -20,7 +20,7 @@ def test_renderings_equal_hugging_faces(shared):
         more = {**special, **conversation.get("kwargs", {}), "strftime_now": NOW.strftime}
         expected = case.get("text", case.get("error"))
         try:
-            got = jinja.render(text, **asked, **more)
+            got = jinja.render_jinja(text, **asked, **more)
         except BadTemplate as error:
             got = str(error)
             assert "error" in case, (case["template"], case["conversation"], got)
@@ -45,15 +45,15 @@ def test_renderings_equal_hugging_faces(shared):
 )
 def test_error_is_one_line_that_says_where(text, message):
     with pytest.raises(BadTemplate) as caught:
-        jinja.render(text, [{"role": "user", "content": "hi"}])
+        jinja.render_jinja(text, [{"role": "user", "content": "hi"}])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_template_has_a_copy_of_the_messages_for_itself():
     messages = [{"role": "user", "content": "hi", "tags": {"a": 1}}]
-    jinja.render("{% set x = dict.update(messages[0], {'role': 'x'}) if dict.update is defined %}", messages)
-    jinja.render("{% set x = messages[0].tags.__class__ %}", messages)
+    jinja.render_jinja("{% set x = dict.update(messages[0], {'role': 'x'}) if dict.update is defined %}", messages)
+    jinja.render_jinja("{% set x = messages[0].tags.__class__ %}", messages)
     assert messages == [{"role": "user", "content": "hi", "tags": {"a": 1}}]
 
 
@@ -61,9 +61,9 @@ def test_last_message_is_continued_where_its_text_ends():
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
     trimmed = turns.replace("m.content", "m.content | trim")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
-    assert jinja.render(turns, messages, continue_final_message=True) == "<user>Hi</><assistant>Well, "
-    assert jinja.render(trimmed, messages, continue_final_message=True) == "<user>Hi</><assistant>Well,"
+    assert jinja.render_jinja(turns, messages, continue_final_message=True) == "<user>Hi</><assistant>Well, "
+    assert jinja.render_jinja(trimmed, messages, continue_final_message=True) == "<user>Hi</><assistant>Well,"
     with pytest.raises(BadTemplate, match="leaves it out"):
-        jinja.render("x", messages, continue_final_message=True)
+        jinja.render_jinja("x", messages, continue_final_message=True)
     with pytest.raises(BadTemplate, match="no text that could be continued"):
-        jinja.render(turns, [], continue_final_message=True)
+        jinja.render_jinja(turns, [], continue_final_message=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from numllama.engine.template.go import load
+from numllama.engine.template.go import load_template
 from numllama.engine.template.named import NAMED, match
 
 # Cases of named_templates.json that Ollama matches to nothing and we do: it wants an edit distance under 100.
@@ -38,7 +38,7 @@ def test_named_templates_write_what_ollamas_do(named, shared):
             continue
         if (named.name, case["conversation"]) not in DIFFERENT:
             expected = case["out"].removesuffix(FILE_ENDS.get(named.name, ""))
-            assert load(named.template).render(messages) == expected, case["id"]
+            assert load_template(named.template).render(messages) == expected, case["id"]
             compared += 1
     assert compared > 10
 
@@ -46,7 +46,7 @@ def test_named_templates_write_what_ollamas_do(named, shared):
 @pytest.mark.parametrize("named", NAMED, ids=lambda named: named.name)
 def test_named_templates_keep_system_user_and_assistant_in_order(named):
     said = [{"role": role, "content": role[0].upper() * 9} for role in ("system", "user", "assistant", "user")]
-    text = load(named.template).render(said)
+    text = load_template(named.template).render(said)
     places = [text.index("S" * 9), text.index("U" * 9), text.index("A" * 9), text.rindex("U" * 9)]
     assert places == sorted(set(places))
     assert text.endswith(named.opens)

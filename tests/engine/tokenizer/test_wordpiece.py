@@ -14,7 +14,7 @@ from numllama.engine.errors import ModelError
 from numllama.engine.gguf.write import write_gguf
 from numllama.engine.tokenizer import from_gguf
 from numllama.engine.tokenizer.export import tokenizer_json
-from numllama.engine.tokenizer.wordpiece import words
+from numllama.engine.tokenizer.wordpiece import normalized_words
 
 UNK, CLS, SEP, MASK = 1, 2, 3, 4
 
@@ -35,15 +35,15 @@ def test_a_word_that_pieces_do_not_make_up_is_unknown_as_a_whole():
 
 def test_words():
     vocab = from_gguf(wordpiece("_a")).vocab
-    assert words(vocab, "Ünïts, 漢字!") == ["units", ",", "漢", "字", "!"]
-    assert words(vocab, "It's $5 ©2") == ["it", "'", "s", "$", "5", "©2"]  # © is a symbol, but not of ASCII
-    assert words(vocab, "a\u200db\x00c\ufffd \u00a0\u3000 d\x85e") == ["abc", "d", "e"]
+    assert normalized_words(vocab, "Ünïts, 漢字!") == ["units", ",", "漢", "字", "!"]
+    assert normalized_words(vocab, "It's $5 ©2") == ["it", "'", "s", "$", "5", "©2"]  # © is a symbol, but not of ASCII
+    assert normalized_words(vocab, "a\u200db\x00c\ufffd \u00a0\u3000 d\x85e") == ["abc", "d", "e"]
 
 
 def test_llama_cpp_keeps_the_first_code_point_of_a_decomposition():
     vocab = from_gguf(wordpiece("_a")).vocab
-    assert words(vocab, "한국") == ["\u1112\u1100"]  # two syllables, their leading consonants
-    assert words(vocab, "हिन्दी") == ["हनद"]  # vowel signs are marks, Mc as well as Mn
+    assert normalized_words(vocab, "한국") == ["\u1112\u1100"]  # two syllables, their leading consonants
+    assert normalized_words(vocab, "हिन्दी") == ["हनद"]  # vowel signs are marks, Mc as well as Mn
 
 
 def test_case_and_accents_stay_where_the_file_says_so():
@@ -55,7 +55,7 @@ def test_case_and_accents_stay_where_the_file_says_so():
     ):
         flags = {"normalizer.lowercase": lowercase, "normalizer.strip_accents": strip_accents}
         kv = wordpiece("_a", **{key: value for key, value in flags.items() if value is not None})
-        assert words(from_gguf(kv).vocab, "Émile") == [expected]
+        assert normalized_words(from_gguf(kv).vocab, "Émile") == [expected]
 
 
 def test_special_tokens_stand_around_a_text_and_within_it_if_parsed():

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import BadImage, Cancelled, ContextFull, RequestError
+from numllama.engine.handle import RequestHandle
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
-from numllama.engine.options import Options, Wanted
+from numllama.engine.options import Options, RequestOptions
 from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
 from numllama.engine.run.scheduler import Scheduler
@@ -93,17 +93,17 @@ def test_the_images_used_last_are_kept(model):
 @pytest.mark.parametrize("image", [b"", b"hello", ONE[:200]])
 def test_what_is_no_image_is_refused(images, image):
     with pytest.raises(BadImage, match="image"):
-        images.encode(image, Call())
+        images.encode(image, RequestHandle())
 
 
 def test_whoever_leaves_ends_the_encoding_and_waits_for_nobody(images):
-    gone = Call()
+    gone = RequestHandle()
     gone.cancel()
     with pytest.raises(Cancelled):
         images.encode(ONE, gone)
     with images._one_at_a_time, pytest.raises(Cancelled):
         images.encode(ONE, gone)
-    assert len(images.encode(ONE, Call()).rows) == N_ROWS
+    assert len(images.encode(ONE, RequestHandle()).rows) == N_ROWS
 
 
 # --- logits
@@ -136,7 +136,7 @@ def test_a_cut_within_an_image_and_other_images_beside_it_change_no_bit(model, i
 def asked(images, model, text, *pictures, options=GREEDY):
     ids, rows = images.prompt(model.tokenizer, text, pictures)
     said, how = [], {"truncate": True, "shift": True, "n_logprobs": 2, "echo": False}
-    return Job(Call(), ids, options, **how, deliver=said.append, finished=lambda: None, embeds=rows), said
+    return Job(RequestHandle(), ids, options, **how, deliver=said.append, finished=lambda: None, embeds=rows), said
 
 
 def run(model, jobs, num_batch, n_ctx=128, n_slot=4):
@@ -274,7 +274,7 @@ def test_a_chat_has_several_images_in_any_message(engine):
         {"role": "assistant", "content": "that"},
         {"role": "user", "content": "and this?", "images": [ONE]},
     ]
-    answer = engine.chat("llava", messages, Wanted(truncate=False))
+    answer = engine.chat("llava", messages, RequestOptions(truncate=False))
     (*_, last), text = answer, answer.prompt
     assert text.startswith("<|user|>[img-1]this [img-0] or that?\n") and "<|user|>[img-2]and this?" in text
     n_text = len(answer.model.tokenizer.encode(text.replace("[img-", ""))) - 3  # about
@@ -285,15 +285,15 @@ def test_a_chat_has_several_images_in_any_message(engine):
 def test_images_of_messages_that_were_left_out_are_left_out_too(engine):
     """An image counts as 768 tokens where a conversation is cut, and the window has 2048."""
     turns = [{"role": "user", "content": f"image {n}", "images": [ONE if n else TWO]} for n in range(4)]
-    answer = engine.chat("llava", turns, Wanted(render_only=True))
+    answer = engine.chat("llava", turns, RequestOptions(render_only=True))
     assert answer.n_images == 2 and answer.prompt.startswith("<|user|>[img-0]image 2")
 
 
 def test_the_window_has_room_for_images(engine):
     engine.generate("llava")
     assert engine.ps()[0]["context_length"] == 2048
-    engine.generate("llava", wanted=Wanted(options={"num_ctx": 128}))
-    engine.generate("llava", wanted=Wanted(options={"num_ctx": 3000}))
+    engine.generate("llava", request=RequestOptions(options={"num_ctx": 128}))
+    engine.generate("llava", request=RequestOptions(options={"num_ctx": 3000}))
     assert engine.ps()[0]["context_length"] == 3000
 
 

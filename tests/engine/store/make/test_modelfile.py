@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadModelfile, RequestError
-from numllama.engine.store.make.modelfile import Command, parse, quoted, render, wishes
+from numllama.engine.store.make.modelfile import Instruction, parse_modelfile, quoted, render_modelfile, wishes
 
 OURS = {  # what Ollama prints comes back without its quotes, tabs or line; ours does not
     "ms-p0005": 'PARAMETER stop """"q""""\n',
@@ -23,7 +23,7 @@ def test_modelfile_has_ollamas_instructions_in_ollamas_order(shared):
             key: shown.get(key)
             for key in ("template", "system", "renderer", "parser", "adapters", "projectors", "messages")
         }
-        got = render(
+        got = render_modelfile(
             shown["model_path"],
             drafts=[shown["draft"]] if "draft" in shown else [],
             params=shown.get("options"),
@@ -54,7 +54,7 @@ def test_value_is_quoted_where_a_parser_would_change_it(value, expected):
 
 
 def test_stops_keep_their_order_and_parameters_are_sorted():
-    got = render("/w", params={"top_p": 0.5, "stop": ["z", "a "], "num_ctx": 4096, "seed": 12345678})
+    got = render_modelfile("/w", params={"top_p": 0.5, "stop": ["z", "a "], "num_ctx": 4096, "seed": 12345678})
     assert got == (
         'FROM /w\nPARAMETER num_ctx 4096\nPARAMETER seed 1.2345678e+07\nPARAMETER stop z\nPARAMETER stop "a "\n'
         "PARAMETER top_p 0.5\n"
@@ -70,10 +70,10 @@ def test_modelfiles_are_read_as_ollama_reads_them(shared):
         text = base64.b64decode(case["b64"]) if "b64" in case else case["text"]
         if "err" in case:
             with pytest.raises(BadModelfile) as caught:
-                parse(text)
+                parse_modelfile(text)
             assert str(caught.value) == case["err"], case["id"]
         else:
-            assert parse(text) == [tuple(command) for command in case["commands"]], case["id"]
+            assert parse_modelfile(text) == [tuple(command) for command in case["commands"]], case["id"]
         n += 1
     assert n == 194
 
@@ -82,12 +82,12 @@ def test_instructions_are_written_as_ollama_writes_them_and_come_back(shared):
     for case in json.loads((shared / "golden/go/modelfile.json").read_text()):
         if "commands" not in case:
             continue
-        commands = [Command(*command) for command in case["commands"]]
+        commands = [Instruction(*command) for command in case["commands"]]
         written = "".join(f"{command}\n" for command in commands)
         if case.get("again_same"):
             assert written == case["string"], case["id"]
         if case["id"] not in NOT_QUOTABLE:
-            assert parse(written) == commands, case["id"]
+            assert parse_modelfile(written) == commands, case["id"]
 
 
 def test_instructions_ask_for_what_ollamas_client_asks_for(shared):
@@ -95,12 +95,12 @@ def test_instructions_ask_for_what_ollamas_client_asks_for(shared):
     for case in json.loads((shared / "golden/go/modelfile.json").read_text()):
         if "create_err" in case:
             with pytest.raises(RequestError) as caught:
-                wishes(parse(case["text"]))
+                wishes(parse_modelfile(case["text"]))
             assert str(caught.value) == case["create_err"], case["id"]
         elif "create" in case:
             text = base64.b64decode(case["b64"]) if "b64" in case else case["text"]
             expected = {key: value for key, value in case["create"].items() if key != "from"}
-            got = {key: value for key, value in wishes(parse(text)).items() if value != ""}
+            got = {key: value for key, value in wishes(parse_modelfile(text)).items() if value != ""}
             assert got == expected, case["id"]
         n += "create" in case or "create_err" in case
     assert n == 140
@@ -112,8 +112,10 @@ PRINTS = st.text(
 NAMES = st.sampled_from(
     ["license", "template", "system", "adapter", "renderer", "parser", "requires", "stop", "num_ctx"]
 )
-COMMANDS = st.builds(Command, NAMES, PRINTS) | st.builds(
-    Command, st.just("message"), st.builds("{}: {}".format, st.sampled_from(["system", "user", "assistant"]), PRINTS)
+COMMANDS = st.builds(Instruction, NAMES, PRINTS) | st.builds(
+    Instruction,
+    st.just("message"),
+    st.builds("{}: {}".format, st.sampled_from(["system", "user", "assistant"]), PRINTS),
 )
 
 
@@ -127,15 +129,15 @@ def can_be_quoted(text):
 
 @given(st.lists(COMMANDS, max_size=5), PRINTS)
 def test_what_is_written_comes_back(commands, model):
-    commands = [Command("model", model), *commands]
+    commands = [Instruction("model", model), *commands]
     assume(all(can_be_quoted(command.value) for command in commands))
-    assert parse("".join(f"{command}\n" for command in commands)) == commands
+    assert parse_modelfile("".join(f"{command}\n" for command in commands)) == commands
 
 
 @given(st.text(max_size=80) | st.binary(max_size=80))
 def test_any_text_is_read_or_refused(text):
     try:
-        commands = parse(text)
+        commands = parse_modelfile(text)
     except BadModelfile:
         return
     assert any(command.name == "model" for command in commands)
@@ -144,4 +146,4 @@ def test_any_text_is_read_or_refused(text):
 def test_a_long_modelfile_is_read_in_one_go():
     """A licence of a megabyte in a line for each word."""
     text = "word\n" * 200_000
-    assert parse(f'FROM x\nLICENSE """{text}"""')[1].value == text
+    assert parse_modelfile(f'FROM x\nLICENSE """{text}"""')[1].value == text

@@ -14,7 +14,7 @@ from numllama.engine.errors import EngineError, RequestError
 from numllama.engine.gguf.read import read_gguf
 from numllama.engine.gguf.write import gguf_chunks, write_gguf
 from numllama.engine.store.make import quantize
-from numllama.engine.store.make.mixture import file_type_of, mixture
+from numllama.engine.store.make.mixture import file_type_of, tensor_formats
 from numllama.engine.store.make.quantize import check_weights, is_already, quantized
 from numllama.kernels.quants import FORMATS_BY_NAME
 from numllama.kernels.tensor import Tensor
@@ -65,7 +65,7 @@ def test_every_format_is_the_one_llama_quantize_chooses(shared):
             expected = {
                 name: type for type, names in chosen["tensors"].items() for some in names for name in written_out(some)
             }
-            got = {name: format.name for name, format in mixture(model, file_type).items()}
+            got = {name: format.name for name, format in tensor_formats(model, file_type).items()}
             assert got == expected, (shape, file_type)
             n += len(got)
     assert n == 54_810

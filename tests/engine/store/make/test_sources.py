@@ -5,7 +5,7 @@ import pytest
 from numllama.engine.errors import BadModelfile, BadName, ModelError, RequestError
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create, create_from_modelfile
-from numllama.engine.store.make.modelfile import parse
+from numllama.engine.store.make.modelfile import parse_modelfile
 from numllama.engine.store.make.sources import listed, sources
 from tiny import tiny_gguf
 
@@ -59,13 +59,13 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder, tmp_path):
 
 def test_a_path_that_is_there_is_a_file_and_any_other_a_name(folder):
     names(folder, "m.gguf", "lora.gguf")
-    found = sources(parse("FROM ./m.gguf\nADAPTER lora.gguf"), folder)
+    found = sources(parse_modelfile("FROM ./m.gguf\nADAPTER lora.gguf"), folder)
     assert (found.from_, list(found.files), list(found.adapters)) == ("", ["m.gguf"], ["lora.gguf"])
-    assert sources(parse("FROM llama3"), folder).from_ == "llama3"
+    assert sources(parse_modelfile("FROM llama3"), folder).from_ == "llama3"
     with pytest.raises(BadModelfile, match="both the model 'llama3' and files"):
-        sources(parse("FROM llama3\nFROM m.gguf"), folder)
+        sources(parse_modelfile("FROM llama3\nFROM m.gguf"), folder)
     with pytest.raises(BadModelfile, match=r"nope\.gguf: no such file"):
-        sources(parse("FROM llama3\nADAPTER nope.gguf"), folder)
+        sources(parse_modelfile("FROM llama3\nADAPTER nope.gguf"), folder)
 
 
 def test_modelfile_of_a_client_makes_a_model_of_blobs(store, digest):

@@ -18,7 +18,6 @@ import pytest
 from registries import DOCKER_REGISTRY, Answer, DockerRegistry, Registry, digest_of, jwt
 from serving import until
 
-from numllama.engine.cancellation import Call
 from numllama.engine.errors import (
     BadManifest,
     Cancelled,
@@ -29,6 +28,7 @@ from numllama.engine.errors import (
     Unauthorized,
     WrongBlob,
 )
+from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.manifest import MODEL, SYSTEM
 from numllama.engine.store.registry import http, retry, transfer
@@ -64,9 +64,11 @@ def store(tmp_path):
     return Store(tmp_path / "models")
 
 
-def pulling(store, host, name="lab/m", insecure=True, credentials=None, call=None, downloads=None):
+def pulling(store, host, name="lab/m", insecure=True, credentials=None, handle=None, downloads=None):
     name = ModelName.parse(f"{host}/{name}")
-    return transfer.pull(store, downloads or Downloads(), name, insecure, credentials or Credentials(), call or Call())
+    return transfer.pull(
+        store, downloads or Downloads(), name, insecure, credentials or Credentials(), handle or RequestHandle()
+    )
 
 
 def pull(store, double, *args, **kwargs):
@@ -75,7 +77,7 @@ def pull(store, double, *args, **kwargs):
 
 def push(store, double, name="lab/m", credentials=None):
     name = name if "/" not in name or not double else f"{double.host}/{name}"
-    return list(transfer.push(store, name, True, credentials or Credentials(), Call()))
+    return list(transfer.push(store, name, True, credentials or Credentials(), RequestHandle()))
 
 
 def words(statuses):
@@ -540,13 +542,13 @@ def test_a_blob_of_another_size_is_replaced(store, there):
 
 PULLER = """
 import sys
-from numllama.engine.cancellation import Call
+from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.registry import download, retry, transfer
 from numllama.engine.store.registry.auth import Credentials
 retry.MB, download.RECORD = 1000, 0
 name = ModelName.parse(sys.argv[2])
-for status in transfer.pull(Store(sys.argv[1]), download.Downloads(), name, True, Credentials(), Call()):
+for status in transfer.pull(Store(sys.argv[1]), download.Downloads(), name, True, Credentials(), RequestHandle()):
     print(status, flush=True)
 """
 
@@ -616,11 +618,11 @@ def test_two_who_want_one_blob_share_its_download(store, there, monkeypatch):
 def test_a_download_ends_with_the_last_who_waits_for_it(store, there, monkeypatch):
     monkeypatch.setattr(http, "STALL", 10)
     spoil_each(there, lambda answer: replace(answer, stall=50))
-    downloads, calls, ends = Downloads(), [Call(), Call()], [None, None]
+    downloads, calls, ends = Downloads(), [RequestHandle(), RequestHandle()], [None, None]
 
     def run(n):
         try:
-            pull(store, there, downloads=downloads, call=calls[n])
+            pull(store, there, downloads=downloads, handle=calls[n])
         except Cancelled as error:
             ends[n] = error
 
@@ -945,7 +947,7 @@ def test_a_layer_is_mounted_from_the_model_it_came_from(pushed, there):
 
 
 def test_a_model_that_is_not_here_cannot_be_pushed(store, there):
-    statuses = transfer.push(store, f"{there.host}/lab/none", True, Credentials(), Call())
+    statuses = transfer.push(store, f"{there.host}/lab/none", True, Credentials(), RequestHandle())
     assert [next(statuses)["status"], next(statuses)["status"]] == ["retrieving manifest", "couldn't retrieve manifest"]
     with pytest.raises(
         StoreError, match=f"^open .*/manifests/{there.host}/lab/none/latest: no such file or directory$"
@@ -988,9 +990,9 @@ def copy_to(store, double, name="lab/m"):
 
 
 def model_layer(store, media_type, content):
-    from numllama.engine.store.manifest import Layer
+    from numllama.engine.store.manifest import ManifestLayer
 
-    return Layer(media_type, *store.put_blob([content]))
+    return ManifestLayer(media_type, *store.put_blob([content]))
 
 
 def assert_same(store, other, double, name="lab/m"):

@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from .errors import Cancelled, EngineError
 
 
-class Call:
+class RequestHandle:
     """Somebody who waits for an answer, and may stop waiting at any moment, from any thread."""
 
     def __init__(self) -> None:
