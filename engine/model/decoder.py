@@ -1,11 +1,11 @@
 """The forward pass: tokens in, logits out.
 
-    x = rows of token_embd, or an image's own
-    each layer:   x += attend(norm(x))            a look at what came before
-                  x += feed_forward(norm(x))      a thought about it
+    x = rows of token_embd, or an image's rows
+    each layer:   x += attend(norm(x))            mix information across positions
+                  x += feed_forward(norm(x))      transform each position on its own
     logits = output(norm(x))
 
-`tap` is shown every value under llama.cpp's name for it, and may replace it (trace.py).
+Every value passes through `tap` under llama.cpp's name for it; a tap may replace it (trace.py).
 """
 
 from __future__ import annotations
@@ -15,54 +15,73 @@ import numpy as np
 from ...kernels import Kernels
 from .batch import Batch
 from .cache import KVCache
+from .hparams import Hparams
 from .linear import embed, linear
+from .model import Model
 from .moe import mixture
 from .trace import Tap, no_tap
 from .whole import whole_layers
 
 
-def forward(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """Logits for the positions in `batch.outputs`.  -> float [n_out, n_vocab]"""
+def forward(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Return the logits at `batch.outputs`, and bring the batch's keys and values into the cache.
+
+    -> float [n_out, n_vocab]
+    """
     return logits(model, hidden_states(model, batch, cache, kernels, tap), kernels, tap)
 
 
-def logits(model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """Logits for what may follow rows `x` of hidden().  float [n_out, n_embd] -> float [n_out, n_vocab]"""
+def hidden_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Return the final hidden states at `batch.outputs`, before the output matrix.  -> float [n_out, n_embd]"""
+    x = embeddings(model, batch, kernels, tap)
+    run_layers = whole_layers(model, batch, cache, kernels, tap) or layer_by_layer
+    x = run_layers(model, x, batch, cache, kernels, tap)
+    return tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], model.decoder.output_norm, model.hparams.norm_eps))
+
+
+def layer_by_layer(model: Model, x: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """Run every layer in steps.  x float [n_tok, n_embd] -> as x
+
+    Decoding runs whole layers as one call instead, with the same bits: whole.py.
+    """
+    eps = model.hparams.norm_eps
+    for il, blk in enumerate(model.decoder.blk):
+        h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, eps))
+        x = tap(model.family.attn_sum, il, x + attend(model, il, h, batch, cache, kernels, tap))
+        h = tap("ffn_norm", il, kernels.rms_norm(x, blk.ffn_norm, eps))
+        x = tap("l_out", il, x + feed_forward(model, il, h, kernels, tap))
+    return x
+
+
+def embeddings(model: Model, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """Look up the tokens' embeddings; an image's rows take the place of tokens below 0.  -> float [n_tok, n_embd]"""
+    x = tap("embd", -1, embed(kernels, model.decoder.token_embd, np.maximum(batch.tokens, 0)))
+    if model.hparams.embed_scale != 1:
+        x = tap("inp_scaled", -1, scale_by(x, model.hparams.embed_scale))
+    if batch.embeds is None:
+        return x
+    x = x.copy()
+    x[batch.tokens < 0] = batch.embeds
+    return tap("inp_embd", -1, x)
+
+
+def logits(model: Model, x: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+    """Multiply hidden states by the output matrix.  x float [n_out, n_embd] -> float [n_out, n_vocab]"""
     hp = model.hparams
-    y = scale_by(linear(kernels, model.weights.output, x), 1 / hp.logit_scale)
+    y = scale_by(linear(kernels, model.decoder.output, x), 1 / hp.logit_scale)
     if hp.logit_softcap:
         y = hp.logit_softcap * np.tanh(y / hp.logit_softcap)
     return tap("result_output", -1, y)
 
 
-def hidden_states(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """What the model makes of the positions in `batch.outputs`, before any word for it.  -> float [n_out, n_embd]"""
-    hp, w = model.hparams, model.weights
-    x = tap("embd", -1, embed(kernels, w.token_embd, np.maximum(batch.tokens, 0)))  # [n_tok, n_embd]
-    if hp.embed_scale != 1:
-        x = tap("inp_scaled", -1, scale_by(x, hp.embed_scale))
-    if batch.embeds is not None:
-        x = x.copy()
-        x[batch.tokens < 0] = batch.embeds
-        x = tap("inp_embd", -1, x)
-    whole = whole_layers(model, batch, cache, kernels, tap)
-    for il, blk in enumerate(w.blk):
-        if whole:  # what follows, in one call
-            x = tap("l_out", il, whole(il, x))
-            continue
-        h = tap("attn_norm", il, kernels.rms_norm(x, blk.attn_norm, hp.norm_eps))
-        x = tap(model.family.attn_sum, il, x + attend(model, il, h, batch, cache, kernels, tap))
-        h = tap("ffn_norm", il, kernels.rms_norm(x, blk.ffn_norm, hp.norm_eps))
-        x = tap("l_out", il, x + feed_forward(model, il, h, kernels, tap))
-    return tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], w.output_norm, hp.norm_eps))
-
-
-def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """What attention adds in layer `il`.  h float [n_tok, n_embd] -> as h
+def attend(
+    model: Model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap
+) -> np.ndarray:
+    """Return what attention adds to `x` in layer `il`.  h float [n_tok, n_embd] -> as h
 
     The matrix products see the whole batch, attention sees one span at a time: that is all of continuous batching.
     """
-    hp, blk = model.hparams, model.weights.blk[il]
+    hp, blk = model.hparams, model.decoder.blk[il]
     q = linear(kernels, blk.attn_q, h, blk.attn_q_bias).reshape(len(h), hp.n_head, hp.n_head_dim)
     k = linear(kernels, blk.attn_k, h, blk.attn_k_bias).reshape(len(h), hp.n_head_kv, hp.n_head_dim)
     v = linear(kernels, blk.attn_v, h, blk.attn_v_bias).reshape(len(h), hp.n_head_kv, hp.n_head_dim)
@@ -87,22 +106,22 @@ def attend(model, il: int, h: np.ndarray, batch: Batch, cache: KVCache, kernels:
     return scale_by(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
 
 
-def query_temperature(hp, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """How much sharper a query looks, the further it is beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
+def query_temperature(hp: Hparams, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return the factor on each query: it grows with its position beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
     return (1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)).astype(dtype)
 
 
-def feed_forward(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """What the feed-forward block adds in layer `il`.  h float [n_tok, n_embd] -> as h"""
-    hp, blk = model.hparams, model.weights.blk[il]
+def feed_forward(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """Return what the feed-forward block adds to `x` in layer `il`.  h float [n_tok, n_embd] -> as h"""
+    hp, blk = model.hparams, model.decoder.blk[il]
     block = gated if blk.ffn_gate_inp is None else mixture
     out = block(model, il, h, kernels, tap)
     return scale_by(norm(model, il, "ffn_post_norm", out, blk.post_ffw_norm, kernels, tap), hp.residual_scale)
 
 
-def gated(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """down(act(gate h) * up h),  the act being the family's.  h float [n_tok, n_embd] -> as h"""
-    blk = model.weights.blk[il]
+def gated(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+    """Return down(act(gate h) * up h) with the family's activation function.  h float [n_tok, n_embd] -> as h"""
+    blk = model.decoder.blk[il]
     name, act_mul = {"silu": ("ffn_swiglu", kernels.silu_mul), "gelu": ("ffn_geglu", kernels.gelu_mul)}[
         model.family.act
     ]
@@ -111,11 +130,13 @@ def gated(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarr
     return tap("ffn_out", il, linear(kernels, blk.ffn_down, tap(name, il, act_mul(gate, up)), blk.ffn_down_bias))
 
 
-def norm(model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """`x` normed by `weight` where the file has it, shown as `name`."""
+def norm(
+    model: Model, il: int, name: str, x: np.ndarray, weight: np.ndarray | None, kernels: Kernels, tap: Tap
+) -> np.ndarray:
+    """Normalize `x` by `weight` and tap it as `name`; return `x` itself where the file has no such weight."""
     return x if weight is None else tap(name, il, kernels.rms_norm(x, weight, model.hparams.norm_eps))
 
 
-def scale_by(x: np.ndarray, by: float) -> np.ndarray:
-    """`x` times `by`; itself where that is 1."""
-    return x if by == 1 else x * x.dtype.type(by)
+def scale_by(x: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply `x` by `factor`; return `x` itself if that is 1."""
+    return x if factor == 1 else x * x.dtype.type(factor)

@@ -19,15 +19,16 @@ from ...kernels import Attention, Kernels
 from .batch import Batch
 from .cache import KVCache
 from .linear import embed, linear
+from .model import Model
 from .trace import Tap, no_tap
 
 
-def encoder_states(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
+def encoder_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """What the model makes of the tokens in `batch.outputs`.  -> float [n_out, n_embd]
 
     Each span is one whole text; `cache` has no layers.
     """
-    hp, w = model.hparams, model.weights
+    hp, w = model.hparams, model.encoder
     x = embed(kernels, w.token_embd, batch.tokens)  # [n_tok, n_embd]
     if w.token_types is not None:
         x = x + w.token_types
@@ -46,9 +47,9 @@ def encoder_states(model, batch: Batch, cache: KVCache, kernels: Kernels, tap: T
     return tap("result_embd", -1, x[batch.outputs])
 
 
-def encoder_attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
+def encoder_attend(model: Model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What attention adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
-    hp, blk = model.hparams, model.weights.blk[il]
+    hp, blk = model.hparams, model.encoder.blk[il]
     q = linear(kernels, blk.attn_q, x, blk.attn_q_bias)
     k = linear(kernels, blk.attn_k, x, blk.attn_k_bias)
     v = linear(kernels, blk.attn_v, x, blk.attn_v_bias)
@@ -72,9 +73,9 @@ def encoder_attend(model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels
     return tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
 
 
-def encoder_feed_forward(model, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+def encoder_feed_forward(model: Model, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the feed-forward block adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
-    blk = model.weights.blk[il]
+    blk = model.encoder.blk[il]
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, x, blk.ffn_up_bias))  # [n_tok, n_ff]
     if blk.ffn_gate is None:
         act = tap("ffn_gelu", il, kernels.gelu(up))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ..errors import RequestError
 from ..gguf.read import GGUF
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
@@ -30,13 +31,25 @@ class Model:
     vision: Vision | None = None
 
     @property
+    def decoder(self) -> Weights:
+        """The weights of a decoder: a model that generates text."""
+        assert isinstance(self.weights, Weights)
+        return self.weights
+
+    @property
+    def encoder(self) -> EncoderWeights:
+        """The weights of an encoder: a model that only embeds text."""
+        assert isinstance(self.weights, EncoderWeights)
+        return self.weights
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """What it is mapped from, adapters and projector included."""
+        """The files it is mapped from, including adapters and projector."""
         return (*self.gguf.parts, *([self.vision.path] if self.vision else []))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights, those of adapters and projector included."""
+        """Bytes of its weights, including adapters and projector."""
         tensors = self.gguf.tensors.values()
         weights = sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
         return weights + (self.vision.path.stat().st_size if self.vision else 0)
@@ -47,11 +60,17 @@ class Model:
 
     @cached_property
     def template(self) -> Template:
-        """The GGUF's own Jinja chat template, or ChatML where it has none."""
+        """The GGUF's own Jinja chat template, or ChatML if it has none."""
         return Template.from_gguf(self.gguf)
 
     def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
-        """An empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py)."""
+        """Create an empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py)."""
         hp = self.hparams
-        n_layer = hp.n_layer if self.family.causal else 0  # an encoder remembers nothing
+        n_layer = hp.n_layer if self.family.causal else 0  # an encoder caches nothing
         return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type)
+
+
+def require_decoder(model: Model) -> None:
+    """Check that `model` generates text.  Raises: RequestError"""
+    if not model.family.causal:
+        raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not generate any")

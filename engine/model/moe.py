@@ -15,14 +15,15 @@ import numpy as np
 
 from ...kernels import Kernels
 from .linear import experts, linear
+from .model import Model
 from .trace import Tap
 
 MIN_WEIGHT_SUM = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
 
 
-def mixture(model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
+def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """What the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
-    hp, blk = model.hparams, model.weights.blk[il]
+    hp, blk = model.hparams, model.decoder.blk[il]
     logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
     chosen = tap("ffn_moe_topk", il, top_experts(probs, hp.n_expert_used))  # [n_tok, n_expert_used]

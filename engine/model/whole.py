@@ -1,6 +1,6 @@
-"""Layers as one call each: how decoding runs, one token of each sequence a step, where nobody looks inside a layer.
+"""Whole layers as one call: how decoding runs, one token of each sequence a step, where no tap looks inside a layer.
 
-What a layer computes stands in decoder.py; kernels/decode_layer.py does the same without Python in between.
+decoder.py says what a layer computes; kernels/decode_layer.py does the same without Python in between.
 """
 
 from __future__ import annotations
@@ -15,58 +15,68 @@ from ...kernels import Kernels
 from ...kernels.decode_layer import LayerCall
 from .batch import Batch
 from .cache import KVCache
+from .model import Model
 from .trace import Tap, sees_values
 
-PRODUCTS_PER_CALL = 1_000_000  # products of layers that are one call: a tenth of a millisecond
+PRODUCTS_PER_CALL = 1_000_000  # multiplications worth one call: about 0.1 ms
+
+RunLayers = Callable[[Model, np.ndarray, Batch, KVCache, Kernels, Tap], np.ndarray]
 
 
 class LayerCalls:
-    """A model's layers, each with what a cache has for it; made when it is first wanted."""
+    """A model's layers bound to a cache's keys and values; each is built on first use."""
 
-    def __init__(self, model, cache: KVCache):
+    def __init__(self, model: Model, cache: KVCache):
         self.model, self.k, self.v = model, cache.k, cache.v
         self.ropes = model.hparams.ropes(cache.n_ctx)
-        self.made: dict[int, LayerCall] = {}
+        self._built: dict[int, LayerCall] = {}
 
     @cached_property
     def fit(self) -> bool:
-        """Whether all of them can be one call: no experts, adapters, or formats without a kernel of their own."""
+        """Whether every layer can be one call: no experts, adapters, or formats without a kernel of their own."""
         hp, act = self.model.hparams, self.model.family.act
-        blks = zip(self.model.weights.blk, self.k, strict=True)
+        blks = zip(self.model.decoder.blk, self.k, strict=True)
         return not hp.attn_temp and all(LayerCall.fits(vars(blk), k, act) for blk, k in blks)
 
     def __getitem__(self, il: int) -> LayerCall:
-        if il not in self.made:
-            hp, weights = self.model.hparams, vars(self.model.weights.blk[il])
-            cache, how = (self.k[il], self.v[il]), (hp.attention[il], self.ropes[il], self.model.family.act)
-            self.made[il] = LayerCall(weights, *cache, hp.n_head, *how, hp.norm_eps, hp.residual_scale)
-        return self.made[il]
+        if il not in self._built:
+            hp, act = self.model.hparams, self.model.family.act
+            weights, rule, rope = vars(self.model.decoder.blk[il]), hp.attention[il], self.ropes[il]
+            self._built[il] = LayerCall(
+                weights, self.k[il], self.v[il], hp.n_head, rule, rope, act, hp.norm_eps, hp.residual_scale
+            )
+        return self._built[il]
+
+    def run(self, model: Model, x: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> np.ndarray:
+        """Run all layers, small ones several to a call.  x float [n_tok, n_embd], may be overwritten -> as x
+
+        The tap is called once a call, with the last layer of it.
+        """
+        assert kernels.layers is not None and batch.places is not None
+        n_layer = model.hparams.n_layer
+        for layers in groups(n_layer, PRODUCTS_PER_CALL // (len(batch.places) * self[0].n_weight)):
+            x = tap("l_out", layers[-1], kernels.layers([self[il] for il in layers], x, batch.places))
+        return x
 
 
-_layers: WeakKeyDictionary[KVCache, LayerCalls] = WeakKeyDictionary()
+def groups(n_layer: int, n_together: int) -> list[range]:
+    """Cut layers 0 .. n_layer - 1 into runs of `n_together`, at least 1; the last may be shorter.
 
-
-def whole_layers(
-    model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap
-) -> Callable[[int, np.ndarray], np.ndarray] | None:
-    """(il, x) -> x, which may be changed; None where model, batch, kernels or tap want a layer's steps.
-
-    Small layers are one call together, with the last of them: until then x is as it was.
+    >>> groups(5, 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
     """
-    run, places = kernels.layers, batch.places
-    if run is None or places is None or sees_values(tap):
-        return None
-    layers = _layers.get(cache)
-    if layers is None or layers.model is not model:
-        layers = _layers[cache] = LayerCalls(model, cache)
-    if not layers.fit:
-        return None
-    n_layer = model.hparams.n_layer
-    n = max(1, PRODUCTS_PER_CALL // (len(places) * layers[0].n_weight))
+    n = max(1, n_together)
+    return [range(first, min(first + n, n_layer)) for first in range(0, n_layer, n)]
 
-    def whole(il: int, x: np.ndarray) -> np.ndarray:
-        if (il + 1) % n and il + 1 < n_layer:
-            return x
-        return run([layers[i] for i in range(il // n * n, il + 1)], x, places)
 
-    return whole
+_calls: WeakKeyDictionary[KVCache, LayerCalls] = WeakKeyDictionary()
+
+
+def whole_layers(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> RunLayers | None:
+    """Return a function that runs all layers in whole calls; None if this batch must run step by step."""
+    if kernels.layers is None or batch.places is None or sees_values(tap):
+        return None
+    calls = _calls.get(cache)
+    if calls is None or calls.model is not model:
+        calls = _calls[cache] = LayerCalls(model, cache)
+    return calls.run if calls.fit else None

@@ -18,7 +18,7 @@ from numllama.engine.model.encoder import alibi_slopes
 from numllama.engine.model.load import load_model
 from numllama.engine.model.trace import Trace
 from numllama.engine.run.embed import Pooled
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.kernels import NUMPY, SETS, threads
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/make_embeddings.py"))
@@ -162,7 +162,7 @@ def test_what_is_inside_bears_llama_cpps_names(models):
 
 def test_an_encoder_does_not_generate(models):
     with pytest.raises(RequestError, match="'bert' is an encoder"):
-        next(generate(models("bert"), "hello"))
+        next(complete(models("bert"), "hello"))
 
 
 def changed(path, target, change):

@@ -46,7 +46,7 @@ def test_a_token_goes_through_the_two_experts_its_router_prefers():
         ffn_down_exps=tensor([[[1]], [[1]], [[1]]]),
     )
     hparams = SimpleNamespace(n_expert_used=2)
-    model = SimpleNamespace(hparams=hparams, weights=SimpleNamespace(blk=[blk]))
+    model = SimpleNamespace(hparams=hparams, decoder=SimpleNamespace(blk=[blk]))
     out = mixture(model, 0, np.ones((1, 1), np.float32), NUMPY, no_tap)
     np.testing.assert_allclose(out, [[3 / 4 * 300 + 1 / 4 * 200]], rtol=1e-6)
 

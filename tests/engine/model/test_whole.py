@@ -12,7 +12,7 @@ from numllama.engine.model.decoder import forward
 from numllama.engine.model.families import DECODERS
 from numllama.engine.model.load import load_model
 from numllama.engine.model.trace import Trace, Watch, no_tap
-from numllama.engine.model.whole import whole_layers
+from numllama.engine.model.whole import LayerCalls, groups, whole_layers
 from numllama.kernels import SETS, LowRank
 from numllama.kernels.decode_layer import LayerCall
 from tiny import tiny_gguf
@@ -86,7 +86,7 @@ def test_any_slots_and_positions(data, tmp_path_factory):
         assert_equal(model, pair, batch)
 
 
-def test_whoever_wants_values_gets_steps(tmp_path):
+def test_a_tap_that_reads_values_gets_every_step(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
     batch, seen = step([(0, 0)]), []
@@ -94,7 +94,7 @@ def test_whoever_wants_values_gets_steps(tmp_path):
     forward(model, batch, cache, kernels, trace)
     assert list(trace.values) == [("ffn_inp", 0), ("l_out", 0), ("ffn_inp", 1), ("l_out", 1)]
     forward(model, batch, cache, kernels, Watch(seen.append))
-    assert [il for il in seen if il >= 0] == [0, 1]  # asked once a layer
+    assert seen == [-1, 1, -1, -1]  # both layers are one call, and asked about once
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,23 @@ def test_a_prompt_is_not_one_token_of_each(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
     assert whole_layers(model, Batch.of([3, 4]), cache, kernels, no_tap) is None
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "together", "sizes"), [(5, 2, [2, 2, 1]), (4, 2, [2, 2]), (3, 9, [3]), (2, 0, [1, 1])]
+)
+def test_groups_hold_every_layer_once_and_the_last_may_be_short(n_layer, together, sizes):
+    got = groups(n_layer, together)
+    assert [il for group in got for il in group] == list(range(n_layer)) and [len(group) for group in got] == sizes
+
+
+def test_a_partial_last_group_runs(tmp_path, monkeypatch):
+    """5 layers, 2 to a call."""
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", n_layer=5))
+    pair = both(model)
+    n_weight = LayerCalls(model, pair[0][1])[0].n_weight
+    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 2 * 2 * n_weight)
+    seen = []
+    forward(model, step([(0, 0), (1, 0)]), model.new_cache(64, N_SLOT), SETS["numba"], Watch(seen.append))
+    assert seen == [-1, 1, 3, 4, -1, -1]  # the embeddings, each group's last layer, the last norm, the logits
+    assert_equal(model, pair, step([(0, 0), (1, 0)]))

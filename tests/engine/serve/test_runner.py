@@ -15,8 +15,8 @@ from numllama.engine.errors import Cancelled, ContextFull, OutOfMemory, Shutting
 from numllama.engine.handle import RequestHandle
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
+from numllama.engine.run.request import complete
 from numllama.engine.serve.runner import Runner
 from tiny import tiny_gguf
 
@@ -43,7 +43,16 @@ class Asker:
     def __init__(self, runner, prompt, options=GREEDY, **how):
         self.handle, self.pieces, self.finished = RequestHandle(), SimpleQueue(), threading.Event()
         how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | how
-        runner.submit(Job(self.handle, prompt, options, **how, deliver=self.pieces.put, finished=self.finished.set))
+        runner.submit(
+            Job(
+                handle=self.handle,
+                prompt=prompt,
+                options=options,
+                **how,
+                deliver=self.pieces.put,
+                finished=self.finished.set,
+            )
+        )
 
     def rest(self):
         """All pieces up to the last one, which may be an error."""
@@ -55,7 +64,7 @@ class Asker:
 
 
 def test_it_says_what_generate_says(model, runner):
-    expected = list(generate(model, [1, 300, 301], GREEDY))
+    expected = list(complete(model, [1, 300, 301], GREEDY))
     got = Asker(runner, [1, 300, 301]).rest()
     assert [p.token for p in got] == [p.token for p in expected]
     assert got[-1].done_reason == "length" and got[-1].timings.eval_count == 8
@@ -123,9 +132,10 @@ def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeyp
         assert module.default_slots(model, 64, "f16") == n_slot
 
 
-def test_a_load_that_nobody_waits_for_ends_with_the_layer(model):
+def test_a_cancelled_load_ends_with_the_layer(model, monkeypatch):
     from numllama.engine.serve.runner import loading
 
+    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a call of its own
     told = []
 
     def tell(fraction):
@@ -142,6 +152,7 @@ def test_a_long_load_says_how_far_it_is(model, monkeypatch, caplog):
     from numllama.engine.serve import runner as module
 
     monkeypatch.setattr(module, "SAY_EVERY", 0.0)
+    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a call of its own
     with caplog.at_level("INFO", "numllama.engine.serve.runner"):
         Runner(model, GREEDY, tap=module.loading(2, lambda fraction: None, {"model": "m"})).close()
     assert caplog.records[1].fields == {"model": "m", "layer": "1/2"}
