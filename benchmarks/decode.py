@@ -36,8 +36,7 @@ from ..engine.model.batch import Batch
 from ..engine.model.cache import KVCache
 from ..engine.model.decoder import forward
 from ..engine.model.load import load_model
-from ..engine.model.model import Model
-from ..engine.run.generate import require_decoder
+from ..engine.model.model import Model, require_decoder
 from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 from ..kernels import NUMBA, threads

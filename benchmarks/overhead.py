@@ -30,7 +30,7 @@ from ..engine.model.cache import KVCache
 from ..engine.model.load import load_model
 from ..engine.model.model import Model
 from ..engine.options import Options
-from ..engine.run.generate import generate
+from ..engine.run.request import complete
 from ..engine.store import default_store
 from . import machine, report
 
@@ -41,7 +41,7 @@ Said = list[tuple[str, float]]
 
 def generate_in_process(model: Model, prompt: str, options: Options, cache: KVCache) -> Said:
     """An answer without a server."""
-    return [(piece.text, perf_counter()) for piece in generate(model, prompt, options, cache=cache) if piece.text]
+    return [(piece.text, perf_counter()) for piece in complete(model, prompt, options, cache=cache) if piece.text]
 
 
 def lines(url: str, path: str, body: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..engine.model.load import load_model
 from ..engine.options import Options, RequestOptions
-from ..engine.run.generate import generate
+from ..engine.run.request import complete
 from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
 from ..engine.store import LocalModel
@@ -61,7 +61,7 @@ def most_memory_of_llama_bench(programs: Path, path: str) -> int:
 
 
 if __name__ == "__main__":
-    for _ in generate(
+    for _ in complete(
         load_model(sys.argv[1], dict.fromkeys(sys.argv[2:], 1.0)), [1] * N, Options(num_predict=N, num_ctx=4 * N)
     ):
         pass

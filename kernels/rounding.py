@@ -20,7 +20,7 @@ def quantize_activations(x, dot_with):
     """`x` in blocks of the format named `dot_with`.  f32 [..., n] -> blocks [..., n / block_size]"""
     format = FORMATS_BY_NAME[dot_with]
     encode = {"Q8_0": activations_q8_0, "Q8_1": activations_q8_1}.get(dot_with, format.quantize)
-    return encode(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], -1)
+    return encode(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], x.shape[-1] // format.block_size)
 
 
 def round_activations(x, dot_with):

@@ -96,8 +96,9 @@ def unit_vector(vector: np.ndarray, dimensions: int = 0) -> np.ndarray:
 
 def reading(handle: RequestHandle, ids: list[int], options: Options, pooling: str, deliver: Deliver) -> Job:
     """The job that is over once `ids` are read; its last piece has their vector."""
-    how = (options, False, False, None, False)  # neither cut nor shifted, as it is not longer than the window
-    return Job(handle, ids, *how, deliver=deliver, finished=lambda: None, pooling=pooling)
+    return Job(
+        handle=handle, prompt=ids, options=options, deliver=deliver, truncate=False, shift=False, pooling=pooling
+    )
 
 
 class Vectors:

@@ -1,140 +1,91 @@
 """One prompt, one model, no server.  The page to teach from.
 
-    encode        text -> ids
-    prefill       ids -> cache, num_batch at a time; the last one's logits
-    loop          logits -> sample -> text; stop?
-                  window full? forget the older half, turn the keys back
+    prefill       ids -> cache, num_batch at a time; keep the logits of the last one
+    loop          logits -> sample -> a token; stop?
                   token -> cache; its logits
 
-A server does the same with many sequences in one batch: scheduler instead of loop, same functions.
+request.py adds what a request can ask for (text, stop strings, log-probabilities, window shift, timings); the
+scheduler does the same for many sequences in one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter_ns
 
 import numpy as np
 
 from ...kernels import NUMBA, Kernels
-from ..errors import ContextFull, RequestError
 from ..model.batch import Batch
-from ..model.cache import KVCache, Ropes
+from ..model.cache import KVCache
 from ..model.decoder import forward
 from ..model.model import Model
 from ..model.trace import Tap, no_tap
 from ..options import Options
-from ..sampling.grammar import Grammar
-from .echo import echo as echoed
-from .piece import Piece, Timings
-from .sequence import Sequence, SequenceState, kept, truncated
+from ..sampling import Sampler
 
 
 def generate(
     model: Model,
-    prompt: str | list[int],
+    ids: Sequence[int],
     options: Options | None = None,
     *,
     kernels: Kernels = NUMBA,
     cache: KVCache | None = None,
-    truncate: bool = True,
-    shift: bool = True,
-    n_logprobs: int | None = None,
-    embeds: Mapping[int, np.ndarray] | None = None,
-    shown: Collection[int] = (),
-    echo: bool = False,
-    grammar: Grammar | None = None,
     tap: Tap = no_tap,
-) -> Iterator[Piece]:
-    """The model's continuation of `prompt`, piece by piece; the last piece says why it ended and how long it took.
+) -> Iterator[int]:
+    """Yield the token ids that follow `ids`.
 
-    prompt      text, its special tokens read as such and BOS put in front if the file says so; or ids, used as they are
-    cache       one made by `model.new_cache` for options.num_ctx; made here if absent
-    truncate    cut a prompt over the window, else raise ContextFull
-    shift       forget the older half of a full window and go on, else end with done_reason "length"
-    n_logprobs  give each token's log-probability and that many most likely ones; None for neither
-    embeds      what stands in for ids below 0: an image's rows, see images.py
-    shown       control tokens whose text counts; others say nothing
-    echo        the prompt's tokens come first, see echo.py; num_predict 0 then means none after them
-    grammar     what the text is held to: `Grammars(model.tokenizer).grammar("json")`, or of a JSON schema
+    Ends after an end-of-generation token, after `num_predict` tokens, or when the window is full.
     """
-    require_decoder(model)
-    options = (options or Options()).clamped(model.hparams.n_ctx_train)
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else list(prompt)
-    n_whole = len(ids)
-    if n_whole > options.num_ctx and not truncate:
-        raise ContextFull(n_whole, options.num_ctx)
-    ids = truncated(ids, options.num_ctx, kept(options.num_keep, n_whole, tokenizer.add_bos))
+    options = options or Options()
     cache = cache or model.new_cache(options.num_ctx)
-    seq = Sequence(
-        tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, embeds=embeds, shown=shown, grammar=grammar
-    )
+    sampler = Sampler(options, model.hparams.n_vocab)
+    tokens, limit = list(ids), cache.n_ctx
+    if options.num_predict > 0:
+        limit = min(limit, len(tokens) + options.num_predict)
 
-    began = perf_counter_ns()
-    logits = (yield from echoed(model, seq, cache, kernels, tap)) if echo else prefill(model, seq, cache, kernels, tap)
-    prefilled = perf_counter_ns()
-    if echo and options.num_predict == 0:
-        seq.end("length")
-    while seq.state is not SequenceState.DONE:
-        piece = seq.sample(logits)
-        yield piece
-        if seq.state is not SequenceState.DONE:
-            logits = decode(model, seq, cache, kernels, tap)
-    timings = Timings(
-        model.load_duration,
-        seq.n_prompt,
-        prefilled - began,
-        seq.n_sampled,
-        perf_counter_ns() - prefilled,
-        n_whole=n_whole if n_whole > seq.n_prompt else 0,
-    )
-    yield Piece(seq.rest(), done_reason=seq.done_reason, timings=timings, met=seq.met)
+    logits = prefill(model, tokens, cache, kernels, options.num_batch, tap)
+    while True:
+        token = sampler.sample(logits, tokens)
+        yield token
+        tokens.append(token)
+        if token in model.tokenizer.eog or len(tokens) >= limit:
+            return
+        (logits,) = forward(model, Batch.of([token], start=len(tokens) - 1), cache, kernels, tap)
 
 
-def require_decoder(model: Model) -> None:
-    """Raises: RequestError"""
-    if not model.family.causal:
-        raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not go on with them")
+def prefill(
+    model: Model,
+    ids: Sequence[int],
+    cache: KVCache,
+    kernels: Kernels,
+    num_batch: int,
+    tap: Tap = no_tap,
+    embeds: Mapping[int, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Bring a prompt into the empty cache, `num_batch` tokens at a time.  -> logits of its last token, f32 [n_vocab]
 
-
-def prefill(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """Bring the prompt into the cache.  -> logits of its last token, f32 [n_vocab]"""
-    seq.state = SequenceState.PREFILL
-    while seq.n_cached < seq.n_prompt:
-        chunk = seq.tokens[seq.n_cached : min(seq.n_cached + seq.options.num_batch, seq.n_prompt)]
-        last = [-1] if seq.n_cached + len(chunk) == seq.n_prompt else []
-        logits = forward(model, Batch.of(chunk, seq.slot, seq.n_cached, last, seq.embeds), cache, kernels, tap)
-        seq.n_cached += len(chunk)
-    seq.state = SequenceState.DECODE
+    embeds   the row of each id below 0: an image's, see vision/prompt.py
+    """
+    for start in range(0, len(ids), num_batch):
+        chunk = ids[start : start + num_batch]
+        outputs = [-1] if start + num_batch >= len(ids) else []
+        logits = forward(model, Batch.of(chunk, 0, start, outputs, embeds), cache, kernels, tap)
     return logits[0]
-
-
-def decode(model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """Bring the newest token into the cache, after making room where the window is full.  -> logits f32 [n_vocab]"""
-    shift_window(seq, cache, kernels, model.hparams.ropes(cache.n_ctx))
-    logits = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
-    seq.n_cached += 1
-    return logits[0]
-
-
-def shift_window(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
-    """Where the window is full, forget the older half of what need not be kept.  -> positions left as they were"""
-    if seq.n_cached < seq.window - 1:
-        return seq.n_cached
-    seq.n_cached = cache.shift(seq.slot, seq.n_cached, seq.n_keep, seq.discards(), kernels, ropes)
-    return seq.n_keep
 
 
 def main(argv: list[str]) -> None:
-    """`python -m numllama.engine.run.generate FILE.gguf PROMPT` prints the most likely continuation."""
+    """Print the most likely continuation: `python -m numllama.engine.run.generate FILE.gguf PROMPT`."""
     from ..model.load import load_model
+    from ..tokenizer.detokenize import Detokenizer
 
     path, prompt = argv
-    for piece in generate(load_model(path), prompt, replace(Options(), temperature=0.0, num_predict=200)):
-        print(piece.text, end="", flush=True)
-    print()
+    model = load_model(path)
+    text = Detokenizer(model.tokenizer)
+    for token in generate(model, model.tokenizer.encode(prompt), replace(Options(), temperature=0.0, num_predict=200)):
+        print(text.push(token), end="", flush=True)
+    print(text.flush())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a runner is asked for, and by whom."""
+"""A job: one prompt for a runner, and where its pieces go."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from ..sampling.grammar import Grammar
 from .piece import Piece
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
     """One prompt for a runner, and where its pieces go.
 
-    shown      control tokens whose text counts
-    echo       the prompt is given out before the answer
-    grammar    what the answer is held to
-    embeds     the row of each token of the prompt below 0: an image's
-    pooling    the prompt is only read, and this is how it becomes one vector; "" for one that is answered
-    encoding   nanoseconds that its images took
-    n_whole    tokens of the prompt before messages were left out; 0 where none were
-    deliver    is called in the runner's thread with each piece, the last one being an error if there is one
-    finished   is called once, before the last of them is delivered
+    handle     the request's: cancels the job from any thread
+    prompt     ids; those below 0 stand for rows in `embeds`
+    deliver    called in the runner's thread with each piece; the last one is an exception if the job failed
+    finished   called once, before the last piece is delivered
+    options, truncate, shift, n_logprobs, echo, shown, grammar, embeds   as for request.complete()
+    n_whole    tokens of the prompt before messages were dropped; 0 if none were
+    encoding   nanoseconds spent on encoding the prompt's images
+    pooling    how a prompt that is only embedded becomes one vector; "" for one that is answered
     """
 
     handle: RequestHandle
     prompt: list[int]
     options: Options
-    truncate: bool
-    shift: bool
-    n_logprobs: int | None
-    echo: bool
     deliver: Callable[[Piece | Exception], None]
-    finished: Callable[[], None]
+    finished: Callable[[], None] = lambda: None
+    truncate: bool = True
+    shift: bool = True
+    n_logprobs: int | None = None
+    echo: bool = False
     shown: Collection[int] = ()
     grammar: Grammar | None = None
-    n_whole: int = 0
     embeds: Mapping[int, np.ndarray] | None = None
+    n_whole: int = 0
     encoding: int = 0
     pooling: str = ""

@@ -1,14 +1,14 @@
 """Many sequences, one forward pass: continuous batching.
 
     waiting   E F                       first come, first served
-    slot 0    A   speaks                 1 token    .
-         1    B   speaks                 1 token     > one Batch -> forward -> a row of logits for A, B, C
-         2    C   its prompt's end      40 tokens    |
-         3    D   its prompt's middle   22 tokens   '
+    slot 0    A   decoding               1 token    .
+         1    B   decoding               1 token     > one Batch -> forward -> a row of logits for A, B, C
+         2    C   prompt, last chunk    40 tokens    |
+         3    D   prompt, a chunk       22 tokens   '
 
-A step is admit, plan, compute, advance.  Everyone who speaks takes part in every step; prompts, the oldest first but
-for a short one, get what room is left, which is little while somebody speaks.  Each sequence says what generate() would
-say, bit for bit.  Texts that are only read, for their embeddings, are prompts after which nobody speaks.
+A step is admit, plan, compute, advance.  Every decoding sequence adds one token per step.  Prompts share the rest of
+the batch, oldest first except for a short one; it is small while any sequence decodes.  Each sequence generates what
+complete() would, bit for bit.  A text to embed is a prompt after which nothing is decoded.
 """
 
 from __future__ import annotations
@@ -27,33 +27,32 @@ from ..errors import ContextFull
 from ..handle import RequestHandle
 from ..model.batch import Batch
 from ..model.cache import KVCache
-from ..model.decoder import logits
-from ..model.model import Model
+from ..model.decoder import forward, logits
+from ..model.model import Model, require_decoder
 from ..model.trace import Tap, Watch
 from .echo import Echo
 from .embed import Pooled
-from .generate import require_decoder, shift_window
 from .job import Job
 from .piece import Piece, Timings
 from .prefix import Prefixes
-from .sequence import Sequence, SequenceState, kept, truncated
+from .sequence import Sequence, SequenceState, kept, shift_window, truncated
 
 log = logging.getLogger(__name__)
 
-# Tokens of prompts in a step in which somebody speaks.  A 1.1B model on two cores takes 0.3 s for them, of which the
-# waiting for weights is a tenth; with 512 the speakers would stand still for 2 s.
-CHUNK = 64
-RUNAWAY = 30  # so many times the same text in a row is not an answer any more: as in Ollama's llm/server.go
+# Prompt tokens in a step with decoding sequences.  A 1.1B model on two cores takes 0.3 s for them, a tenth of it for
+# reading weights; with 512 tokens every decoding sequence would pause for 2 s.
+PREFILL_WHILE_DECODING = 64
+MAX_REPEATS = 30  # pieces of the same text in a row that end an answer, as in Ollama's llm/server.go
 
 
 @dataclass(eq=False)
 class Running:
     """A job in a slot.
 
-    n_reused   tokens of its prompt that the cache knew
-    began, prefilled   on the clock of perf_counter_ns, the latter 0 until its prompt is done
-    repeated   pieces with the text of the last one before them
-    echo, pooled   for a prompt that is given out, and for one that is only read: they want all of it computed
+    n_reused           prompt tokens found in the cache
+    began, prefilled   times by perf_counter_ns; prefilled is 0 until the whole prompt is in the cache
+    repeated           pieces in a row with the text of the one before
+    echo, pooled       for a prompt that is echoed or embedded: all of it is computed, nothing is reused
     """
 
     job: Job
@@ -67,13 +66,13 @@ class Running:
     repeated: int = 0
 
     def runs_away(self, text: str) -> bool:
-        """Whether the answer has come to say the same over and over; `text` is what it says now."""
+        """Count `text`, the next piece, and return whether the answer repeats itself without end."""
         if text:
             self.repeated, self.text = self.repeated + 1 if text.strip() == self.text else 0, text.strip()
-        return self.repeated > RUNAWAY
+        return self.repeated > MAX_REPEATS
 
     def last_piece(self) -> Piece:
-        """What ends its stream: why it ended, what was counted, how long it took."""
+        """Make the last piece: done_reason, counts and durations."""
         seq, n_whole = self.seq, max(len(self.job.prompt), self.job.n_whole)
         return Piece(
             seq.rest(),
@@ -92,10 +91,10 @@ class Running:
 
 
 class Scheduler:
-    """The jobs of one model: those that wait, and those that have one of the cache's slots.
+    """The jobs of one model: waiting, or running in one of the cache's slots.
 
-    num_batch   tokens of prompts in one forward pass, at most
-    guard       ends answers that repeat themselves, which generate() does not
+    num_batch   prompt tokens in one forward pass, at most
+    guard       end answers that repeat themselves, which complete() does not
     """
 
     def __init__(
@@ -104,12 +103,12 @@ class Scheduler:
         self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
         self.prefixes = Prefixes(cache.n_slot)
         self.waiting: deque[Job] = deque()
-        self.running: list[Running] = []  # in the order in which they came
-        self.stopped: Exception | None = None  # set by any thread: everything ends with it
+        self.running: list[Running] = []  # in order of arrival
+        self.stopped: Exception | None = None  # set by any thread: every job ends with it
 
     @property
     def takes_whole(self) -> bool:
-        """Whether nothing is cached, as in an encoder: then a text cannot be read in parts."""
+        """Whether nothing is cached (an encoder), so that a text cannot be split into chunks."""
         return not self.cache.k
 
     @property
@@ -120,7 +119,7 @@ class Scheduler:
         self.waiting.append(job)
 
     def step(self) -> None:
-        """One forward pass for everyone whose turn it is, and what comes of it."""
+        """Run one forward pass for the sequences whose turn it is, and deliver what they generate."""
         self._dismiss()
         self._admit()
         turns = self._plan()
@@ -139,7 +138,7 @@ class Scheduler:
                 self._leave(one, error)
 
     def _dismiss(self) -> None:
-        """Those that nobody waits for any more go, wherever they are."""
+        """Remove cancelled jobs, running or waiting; all of them if the scheduler was stopped."""
         for one in [one for one in self.running if self.stopped or one.job.handle.cancelled]:
             self._leave(one, self.stopped or one.job.handle.why())
         for job in [job for job in self.waiting if self.stopped or job.handle.cancelled]:
@@ -147,7 +146,7 @@ class Scheduler:
             conclude(job, self.stopped or job.handle.why())
 
     def _admit(self) -> None:
-        """Those who waited longest get the free slots."""
+        """Give free slots to the jobs that waited longest."""
         while self.waiting and self.prefixes.free:
             job = self.waiting.popleft()
             try:
@@ -156,7 +155,7 @@ class Scheduler:
                 conclude(job, error)
 
     def _begin(self, job: Job) -> Running:
-        """The job in a slot of its own.  Raises: ContextFull, RequestError where an encoder is to speak"""
+        """Start `job` in a slot.  Raises: ContextFull; RequestError if an encoder is asked to generate"""
         if not job.pooling:
             require_decoder(self.model)
         began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx
@@ -186,11 +185,11 @@ class Scheduler:
         return Running(job, seq, seq.n_cached, began, echo=echo, pooled=pooled)
 
     def _plan(self) -> list[tuple[Running, Batch]]:
-        """Who takes part in the next forward pass, and with what: those who are only read come last."""
-        speaking = [one for one in self.running if one.seq.state is SequenceState.DECODE]
-        turns = [(one, self._next_token(one)) for one in speaking]
-        room = max(1, min(self.num_batch, CHUNK) - len(speaking)) if speaking else self.num_batch
-        for one in self._reading(room):
+        """Choose the next forward pass's sequences and their tokens; texts to embed come last."""
+        decoding = [one for one in self.running if one.seq.state is SequenceState.DECODE]
+        turns = [(one, self._next_token(one)) for one in decoding]
+        room = max(1, min(self.num_batch, PREFILL_WHILE_DECODING) - len(decoding)) if decoding else self.num_batch
+        for one in self._prefilling(room):
             if room > 0:
                 if self.takes_whole and one.seq.n_prompt > room and turns:
                     break
@@ -198,16 +197,16 @@ class Scheduler:
                 room -= len(part.tokens)
         return sorted(turns, key=lambda turn: turn[0].pooled is not None)
 
-    def _reading(self, room: int) -> list[Running]:
-        """Whose prompts are to be read: the oldest first, but before it one whose rest takes half the room at most.
+    def _prefilling(self, room: int) -> list[Running]:
+        """Order the prompts to prefill: oldest first, but before it one whose rest takes at most half the room.
 
-        So a question need not wait for a book, and the book goes on by half the room in every step.
+        So a question need not wait for a book, and the book still gets half the room in every step.
         """
-        reading = [one for one in self.running if one.seq.state is SequenceState.PREFILL]
+        prefilling = [one for one in self.running if one.seq.state is SequenceState.PREFILL]
         if self.takes_whole:
-            return reading
-        short = next((one for one in reading[1:] if one.seq.n_prompt - one.seq.n_cached <= room // 2), None)
-        return reading if short is None else [short, *(one for one in reading if one is not short)]
+            return prefilling
+        short = next((one for one in prefilling[1:] if one.seq.n_prompt - one.seq.n_cached <= room // 2), None)
+        return prefilling if short is None else [short, *(one for one in prefilling if one is not short)]
 
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq
@@ -217,7 +216,7 @@ class Scheduler:
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
 
     def _next_chunk(self, one: Running, room: int) -> Batch:
-        """At most `room` tokens of its prompt, after all that any slot has learned of it meanwhile."""
+        """Take at most `room` tokens of the prompt, after copying what other slots have cached of it by now."""
         seq = one.seq
         if not (one.echo or one.pooled):
             source, n = self.prefixes.longest(seq.tokens)
@@ -236,16 +235,19 @@ class Scheduler:
         return Batch.of(seq.tokens[seq.n_cached : seq.n_cached + n], seq.slot, seq.n_cached, outputs, seq.embeds)
 
     def _compute(self, turns: list[tuple[Running, Batch]]) -> list[list[np.ndarray]]:
-        """One forward pass.  -> for each turn the logits of its outputs, or what is hidden there if it is only read"""
+        """Run one forward pass.  -> for each turn the logits of its outputs, or the hidden states to embed"""
         batch = Batch.join([part for _, part in turns])
         tap = self._tap([one.job.handle for one, _ in turns])
-        hidden = self.model.family.hidden(self.model, batch, self.cache, self.kernels, tap)  # [n_out, n_embd]
         n = sum(len(part.outputs) for one, part in turns if not one.pooled)
-        rows = iter([*(logits(self.model, hidden[:n], self.kernels, tap) if n else ()), *hidden[n:]])
+        if n == len(batch.outputs) and self.model.family.causal:
+            rows = iter(forward(self.model, batch, self.cache, self.kernels, tap))
+        else:
+            hidden = self.model.family.hidden(self.model, batch, self.cache, self.kernels, tap)  # [n_out, n_embd]
+            rows = iter([*(logits(self.model, hidden[:n], self.kernels, tap) if n else ()), *hidden[n:]])
         return [list(islice(rows, len(part.outputs))) for _, part in turns]
 
     def _advance(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
-        """What a sequence says after the cache has `part`, of whose outputs the model made `rows`: see `_compute`."""
+        """Sample and deliver after `part` is in the cache; `rows` are the results of its outputs, see `_compute`."""
         seq, job, start = one.seq, one.job, one.seq.n_cached
         job.handle.check()
         self.prefixes.wrote(seq.slot, start, part.tokens.tolist())
@@ -270,22 +272,22 @@ class Scheduler:
         if seq.state is SequenceState.DONE:
             self._leave(one, one.last_piece())
 
-    def _tap(self, calls: list[RequestHandle]) -> Tap:
-        """The tap that ends a forward pass once nobody waits for any of it.
+    def _tap(self, handles: list[RequestHandle]) -> Tap:
+        """Return a tap that ends a forward pass once every request in it is cancelled.
 
-        One who leaves among others does not: the pass is soon over, and theirs would have to begin again.
+        One cancelled request among others does not end it: the others would have to start the pass again.
         """
 
-        def look(il: int) -> None:
+        def check(il: int) -> None:
             if self.stopped:
                 raise self.stopped
-            if calls[0].cancelled and all(handle.cancelled for handle in calls):
-                calls[0].check()
+            if handles[0].cancelled and all(handle.cancelled for handle in handles):
+                handles[0].check()
 
-        return Watch(look)
+        return Watch(check)
 
     def _leave(self, one: Running, last: Piece | Exception) -> None:
-        """The slot is free; the last piece goes out."""
+        """Free the slot and deliver the last piece."""
         seq = one.seq
         facts = {"slot": seq.slot, "sampled": seq.n_sampled, "known": one.n_reused, "reason": seq.done_reason}
         log.debug("leaves", extra={"fields": facts | ({"error": last} if isinstance(last, Exception) else {})})
@@ -295,11 +297,11 @@ class Scheduler:
 
 
 def conclude(job: Job, last: Piece | Exception) -> None:
-    """The job is over: its lease goes back, then its last piece goes out, and what goes wrong there is its error."""
+    """End `job`: call `finished`, then deliver the last piece, or the error that delivering it raises."""
     job.finished()
     try:
         job.deliver(last)
     except Exception as error:
         log.debug("the last piece of an answer could not be made", exc_info=error)
-        with suppress(Exception):  # whoever takes pieces is beyond help, and the others must not suffer
+        with suppress(Exception):  # this client's callback failed; do not let it affect the other sequences
             job.deliver(error)

@@ -10,7 +10,9 @@ from enum import Enum
 
 import numpy as np
 
+from ...kernels import Kernels
 from ..errors import ContextFull
+from ..model.cache import KVCache, Ropes
 from ..options import Options
 from ..sampling import Sampler, logprobs_of
 from ..sampling.grammar import Grammar
@@ -128,3 +130,14 @@ def beside_images(tokens: list[int], i: int, step: int) -> int:
     while 0 < i < len(tokens) and tokens[i] < 0 and tokens[i - 1] == tokens[i] + 1:
         i += step
     return i
+
+
+def shift_window(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
+    """Make room for one token: if the window is full, forget the older half of what need not be kept.
+
+    -> the number of positions from the first that did not move
+    """
+    if seq.n_cached < seq.window - 1:
+        return seq.n_cached
+    seq.n_cached = cache.shift(seq.slot, seq.n_cached, seq.n_keep, seq.discards(), kernels, ropes)
+    return seq.n_keep

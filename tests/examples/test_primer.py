@@ -20,7 +20,7 @@ from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.store import Store
 from numllama.kernels import EXACT, NUMBA
 
@@ -66,7 +66,7 @@ def chat(*texts):
 
 def says(model, messages, options, kernels=NUMBA):
     prompt = model.template.render(messages)
-    return "".join(piece.text for piece in generate(model, prompt, options, kernels=kernels))
+    return "".join(piece.text for piece in complete(model, prompt, options, kernels=kernels))
 
 
 def is_greedy_answer(model, messages, answer):

@@ -12,11 +12,11 @@ from tiny import tiny_gguf
 
 GENERATE = """
 import sys
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 for path in sys.argv[1:]:
-    list(generate(load_model(path), "once upon a time", Options(num_predict=3)))
+    list(complete(load_model(path), "once upon a time", Options(num_predict=3)))
 """
 
 # Prepares two kernels in an empty cache; prints how many processes that took, and which of the two came from the cache.

@@ -11,7 +11,7 @@ from numllama.api.cli.wrap import Wrapped
 from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.sampling import Sampler
 from numllama.engine.serve.engine import Engine
 from numllama.engine.store.file import FileModel
@@ -22,7 +22,7 @@ BRIEF = ["-o", "temperature=0", "-o", "num_predict=8"]
 
 def greedy(path, prompt, n=8):
     options = Options(temperature=0.0, num_predict=n)
-    return "".join(piece.text for piece in generate(load_model(path), prompt, options))
+    return "".join(piece.text for piece in complete(load_model(path), prompt, options))
 
 
 def rendered(text):

@@ -8,7 +8,7 @@ import pytest
 
 from numllama.engine.gguf.read import GGUF
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.tokenizer.export import write_tokenizer
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
@@ -38,7 +38,7 @@ def log_probability(model, context, continuation):
     tokenizer = model.tokenizer
     n_context = len(tokenizer.encode(context, add_special=False))
     ids = tokenizer.encode(context + continuation, add_special=False)
-    *pieces, _ = generate(model, ids, Options(num_predict=0, num_ctx=256), echo=True, n_logprobs=0)
+    *pieces, _ = complete(model, ids, Options(num_predict=0, num_ctx=256), echo=True, n_logprobs=0)
     return sum(piece.logprob.logprob for piece in pieces[n_context:])
 
 

@@ -10,7 +10,7 @@ from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.kernels import NUMBA
 from tiny import tiny_gguf
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def echo(model, prompt=PROMPT, options=SILENT, n_logprobs=0):
-    *pieces, last = generate(model, prompt, options, echo=True, n_logprobs=n_logprobs)
+    *pieces, last = complete(model, prompt, options, echo=True, n_logprobs=n_logprobs)
     return pieces, last
 
 
@@ -54,7 +54,7 @@ def test_how_much_is_evaluated_at_once_changes_nothing(model, num_batch):
 
 def test_the_answer_after_an_echo_is_the_one_without(model):
     options = Options(num_predict=6, num_ctx=64, temperature=1.5, seed=4)
-    *expected, last = generate(model, PROMPT, options, n_logprobs=2)
+    *expected, last = complete(model, PROMPT, options, n_logprobs=2)
     pieces, echoed_last = echo(model, options=options, n_logprobs=2)
     assert pieces[-6:] == expected and echoed_last.timings.eval_count == last.timings.eval_count == 6
 

@@ -21,10 +21,10 @@ from numllama.engine.model.families import BERT
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options, RequestOptions
 from numllama.engine.run.embed import Pooled, Vectors, pooling_of, reading, tokens_of, unit_vector
-from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
 from numllama.engine.run.piece import Piece, Timings
-from numllama.engine.run.scheduler import CHUNK, Scheduler
+from numllama.engine.run.request import complete
+from numllama.engine.run.scheduler import PREFILL_WHILE_DECODING, Scheduler
 from numllama.engine.serve.engine import Engine
 from numllama.engine.serve.runner import Runner
 from numllama.engine.settings import Settings
@@ -153,14 +153,14 @@ class Talk(Read):
     """A prompt that is answered, as generate() answers it."""
 
     def job(self):
-        return Job(self.handle, self.ids, self.options, True, True, None, False, self.came.append, lambda: None)
+        return Job(handle=self.handle, prompt=self.ids, options=self.options, deliver=self.came.append)
 
     @property
     def options(self):
         return Options(temperature=0.0, num_predict=8, num_ctx=N_CTX)
 
     def has_said_what_it_would_alone(self, model):
-        return self.said == [(piece.text, piece.token) for piece in generate(model, self.ids, self.options)]
+        return self.said == [(piece.text, piece.token) for piece in complete(model, self.ids, self.options)]
 
     @property
     def said(self):
@@ -260,7 +260,7 @@ def test_an_encoder_reads_whole_texts_as_many_at_once_as_fit(encoder):
 
 def test_an_encoder_cannot_be_made_to_speak(encoder):
     (talk,) = finish(scheduler_of(encoder[0]), Talk([5, 6]))
-    assert str(talk.came[0]) == "'bert' is an encoder: it embeds texts and does not go on with them"
+    assert str(talk.came[0]) == "'bert' is an encoder: it embeds texts and does not generate any"
 
 
 def test_an_encoder_needs_no_cache_and_reads_64_texts_at_once(encoder):
@@ -282,7 +282,7 @@ def test_while_somebody_speaks_texts_are_read_in_small_chunks(model):
     scheduler.submit(talk.job())
     scheduler.step()
     finish(scheduler, *(Read([9] * 39) for _ in range(4)))
-    assert max(sizes) == CHUNK and talk.has_said_what_it_would_alone(model)
+    assert max(sizes) == PREFILL_WHILE_DECODING and talk.has_said_what_it_would_alone(model)
 
 
 def test_a_text_that_nobody_waits_for_is_dropped_within_a_layer(model):

@@ -12,6 +12,7 @@ from numllama.engine.errors import ContextFull
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.run.sequence import truncated
 from numllama.kernels import EXACT, GGML, NUMBA
 from tiny import tiny_gguf
@@ -21,7 +22,7 @@ GREEDY = replace(Options(), temperature=0.0)
 
 def text(model, prompt, options, type="f32", **more):
     cache = model.new_cache(options.num_ctx, type=type)
-    return "".join(piece.text for piece in generate(model, prompt, options, cache=cache, **more))
+    return "".join(piece.text for piece in complete(model, prompt, options, cache=cache, **more))
 
 
 def test_stories260k_prints_the_reference_program_s_text(shared):
@@ -58,7 +59,7 @@ def test_the_recorded_greedy_tokens_come_out_where_the_margin_is_clear(shared, k
     model = load_model(shared / "models/stories260K-F32.gguf")
     recorded = np.load(shared / "golden/logits_stories260K-F32.npz")
     clear = int(np.argmax(recorded["greedy_margin"] < 1e-3)) or len(recorded["greedy_tokens"])
-    pieces = generate(model, recorded["tokens"].tolist(), replace(GREEDY, num_predict=clear), kernels=kernels)
+    pieces = complete(model, recorded["tokens"].tolist(), replace(GREEDY, num_predict=clear), kernels=kernels)
     assert [piece.token for piece in pieces][:-1] == recorded["greedy_tokens"][:clear].tolist()
 
 
@@ -68,7 +69,7 @@ def tiny(tmp_path_factory):
 
 
 def run(model, prompt, options, **more):
-    *pieces, last = generate(model, prompt, options, **more)
+    *pieces, last = complete(model, prompt, options, **more)
     return pieces, last
 
 
@@ -145,3 +146,20 @@ def test_logprobs_are_of_the_raw_distribution(tiny):
         assert piece.logprob.id == piece.token and piece.logprob.logprob <= 0
         top = [logprob for _, logprob in piece.logprob.top]
         assert len(top) == 3 and top == sorted(top, reverse=True) and top[0] >= piece.logprob.logprob
+
+
+@pytest.mark.parametrize("options", [GREEDY, Options(seed=7, temperature=1.5), Options(seed=1, repeat_penalty=1.3)])
+@pytest.mark.parametrize(("num_batch", "kernels"), [(512, NUMBA), (3, NUMBA), (3, GGML)])
+def test_the_loop_and_a_request_draw_the_same_ids(tmp_path, options, num_batch, kernels):
+    """generate() is the loop alone; complete() is the same with everything that a request can ask for."""
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    ids = model.tokenizer.encode("once upon a time")
+    options = replace(options, num_predict=20, num_ctx=64, num_batch=num_batch)
+    expected = [piece.token for piece in complete(model, ids, options, kernels=kernels) if piece.token is not None]
+    assert list(generate(model, ids, options, kernels=kernels)) == expected and len(expected) > 3
+
+
+def test_the_loop_ends_where_the_window_is_full(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    ids = [1, 5, 9]
+    assert len(list(generate(model, ids, replace(GREEDY, num_ctx=10, logit_bias=((model.tokenizer.eos, -1e30),))))) == 7

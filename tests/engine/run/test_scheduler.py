@@ -15,9 +15,9 @@ from numllama.engine.handle import RequestHandle
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
 from numllama.engine.run import scheduler as module
-from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
 from numllama.engine.run.piece import Piece
+from numllama.engine.run.request import complete
 from numllama.engine.run.scheduler import Scheduler
 from numllama.engine.sampling.grammar import Grammars
 from numllama.kernels import EXACT, GGML, NUMBA
@@ -56,7 +56,14 @@ class Asked:
     def job(self, scheduler):
         how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.how
         ends = {"deliver": self.deliver, "finished": self.finish}
-        return Job(self.handle, self.prompt, self.options, **how, **ends, grammar=self.grammar(scheduler.model))
+        return Job(
+            handle=self.handle,
+            prompt=self.prompt,
+            options=self.options,
+            **how,
+            **ends,
+            grammar=self.grammar(scheduler.model),
+        )
 
     def grammar(self, model):
         """A new one: it follows one answer."""
@@ -91,7 +98,7 @@ class Asked:
         """What generate() says."""
         cache = model.new_cache(self.options.num_ctx, type=type)
         how = self.how | {"grammar": self.grammar(model)}
-        pieces = generate(model, self.prompt, self.options, kernels=kernels, cache=cache, **how)
+        pieces = complete(model, self.prompt, self.options, kernels=kernels, cache=cache, **how)
         return [seen(piece) for piece in pieces]
 
 
@@ -254,7 +261,7 @@ def test_first_come_first_served(model):
 
 
 def test_a_long_prompt_does_not_keep_those_who_speak_waiting(model, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "PREFILL_WHILE_DECODING", 4)
     scheduler = scheduler_of(model, n_slot=2)
     speaker, reader = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
     scheduler.submit(speaker.job(scheduler))
@@ -358,5 +365,5 @@ def test_the_same_text_over_and_over_is_cut_off(model):
     scheduler = scheduler_of(model)
     scheduler._tap = lambda calls: says_la
     [got] = served(scheduler, Asked([1, 301], replace(GREEDY, num_predict=100)))
-    assert len(got.said) == module.RUNAWAY + 3 and got.pieces[-1].done_reason == "length"
-    assert got.timings.eval_count == module.RUNAWAY + 2 and got.timings.prompt_eval_count == 2
+    assert len(got.said) == module.MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
+    assert got.timings.eval_count == module.MAX_REPEATS + 2 and got.timings.prompt_eval_count == 2

@@ -9,7 +9,7 @@ import pytest
 
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def pieces(model, request, base):
     n_logprobs = request.get("top_logprobs") if request.get("logprobs") else None
     cache = model.new_cache(options.num_ctx, type="f32")
     shift = request.get("shift", True)
-    return list(generate(model, request["prompt"], options, cache=cache, shift=shift, n_logprobs=n_logprobs))
+    return list(complete(model, request["prompt"], options, cache=cache, shift=shift, n_logprobs=n_logprobs))
 
 
 def differing(model, recorded, base):

@@ -12,7 +12,7 @@ from vocabularies import bpe, spm
 from numllama.engine.errors import BadGrammar, ModelError
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.request import complete
 from numllama.engine.run.sequence import Sequence, SequenceState
 from numllama.engine.sampling.grammar import Grammars
 from numllama.engine.sampling.json_mode import JsonMode, follow
@@ -386,7 +386,7 @@ SCHEMA = {"properties": {"a": {"type": "string", "maxLength": 3}, "b": {"enum": 
 
 
 def told(model, options=None, **more):
-    return list(generate(model, "once", Options(**{"num_predict": 500} | (options or {})), **more))
+    return list(complete(model, "once", Options(**{"num_predict": 500} | (options or {})), **more))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])

@@ -17,8 +17,8 @@ from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options, RequestOptions
-from numllama.engine.run.generate import generate
 from numllama.engine.run.job import Job
+from numllama.engine.run.request import complete
 from numllama.engine.run.scheduler import Scheduler
 from numllama.engine.run.sequence import Sequence, beside_images, truncated
 from numllama.engine.serve.engine import Engine
@@ -136,7 +136,7 @@ def test_a_cut_within_an_image_and_other_images_beside_it_change_no_bit(model, i
 def asked(images, model, text, *pictures, options=GREEDY):
     ids, rows = images.prompt(model.tokenizer, text, pictures)
     said, how = [], {"truncate": True, "shift": True, "n_logprobs": 2, "echo": False}
-    return Job(RequestHandle(), ids, options, **how, deliver=said.append, finished=lambda: None, embeds=rows), said
+    return Job(handle=RequestHandle(), prompt=ids, options=options, **how, deliver=said.append, embeds=rows), said
 
 
 def run(model, jobs, num_batch, n_ctx=128, n_slot=4):
@@ -158,7 +158,7 @@ def test_many_who_ask_about_images_are_answered_as_each_alone(model, images, num
     asking = [asked(images, model, text, *([image, TWO] if image else ())) for text, image in texts]
     run(model, [job for job, _ in asking], num_batch)
     for job, said in asking:
-        alone = generate(model, job.prompt, GREEDY, n_logprobs=2, embeds=job.embeds)
+        alone = complete(model, job.prompt, GREEDY, n_logprobs=2, embeds=job.embeds)
         assert seen(said) == seen(alone)
     assert len({tuple(seen(said)) and str(seen(said)) for _, said in asking}) == len(texts)
 
@@ -224,7 +224,7 @@ def test_a_full_window_forgets_images_whole(model, images):
     assert seq.n_keep == 1
     gone = ids[1 : 1 + seq.discards()]
     assert len(gone) > (len(ids) - 1) // 2 and gone[-1] < 0 and ids[1 + len(gone)] >= 0
-    pieces = list(generate(model, ids, Options(temperature=0.0, num_ctx=len(ids) + 1, num_predict=60), embeds=rows))
+    pieces = list(complete(model, ids, Options(temperature=0.0, num_ctx=len(ids) + 1, num_predict=60), embeds=rows))
     assert pieces[-1].timings.eval_count == 60
 
 
@@ -234,7 +234,7 @@ def test_what_is_kept_of_the_prompt_ends_beside_an_image(model, images, num_keep
     options = Options(temperature=0.0, num_ctx=len(ids), num_keep=num_keep, num_predict=60)
     n_keep = Sequence(model.tokenizer, ids, options, embeds=rows).n_keep
     assert ids[n_keep] < 0 <= ids[n_keep - 1]
-    assert list(generate(model, ids, options, embeds=rows))[-1].timings.eval_count == 60
+    assert list(complete(model, ids, options, embeds=rows))[-1].timings.eval_count == 60
 
 
 # --- serving
@@ -378,5 +378,5 @@ def test_pictures_are_answered_as_by_llama_cpp(shared, recorded, name, kernels):
     tolerance = 0.03 if case["file"].endswith("jpg") else 2e-4 if kernels in (GGML, NUMBA) else 2e-3
     np.testing.assert_allclose(got, arrays[f"{name}_last_logits"], rtol=0, atol=tolerance)
     options = Options(temperature=0.0, num_predict=16, num_ctx=128)
-    said = [piece.token for piece in generate(model, ids, options, kernels=kernels, embeds=rows)]
+    said = [piece.token for piece in complete(model, ids, options, kernels=kernels, embeds=rows)]
     assert said[:16] == case["greedy"]
