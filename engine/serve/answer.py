@@ -1,4 +1,4 @@
-"""An answer as it comes, and what its pieces pass on the way."""
+"""An answer as it is generated: its pieces, how they are split, and the grammar they follow."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Deliver = Callable[[Piece | Exception], None]
 
 @dataclass(eq=False)
 class Answer:
-    """What came of a question: a model only loaded or unloaded, a prompt only rendered, or pieces to come.
+    """The answer to a request: pieces to come, or only that the model was loaded, unloaded, or the prompt rendered.
 
-    done_reason     "load" or "unload", else None: the last piece says it
-    load_duration   nanoseconds from the call to a model that is ready
-    prompt          as rendered
-    n_images        that it shows
-    n_prompt        its tokens, as far as the window holds them
+    done_reason     "load" or "unload"; otherwise None: the last piece has it
+    load_duration   nanoseconds from the call until the model was ready
+    prompt          the rendered text
+    n_images        images in the prompt
+    n_prompt        tokens of the prompt, as far as the window holds them
     is_over         no piece will come
-    call            who waits for it
-    split           what the pieces pass before they come out
+    handle          the request's, to cancel it
+    split           the splitter that its pieces pass through
     """
 
     done_reason: str | None = None
@@ -52,9 +52,9 @@ class Answer:
     _pieces: SimpleQueue[Piece | Exception] = field(default_factory=SimpleQueue)
 
     def __iter__(self) -> Iterator[Piece]:
-        """The pieces, for a caller who let nothing else take them.  Closing it ends the answer.
+        """Yield the pieces, if no other `deliver` was given.  Closing the iterator cancels the answer.
 
-        Raises what went wrong.
+        Raises the error that ended the answer.
         """
         try:
             while True:
@@ -67,22 +67,26 @@ class Answer:
         finally:
             self.handle.cancel()
 
+    def put(self, piece: Piece | Exception) -> None:
+        """Deliver a piece to the iterator."""
+        self._pieces.put(piece)
+
     @property
     def total_duration(self) -> int:
         """Nanoseconds since the call."""
         return perf_counter_ns() - self.handle.began
 
     def context(self) -> list[int]:
-        """The conversation up to the last piece as tokens, to be handed back with the next prompt."""
+        """Return the prompt and the answer so far as ids, to be sent back as the next request's `context`."""
         assert self.model
         text = self.prompt + "".join(self.split.said)
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 
 def answer_splitter(template: Template, prompt: str, request: RequestOptions, tools: Sequence[Tool] = ()) -> Split:
-    """How the answer to `prompt` is to be told apart, by the tags that the template shows."""
+    """Make the splitter for the answer to `prompt`: thinking, tool calls and text, by the template's tags."""
     thoughts = template.thinking_tags if request.think else None
-    calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON that was asked for is no call
+    calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON for `format` is not a call
     names = [tool["function"].get("name", "") for tool in tools]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
@@ -92,7 +96,7 @@ def answer_splitter(template: Template, prompt: str, request: RequestOptions, to
 
 
 def splitting(split: Split, deliver: Deliver) -> Deliver:
-    """`deliver`, for pieces that have not been told apart yet."""
+    """Wrap `deliver` so that each piece passes through `split` first."""
 
     def deliver_parts(piece: Piece | Exception) -> None:
         for part in [piece] if isinstance(piece, Exception) else split(piece):
@@ -104,7 +108,7 @@ def splitting(split: Split, deliver: Deliver) -> Deliver:
 def grammar_for(
     grammars: Grammars, format: Any, thinking: ThinkingParser | None = None, shown: frozenset[int] = frozenset()
 ) -> Grammar | None:
-    """What holds an answer to `format`, once the model has thought.  Raises: BadGrammar"""
+    """Make the grammar that enforces `format`; it applies after the thinking.  Raises: BadGrammar"""
     if format is None or format == "":
         return None
     if format != "json" and not isinstance(format, dict):

@@ -1,25 +1,24 @@
-"""What can be asked of numllama, without HTTP: the verbs, on one object.
+"""The engine's verbs without HTTP, on one object.
 
-    Engine.generate, chat   -> Answer, whose pieces come as the model makes them
+    Engine.generate, chat   -> Answer, whose pieces come as the model generates them
     Engine.embed            -> Answer, whose one piece has the vectors of all texts
-    Engine.list, show, ps, copy, delete, create, blobs     models on disk and in memory
+    Engine.list, show, ps, copy, delete, create            models on disk and in memory
     Engine.pull, push                                      models between the disk and a registry
 
-An answer goes this way (design: "the one path"):
+The way of an answer:
 
-    resolve the name   ModelName, Store
-    check              capabilities, options
-    load or reuse      Pool
-    render             Template, or the bare prompt
-    encode             Tokenizer
-    submit             Runner; from here on in its thread
-    tell apart         Split: thinking, text, tool calls
+    prepare   resolve the name (ModelName, Store), check capabilities and options
+    load      Pool: load the model or reuse it
+    render    prompting.py: Template, trimmed to the window; Tokenizer
+    submit    Runner; from here on in its thread
+    split     answer.py: each piece into thinking, tool calls and text
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -45,22 +44,17 @@ from ..store.registry.transfer import pull, push
 from ..template import (
     Message,
     Template,
-    bare_prompt,
-    generate_messages,
-    images_of,
-    mark_images,
 )
 from ..template.messages import Tool
 from ..tokenizer import Tokenizer, from_gguf
 from .answer import Answer, Deliver, answer_splitter, grammar_for, splitting
 from .pool import Loaded, LoadProgress, Pool
-from .prompting import Prompt, check_capabilities, check_ids, full_history, render_prompt, text_of_ids, trim_to_context
+from .prompting import Prompt, chat_prompt, check_capabilities, check_ids, full_history, generate_prompt
 from .runner import Runner, loading
 
 log = logging.getLogger(__name__)
 
-READING_BATCH = 2048  # num_batch for a model that only embeds: nobody waits for a next token
-IMAGE_TOKENS = 768  # what an image counts where a conversation is cut
+EMBEDDING_BATCH = 2048  # num_batch of a model that only embeds: no sequence waits for its next token
 
 
 class Token(NamedTuple):
@@ -68,6 +62,15 @@ class Token(NamedTuple):
 
     id: int
     piece: bytes
+
+
+class Prepared(NamedTuple):
+    """A request that passed its checks; `options` are merged from the server's, the model's and the request's."""
+
+    stored: LocalModel
+    options: Options
+    request: RequestOptions
+    handle: RequestHandle
 
 
 class Engine:
@@ -125,34 +128,35 @@ class Engine:
         Checks and their order are those of the contract, section 3.2.
         """
         handle = handle or RequestHandle()
-        model = self._resolve(name)
+        stored = self._resolve(name)
         if not prompt and request.keep_alive == 0:
-            return self._unload(model)
+            return self._unload(stored)
         if raw and (template or system or context):
             raise RequestError("raw mode does not support template, system, or context")
-        request = self._checked(name, model, "generate", request, images=bool(images), tools=False, suffix=bool(suffix))
-
-        def render(loaded: Loaded) -> Prompt:
-            own = self._template(model, loaded)
-            if not isinstance(prompt, str):
-                return Prompt(text_of_ids(loaded.runner.model, prompt), ids=list(prompt))
-            if raw:
-                return Prompt(
-                    prompt, split=Split() if request.echo else answer_splitter(own, prompt, request), images=images
-                )
-            asked = Template(template, "go") if template else own
-            history = model.messages if context is None else []
-            messages = generate_messages(prompt, system or model.system, history, images)
-            seen, messages = images_of(messages), mark_images(messages)
-            if suffix:
-                text = asked.fill(prompt, suffix, request.think)
-            else:
-                text = bare_prompt(messages) if asked.language == "chatml" else render_prompt(asked, messages, request)
-            text = text_of_ids(loaded.runner.model, context or ()) + text
-            bos_once = asked.language == "jinja" and context is None
-            return Prompt(text, bos_once, answer_splitter(own, text, request), images=seen)
-
-        return self._answer(model, prompt, request, render, handle, deliver)
+        able = show.capabilities(stored, self.settings.go_template)
+        request = check_capabilities(
+            name, stored, able, "generate", request, images=bool(images), tools=False, suffix=bool(suffix)
+        )
+        prepared = Prepared(stored, self._options(stored, able, request.options), request, handle)
+        loaded = self._acquire(prepared)
+        with self._released_on_error(loaded):
+            if not prompt:
+                return self._submit(prepared, loaded, None, Split(), deliver)
+            own = self._template(stored, loaded)
+            rendered = generate_prompt(
+                prompt,
+                request,
+                stored,
+                loaded.runner.model,
+                Template(template, "go") if template else own,
+                suffix=suffix,
+                system=system,
+                context=context,
+                raw=raw,
+                images=images,
+            )
+            splitter = Split() if rendered.plain else answer_splitter(own, rendered.text, request)
+            return self._submit(prepared, loaded, rendered, splitter, deliver)
 
     def chat(
         self,
@@ -171,30 +175,30 @@ class Engine:
         handle = handle or RequestHandle()
         if not name:
             raise RequestError("model is required")
-        model = self._resolve(name)
+        stored = self._resolve(name)
         if not messages and request.keep_alive == 0:
-            return self._unload(model)
-        images = any(message.get("images") for message in messages)
-        request = self._checked(name, model, "chat", request, images=images, tools=bool(tools), suffix=False)
-
-        def render(loaded: Loaded) -> Prompt:
-            own = self._template(model, loaded)
-            everything = full_history(model, messages)
-
-            def size(some: Sequence[Message]) -> int:
-                text = render_prompt(own, some, request, tools)
-                n_images = sum(len(message.get("images") or ()) for message in some) if model.projectors else 0
-                return len(loaded.runner.model.tokenizer.encode(text)) + n_images * IMAGE_TOKENS
-
-            whole = everything
-            if request.truncate:
-                everything = trim_to_context(everything, size, loaded.runner.options.num_ctx)
-            n_whole = size(whole) if len(everything) < len(whole) else 0
-            text = render_prompt(own, mark_images(everything), request, tools)
-            splitter = answer_splitter(own, text, request, tools)
-            return Prompt(text, own.language != "go", splitter, n_whole=n_whole, images=images_of(everything))
-
-        return self._answer(model, messages, request, render, handle, deliver)
+            return self._unload(stored)
+        able, images = show.capabilities(stored, self.settings.go_template), any(m.get("images") for m in messages)
+        request = check_capabilities(
+            name, stored, able, "chat", request, images=images, tools=bool(tools), suffix=False
+        )
+        prepared = Prepared(stored, self._options(stored, able, request.options), request, handle)
+        loaded = self._acquire(prepared)
+        with self._released_on_error(loaded):
+            if not messages:
+                return self._submit(prepared, loaded, None, Split(), deliver)
+            runner, own = loaded.runner, self._template(stored, loaded)
+            rendered = chat_prompt(
+                full_history(stored, messages),
+                request,
+                runner.model.tokenizer,
+                own,
+                tools,
+                n_ctx=runner.options.num_ctx,
+                sees=bool(stored.projectors),
+            )
+            splitter = answer_splitter(own, rendered.text, request, tools)
+            return self._submit(prepared, loaded, rendered, splitter, deliver)
 
     def embed(
         self,
@@ -213,31 +217,28 @@ class Engine:
         """
         handle = handle or RequestHandle()
         try:
-            model = self._resolve(name)
+            stored = self._resolve(name)
         except ModelNotFound:
-            told = f'model "{name}" not found, try pulling it first' if name else None
-            raise ModelNotFound(name, told) from None
-        options = self._options(model, request.options)
-        loaded = self.pool.acquire(model, options, partial(self._load, model, options), handle, request.keep_alive)
+            message = f'model "{name}" not found, try pulling it first' if name else None
+            raise ModelNotFound(name, message) from None
+        options = self._options(stored, show.capabilities(stored), request.options)
+        loaded = self._acquire(Prepared(stored, options, request, handle))
         runner = loaded.runner
         answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
-        try:
+        with self._released_on_error(loaded):
             pooling = pooling_of(runner.model.hparams)
             n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
             prompts = []
             for text in texts:
                 handle.check()
                 prompts.append(tokens_of(text, tokenizer, n_ctx, request.truncate))
-        except BaseException:
-            self.pool.release(loaded)
-            raise
         if not prompts:
             answer.is_over, answer.done_reason = True, "load"
             self.pool.release(loaded)
             return answer
         answer.n_prompt = sum(map(len, prompts))
         release = partial(self.pool.release, loaded)
-        vectors = Vectors(len(prompts), dimensions, handle, deliver or answer._pieces.put, release)
+        vectors = Vectors(len(prompts), dimensions, handle, deliver or answer.put, release)
 
         def submit(i: int) -> None:
             runner.submit(reading(handle, prompts[i], options, pooling, partial(vectors.take, i)))
@@ -366,52 +367,65 @@ class Engine:
 
     # --- the way of an answer ---
 
-    def _template(self, model: LocalModel, loaded: Loaded) -> Template:
-        """What the model is prompted by."""
-        layer = model.template if self.settings.go_template else None
-        return Template.from_gguf(loaded.runner.model.gguf, layer)
+    def _acquire(self, prepared: Prepared) -> Loaded:
+        """Load the model, or reuse it.  Raises what loading raises"""
+        stored, options, request, handle = prepared
+        return self.pool.acquire(stored, options, partial(self._load, stored, options), handle, request.keep_alive)
 
-    def _checked(
-        self, name: str, model: LocalModel, verb: str, request: RequestOptions, **needs: bool
-    ) -> RequestOptions:
-        return check_capabilities(
-            name, model, show.capabilities(model, self.settings.go_template), verb, request, **needs
-        )
-
-    def _answer(
-        self,
-        model: LocalModel,
-        question: object,
-        request: RequestOptions,
-        render: Callable[[Loaded], Prompt],
-        handle: RequestHandle,
-        deliver: Deliver | None,
-    ) -> Answer:
-        """The model loaded, the prompt rendered and encoded, the job with its runner."""
-        options = self._options(model, request.options)
-        loaded = self.pool.acquire(model, options, partial(self._load, model, options), handle, request.keep_alive)
-        answer = Answer(load_duration=perf_counter_ns() - handle.began, model=loaded.runner.model, handle=handle)
+    @contextmanager
+    def _released_on_error(self, loaded: Loaded) -> Iterator[None]:
         try:
-            prompt = render(loaded) if question else Prompt("")
-            answer.prompt, answer.split, answer.n_images = prompt.text, prompt.split, len(prompt.images)
-            log.log(TRACE, "prompt", extra={"fields": {"model": model.name.short, "text": prompt.text}})
-            if request.render_only or not question:
-                answer.is_over, answer.done_reason = True, None if question else "load"
-                self.pool.release(loaded)
-                return answer
-            shown = loaded.runner.model.tokenizer.controls(answer.split.tags)
-            grammar = grammar_for(loaded.runner.grammars, request.format, answer.split.thinking, shown)
-            began = perf_counter_ns()
-            ids, rows = prompt.encode(loaded.runner, handle)
-            encoding = perf_counter_ns() - began if rows else 0
-            answer.n_prompt = min(len(ids), loaded.runner.options.num_ctx)
+            yield
         except BaseException:
             self.pool.release(loaded)
             raise
-        release = partial(self.pool.release, loaded)
-        how = (options, request.truncate, request.shift, request.n_logprobs, request.echo)
-        deliver = splitting(answer.split, deliver or answer._pieces.put)
-        loaded.runner.submit(Job(handle, ids, *how, deliver, release, shown, grammar, prompt.n_whole, rows, encoding))
+
+    def _template(self, stored: LocalModel, loaded: Loaded) -> Template:
+        """Return the model's chat template."""
+        layer = stored.template if self.settings.go_template else None
+        return Template.from_gguf(loaded.runner.model.gguf, layer)
+
+    def _submit(
+        self, prepared: Prepared, loaded: Loaded, prompt: Prompt | None, splitter: Split, deliver: Deliver | None
+    ) -> Answer:
+        """Tokenize `prompt` and give it to the runner.  Without a prompt the model was only to be loaded."""
+        stored, options, request, handle = prepared
+        runner = loaded.runner
+        answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
+        if prompt is None:
+            answer.is_over, answer.done_reason = True, "load"
+            self.pool.release(loaded)
+            return answer
+        answer.prompt, answer.split, answer.n_images = prompt.text, splitter, len(prompt.images)
+        log.log(TRACE, "prompt", extra={"fields": {"model": stored.name.short, "text": prompt.text}})
+        if request.render_only:
+            answer.is_over = True
+            self.pool.release(loaded)
+            return answer
+        shown = runner.model.tokenizer.controls(splitter.tags)
+        grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown)
+        began = perf_counter_ns()
+        ids, embeds = prompt.encode(runner, handle)
+        encoding = perf_counter_ns() - began if embeds else 0
+        answer.n_prompt = min(len(ids), runner.options.num_ctx)
+        runner.submit(
+            Job(
+                handle=handle,
+                prompt=ids,
+                options=options,
+                deliver=splitting(splitter, deliver or answer.put),
+                finished=partial(self.pool.release, loaded),
+                truncate=request.truncate,
+                shift=request.shift,
+                n_logprobs=request.n_logprobs,
+                echo=request.echo,
+                shown=shown,
+                grammar=grammar,
+                embeds=embeds,
+                n_whole=prompt.n_whole,
+                encoding=encoding,
+            )
+        )
         return answer
 
     def _unload(self, model: LocalModel) -> Answer:
@@ -432,11 +446,11 @@ class Engine:
                 raise CloudModel("ollama cloud is disabled: remote model is unavailable") from None
             raise ModelNotFound(name) from None
 
-    def _options(self, model: LocalModel, request: Mapping[str, Any]) -> Options:
-        """Ours, then the model's, then the request's.  Raises: BadOptions"""
-        only_reads = "embedding" in show.capabilities(model)
-        ours = {"num_ctx": self.settings.context_length or None, "num_batch": READING_BATCH if only_reads else None}
-        return Options.parse(ours, model.params, request)
+    def _options(self, stored: LocalModel, able: Sequence[str], request: Mapping[str, Any]) -> Options:
+        """Merge the server's options, the model's and the request's, the last one first.  Raises: BadOptions"""
+        num_batch = EMBEDDING_BATCH if "embedding" in able else None
+        ours = {"num_ctx": self.settings.context_length or None, "num_batch": num_batch}
+        return Options.parse(ours, stored.params, request)
 
     def _load(self, model: LocalModel, options: Options, progress: LoadProgress) -> Runner:
         projector = next(iter(model.projectors), None)

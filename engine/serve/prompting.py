@@ -1,11 +1,13 @@
-"""From a request to the prompt that the model is to go on from."""
+"""From a request to the prompt that the model continues: check, render, trim to the window, tokenize.
+
+A prompt is rendered and tokenized once.  Only a conversation longer than the window is measured more often.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,54 +16,60 @@ from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
 from ..parse import without_old_thoughts
-from ..run.split import Split
 from ..store import LocalModel
 from ..template import (
     Message,
     Template,
+    bare_prompt,
     chat_messages,
     for_jinja,
+    generate_messages,
+    images_of,
+    mark_images,
 )
 from ..template.messages import Tool
 from ..tokenizer import Tokenizer
 from .runner import Runner
 
+IMAGE_TOKENS = 768  # an image's share of the window when a conversation is trimmed, as in Ollama
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is to go on from.
+    """A rendered prompt.
 
-    bos_once   a template may have written the BOS text: then the tokenizer does not put another one in front
-    split      how what comes is to be told apart
-    images     what the marks [img-0], [img-1], ... in the text stand for
-    ids        in place of those that the tokenizer makes of the text
-    n_whole    tokens before messages were left out; 0 where none were
+    images     the images that the marks [img-0], [img-1], ... in the text stand for
+    ids        its tokens where they are known already; else the tokenizer makes them of the text
+    bos_once   the template may write the BOS text itself: keep only one of two BOS tokens
+    plain      the answer has no thinking or tool calls to split off
+    n_whole    tokens before messages were dropped; 0 if none were
     """
 
     text: str
-    bos_once: bool = False
-    split: Split = field(default_factory=Split)
-    ids: list[int] | None = None
-    n_whole: int = 0
     images: Sequence[bytes] = ()
+    ids: list[int] | None = None
+    bos_once: bool = False
+    plain: bool = False
+    n_whole: int = 0
 
-    def encode(self, runner: Runner, handle: RequestHandle) -> tuple[list[int], dict[int, np.ndarray]]:
-        """The tokens, and what stands in for those below 0.  Raises: BadImage, Cancelled"""
-        if self.ids is not None:
-            return self.ids, {}
-        tokenizer, rows = runner.model.tokenizer, dict[int, np.ndarray]()
-        if self.images and runner.images:
-            ids, rows = runner.images.prompt(tokenizer, self.text, self.images, handle)
-        else:
-            ids = tokenizer.encode(self.text, add_special=True, parse_special=True)
+    def encode(self, runner: Runner, handle: RequestHandle) -> tuple[list[int], Mapping[int, np.ndarray]]:
+        """Return the tokens and, for those below 0, the rows of the images they stand for.
+
+        Raises: BadImage, Cancelled
+        """
+        tokenizer, ids, embeds = runner.model.tokenizer, self.ids, dict[int, np.ndarray]()
+        if ids is None and self.images and runner.images:
+            ids, embeds = runner.images.prompt(tokenizer, self.text, self.images, handle)
+        elif ids is None:
+            ids = tokenizer.encode(self.text)
         twice = self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2
-        return (ids[1:] if twice else ids), rows
+        return (ids[1:] if twice else ids), embeds
 
 
 def check_capabilities(
     name: str,
     model: LocalModel,
-    able: Sequence[str],
+    capabilities: Sequence[str],
     verb: str,
     request: RequestOptions,
     *,
@@ -69,35 +77,103 @@ def check_capabilities(
     tools: bool,
     suffix: bool,
 ) -> RequestOptions:
-    """`wanted`, if the model can do it, before it is loaded; one that can think does unless it is told not to.
+    """Check the request against the model's capabilities, before loading it.  `think` defaults to True if it can.
 
-    name  what the request called the model
-    able  the model's capabilities
+    name   the model as the request named it
+    verb   the verb in the message: "generate", "chat"
     Raises: RequestError in Ollama's words
     """
-    if request.think and "thinking" not in able:
+    if request.think and "thinking" not in capabilities:
         raise RequestError(f'"{name}" does not support thinking')
-    if "completion" not in able:
+    if "completion" not in capabilities:
         raise RequestError(f'"{name}" does not support {verb}')
     for capability, used in (("tools", tools), ("insert", suffix)):
-        if used and capability not in able:
+        if used and capability not in capabilities:
             raise RequestError(f"{model.name} does not support {capability}")
-    if images and "vision" not in able:
+    if images and "vision" not in capabilities:
         raise RequestError(f'"{name}" does not support images')
-    return replace(request, think=True) if request.think is None and "thinking" in able else request
+    return replace(request, think=True) if request.think is None and "thinking" in capabilities else request
+
+
+def generate_prompt(
+    prompt: str | Sequence[int],
+    request: RequestOptions,
+    stored: LocalModel,
+    model: Model,
+    template: Template,
+    *,
+    suffix: str = "",
+    system: str = "",
+    context: Sequence[int] | None = None,
+    raw: bool = False,
+    images: Sequence[bytes] = (),
+) -> Prompt:
+    """Render the prompt of /api/generate; ids and a `raw` text are used unchanged.  Arguments as for Engine.generate.
+
+    Raises: BadTemplate, RequestError for an id outside the vocabulary
+    """
+    if not isinstance(prompt, str):
+        return Prompt(text_of_ids(model, prompt), ids=list(prompt), plain=True)
+    if raw:
+        return Prompt(prompt, images, plain=request.echo)
+    history = stored.messages if context is None else []
+    messages = generate_messages(prompt, system or stored.system, history, images)
+    seen, messages = images_of(messages), mark_images(messages)
+    if suffix:
+        text = template.fill(prompt, suffix, request.think)
+    elif template.language == "chatml":
+        text = bare_prompt(messages)
+    else:
+        text = render_prompt(template, messages, request)
+    text = text_of_ids(model, context or ()) + text
+    return Prompt(text, seen, bos_once=template.language == "jinja" and context is None)
+
+
+def chat_prompt(
+    messages: Sequence[Message],
+    request: RequestOptions,
+    tokenizer: Tokenizer,
+    template: Template,
+    tools: Sequence[Tool] = (),
+    *,
+    n_ctx: int,
+    sees: bool = False,
+) -> Prompt:
+    """Render a conversation; with `request.truncate`, drop old messages until it fits into `n_ctx` tokens.
+
+    messages   the full history, see full_history()
+    sees       the model takes images, which count towards the window
+    Raises: BadTemplate
+    """
+
+    def measure(messages: Sequence[Message]) -> Measured:
+        text = render_prompt(template, messages, request, tools)
+        ids = tokenizer.encode(text)
+        n_images = sum(len(message.get("images") or ()) for message in messages) if sees else 0
+        return Measured(text, ids, len(ids) + n_images * IMAGE_TOKENS)
+
+    bos_once = template.language != "go"
+    images, n_whole = images_of(messages), 0
+    if request.truncate:
+        messages, measured, n_whole = trim_to_context(messages, measure, n_ctx)
+        if not images:  # then no mark will change the text
+            return Prompt(measured.text, ids=measured.ids, bos_once=bos_once, n_whole=n_whole)
+        images = images_of(messages)
+    text = render_prompt(template, mark_images(messages), request, tools)
+    return Prompt(text, images, bos_once=bos_once, n_whole=n_whole)
 
 
 def full_history(model: LocalModel, messages: Sequence[Message]) -> Sequence[Message]:
-    """What the model hears when `messages` are said to it: its own first; some hear no thoughts but the newest."""
-    everything = chat_messages(messages, model.system, model.messages)
+    """Return the Modelfile's messages, then `messages`.  Qwen 3 and DeepSeek R1 see only the latest turn's thinking."""
+    history = chat_messages(messages, model.system, model.messages)
     forgets = model.config.model_family == "qwen3" or model.name.model == "deepseek-r1"
-    return without_old_thoughts(everything) if forgets else everything
+    return without_old_thoughts(history) if forgets else history
 
 
 def render_prompt(
     template: Template, messages: Sequence[Message], request: RequestOptions, tools: Sequence[Tool] = ()
 ) -> str:
-    """The conversation as text.  A last message of the assistant stays open, so that the model goes on with it."""
+    """Render the conversation.  A last message of the assistant stays open, so that the model continues it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
     if template.language != "jinja":
         return template.render(messages, tools, add_generation_prompt=not continues, think=request.think)
@@ -108,30 +184,76 @@ def render_prompt(
     return template.render(for_jinja(messages), offered or None, continue_final_message=continues, **thinking)
 
 
-def trim_to_context(
-    messages: Sequence[Message], size: Callable[[Sequence[Message]], int], most: int
-) -> Sequence[Message]:
-    """The conversation without as many of its oldest messages as it takes for its `size` to be at most `most`.
+class Measured(NamedTuple):
+    """A rendered conversation: its text, its tokens, and what it takes of the window, images included."""
 
-    System messages are kept, and the last message always is, even if it alone is too long.  The place is found by
-    halving, not one by one: a message less never makes a prompt longer.
+    text: str
+    ids: list[int]
+    n_token: int
+
+
+def trim_to_context(
+    messages: Sequence[Message], measure: Callable[[Sequence[Message]], Measured], limit: int
+) -> tuple[Sequence[Message], Measured, int]:
+    """Drop the oldest messages until the prompt fits into `limit` tokens.
+
+    System messages are kept.  The last message is always kept, even if it alone is too long.
+    -> the remaining messages, as measured, and the tokens of them all (0 if none was dropped)
     """
 
-    def without(n: int) -> list[Message]:
+    def without(n: int) -> Sequence[Message]:
         return [*(message for message in messages[:n] if message["role"] == "system"), *messages[n:]]
 
-    if len(messages) < 2 or size(messages) <= most:
-        return messages
-    return without(bisect_left(range(len(messages) - 1), True, lo=1, key=lambda n: size(without(n)) <= most))
+    whole = measure(messages)
+    if len(messages) < 2 or whole.n_token <= limit:
+        return messages, whole, 0
+    measured: dict[int, Measured] = {}
+
+    def fits(n: int) -> bool:
+        measured[n] = measure(without(n))
+        return measured[n].n_token <= limit
+
+    n = first_that_fits(fits, len(messages) - 1, dropped_for(whole.n_token - limit, messages, whole.n_token))
+    if n not in measured:
+        measured[n] = measure(without(n))
+    return without(n), measured[n], whole.n_token
+
+
+def dropped_for(excess: int, messages: Sequence[Message], n_token: int) -> int:
+    """Estimate how many of the oldest messages hold `excess` tokens, if characters and tokens are in proportion."""
+    lengths = [len(message["content"]) + 16 for message in messages]  # 16: about what a template adds
+    wanted = excess * sum(lengths) / n_token
+    for i, (message, length) in enumerate(zip(messages, lengths, strict=True), 1):
+        wanted -= 0 if message["role"] == "system" else length
+        if wanted <= 0:
+            return i
+    return len(messages)
+
+
+def first_that_fits(fits: Callable[[int], bool], last: int, guess: int) -> int:
+    """Return the least n in 1 .. last with fits(n).  fits is monotone, and `last` is returned without being asked.
+
+    Asks beside the guess first: a good one takes two calls, any one about log2(last).
+    """
+    low, high, step, at = 0, last, 1, min(max(guess, 1), last - 1)
+    while high - low > 1:
+        if fits(at):
+            high, beside = at, at - step
+        else:
+            low, beside = at, at + step
+        step *= 2
+        at = beside if low < beside < high else (low + high) // 2
+    return high
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    """Raises: RequestError for an id outside the vocabulary"""
     for id in ids:
         if not 0 <= id < tokenizer.n_vocab:
             raise RequestError(f"there is no token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
 
 
 def text_of_ids(model: Model, ids: Sequence[int]) -> str:
-    """The text of tokens that a request brings, special ones included."""
+    """Return the text of ids that a request brings, special tokens included.  Raises: RequestError"""
     check_ids(model.tokenizer, ids)
     return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")

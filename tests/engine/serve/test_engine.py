@@ -6,6 +6,8 @@ import json
 
 import pytest
 from adapters import tiny_lora
+from hypothesis import given
+from hypothesis import strategies as st
 
 from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
 from numllama.engine.handle import RequestHandle
@@ -13,11 +15,12 @@ from numllama.engine.options import RequestOptions
 from numllama.engine.run.piece import Piece
 from numllama.engine.serve.answer import grammar_for
 from numllama.engine.serve.engine import Engine
-from numllama.engine.serve.prompting import trim_to_context
+from numllama.engine.serve.prompting import Measured, first_that_fits, trim_to_context
 from numllama.engine.serve.runner import Runner
 from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName
 from numllama.engine.template import Template, mark_images
+from numllama.engine.tokenizer import Tokenizer
 from tiny import CHAT_TEMPLATE, tiny_gguf
 from tiny_llava import tiny_mmproj
 
@@ -174,9 +177,16 @@ def test_unknown_names_are_told_as_they_were_asked_for(engine):
 # conversations longer than the window
 
 
+def measured(n_token):
+    return Measured("", [], n_token)
+
+
 def shortened(messages, size):
-    """`fitting` where a message's size is its text's length."""
-    return [m["content"] for m in trim_to_context(messages, lambda some: sum(len(m["content"]) for m in some), size)]
+    """`trim_to_context` where a character is a token."""
+    return [
+        m["content"]
+        for m in trim_to_context(messages, lambda some: measured(len("".join(m["content"] for m in some))), size)[0]
+    ]
 
 
 def test_the_oldest_messages_go_first():
@@ -193,6 +203,53 @@ def test_system_messages_stay():
     assert shortened(messages, 3) == ["S", "cc"]
 
 
+@given(st.integers(2, 300), st.data())
+def test_the_first_that_fits_is_found_from_any_guess(last, data):
+    expected, asked = data.draw(st.integers(1, last)), []
+
+    def fits(n):
+        asked.append(n)
+        return n >= expected
+
+    assert first_that_fits(fits, last, data.draw(st.integers(-5, 400))) == expected
+    assert all(0 < n < last for n in asked) and len(asked) == len(set(asked)) <= 2 * last.bit_length() + 2
+
+
+@pytest.fixture
+def counted(engine, monkeypatch):
+    """How often a template was rendered and a text tokenized."""
+    n = {"rendered": 0, "tokenized": 0}
+
+    def count(cls, name, key):
+        method = getattr(cls, name)
+
+        def counting(*args, **kwargs):
+            n[key] += 1
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(cls, name, counting)
+
+    list(engine.chat("m", user("load")))
+    count(Template, "render", "rendered")
+    count(Tokenizer, "encode", "tokenized")
+    return n
+
+
+def test_a_prompt_is_rendered_and_tokenized_once(engine, counted):
+    list(engine.chat("m", user("once upon a time", "there was", "a girl"), GREEDY))
+    assert counted == {"rendered": 1, "tokenized": 1}
+    list(engine.generate("m", "once upon a time", GREEDY))
+    assert counted == {"rendered": 2, "tokenized": 2}
+
+
+def test_a_conversation_that_is_too_long_is_measured_five_times_at_most(engine, counted):
+    turns = user(*(f"once upon a time there was number {i}" for i in range(121)))
+    answer = engine.chat("m", turns, GREEDY)
+    list(answer)
+    assert counted["rendered"] == counted["tokenized"] <= 5
+    assert 200 < answer.n_prompt <= 256
+
+
 def test_conversations_are_cut_where_ollama_cuts_them(shared):
     """Recorded with a token for each word, and 768 for an image where the model sees."""
     for case in json.loads((shared / "golden/go/chat_truncation.json").read_text()):
@@ -200,9 +257,9 @@ def test_conversations_are_cut_where_ollama_cuts_them(shared):
 
         def size(some, template=template, case=case):
             n_images = sum(len(message.get("images", ())) for message in some)
-            return len(template.render(some).split()) + 768 * n_images * case["vision"]
+            return measured(len(template.render(some).split()) + 768 * n_images * case["vision"])
 
-        kept = trim_to_context(case["messages"], size, case["num_ctx"])
+        kept, _, _ = trim_to_context(case["messages"], size, case["num_ctx"])
         assert template.render(mark_images(kept)) == case["out"], case["id"]
         assert sum(len(message.get("images", ())) for message in kept) == case["n_images"], case["id"]
 
