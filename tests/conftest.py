@@ -4,10 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Programs that tests start import the package that the tests import, and nothing from the current folder, where a
+# checkout has a `numllama` beside an installed one.
+os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["PYTHONPATH"] = str(Path(find_spec("numllama").origin).parents[1])
 
 SHARED = Path(os.environ.get("NUMLLAMA_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 

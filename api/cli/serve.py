@@ -11,10 +11,10 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from importlib.metadata import version
 
 import uvicorn
 
+from ... import __version__
 from ...engine.errors import StoreError
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings
@@ -61,7 +61,7 @@ def serve_forever(settings: Settings | None = None) -> None:
         access_log=False,
         timeout_graceful_shutdown=3,
         server_header=False,
-        headers=[("Server", f"numllama/{version('numllama')}")],
+        headers=[("Server", f"numllama/{__version__}")],
     )
     server = Server(config, engine)
     for number in (signal.SIGINT, signal.SIGTERM):

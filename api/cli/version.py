@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
-from importlib.metadata import version
 
+from ... import __version__
 from .find import server_if_any
 
 
 def version_text() -> str:
     """Ollama's lines: the server's version, and this program's where it is another one or there is no server."""
-    own = version("numllama")
+    own = __version__
     client = server_if_any()
     if client is None:
         return f"Warning: could not connect to a running Ollama instance\nWarning: client version is {own}\n"

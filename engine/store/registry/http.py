@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import httpx
 
+from .... import __version__
 from ...errors import Cancelled, RegistryError, Unauthorized
 from ..manifest import MANIFEST_TYPE, MAX_JSON, digest_of
 from ..name import HOST, ModelName
@@ -69,7 +69,7 @@ class Registry:
             timeout=_timeout(),
             limits=httpx.Limits(max_connections=None),
             trust_env=not _is_loopback(self.base.host),  # no proxy stands between this machine and itself
-            headers={"User-Agent": f"numllama/{version('numllama')}", "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"numllama/{__version__}", "Accept-Encoding": "identity"},
         )
 
     def again(self) -> Registry:
