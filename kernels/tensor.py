@@ -32,6 +32,9 @@ class Tensor:
     low_rank: tuple[LowRank, ...] = ()
     _forms: dict[Callable[[Tensor], Any], Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name}: {self.format.name} {list(self.shape)}>"
+
     @cached_property
     def n_elements(self) -> int:
         return prod(self.shape)

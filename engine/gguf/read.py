@@ -124,6 +124,9 @@ class GGUF:
     kv_offsets: dict[str, int] = field(repr=False)
     tensor_offsets: dict[str, int] = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"<GGUF {self.path.name}: version {self.version}, {len(self.kv)} keys, {len(self.tensors)} tensors>"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUF:
         return read_gguf(path)

@@ -37,6 +37,9 @@ class Batch:
     outputs: np.ndarray
     embeds: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"<Batch: {len(self.tokens)} tokens in {len(self.spans)} spans, {len(self.outputs)} outputs>"
+
     @staticmethod
     def of(
         tokens: Sequence[int],

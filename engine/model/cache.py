@@ -55,6 +55,12 @@ class KVCache:
         self.k: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
         self.v: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
 
+    def __repr__(self) -> str:
+        dtype = self.k[0].dtype if self.k else None
+        type = next((name for name, known in CACHE_TYPES.items() if known == dtype), "nothing")
+        shape = f"{len(self.k)} layers, {self.n_slot} slots of {self.n_ctx} positions"
+        return f"<KVCache: {shape}, {type}, {self.nbytes / 2**20:.1f} MiB>"
+
     @property
     def nbytes(self) -> int:
         return sum(array.base.nbytes for array in (*self.k, *self.v) if array.base is not None)

@@ -14,7 +14,7 @@ from .hparams import Hparams
 from .weights import Tensors, cut
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncoderBlock:
     """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
 
@@ -47,7 +47,7 @@ class EncoderBlock:
     ffn_down_bias: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncoderWeights:
     """An encoder's tensors.  Of token_types only row 0 is there, "sentence A", which every token is."""
 

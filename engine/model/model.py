@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import RequestError
+from ..gguf.file_type import parameter_size
 from ..gguf.read import GGUF
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
@@ -29,6 +30,11 @@ class Model:
     gguf: GGUF
     load_duration: int = 0  # nanoseconds that load_model took
     vision: Vision | None = None
+
+    def __repr__(self) -> str:
+        hp, n = self.hparams, sum(tensor.n_elements for tensor in self.gguf.tensors.values())
+        sizes = f"{hp.n_layer} layers, n_embd {hp.n_embd}, n_vocab {hp.n_vocab}"
+        return f"<Model {self.family.name}: {parameter_size(n)} parameters, {sizes}, {self.nbytes / 2**20:.1f} MiB>"
 
     @property
     def decoder(self) -> Weights:

@@ -1,9 +1,9 @@
-"""Looking at a forward pass: every named value passes through a `tap`, an expression that returns its argument.
+"""Tracing a forward pass: every named value passes through a `tap`, an expression that returns its argument.
 
     h = tap("attn_norm", il, kernels.rms_norm(...))
 
-Names are llama.cpp's callback names, so a trace lines up with another engine's dump.  A tap may return something else
-than it was given: ablation and patching come free.
+Names are llama.cpp's callback names, so a trace lines up with another engine's dump.  A tap may return another
+value than it was given, which is all that ablation and patching need.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from html import escape
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,35 +26,36 @@ INSIDE_ATTENTION = ("kq", "kq_soft_max")
 
 
 def no_tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
-    """The tap that sees nothing.  About 80 ns."""
+    """Return `value`: the tap that looks at nothing.  About 80 ns."""
     return value
 
 
 class Watch:
-    """A tap that is told how far the forward pass is, and looks at no value: `look(il)` may end the pass by raising.
+    """A tap that reads no value: it calls `check(il)`, which may end the pass by raising.
 
-    So it need not see all of them: a layer may be one call.
+    Unlike other taps it does not need every value, so that whole layers may run as one call.
     """
 
-    def __init__(self, look: Callable[[int], None]):
-        self.look = look
+    def __init__(self, check: Callable[[int], None]):
+        self.check = check
 
     def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
-        self.look(il)
+        self.check(il)
         return value
 
 
 def sees_values(tap: Tap) -> bool:
-    """Whether `tap` wants every value, so that no layer may be one call."""
+    """Whether `tap` needs every value, so that layers must run in steps."""
     return tap is not no_tap and not isinstance(tap, Watch)
 
 
 class Trace:
-    """A tap that keeps a copy of every value whose name matches one of `patterns` ("*" and "?" as in a shell).
+    """A tap that copies every value whose name matches one of `patterns` ("*" and "?" as in a shell).
 
     values   (name, il) -> array, in order of computation; il is -1 outside the layers
 
-    Raises RequestError for a name that only exists inside a kernel that `kernels` does not let look.
+    trace["Qcur", 0] is layer 0's query; trace["result_output"] a value outside the layers.  A notebook shows a table.
+    Raises: RequestError for a name that exists only inside a kernel, if `kernels` cannot show it
     """
 
     def __init__(self, *patterns: str, kernels: Kernels | None = None):
@@ -63,7 +65,7 @@ class Trace:
             for name in INSIDE_ATTENTION:
                 if name in self.patterns and name not in kernels.inside:
                     raise RequestError(
-                        f"'{name}' lies inside attention, where '{kernels.name}' kernels do not look; numpy's do"
+                        f"'{name}' lies inside attention, which '{kernels.name}' kernels do not show; use numpy-float32"
                     )
 
     def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
@@ -71,10 +73,28 @@ class Trace:
             self.values[name, il] = value.copy()
         return value
 
-    def save(self, path: str | os.PathLike[str], **about: str) -> None:
-        """All values as safetensors by their `label`, with `about` as metadata.
+    def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
+        return self.values[(key, -1) if isinstance(key, str) else key]
 
-        Raises: RequestError where the file cannot be written
+    def __repr__(self) -> str:
+        names = list(dict.fromkeys(name for name, _ in self.values))
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        return f"<Trace: {len(self.values)} values: {shown}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: name, layer, shape, mean, standard deviation, range."""
+        head = "".join(f"<th>{title}</th>" for title in ("name", "layer", "shape", "mean", "std", "min", "max"))
+        rows = []
+        for (name, il), value in self.values.items():
+            figures = [f"{f(value):.4g}" for f in (np.mean, np.std, np.min, np.max)] if value.size else [""] * 4
+            cells = [escape(name), "" if il < 0 else str(il), " x ".join(map(str, value.shape)), *figures]
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+    def save(self, path: str | os.PathLike[str], **about: str) -> None:
+        """Write all values as safetensors under their labels, with `about` as metadata.
+
+        Raises: RequestError if the file cannot be written
         """
         try:
             save_file({label(*key): value for key, value in self.values.items()}, path, about)
@@ -83,12 +103,12 @@ class Trace:
 
 
 def label(name: str, il: int) -> str:
-    """A value's name in llama.cpp's dumps: "attn_norm-0", "result_output"."""
+    """Return a value's name in llama.cpp's dumps: "attn_norm-0", "result_output"."""
     return name if il < 0 else f"{name}-{il}"
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file.  Raises: RequestError"""
+    """Read the arrays of a safetensors file.  Raises: RequestError"""
     try:
         return load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError) as error:  # the last two: of a type that NumPy lacks

@@ -16,7 +16,7 @@ from .hparams import Hparams
 Shape = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Block:
     """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
 
@@ -52,7 +52,7 @@ class Block:
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}  # rows one after the other
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weights:
     """A decoder's tensors.  `output` is `token_embd` again where the file ties them."""
 

@@ -30,6 +30,7 @@ from ..gguf.read import GGUF
 from ..handle import RequestHandle
 from ..model.cache import usable_type
 from ..model.load import check_fits, load_model
+from ..model.model import Model
 from ..options import DEFAULT_REQUEST, Options, RequestOptions
 from ..run.embed import Vectors, pooling_of, reading, tokens_of
 from ..run.job import Job
@@ -142,7 +143,7 @@ class Engine:
         with self._released_on_error(loaded):
             if not prompt:
                 return self._submit(prepared, loaded, None, Split(), deliver)
-            own = self._template(stored, loaded)
+            own = self.template_of(stored, loaded.runner.model)
             rendered = generate_prompt(
                 prompt,
                 request,
@@ -187,7 +188,7 @@ class Engine:
         with self._released_on_error(loaded):
             if not messages:
                 return self._submit(prepared, loaded, None, Split(), deliver)
-            runner, own = loaded.runner, self._template(stored, loaded)
+            runner, own = loaded.runner, self.template_of(stored, loaded.runner.model)
             rendered = chat_prompt(
                 full_history(stored, messages),
                 request,
@@ -380,10 +381,10 @@ class Engine:
             self.pool.release(loaded)
             raise
 
-    def _template(self, stored: LocalModel, loaded: Loaded) -> Template:
-        """Return the model's chat template."""
+    def template_of(self, stored: LocalModel, model: Model) -> Template:
+        """Return the chat template of a loaded model: the TEMPLATE layer or the GGUF's own."""
         layer = stored.template if self.settings.go_template else None
-        return Template.from_gguf(loaded.runner.model.gguf, layer)
+        return Template.from_gguf(model.gguf, layer)
 
     def _submit(
         self, prepared: Prepared, loaded: Loaded, prompt: Prompt | None, splitter: Split, deliver: Deliver | None

@@ -57,6 +57,9 @@ class Tokenizer:
         self.first: int | None = self.bos if self.add_bos or is_bert else None  # what `encode` puts before a text
         self.last: int | None = vocab.roles["sep"] if is_bert else self.eos if self.add_eos else None  # and behind it
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self.vocab.model}: {self.n_vocab} tokens, bos {self.bos}, eos {self.eos}>"
+
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`, as llama_tokenize has them.
 
