@@ -3,6 +3,7 @@
 import doctest
 import re
 import runpy
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from typer.testing import CliRunner
 from numllama.api.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("numllama", "api", "engine", "kernels", "benchmarks")
+CODE = ("numllama", "api", "engine", "kernels", "benchmarks", "tests", "scripts", "examples")
+COMPATIBILITY = "docs/compatibility.md"
+NUMBER = re.compile(r"""(?:^|[\s"(,])\[(\d{1,3})\](?=[\s",.:;)]|$)""", re.MULTILINE)  # [38], not x[38]
+TITLE = re.compile(r'docs/([\w-]+)\.md, "([^"]+)"')
+PATH = re.compile(rf"\b(?:{'|'.join((*CODE, 'docs'))})/[\w/.-]*\w")
 
 
 @pytest.mark.parametrize(("page", "least"), [("walkthrough", 40), ("compare", 8), ("add-a-format", 9)])
@@ -21,13 +28,96 @@ def test_a_page_with_code_runs_as_it_stands(page, least, tmp_path, monkeypatch):
     assert tried >= least and failed == 0
 
 
-def test_every_file_that_the_readme_names_is_there():
+def named_files(tree):
+    """Paths without suffix that a drawn tree names.
+
+    A line is a folder `name/`, or names of files with single blanks between them; two blanks end the names.  Lines that
+    begin beyond column 30 continue a clause.  A file is in the nearest folder above it that is indented less.
+    """
+    folders = []  # (indent, name)
+    for line in tree.splitlines():
+        line = line.replace("*", " ")
+        indent = len(line) - len(line.lstrip())
+        names = re.split(r"  +", line.strip())[0].split(" ")
+        if not line.strip() or indent > 30:
+            continue
+        while folders and folders[-1][0] >= indent:
+            folders.pop()
+        if names[0].endswith("/"):
+            folders.append((indent, names[0].rstrip("/")))
+        else:
+            yield from ("/".join([*(folder for _, folder in folders), name]) for name in names)
+
+
+def test_the_tree_is_read_as_it_is_drawn():
+    tree = (
+        "    a/      one\n      b/      two\n        c d   three\n"
+        + " " * 31
+        + "more\n    * e     four\n    f/\n      g.md  five"
+    )
+    assert list(named_files(tree)) == ["a/b/c", "a/b/d", "a/e", "f/g.md"]
+
+
+def test_the_readmes_tree_names_every_source_file_and_no_other():
     text = (ROOT / "README.md").read_text()
-    tree = text[text.index("## Where things are") : text.index("## Sets of kernels")]
-    names = {word for word in tree.replace(",", " ").split() if word.endswith((".py", ".md"))}
-    found = {path.name for path in ROOT.rglob("*") if path.suffix in (".py", ".md")}
-    missing = {name for name in names if Path(name).name not in found}
-    assert len(names) > 10 and not missing
+    named = list(named_files(text[text.index("    api/ ") : text.index("## Sets of kernels")]))
+    sources = {
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem != "__init__"
+    }
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert len(named) == len(set(named))
+    assert set(named) - sources - pages == set(), "named, but not there"
+    assert (sources | pages) - set(named) == set(), "there, but not named"
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_every_path_in_a_document_exists(page):
+    text = (ROOT / page).read_text()
+    paths = {path for path in PATH.findall(text) if "<" not in path}
+    assert {path for path in paths if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()} == set()
+    linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert {path for path in linked if not ((ROOT / page).parent / path).exists()} == set()
+
+
+def prose(path):
+    """Comments and strings of a source file: where it can quote a document."""
+    with tokenize.open(path) as file:
+        return [t.string for t in tokenize.generate_tokens(file.readline) if t.type in (tokenize.COMMENT, tokenize.STRING)]
+
+
+def source_files():
+    here = Path(__file__)
+    return [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py")) if path != here]
+
+
+def test_every_fact_that_is_quoted_by_number_is_in_compatibility_md():
+    numbers = [int(n) for n in re.findall(r"^(\d+)\. ", (ROOT / COMPATIBILITY).read_text(), re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    quoted = {
+        (path.name, int(n))
+        for path in source_files()
+        if COMPATIBILITY in path.read_text()
+        for text in prose(path)
+        for n in NUMBER.findall(text)
+    }
+    assert len(quoted) > 60 and {quote for quote in quoted if quote[1] not in numbers} == set()
+
+
+def test_a_file_that_quotes_facts_by_number_says_where_they_are():
+    for path in source_files():
+        source = path.read_text()
+        assert COMPATIBILITY in source or not re.search(r'"""\[\d{1,3}\]', source), path
+
+
+def test_every_section_that_is_quoted_by_title_is_there():
+    quoted = [(path.name, *quote) for path in source_files() for quote in TITLE.findall(path.read_text())]
+    titles = {
+        page.stem: re.findall(r"^##+ (.+)$", page.read_text(), re.MULTILINE) for page in (ROOT / "docs").glob("*.md")
+    }
+    assert len(quoted) > 5 and [quote for quote in quoted if quote[2] not in titles.get(quote[1], [])] == []
 
 
 @pytest.mark.parametrize("page", ["cli", "http"])

@@ -5,7 +5,7 @@
     Engine.list, show, ps, copy, delete, create            models on disk and in memory
     Engine.pull, push                                      models between the disk and a registry
 
-The way of an answer:
+The way of an answer (docs/architecture.md, "The way of a chat"):
 
     prepare   resolve the name (ModelName, Store), check capabilities and options
     load      Pool: load the model or reuse it
@@ -126,7 +126,7 @@ class Engine:
         system, template  in place of the model's
         context           what an earlier answer's `context` gave; the model's own messages are then left out
         raw               the prompt is what the model sees
-        Checks and their order are those of the contract, section 3.2.
+        The checks and their order: docs/compatibility.md, "Checks of generate".
         """
         handle = handle or RequestHandle()
         stored = self._resolve(name)
@@ -171,7 +171,7 @@ class Engine:
     ) -> Answer:
         """The next turn of a conversation.  None at all only loads the model, or unloads it where keep_alive is 0.
 
-        A last message of the assistant is gone on with.  Checks are those of the contract, section 3.3.
+        A last message of the assistant is gone on with.  The checks: docs/compatibility.md, "Checks of chat".
         """
         handle = handle or RequestHandle()
         if not name:
@@ -214,7 +214,7 @@ class Engine:
         """A vector of length 1 for each of `texts`, which any model can make.  None at all only loads the model.
 
         dimensions   keep so many components, the first; 0: all
-        A text that is refused ends it for all of them.  Checks are those of the contract, section 3.4.
+        A text that is refused ends it for all of them.  The checks: docs/compatibility.md, "Checks of embed".
         """
         handle = handle or RequestHandle()
         try:

@@ -1,6 +1,6 @@
 """generate and chat over HTTP: shapes, orders of keys, and what each field of a request does.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""/api/embed, /api/embeddings and /v1/embeddings; numbers are those of the contract's checklist."""
+"""/api/embed, /api/embeddings and /v1/embeddings; docs/compatibility.md, "Embed"."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def thinker(served, models):
     return served
 
 
-# numbers in brackets are the contract's checklist
+# numbers in brackets are those of docs/compatibility.md
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -86,7 +86,7 @@ def test_what_is_no_format_is_a_400(served, path, format, quoted):
 
 
 def test_a_model_is_loaded_whatever_the_format(served):
-    """Contract 3.2: an empty prompt is answered (13) before the format is looked at (15)."""
+    """docs/compatibility.md, "Checks of generate": an empty prompt (m) is answered before the format is read (o)."""
     assert served.ok("/api/generate", model="m", format="xml", stream=False)["done_reason"] == "load"
 
 
@@ -138,7 +138,7 @@ def test_a_stop_string_cuts_it(served):
 
 
 def test_logprobs_are_of_the_whole_vocabulary(served):
-    """Contract 4.9: of raw logits, before any grammar.  So a token that is forced is not certain."""
+    """docs/compatibility.md, "Log-probabilities": a token that the grammar forces is not certain."""
     answer = chat(served, format={"const": "ab"}, logprobs=True)
     assert "".join(entry["token"] for entry in answer["logprobs"]) == answer["message"]["content"] == '"ab"'
     assert all(entry["logprob"] < -0.01 for entry in answer["logprobs"])

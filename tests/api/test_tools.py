@@ -1,6 +1,6 @@
 """Thinking and tools over HTTP: what a model says is scripted, everything around it is real.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python tests/golden/make_transcripts.py ../shared/data
 
 The recordings are of a scripted model, whose script is written down with them: tests/scripted.py makes it again.
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 import json

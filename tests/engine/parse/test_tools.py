@@ -1,6 +1,6 @@
 """Content and tool calls, however the text is cut.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 import re

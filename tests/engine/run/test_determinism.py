@@ -32,7 +32,8 @@ def all_threads():
 def test_the_set_that_serves_has_the_values_of_ggml_s(model):
     batch = Batch.of(TOKENS, outputs=range(40))
     expected, got = (forward(model, batch, model.new_cache(40, type="f32"), kernels) for kernels in (GGML, NUMBA))
-    # float32 sums in another order; now and then one turns a rounding of an activation, peer.md's least: 0.07
+    # float32 sums in another order; now and then one turns a rounding of an activation, which moves a logit by 0.07 at
+    # least (docs/compatibility.md, "Tolerances")
     np.testing.assert_allclose(got, expected, rtol=0, atol=0.1 * expected.std())
     assert np.median(np.abs(got - expected)) < 1e-3 * expected.std()
 

@@ -1,6 +1,6 @@
 """Which template writes a prompt: the request's, the model's layer, the GGUF's own, or none.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 from dataclasses import replace

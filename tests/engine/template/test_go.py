@@ -1,6 +1,6 @@
 """Go's text/template by worked cases, and by what Go 1.26 made of 2,226 templates.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 import base64

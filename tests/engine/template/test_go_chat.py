@@ -1,6 +1,6 @@
 """Conversations as Ollama's own template code writes them: modes, values, and what a template tells of its model.
 
-Numbers in brackets are the contract's checklist.
+Numbers in brackets are those of docs/compatibility.md.
 """
 
 import base64
@@ -51,7 +51,7 @@ EACH = "{{ .System }}|{{ range .Messages }}[{{ .Role }}:{{ .Content }}]{{ end }}
         ("{{ with .System }}a{{ else with .ThinkLevel }}{{ . }}{{ end }}{{ .Response }}", C[1:2], "medium"),
     ],
 )
-def test_turns_are_written_as_the_contract_says(text, messages, expected):
+def test_turns_are_written_as_recorded(text, messages, expected):
     """[172], [180]"""
     assert load_template(text).render(messages, think=True) == expected
 
@@ -93,7 +93,7 @@ def test_whatever_is_offered_as_a_tool_prints_as_one(function, arguments):
     assert '"parameters":{"type":' in written
 
 
-# What [OURS] of the contract, 10.6, changes in ollama_renders.json: a template by its id, and why.
+# Where we differ from ollama_renders.json, by template id: docs/compatibility.md, "Templates in legacy mode".
 OURS = {
     "own/json-legacy": "our functions exist in the last turn of legacy mode too",
     "own/response-else": "upstream crashes where an `else` follows the first .Response; it is cut",

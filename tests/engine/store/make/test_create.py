@@ -237,7 +237,7 @@ def test_template_that_does_not_parse_is_refused(store, digest, template, messag
 
 
 def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(store, tmp_path):
-    """[181] of the contract's checklist."""
+    """docs/compatibility.md [181]"""
     jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja + "{% unknown %}")
     made = statuses(store, "a", files={"m.gguf": store.put_blob([path.read_bytes()])[0]})
