@@ -1,4 +1,4 @@
-"""Writes docs/families.md from the table of families and the errors in tests/golden; a test holds it up to date.
+"""The generator of docs/families.md, from the table of families and tests/golden/errors.json; a test holds the page.
 
 python scripts/families.py
 """
@@ -12,36 +12,39 @@ from numllama.engine.model.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 
-ABOUT = {  # which models come as the family, and what it has that llama has not
+ABOUT = {  # the models of each family, and how it differs from llama
     "llama": (
         "Llama 2, 3, 3.1 to 3.3; Mistral 7B, Nemo; Mixtral; SmolLM 1 and 2; TinyLlama",
-        "nothing: it is written out in `engine/model/decoder.py`; experts where the file has them",
+        "not at all: `engine/model/decoder.py` is written for it; experts if the file has them",
     ),
     "mistral3": (
         "Ministral 3; Mistral Small 3.1 and later",
-        "with YaRN, queries that look sharper beyond the window that was trained on",
+        "with YaRN, queries are scaled beyond the trained window",
     ),
-    "qwen2": ("Qwen 1.5, 2, 2.5; DeepSeek-R1 distilled into them", "biases; RoPE turns halves, not neighbours"),
-    "qwen3": ("Qwen 3", "as qwen2 without biases; each head's query and key are normed before RoPE"),
+    "qwen2": (
+        "Qwen 1.5, 2, 2.5; DeepSeek-R1 distilled into them",
+        "biases; RoPE rotates pairs of halves, not of neighbours",
+    ),
+    "qwen3": ("Qwen 3", "as qwen2 without biases; each head's query and key are normalized before RoPE"),
     "qwen3moe": ("Qwen 3 30B-A3B, 235B-A22B", "as qwen3 with experts"),
     "phi3": (
         "Phi 3, 3.5, 4, 4-mini",
-        "fused matrices; RoPE turns halves, with LongRoPE's factors for short and long windows",
+        "fused matrices; RoPE as in qwen2, with LongRoPE's factors for short and long windows",
     ),
-    "smollm3": ("SmolLM 3", "every fourth layer goes without RoPE"),
-    "granite": ("Granite 3, 3.1 to 3.3", "multipliers for embeddings, scores, what a block adds, logits"),
-    "gemma": ("Gemma 1", "embeddings times sqrt(n_embd); GELU in the gate; RoPE turns halves"),
+    "smollm3": ("SmolLM 3", "every fourth layer has no RoPE"),
+    "granite": ("Granite 3, 3.1 to 3.3", "scale factors for embeddings, attention scores, residuals and logits"),
+    "gemma": ("Gemma 1", "embeddings times sqrt(n_embd); GELU in the gate; RoPE as in qwen2"),
     "gemma2": (
         "Gemma 2",
-        "as gemma; norms after each block too; soft-caps on scores and logits; every other layer sees a window",
+        "as gemma; norms after each block too; soft-caps on scores and logits; a window in every other layer",
     ),
     "gemma3": (
         "Gemma 3, the text",
-        "as gemma2 without soft-caps; qwen3's norms; five of six layers see a window, and turn at a pace of their own",
+        "as gemma2 without soft-caps; qwen3's norms; a window in five of six layers, with another RoPE base",
     ),
     "glm4": (
         "GLM 4 0414, Z1",
-        "norms after each block too; RoPE turns half of a head; biases; gate and up fused",
+        "norms after each block too; RoPE on half of a head; biases; gate and up fused",
     ),
     "bert": ("BERT, bge, MiniLM, mxbai", "an encoder (`engine/model/encoder.py`); learned positions"),
     "nomic-bert": ("nomic-embed-text 1 and 1.5", "as bert with RoPE and SwiGLU"),
@@ -50,31 +53,31 @@ ABOUT = {  # which models come as the family, and what it has that llama has not
 
 HEAD = """# Families of models
 
-Written by `scripts/families.py` from `engine/model/families.py` and `tests/golden/errors.json`. A family is what a GGUF
-calls its architecture; [add-a-family.md](add-a-family.md) says how another comes in. Any family's file may have
-biases, tied embeddings, experts, or a RoPE stretched by a factor, by `rope_freqs`, or by YaRN.
+Written by `scripts/families.py` from `engine/model/families.py` and `tests/golden/errors.json`. A family is a GGUF's
+`general.architecture`; [add-a-family.md](add-a-family.md) says how to add one. A file of any family may have biases,
+tied embeddings, experts, or a RoPE scaled by a factor, by `rope_freqs`, or by YaRN.
 
-| family | models | unlike llama |
+| family | models | differs from llama |
 |---|---|---|
 """
 
 ERRORS = """
-Where files leave something open, llama.cpp 0c1e57098 decides. It does not use the sliding window of Mistral 7B 0.1 (a
-"llama"), nor that of Phi 3, so neither does this: within the window nothing differs.
+Where a file leaves something open, numllama follows llama.cpp 0c1e57098. That version ignores the sliding window of
+Mistral 7B 0.1 (a "llama") and of Phi 3, and so does numllama; within the window nothing differs.
 
 ## Checked against others
 
-Tiny models with random weights, made by `tests/tiny.py`, given to each implementation; the largest difference of any
-logit at four positions of a text of 24 tokens, or of any number in the rows that an encoder makes of 17. `std` is the
-standard deviation of what is compared. `python tests/golden/make_errors.py` measures it anew, and the tests ask for as
-much.
+Tiny models with random weights, made by `tests/tiny.py`, run in each implementation. A number is the largest difference
+of a logit at four positions of a text of 24 tokens, or of a component of an encoder's rows for 17 tokens; `std` is the
+standard deviation of the logits or components. `python tests/golden/make_errors.py` measures again, and tests hold the
+numbers.
 
 - **llama.cpp**, a native build in its plainest configuration: float32 weights against the definition in float64, Q8_0
-  weights against the `ggml` set. It looks GELU up by float16, and for these two columns and the next two so does our
-  side; that alone moves the logits of a float32 Gemma by 4e-3, and where it turns one bit, as in gemma3 and bert, by
-  2e-4.
-- **xllamacpp**, llama.cpp in a wheel, by its log-probabilities. Where one activation is rounded the other way, 0.05 is
-  usual.
+  weights against the `ggml` set. llama.cpp looks GELU up in a float16 table, and for these two columns and the next two
+  our side does too. The table alone moves the logits of a float32 Gemma by 4e-3; a single rounding the other way, as in
+  gemma3 and bert, moves them by 2e-4.
+- **xllamacpp**, llama.cpp in a wheel, by its log-probabilities. If one activation is rounded the other way, a
+  difference of 0.05 is usual.
 - **transformers**, Hugging Face's own code in float64, against the definition in float64.
 
 | model | family | std | llama.cpp F32 | llama.cpp Q8_0 | xllamacpp F32 | xllamacpp Q8_0 | transformers |
@@ -92,7 +95,7 @@ FORMATS = ("F32", "Q8_0")
 
 
 def document():
-    sys.path.insert(0, str(ROOT / "tests"))  # what the tables of models import
+    sys.path.insert(0, str(ROOT / "tests"))  # the tables of models import from there
     models = runpy.run_path(str(ROOT / "tests/golden/make_logits.py"))["MODELS"]
     models = models | runpy.run_path(str(ROOT / "tests/tiny_encoder.py"))["ENCODERS"]
     errors = json.loads((ROOT / "tests/golden/errors.json").read_text())

@@ -1,4 +1,4 @@
-"""Writes docs/formats.md from the table of formats and the drawings in its files; tests hold it up to date.
+"""The generator of docs/formats.md, from the table of formats and the drawings in its files; tests hold it up to date.
 
 python scripts/formats.py
 """
@@ -17,11 +17,11 @@ HEAD = """# Quantization formats
 Written by `scripts/formats.py` from `kernels/quants`, where each format has its bytes, its decoder and its encoder in
 one section.
 
-A tensor's row is a run of blocks. A block holds a fixed number of weights in a fixed number of bytes. "With" is what
-ggml's CPU code turns activations into before multiplying. "Made" says whether weights can be turned into the format
-here; all formats can be read. Fields follow each other without gaps; numbers of several bytes are little-endian, or
-big-endian in a big-endian file. `d` is the scale of all weights in the block. Where weights point into a codebook, a
-`point` is a few neighbouring weights at once; the codebooks are in `kernels/quants/iq_grids.py`.
+A tensor's row is a run of blocks. A block holds a fixed number of weights in a fixed number of bytes. "With" is the
+format to which ggml's CPU code rounds activations before multiplying. "Made" says whether numllama can quantize to the
+format; it reads all formats. Fields follow each other without gaps; numbers of several bytes are little-endian, or
+big-endian in a big-endian file. `d` is the scale of all weights in the block. Where codes point into a
+codebook, a `point` stands for several neighbouring weights; `kernels/quants/iq_grids.py` has the codebooks.
 
 | format | id | bits per weight | weights a block | bytes a block | with | made |
 |---|--:|--:|--:|--:|---|---|
@@ -36,7 +36,7 @@ def row(format):
 
 
 def drawings():
-    """The comment above each layout, as written there."""
+    """Yield the comment above each layout, as it stands there."""
     for file in FILES:
         for names, text in DRAWING.findall((ROOT / f"kernels/quants/{file}.py").read_text()):
             lines = [line.removeprefix("#   ") for line in text.rstrip().split("\n")]
@@ -45,7 +45,7 @@ def drawings():
 
 def document():
     retired = [f"{type.name} ({int(type)})" for type in GGMLType if type not in FORMATS]
-    tail = f"\n## Retired\n\nggml no longer reads these, and neither does this: {', '.join(retired)}.\n"
+    tail = f"\n## Retired\n\nggml no longer reads these formats, and neither does numllama: {', '.join(retired)}.\n"
     return HEAD + "".join(map(row, FORMATS.values())) + "".join(drawings()) + tail
 
 

@@ -17,7 +17,7 @@ CODE = ("numllama", "api", "engine", "kernels", "benchmarks", "tests", "scripts"
 COMPATIBILITY = "docs/compatibility.md"
 NUMBER = re.compile(r"""(?:^|[\s"(,])\[(\d{1,3})\](?=[\s",.:;)]|$)""", re.MULTILINE)  # [38], not x[38]
 TITLE = re.compile(r'docs/([\w-]+)\.md, "([^"]+)"')
-PATH = re.compile(rf"\b(?:{'|'.join((*CODE, 'docs'))})/[\w/.-]*\w")
+PATH = re.compile(rf"(?<![/\w.-])(?:{'|'.join((*CODE, 'docs'))})/[\w/.-]*\w")
 
 
 @pytest.mark.parametrize(("page", "least"), [("walkthrough", 40), ("compare", 8), ("add-a-format", 9)])
@@ -32,14 +32,14 @@ def named_files(tree):
     """Paths without suffix that a drawn tree names.
 
     A line is a folder `name/`, or names of files with single blanks between them; two blanks end the names.  Lines that
-    begin beyond column 30 continue a clause.  A file is in the nearest folder above it that is indented less.
+    are indented by 30 or more continue a clause.  A file is in the nearest folder above it that is indented less.
     """
     folders = []  # (indent, name)
     for line in tree.splitlines():
         line = line.replace("*", " ")
         indent = len(line) - len(line.lstrip())
         names = re.split(r"  +", line.strip())[0].split(" ")
-        if not line.strip() or indent > 30:
+        if not line.strip() or indent >= 30:
             continue
         while folders and folders[-1][0] >= indent:
             folders.pop()
@@ -85,7 +85,9 @@ def test_every_path_in_a_document_exists(page):
 def prose(path):
     """Comments and strings of a source file: where it can quote a document."""
     with tokenize.open(path) as file:
-        return [t.string for t in tokenize.generate_tokens(file.readline) if t.type in (tokenize.COMMENT, tokenize.STRING)]
+        return [
+            t.string for t in tokenize.generate_tokens(file.readline) if t.type in (tokenize.COMMENT, tokenize.STRING)
+        ]
 
 
 def source_files():
