@@ -40,7 +40,7 @@ has the form of their own API.
 ROUTES = {  # "METHODS path": what the route does
     "GET HEAD /": "Say that the server runs: the text `Ollama is running`.",
     "GET HEAD /api/version": "Return the version of Ollama whose API this server follows.",
-    "GET /api/status": "Say that there is no cloud.",
+    "GET /api/status": "Say that models never run in a cloud.",
     "POST /api/generate": "Complete a prompt.",
     "POST /api/chat": "Answer a conversation.",
     "POST /api/embed": "Embed one text or several.",
