@@ -60,14 +60,15 @@ def test_the_tree_is_read_as_it_is_drawn():
 
 def test_the_readmes_tree_names_every_source_file_and_no_other():
     text = (ROOT / "README.md").read_text()
-    named = list(named_files(text[text.index("    api/ ") : text.index("## Sets of kernels")]))
+    named = list(named_files(text[text.index("    numllama/ ") : text.index("## Sets of kernels")]))
     sources = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
         if path.stem != "__init__"
     }
-    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    pages = {page for page in pages if not page.startswith("docs/decisions/")}
     assert len(named) == len(set(named))
     assert set(named) - sources - pages == set(), "named, but not there"
     assert (sources | pages) - set(named) == set(), "there, but not named"
@@ -80,6 +81,29 @@ def test_every_path_in_a_document_exists(page):
     assert {path for path in paths if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()} == set()
     linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     assert {path for path in linked if not ((ROOT / page).parent / path).exists()} == set()
+
+
+def test_the_picture_has_the_levels_that_the_tests_hold():
+    levels = runpy.run_path(str(ROOT / "tests/test_layers.py"))["LEVELS"]
+    page = (ROOT / "docs/architecture.md").read_text()
+    lines = [set(re.findall(r"\w+", line)) for line in page.split("## The picture")[1].split("```")[1].splitlines()]
+    drawn = [
+        i for level in levels["api"][::-1] + levels["engine"][::-1] for i in range(len(lines)) if set(level) <= lines[i]
+    ]
+    assert len(drawn) == len(levels["api"]) + len(levels["engine"]) and drawn == sorted(drawn)
+
+
+def test_language_that_the_style_refuses_is_found_with_its_line(tmp_path):
+    check = runpy.run_path(str(ROOT / "scripts/check_language.py"))["complaints"]
+    wrong, right = tmp_path / "wrong.py", tmp_path / "right.py"
+    wrong.write_text('"""What it does."""\n\nx = f"{1} is no number"  # nobody knows\n')
+    right.write_text('"""Do it."""\n\nx = "nobodys" if None is None else 1  # nothing\n')
+    assert [line.removeprefix(f"{wrong}:") for line in check(wrong)] == [
+        "3: 'is no number'",
+        "3: 'nobody'",
+        "1: a docstring begins 'What'",
+    ]
+    assert list(check(right)) == []
 
 
 def prose(path):
