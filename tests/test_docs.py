@@ -1,4 +1,4 @@
-"""What the documents say is so."""
+"""The documents against the code."""
 
 import doctest
 import re
