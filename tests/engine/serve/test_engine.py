@@ -203,6 +203,13 @@ def test_system_messages_stay():
     assert shortened(messages, 3) == ["S", "cc"]
 
 
+def test_a_conversation_that_just_fits_stays_whole():
+    assert shortened(user("aa", "bb", "cc"), 6) == ["aa", "bb", "cc"]
+    assert shortened(user("aa", "bb", "cc"), 5) == ["bb", "cc"]
+    assert shortened(user("aa", "bb", "cc"), 4) == ["bb", "cc"]
+    assert shortened(user("aa", "bb", "cc"), 3) == ["cc"]
+
+
 @given(st.integers(2, 300), st.data())
 def test_the_first_that_fits_is_found_from_any_guess(last, data):
     expected, asked = data.draw(st.integers(1, last)), []
