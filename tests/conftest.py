@@ -22,6 +22,14 @@ settings.register_profile("default", deadline=None, max_examples=50, suppress_he
 settings.load_profile("default")
 
 
+def pytest_generate_tests(metafunc):
+    """Refuse parameters without an order: each of pytest-xdist's processes would number them otherwise."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        values = mark.kwargs.get("argvalues", mark.args[1] if len(mark.args) > 1 else ())
+        if isinstance(values, set | frozenset):
+            raise pytest.UsageError(f"{metafunc.definition.nodeid} has a set of parameters, expected a list")
+
+
 def pytest_collection_finish(session):
     """In a long run, what no early test uses is compiled beside those tests, which want one core.
 

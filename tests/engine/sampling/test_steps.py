@@ -160,13 +160,13 @@ class TestProperties:
         less, more = sorted([data.draw(parameter), data.draw(parameter)])
         assert set(ids(step(c, less))) <= set(ids(step(c, more)))
 
-    @pytest.mark.parametrize("name", TRUNCATING.keys() - {"typical_p"})
+    @pytest.mark.parametrize("name", [name for name in TRUNCATING if name != "typical_p"])
     @given(data=st.data(), c=races)
     def test_the_likeliest_always_stays(self, name, data, c):
         step, parameter = TRUNCATING[name]
         assert step(c, data.draw(parameter)).logits.max() == c.logits.max()
 
-    @pytest.mark.parametrize("name", TRUNCATING.keys() - {"top_k"})
+    @pytest.mark.parametrize("name", [name for name in TRUNCATING if name != "top_k"])
     @given(data=st.data(), c=races)
     def test_a_constant_added_to_the_logits_changes_nothing(self, name, data, c):
         step, parameter = TRUNCATING[name]
