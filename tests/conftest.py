@@ -15,8 +15,6 @@ from hypothesis import HealthCheck, settings
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["PYTHONPATH"] = str(Path(find_spec("numllama").origin).parents[1])
 
-SHARED = Path(os.environ.get("NUMLLAMA_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-
 # Compiling kernels on first use makes the first example slow, which is no fault of the code under test.
 settings.register_profile("default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
@@ -58,8 +56,23 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of recorded models and golden numbers; tests that want it are skipped where it is missing."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the recorded data in {SHARED}")
-    return SHARED
+def kept(tmp_path_factory):
+    """Recordings of other programs, as every clone has them."""
+    from recordings import KEPT, Recordings
+
+    return Recordings(KEPT, tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture(scope="session")
+def whole(kept):
+    """All recordings, for slow tests."""
+    folder = os.environ.get("NUMLLAMA_SHARED")
+    if not folder:
+        pytest.skip("needs NUMLLAMA_SHARED, a folder of all recordings: tests/golden/README.md")
+    return type(kept)(Path(folder), kept.scratch)
+
+
+@pytest.fixture(scope="session", params=["kept", pytest.param("whole", marks=pytest.mark.slow)])
+def recordings(request):
+    """Recordings of which a part is kept: that part, and among the slow tests the whole."""
+    return request.getfixturevalue(request.param)

@@ -88,9 +88,9 @@ GO_TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def scripted(served, shared):
+def scripted(served, kept):
     """Its name.  It may think and call tools."""
-    served.add("scripted", shared / "models" / "scripted-F16.gguf", template=GO_TEMPLATE)
+    served.add("scripted", kept.model("scripted-F16"), template=GO_TEMPLATE)
     return "scripted"
 
 

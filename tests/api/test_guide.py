@@ -26,19 +26,18 @@ MADE = (
     "codellama:code",
     "127.0.0.1",
 )
-LAST = 177  # from here on one option after the other, which options.json has, too
 
 
 @pytest.fixture(scope="module")
-def guide(shared, tmp_path_factory):
+def guide(kept, tmp_path_factory):
     """A server, what makes a model of the guide in it, and the guide's steps."""
     server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False, kv_cache_type="f32"))
-    steps = json.loads((shared / "transcripts" / "seedguide.json").read_text())["steps"]
+    steps = kept.json("transcripts/guide")["steps"]
 
     def create(model, files, stream, template=None, **more):
-        server.add(model, shared / "models" / next(iter(files)), **more)
+        server.add(model, kept.model(next(iter(files)).removesuffix(".gguf")), **more)
 
-    yield server, create, [step for step in steps[:LAST] if "send" in step and _is_ours(step["send"])]
+    yield server, create, [step for step in steps if "send" in step and _is_ours(step["send"])]
     server.close()
 
 

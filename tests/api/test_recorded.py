@@ -42,8 +42,8 @@ def test_answers_are_those_of_ollama(ask, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("about", ["templates", "chat", "history", "tools", "thinking"])
-def test_all_that_was_recorded_agrees(shared, about):
+def test_all_that_was_recorded_agrees(whole, about):
     serve = f"{sys.executable} -c 'from numllama.api.cli import main; main()' serve"
     replay = [sys.executable, "replay.py", "--serve", serve, f"{about}.json"]
-    done = subprocess.run(replay, cwd=shared / "transcripts", capture_output=True, text=True, timeout=300)
+    done = subprocess.run(replay, cwd=whole.path("transcripts"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout

@@ -1,6 +1,5 @@
 """Ollama's options: how layers merge, what is refused and in which words."""
 
-import json
 import logging
 import math
 import re
@@ -200,9 +199,9 @@ def test_anything_json_holds_is_taken_or_refused(layer):
         assert refused.option in layer
 
 
-def test_a_real_ollama_takes_and_refuses_the_same(shared):
+def test_a_real_ollama_takes_and_refuses_the_same(kept):
     compared = 0
-    for step in json.loads((shared / "transcripts/options.json").read_text())["steps"]:
+    for step in kept.json("transcripts/options")["steps"]:
         body = step["send"].get("body")
         layer = body.get("options") if isinstance(body, dict) else None
         if layer is None:

@@ -1,8 +1,9 @@
 """Makes tests/golden/transcripts.json: of conversations recorded with Ollama, the steps that teach most.
 
-    PYTHONPATH=tests python tests/golden/make_transcripts.py ../shared/data
+    PYTHONPATH=tests python tests/golden/make_transcripts.py RECORDINGS
 
-The recordings are of a scripted model, whose script is written down with them: tests/scripted.py makes it again.
+README.md beside this file describes the folder.  The recordings are of a scripted model, whose script is written down
+with them: tests/scripted.py makes it again.
 Numbers in brackets are those of docs/compatibility.md.
 """
 
@@ -131,9 +132,9 @@ def steps(recorded, wanted):
 
 
 def main():
-    shared = Path(sys.argv[1])
-    recorded = {name: json.loads((shared / f"transcripts/{name}.json").read_text()) for name in STEPS}
-    gguf = GGUF.open(shared / "models/scripted-F16.gguf")
+    whole = Path(sys.argv[1])
+    recorded = {name: json.loads((whole / f"transcripts/{name}.json").read_text()) for name in STEPS}
+    gguf = GGUF.open(whole / "models/scripted-F16.gguf")
     record = {
         "made_by": "tests/golden/make_transcripts.py",
         "recorded_from": recorded["chat"]["recorded_from"],

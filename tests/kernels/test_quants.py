@@ -192,15 +192,15 @@ def test_blocks_are_the_bytes_ggml_makes(name):
 
 
 @pytest.fixture(scope="module")
-def recorded(shared):
+def recorded(kept):
     """What llama-quantize made of two models, and their weights: {tensor name: f32}, {row names}."""
-    golden = json.loads((shared / "golden/quantize_tiny256.json").read_text())
+    golden = kept.json("quantize_tiny256")
 
     def weights(path):
         tensors = gguf.GGUFReader(path).tensors
         return {tensor.name: np.array(tensor.data, np.float32) for tensor in tensors}
 
-    return golden, weights(shared / "models/tiny256-F16.gguf"), weights(shared / "golden/quantize_edge.gguf")
+    return golden, weights(kept.model("tiny256-F16")), weights(kept.path("quantize_edge.gguf"))
 
 
 PURE = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS F16 BF16".split()

@@ -1,4 +1,3 @@
-import json
 from time import thread_time
 
 import pytest
@@ -73,8 +72,8 @@ def test_hostile_template_ends_in_one_line_soon(name, hurry):
     assert "\n" not in str(caught.value)
 
 
-def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(shared, hurry):
-    for case in json.loads((shared / "golden/jinja/hostile.json").read_text())["templates"]:
+def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(kept, hurry):
+    for case in kept.json("jinja/hostile")["templates"]:
         text = case.get("template") or "".join(part * times for part, times in case["parts"])
         try:
             assert jinja.render_jinja(text, HELLO, bos_token="<s>", eos_token="</s>") in case.get("harmless", ()), text[

@@ -18,9 +18,10 @@ from tiny import tiny_gguf
 F64 = numpy_kernels(np.float64)
 
 
-def golden(shared, name):
-    """A recorded model, its 32 tokens and what llama.cpp (or float64) made of them; shared/data/golden/README.md."""
-    return load_model(shared / f"models/{name}.gguf"), np.load(shared / f"golden/logits_{name}.npz")
+def golden(recordings, name):
+    """A recorded model, its 32 tokens, what llama.cpp (or float64) made of them, and the columns of that."""
+    recorded = recordings.arrays(f"logits_{name}")
+    return load_model(recordings.model(name)), recorded, recorded.get("columns", slice(None))
 
 
 def logits(model, tokens, kernels, type="f32", tap=None):
@@ -30,32 +31,34 @@ def logits(model, tokens, kernels, type="f32", tap=None):
 
 
 @pytest.mark.parametrize("name", ["stories260K-F32", "stories260K-Q8_0", "stories260K-Q4_0", "tiny256-Q6_K"])
-def test_numpy_float64_equals_the_recorded_float64(shared, name):
-    model, recorded = golden(shared, name)
-    got = logits(model, recorded["tokens"], F64, "f64")
+def test_numpy_float64_equals_the_recorded_float64(recordings, name):
+    model, recorded, columns = golden(recordings, name)
+    got = logits(model, recorded["tokens"], F64, "f64")[:, columns]
     np.testing.assert_allclose(got, recorded["logits_exact_f64"], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kernels", [NUMPY, EXACT, GGML], ids=lambda kernels: kernels.name)
-def test_float32_models_meet_llama_cpp(shared, kernels):
-    model, recorded = golden(shared, "stories260K-F32")
+def test_float32_models_meet_llama_cpp(recordings, kernels):
+    model, recorded, columns = golden(recordings, "stories260K-F32")
+    got = logits(model, recorded["tokens"], kernels)[:, columns]
     # llama.cpp itself is 8e-6 from float64 here, at a standard deviation of 7
-    np.testing.assert_allclose(logits(model, recorded["tokens"], kernels), recorded["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(got, recorded["logits"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny-spm-Q4_0", "tiny-spm-Q8_0", "stories260K-Q4_0"])
-def test_ggml_kernels_meet_llama_cpp_on_quantized_models(shared, name):
-    model, recorded = golden(shared, name)
+def test_ggml_kernels_meet_llama_cpp_on_quantized_models(recordings, name):
+    model, recorded, columns = golden(recordings, name)
+    got = logits(model, recorded["tokens"], GGML)[:, columns]
     # measured 2e-6; the exact kernels are 0.1 to 0.3 away here, as llama.cpp rounds activations to 8 bits
-    np.testing.assert_allclose(logits(model, recorded["tokens"], GGML), recorded["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(got, recorded["logits"], rtol=0, atol=1e-4)
 
 
-def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(shared):
+def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(recordings):
     """stories260K-Q8_0 agrees up to position 14, where the float32 scale of one activation block in layer 3 lies on the
     very middle of two f16 numbers: its last bit, which the order of sums decides, moves logits by 0.2.  With that bit
     changed, all 32 positions agree."""
-    model, recorded = golden(shared, "stories260K-Q8_0")
-    got = logits(model, recorded["tokens"], GGML)
+    model, recorded, columns = golden(recordings, "stories260K-Q8_0")
+    got = logits(model, recorded["tokens"], GGML)[:, columns]
     np.testing.assert_allclose(got[:14], recorded["logits"][:14], rtol=0, atol=1e-4)
     assert np.abs(got - recorded["logits"]).max() > 0.01
 
@@ -65,7 +68,7 @@ def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(sh
             value[14] = np.nextafter(value[14], np.float32(0))
         return value
 
-    nudged = logits(model, recorded["tokens"], GGML, tap=nudge)
+    nudged = logits(model, recorded["tokens"], GGML, tap=nudge)[:, columns]
     np.testing.assert_allclose(nudged, recorded["logits"], rtol=0, atol=1e-4)
 
 

@@ -1,7 +1,5 @@
 """What Ollama's own parsers gave out, step by step (recorded from v0.33.0-rc2)."""
 
-import json
-
 from numllama.engine.parse import ThinkingParser, ToolParser, without_old_thoughts
 
 # Where Ollama's answer depends on the cuts between chunks; here it never does.
@@ -20,34 +18,30 @@ LOST = {  # the beginning of a tag that never became one; here it is content
 }
 
 
-def recorded(shared, name):
-    return json.loads((shared / "golden" / "go" / name).read_text())
-
-
 def steps(parser, chunks):
     """For each chunk its calls and content."""
     pushed = [parser.push(chunk) for chunk in chunks]
     return [[[[call.name, call.index, call.arguments] for call in calls], content] for content, calls in pushed]
 
 
-def test_thinking_comes_step_by_step_as_in_ollama(shared):
-    for case in recorded(shared, "thinking_parser.json"):
+def test_thinking_comes_step_by_step_as_in_ollama(kept):
+    for case in kept.json("go/thinking_parser"):
         parser = ThinkingParser(case["open"], case["close"])
         assert [list(parser.push(chunk)) for chunk in case["chunks"]] == case["steps"], case["id"]
 
 
-def test_calls_come_step_by_step_as_in_ollama(shared):
+def test_calls_come_step_by_step_as_in_ollama(kept):
     differ = {
         case["id"]
-        for case in recorded(shared, "tool_parser.json")
+        for case in kept.json("go/tool_parser")
         if steps(ToolParser(case["tag"], case["tools"]), case["chunks"]) != case["steps"]
     }
     assert differ == OTHER_CALLS.keys() | EARLIER.keys()
 
 
-def test_what_is_left_at_the_end_is_what_ollama_leaves(shared):
+def test_what_is_left_at_the_end_is_what_ollama_leaves(kept):
     differ = set()
-    for case in recorded(shared, "tool_parser.json"):
+    for case in kept.json("go/tool_parser"):
         parser = ToolParser(case["tag"], case["tools"])
         steps(parser, case["chunks"])
         content, calls = parser.flush()
@@ -59,8 +53,8 @@ def test_what_is_left_at_the_end_is_what_ollama_leaves(shared):
     assert differ == SENT_TWICE | LOST
 
 
-def test_old_thoughts_are_removed_as_in_ollama(shared):
-    for case in recorded(shared, "think_filter.json"):
+def test_old_thoughts_are_removed_as_in_ollama(kept):
+    for case in kept.json("go/think_filter"):
         if case["family"] == "qwen3" or "deepseek-r1" in case["model"]:
             got = [message["content"] for message in without_old_thoughts(case["messages"])]
             assert got == case["out"], case["id"]

@@ -472,7 +472,7 @@ def test_the_output_matrix_of_a_model_that_only_embeds_is_never_touched(tmp_path
     runner.close()
 
 
-# what llama.cpp makes of the same texts: tests/golden, and shared/data/golden/README.md
+# what llama.cpp makes of the same texts: tests/golden
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -508,8 +508,8 @@ def test_llama_cpp_still_says_what_was_recorded(name):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_decoders_embed_as_llama_cpp_does(shared, name, kernels, atol, pooling):
-    model, recorded = load_model(shared / f"models/{name}.gguf"), np.load(shared / f"golden/embed_{name}.npz")
+def test_decoders_embed_as_llama_cpp_does(kept, name, kernels, atol, pooling):
+    model, recorded = load_model(kept.model(name)), kept.arrays(f"embed_{name}")
     for i in range(3):
         ids = recorded[f"ids_{i}"].tolist()
         batch, cache = Batch.of(ids, outputs=range(len(ids))), model.new_cache(len(ids), type="f32")

@@ -1,6 +1,5 @@
 """Whole texts, and the rules by which they end."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -25,39 +24,38 @@ def text(model, prompt, options, type="f32", **more):
     return "".join(piece.text for piece in complete(model, prompt, options, cache=cache, **more))
 
 
-def test_stories260k_prints_the_reference_program_s_text(shared):
+def test_stories260k_prints_the_reference_program_s_text(kept):
     """karpathy's llama2.c prints its prompt, then the text, at temperature 0; its n counts the positions it filled."""
-    expected = (shared / "stories260K/expected_stdout_t0_n200.txt").read_text()
-    model = load_model(shared / "models/stories260K-F32.gguf")
+    expected = kept.path("stories260K/expected_stdout_t0_n200.txt").read_text()
+    model = load_model(kept.model("stories260K-F32"))
     got = "Once upon a time" + text(model, "Once upon a time", replace(GREEDY, num_ctx=512, num_predict=200))
     assert got.startswith(expected.rstrip("\n")) and len(expected) > 400
 
 
-def test_tinystories_prints_what_llama_cpp_published(shared):
-    folder = shared / "tinystories-656k"
-    for case in json.loads((folder / "published_llama_cpp_greedy.json").read_text()):
-        model = load_model(folder / case["file"])
+def test_tinystories_prints_what_llama_cpp_published(kept):
+    for case in kept.json("tinystories-656k/published_llama_cpp_greedy"):
+        model = load_model(kept.model(case["file"].removesuffix(".gguf")))
         options = replace(GREEDY, num_predict=case["new_tokens"])
         assert text(model, case["prompt"], options, kernels=EXACT) == case["text"]
 
 
 @pytest.mark.parametrize("kernels", [GGML, NUMBA], ids=lambda kernels: kernels.name)
-def test_tinystories_with_rounded_activations_is_llama_cpp_s_without_flash_attention(shared, kernels):
+def test_tinystories_with_rounded_activations_is_llama_cpp_s_without_flash_attention(kept, kernels):
     """In the first published text the two likeliest tokens once lie 0.017 apart, less than 8-bit activations are worth.
     There llama.cpp 0c1e57098 itself says one thing with flash attention, and without it (-fa off -ctk f32 -ctv f32):"""
     expected = (
         ", a little girl named Lily lived in a small house with her mom. Lily loved to play with her toys and read her"
         " favorite book. One day, she found a big, round book in her room. It was shiny and shiny.\nLily wanted to show"
     )
-    model = load_model(shared / "tinystories-656k/TinyStories-656K-Q8_0.gguf")
+    model = load_model(kept.model("TinyStories-656K-Q8_0"))
     got = text(model, "Once upon a time", replace(GREEDY, num_predict=32), kernels=kernels)
     assert len(got) > 150 and expected.startswith(got.rstrip())
 
 
 @pytest.mark.parametrize("kernels", [EXACT, GGML], ids=lambda kernels: kernels.name)
-def test_the_recorded_greedy_tokens_come_out_where_the_margin_is_clear(shared, kernels):
-    model = load_model(shared / "models/stories260K-F32.gguf")
-    recorded = np.load(shared / "golden/logits_stories260K-F32.npz")
+def test_the_recorded_greedy_tokens_come_out_where_the_margin_is_clear(kept, kernels):
+    model = load_model(kept.model("stories260K-F32"))
+    recorded = kept.arrays("logits_stories260K-F32")
     clear = int(np.argmax(recorded["greedy_margin"] < 1e-3)) or len(recorded["greedy_tokens"])
     pieces = complete(model, recorded["tokens"].tolist(), replace(GREEDY, num_predict=clear), kernels=kernels)
     assert [piece.token for piece in pieces][:-1] == recorded["greedy_tokens"][:clear].tolist()

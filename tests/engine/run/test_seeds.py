@@ -3,8 +3,6 @@
 Recorded on stories260K-F32 with an f32 cache and without flash attention, so that float16 plays no part.
 """
 
-import json
-
 import pytest
 
 from numllama.engine.model.load import load_model
@@ -13,13 +11,13 @@ from numllama.engine.run.request import complete
 
 
 @pytest.fixture(scope="module")
-def model(shared):
-    return load_model(shared / "models/stories260K-F32.gguf")
+def model(kept):
+    return load_model(kept.model("stories260K-F32"))
 
 
-def prompts(shared, transcript):
+def prompts(kept, transcript):
     """Each recorded (request, answer) of /api/generate that asks for a text after a plain prompt."""
-    for step in json.loads((shared / "transcripts" / transcript).read_text())["steps"]:
+    for step in kept.json(f"transcripts/{transcript}")["steps"]:
         request, answer = step["send"].get("body") or {}, step["got"].get("json") or {}
         if step["send"]["path"] == "/api/generate" and "response" in answer and "context" not in request:
             if "ours" not in step:
@@ -44,21 +42,21 @@ def differing(model, recorded, base):
             yield request["options"], expected, got
 
 
-def test_a_seed_gives_the_text_that_ollama_gives(shared, model):
-    recorded = list(prompts(shared, "seeds.json"))
+def test_a_seed_gives_the_text_that_ollama_gives(kept, model):
+    recorded = list(prompts(kept, "seeds"))
     assert len(recorded) == 27
     assert list(differing(model, recorded, {})) == []
 
 
-def test_greedy_texts_are_ollamas(shared, model):
-    recorded = list(prompts(shared, "greedy.json"))
+def test_greedy_texts_are_ollamas(kept, model):
+    recorded = list(prompts(kept, "greedy"))
     assert len(recorded) >= 11  # penalties, stop strings, a window that fills and shifts
     assert list(differing(model, recorded, {"temperature": 0})) == []
 
 
-@pytest.mark.parametrize(("transcript", "base"), [("seeds.json", {}), ("greedy.json", {"temperature": 0})])
-def test_logprobs_are_ollamas(shared, model, transcript, base):
-    (request, answer), *_ = [pair for pair in prompts(shared, transcript) if pair[0].get("logprobs")]
+@pytest.mark.parametrize(("transcript", "base"), [("seeds", {}), ("greedy", {"temperature": 0})])
+def test_logprobs_are_ollamas(kept, model, transcript, base):
+    (request, answer), *_ = [pair for pair in prompts(kept, transcript) if pair[0].get("logprobs")]
     for piece, expected in zip(pieces(model, request, base), answer["logprobs"], strict=False):
         assert model.tokenizer.piece(piece.token) == bytes(expected["bytes"])
         assert piece.logprob.logprob == pytest.approx(expected["logprob"], abs=2e-5)

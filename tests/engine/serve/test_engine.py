@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from adapters import tiny_lora
 from hypothesis import given
@@ -257,9 +255,9 @@ def test_a_conversation_that_is_too_long_is_measured_five_times_at_most(engine, 
     assert 200 < answer.n_prompt <= 256
 
 
-def test_conversations_are_cut_where_ollama_cuts_them(shared):
+def test_conversations_are_cut_where_ollama_cuts_them(kept):
     """Recorded with a token for each word, and 768 for an image where the model sees."""
-    for case in json.loads((shared / "golden/go/chat_truncation.json").read_text()):
+    for case in kept.json("go/chat_truncation"):
         template = Template(case["template"], "go")
 
         def size(some, template=template, case=case):

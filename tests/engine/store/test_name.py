@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from numllama.engine.errors import BadName
@@ -80,8 +78,8 @@ def test_existing_spelling_wins_part_by_part():
     assert ModelName.parse("a/x:t").respelled(twins).short == "A/x:t"
 
 
-def test_names_are_read_as_ollama_reads_them(shared):
-    for case in json.loads((shared / "golden/go/model_names.json").read_text()):
+def test_names_are_read_as_ollama_reads_them(kept):
+    for case in kept.json("go/model_names"):
         try:
             name = ModelName.parse(case["name"])
         except BadName:

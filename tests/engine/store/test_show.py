@@ -1,5 +1,4 @@
 import json
-import tarfile
 import time
 
 import numpy as np
@@ -136,11 +135,10 @@ def test_model_with_broken_weights_is_listed_with_what_its_config_says(tmp_path,
     assert "cannot be run" in caplog.text
 
 
-def test_store_that_ollama_left_is_shown_as_ollama_shows_it(tmp_path, shared):
-    with tarfile.open(shared / "store/ollama-store.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
+def test_store_that_ollama_left_is_shown_as_ollama_shows_it(tmp_path, kept):
+    kept.store(tmp_path)
     store = Store(tmp_path / "models")
-    expected = json.loads((shared / "store/expected.json").read_text())
+    expected = kept.json("store/expected")
     entries = {model.name.short: tags_entry(model) for model in store.list()}
     assert comparable({"tags": list(entries.values())}) == comparable({"tags": expected["tags"]["models"]})
     for key in (key for key in expected if key.startswith("show ")):

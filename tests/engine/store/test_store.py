@@ -1,7 +1,6 @@
 import hashlib
 import json
 import os
-import tarfile
 import tracemalloc
 from pathlib import Path
 
@@ -319,10 +318,9 @@ def test_environment_chooses_the_store(tmp_path):
     assert (store.root, store.builtin, store.keep_blobs) == (tmp_path, None, True)
 
 
-def test_store_that_ollama_left_is_read(tmp_path, shared):
-    with tarfile.open(shared / "store" / "ollama-store.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
-    expected = json.loads((shared / "store" / "expected.json").read_text())
+def test_store_that_ollama_left_is_read(tmp_path, kept):
+    kept.store(tmp_path)
+    expected = kept.json("store/expected")
     got = {model.name.short: model for model in Store(tmp_path / "models").list()}
     assert sorted(got) == sorted(entry["name"] for entry in expected["tags"]["models"])
     for entry in expected["tags"]["models"]:
@@ -336,9 +334,8 @@ def test_store_that_ollama_left_is_read(tmp_path, shared):
         assert model.messages == shown.get("messages", [])
 
 
-def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path, shared):
-    with tarfile.open(shared / "store" / "ollama-store.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
+def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path, kept):
+    kept.store(tmp_path)
     store = Store(tmp_path / "models")
     for model in store.list():
         written = (store.root / "manifests" / model.name.path).read_bytes()

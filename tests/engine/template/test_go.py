@@ -4,7 +4,6 @@ Numbers in brackets are those of docs/compatibility.md.
 """
 
 import base64
-import json
 
 import pytest
 
@@ -145,10 +144,10 @@ def test_worked_cases(subject):
         assert go(text) == expected, text
 
 
-def test_templates_write_what_gos_do(shared, freeze, monkeypatch):
+def test_templates_write_what_gos_do(kept, freeze, monkeypatch):
     """Go 1.26: every output, every error, word for word; "exotic" printf verbs and literals included."""
     monkeypatch.setattr(limits, "BASE_SECONDS", 60)  # two templates call themselves 100,000 deep
-    for case in json.loads((shared / "golden/go/text_template.json").read_text()):
+    for case in kept.json("go/text_template"):
         freeze(case)
         expected = case.get("out", case.get("err"))
         if expected is None:

@@ -4,7 +4,6 @@ Numbers in brackets are those of docs/compatibility.md.
 """
 
 import base64
-import json
 
 import pytest
 from hypothesis import given
@@ -100,11 +99,10 @@ OURS = {
 }
 
 
-def test_conversations_are_written_as_ollamas(shared, freeze):
-    folder = shared / "golden/go"
-    texts = {case["id"]: case["t"] for case in json.loads((folder / "ollama_templates.json").read_text())}
-    asked = {case["id"]: case for case in json.loads((folder / "ollama_conversations.json").read_text())}
-    for case in json.loads((folder / "ollama_renders.json").read_text()):
+def test_conversations_are_written_as_ollamas(recordings, freeze):
+    texts = {case["id"]: case["t"] for case in recordings.json("go/ollama_templates")}
+    asked = {case["id"]: case for case in recordings.json("go/ollama_conversations")}
+    for case in recordings.json("go/ollama_renders"):
         freeze(case)
         got = written(texts[case["template"]], asked[case["conversation"]])
         expected = case.get("out_function_json", case.get("out", case.get("err")))
@@ -132,8 +130,8 @@ def written(text, asked):
         return str(error)
 
 
-def test_templates_tell_what_ollama_reads_off_them(shared):
-    for case in json.loads((shared / "golden/go/ollama_templates.json").read_text()):
+def test_templates_tell_what_ollama_reads_off_them(recordings):
+    for case in recordings.json("go/ollama_templates"):
         if "err" in case:
             with pytest.raises(BadTemplate) as caught:
                 load_template(case["t"])

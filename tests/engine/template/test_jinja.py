@@ -1,4 +1,3 @@
-import json
 from datetime import datetime
 
 import pytest
@@ -9,11 +8,12 @@ from numllama.engine.template import jinja
 NOW = datetime(2025, 3, 14, 9, 26, 53)
 
 
-def test_renderings_equal_hugging_faces(shared):
-    """42 templates x 26 conversations: texts, refusals of the template's own, and the fact of any other error."""
-    data = json.loads((shared / "golden/jinja/cases.json").read_text())
+def test_renderings_equal_hugging_faces(recordings):
+    """18 or 42 templates x 26 conversations: texts, refusals of the template's own, and the fact of any other error."""
+    data = recordings.jinja()
+    assert len(data["cases"]) == 26 * (42 if recordings.whole else 18)
     for case in data["cases"]:
-        text = (shared / f"golden/jinja/templates/{case['template']}.jinja").read_bytes().decode()
+        text = data["templates"][case["template"]]
         conversation = data["conversations"][case["conversation"]]
         special = conversation.get("special_tokens", data["special_tokens"][case["template"]])
         asked = {key: conversation[key] for key in conversation if key not in ("kwargs", "special_tokens")}

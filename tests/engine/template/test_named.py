@@ -1,7 +1,5 @@
 """The named formats: they write what Ollama's templates of those names write."""
 
-import json
-
 import pytest
 
 from numllama.engine.template.go import load_template
@@ -17,8 +15,8 @@ DIFFERENT = {
 FILE_ENDS = {"gemma3-instruct": "\n"}  # the newline at the end of Ollama's file, which the model was not trained on
 
 
-def test_formats_are_found_as_ollama_finds_them(shared):
-    for case in json.loads((shared / "golden/go/named_templates.json").read_text()):
+def test_formats_are_found_as_ollama_finds_them(kept):
+    for case in kept.json("go/named_templates"):
         found = match(case["jinja"])
         assert (found and found.name) == (OURS.get(case["id"]) or case.get("name")), case["id"]
         if "stop" in case:
@@ -26,12 +24,11 @@ def test_formats_are_found_as_ollama_finds_them(shared):
 
 
 @pytest.mark.parametrize("named", [one for one in NAMED if (one.name, None) not in DIFFERENT], ids=lambda one: one.name)
-def test_named_templates_write_what_ollamas_do(named, shared):
+def test_named_templates_write_what_ollamas_do(named, kept):
     """Of all conversations in which nobody but system, user and assistant speaks."""
-    folder = shared / "golden/go"
-    asked = {case["id"]: case for case in json.loads((folder / "ollama_conversations.json").read_text())}
+    asked = {case["id"]: case for case in kept.json("go/ollama_conversations")}
     compared = 0
-    for case in json.loads((folder / "ollama_renders.json").read_text()):
+    for case in kept.json("go/ollama_renders"):
         messages = asked[case["conversation"]].get("messages", [])
         others = {message["role"] for message in messages} - {"system", "user", "assistant"}
         if case["template"] != f"builtin/{named.name}" or not messages or others:

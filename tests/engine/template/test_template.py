@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from numllama.engine.errors import BadTemplate
@@ -40,8 +38,8 @@ def test_second_template_takes_over_when_tools_are_offered():
     assert Template.from_gguf(kv).render(HI, tools=[{}]) == "1 tools"
 
 
-def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(shared):
-    for case in json.loads((shared / "golden/go/template_choice.json").read_text()):
+def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(kept):
+    for case in kept.json("go/template_choice"):
         jinja = Template(case["jinja"])
         assert jinja.takes_results == case["jinja_round_trip"], case["jinja"]
         chosen = Template.from_gguf({"tokenizer.chat_template": case["jinja"]}, case["go_template"])
@@ -50,8 +48,8 @@ def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(shared):
     assert Template.from_gguf({"tokenizer.chat_template": "tools"}, "{{ .Prompt }}").render(HI) == "tools"
 
 
-def test_published_jinja_says_whether_it_sees_results_of_tools(shared):
-    for case in json.loads((shared / "golden/go/named_templates.json").read_text()):
+def test_published_jinja_says_whether_it_sees_results_of_tools(kept):
+    for case in kept.json("go/named_templates"):
         assert Template(case["jinja"]).takes_results == case["round_trip"], case["id"]
 
 
@@ -68,8 +66,8 @@ def test_suffix_wants_a_go_template():
         Template("jinja").fill("a", "b")
 
 
-def test_jinja_capabilities_are_the_ones_ollama_finds(shared):
-    for case in json.loads((shared / "golden/go/template_choice.json").read_text()):
+def test_jinja_capabilities_are_the_ones_ollama_finds(kept):
+    for case in kept.json("go/template_choice"):
         assert Template(case["jinja"]).capabilities == case["jinja_caps"], case["jinja"]
 
 

@@ -54,12 +54,21 @@ def test_files_say_how_a_text_begins_and_ends(tmp_path):
     assert HuggingFace.from_file(str(files[0])).encode("the").tokens == ["<s>", "▁the"]
 
 
-@pytest.mark.parametrize(("file", "texts"), [("spm", "spm32k"), pytest.param("bpe", "bpe128k", marks=pytest.mark.slow)])
-def test_llamas_vocabularies_give_the_same_ids(shared, file, texts):
-    ours = from_gguf(GGUF.open(shared / "vocab" / f"ggml-vocab-llama-{file}.gguf").kv)
+def texts_have_the_same_ids(recordings, model, texts):
+    ours = from_gguf(GGUF.open(recordings.model(model)).kv)
     theirs = HuggingFace.from_str(json.dumps(tokenizer_json(ours.vocab)))
-    entries = json.loads((shared / "golden" / f"tokens_{texts}.json").read_text())["entries"]
+    entries = recordings.json(f"tokens_{texts}")["entries"]
     texts = [entry["text"] for entry in entries if entry["text"] is not None]  # some are no UTF-8
     assert len(texts) >= 50
     for text in texts:
         assert theirs.encode(text).ids == ours.encode(text), text
+
+
+def test_a_trained_vocabulary_gives_the_same_ids(kept):
+    texts_have_the_same_ids(kept, "stories260K-F32", "tok512")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "texts"), [("ggml-vocab-llama-spm", "spm32k"), ("ggml-vocab-llama-bpe", "bpe128k")])
+def test_llamas_vocabularies_give_the_same_ids(whole, model, texts):
+    texts_have_the_same_ids(whole, model, texts)

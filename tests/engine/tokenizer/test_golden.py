@@ -1,4 +1,4 @@
-"""Ids, pieces and text against llama.cpp's, recorded (tests/golden, ../shared/data/golden) and live (peer)."""
+"""Ids, pieces and text against llama.cpp's, recorded (tests/golden) and live (peer)."""
 
 import base64
 import json
@@ -17,11 +17,11 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 SPM = json.loads((GOLDEN / "tokens_spm.json").read_text())
 PRE = json.loads((GOLDEN / "tokens_pre.json").read_text())
 WORDPIECE = json.loads((GOLDEN / "tokens_wordpiece.json").read_text())
-SHARED = {
-    "tok512": "models/stories260K-F32.gguf",
-    "spm2k": "models/tiny256-Q4_K.gguf",
-    "spm32k": "vocab/ggml-vocab-llama-spm.gguf",
-    "bpe128k": "vocab/ggml-vocab-llama-bpe.gguf",
+OF_MODELS = {  # recorded texts, and the model or vocabulary they were read with
+    "tok512": "stories260K-F32",
+    "spm2k": "tiny256-Q4_K",
+    "spm32k": "ggml-vocab-llama-spm",
+    "bpe128k": "ggml-vocab-llama-bpe",
 }
 FIXTURES = (
     "llama-spm phi-3 llama-bpe qwen2 qwen35 gpt-2 gemma-4 falcon deepseek-llm deepseek-coder command-r starcoder mpt "
@@ -70,10 +70,9 @@ def test_words_are_normalized_as_llama_cpp_normalizes_them(case):
             assert tokenizer.detokenize(ids) == base64.b64decode(detokenized)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_recorded_texts_have_their_ids_pieces_and_text(shared, name):
-    record = json.loads((shared / "golden" / f"tokens_{name}.json").read_text())
-    engine, plain = both(read_gguf(shared / SHARED[name]).kv)
+def texts_have_their_ids_pieces_and_text(recordings, name):
+    record = recordings.json(f"tokens_{name}")
+    engine, plain = both(read_gguf(recordings.model(OF_MODELS[name])).kv)
     facts = (engine.n_vocab, engine.bos, engine.eos, engine.add_bos, engine.add_eos, engine.vocab.roles.get("eot", -1))
     assert facts == tuple(record[key] for key in ("n_vocab", "bos", "eos", "add_bos", "add_eos", "eot"))
     assert engine.encode("\n", add_special=False)[-1] == record["nl"]
@@ -86,6 +85,16 @@ def test_recorded_texts_have_their_ids_pieces_and_text(shared, name):
         assert engine.detokenize(bare) == base64.b64decode(entry["detok_b64"])
         assert engine.detokenize(full) == base64.b64decode(entry["detok_add1_special1_render_b64"])
         assert engine.detokenize(full, True, False) == base64.b64decode(entry["detok_add1_special1_norender_b64"])
+
+
+def test_recorded_texts_have_their_ids_pieces_and_text(kept):
+    texts_have_their_ids_pieces_and_text(kept, "tok512")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OF_MODELS if name != "tok512"])
+def test_texts_recorded_with_llamas_vocabularies_have_their_ids_pieces_and_text(whole, name):
+    texts_have_their_ids_pieces_and_text(whole, name)
 
 
 @pytest.fixture(scope="session")

@@ -244,10 +244,10 @@ def test_llama_cpp_still_says_what_was_recorded():
 
 
 @pytest.fixture
-def recorded(shared):
+def recorded(kept):
     """The tower and what libmtmd and a float64 tower made of three images."""
-    vision = load_vision(shared / "models/tiny-llava-mmproj-F32.gguf", n_embd=64)
-    return vision, np.load(shared / "golden/llava_tiny.npz")
+    vision = load_vision(kept.model("tiny-llava-mmproj-F32"), n_embd=64)
+    return vision, kept.arrays("llava_tiny")
 
 
 @pytest.mark.parametrize("image", ["a_112x112", "b_150x97", "c_64x100"])
@@ -265,9 +265,9 @@ def test_recorded_pixels_become_the_recorded_rows(recorded, set_name, image):
     "image, file, tolerance",  # JPEG's decoders differ by up to 2 of 255, the models' rows then by a few hundredths
     [("a_112x112", "a_112x112.png", 2e-3), ("b_150x97", "b_150x97.jpg", 0.1), ("c_64x100", "c_64x100.png", 2e-3)],
 )
-def test_recorded_files_become_the_recorded_rows(recorded, shared, image, file, tolerance):
+def test_recorded_files_become_the_recorded_rows(recorded, kept, image, file, tolerance):
     vision, arrays = recorded
-    got = vision.encode((shared / "golden/images" / file).read_bytes(), SETS["ggml"])
+    got = vision.encode(kept.path(f"images/{file}").read_bytes(), SETS["ggml"])
     np.testing.assert_allclose(got, arrays[f"{image}_embd"], atol=tolerance)
 
 

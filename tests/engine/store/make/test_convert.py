@@ -256,9 +256,9 @@ def test_bpe_encodes_with_its_specials(tmp_path):
     assert tokenizer.eos == n_vocab - 1
 
 
-def test_a_trained_model_comes_back_weight_by_weight(shared, tmp_path):
+def test_a_trained_model_comes_back_weight_by_weight(kept, tmp_path):
     """stories260K, put into Hugging Face's layout by its own rule, becomes the same GGUF tensors again."""
-    gguf = read_gguf(shared / "models/stories260K-F32.gguf")
+    gguf = read_gguf(kept.model("stories260K-F32"))
     kv = {key.removeprefix("llama."): value for key, value in gguf.kv.items()}
     n_head, n_head_kv = kv["attention.head_count"], kv["attention.head_count_kv"]
     config = {
@@ -287,7 +287,7 @@ def test_a_trained_model_comes_back_weight_by_weight(shared, tmp_path):
             tensors[f"model.layers.{parts[1]}.{names[parts[2]]}.weight"] = x
         else:
             tensors[f"{outside[parts[0]]}.weight"] = x
-    spm = (shared / "stories260K/tok512.model").read_bytes()
+    spm = kept.path("stories260K/tok512.model").read_bytes()
     new, streamed = converted(folder(tmp_path / "hf", config, tensors, spm))
     assert {tensor.name for tensor in streamed} == set(gguf.tensors)
     for tensor in streamed:

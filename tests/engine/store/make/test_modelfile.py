@@ -1,5 +1,4 @@
 import base64
-import json
 
 import pytest
 from hypothesis import assume, given
@@ -16,8 +15,8 @@ OURS = {  # what Ollama prints comes back without its quotes, tabs or line; ours
 }
 
 
-def test_modelfile_has_ollamas_instructions_in_ollamas_order(shared):
-    for case in json.loads((shared / "golden/go/modelfile_show.json").read_text()):
+def test_modelfile_has_ollamas_instructions_in_ollamas_order(kept):
+    for case in kept.json("go/modelfile_show"):
         shown = case["show"]
         given = {
             key: shown.get(key)
@@ -64,9 +63,9 @@ def test_stops_keep_their_order_and_parameters_are_sorted():
 NOT_QUOTABLE = ("mf-p0086",)  # a line within ends with three quotes
 
 
-def test_modelfiles_are_read_as_ollama_reads_them(shared):
+def test_modelfiles_are_read_as_ollama_reads_them(kept):
     n = 0
-    for case in json.loads((shared / "golden/go/modelfile.json").read_text()):
+    for case in kept.json("go/modelfile"):
         text = base64.b64decode(case["b64"]) if "b64" in case else case["text"]
         if "err" in case:
             with pytest.raises(BadModelfile) as caught:
@@ -78,8 +77,8 @@ def test_modelfiles_are_read_as_ollama_reads_them(shared):
     assert n == 194
 
 
-def test_instructions_are_written_as_ollama_writes_them_and_come_back(shared):
-    for case in json.loads((shared / "golden/go/modelfile.json").read_text()):
+def test_instructions_are_written_as_ollama_writes_them_and_come_back(kept):
+    for case in kept.json("go/modelfile"):
         if "commands" not in case:
             continue
         commands = [Instruction(*command) for command in case["commands"]]
@@ -90,9 +89,9 @@ def test_instructions_are_written_as_ollama_writes_them_and_come_back(shared):
             assert parse_modelfile(written) == commands, case["id"]
 
 
-def test_instructions_ask_for_what_ollamas_client_asks_for(shared):
+def test_instructions_ask_for_what_ollamas_client_asks_for(kept):
     n = 0
-    for case in json.loads((shared / "golden/go/modelfile.json").read_text()):
+    for case in kept.json("go/modelfile"):
         if "create_err" in case:
             with pytest.raises(RequestError) as caught:
                 wishes(parse_modelfile(case["text"]))

@@ -1,7 +1,6 @@
 """Quantizing a model: llama-quantize's choice of formats, its bytes, and what it must not make."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -56,8 +55,8 @@ def written_out(name):
     return [f"blk.{i}.{layers[2]}" for span in spans for i in range(int(span[0]), int(span[-1]) + 1)]
 
 
-def test_every_format_is_the_one_llama_quantize_chooses(shared):
-    recorded = json.loads((shared / "golden/quantize_types.json").read_text())
+def test_every_format_is_the_one_llama_quantize_chooses(kept):
+    recorded = kept.json("quantize_types")
     n = 0
     for shape, file_types in recorded["types"].items():
         model = llama(**recorded["shapes"][shape])
@@ -87,9 +86,25 @@ RECORDED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_
 
 
 @pytest.mark.parametrize("file_type", RECORDED.split())
-def test_file_is_llama_quantizes_byte_for_byte(shared, file_type):
-    recorded = json.loads((shared / "golden/quantize_tiny256.json").read_text())["mixture"]
-    gguf = read_gguf(shared / "models/tiny256-F16.gguf")
+def test_tensors_are_llama_quantizes_byte_for_byte_and_in_its_order(kept, file_type):
+    recorded = kept.json("quantize_tiny256")["mixture"][file_type]
+    kv, tensors = quantized(read_gguf(kept.model("tiny256-F16")), file_type)
+    got = {}
+    for tensor in tensors:
+        content = hashlib.sha256()
+        for piece in tensor.pieces:
+            content.update(piece)
+        got[tensor.name] = [tensor.format.name, content.hexdigest()]
+    assert list(got.items()) == list(recorded["tensors"].items())
+    assert list(kv)[-2:] == ["general.quantization_version", "general.file_type"]
+    assert kv["general.file_type"].value == recorded["file_type"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_type", RECORDED.split())
+def test_file_is_llama_quantizes_byte_for_byte(whole, file_type):
+    recorded = whole.json("quantize_tiny256")["mixture"]
+    gguf = read_gguf(whole.model("tiny256-F16"))
     got = hashlib.sha256()
     for chunk in gguf_chunks(*quantized(gguf, file_type)):
         got.update(chunk)
