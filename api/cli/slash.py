@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
-from ...engine.go.text import literal_of_value, text_of_value
+from ...engine.go.fmt import literal_of_value, text_of_value
 from ...engine.options import KINDS, option_from_text
 from .client import ServerError
 from .find import is_file

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...engine.go.duration import format_duration
-from ...engine.go.json import rfc3339
+from ...engine.go.times import rfc3339
 from ...engine.settings import TRACE
 from ..wire.errors import refusal
 from .guard import METHODS

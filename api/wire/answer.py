@@ -6,7 +6,7 @@ from time import time_ns
 from typing import Any
 
 from ...engine.errors import RequestError
-from ...engine.go.json import rfc3339
+from ...engine.go.times import rfc3339
 from ...engine.options import RequestOptions
 from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer

@@ -19,9 +19,9 @@ from ..errors import BadTemplate
 from . import parse as syntax
 from .fmt import sprint
 from .functions import FUNCTIONS, Failed
-from .lex import quote
 from .limits import Budget, Exceeded
 from .parse import Steps, node_text, run_steps
+from .text import quote
 from .values import Interface, Struct, element, is_true, type_name, unwrapped
 
 MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth

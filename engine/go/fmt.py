@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from .lex import quote
-from .values import Map, Slice, Struct, type_name, uint8, unwrapped
+from .text import JSON_ESCAPES, LONE_SURROGATE, quote
+from .values import Map, Slice, Struct, go_value, type_name, uint8, unwrapped
 
 MAX_WIDTH = 1_000_000  # and of a precision; print.go tooLarge
 
@@ -365,8 +365,7 @@ def _with_point(digits: str, verb: str, precision: int | None) -> str:
 
 # --- JSON ---
 
-_ESCAPED = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-_HALVES = re.compile("[\ud800-\udfff]")
+_ESCAPED = str.maketrans(JSON_ESCAPES)
 
 
 def json_text(value: Any) -> str:
@@ -389,7 +388,7 @@ def json_text(value: Any) -> str:
         case bytes() as image:
             return json.dumps(base64.b64encode(image).decode())
         case str() as text:
-            return _HALVES.sub(r"\\ufffd", json.dumps(text, ensure_ascii=False).translate(_ESCAPED))
+            return LONE_SURROGATE.sub(r"\\ufffd", json.dumps(text, ensure_ascii=False).translate(_ESCAPED))
         case complex():
             return ""
         case plain:
@@ -398,3 +397,18 @@ def json_text(value: Any) -> str:
 
 def _object(items: Any) -> str:
     return "{" + ",".join(f"{json_text(str(key))}:{json_text(value)}" for key, value in items) + "}"
+
+
+def ordered_json_text(value: Any) -> str:
+    """Compact JSON like json_text's, but the keys of `value` itself stay in their order, as for a Go struct."""
+    return json_text(Struct("", value) if isinstance(value, dict) else value)
+
+
+def text_of_value(value: Any) -> str:
+    """%v; every number is a float64, as in Go's values of a JSON text."""
+    return json_text(value) if isinstance(value, dict | list) else sprint([go_value(value)])
+
+
+def literal_of_value(value: Any) -> str:
+    """%#v."""
+    return quote(value) if isinstance(value, str) else text_of_value(value)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
+
+from .text import JSON_ESCAPES, quote, valid_text
 
 MAX_DEPTH = 10_000  # scanner.go maxNestingDepth
 
@@ -33,7 +34,7 @@ def loads(body: bytes) -> Any:
 
     Raises: DecodeError with Go's text.
     """
-    text = re.sub("[\udc80-\udcff]", "\ufffd", body.decode("utf-8", "surrogateescape"))
+    text = valid_text(body.decode("utf-8", "surrogateescape"))
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
         raise NoBody("missing request body")
@@ -56,7 +57,7 @@ _decoder = json.JSONDecoder(parse_constant=_no_constant)
 def _whole(value: Any) -> Any:
     r"""`value` with halves of surrogate pairs, which "\ud800" makes, as U+FFFD."""
     if isinstance(value, str):
-        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+        return valid_text(value)
     if isinstance(value, list):
         return [_whole(v) for v in value]
     if isinstance(value, dict):
@@ -132,17 +133,8 @@ def _skip(body: bytes, at: int) -> int:
 def _bad(body: bytes, at: int, where: str) -> _Stop:
     if at >= len(body):
         return _Stop("unexpected EOF")
-    return _Stop(f"invalid character {_quoted(body[at])} {where}")
-
-
-def _quoted(byte: int) -> str:
-    """A byte as Go quotes it: taken for a Latin-1 character."""
-    named = {0x27: r"\'", 0x5C: r"\\", 7: r"\a", 8: r"\b", 12: r"\f", 10: r"\n", 13: r"\r", 9: r"\t", 11: r"\v"}
-    if byte in named:
-        return f"'{named[byte]}'"
-    if chr(byte).isprintable():
-        return f"'{chr(byte)}'"
-    return f"'\\x{byte:02x}'" if byte < 0x80 else f"'\\u{byte:04x}'"
+    shown = quote(chr(body[at]), "'")  # scanner.go takes a byte for a Latin-1 character
+    return _Stop(f"invalid character {shown} {where}")
 
 
 def _scalar(body: bytes, at: int) -> int:
@@ -188,14 +180,8 @@ def _number(body: bytes, at: int) -> int:
 
 # --- writing ---
 
-_HTML = {
-    b"<": rb"\u003c",
-    b">": rb"\u003e",
-    b"&": rb"\u0026",
-    "\u2028".encode(): rb"\u2028",
-    "\u2029".encode(): rb"\u2029",
-}
-_UNSAFE = re.compile(b"|".join(_HTML))
+_ESCAPED = {c.encode(): escape.encode() for c, escape in JSON_ESCAPES.items()}
+_UNSAFE = re.compile(b"|".join(_ESCAPED))
 
 
 def dumps(value: Any) -> bytes:
@@ -204,16 +190,4 @@ def dumps(value: Any) -> bytes:
         text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:  # half a surrogate pair: bytes of a file that were no UTF-8
         text = orjson.dumps(_whole(value), option=orjson.OPT_SERIALIZE_NUMPY)
-    return _UNSAFE.sub(lambda m: _HTML[m[0]], text)
-
-
-def rfc3339(ns: int, *, local: bool = False) -> str:
-    """A time in nanoseconds since 1970, up to nine fractional digits, in UTC or with the offset of this place."""
-    second, fraction = divmod(ns, 10**9)
-    when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-    if local:
-        when = when.astimezone()
-    digits = f".{fraction:09d}".rstrip("0").rstrip(".")
-    offset = when.strftime("%z")
-    zone = "Z" if offset == "+0000" else f"{offset[:3]}:{offset[3:5]}"
-    return f"{when:%Y-%m-%dT%H:%M:%S}{digits}{zone}"
+    return _UNSAFE.sub(lambda m: _ESCAPED[m[0]], text)

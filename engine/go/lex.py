@@ -12,6 +12,8 @@ import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+from .text import code_point, quote
+
 BLANKS = " \t\r\n"
 DIGIT_OR_END = ("", *"0123456789")
 KEYWORDS = frozenset("block break continue define else end if nil range template with .".split())
@@ -176,59 +178,3 @@ def _skip_blanks(text: str, at: int) -> int:
 
 def _is_alphanumeric(c: str) -> bool:
     return c == "_" or c.isalpha() or c.isdecimal()
-
-
-# --- text in quotes, as package strconv writes and reads it ---
-
-_ESCAPES = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v", "\\": "\\"}
-_NAMED = {name: c for c, name in _ESCAPES.items()}
-_ESCAPED = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
-
-
-def quote(text: str, mark: str = '"', ascii_only: bool = False) -> str:
-    """`text` as a Go literal; a byte that is no UTF-8 (a lone surrogate here) as \\xNN."""
-    return mark + "".join(_quoted(c, mark, ascii_only) for c in text) + mark
-
-
-def _quoted(c: str, mark: str, ascii_only: bool) -> str:
-    if c == mark:
-        return "\\" + c
-    if c in _ESCAPES:
-        return "\\" + _ESCAPES[c]
-    code = ord(c)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    if c.isprintable() and (code < 0x80 or not ascii_only):
-        return c
-    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def unquote(literal: str) -> str:
-    """The text that a literal in quotes means.  Raises: ValueError with Go's words"""
-    if literal[0] == "`":
-        return literal[1:-1].replace("\r", "")
-    other = {'"': "'", "'": '"'}[literal[0]]
-    made, at, end = bytearray(), 1, len(literal) - 1
-    while at < end:
-        if literal[at] != "\\":
-            made += literal[at].encode("utf-8", "surrogateescape")
-            at += 1
-            continue
-        match = _ESCAPED.match(literal, at, end)
-        if not match or match[1] == other:
-            raise ValueError("invalid syntax")
-        named, x, u, wide, octal = match.groups()
-        code = int(x or u or wide or "0", 16) if not octal else int(octal, 8)
-        if code > 0x10FFFF or 0xD800 <= code < 0xE000 or (octal and code > 255):
-            raise ValueError("invalid syntax")
-        if named:
-            made += _NAMED.get(named, named).encode()
-        else:
-            made += bytes([code]) if x or octal else chr(code).encode()
-        at = match.end()
-    return made.decode("utf-8", "surrogateescape")
-
-
-def code_point(c: str) -> str:
-    """U+2764 '❤'."""
-    return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")

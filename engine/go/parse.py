@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadTemplate
-from .lex import Lexeme, quote, tokens, unquote
+from .lex import Lexeme, tokens
+from .text import quote, unquote
 
 MAX_TEXT = 1 << 16  # characters; the longest published one has 12,000
 MAX_DEPTH = 1000  # of blocks and parentheses in one another

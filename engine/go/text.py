@@ -1,31 +1,75 @@
-"""Values as Go prints them: what Ollama writes into its store and shows to people is read back by its own clients.
+"""Go's rules for text: white space, quoted literals, bytes that are not UTF-8, escapes in JSON.
 
-json     temperature 1e-07 -> 1e-7, "<b>" -> "\\u003cb\\u003e", keys in sorted order, no blanks
-plain    %v:   1e-07, 4096, 1e+06, text as it is
-literal  %#v:  the same numbers, text in quotes
+A Go string holds bytes.  Here a byte that is not part of valid UTF-8 is a lone surrogate (errors="surrogateescape").
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
-from .fmt import json_text, sprint
-from .lex import quote
-from .values import Struct, go_value
-
-__all__ = ["json_text", "literal_of_value", "ordered_json_text", "text_of_value"]
-
-
-def ordered_json_text(value: Any) -> str:
-    """Compact JSON like json_text's, but the keys of `value` itself stay in their order, as for a Go struct."""
-    return json_text(Struct("", value) if isinstance(value, dict) else value)
+# unicode.IsSpace: str.isspace() without the four separators U+001C to U+001F
+WHITE_SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# encoding/json writes these escaped, so that its output is safe inside HTML and JavaScript
+JSON_ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def text_of_value(value: Any) -> str:
-    """%v; every number is a float64, as in Go's values of a JSON text."""
-    return json_text(value) if isinstance(value, dict | list) else sprint([go_value(value)])
+def valid_text(text: str) -> str:
+    """Replace every lone surrogate, that is every byte that is not UTF-8, with U+FFFD."""
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
-def literal_of_value(value: Any) -> str:
-    """%#v."""
-    return quote(value) if isinstance(value, str) else text_of_value(value)
+# --- quoted literals, as package strconv writes and reads them ---
+
+_ESCAPES = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v", "\\": "\\"}
+_NAMED = {name: c for c, name in _ESCAPES.items()}
+_ESCAPED = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
+
+
+def quote(text: str, mark: str = '"', ascii_only: bool = False) -> str:
+    """`text` as a Go literal; a byte that is no UTF-8 (a lone surrogate here) as \\xNN."""
+    return mark + "".join(_quoted(c, mark, ascii_only) for c in text) + mark
+
+
+def _quoted(c: str, mark: str, ascii_only: bool) -> str:
+    if c == mark:
+        return "\\" + c
+    if c in _ESCAPES:
+        return "\\" + _ESCAPES[c]
+    code = ord(c)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if c.isprintable() and (code < 0x80 or not ascii_only):
+        return c
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def unquote(literal: str) -> str:
+    """The text that a literal in quotes means.  Raises: ValueError with Go's words"""
+    if literal[0] == "`":
+        return literal[1:-1].replace("\r", "")
+    other = {'"': "'", "'": '"'}[literal[0]]
+    made, at, end = bytearray(), 1, len(literal) - 1
+    while at < end:
+        if literal[at] != "\\":
+            made += literal[at].encode("utf-8", "surrogateescape")
+            at += 1
+            continue
+        match = _ESCAPED.match(literal, at, end)
+        if not match or match[1] == other:
+            raise ValueError("invalid syntax")
+        named, x, u, wide, octal = match.groups()
+        code = int(x or u or wide or "0", 16) if not octal else int(octal, 8)
+        if code > 0x10FFFF or 0xD800 <= code < 0xE000 or (octal and code > 255):
+            raise ValueError("invalid syntax")
+        if named:
+            made += _NAMED.get(named, named).encode()
+        else:
+            made += bytes([code]) if x or octal else chr(code).encode()
+        at = match.end()
+    return made.decode("utf-8", "surrogateescape")
+
+
+def code_point(c: str) -> str:
+    """U+2764 '❤'."""
+    return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")

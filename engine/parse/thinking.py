@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-# What Go's unicode.IsSpace takes for white space: that of str.isspace without the four separators 0x1c to 0x1f.
-BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+from ..go.text import WHITE_SPACE
 
 
 class ThinkingState(Enum):
@@ -37,7 +36,7 @@ class ThinkingParser:
         if self._state is ThinkingState.BEFORE:
             text = self._before(text)
         if self._state is ThinkingState.OPENED:
-            text = text.lstrip(BLANKS)
+            text = text.lstrip(WHITE_SPACE)
             if text:
                 self._state = ThinkingState.THINKING
         thinking = ""
@@ -49,7 +48,7 @@ class ThinkingParser:
                 shown = len(thinking) - overlap(thinking, self.close)
                 thinking, self._held = thinking[:shown], thinking[shown:]
         if self._state is ThinkingState.CLOSED:
-            text = text.lstrip(BLANKS)
+            text = text.lstrip(WHITE_SPACE)
             if text:
                 self._state = ThinkingState.CONTENT
         return thinking, text
@@ -62,7 +61,7 @@ class ThinkingParser:
 
     def _before(self, text: str) -> str:
         """What follows the opening tag or, if none can come any more, everything so far."""
-        rest = text.lstrip(BLANKS)
+        rest = text.lstrip(WHITE_SPACE)
         self._blanks.append(text[: len(text) - len(rest)])
         if rest.startswith(self.open):
             self._state = ThinkingState.OPENED

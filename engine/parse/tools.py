@@ -23,7 +23,8 @@ from enum import Enum
 from itertools import accumulate
 from typing import Any
 
-from .thinking import BLANKS, overlap
+from ..go.text import WHITE_SPACE
+from .thinking import overlap
 
 MAX_NESTING = 100  # deeper objects are no arguments; Python's own readers and writers of JSON give up at 250
 TOKEN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)
@@ -87,7 +88,7 @@ class ToolParser:
             else:
                 at = len(buffer) - overlap(buffer, self._tag)
             content, buffer = buffer[:at], buffer[at:]
-            if self._closing and content.strip(BLANKS):
+            if self._closing and content.strip(WHITE_SPACE):
                 self._state = ToolState.TEXT
                 return content + buffer, []
             self._at = self._sought = self._cut = 0 if self._closing else len(self._tag)

@@ -9,12 +9,12 @@ from time import perf_counter_ns
 from typing import Any
 
 from ..errors import BadGrammar
-from ..go import text as go_text
+from ..go.fmt import json_text, literal_of_value
+from ..go.text import WHITE_SPACE
 from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
 from ..parse import ThinkingParser, ToolParser
-from ..parse.thinking import BLANKS
 from ..run.piece import Piece
 from ..run.split import Split
 from ..sampling.grammar import Grammar, Grammars
@@ -89,7 +89,7 @@ def answer_splitter(template: Template, prompt: str, request: RequestOptions, to
     calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON for `format` is not a call
     names = [tool["function"].get("name", "") for tool in tools]
     return Split(
-        ThinkingParser(*thoughts, is_open=prompt.rstrip(BLANKS).endswith(thoughts[0])) if thoughts else None,
+        ThinkingParser(*thoughts, is_open=prompt.rstrip(WHITE_SPACE).endswith(thoughts[0])) if thoughts else None,
         ToolParser(calls, names) if calls else None,
         (*(thoughts or ()), *([calls] if calls else [])),
     )
@@ -112,7 +112,7 @@ def grammar_for(
     if format is None or format == "":
         return None
     if format != "json" and not isinstance(format, dict):
-        quoted = go_text.literal_of_value(go_text.json_text(format))
+        quoted = literal_of_value(json_text(format))
         raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
     tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
     return grammars.grammar(format, tags, is_open, shown)

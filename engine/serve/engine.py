@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from ...kernels import NUMBA, Kernels
 from ..errors import CloudModel, ModelNotFound, RequestError
 from ..gguf.read import GGUF
+from ..go.times import rfc3339
 from ..handle import RequestHandle
 from ..model.cache import usable_type
 from ..model.load import check_fits, load_model
@@ -287,7 +288,7 @@ class Engine:
                 "size": entry.runner.nbytes,
                 "digest": entry.model.digest,
                 "details": show.details(entry.model),
-                "expires_at": show.local_time(entry.expires_at),
+                "expires_at": rfc3339(entry.expires_at, local=True),
                 "size_vram": 0,
                 "context_length": entry.runner.options.num_ctx,
             }

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import numpy as np
 from ..errors import EngineError
 from ..gguf.file_type import file_type_name, parameter_size
 from ..gguf.read import F32, GGUF, ArrayType
-from ..go.text import literal_of_value
+from ..go.fmt import literal_of_value
+from ..go.times import rfc3339
 from ..template import Template
 from .make.modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
@@ -54,7 +54,7 @@ def show(
         "projector_info": more[0] if more else {},
         "tensors": list(head.tensors),
         "capabilities": _capabilities(model, head),
-        "modified_at": local_time(model.modified_ns),
+        "modified_at": rfc3339(model.modified_ns, local=True),
         "requires": model.config.more.get("requires", ""),
     }
     return {key: value for key, value in answer.items() if value or key in ("details", "model_info", "modified_at")}
@@ -74,12 +74,12 @@ def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, 
         "quantization_level": head.file_type,
     }
     answer = {
-        "template": valid_text(template.text),
+        "template": _valid(template.text),
         "details": details,
         "model_info": model_info(gguf, verbose, leave_out=("tokenizer.chat_template",)),
         "tensors": list(head.tensors),
         "capabilities": [*head.kinds, *template.capabilities],
-        "modified_at": local_time(Path(path).stat().st_mtime_ns),
+        "modified_at": rfc3339(Path(path).stat().st_mtime_ns, local=True),
     }
     return {key: value for key, value in answer.items() if value or key in ("details", "model_info", "modified_at")}
 
@@ -96,7 +96,7 @@ def tags_entry(model: LocalModel) -> dict[str, Any]:
     entry = {
         "name": model.name.short,
         "model": model.name.short,
-        "modified_at": local_time(model.modified_ns),
+        "modified_at": rfc3339(model.modified_ns, local=True),
         "size": model.size,
         "digest": model.digest,
         "details": details,
@@ -122,15 +122,6 @@ def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = NOT
     """The metadata with `general.parameter_count`, by key; arrays are None unless `verbose`."""
     info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in leave_out}
     return dict(sorted((info | {"general.parameter_count": n_parameters(gguf)}).items()))
-
-
-def local_time(ns: int) -> str:
-    """RFC 3339 with the machine's offset: 2026-11-23T08:44:37.882669583Z.  `ns` nanoseconds since 1970"""
-    seconds, fraction = divmod(ns, 10**9)
-    moment = datetime.fromtimestamp(seconds).astimezone()
-    digits = f".{fraction:09}".rstrip("0").rstrip(".")
-    offset = moment.strftime("%z")
-    return moment.strftime("%Y-%m-%dT%H:%M:%S") + digits + ("Z" if offset == "+0000" else f"{offset[:3]}:{offset[3:5]}")
 
 
 @dataclass(frozen=True)
@@ -218,7 +209,7 @@ def _tensors(gguf: GGUF) -> list[dict[str, Any]]:
     for name in gguf.tensor_offsets:
         tensor = gguf.tensors.get(name)
         type, shape = (tensor.format.type, tensor.shape) if tensor else gguf.unsupported[name][:2]
-        listed.append({"name": valid_text(name), "type": type.name, "shape": list(reversed(shape))})
+        listed.append({"name": _valid(name), "type": type.name, "shape": list(reversed(shape))})
     return listed
 
 
@@ -237,7 +228,7 @@ def _item(value: Any, type: Any) -> Any:
         case float():
             return _number(np.float32(value) if type is F32 else value)
         case str():
-            return valid_text(value)
+            return _valid(value)
         case np.ndarray() if value.dtype.kind == "f":
             return [_number(x) for x in value]
         case np.ndarray():
@@ -254,6 +245,6 @@ def _number(x: Any) -> float | int | None:
     return int(shortest) if shortest.is_integer() and abs(shortest) < 2**53 else shortest
 
 
-def valid_text(value: str) -> str:
+def _valid(value: str) -> str:
     """`value` with U+FFFD for what was no UTF-8 in the file."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -37,13 +37,11 @@ from ..go.parse import (
     parse_template,
     run_steps,
 )
+from ..go.text import WHITE_SPACE
 from ..go.values import go_value
 from .go_data import go_messages, go_tools
 from .messages import Message, collate
 
-SPACE = " \t\n\v\f\r\x85\u00a0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)  # Go's unicode.IsSpace
 RESULT_WORDS = ('eq .Role "tool"', "tool_response", "[TOOL_RESULTS]")
 
 
@@ -173,8 +171,8 @@ class GoTemplate:
             if not ranges or not any(_names(inner, "Messages") for inner in _all(ranges[-1].pipe)):
                 continue
             nodes = next(outer for outer in reversed(around) if isinstance(outer, ListNode)).nodes
-            opening = nodes[0].text.strip(SPACE) if isinstance(nodes[0], TextNode) else opening
-            closing = nodes[-1].text.strip(SPACE) if isinstance(nodes[-1], TextNode) else closing
+            opening = nodes[0].text.strip(WHITE_SPACE) if isinstance(nodes[0], TextNode) else opening
+            closing = nodes[-1].text.strip(WHITE_SPACE) if isinstance(nodes[-1], TextNode) else closing
         return opening, closing
 
     @cached_property
@@ -186,7 +184,7 @@ class GoTemplate:
         calls = (node for node in _all(self.trees[""]) if isinstance(node, IfNode) and _asks_for_calls(node))
         branch = next(calls, None)
         text = _first_text(branch.body) if branch else ""
-        return text.replace("\r\n", "\n").partition("{")[0].strip(SPACE) or "{"
+        return text.replace("\r\n", "\n").partition("{")[0].strip(WHITE_SPACE) or "{"
 
 
 def thinking_variables(think: bool | str | None) -> dict[str, Any]:
@@ -244,7 +242,7 @@ def _first_text(tree: ListNode) -> str:
     todo = list(reversed(tree.nodes))
     while todo:
         node = todo.pop()
-        if isinstance(node, TextNode) and node.text.strip(SPACE):
+        if isinstance(node, TextNode) and node.text.strip(WHITE_SPACE):
             return node.text
         if isinstance(node, BranchNode):
             todo = [*reversed(node.otherwise.nodes if node.otherwise else ()), *reversed(node.body.nodes)]

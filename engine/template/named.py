@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..go.lex import quote
+from ..go.text import quote
 
 Turn = tuple[str, str]  # what stands before and after a text
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import BadTemplate
+from ..go.text import WHITE_SPACE
 from ..parse import ToolParser
-from ..parse.thinking import BLANKS
 
 NO_TAG = "{"  # a call begins like JSON
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]
@@ -45,8 +45,8 @@ def tool_tag(render: Render) -> str | None:
     if called.count(NAME) == asked.count(NAME):
         return NO_TAG
     before = answered.partition(SAID)[0]
-    call = called[len(before if called.startswith(before) else _shared(asked, called)) :].lstrip(BLANKS)
-    tag = re.split(rf"\{{|{NAME}", call, maxsplit=1)[0].rstrip(BLANKS) or NO_TAG
+    call = called[len(before if called.startswith(before) else _shared(asked, called)) :].lstrip(WHITE_SPACE)
+    tag = re.split(rf"\{{|{NAME}", call, maxsplit=1)[0].rstrip(WHITE_SPACE) or NO_TAG
     parser = ToolParser(tag, [NAME])
     calls = parser.push(call)[1] + parser.flush()[1]
     return tag if [call.arguments for call in calls] == [{KEY: "v"}] else None

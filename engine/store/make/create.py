@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import BadDigest, BadModelfile, BadTemplate, EngineError, ModelError, RequestError
 from ...gguf.read import GGUF
-from ...go.text import json_text, ordered_json_text
+from ...go.fmt import json_text, ordered_json_text
 from ...template import go, jinja
 from ...template.named import NamedTemplate, match
 from .. import manifest as media

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import BadModelfile
-from ...go.text import text_of_value
+from ...go.fmt import text_of_value
 from ...options import IGNORED, REQUEST_ONLY, option_from_text
 from ..store import LocalModel
 

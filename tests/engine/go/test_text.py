@@ -1,53 +1,43 @@
+import sys
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from numllama.engine.go.text import json_text, literal_of_value, ordered_json_text, text_of_value
+from numllama.engine.go.text import WHITE_SPACE, quote, unquote, valid_text
 
-
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (0.0, "0"),
-        (0.5, "0.5"),
-        (1e-7, "1e-7"),
-        (1e-5, "0.00001"),
-        (1e6, "1000000"),
-        (1e21, "1e+21"),
-        (12.25e30, "1.225e+31"),
-        (128, "128"),
-        (-0.25, "-0.25"),
-        (True, "true"),
-        (None, "null"),
-        (["X", 1.0], '["X",1]'),
-        ("<b>&é\u2028\n", '"\\u003cb\\u003e\\u0026é\\u2028\\n"'),
-        ({"z": 1, "a": {"k": []}}, '{"a":{"k":[]},"z":1}'),
-    ],
-)
-def test_json_is_written_as_go_writes_it(value, expected):
-    assert json_text(value) == expected
+TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
-def test_json_of_a_struct_keeps_its_order():
-    assert ordered_json_text({"role": "user", "content": "hi"}) == '{"role":"user","content":"hi"}'
+def test_white_space_is_that_of_unicode():
+    """Python's isspace() also accepts the four information separators, which have no White_Space property."""
+    expected = {c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace()} - set("\x1c\x1d\x1e\x1f")
+    assert set(WHITE_SPACE) == expected
+    assert len(WHITE_SPACE) == len(expected)
+
+
+@given(st.binary())
+def test_valid_text_has_one_replacement_for_each_bad_byte(raw):
+    text = raw.decode("utf-8", "surrogateescape")
+    got = valid_text(text)
+    assert len(got) == len(text)
+    assert got.encode().decode() == got
+    assert all(a == b or (b == "\ufffd" and "\udc80" <= a <= "\udcff") for a, b in zip(text, got, strict=True))
 
 
 @pytest.mark.parametrize(
-    "value, expected",
+    "text, expected",
     [
-        (4096, "4096"),
-        (131072, "131072"),
-        (1000000, "1e+06"),
-        (12345678, "1.2345678e+07"),
-        (1e-7, "1e-07"),
-        (0.0001, "0.0001"),
-        (0.7, "0.7"),
-        (False, "false"),
-        ("a b", "a b"),
+        ('say "hi"\n', r'"say \"hi\"\n"'),
+        ("caf\u00e9 \u4f60 \U0001f600", '"caf\u00e9 \u4f60 \U0001f600"'),
+        ("\u200b\x7f\x00", r'"\u200b\x7f\x00"'),
+        (b"\xff!".decode("utf-8", "surrogateescape"), r'"\xff!"'),
     ],
 )
-def test_plain_is_percent_v(value, expected):
-    assert text_of_value(value) == expected
+def test_a_quoted_text_is_that_of_strconv(text, expected):
+    assert quote(text) == expected
 
 
-def test_literal_quotes_text_only():
-    assert literal_of_value('<|im_end|>\n"é\x01') == '"<|im_end|>\\n\\"é\\x01"'
-    assert literal_of_value(0.7) == "0.7"
+@given(TEXTS, st.booleans())
+def test_a_quoted_text_means_itself(text, ascii_only):
+    assert unquote(quote(text, ascii_only=ascii_only)) == text

@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from numllama.engine.gguf.read import F64, I32, ArrayType
 from numllama.engine.gguf.write import write_gguf
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create, create_from_modelfile
-from numllama.engine.store.show import capabilities, local_time, show, show_file, tags_entry
+from numllama.engine.store.show import capabilities, show, show_file, tags_entry
 from tiny import tiny_gguf
 
 
@@ -34,17 +33,6 @@ def test_file_types_have_llama_cpps_names():
     assert [file_type_name(n) for n in (0, 1, 2, 15, 1024, None, "2")] == ["F32", "F16", "Q4_0", "Q4_K_M"] + [
         "unknown"
     ] * 3
-
-
-@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone of a process can't be set here")
-def test_time_is_rfc_3339_with_as_many_digits_as_it_takes(monkeypatch):
-    for zone, expected in (("UTC", "2026-09-21T14:13:20.12Z"), ("IST-5:30", "2026-09-21T19:43:20.12+05:30")):
-        with monkeypatch.context() as patch:
-            patch.setenv("TZ", zone)
-            time.tzset()
-            assert local_time(1_790_000_000_120_000_000) == expected
-    time.tzset()
-    assert "." not in local_time(1_790_000_000_000_000_000)
 
 
 def stored(tmp_path, gguf, **more):
