@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .errors import BadOptions
 from .go.duration import FOREVER, SECOND, parse_duration
+from .go.text import WHITE_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +68,9 @@ class Host:
     @classmethod
     def parse(cls, text: str) -> Host:
         """`[scheme://]name[:port][/path]`; the port is 11434, or what the scheme says."""
-        scheme, separator, rest = text.strip().partition("://")
+        scheme, separator, rest = text.strip(WHITE_SPACE).partition("://")
         if not separator:
-            scheme, rest = "http", text.strip()
+            scheme, rest = "http", text.strip(WHITE_SPACE)
         default = {"http": 80, "https": 443}.get(scheme, 11434) if separator else 11434
         name, _, path = rest.partition("/")
         bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", name)
@@ -170,7 +171,7 @@ class _Env:
         self.environ = environ
 
     def text(self, name: str) -> str:
-        return self.environ.get(name, "").strip().strip("\"'")
+        return self.environ.get(name, "").strip(WHITE_SPACE).strip("\"'")
 
     def flag(self, name: str, default: bool = False) -> bool:
         text = self.text(name)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import BadTemplate
 from .lex import Lexeme, tokens
-from .text import quote, unquote
+from .text import WHITE_SPACE, quote, unquote
 
 MAX_TEXT = 1 << 16  # characters; the longest published one has 12,000
 MAX_DEPTH = 1000  # of blocks and parentheses in one another
@@ -562,7 +562,7 @@ def _ending(token: Lexeme) -> str:
 
 def _is_blank(tree: ListNode | None) -> bool:
     """Whether nothing but white space is in it: then another of its name may take its place."""
-    return tree is None or all(isinstance(node, TextNode) and not node.text.strip() for node in tree.nodes)
+    return tree is None or all(isinstance(node, TextNode) and not node.text.strip(WHITE_SPACE) for node in tree.nodes)
 
 
 # --- numbers ---

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import BadName
+from ..go.text import WHITE_SPACE
 
 HOST, NAMESPACE, TAG, SCHEME = "registry.ollama.ai", "library", "latest", "https"
 
@@ -70,7 +71,7 @@ class ModelName:
         `:local` is taken off; a cloud name keeps its spelling, since a model of exactly that name may be in the store.
         """
         base, source = split_source(text)
-        return cls.parse(base if source == "local" else text.strip()), source
+        return cls.parse(base if source == "local" else text.strip(WHITE_SPACE)), source
 
     def __str__(self) -> str:
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
@@ -122,7 +123,7 @@ def split_source(text: str) -> tuple[str, str]:
     `m:local` -> (m, local), `m:cloud` -> (m, cloud), `m:8b-cloud` -> (m:8b, cloud).  In any case of letters.
     Raises: BadName when one suffix follows another.
     """
-    text = text.strip()
+    text = text.strip(WHITE_SPACE)
     base, source = _cut_source(text)
     if source and _cut_source(base)[1]:
         raise BadName(text, f'use either :local or :cloud, not both: "{text}"')

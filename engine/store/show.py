@@ -20,6 +20,7 @@ from ..errors import EngineError
 from ..gguf.file_type import file_type_name, parameter_size
 from ..gguf.read import F32, GGUF, ArrayType
 from ..go.fmt import literal_of_value
+from ..go.text import valid_text
 from ..go.times import rfc3339
 from ..template import Template
 from .make.modelfile import BARE_TEMPLATE, modelfile
@@ -74,7 +75,7 @@ def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, 
         "quantization_level": head.file_type,
     }
     answer = {
-        "template": _valid(template.text),
+        "template": valid_text(template.text),
         "details": details,
         "model_info": model_info(gguf, verbose, leave_out=("tokenizer.chat_template",)),
         "tensors": list(head.tensors),
@@ -209,7 +210,7 @@ def _tensors(gguf: GGUF) -> list[dict[str, Any]]:
     for name in gguf.tensor_offsets:
         tensor = gguf.tensors.get(name)
         type, shape = (tensor.format.type, tensor.shape) if tensor else gguf.unsupported[name][:2]
-        listed.append({"name": _valid(name), "type": type.name, "shape": list(reversed(shape))})
+        listed.append({"name": valid_text(name), "type": type.name, "shape": list(reversed(shape))})
     return listed
 
 
@@ -228,7 +229,7 @@ def _item(value: Any, type: Any) -> Any:
         case float():
             return _number(np.float32(value) if type is F32 else value)
         case str():
-            return _valid(value)
+            return valid_text(value)
         case np.ndarray() if value.dtype.kind == "f":
             return [_number(x) for x in value]
         case np.ndarray():
@@ -243,8 +244,3 @@ def _number(x: Any) -> float | int | None:
         return None
     shortest = float(str(x))
     return int(shortest) if shortest.is_integer() and abs(shortest) < 2**53 else shortest
-
-
-def _valid(value: str) -> str:
-    """`value` with U+FFFD for what was no UTF-8 in the file."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

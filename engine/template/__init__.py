@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import BadTemplate
+from ..go.text import valid_text
 from . import go, jinja, tags
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, images_of, mark_images
 
@@ -67,8 +68,8 @@ class Template:
         if not isinstance(text, str) or not text:
             return layer or cls(language="chatml")
         tool_use = kv.get("tokenizer.chat_template.tool_use")
-        tool_use = _valid(tool_use) if isinstance(tool_use, str) else ""
-        own = cls(_valid(text), "jinja", tool_use, _special_tokens(kv))
+        tool_use = valid_text(tool_use) if isinstance(tool_use, str) else ""
+        own = cls(valid_text(text), "jinja", tool_use, _special_tokens(kv))
         return layer if layer and not own.can_more_than(layer) else own
 
     def render(
@@ -152,11 +153,6 @@ def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, 
     if continue_final_message:
         return text.removesuffix("<|im_end|>\n")
     return text + "<|im_start|>assistant\n" * add_generation_prompt
-
-
-def _valid(text: str) -> str:
-    """`text` with U+FFFD for what was no UTF-8 in the file."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _special_tokens(kv: Mapping[str, Any]) -> dict[str, str]:

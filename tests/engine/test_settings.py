@@ -32,6 +32,11 @@ HOSTS = {  # from Ollama's envconfig tests
 }
 
 
+def test_a_variable_is_trimmed_of_what_go_calls_white_space():
+    assert Settings.from_env({"OLLAMA_EDITOR": "\u2003vim\x85"}).editor == "vim"
+    assert Settings.from_env({"OLLAMA_EDITOR": "\x1cvim"}).editor == "\x1cvim"  # str.strip would remove it
+
+
 @pytest.mark.parametrize("text", HOSTS)
 def test_ollama_host_is_an_address(text):
     assert Settings.from_env({"OLLAMA_HOST": text}).host.url == HOSTS[text]

@@ -61,6 +61,12 @@ def test_scheme_is_kept_for_the_registry():
     assert ModelName.parse("http://localhost:5000/a/b:t").base_url == "http://localhost:5000"
 
 
+def test_white_space_around_a_name_is_gos():
+    assert str(ModelName.parse_request(" m\u2003")[0]).endswith("/m:latest")
+    with pytest.raises(BadName):
+        ModelName.parse_request("\x1cm")  # str.strip would remove it
+
+
 def test_source_suffixes():
     assert split_source(" m:Local ") == ("m", "local")
     assert split_source("m:8b-CLOUD") == ("m:8b", "cloud")

@@ -89,12 +89,12 @@ def test_a_model_made_from_what_show_says_keeps_the_template_of_its_weights(tmp_
 def test_values_become_json_with_the_digits_they_need(tmp_path):
     kv = {"general.architecture": "x", "a.eps": 1e-5, "a.base": 10000.0, "a.nan": float("nan"), "a.f64": F64(0.1)}
     kv |= {"a.ids": ArrayType(I32)([1, 2]), "a.scores": np.float32([0.1, -2]), "a.words": ["w", "é"], "a.on": [True]}
-    kv |= {"a.broken": b"\xff".decode("utf-8", "surrogateescape")}
+    kv |= {"a.broken": b"\xff\xe2\x80".decode("utf-8", "surrogateescape")}
     write_gguf(tmp_path / "x.gguf", kv)
     shown = show_file(tmp_path / "x.gguf", verbose=True)
     assert {key: value for key, value in shown["model_info"].items() if key.startswith("a.")} == {
         "a.base": 10000,
-        "a.broken": "\ufffd",
+        "a.broken": "\ufffd\ufffd\ufffd",  # one for each byte, as Go's encoding/json does
         "a.eps": 1e-05,
         "a.f64": 0.1,
         "a.ids": [1, 2],

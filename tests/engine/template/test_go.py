@@ -155,6 +155,13 @@ def test_templates_write_what_gos_do(kept, freeze, monkeypatch):
         assert go(case["t"], case["d"]) == expected, (case["id"], case["t"])
 
 
+def test_a_separator_is_text_and_not_white_space():
+    """U+001C: blank for Python's str.strip, not for unicode.IsSpace, so a second definition is an error."""
+    twice = '{{ define "t" }}%s{{ end }}{{ define "t" }}x{{ end }}{{ template "t" . }}'
+    assert go(twice % "\u2003") == "x"
+    assert "multiple definition" in go(twice % "\x1c")
+
+
 def test_nodes_print_as_go_prints_them():
     text = '{{range  $i,$x:=.A|f (g .B "c") }}{{ (h).C }}{{template "t"  $x.D}}{{ .E  1.50 \'x\' nil . }}{{end}}'
     loop = parse_template(text, "fgh")[""].nodes[0]
