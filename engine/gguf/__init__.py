@@ -1,1 +1,1 @@
-"""GGUF files, read and written."""
+"""Reading and writing of GGUF files."""

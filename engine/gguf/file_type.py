@@ -1,10 +1,10 @@
-"""How models are described in a word: the quantization of a whole file, the number of parameters."""
+"""Short descriptions of a model: the quantization of the whole file and the number of parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# general.file_type, as in llama.h's enum llama_ftype, 0c1e57098: what llama-quantize was asked for
+# general.file_type, as in llama.h's enum llama_ftype, 0c1e57098: the type that llama-quantize was called with
 FILE_TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K"},
     **{11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"},
@@ -15,12 +15,12 @@ FILE_TYPES = {
 
 
 def file_type_name(value: Any) -> str:
-    """The name of a general.file_type; "unknown" for a number that llama.cpp does not have, or none."""
+    """Return the name of a general.file_type; "unknown" if it is missing or not defined by llama.cpp."""
     return FILE_TYPES.get(value, "unknown") if isinstance(value, int) else "unknown"
 
 
 def parameter_size(n: int) -> str:
-    """8030261248 -> 8.0B, 134515008 -> 134.52M, 260032 -> 260K; a whole number of billions or millions has no point."""
+    """Format a parameter count: 8030261248 -> 8.0B, 7000000000 -> 7B, 134515008 -> 134.52M, 260032 -> 260K"""
     if n >= 10**9:
         return f"{n // 10**9}B" if n % 10**9 == 0 else f"{n / 1e9:.1f}B"
     if n >= 10**6:

@@ -1,4 +1,4 @@
-"""GGUF: a model in one file, read where it lies.
+"""GGUF files, memory-mapped for reading.
 
     byte 0   "GGUF"   version u32   n_tensors u64   n_kv u64
         24   key-values, n_kv of them:   key str   type u32   value
@@ -8,17 +8,17 @@
 
     str      length u64, then that many bytes of UTF-8; no terminator
     array    item type u32, n u64, then n items without padding; an item may be a string or an array
-    dims     fastest axis first: what NumPy calls [n_out, n_in] stands here as n_in, n_out
+    dims     fastest axis first: a NumPy shape [n_out, n_in] is stored as n_in, n_out
 
-All numbers have one byte order, the one that makes the version small: 03 00 00 00 is little endian, 00 00 00 03 big.
-Version 2 is version 3 before big endian was allowed; version 1 had 32-bit counts, and llama.cpp has stopped reading it.
+All numbers have the same byte order, the one in which the version is small: 03 00 00 00 is little endian, 00 00 00 03
+big endian.  Version 2 is version 3 without big endian.  Version 1 had 32-bit counts; llama.cpp no longer reads it.
 
-The file is mapped: a tensor's `blocks` are a view, and the system fetches a page when a kernel first touches it.
-Nothing needs closing, for the map lives as long as an array that looks into it.  Cutting a mapped file short ends the
-process (SIGBUS), as in llama.cpp; so a model is replaced by renaming another over it, never by writing into it.
+The file is mapped into memory.  The `blocks` of a tensor are a view, and the system loads a page when a kernel first
+reads it.  The map is closed when no array refers to it any more.  Truncating a mapped file ends the process (SIGBUS),
+as in llama.cpp, so replace a model by renaming another file over it and never write into it.
 
-No length is trusted: each is compared with the bytes that remain before anything of that length is made.  A broken file
-ends in BadGGUF, whatever is broken, and costs little; a sound one costs its metadata, and Python's 50 bytes per string.
+Every length is compared with the number of remaining bytes before memory is allocated for it.  An invalid file raises
+BadGGUF at little cost.  Opening a valid file costs memory for its metadata and Python's 50 bytes per string.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; as strict as llama.cpp's gguf.cpp, 0c1e57098.
 """
 
@@ -47,12 +47,12 @@ from ..errors import BadGGUF, ModelError, ModelNotFound
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # ggml.h GGML_MAX_DIMS
-MAX_WEIGHTS = 2**59  # as F64 they take 2**62 bytes; far above any file, and no product of dimensions wraps around
-MAX_NESTING = 8  # of arrays in arrays; no file is known that nests at all
+MAX_WEIGHTS = 2**59  # as F64 they take 2**62 bytes: far above any file, and sizes still fit an int64
+MAX_NESTING = 8  # of arrays in arrays; no known file nests at all
 
 
 class ValueType(IntEnum):
-    """A value's type, under llama.cpp's short name.  `ValueType.U16(3)` is a value typed for the writer."""
+    """The type of a value, under llama.cpp's short name.  `ValueType.U16(3)` is a typed value for the writer."""
 
     U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
 
@@ -65,7 +65,10 @@ class ValueType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArrayType:
-    """An array's type: that of its items, or each one's own where they are arrays.  Also typed: `ArrayType(STR)([])`"""
+    """The type of an array: one type for all items, or a type for each item if they are arrays themselves.
+
+    `ArrayType(STR)([])` is a typed value for the writer.
+    """
 
     of: ValueType | tuple[ArrayType, ...]
 
@@ -78,21 +81,24 @@ class ArrayType:
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """A value with its GGUF type, where Python's own type would not tell."""
+    """A value with its GGUF type, for cases in which Python's type is ambiguous."""
 
     type: ValueType | ArrayType
     value: Any
 
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = ValueType
-# The number types as struct and NumPy both spell them, after "<" or ">"
+# The number types as both struct and NumPy spell them, after "<" or ">"
 CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", U64: "Q", I64: "q", F64: "d"}
-# The bytes of the shortest item: a number's, a string's length, an array's type and n
+# The size in bytes of the shortest item: a number, the length of a string, the type and n of an array
 _LEAST = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {BOOL: 1, STR: 8, ARR: 12}
 
 
 class Unsupported(NamedTuple):
-    """A tensor of a ggml type that no format here reads: it can be shown, not computed.  nbytes: up to the next one."""
+    """A tensor of a ggml type that has no format here: it can be listed, but not computed.
+
+    nbytes  size up to the next tensor
+    """
 
     type: GGMLType
     shape: tuple[int, ...]
@@ -101,15 +107,15 @@ class Unsupported(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GGUF:
-    """An open model file, or all parts of a split model as if they were one.
+    """An open model file, or the parts of a split model joined into one.
 
-    kv           plain values: int float bool str; arrays of numbers as ndarray in the machine's byte order, others as
-                 list.  A byte that is no UTF-8 becomes a surrogate (errors="surrogateescape").
-    kv_types     each value's GGUF type; `typed` has both
-    tensors      by name, in the file's order.  The blocks of a big-endian file are big-endian
+    kv           plain values: int float bool str; arrays of numbers as ndarray in native byte order, others as list.
+                 A byte that is not UTF-8 becomes a lone surrogate (errors="surrogateescape").
+    kv_types     the GGUF type of each value; `typed` has both
+    tensors      by name, in file order.  The blocks of a big-endian file are big-endian
     unsupported  the tensors without a format
-    parts        the files: one, or a split model's, then its adapters'; `path` and all about keys are the first's
-    kv_offsets, tensor_offsets   the byte where each value and each entry of the tensor table begins, for errors
+    parts        the files: one, or those of a split model, then its adapters; `path` and all keys are of the first
+    kv_offsets, tensor_offsets   the byte offset of each value and of each entry of the tensor table, for error messages
     """
 
     path: Path
@@ -133,18 +139,18 @@ class GGUF:
 
     @property
     def typed(self) -> dict[str, TypedValue]:
-        """The key-values with their types: what `write_gguf` turns into the same bytes again."""
+        """The key-values with their types; `write_gguf` writes them back to the same bytes."""
         return {key: TypedValue(self.kv_types[key], value) for key, value in self.kv.items()}
 
     def bad(self, key: str, message: str) -> BadGGUF:
-        """The error that says `message` of the value of `key`, or of the file where there is no such key."""
+        """Return an error about the value of `key`, or about the whole file if the key is missing."""
         return BadGGUF(self.path, self.kv_offsets.get(key, 0), message)
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
-    """The model in file `path`; of a split model (name-00001-of-00003.gguf) any part stands for the whole.
+    """Open the model in file `path`; any part of a split model (name-00001-of-00003.gguf) opens the whole model.
 
-    Raises: BadGGUF; ModelNotFound; ModelError for what is not a file or may not be read.
+    Raises: BadGGUF; ModelNotFound; ModelError if `path` is not a regular file or is not readable.
     """
     given = read_part(Path(path))
     count = _integer(given, "split.count") if "split.count" in given.kv else 1
@@ -152,10 +158,10 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
 
 
 def _join(given: GGUF, count: int) -> GGUF:
-    """The model of `count` parts that `given` belongs to, named and numbered as llama.cpp's gguf-split does."""
+    """Open the `count` parts of the model that `given` belongs to, named as by llama.cpp's gguf-split."""
     name = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", given.path.name, re.DOTALL)
     if not name or int(name[2]) != count:
-        expected = f"a file name like model-00001-of-{count:05}.gguf, which tells the other parts' names"
+        expected = f"a file name like model-00001-of-{count:05}.gguf, from which the other names follow"
         raise given.bad("split.count", f"split.count is {count}, expected {expected}")
     paths = tuple(given.path.with_name(f"{name[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
     parts = []
@@ -168,9 +174,9 @@ def _join(given: GGUF, count: int) -> GGUF:
 
 
 def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
-    """The model of all its `parts`, which were read one by one and are in order.  Raises: BadGGUF
+    """Join `parts`, which were read one by one and are in order, into one model.  Raises: BadGGUF
 
-    why   ends the sentence about a part that is another than its place says
+    why   the end of the error message about a part with an unexpected number
     """
     count = len(parts)
     for i, part in enumerate(parts):
@@ -203,7 +209,7 @@ def _integer(gguf: GGUF, key: str) -> int:
 
 
 def read_part(path: Path) -> GGUF:
-    """One file, whatever it says of other parts.  Raises: as `read_gguf`"""
+    """Open one file and ignore the other parts of its model.  Raises: as `read_gguf`"""
     try:
         mode = os.stat(path).st_mode  # first, since opening a named pipe would wait for its writer
         if not stat.S_ISREG(mode):
@@ -221,7 +227,7 @@ def read_part(path: Path) -> GGUF:
 
 
 class _Reader:
-    """A place in a mapped file.  Every step forward is checked against the end."""
+    """A position in a mapped file.  Every step forward is checked against the end."""
 
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data, self.at, self.end = path, data, 0, len(data)
@@ -242,7 +248,7 @@ class _Reader:
         return GGUF(self.path, version, self.order, alignment, kv, types, tensors, unsupported, parts, offsets, entries)
 
     def header(self) -> tuple[int, int, int]:
-        """version, n_tensors, n_kv; finds the byte order on the way"""
+        """Read version, n_tensors and n_kv, and determine the byte order."""
         if (magic := self.data[:4]) != b"GGUF":
             raise self.bad(0, f"found {magic!r}{_likeness(self.data[:512])}, expected b'GGUF'")
         self.skip(8, "magic and version")
@@ -251,7 +257,7 @@ class _Reader:
         if version not in VERSIONS:
             raise self.bad(4, f"found GGUF version {version}, expected 2 or 3")
         n_tensors, n_kv = self.number(U64, "n_tensors"), self.number(U64, "n_kv")
-        # the least key-value has a key of one letter and a value of one byte; the least tensor such a name and one axis
+        # the shortest key-value has a key of one letter and a value of one byte; the shortest tensor has one axis
         if n_kv * (8 + 1 + 4 + 1) + n_tensors * (8 + 1 + 4 + 8 + 4 + 8) > self.end - self.at:
             found = f"found {n_tensors} tensors and {n_kv} key-values"
             raise self.bad(8, f"{found}, expected no more than fit into the {self.end - self.at} bytes that follow")
@@ -260,7 +266,7 @@ class _Reader:
     # ---- values
 
     def skip(self, size: int, what: str) -> int:
-        """The offset of the next `size` bytes, which are `what`; goes on behind them."""
+        """Advance by `size` bytes and return the offset of the first; `what` names them in the error message."""
         at, remain = self.at, self.end - self.at
         if size > remain:
             raise self.bad(at, f"{what}: found the end of the file after {remain} bytes, expected {size}")
@@ -276,13 +282,13 @@ class _Reader:
         return self.data[at : self.at].decode("utf-8", "surrogateescape")
 
     def strings(self, n: int, what: str) -> list[str]:
-        """`n` strings: `string` written out flat, for a vocabulary of 128k with its merges has 400k of them."""
+        """Read `n` strings: `string` as one loop, because a vocabulary of 128k tokens has 400k with its merges."""
         length, data, at, end = struct.Struct(self.order + "Q").unpack_from, self.data, self.at, self.end
         strings = []
         for i in range(n):
             size = length(data, at)[0] if end - at >= 8 else 0
             at += 8
-            if size > end - at:  # there is no such string, nor one where no length was left: `string` says so
+            if size > end - at:  # the string or its length is cut off: `string` raises the error
                 self.at = at - 8
                 self.string(f"{what}[{i}]")
             strings.append(data[at : at + size].decode("utf-8", "surrogateescape"))
@@ -329,7 +335,7 @@ class _Reader:
     # ---- the two tables
 
     def key_values(self, n: int) -> tuple[dict[str, Any], dict[str, ValueType | ArrayType], dict[str, int]]:
-        """Values, types and offsets by key."""
+        """Read the key-values; return values, types and offsets by key."""
         kv: dict[str, Any] = {}
         types: dict[str, ValueType | ArrayType] = {}
         offsets: dict[str, int] = {}
@@ -349,11 +355,11 @@ class _Reader:
         at = self.at
         name = self.string(what)
         if not name or name in taken:
-            raise self.bad(at, f"{what} is {_quote(name)}{' again' if name else ''}, expected a name of its own")
+            raise self.bad(at, f"{what} is {_quote(name)}{' again' if name else ''}, expected a unique name")
         return name
 
     def tensors(self, n: int, alignment: int) -> tuple[dict[str, Tensor], dict[str, Unsupported], dict[str, int]]:
-        """The tensor table, each entry with a view of its data; and the offsets of the entries."""
+        """Read the tensor table; return the tensors with views of their data, and the offsets of the entries."""
         table: dict[str, _Entry] = {}
         for i in range(n):
             at = self.at
@@ -384,7 +390,7 @@ class _Reader:
         return tensors, unsupported, {name: entry.at for name, entry in table.items()}
 
     def entry(self, name: str, at: int, alignment: int) -> _Entry:
-        """What the tensor table says of tensor `name`, whose entry begins at byte `at`."""
+        """Read the rest of the tensor table's entry for `name`, which begins at byte `at`."""
         what = f"tensor {_quote(name)}"
         n_dims = self.number(U32, f"n_dims of {what}")
         if not 1 <= n_dims <= MAX_DIMS:
@@ -411,7 +417,11 @@ class _Reader:
 
 
 class _Entry(NamedTuple):
-    """A line of the tensor table, found at byte `at`.  nbytes: 1 stands for any number where the type has no format."""
+    """An entry of the tensor table.
+
+    at      byte offset of the entry
+    nbytes  size of the data; 1 if the type has no format, which means any size
+    """
 
     name: str
     at: int
@@ -422,7 +432,7 @@ class _Entry(NamedTuple):
 
 
 def _quote(text: str) -> str:
-    """`text` as Python writes it, on one line, and not at length."""
+    """Return the repr of `text`, shortened to one line."""
     return repr(text if len(text) <= 70 else text[:67] + "...")
 
 
@@ -435,15 +445,15 @@ _LIKENESSES = {
     b"\x80\x02": "a Python pickle, as old PyTorch checkpoints are",
     b"\x1f\x8b": "gzip",
     b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
-    b"<": "HTML; has a download been answered with a page?",
+    b"<": "HTML; perhaps a web page was downloaded instead of the file",
     b"{": "JSON",
     b"[": "JSON",
-    b"\0\0\0\0": "zeros; is a download unfinished?",
+    b"\0\0\0\0": "zeros; perhaps an unfinished download",
 }
 
 
 def _likeness(head: bytes) -> str:
-    """What the file that begins with `head` looks like, in brackets; nothing where nobody can tell."""
+    """Guess the real type of a file from its first bytes, for the error message: " (gzip)", or "" if unknown."""
     if head[8:10] == b'{"':  # behind the length of that JSON, u64
         return " (safetensors)"
     return next((f" ({what})" for magic, what in _LIKENESSES.items() if head.lstrip().startswith(magic)), "")

@@ -1,10 +1,10 @@
-"""GGUF files, written: the inverse of `gguf`, whose page draws the layout.
+"""Writing of GGUF files: the inverse of read.py, which draws the layout.
 
     write_gguf("tiny.gguf", {"general.architecture": "llama", "split.no": U16(0)}, [("x", F32, (2, 3), blocks)])
 
-The same arguments give the same bytes, in the conventions of gguf-py and llama-quantize: tensors without gaps in the
-order given, each padded with zeros, and no padding where there are no tensors.  What `read_gguf` makes of their files
-is written back byte for byte: `write_gguf(path, gguf.typed, gguf.tensors.values(), gguf.version, gguf.byteorder)`.
+Equal arguments give equal bytes, by the conventions of gguf-py and llama-quantize: tensors in the given order without
+gaps, each padded with zeros, and no padding without tensors.  A file that they wrote is reproduced byte for byte by
+`write_gguf(path, gguf.typed, gguf.tensors.values(), gguf.version, gguf.byteorder)`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, Typed
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """A tensor whose blocks are made while the file is written.
+    """A tensor whose blocks are computed while the file is written.
 
-    pieces   arrays of blocks [n] that follow one another, little endian; together the whole tensor's
+    pieces   consecutive arrays of blocks [n], little endian, which make up the whole tensor
     """
 
     name: str
@@ -49,14 +49,14 @@ def write_gguf(
     byteorder: str = "<",
     alignment: int | None = None,
 ) -> None:
-    """A GGUF at `path` with the key-values and tensors in the order given.
+    """Write a GGUF file to `path` with the key-values and tensors in the given order.
 
-    kv          plain values, for which `value_type` chooses the type, or `Typed` ones: `U16(3)`, `ArrayType(STR)([])`
-    tensors     Tensors or their fields (name, format, shape, blocks), in either byte order; not copied if in the file's
-    alignment   becomes the key general.alignment; without it what `kv` has there, else 32
+    kv          plain values, typed by `value_type`, or TypedValue: `U16(3)`, `ArrayType(STR)([])`
+    tensors     Tensors or their fields (name, format, shape, blocks); copied only if the byte order differs
+    alignment   sets the key general.alignment; by default the value in `kv`, else 32
 
-    The file takes its name when it is whole, so `blocks` may be views into the file that it replaces.
-    Raises: ValueError for what the format cannot hold.
+    The file is renamed to `path` when complete, so `blocks` may be views into the file that it replaces.
+    Raises: ValueError for arguments that the format cannot hold.
     """
     chunks = gguf_chunks(kv, tensors, version, byteorder, alignment)
     path = Path(path)
@@ -77,7 +77,7 @@ def gguf_chunks(
     byteorder: str = "<",
     alignment: int | None = None,
 ) -> Iterator[bytes | memoryview]:
-    """The same file's bytes, piece by piece, the head first; the arguments are looked at before the first is made."""
+    """Return the bytes of the file chunk by chunk, the header first; the arguments are checked before that."""
     if version not in VERSIONS or byteorder not in "<>":
         raise ValueError(f"version {version}, byte order {byteorder!r}: expected 2 or 3, '<' or '>'")
     if alignment is not None:
@@ -85,7 +85,7 @@ def gguf_chunks(
     alignment = _alignment(kv.get("general.alignment", DEFAULT_ALIGNMENT))
     table = [_checked(tensor if isinstance(tensor, Tensor | Streamed) else Tensor(*tensor)) for tensor in tensors]
     if len({tensor.name for tensor in table}) < len(table):
-        raise ValueError("two tensors have one name")
+        raise ValueError("two tensors have the same name")
 
     head = b"GGUF" + struct.pack(byteorder + "IQQ", version, len(table), len(kv))
     head += b"".join(_key_value(key, value, byteorder) for key, value in kv.items())
@@ -108,7 +108,7 @@ def gguf_chunks(
                 n_bytes += len(chunk)
                 yield chunk
             if n_bytes != tensor.nbytes:
-                raise ValueError(f"tensor {tensor.name!r} came in {n_bytes} bytes, expected {tensor.nbytes}")
+                raise ValueError(f"tensor {tensor.name!r} has {n_bytes} bytes, expected {tensor.nbytes}")
             yield bytes(_padded(n_bytes, alignment) - n_bytes)
 
     return chunks()
@@ -127,7 +127,7 @@ def _alignment(value: Any) -> int:
 
 
 def _checked(tensor: Tensor | Streamed) -> Tensor | Streamed:
-    """The tensor, if its fields agree."""
+    """Return the tensor after checking that its fields agree."""
     name, format, shape = tensor.name, tensor.format, tensor.shape
     if not name or not 1 <= len(shape) <= MAX_DIMS or shape[-1] % format.block_size:
         expected = f"a name, 1 to {MAX_DIMS} axes and rows of whole {format.name} blocks"
@@ -148,11 +148,11 @@ _OF_DTYPE = {np.dtype(code): type for type, code in CODES.items()} | {np.dtype(n
 
 
 def value_type(value: Any) -> ValueType | ArrayType:
-    """The type that a plain `value` is written as.
+    """Return the GGUF type that a plain `value` is written as.
 
-    int     u32; i32 where negative; u64, i64 beyond            list of int    i32; u32, i64, u64 beyond
+    int     u32; i32 if negative; u64, i64 beyond               list of int    i32; u32, i64, u64 beyond
     float   f32                                                 list of float  f32
-    NumPy's numbers and arrays: their dtype                     list of lists  each its own
+    NumPy numbers and arrays: their dtype                       list of lists  a type for each item
     """
     if isinstance(value, np.generic):
         return _OF_DTYPE[value.dtype]
@@ -165,7 +165,7 @@ def value_type(value: Any) -> ValueType | ArrayType:
     if isinstance(value, float | str):
         return ValueType.F32 if isinstance(value, float) else ValueType.STR
     if not isinstance(value, list | tuple) or not value:
-        raise TypeError(f"{value!r} does not show its type; give it one, as in ArrayType(STR)([])")
+        raise TypeError(f"{value!r} has no unique type; specify one, as in ArrayType(STR)([])")
     if all(type(item) is int for item in value):
         return ArrayType(_integer_type(value, "I32 U32 I64 U64"))
     types = [value_type(item) for item in value]
@@ -177,7 +177,7 @@ def value_type(value: Any) -> ValueType | ArrayType:
 
 
 def _integer_type(numbers: Sequence[int], names: str) -> ValueType:
-    """The first of the types named that holds all `numbers`."""
+    """Return the first of the named types that can hold all `numbers`."""
     for name in names.split():
         bounds = np.iinfo(CODES[ValueType[name]])
         if bounds.min <= min(numbers) and max(numbers) <= bounds.max:
@@ -200,7 +200,7 @@ def _value(type: ValueType | ArrayType, value: Any, order: str) -> bytes:
     if type is ValueType.STR:
         return _string(value, order)
     if type is ValueType.BOOL:
-        return {False: b"\0", True: b"\1"}[value]  # a KeyError for what is only true-ish
+        return {False: b"\0", True: b"\1"}[value]  # a KeyError for any value that does not equal 0 or 1
     if isinstance(type, ValueType):
         return struct.pack(order + CODES[type], value)
     if isinstance(type.of, tuple):
@@ -219,12 +219,12 @@ def _string(text: str, order: str) -> bytes:
 
 
 def _numbers(value: Any, code: str, order: str) -> bytes:
-    """A list or array of numbers as `code`, unless one of them does not fit."""
+    """Convert a list or array of numbers to bytes of type `code`, checking that each one fits."""
     found = np.asarray(value)
     exact = code not in "fd"
     if found.ndim != 1 or (found.size and found.dtype.kind not in ("iu" if exact else "iuf")):
         raise TypeError(f"found {found.dtype} of shape {found.shape}, expected a row of numbers")
-    with np.errstate(over="raise", invalid="ignore"):  # a NaN that signals is still one
+    with np.errstate(over="raise", invalid="ignore"):  # a signaling NaN is allowed
         numbers = found.astype(order + code)
     if exact and not np.array_equal(numbers, found):
         raise OverflowError(f"a number does not fit {numbers.dtype}")

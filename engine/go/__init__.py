@@ -1,1 +1,1 @@
-"""Go as Ollama uses it: text/template, its values and how they are printed, JSON, durations."""
+"""Go's rules as Ollama depends on them: text/template, the printing of values, JSON, durations, times and text."""

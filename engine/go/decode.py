@@ -1,7 +1,8 @@
-"""A request from its body, by Go's rules: the dataclass says what the Go struct said.
+"""Decoding of a JSON body into a dataclass, by the rules of Go's encoding/json.
 
-Names match whatever their case, unknown ones are ignored, null is the same as absent.  A wrong type is remembered and
-decoding goes on, a value that its own class refuses ends it: so the error shown is the one that Go shows.
+Names match in any case, unknown names are ignored, and null counts as absent.  A value of the wrong type does not stop
+decoding: the first such error is kept and raised at the end.  A class with a `from_json` of its own may raise at once.
+So the error that the client sees is the one that Go would report.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _GO_NAMES = {
 
 
 def decode_json(cls: type[T], body: bytes) -> T:
-    """`body` as `cls`.  Raises: DecodeError."""
+    """Decode `body` into an instance of the dataclass `cls`.  Raises: DecodeError with Go's text"""
     value = loads(body)
     if value is None:
         return cls()
@@ -47,7 +48,7 @@ def decode_json(cls: type[T], body: bytes) -> T:
 
 
 def go_name(hint: Any) -> str:
-    """What Go calls the type that `hint` stands for."""
+    """Return Go's name for the type that `hint` stands for."""
     hint = _bare(hint)
     if hint in _GO_NAMES:
         return _GO_NAMES[hint]
@@ -60,20 +61,20 @@ def go_name(hint: Any) -> str:
 
 @cache
 def _hints(cls: type) -> dict[str, tuple[str, Any]]:
-    """Name in JSON, lower case -> (attribute, type)."""
+    """Map each lower-case JSON name of `cls` to (attribute, type)."""
     hints = get_type_hints(cls)
     return {f.metadata.get("json", f.name).lower(): (f.name, hints[f.name]) for f in fields(cls)}
 
 
 def _bare(hint: Any) -> Any:
-    """`T` of `T | None`."""
+    """Return `T` for the hint `T | None`."""
     if get_origin(hint) in (Union, UnionType):
         return next(a for a in get_args(hint) if a is not type(None))
     return hint
 
 
 class _Decoding:
-    """One body's way through the types; `wrong` is the first type error."""
+    """The decoding of one body; `wrong` is the first type error."""
 
     def __init__(self) -> None:
         self.wrong: str | None = None
@@ -88,7 +89,7 @@ class _Decoding:
         return cls(**{k: v for k, v in found.items() if v is not _WRONG})
 
     def value(self, hint: Any, value: Any, owner: str, path: tuple[str, ...]) -> Any:
-        """`value` as `hint`, or _WRONG, noted."""
+        """Convert `value` to `hint`; record a mismatch and return _WRONG if it has another type."""
         hint = _bare(hint)
         own: Callable[[Any], Any] | None = getattr(hint, "from_json", None)
         if own:
@@ -129,7 +130,7 @@ class _Decoding:
             return _WRONG
 
     def free(self, value: Any, owner: str, path: tuple[str, ...]) -> Any:
-        """Any JSON, in which numbers must fit a float64."""
+        """Accept any JSON value; record a mismatch for a number that does not fit a float64."""
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for v in inner:
             self.free(v, owner, path)
@@ -148,7 +149,7 @@ _WRONG = object()
 
 
 def _bad_base64(text: str) -> int:
-    """Where Go's decoder stops: the first character outside the alphabet, else the end of what is complete."""
+    """Return the index where Go's decoder stops: the first invalid character, else the end of the last whole group."""
     alphabet = frozenset(string.ascii_letters + string.digits + "+/\r\n")
     wrong = (i for i, c in enumerate(text) if c not in alphabet and not (c == "=" and i % 4 > 1))
     return next(wrong, len(text) // 4 * 4)

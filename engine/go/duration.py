@@ -1,6 +1,6 @@
-"""Durations as Go writes and reads them (`5m`, `1h30m`, `-1s`), in whole nanoseconds, and `keep_alive` made of them.
+"""Durations as Go reads and prints them (`5m`, `1h30m`, `-1s`), in nanoseconds, and the values of `keep_alive`.
 
-Clients match on the error texts, so they are those of Go 1.26's time.ParseDuration.
+Clients match on the error texts, so they are those of time.ParseDuration in Go 1.26.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import re
 from ..errors import BadOptions
 
 SECOND = 1_000_000_000
-FOREVER = 2**63 - 1  # Go's largest Duration, 292 years: what Ollama stores for a negative keep_alive
+FOREVER = 2**63 - 1  # Go's largest Duration, 292 years, which Ollama stores for a negative keep_alive
 
 _UNITS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
 _TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^.0-9]*)")
 
 
 def parse_duration(text: str) -> int:
-    """Nanoseconds in a Go duration: an optional sign, then decimal numbers, each with its unit; or a bare "0".
+    """Parse a Go duration into nanoseconds: an optional sign, then decimal numbers with units; or a bare "0".
 
-    Raises: BadOptions, worded as Go words it: no number, no unit, an unknown unit, or more than 63 bits.
+    Raises: BadOptions with Go's text for a missing number or unit, an unknown unit, or more than 63 bits.
     """
     invalid = BadOptions("keep_alive", f"time: invalid duration {_quoted(text)}")
     unsigned = text[1:] if text[:1] in ("+", "-") else text
@@ -38,7 +38,7 @@ def parse_duration(text: str) -> int:
             raise BadOptions("keep_alive", f"time: missing unit in duration {_quoted(text)}")
         if unit not in _UNITS:
             raise BadOptions("keep_alive", f"time: unknown unit {_quoted(unit)} in duration {_quoted(text)}")
-        # as Go: of the fraction what 63 bits hold, multiplied in float64, cut below a nanosecond
+        # as in Go: the fraction keeps 63 bits of digits, is multiplied in float64 and truncated to a nanosecond
         fraction = fraction[:18] if int(fraction or 0) > FOREVER else fraction
         total += int(whole or 0) * _UNITS[unit] + int(int(fraction or 0) * (_UNITS[unit] / 10 ** len(fraction)))
         unsigned = unsigned[term.end() :]
@@ -48,7 +48,7 @@ def parse_duration(text: str) -> int:
 
 
 def format_duration(nanoseconds: int) -> str:
-    """The duration as Go prints it: `1h30m0s`, `4m59.5s`, `1.5µs`, `0s`."""
+    """Format nanoseconds as Go prints a duration: `1h30m0s`, `4m59.5s`, `1.5µs`, `0s`."""
     sign, n = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
     if n < SECOND:
         unit = next(unit for unit in ("ms", "µs", "ns") if n >= _UNITS[unit] or unit == "ns")
@@ -61,9 +61,9 @@ def format_duration(nanoseconds: int) -> str:
 
 
 def parse_keep_alive(value: object) -> int:
-    """Nanoseconds a model stays loaded after its last request; FOREVER if negative.
+    """Return the nanoseconds that a model stays loaded after its last request; FOREVER for a negative `value`.
 
-    `value` is what JSON held: a number of seconds, fractions allowed, or a Go duration.
+    `value` comes from JSON: a number of seconds, possibly fractional, or a Go duration.
     Raises: BadOptions with Go's and Ollama's texts.
     """
     if isinstance(value, str):
@@ -77,12 +77,12 @@ def parse_keep_alive(value: object) -> int:
 
 
 def _decimal(n: int, unit: int) -> str:
-    """n / unit, exactly, without trailing zeros; `unit` is a power of ten."""
+    """Format n / unit exactly, without trailing zeros; `unit` is a power of ten."""
     whole, rest = divmod(n, unit)
     return f"{whole}.{rest:0{len(str(unit)) - 1}}".rstrip("0").rstrip(".") if rest else f"{whole}"
 
 
 def _quoted(text: str) -> str:
-    """`text` in Go's quotes: what is not printable ASCII stands as \\x and two digits, byte by byte."""
+    """Quote `text` as Go's time package does: every byte outside printable ASCII as \\x and two digits."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if " " <= c < "\x80" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in plain) + '"'

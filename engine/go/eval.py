@@ -1,12 +1,12 @@
-"""What a parsed Go template writes for given data.
+"""Execution of a parsed Go template.
 
-    dot     the value that `.A` looks into; `range` and `with` move it, `$` is where it began
-    scope   variables by name, the newest last; a block that ends takes its own with it
-    at      the node that an error names
-    values  as go_values tells them: one from a list or map is in an Interface until a pipeline looks into it
+    dot     the value that `.A` looks into; `range` and `with` move it, `$` is its initial value
+    scope   variables by name, the newest last; a block removes its own at its end
+    at      the node that an error message names
+    values  as in values.py: an element of a list or map is in an Interface until a pipeline unwraps it
 
-What may call itself through the template is written as Steps (go_parse.run): there, a `yield` is a call.
-The order of evaluation and the words of errors are those of text/template, Go 1.26.
+Methods that can recurse through the template are written as Steps (parse.run_steps), where a `yield` is a call.
+The order of evaluation and the error texts are those of text/template, Go 1.26.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .parse import Steps, node_text, run_steps
 from .text import quote
 from .values import Interface, Struct, element, is_true, type_name, unwrapped
 
-MAX_CALLS = 100_000  # of templates by templates, in one another; exec.go maxExecDepth
+MAX_CALL_DEPTH = 100_000  # of templates that call templates; exec.go maxExecDepth
 NIL = Interface(None)
-ABSENT: Any = object()  # no value comes through the pipe
+ABSENT: Any = object()  # the first stage of a pipeline has no piped value
 
 
 def execute(
@@ -36,11 +36,11 @@ def execute(
     budget: Budget,
     missing: Any = NIL,
 ) -> str:
-    """What the template "" of `trees`, which `source` was parsed to, writes for `data`.
+    """Execute the template "" of `trees` with `data` and return its output; `source` is the text that was parsed.
 
-    missing  what a map has under a key that it lacks: NIL, of which no field can be asked (Go's missingkey=zero), or
+    missing  the value of a key that a map lacks: NIL, whose fields cannot be read (Go's missingkey=zero), or
              None, whose fields are None too (missingkey=default)
-    Raises: BadTemplate with Go's words, or because of what the template would take
+    Raises: BadTemplate with Go's text, or if the template exceeds its budget
     """
     running = _Run(source, trees, budget, missing)
     try:
@@ -52,7 +52,7 @@ def execute(
 
 @dataclass(slots=True)
 class _Frame:
-    """One template at work, which another may have called: it sees no variable of the other's."""
+    """One call of a template; it does not see its caller's variables."""
 
     name: str
     scope: list[tuple[str, Any]]
@@ -82,7 +82,7 @@ class _Run:
     # --- actions ---
 
     def walk(self, nodes: Sequence[syntax.Node], dot: Any, frame: _Frame) -> Steps:
-        """Writes what `nodes` make; returns "break" or "continue" where one was met."""
+        """Write the output of `nodes`; return "break" or "continue" where one was met."""
         for node in nodes:
             self.at, self.name = node, frame.name
             self.budget.tick()
@@ -125,7 +125,7 @@ class _Run:
             for i, variable in enumerate(reversed(node.pipe.variables), 1):
                 if node.pipe.assigns:
                     self.assign(variable, pair[-i], frame)
-                else:  # by place: both may have one name
+                else:  # by position, because both variables may have the same name
                     frame.scope[inner - i] = (variable.names[0], pair[-i])
             if (yield self.walk(node.body.nodes, pair[1], frame)) == "break":
                 break
@@ -136,7 +136,7 @@ class _Run:
         return left if left == "continue" else None  # a break in `else` ends this range
 
     def pairs(self, value: Any, n_variables: int) -> Iterable[tuple[Any, Any]]:
-        """Index and element, as `range` gives them to its variables; of a map by key."""
+        """Return the pairs of index and element that `range` assigns to its variables; a map is ordered by key."""
         if value is None:
             return ()
         if isinstance(value, int) and not isinstance(value, bool):
@@ -150,12 +150,12 @@ class _Run:
         raise self.error(f"range can't iterate over {sprint([value])}")
 
     def call(self, node: syntax.CallNode, dot: Any, frame: _Frame) -> Steps:
-        """The steps that `node` asks for, to be taken."""
+        """Return the steps of the template that `node` calls; the caller runs them."""
         tree = self.trees.get(node.name)
         if tree is None:
             raise self.error(f"template {quote(node.name)} not defined")
-        if frame.depth == MAX_CALLS:
-            raise self.error(f"exceeded maximum template depth ({MAX_CALLS})")
+        if frame.depth == MAX_CALL_DEPTH:
+            raise self.error(f"exceeded maximum template depth ({MAX_CALL_DEPTH})")
         value = (yield from self.pipe(node.pipe, dot, frame)) if node.pipe else None
         return self.walk(tree.nodes, value, _Frame(node.name, [("$", value)], frame.depth + 1))
 
@@ -174,7 +174,7 @@ class _Run:
         return value
 
     def command(self, command: syntax.CommandNode, dot: Any, frame: _Frame, piped: Any) -> Steps:
-        """One stage; `piped` is what the one before gave."""
+        """Evaluate one stage; `piped` is the result of the stage before."""
         first, *args = command.args
         has_args = bool(args) or piped is not ABSENT
         match first:
@@ -194,7 +194,7 @@ class _Run:
         return (yield self.pipe(first, dot, frame)) if isinstance(first, syntax.PipeNode) else self.plain(first, dot)
 
     def operand(self, node: syntax.Operand, dot: Any, frame: _Frame, kind: str = "value") -> Steps:
-        """An argument, for a parameter of that kind."""
+        """Evaluate an argument for a parameter of type `kind`."""
         self.at = node
         match node:
             case syntax.PipeNode():
@@ -216,7 +216,7 @@ class _Run:
         return self.fit(value, kind)
 
     def fit(self, value: Any, kind: str) -> Any:
-        """`value` as a parameter of that kind takes it."""
+        """Check and convert `value` for a parameter of type `kind`."""
         inner = unwrapped(value)
         if kind == "string" and value is None:
             raise self.error("invalid value; expected string")
@@ -236,7 +236,7 @@ class _Run:
     def function(
         self, function: syntax.FunctionNode, args: list[syntax.Operand], dot: Any, frame: _Frame, piped: Any, whole: Any
     ) -> Steps:
-        """A function's result; `piped` comes as its last argument."""
+        """Call a function; `piped` is its last argument."""
         self.at, name = function, function.name
         known = FUNCTIONS[name]
         kinds, n_args = known.takes, len(args) + (piped is not ABSENT)
@@ -293,7 +293,7 @@ class _Run:
         return value
 
     def field(self, value: Any, name: str, has_args: bool) -> Any:
-        """A field of a struct, an element of a map, or what a method of it says."""
+        """Return a field of a struct, an element of a map, or the result of a method."""
         if value is None:
             return None
         go_type, holder = type_name(value), unwrapped(value)

@@ -1,10 +1,12 @@
-"""Values in print, as packages fmt and encoding/json write them.
+"""Printing of values as Go's packages fmt and encoding/json do it.
 
 sprintf("%-5s|%5.1f|%q", ["ab", 2.5, "x"])   ab   |  2.5|"x"
 sprint(["a", 1, 2, "b"])                     a1 2b
 json_text({"b": 1.0, "a": "<"})              {"a":"\\u003c","b":1}
+text_of_value(1000000)                       1e+06
+literal_of_value("a")                        "a"
 
-What a verb cannot print is no error: `%d` of a text is `%!d(string=ab)`.
+A value that a verb cannot print raises no error: `%d` of a string gives `%!d(string=ab)`.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from typing import Any
 from .text import JSON_ESCAPES, LONE_SURROGATE, quote
 from .values import Map, Slice, Struct, go_value, type_name, uint8, unwrapped
 
-MAX_WIDTH = 1_000_000  # and of a precision; print.go tooLarge
+MAX_WIDTH = 1_000_000  # the limit of a precision too; print.go tooLarge
 
 
 def sprint(values: Sequence[Any], line: bool = False) -> str:
-    """`values` by %v, a blank between two that are no text; in a `line` between all, and a newline after."""
+    """Print `values` by %v, with a space between neighbours of which neither is a string; in a `line`, between all."""
     printed = list[str]()
     for i, value in enumerate(values):
         if i and (line or not (isinstance(value, str) or isinstance(values[i - 1], str))):
@@ -35,17 +37,17 @@ def sprint(values: Sequence[Any], line: bool = False) -> str:
 
 
 def sprintf(form: str, values: Sequence[Any], charge: Callable[[int], None] = lambda n: None) -> str:
-    """`values` as `form` says.  `charge` is told how long every part will be before it is made."""
+    """Format `values` by the format string `form`.  `charge` is called with each part's length before it is made."""
     return _Format(form, values, charge).print()
 
 
 @dataclass(eq=False)
 class _Format:
-    """One walk through a format; print.go doPrintf.
+    """One pass over a format string; print.go doPrintf.
 
-    argument   the next one
-    jumped     some argument was chosen by its number, %[2]d: then none is missed
-    is_good    the last number was of an argument that there is
+    argument   index of the next argument
+    jumped     an argument was selected by number, as in %[2]d; then unused arguments are no error
+    is_good    the last number selected an existing argument
     """
 
     form: str
@@ -110,7 +112,7 @@ class _Format:
             return f"{complaint}%!{verb}(MISSING)"
         value = self.values[self.argument]
         self.argument += 1
-        if verb == "v":  # there # asks for Go's syntax, and + for the names of fields
+        if verb == "v":  # %#v prints Go syntax, %+v prints field names
             flags = {{"#": "go", "+": "names"}.get(flag, flag) for flag in flags}
         return complaint + _Verb(verb, frozenset(flags), width, precision, self.charge).print(value)
 
@@ -118,7 +120,7 @@ class _Format:
         return self.form[self.at : self.at + 1]
 
     def _index(self) -> bool:
-        """Whether %[n] stood here."""
+        """Read %[n] if it stands here, and return whether it does."""
         if self._peek() != "[":
             return False
         self.jumped = True
@@ -136,7 +138,7 @@ class _Format:
         return is_number
 
     def _number(self) -> tuple[int | None, bool]:
-        """A width or precision, and whether it is an argument's."""
+        """Read a width or precision; return it and whether it came from an argument."""
         if self._peek() == "*":
             self.at += 1
             value = self.values[self.argument] if self.argument < len(self.values) else None
@@ -145,7 +147,7 @@ class _Format:
                 return value, True
             return None, True
         digits = re.compile("[0-9]*").match(self.form, self.at)[0]  # type: ignore[index]
-        if len(digits.lstrip("0")) > 7 or int(digits or 0) > 10 * MAX_WIDTH + 9:  # Go looks before the last digit
+        if len(digits.lstrip("0")) > 7 or int(digits or 0) > 10 * MAX_WIDTH + 9:  # Go checks before the last digit
             self.at = len(self.form)
             return None, False
         self.at += len(digits)
@@ -154,7 +156,7 @@ class _Format:
 
 @dataclass(frozen=True)
 class _Verb:
-    """How one value is wanted: %-8.3f is verb f, flags {-}, width 8, precision 3."""
+    """A verb with its flags: %-8.3f is verb f, flags {-}, width 8, precision 3."""
 
     verb: str
     flags: frozenset[str] = frozenset()
@@ -163,7 +165,10 @@ class _Verb:
     charge: Callable[[int], None] = field(default=lambda n: None)
 
     def print(self, value: Any, depth: int = 0) -> str:
-        """print.go printArg and printValue.  depth  how many lists, maps and structs are around"""
+        """Format one value; print.go printArg and printValue.
+
+        depth  number of enclosing lists, maps and structs
+        """
         value = unwrapped(value)
         verb, go_like = self.verb, "go" in self.flags
         if verb == "T" and not depth:
@@ -173,7 +178,7 @@ class _Verb:
         match value:
             case None:
                 return f"%!{verb}(<nil>)"
-            case _ if verb in ("w", "p"):  # errors and addresses: there are none
+            case _ if verb in ("w", "p"):  # for errors and addresses, which no value here is
                 return self._refuse(value)
             case bool():
                 return self._pad(str(value).lower()) if verb in "tv" else self._refuse(value)
@@ -240,7 +245,7 @@ class _Verb:
             least = self.width - len(sign)
         self.charge(least or 0)
         digits = format(abs(value), base).rjust(least or 0, "0")
-        if base == "o" and digits[0] == "0":  # # asks for one zero in front, at least
+        if base == "o" and digits[0] == "0":  # the flag # requires a leading zero, which is already there
             prefix = prefix.removesuffix("0")
         return self._pad(sign + prefix + digits, " ")
 
@@ -298,7 +303,7 @@ def _typed(value: Any, verb: _Verb) -> str:
 
 
 def _float_text(value: float, verb: str, precision: int | None) -> str:
-    """strconv.FormatFloat.  No precision: as many digits as it takes to mean `value`; for e and f six."""
+    """Format a float as strconv.FormatFloat does.  Without a precision: the shortest digits; six for e and f."""
     if not math.isfinite(value):
         return "NaN" if value != value else "-Inf" if value < 0 else "Inf"
     if verb in "eE" or verb in "fF":
@@ -316,7 +321,7 @@ def _float_text(value: float, verb: str, precision: int | None) -> str:
 
 
 def shortest(value: float, low: int, high: int) -> str:
-    """The fewest digits that mean `value`, with an exponent where it would be below `low` or from `high` on."""
+    """Format `value` in the fewest digits that identify it, with an exponent below 10**`low` and from 10**`high` on."""
     number = Decimal(repr(value)).normalize()
     if not number or low <= number.adjusted() < high:
         return format(number, "f") if number else "-0" if math.copysign(1, value) < 0 else "0"
@@ -328,7 +333,7 @@ def shortest(value: float, low: int, high: int) -> str:
 
 
 def _hexadecimal(value: float, precision: int | None) -> str:
-    """0x1.8p+01: one digit before the point, `precision` after it, else as many as there are."""
+    """Format as 0x1.8p+01: one digit before the point, `precision` digits after it, or as many as needed."""
     if not value:
         return (
             ("-" if math.copysign(1, value) < 0 else "") + "0x0" + ("." + "0" * precision if precision else "") + "p+00"
@@ -350,7 +355,7 @@ def _hexadecimal(value: float, precision: int | None) -> str:
 
 
 def _with_point(digits: str, verb: str, precision: int | None) -> str:
-    """`digits` with the point, and the zeros after it, that the flag # asks for; format.go fmtFloat."""
+    """Add the decimal point and the zeros that the flag # requests; format.go fmtFloat."""
     mantissa, tail = digits, ""
     if match := re.search("[pP]" if verb in "xX" else "[eE]", digits):
         mantissa, tail = digits[: match.start()], digits[match.start() :]
@@ -369,7 +374,7 @@ _ESCAPED = str.maketrans(JSON_ESCAPES)
 
 
 def json_text(value: Any) -> str:
-    """Compact JSON as encoding/json writes it: a map's keys sorted, a struct's in order, `<>&` escaped."""
+    """Write compact JSON as encoding/json does: sorted keys for a map, field order for a struct, `<>&` escaped."""
     match unwrapped(value):
         case Struct() as struct:
             return _object(struct.for_json().items())
@@ -400,15 +405,15 @@ def _object(items: Any) -> str:
 
 
 def ordered_json_text(value: Any) -> str:
-    """Compact JSON like json_text's, but the keys of `value` itself stay in their order, as for a Go struct."""
+    """Write compact JSON that keeps the order of `value`'s own keys, as for a Go struct; nested maps are sorted."""
     return json_text(Struct("", value) if isinstance(value, dict) else value)
 
 
 def text_of_value(value: Any) -> str:
-    """%v; every number is a float64, as in Go's values of a JSON text."""
+    """Format by %v; every number is a float64, as in a value that Go decoded from JSON."""
     return json_text(value) if isinstance(value, dict | list) else sprint([go_value(value)])
 
 
 def literal_of_value(value: Any) -> str:
-    """%#v."""
+    """Format by %#v: like %v, but a string is quoted."""
     return quote(value) if isinstance(value, str) else text_of_value(value)

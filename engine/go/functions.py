@@ -1,7 +1,7 @@
-"""The functions that a template may call: Go's own and the four that Ollama adds.
+"""The functions that a template may call: Go's built-in ones and four that Ollama adds.
 
-A parameter takes a value as it is ("value": what is in an interface, or nothing at all), whatever is in it ("any"), or
-text ("string").  Errors are Go's words; the evaluator says where.
+The kind of a parameter says how its argument arrives: "value" as it is (possibly an Interface or None), "any"
+unwrapped, "string" checked to be text.  Error texts are Go's; the evaluator adds the position.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from .values import Interface, Slice, Struct, element, is_nil, is_true, type_nam
 
 
 class Failed(Exception):
-    """What a function says against its arguments."""
+    """An error that a function reports about its arguments."""
 
 
 @dataclass(frozen=True)
 class GoFunction:
-    """takes     the parameters' kinds; the last one is of any number of them where `variadic`
-    call      gets all arguments as one list; `sized` also a function that is told how much text will be made
+    """A function that a template may call.
+
+    takes     the kinds of its parameters; if `variadic`, the last one may repeat
+    call      receives all arguments as one list; if `sized`, also a callback for the length of its output
     """
 
     takes: tuple[str, ...]
@@ -36,7 +38,7 @@ class GoFunction:
 
 
 def _kind(value: Any) -> str:
-    """bool, int, float, complex, string, uint; "" for what has no order."""
+    """Classify as bool, int, float, complex, string or uint; "" for values that cannot be ordered."""
     name = "" if value is None else type_name(value)
     kinds = {"bool": "bool", "int": "int", "uint8": "uint", "float64": "float", "complex128": "complex"}
     return "string" if isinstance(value, str) else kinds.get(name, "")
@@ -47,7 +49,7 @@ def _differ(a: Any, b: Any) -> Failed:
 
 
 def _eq(args: Sequence[Any]) -> bool:
-    """Whether the first equals any of the others."""
+    """Return whether the first argument equals any of the others."""
     first, *others = map(unwrapped, args)
     if not others:
         raise Failed("missing argument for comparison")
@@ -110,7 +112,7 @@ def _position(index: Any, size: int) -> int:
 
 
 def _index(args: Sequence[Any]) -> Any:
-    """index x 1 "a" is x[1]["a"]."""
+    """Return x[1]["a"] for `index x 1 "a"`."""
     item, *indices = args
     item = unwrapped(item)
     if item is None:
@@ -139,12 +141,12 @@ def _index(args: Sequence[Any]) -> Any:
 
 
 def _bytes(item: Any) -> Any:
-    """What an index counts: the bytes of a text, the elements of a list."""
+    """Return the sequence that an index counts: the bytes of a string, the elements of a list."""
     return item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item
 
 
 def _slice(args: Sequence[Any]) -> Any:
-    """slice x 1 2 is x[1:2]."""
+    """Return x[1:2] for `slice x 1 2`."""
     item, *indices = args
     item = unwrapped(item)
     if item is None:
@@ -183,7 +185,7 @@ _JS = {"\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&"
 
 
 def _printed(args: Sequence[Any]) -> str:
-    """What html, js and urlquery start from: nothing at all prints as it does in an action."""
+    """Print the arguments of html, js and urlquery; a missing value prints as in an action."""
     return sprint(["<no value>" if arg is None else arg for arg in args])
 
 
@@ -206,7 +208,7 @@ def _urlquery(args: Sequence[Any]) -> str:
 
 
 def _call(args: Sequence[Any]) -> Any:
-    """No value in a template is a function."""
+    """Raise Failed: no value in a template is a function."""
     name, function = args[0], unwrapped(args[1])
     if function is None:
         raise Failed("call of nil")
@@ -221,13 +223,13 @@ def _date(days_ago: int) -> str:
 
 
 def _typescript(args: Sequence[Any]) -> str:
-    """The type of a tool's parameter in TypeScript."""
+    """Return the TypeScript type of a tool's parameter."""
     methods = args[0].methods if isinstance(args[0], Struct) else {}
     return methods["ToTypeScriptType"]() if "ToTypeScriptType" in methods else "any"
 
 
 FUNCTIONS: dict[str, GoFunction] = {
-    "and": GoFunction(("value", "value"), lambda args: None, variadic=True),  # the evaluator stops at the first false
+    "and": GoFunction(("value", "value"), lambda args: None, variadic=True),  # `and`, `or`: done by the evaluator
     "or": GoFunction(("value", "value"), lambda args: None, variadic=True),
     "not": GoFunction(("value",), lambda args: not is_true(args[0])),
     "eq": GoFunction(("value", "value"), _eq, variadic=True),

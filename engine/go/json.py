@@ -1,7 +1,7 @@
-"""JSON as Go's encoding/json reads and writes it, so that clients see the texts they know.
+"""JSON as Go's encoding/json reads and writes it, so that clients see the error texts they know.
 
-Reading is Python's parser; where that one refuses, `syntax_error` walks the bytes as Go's scanner does (encoding/json,
-scanner.go) and says it in Go's words.  Writing is orjson, with Go's escapes for HTML.
+Reading uses Python's parser.  If that refuses the text, `syntax_error` scans the bytes as Go's scanner.go does and
+returns Go's message.  Writing uses orjson and adds Go's escapes for HTML.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ MAX_DEPTH = 10_000  # scanner.go maxNestingDepth
 
 
 class DecodeError(Exception):
-    """The body is not what the route takes: the text is the whole answer, with status 400."""
+    """A request body that cannot be decoded; the text is the whole answer, with status 400."""
 
 
 class BodyTooLarge(DecodeError):
-    """More than a request may be."""
+    """A request body above the size limit."""
 
 
 class NoBody(DecodeError):
-    """There is nothing in the body but blanks."""
+    """A request body that is empty or all white space."""
 
 
 def loads(body: bytes) -> Any:
-    """The first JSON value in `body`; what follows it is ignored, bytes that are not UTF-8 become U+FFFD one by one.
+    """Decode the first JSON value in `body`; later text is ignored, and each byte that is not UTF-8 becomes U+FFFD.
 
     Raises: DecodeError with Go's text.
     """
@@ -48,14 +48,14 @@ def loads(body: bytes) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)  # NaN and Infinity, which Python would take
+    raise ValueError(name)  # NaN and Infinity, which Python would accept
 
 
 _decoder = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _whole(value: Any) -> Any:
-    r"""`value` with halves of surrogate pairs, which "\ud800" makes, as U+FFFD."""
+    r"""Replace lone surrogates, which "\ud800" decodes to, with U+FFFD in all strings of `value`."""
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, list):
@@ -66,12 +66,12 @@ def _whole(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """Go's word for what a JSON value is."""
+    """Return Go's word for the type of a JSON value."""
     words = {bool: "bool", int: "number", float: "number", str: "string", list: "array", dict: "object"}
     return words[type(value)] if value is not None else "null"
 
 
-# --- what Go says about text that is not JSON ---
+# --- Go's error messages for invalid JSON ---
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
@@ -79,11 +79,11 @@ _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)?(?:(?<=[0-9])\.[0-9]*+)?(?:(?<=[0-9
 
 
 class _Stop(Exception):
-    """Where and why the scanner stopped."""
+    """The position and reason at which the scanner stopped."""
 
 
 def syntax_error(body: bytes) -> str | None:
-    """Go's words for the first thing in `body` that cannot be JSON, or None if its first value can be."""
+    """Return Go's message for the first syntax error in `body`, or None if its first value is valid."""
     try:
         _walk(body)
     except _Stop as stop:
@@ -92,7 +92,7 @@ def syntax_error(body: bytes) -> str | None:
 
 
 def _walk(body: bytes) -> None:
-    """One value, without recursion: `closing` holds the brackets that are open."""
+    """Scan one value without recursion; `closing` is the stack of closing brackets that are still expected."""
     closing: list[bytes] = []
     at, want = 0, "value"  # value, value or ], key, key or }, after value
     while True:
@@ -138,7 +138,7 @@ def _bad(body: bytes, at: int, where: str) -> _Stop:
 
 
 def _scalar(body: bytes, at: int) -> int:
-    """The end of the string, number or literal that begins at `at`."""
+    """Return the end of the string, number or literal that begins at `at`."""
     c = body[at : at + 1]
     if c == b'"':
         return _string(body, at)
@@ -185,9 +185,9 @@ _UNSAFE = re.compile(b"|".join(_ESCAPED))
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON in the order of the keys, `<`, `>` and `&` escaped.  Text that is no UTF-8 is written as U+FFFD."""
+    """Write compact JSON in the order of the keys, `<`, `>` and `&` escaped.  Lone surrogates become U+FFFD."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:  # half a surrogate pair: bytes of a file that were no UTF-8
+    except TypeError:  # a lone surrogate, from bytes of a file that are not UTF-8
         text = orjson.dumps(_whole(value), option=orjson.OPT_SERIALIZE_NUMPY)
     return _UNSAFE.sub(lambda m: _ESCAPED[m[0]], text)

@@ -1,9 +1,9 @@
-"""The words of a Go template, as text/template/parse cuts them.
+"""Lexer for Go templates, as in text/template/parse.
 
     Hi {{- .Name | printf "%q" }}    text "Hi", {{, .Name, space, |, space, printf, space, "%q", }}
 
-A dash with a blank inside the braces takes the white space outside them away.  Blanks inside are words too, because
-`.A.B` is a field of a field where `.A .B` are two operands.
+A dash beside a blank inside the braces trims the white space outside them.  Blanks inside an action are tokens too,
+because `.A.B` is a field of a field, but `.A .B` are two operands.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ KEYWORDS = frozenset("block break continue define else end if nil range template
 
 @dataclass(frozen=True, slots=True)
 class Lexeme:
-    """kind   text {{ }} space | ( ) := = variable field identifier bool char number complex string raw error EOF, or a
-           keyword; "character" is any other
-    value  the word itself, or what is wrong about it
+    """A token.
+
+    kind   text {{ }} space | ( ) := = variable field identifier bool char number complex string raw error EOF, or a
+           keyword; any other character is "character"
+    value  the token's text, or the error message
     start  offset in the template
     """
 
@@ -40,11 +42,11 @@ class Lexeme:
 
 
 class _Bad(Exception):
-    """What cannot be a word, and the offset where the word began."""
+    """An error message, and the offset of the token that caused it."""
 
 
 def tokens(text: str) -> Iterator[Lexeme]:
-    """The words of `text`; the last one is EOF or an error."""
+    """Split `text` into tokens; the last one is EOF or an error."""
     at = 0
     while (opening := text.find("{{", at)) >= 0:
         trims = _trims_left(text, opening + 2)
@@ -67,7 +69,7 @@ def tokens(text: str) -> Iterator[Lexeme]:
 
 
 def _action(text: str, at: int) -> Generator[Lexeme, None, int]:
-    """What stands between the braces, and the closing ones; returns where the text goes on."""
+    """Yield the tokens of an action including its closing braces; return the offset after it."""
     depth = 0
     while True:
         closing = _closing(text, at)
@@ -86,7 +88,7 @@ def _action(text: str, at: int) -> Generator[Lexeme, None, int]:
 
 
 def _word(text: str, at: int) -> Lexeme:
-    """The word at `at`, which is inside an action and not at its end."""
+    """Return the token at `at`, which is inside an action and not at its end."""
     c = text[at : at + 1]
     if not c:
         raise _Bad("unclosed action", at)
@@ -136,7 +138,7 @@ _NUMBER = re.compile(rf"[+-]?(?:{_HEXADECIMAL}|0[oO][0-7_]*(?:\.[0-7_]*)?|0[bB][
 
 
 def _number(text: str, at: int) -> Lexeme:
-    """Anything that looks like a number; whether it is one, the parser says."""
+    """Return a token that looks like a number; the parser checks that it is valid."""
     end = _NUMBER.match(text, at).end()  # type: ignore[union-attr]
     kind = "number"
     if not _is_alphanumeric(text[end : end + 1]) and text[end : end + 1] in ("+", "-"):  # 1+2i
@@ -164,7 +166,7 @@ def _trims_left(text: str, at: int) -> bool:
 
 
 def _closing(text: str, at: int) -> int:
-    """The length of what ends an action at `at`: 2 for `}}`, 4 for ` -}}`, else 0."""
+    """Return the length of the delimiter that ends an action at `at`: 2 for `}}`, 4 for ` -}}`, else 0."""
     if text.startswith("}}", at):
         return 2
     return 4 if text.startswith("-}}", at + 1) and text[at] in BLANKS else 0

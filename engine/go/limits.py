@@ -1,12 +1,12 @@
-"""What a chat template may take: it comes with a model file, and a model file may come from anywhere.
+"""Limits on the work of a chat template, which comes with a model file and so from an untrusted source.
 
-jinja2's sandbox keeps a template from the machine, not from its memory, `{{ 'x' * 10**10 }}`, nor from its time, two
-nested loops.  So a rendering has a budget: every operation that makes text or a list says how much it will make
-*before* it does, and a clock is looked at wherever the template loops, calls, filters or writes.
+jinja2's sandbox keeps a template away from the machine, but not from its memory (`{{ 'x' * 10**10 }}`) or its time (two
+nested loops).  So a rendering has a budget.  Every operation that makes text or a list is charged for the result
+*before* it makes it.  The clock is checked wherever the template loops, calls, filters or writes.
 
-Memory  a character counts 1, a place in a list 8
+Memory  a character costs 1, an element of a list 8
 Time    processor time of the rendering thread, so that a busy machine refuses nothing that an idle one allows
-Both grow with the conversation, so that a long one is not refused.
+Both grow with the conversation, so that a long conversation is not refused.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 
 MAX_TEXT = 1 << 16  # characters of a template; the longest of 42 published ones has 16,714
 MAX_TOKENS = 20_000
-MAX_NODES = 4_000  # of its syntax tree; compiling takes 0.1 ms for each, the largest published one has 1,286
-BASE_CHARS = 2_000_000  # that a rendering may make of an empty conversation
-CHARS_PER_CHAR = 128  # and how many more for each character that it is given
+MAX_NODES = 4_000  # of the syntax tree; compiling takes 0.1 ms for each, the largest published one has 1,286
+BASE_CHARS = 2_000_000  # allowed for an empty conversation
+CHARS_PER_CHAR = 128  # allowed in addition for each character of the conversation
 BASE_SECONDS = 0.5
 SECONDS_PER_CHAR = 1e-5
-MAX_BITS = 4096  # of a whole number
-PLACE = 8
+MAX_BITS = 4096  # of an integer
+CHARS_PER_ELEMENT = 8
 
 _WIDE = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{5,}|\*)")
 
 
 class Exceeded(Exception):
-    """The template wants more than its budget."""
+    """The template exceeds its budget."""
 
 
 class Budget:
-    """What is left to one rendering of `given`, the values that the template sees."""
+    """The remaining budget of one rendering; `given` are the values that the template sees."""
 
     def __init__(self, given: Any):
         self.left = 1 << 40
@@ -53,7 +53,7 @@ class Budget:
             raise Exceeded("the template makes far more text than the conversation has")
 
     def weight(self, value: Any) -> int:
-        """Characters that printing `value` takes, about; of a value that holds another many times, each time."""
+        """Estimate how many characters `value` prints as; a value that occurs several times counts each time."""
         total, stack = 0, [value]
         while stack:
             match item := stack.pop():
@@ -77,17 +77,17 @@ class Budget:
         return total
 
     def charge_for(self, made: Any) -> Any:
-        """`made`, paid for: it is there already, so it must be small or paid in part before."""
+        """Charge for `made` and return it; it exists already, so it must be small or partly paid for."""
         if isinstance(made, str | bytes):
             self.charge(len(made))
         elif isinstance(made, list | tuple | set | dict):
-            self.charge(PLACE * len(made))
+            self.charge(CHARS_PER_ELEMENT * len(made))
         return made
 
     # before an operator, a method, a filter
 
     def operator(self, operator: str, left: Any, right: Any) -> None:
-        """Pays for one of + * ** %."""
+        """Charge for one of + * ** % before it is applied."""
         if operator == "+":
             self.charge(_size(left) + _size(right))
         elif operator == "*" and isinstance(left, int) and isinstance(right, int):
@@ -105,7 +105,7 @@ class Budget:
         self.charge(len(form) + self.weight(values))
 
     def method(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments for a built-in method of text or a number, which its result was paid for."""
+        """Charge for a built-in method of a string or number; return its arguments."""
         if isinstance(owner, int | float):
             self.charge(sum(_count(arg) for arg in args))  # int.to_bytes
         if not isinstance(owner, str | bytes) or name.startswith(("is", "find", "rfind", "index", "rindex", "count")):
@@ -122,29 +122,29 @@ class Budget:
             case "expandtabs", (width, *_):
                 self.charge(len(owner) * max(_count(width), 1))
             case "translate", _:
-                raise Exceeded("a template has no use for translate()")
+                raise Exceeded("translate() is not allowed in a template")
             case (("split" | "rsplit"), (separator, *_)) if isinstance(separator, str) and separator:
-                self.charge(len(owner) + PLACE * owner.count(separator))  # type: ignore[arg-type]
+                self.charge(len(owner) + CHARS_PER_ELEMENT * owner.count(separator))  # type: ignore[arg-type]
             case (("split" | "rsplit" | "splitlines"), _):
-                self.charge(PLACE // 2 * len(owner))
+                self.charge(CHARS_PER_ELEMENT // 2 * len(owner))
             case _:
                 self.charge(len(owner) + sum(_count(arg) for arg in args))  # ljust, center, zfill
         return args
 
     def filter(self, name: str, args: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The arguments for the filter `name`, the filtered value first, which its result was paid for."""
+        """Charge for the filter `name` and return its arguments, of which the first is the filtered value."""
         check = FILTERS.get(name)
         if check:
             return check(self, args, more) or args
         if args and isinstance(args[0], str):
-            self.charge(len(args[0]) * (PLACE if name in LISTING else 1))
+            self.charge(len(args[0]) * (CHARS_PER_ELEMENT if name in LISTING else 1))
         elif name in LISTING and isinstance(args[0], Sized):
-            self.charge(PLACE * len(args[0]))
+            self.charge(CHARS_PER_ELEMENT * len(args[0]))
         return args
 
     def _bits(self, n: int) -> None:
         if n > MAX_BITS:
-            raise Exceeded(f"a whole number of more than {MAX_BITS} bits")
+            raise Exceeded(f"an integer of more than {MAX_BITS} bits")
 
 
 LISTING = (
@@ -154,13 +154,13 @@ LISTING = (
     "groupby",
     "dictsort",
     "reverse",
-)  # filters that go through the characters of a text
+)  # filters that iterate over the characters of a string
 
 
 def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
-    return PLACE * len(value) if isinstance(value, list | tuple) else 0
+    return CHARS_PER_ELEMENT * len(value) if isinstance(value, list | tuple) else 0
 
 
 def _count(value: Any) -> int:
@@ -172,7 +172,7 @@ def _text(args: tuple[Any, ...]) -> str:
 
 
 def _argument(args: tuple[Any, ...], more: Mapping[str, Any], place: int, name: str, default: Any = 0) -> Any:
-    """An argument of a filter, given by place (the filtered value is 0) or by name."""
+    """Return an argument of a filter, given by position (the filtered value is 0) or by name."""
     return args[place] if len(args) > place else more.get(name, default)
 
 
@@ -185,7 +185,7 @@ def _compared(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) ->
 
 
 def _short(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
-    """Filters whose time grows with the square of the text."""
+    """Limit the input of filters that take quadratic time."""
     if budget.weight([*args, *more.values()]) > 20_000:
         raise Exceeded("a filter's text is longer than 20000 characters")
 
@@ -224,7 +224,7 @@ def _indent(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> N
 
 
 def _sum(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Adding lists one by one copies what is there each time."""
+    """Limit sums of lists: adding them one by one copies the sum each time."""
     parts = list(args[0])
     if len(parts) > 1000 and not isinstance(_argument(args, more, 2, "start"), int | float):
         raise Exceeded("a sum of more than 1000 lists")

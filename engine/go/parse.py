@@ -1,12 +1,12 @@
-"""From a Go template's words to its tree.
+"""Parser for Go templates: tokens to a syntax tree.
 
     {{ range .Messages }}{{ .Role }}: {{ .Content | printf "%q" }}{{ end }}
 
     Range(Pipe([Command([Field(Messages)])]),
           List([Action(Pipe([Command([Field(Role)])])), Text(": "), Action(Pipe([Command(...), Command(...)]))]))
 
-Every node prints as Go prints it, because errors quote it.  What is refused, and in which words, is that of
-text/template/parse, Go 1.26; only the limits are our own.
+Nodes print as in Go, because error messages quote them.  Syntax errors and their texts are those of
+text/template/parse, Go 1.26; only the limits are numllama's own.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .lex import Lexeme, tokens
 from .text import WHITE_SPACE, quote, unquote
 
 MAX_TEXT = 1 << 16  # characters; the longest published one has 12,000
-MAX_DEPTH = 1000  # of blocks and parentheses in one another
+MAX_DEPTH = 1000  # of nested blocks and parentheses
 
 
 @dataclass(frozen=True, slots=True)
 class TextNode:
-    """What stands outside the braces."""
+    """Text outside the braces."""
 
     start: int
     text: str
@@ -39,7 +39,7 @@ class TextNode:
 
 @dataclass(frozen=True, slots=True)
 class DotNode:
-    """The dot alone."""
+    """The dot by itself."""
 
     start: int
 
@@ -49,7 +49,7 @@ class DotNode:
 
 @dataclass(frozen=True, slots=True)
 class NilNode:
-    """The word nil."""
+    """The keyword nil."""
 
     start: int
 
@@ -59,9 +59,9 @@ class NilNode:
 
 @dataclass(frozen=True, slots=True)
 class ConstantNode:
-    """A literal, of a type that only the use of it decides in Go: bool, int, float, complex, str.
+    """A literal: bool, int, float, complex or str.  As in Go, it is untyped until it is used.
 
-    value  None for a whole number that no int can hold
+    value  None for an integer that does not fit an int
     """
 
     start: int
@@ -74,7 +74,7 @@ class ConstantNode:
 
 @dataclass(frozen=True, slots=True)
 class FieldNode:
-    """.A.B, of the dot."""
+    """A chain of fields of the dot, .A.B"""
 
     start: int
     names: tuple[str, ...]
@@ -85,7 +85,7 @@ class FieldNode:
 
 @dataclass(frozen=True, slots=True)
 class VariableNode:
-    """$x.A; names[0] is "$x"."""
+    """A variable and its fields, $x.A; names[0] is "$x" """
 
     start: int
     names: tuple[str, ...]
@@ -96,7 +96,7 @@ class VariableNode:
 
 @dataclass(frozen=True, slots=True)
 class ChainNode:
-    """(pipeline).A, of whatever is in front."""
+    """Fields of another operand, (pipeline).A"""
 
     start: int
     of: Operand
@@ -108,7 +108,7 @@ class ChainNode:
 
 @dataclass(frozen=True, slots=True)
 class FunctionNode:
-    """A function's name."""
+    """The name of a function."""
 
     start: int
     name: str
@@ -130,9 +130,9 @@ class CommandNode:
 
 @dataclass(frozen=True, slots=True)
 class PipeNode:
-    """$i, $x := a | b | c.
+    """A pipeline, $i, $x := a | b | c
 
-    assigns  the variables exist already: `=`, not `:=`
+    assigns  `=` instead of `:=`: the variables exist already
     """
 
     start: int
@@ -153,7 +153,7 @@ class ListNode:
 
 @dataclass(frozen=True, slots=True)
 class ActionNode:
-    """{{ pipeline }}: what it gives is written, unless it declares."""
+    """An action {{ pipeline }}; its value is written unless it declares variables."""
 
     start: int
     pipe: PipeNode
@@ -164,7 +164,7 @@ class ActionNode:
 
 @dataclass(frozen=True, slots=True)
 class BranchNode:
-    """if, with, range.  An `else if` is a branch alone in `otherwise`."""
+    """An if, with or range.  An `else if` is the only node of `otherwise`."""
 
     start: int
     pipe: PipeNode
@@ -186,7 +186,7 @@ class RangeNode(BranchNode):
 
 @dataclass(frozen=True, slots=True)
 class LeaveNode:
-    """break or continue."""
+    """A break or continue."""
 
     start: int
     word: str
@@ -194,7 +194,7 @@ class LeaveNode:
 
 @dataclass(frozen=True, slots=True)
 class CallNode:
-    """{{ template "name" pipeline }}."""
+    """A call of another template, {{ template "name" pipeline }}"""
 
     start: int
     name: str
@@ -204,14 +204,14 @@ class CallNode:
         return [f"{{{{template {quote(self.name)}", *([" ", self.pipe] if self.pipe else []), "}}"]
 
 
-Parts = list[Any]  # of a node in print: texts, and nodes to be printed in their place
+Parts = list[Any]  # of a printed node: strings, and nodes that print in their place
 Operand = DotNode | NilNode | ConstantNode | FieldNode | VariableNode | ChainNode | FunctionNode | PipeNode
 Node = TextNode | ActionNode | BranchNode | LeaveNode | CallNode
 KINDS: dict[str, type[BranchNode]] = {"if": IfNode, "with": WithNode, "range": RangeNode}
 
 
 def node_text(node: Any) -> str:
-    """`node` in print: blanks are Go's, literals are as written."""
+    """Print `node` as Go does: normalized spacing, literals as written."""
     done, parts = list[str](), [node]
     while parts:
         part = parts.pop()
@@ -230,10 +230,9 @@ Steps = Generator[Any, Any, Any]
 
 
 def run_steps(steps: Steps) -> Any:
-    """What `steps` returns, where a `yield` of other steps is a call of them.
+    """Run `steps` and return their result; a `yield` of other steps is a call of them.
 
-    The calls that wait are a list here, not frames on Python's stack: a template may be nested, or call itself, as deep
-    as we allow.
+    The call stack is a list here instead of Python's own, so that templates may nest and recurse up to our own limits.
     """
     waiting, value = [steps], None
     while waiting:
@@ -249,7 +248,7 @@ def run_steps(steps: Steps) -> Any:
 
 
 def parse_template(text: str, functions: Collection[str]) -> dict[str, ListNode]:
-    """The trees of `text`, by name: "" is its own, the others are made by `define` and `block`.
+    """Parse `text` into trees by name: "" is the template itself, the others come from `define` and `block`.
 
     Raises: BadTemplate
     """
@@ -262,11 +261,11 @@ def parse_template(text: str, functions: Collection[str]) -> dict[str, ListNode]
 
 @dataclass(eq=False)
 class _Parser:
-    """Recursive descent over the words, some of which may have been put back.
+    """Recursive descent parser with unlimited lookahead.
 
-    variables  declared so far and in sight
-    n_loops    `range`s around, which `break` may leave
-    started    the braces that opened the newest action, as long as no other ended since
+    variables  the variables in scope
+    n_loops    number of enclosing `range`s, which `break` may leave
+    started    the opening braces of the newest action, until another action ends
     """
 
     text: str
@@ -279,7 +278,7 @@ class _Parser:
 
     def __post_init__(self) -> None:
         self.words: Iterator[Lexeme] = tokens(self.text)
-        self.ahead: list[Lexeme] = []  # put back, the next one last
+        self.ahead: list[Lexeme] = []  # tokens put back; the next one is last
         self.last = Lexeme("EOF", "EOF", 0)
 
     # --- words ---
@@ -289,7 +288,7 @@ class _Parser:
         return self.last
 
     def next_word(self) -> Lexeme:
-        """The next one that is no blank."""
+        """Return the next token that is not a blank."""
         while (token := self.next()).kind == "space":
             pass
         return token
@@ -337,7 +336,7 @@ class _Parser:
         self._add("", ListNode(tuple(nodes)))
 
     def _list(self) -> Steps:
-        """Nodes up to the `end` or `else` that closes them, and that word."""
+        """Parse nodes up to the `end` or `else` that closes them; return them and that token."""
         nodes: list[Node] = []
         while self.peek().kind != "EOF":
             node = yield from self._node()
@@ -347,7 +346,7 @@ class _Parser:
         raise self.error("unexpected EOF")
 
     def _node(self) -> Steps:
-        """A node, or the word `end` or `else` that stands in its place."""
+        """Parse a node; return the token instead if it is `end` or `else`."""
         token = self.next_word()
         if token.kind == "text":
             return TextNode(token.start, token.value)
@@ -367,7 +366,7 @@ class _Parser:
                 self.expect_end("end")
                 return word
             case "else":
-                if self.peek().kind not in ("if", "with"):  # `else if` goes on like a new action
+                if self.peek().kind not in ("if", "with"):  # `else if` is parsed as a new action
                     self.expect_end("else")
                 return word
             case "break" | "continue":
@@ -414,7 +413,7 @@ class _Parser:
         yield from self._named(name, "define clause")
 
     def _named(self, name: str, where: str) -> Steps:
-        """The body of a template of its own: it sees no variable and no loop from around."""
+        """Parse the body of a named template, which sees no outer variable and no outer loop."""
         around = self.variables, self.n_loops
         self.variables, self.n_loops = ["$"], 0
         with self._deeper():
@@ -431,7 +430,7 @@ class _Parser:
             raise self.error(f"template: multiple definition of template {quote(name)}")
 
     def _name(self, where: str) -> tuple[int, str]:
-        """Where a template's name stands, and the name."""
+        """Parse a template's name; return its offset and the name."""
         token = self.next_word()
         if token.kind not in ("string", "raw"):
             raise self.unexpected(token, where)
@@ -456,7 +455,7 @@ class _Parser:
         return PipeNode(start, tuple(commands), tuple(variables), assigns)
 
     def _declared(self, where: str) -> tuple[list[VariableNode], bool]:
-        """The variables before := or =, if there are any."""
+        """Parse the variables before := or =, if any."""
         variables: list[VariableNode] = []
         while (token := self.next_word()).kind == "variable":
             after = self.next()
@@ -493,7 +492,7 @@ class _Parser:
         return CommandNode(start, tuple(args))
 
     def _operand(self) -> Steps:
-        """An operand, or None where none begins."""
+        """Parse an operand; return None if none begins here."""
         term = yield from self._term()
         if term is None or self.peek(blanks=True).kind != "field":
             return term
@@ -561,7 +560,7 @@ def _ending(token: Lexeme) -> str:
 
 
 def _is_blank(tree: ListNode | None) -> bool:
-    """Whether nothing but white space is in it: then another of its name may take its place."""
+    """Return whether a template is empty or white space, in which case another definition may replace it."""
     return tree is None or all(isinstance(node, TextNode) and not node.text.strip(WHITE_SPACE) for node in tree.nodes)
 
 
@@ -576,7 +575,7 @@ _WHOLE = re.compile(
 
 
 def _number(token: Lexeme) -> int | float | complex | None:
-    """What a number is worth, by the rules of strconv.  Raises: ValueError with Go's words"""
+    """Return the value of a numeric literal, by the rules of strconv.  Raises: ValueError with Go's text"""
     text = token.value
     if token.kind == "char":
         rune = unquote(text)

@@ -27,7 +27,7 @@ _ESCAPED = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}
 
 
 def quote(text: str, mark: str = '"', ascii_only: bool = False) -> str:
-    """`text` as a Go literal; a byte that is no UTF-8 (a lone surrogate here) as \\xNN."""
+    """Write `text` as a Go literal; a lone surrogate, which is a byte that is not UTF-8, becomes \\xNN."""
     return mark + "".join(_quoted(c, mark, ascii_only) for c in text) + mark
 
 
@@ -45,7 +45,7 @@ def _quoted(c: str, mark: str, ascii_only: bool) -> str:
 
 
 def unquote(literal: str) -> str:
-    """The text that a literal in quotes means.  Raises: ValueError with Go's words"""
+    """Return the text of a quoted literal.  Raises: ValueError with Go's text"""
     if literal[0] == "`":
         return literal[1:-1].replace("\r", "")
     other = {'"': "'", "'": '"'}[literal[0]]
@@ -71,5 +71,5 @@ def unquote(literal: str) -> str:
 
 
 def code_point(c: str) -> str:
-    """U+2764 '❤'."""
+    """Format a character as Go names it in errors: U+2764 '❤'"""
     return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")

@@ -1,13 +1,13 @@
-"""What a Go template sees: Go's types, told by Python's.
+"""Go's types in a template, represented by Python's.
 
-    bool int float complex str   themselves; a string's bytes that are no UTF-8 are lone surrogates
-    list dict                    what JSON holds: []interface {} and map[string]interface {}
-    Slice Map Struct             the same, and structs, with a type's name of their own
-    Interface(x)                 x in an interface: an element of a list or map, before it is looked into
-    None                         no value at all: what looking into an empty interface gives
+    bool int float complex str   themselves; bytes of a string that are not UTF-8 are lone surrogates
+    list dict                    JSON's types: []interface {} and map[string]interface {}
+    Slice Map Struct             the same, and structs, with a named Go type
+    Interface(x)                 x in an interface: an element of a list or map before it is unwrapped
+    None                         no value: the content of an empty interface
 
-Interface matters to errors only: `.a.b` of a text is "can't evaluate field b in type interface {}", `$x.b` of the same
-text is "... in type string", because a variable holds what was in the interface.
+Interface matters only to errors: `.a.b` of a string is "can't evaluate field b in type interface {}", but `$x.b` of the
+same string is "... in type string", because a variable holds the unwrapped value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What an interface holds; None: nothing, a nil interface."""
+    """The value in an interface; None for a nil interface."""
 
     value: Any
 
@@ -31,8 +31,8 @@ class uint8(int):
 class Slice(list):
     """A slice of a named type.
 
-    is_nil    as JSON it is null
-    as_text   its method String
+    is_nil    it is null as JSON
+    as_text   its String method
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Slice(list):
 
 
 class Map(dict):
-    """A map of a named type; `as_text` is its method String."""
+    """A map of a named type; `as_text` is its String method."""
 
     def __init__(self, items: Mapping[str, Any], go_type: str, as_text: Callable[[Any], str] | None = None):
         super().__init__(items)
@@ -55,8 +55,8 @@ class Struct:
     """A struct, or a pointer to one.
 
     fields      in Go's order, which printing keeps
-    json_names  field -> key; a key that ends in "?" is left out where the field is empty.  None: the fields' own names
-    as_text     its method String
+    json_names  field -> key; a key that ends in "?" is omitted if the field is empty.  None: the fields' own names
+    as_text     its String method
     """
 
     go_type: str
@@ -66,20 +66,20 @@ class Struct:
     methods: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
     def for_json(self) -> dict[str, Any]:
-        """Its keys and values, in order."""
+        """Return its JSON keys and values, in order."""
         if self.json_names is None:
             return dict(self.fields)
-        told = {}
+        shown = {}
         for name, key in self.json_names.items():
             value = self.fields[name]
             is_empty = value is None or (isinstance(value, str | list | dict) and not value)
             if not (key.endswith("?") and is_empty):
-                told[key.removesuffix("?")] = value
-        return told
+                shown[key.removesuffix("?")] = value
+        return shown
 
 
 def type_name(value: Any) -> str:
-    """The Go type of a value that is one."""
+    """Return the name of the Go type of `value`."""
     match value:
         case Interface():
             return "interface {}"
@@ -107,30 +107,30 @@ def type_name(value: Any) -> str:
 
 
 def unwrapped(value: Any) -> Any:
-    """What is in the interface, if `value` is one."""
+    """Return the value inside an Interface, or `value` itself."""
     return value.value if isinstance(value, Interface) else value
 
 
 def is_nil(value: Any) -> bool:
-    """Whether `value` is nothing, or a pointer or slice to nothing."""
+    """Return whether `value` is missing, a nil pointer or a nil slice."""
     value = unwrapped(value)
     return value is None or (isinstance(value, Slice) and value.is_nil)
 
 
 def is_true(value: Any) -> bool:
-    """What `if` makes of a value: false, 0, nil and what is empty are false."""
+    """Return whether `if` takes the branch: false, 0, nil and empty values do not."""
     value = unwrapped(value)
     return True if isinstance(value, Struct) else bool(value)
 
 
 def element(container: Any, key: Any) -> Any:
-    """An element of a list or a map, in an interface unless the container's type says better.  Raises: LookupError"""
+    """Return an element of a list or map, in an Interface unless its type is known.  Raises: LookupError"""
     value = container[key]
     return value if isinstance(container, Slice) or isinstance(value, Struct) else Interface(value)
 
 
 def go_value(value: Any) -> Any:
-    """`value` as Go reads JSON into `any`: every number a float64."""
+    """Convert `value` to Go's representation of decoded JSON, in which every number is a float64."""
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, dict):

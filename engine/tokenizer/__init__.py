@@ -2,10 +2,10 @@
 
 Hello <|eot_id|>
   vocab.py       the pieces, and which are special           fragments: "Hello ", 128009
-  spm.py bpe.py  each stretch of plain text to ids           9906, 220
-  wordpiece.py   the same for BERT and its kin, whose [CLS] and [SEP] stand around a text
-  explain.py     the same, so that it can be read
-  detokenize.py  ids to text while they stream
+  spm.py bpe.py  each fragment of plain text to ids          9906, 220
+  wordpiece.py   the same for BERT models, which put [CLS] and [SEP] around a text
+  explain.py     the same in plain Python, with every step
+  detokenize.py  ids to text during streaming
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in the key-values of a GGUF.  Takes 0.5 s for 128k pieces, most of it in `tokenizers`.
+    """Build the tokenizer from the key-values of a GGUF.  Takes 0.5 s for 128k pieces, most of it in `tokenizers`.
 
     Raises: ModelError, UnsupportedArchitecture: see Vocab.from_gguf.
     """
@@ -41,10 +41,10 @@ def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
 
 
 class Tokenizer:
-    """A vocabulary and the function that takes plain text to its ids.  Immutable, safe to share between threads."""
+    """A vocabulary and the function that encodes plain text with it.  Immutable, safe to share between threads."""
 
     def __init__(self, vocab: Vocab, encode_plain: Callable[[str], list[int]] | None = None):
-        """`encode_plain`: text without special tokens -> ids; without it, explain.py's."""
+        """Use `encode_plain` (text without special tokens -> ids), or explain.py's encoder by default."""
         self.vocab = vocab
         self._encode_plain = encode_plain or (lambda text: plain.encode(vocab, text))
         self.eog: frozenset[int] = vocab.eog
@@ -53,19 +53,19 @@ class Tokenizer:
         self.add_bos: bool = vocab.add_bos
         self.add_eos: bool = vocab.add_eos
         self.n_vocab: int = len(vocab.tokens)
-        is_bert = vocab.model == "bert"  # whose [CLS] and [SEP] stand around a text whatever the file says
-        self.first: int | None = self.bos if self.add_bos or is_bert else None  # what `encode` puts before a text
-        self.last: int | None = vocab.roles["sep"] if is_bert else self.eos if self.add_eos else None  # and behind it
+        is_bert = vocab.model == "bert"  # always adds [CLS] and [SEP], whatever the file says
+        self.first: int | None = self.bos if self.add_bos or is_bert else None  # added before a text
+        self.last: int | None = vocab.roles["sep"] if is_bert else self.eos if self.add_eos else None  # and after it
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.vocab.model}: {self.n_vocab} tokens, bos {self.bos}, eos {self.eos}>"
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """The ids of `text`, as llama_tokenize has them.
+        """Encode `text` to ids, as llama_tokenize does.
 
-        add_special     `first` before and `last` after, where the vocabulary wants them
+        add_special     put `first` before and `last` after the text, if the vocabulary requires them
         parse_special   "<|eot_id|>" in the text is that token; otherwise only user-defined tokens are recognized
-        Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE takes each for U+FFFD, SPM for itself.
+        Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE replaces them with U+FFFD, SPM keeps them.
         """
         ids = [self.first] if add_special and self.first is not None else []
         for fragment in self.fragments(text, parse_special):
@@ -80,7 +80,7 @@ class Tokenizer:
         return ids
 
     def explain(self, text: str, parse_special: bool = True) -> list[plain.Word]:
-        """The words of `text` with every merge that made their tokens; a special token is a word without merges."""
+        """Return the words of `text` with the merges behind their tokens; a special token is a word without merges."""
         out = []
         for fragment in self.fragments(text, parse_special):
             if isinstance(fragment, int):
@@ -91,10 +91,10 @@ class Tokenizer:
         return out
 
     def fragments(self, text: str, parse_special: bool = True) -> Iterator[int | str]:
-        """`text` as special tokens and the stretches between, these ready for merging: blanks escaped where pieces are.
+        """Split `text` into special tokens and the plain text between them, with blanks escaped as in the pieces.
 
-        The longest special token is cut out first, wherever it stands.  In SPM a blank is put before the first stretch
-        and before each that follows a special token, if `add_space_prefix`.
+        The longest special token is cut out first, wherever it occurs.  With `add_space_prefix`, SPM puts a blank
+        before the first fragment and before each one that follows a special token.
         """
         vocab = self.vocab
         prefix = SPACE if vocab.add_space_prefix and vocab.model == "llama" else ""
@@ -116,7 +116,7 @@ class Tokenizer:
         return parts
 
     def _cut(self, text: str, id: int) -> Iterator[int | str]:
-        """`text` with the token `id` in place of its piece, without the blanks that this token swallows beside it."""
+        """Split `text` at the piece of token `id`, and drop the blanks that this token absorbs on either side."""
         attr = self.vocab.attr[id]
         first, *rest = text.split(self.vocab.tokens[id])
         stretches = [first, *(part.lstrip(_BLANKS) for part in rest)] if attr & Attr.RSTRIP else [first, *rest]
@@ -129,24 +129,24 @@ class Tokenizer:
                 yield id
 
     def controls(self, texts: Iterable[str]) -> frozenset[int]:
-        """The control tokens that `texts` are made of, some of them or all."""
+        """Return the control tokens that occur in `texts`."""
         ids = (id for text in texts for id in self.encode(text, add_special=False))
         return frozenset(id for id in ids if self.vocab.attr[id] & Attr.CONTROL)
 
     def piece(self, id: int, special: bool = True) -> bytes:
-        """What the token adds to a text, maybe half a character; nothing for control and unknown unless `special`."""
+        """Return the bytes of a token, possibly part of a character; empty for control and unknown unless `special`."""
         return self.vocab.piece(id, special)
 
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
-        """The text of `ids`; with `special`, control tokens too.  Bytes that are not UTF-8 become U+FFFD."""
+        """Decode `ids` to text; with `special`, control tokens too.  Bytes that are not UTF-8 become U+FFFD."""
         return self.detokenize(ids, remove_special=not special, unparse_special=special).decode("utf-8", "replace")
 
     def detokenize(self, ids: Iterable[int], remove_special: bool = False, unparse_special: bool = True) -> bytes:
-        """The bytes of `ids`, as llama_detokenize has them.
+        """Decode `ids` to bytes, as llama_detokenize does.
 
-        remove_special    without the BOS and EOS that `encode` added
-        unparse_special   control tokens are shown
-        The blank that `add_space_prefix` put first is taken away, but not after a BOS so removed (as in llama.cpp).
+        remove_special    omit the BOS and EOS that `encode` added
+        unparse_special   include control tokens
+        The blank that `add_space_prefix` added is removed, except after a BOS that was itself removed, as in llama.cpp.
         """
         ids, vocab = list(ids), self.vocab
         blank = vocab.add_space_prefix
@@ -162,7 +162,7 @@ class Tokenizer:
 
 
 def _clean_spaces(text: bytes) -> bytes:
-    """`text` without the blanks that English does not put: "it 's , so" -> "it's, so".
+    """Remove the blanks that English text does not have: "it 's , so" -> "it's, so".
 
     Source: clean_up_tokenization of Hugging Face's transformers, the part of it that llama_detokenize has.
     """

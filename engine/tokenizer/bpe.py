@@ -1,4 +1,4 @@
-"""BPE on `tokenizers`: byte-level (gpt2) and on UTF-8 with U+2581 for blanks (gemma4)."""
+"""BPE by the library `tokenizers`: byte-level (gpt2), and on UTF-8 with U+2581 for blanks (gemma4)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from ..errors import ModelError
 from .vocab import Vocab, split_merge
 
-# Stands for a byte that the vocabulary lacks, so that nothing merges across it; gives no id, as in llama.cpp.
+# Replaces a byte that the vocabulary lacks, so that nothing merges across it; yields no id, as in llama.cpp.
 _MISSING = "<missing>\uffff"
 
 
 def bpe_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
-    """Text without special tokens -> ids.  Builds in 0.3 s for 128k pieces and 280k merges.
+    """Return an encoder: text without special tokens -> ids.  Takes 0.3 s for 128k pieces and 280k merges.
 
-    Raises: ModelError where a merge names a piece that is not in the vocabulary.
+    Raises: ModelError if a merge names a piece that is not in the vocabulary.
     """
     pre, n_vocab = vocab.pre, len(vocab.tokens)
     pieces = {text: id for text, id in vocab.ids.items() if text.isprintable() or _is_utf8(text)}
@@ -31,7 +31,7 @@ def bpe_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
         )
     except ModelError:
         raise
-    except Exception as error:  # what `tokenizers` raises has no narrower class
+    except Exception as error:  # `tokenizers` raises no narrower class
         message = " ".join(str(error).split()).removeprefix("Error while initializing BPE: ")
         raise ModelError(f"'tokenizer.ggml.merges': {message}") from error
     tokenizer = Tokenizer(model)

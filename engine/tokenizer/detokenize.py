@@ -1,4 +1,4 @@
-"""Ids to text while they stream: never half a character, never what may be the beginning of a stop string."""
+"""Ids to text during streaming: never part of a character, never the beginning of a stop string."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ class Detokenizer:
 
         stop ["STOP"]     push "the ST" -> ""     push "OP and" -> "the "     stopped
 
-    Text is shown token by token.  While its end may be the beginning of a stop string, or half a character, all that
-    has not been shown yet is held back; this is where Ollama cuts its chunks.  Where a token completes several stop
-    strings, the text is cut before the first.  Bytes that can't become UTF-8 are U+FFFD, one for each longest beginning
-    of a character (so Python, and Ollama's engine).
+    While the end of the text may be the beginning of a stop string or part of a character, all text since the last push
+    that returned something is held back; Ollama cuts its chunks in the same places.  If a token completes several stop
+    strings, the text is cut before the first.  Invalid UTF-8 becomes U+FFFD, one for each longest valid prefix of a
+    character (as in Python and Ollama's engine).
     """
 
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), special: bool = False, shown: Collection[int] = ()
     ):
-        """`special`: control tokens are shown, else only those in `shown`.  Empty stop strings never match."""
+        """Set the stop strings, of which empty ones never match.
+
+        special   include control tokens; otherwise only those in `shown`
+        """
         self._piece, self._special, self._shown = tokenizer.piece, special, shown
         self._stop = [text for text in stop if text]
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -31,11 +34,11 @@ class Detokenizer:
 
     @property
     def stopped(self) -> bool:
-        """A stop string was met; the text is cut before it, and nothing follows."""
+        """Whether a stop string was found; the text is cut before it and nothing follows."""
         return self.met is not None
 
     def push(self, id: int) -> str:
-        """The text that `id` makes safe to show; often its piece, sometimes more, or nothing yet."""
+        """Add a token and return the text that is now safe to show: often its piece, sometimes more, sometimes ""."""
         if self.stopped:
             return ""
         self._held += self._utf8.decode(self._piece(id, self._special or id in self._shown))
@@ -49,7 +52,7 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """What was held back in case of a stop string.  Half a character at the very end is dropped, as Ollama does."""
+        """Return the text that was held back for a stop string.  An incomplete character is dropped, as in Ollama."""
         text, self._held = self._held, ""
         self._utf8.reset()
         return text

@@ -1,14 +1,14 @@
-"""Tokenizing in plain Python, merge by merge: what the lesson shows, and the check of the libraries.
+"""Tokenization in plain Python, merge by merge: for teaching, and as the reference for the libraries.
 
-Both kinds of vocabulary start from single characters and merge one pair of neighbours at a time until no pair can be:
+Both kinds of vocabulary start from single characters and merge one pair of neighbours at a time until no pair is left:
 
     SPM   the pair whose piece has the highest score        l o w e r  ->  l ow e r  ->  low e r  ->  low er  ->  lower
-    BPE   the pair that stands first in the list of merges
+    BPE   the pair that comes first in the list of merges
 
-Of equals the leftmost goes first.  They differ in what is a character (SPM: of the text; byte-level BPE: a byte in
-GPT-2's alphabet), in how far a merge may reach (SPM: the whole text; BPE: a word of the Pre) and in what happens to
-characters without a piece (SPM: their bytes).  WordPiece does not merge: it looks for its pieces in the whole word, the
-longest first (wordpiece.py).  Source: llama.cpp's src/llama-vocab.cpp, commit 0c1e57098.
+Ties go to the leftmost pair.  The two differ in three ways.  A character is one of the text in SPM, a byte in GPT-2's
+alphabet in byte-level BPE.  Merges may span the whole text in SPM, a word of the Pre in BPE.  A character without a
+piece becomes its bytes in SPM.  WordPiece does not merge: it looks up pieces in the whole word, the longest first
+(wordpiece.py).  Source: llama.cpp's src/llama-vocab.cpp, commit 0c1e57098.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from .vocab import BYTE_ALPHABET, Vocab
 
 @dataclass(frozen=True)
 class Merge:
-    """One step: `left` and `right` became one symbol, because of the score of their piece (SPM) or their rank (BPE)."""
+    """One step: `left` and `right` become one symbol.
+
+    value   the score of the merged piece (SPM), or the rank of the pair in the list of merges (BPE)
+    """
 
     left: str
     right: str
@@ -37,7 +40,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Word:
-    """What became of a stretch of text that merges do not leave: its symbols, how they arose, and their tokens."""
+    """A part of the text that merges do not cross: its merges, the remaining symbols and their tokens."""
 
     text: str
     merges: list[Merge]
@@ -46,7 +49,7 @@ class Word:
 
 
 def explain(vocab: Vocab, text: str) -> Iterator[Word]:
-    """The words of `text`, which has no special tokens and its blanks escaped, as Tokenizer.fragments gives it."""
+    """Tokenize `text` word by word; it has no special tokens and its blanks are escaped, as by Tokenizer.fragments."""
     if vocab.model == "llama":
         scores, ids = vocab.scores, vocab.ids
 
@@ -78,19 +81,19 @@ def explain(vocab: Vocab, text: str) -> Iterator[Word]:
 
 
 def encode(vocab: Vocab, text: str) -> list[int]:
-    """The ids of `text`, as `explain` explains them."""
+    """Return the ids of `text` by the same steps as `explain`."""
     return [id for word in explain(vocab, text) for id in word.ids]
 
 
 def merge(symbols: list[str], value: Callable[[str, str], float | None]) -> tuple[list[str], list[Merge]]:
-    """What is left of `symbols` after every merge that `value` allows, and the merges in their order.
+    """Merge neighbours in `symbols` until `value` allows no more; return the symbols left and the merges in order.
 
-    `value` of two neighbours is what their merge costs; the cheapest goes first, of equals the leftmost; None forbids.
-    A heap holds the candidates; one whose symbols have changed since is out of date and dropped.
+    `value` of two neighbours is the cost of merging them, or None if they do not merge.  The cheapest pair goes first,
+    the leftmost of equals.  Candidates are kept in a heap; one whose symbols have changed is stale and skipped.
     """
     before = list(range(-1, len(symbols) - 1))  # index of the neighbour, -1 and len(symbols) at the ends
     after = list(range(1, len(symbols) + 1))
-    symbol: list[str | None] = [*symbols, None]  # None: swallowed by the one on its left, or the end
+    symbol: list[str | None] = [*symbols, None]  # None: merged into the one on its left, or the end
     heap: list[tuple[float, int, int, str, str]] = []
     merges = []
 
@@ -118,7 +121,10 @@ def merge(symbols: list[str], value: Callable[[str, str], float | None]) -> tupl
 
 
 def split_words(vocab: Vocab, text: str) -> list[str]:
-    """`text` cut by the vocabulary's Pre; byte-level words in GPT-2's alphabet: "Hello world" -> ["Hello", "Ġworld"]"""
+    """Split `text` by the vocabulary's Pre: "Hello world" -> ["Hello", "Ġworld"]
+
+    Byte-level words are written in GPT-2's alphabet.
+    """
     parts = [text]
     for expression in vocab.pre.split:
         cut = regex.compile(expression)
@@ -129,7 +135,7 @@ def split_words(vocab: Vocab, text: str) -> list[str]:
 
 
 def _isolated(cut: regex.Pattern[str], text: str) -> Iterator[str]:
-    """The matches of `cut` in `text` and what lies between them, in order."""
+    """Yield the matches of `cut` in `text` and the text between them, in order."""
     end = 0
     for match in cut.finditer(text):
         if match.start() > end:
@@ -141,10 +147,10 @@ def _isolated(cut: regex.Pattern[str], text: str) -> Iterator[str]:
 
 
 def _characters(text: str) -> list[str]:
-    """The characters of `text`.
+    """Split `text` into characters.
 
-    Bytes that are not UTF-8 (lone surrogates, see PEP 383) are grouped as llama.cpp does, which believes the first byte
-    of a sequence about its length: four for 0xFF, even if what follows is "abc".
+    Bytes that are not UTF-8 (lone surrogates, see PEP 383) are grouped as in llama.cpp, which takes the length of a
+    sequence from its first byte: four for 0xFF, even if "abc" follows.
     """
     try:
         text.encode()
@@ -159,9 +165,9 @@ def _characters(text: str) -> list[str]:
 
 
 def _or_bytes(vocab: Vocab, symbol: str) -> list[int]:
-    """The id of `symbol`, or of each of its bytes where it is no piece.
+    """Return the id of `symbol`, or the ids of its bytes if it is not a piece.
 
-    A byte without a token is UNK in SPM (llama.cpp stops there) and nothing in BPE (as in llama.cpp).
+    A byte without a token becomes UNK in SPM (where llama.cpp aborts) and nothing in BPE (as in llama.cpp).
     """
     if symbol in vocab.ids:
         return [vocab.ids[symbol]]

@@ -1,7 +1,7 @@
-"""A GGUF's tokenizer as the two files that Hugging Face's libraries read.
+"""Export of a GGUF's tokenizer to the two files that Hugging Face's libraries read.
 
-    tokenizer.json           pieces, merges, and what is done to a text before and after
-    tokenizer_config.json    which tokens begin and end it, and the chat template
+    tokenizer.json           pieces, merges, and the steps before and after them
+    tokenizer_config.json    the special tokens and the chat template
 
 Source: the format that `tokenizers` 0.21 writes.
 """
@@ -17,7 +17,7 @@ from .vocab import SPACE, Attr, Vocab, split_merge
 
 
 def write_tokenizer(kv: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The files, which are in `folder` now.  Raises: as Vocab.from_gguf, OSError"""
+    """Write both files to `folder` and return their paths.  Raises: as Vocab.from_gguf, OSError"""
     vocab = Vocab.from_gguf(kv)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"tokenizer.json": tokenizer_json(vocab), "tokenizer_config.json": tokenizer_config(vocab, kv)}
@@ -27,7 +27,7 @@ def write_tokenizer(kv: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer_config.json of Hugging Face: special tokens, and what is put before and after a text."""
+    """Return the content of tokenizer_config.json: special tokens, whether BOS and EOS are added, chat template."""
     roles = {
         f"{role}_token": vocab.tokens[id]
         for role, id in vocab.roles.items()
@@ -46,7 +46,7 @@ def tokenizer_config(vocab: Vocab, kv: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
-    """The tokenizer.json of Hugging Face."""
+    """Return the content of tokenizer.json."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -58,7 +58,7 @@ def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
 
 
 def _bpe(vocab: Vocab) -> dict[str, Any]:
-    """SPM as the BPE that it is: merges are all pairs of pieces that make a piece, the best score first."""
+    """Describe BPE; or SPM as BPE, whose merges are all pairs of pieces that make a piece, best score first."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     blank: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     if vocab.spm_blanks:
@@ -98,7 +98,7 @@ def _bpe(vocab: Vocab) -> dict[str, Any]:
 
 
 def _wordpiece(vocab: Vocab) -> dict[str, Any]:
-    """Google's spelling of the pieces, and its rules, which differ from llama.cpp's on rare text (wordpiece.py)."""
+    """Describe WordPiece by Google's spelling and rules, which differ from llama.cpp's on rare text (wordpiece.py)."""
 
     def spelled(id: int) -> str:
         text = vocab.tokens[id]
@@ -125,7 +125,7 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
 
 
 def merges(vocab: Vocab) -> list[list[str]]:
-    """The pairs that make a piece, those first that are merged first."""
+    """Return the pairs of pieces that merge, in the order in which they do."""
     if vocab.model != "llama":
         return [list(split_merge(merge)) for merge in vocab.merges]
     assert vocab.scores is not None
@@ -156,7 +156,7 @@ def _added(vocab: Vocab, id: int) -> dict[str, Any]:
 
 
 def _ends(vocab: Vocab) -> dict[str, Any] | None:
-    """BOS before a text and EOS after it, where the vocabulary wants them."""
+    """Describe the tokens before and after a text, such as BOS and EOS, if the vocabulary adds any."""
     text = {"Sequence": {"id": "A", "type_id": 0}}
     added = {role: vocab.roles[role] for role in ("bos", "eos") if getattr(vocab, f"add_{role}")}
     if vocab.model == "bert":

@@ -1,14 +1,14 @@
-r"""How a byte-level BPE vocabulary wants its text cut into words before any merge, by `tokenizer.ggml.pre`.
+r"""Pre-tokenizers, named by `tokenizer.ggml.pre`: how byte-level BPE splits text into words before merging.
 
-Merges never cross a cut, so this is the only model knowledge that BPE needs.  Each expression is applied in turn to
-every word left by the one before; a match becomes a word and so does the text between two matches ("isolated").
+Merges never cross a split, so this is all that BPE needs to know about a model.  Each expression is applied in turn to
+every word left by the one before.  A match becomes a word, and so does the text between two matches ("isolated").
 
     gpt-2         "Hello world, 1234!"   ->   Hello| world|,| 1234|!
     llama-bpe     "Hello world, 1234!"   ->   Hello| world|,| |123|4|!
 
-Source: the case statement in llama.cpp's src/llama-vocab.cpp, commit 0c1e57098, and the cuts that its src/unicode.cpp
-makes of it: there \p{Lu} and \p{Ll} mean \p{L}, which is what stands here.  `tokenizers` (Oniguruma) and `regex` read
-these expressions alike, but for code points newer than Unicode 16.
+Source: the case statement in llama.cpp's src/llama-vocab.cpp, commit 0c1e57098, and its interpretation in
+src/unicode.cpp, where \p{Lu} and \p{Ll} mean \p{L}, as they are written here.  `tokenizers` (Oniguruma) and `regex`
+agree on these expressions except for code points newer than Unicode 16.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Pre:
-    """The cuts of one `pre`, and what llama.cpp takes for granted about a file that names it.
+    """A pre-tokenizer: the splits, and llama.cpp's defaults for a file that names it.
 
     split           expressions, applied in turn
-    ignore_merges   a word that is itself a piece is taken whole, whatever the merges say
-    add_bos         where the file does not say
+    ignore_merges   a word that is itself a piece becomes that token, whatever the merges
+    add_bos         default if the file has no such key
     clean_spaces    detokenizing removes the blank before  . , ! ? 's 'm 're 've
-    byte_level      pieces are written in GPT-2's alphabet of bytes; otherwise in UTF-8, blanks as U+2581
+    byte_level      pieces are in GPT-2's alphabet of bytes; otherwise in UTF-8 with U+2581 for blanks
     has_bos         without a bos_token_id, token 11 is BOS (llama.cpp's default for this kind of vocabulary)
     """
 
@@ -36,7 +36,7 @@ class Pre:
     has_bos: bool = True
 
 
-# 's 't 're 've 'm 'll 'd in either case, spelt out: (?i:) would also take the long s, which llama.cpp does not
+# 's 't 're 've 'm 'll 'd in either case, spelt out: (?i:) would also match the long s, which llama.cpp does not
 _SHORT = r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _TAIL
@@ -51,7 +51,10 @@ _SLASHES = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _TAIL
 
 
 def _camel(letter: str, suffix: str = "") -> str:
-    """Words cut where an ASCII small letter meets a capital, each with the sign before it: `fooBar` -> foo|Bar."""
+    """Build an expression that splits before a capital after an ASCII small letter: `fooBar` -> foo|Bar.
+
+    Each word includes one sign before it.
+    """
     small, capital = rf"(?:(?={letter})[^A-Z])", rf"(?:(?={letter})[^a-z])"
     sign = r"[^\r\n\p{L}\p{N}]?"
     return f"{sign}{capital}*{small}+{suffix}|{sign}{capital}+{small}*{suffix}"
@@ -60,7 +63,7 @@ def _camel(letter: str, suffix: str = "") -> str:
 _GPT4O = _camel(r"\p{L}", f"(?:{_SHORT})?") + r"|\p{N}{1,3}" + _SLASHES
 _DEEPSEEK3_WORDS = _ASCII_SIGNS + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-# digits in threes from the right; what precedes stays with the first of them, and what has none behind it is a word too
+# digits in groups of three from the right; text before digits stays with the first group, other text is a word
 _THREES = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
 _LINES = r"[^\n]+|\n+"
 
@@ -77,7 +80,7 @@ _DEEPSEEK_LETTERS = (
     "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-"
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-# no blanks, although U+2028 and others lie within: llama.cpp shows a blank to such expressions as U+000B
+# excludes white space such as U+2028 in the range, because llama.cpp maps it to U+000B before such expressions
 _DEEPSEEK_CJK = r"(?:(?!\s)[\u0800-\u9fa5\uac00-\ud7ff])+"
 
 _GPT2_WORDS = Pre((_GPT2,))

@@ -1,4 +1,4 @@
-"""SPM on `sentencepiece`, from a model file that is written here from the GGUF's arrays."""
+"""SPM by the library `sentencepiece`, from a model file built from the GGUF's arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BPE = 2
 
 
 def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
-    """Text without special tokens, its blanks escaped -> ids.  Builds in 0.05 s for 32k pieces.
+    """Return an encoder: text without special tokens, blanks escaped -> ids.  Takes 0.05 s for 32k pieces.
 
-    `sentencepiece` wants a piece for every byte, none with a NUL, none too long, and text that is UTF-8; where that is
-    not so, plain Python does the work.
+    `sentencepiece` requires a piece for every byte, no NUL in a piece, no overlong piece, and UTF-8 text.  Otherwise
+    the encoder is explain.py's, in plain Python.
     """
     processor = SentencePieceProcessor()
     try:
@@ -42,10 +42,10 @@ def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
 
 
 def model_proto(vocab: Vocab) -> bytes:
-    """The vocabulary as sentencepiece's ModelProto.
+    """Serialize the vocabulary as sentencepiece's ModelProto.
 
-    Every piece is NORMAL but the bytes, since special tokens have been cut out of the text before, and llama.cpp merges
-    by spelling alone.  The UNKNOWN that a model must have is one more piece at the end, which byte fallback never uses.
+    Every piece except the bytes is NORMAL, because special tokens are cut out of the text before and llama.cpp merges
+    by spelling only.  A model must have an UNKNOWN piece; it is added at the end, and byte fallback never uses it.
     """
     bytes_ = {f"<0x{byte:02X}>" for byte in range(256)}
 
@@ -56,23 +56,23 @@ def model_proto(vocab: Vocab) -> bytes:
         yield _piece("<unknown>\uffff".encode(), 0.0, _UNKNOWN)
 
     trainer = _varint(3 << 3) + _varint(_BPE) + _varint(35 << 3) + _varint(True)  # model_type, byte_fallback
-    # name; add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: off, all of it is done before
+    # name; add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: off, because Tokenizer does all three
     normalizer = _bytes(1, b"identity") + b"".join(_varint(field << 3) + _varint(False) for field in (3, 4, 5))
     return b"".join(pieces()) + _bytes(2, trainer) + _bytes(3, normalizer)
 
 
 def _piece(text: bytes, score: float, kind: int) -> bytes:
-    """ModelProto.pieces: piece, score, type."""
+    """Serialize one of ModelProto.pieces: piece, score, type."""
     return _bytes(1, _bytes(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind]))
 
 
 def _bytes(field: int, value: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
+    """Serialize a length-delimited field of a protocol buffer."""
     return _varint(field << 3 | 2) + _varint(len(value)) + value
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, low ones first; the top bit says that more follow."""
+    """Serialize an integer in groups of seven bits, lowest first; the top bit marks that more follow."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

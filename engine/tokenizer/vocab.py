@@ -1,7 +1,7 @@
-"""Vocab: the pieces of a GGUF vocabulary, what each is for, and which of them begin and end a text.
+"""The vocabulary of a GGUF: its pieces, their attributes, and the special tokens.
 
-Everything here is llama.cpp's reading of the `tokenizer.ggml.*` arrays (src/llama-vocab.cpp, commit 0c1e57098), also
-what it concludes from the spelling of a piece: `<|im_end|>` ends a generation whatever the file says about it.
+The `tokenizer.ggml.*` arrays are interpreted as in llama.cpp (src/llama-vocab.cpp, commit 0c1e57098), which also infers
+attributes from spelling: `<|im_end|>` ends a generation whatever the file says.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .pre import DEFAULT, PRE, Pre
 
 log = logging.getLogger(__name__)
 
-SPACE = "\u2581"  # LOWER ONE EIGHTH BLOCK: how sentencepiece writes a blank
+SPACE = "\u2581"  # LOWER ONE EIGHTH BLOCK, which sentencepiece writes for a blank
 
 
 class Attr(IntFlag):
-    """What a token is for.  Names and values are llama.cpp's llama_token_attr."""
+    """The attributes of a token.  Names and values are llama.cpp's llama_token_attr."""
 
     UNDEFINED = 0
     UNKNOWN = 1
@@ -38,14 +38,14 @@ class Attr(IntFlag):
     RSTRIP = 256
 
 
-# plain numbers for Vocab.piece, which is asked for every token there is: arithmetic on flags takes most of its time
+# plain integers for Vocab.piece, which is called for every token: operations on IntFlag would take most of its time
 _HIDDEN, _AS_WRITTEN = int(Attr.CONTROL | Attr.UNKNOWN), int(Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED)
 _NORMAL, _BYTE = int(Attr.NORMAL), int(Attr.BYTE)
 
 # tokenizer.ggml.token_type, as sentencepiece numbers them, to Attr; any other number is UNDEFINED
 _ATTR_OF_TYPE = [0, Attr.NORMAL, Attr.UNKNOWN, Attr.CONTROL, Attr.USER_DEFINED, Attr.UNUSED, Attr.BYTE]
 
-# Spellings that give a token its role where the file names none.  The first that exists has it.
+# Spellings that give a token its role if the file does not.  The first one in the vocabulary wins.
 _ROLES = {
     "eot": "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
     "<\uff5cend\u2581of\u2581sentence\uff5c> <end_of_utterance>",
@@ -60,12 +60,12 @@ _ROLES = {
     "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
     "fim_sep": "<|file_sep|>",
 }
-# Spellings that end a generation, beside the tokens of the roles eos, eot, eom, fim_pad, fim_rep and fim_sep.
+# Spellings that end a generation, in addition to the roles eos, eot, eom, fim_pad, fim_rep and fim_sep.
 _EOG = (
     _ROLES["eot"] + " <|return|> <|call|> <|flush|> <|calls|> </s> <|eom_id|> [EOS] <eos> <turn|> <|tool_response> [e~["
 )
 
-# role: its keys, of which a later one wins
+# role: its keys; a later key overrides an earlier one
 _ROLE_KEYS = {
     role: [f"tokenizer.ggml.{name}_token_id" for name in names.split()]
     for role, names in {
@@ -81,7 +81,7 @@ _DEFAULT_ROLES = {
     "gemma4": {},
     "bert": {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
 }
-_NO_TOKEN = 0xFFFFFFFF  # -1 as the u32 of these keys: converters write it for "none"
+_NO_TOKEN = 0xFFFFFFFF  # -1 as u32, which converters write for "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +90,13 @@ class Vocab:
 
     model         tokenizer.ggml.model: "llama" (SPM), "gpt2" (byte-level BPE), "gemma4" (BPE on UTF-8) or "bert"
                   (WordPiece)
-    tokens        piece of each id, as the file spells it;  ids: the inverse
+    tokens        piece of each id, as spelled in the file;  ids: the inverse
     scores        f32 [n_vocab] or None;  SPM merges the pair whose piece has the highest
-    merges        "left right", best first;  BPE's own
+    merges        "left right", best first;  for BPE only
     attr          i64 [n_vocab], Attr
-    roles         id of the token with that role: bos eos eot eom unk sep pad mask fim_pre ...; absent: None
-    eog           every id that ends a generation
-    lowercase, strip_accents   what WordPiece does to a text before it looks for pieces
+    roles         id of the token with each role: bos eos eot eom unk sep pad mask fim_pre ...; a missing role is absent
+    eog           the ids that end a generation
+    lowercase, strip_accents   normalization by WordPiece before it looks up pieces
     """
 
     model: str
@@ -116,10 +116,10 @@ class Vocab:
 
     @classmethod
     def from_gguf(cls, kv: Mapping[str, Any]) -> Vocab:
-        """The vocabulary in the key-values of a GGUF.
+        """Build the vocabulary from the key-values of a GGUF.
 
-        Raises: ModelError where arrays are missing, disagree or name what is not there; UnsupportedArchitecture for
-        a `tokenizer.ggml.model` or `pre` that is not built here.
+        Raises: ModelError if arrays are missing, inconsistent or refer to missing tokens
+        Raises: UnsupportedArchitecture for an unknown `tokenizer.ggml.model` or `pre`
         """
         model, pre = _kinds(kv)
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_array(kv, "tokens", str))]
@@ -159,7 +159,7 @@ class Vocab:
             attr=attr,
             roles=roles,
             eog=frozenset(eog),
-            # gemma4 adds BOS even where its file says not to: llama.cpp's workaround for files that do
+            # gemma4 always adds BOS: llama.cpp's workaround for files that say not to
             add_bos=_flag(kv, "add_bos_token", model in ("llama", "bert") or pre.add_bos) or pre is PRE["gemma4"],
             add_eos=_flag(kv, "add_eos_token", False),
             add_space_prefix=_flag(kv, "add_space_prefix", model == "llama"),
@@ -169,32 +169,32 @@ class Vocab:
         for role in ("bos", "eos"):
             if getattr(vocab, f"add_{role}") and role not in roles:
                 raise ModelError(
-                    f"'tokenizer.ggml.add_{role}_token' asks for a token, but the vocabulary has no {role.upper()}"
+                    f"'tokenizer.ggml.add_{role}_token' is set, but the vocabulary has no {role.upper()} token"
                 )
         for role in ("bos", "sep", "unk") if model == "bert" else ():
             if role not in roles:
-                raise ModelError(f"WordPiece needs a token for {role.upper()}, and the vocabulary names none")
+                raise ModelError(f"WordPiece requires a token for {role.upper()}, which the vocabulary lacks")
         return vocab
 
     @property
     def spm_blanks(self) -> bool:
-        """Blanks are written as U+2581 in the pieces."""
+        """Whether pieces spell blanks as U+2581."""
         return self.model in ("llama", "bert") or not self.pre.byte_level
 
     @cached_property
     def longest(self) -> int:
-        """Characters of the longest piece."""
+        """Length of the longest piece in characters."""
         return max(map(len, self.tokens))
 
     @cached_property
     def specials(self) -> list[int]:
-        """Ids of what is cut out of a text before the rest is tokenized, longest piece first."""
+        """Ids of the tokens that are cut out of a text before the rest is tokenized, longest piece first."""
         special = np.flatnonzero(self.attr & (Attr.CONTROL | Attr.USER_DEFINED | Attr.UNKNOWN)).tolist()
         return sorted(special, key=lambda id: -len(self.tokens[id].encode("utf-8", "surrogateescape")))
 
     @cached_property
     def byte_ids(self) -> list[int | None]:
-        """Id of the token that stands for each byte where no piece matches; `<0x0A>` is the byte 10."""
+        """Id of the token for each byte, used if no piece matches; `<0x0A>` is byte 10."""
         return [self.ids.get(f"<0x{byte:02X}>", self.ids.get(chr(byte)) if byte < 128 else None) for byte in range(256)]
 
     @cached_property
@@ -203,9 +203,9 @@ class Vocab:
         return {split_merge(merge): rank for rank, merge in enumerate(self.merges)}
 
     def piece(self, id: int, special: bool = True) -> bytes:
-        """What the token adds to a text; nothing for control and unknown tokens unless `special`.
+        """Return the bytes of a token; empty for control and unknown tokens unless `special`.
 
-        As llama_token_to_piece: a piece may be half a character, and an unused one is empty.
+        As llama_token_to_piece: a piece may be part of a character, and that of an unused token is empty.
         """
         attr, text = int(self.attr[id]), self.tokens[id]
         if attr & _HIDDEN and not special:
@@ -226,18 +226,18 @@ class Vocab:
 
 
 def split_merge(merge: str) -> tuple[str, str]:
-    """Left and right of a line of `tokenizer.ggml.merges`, parted by the first blank that has something before it.
+    """Split a line of `tokenizer.ggml.merges` into left and right, at the first blank after the first character.
 
-    Raises: ModelError where there is none.
+    Raises: ModelError if there is no such blank.
     """
     cut = merge.find(" ", 1)
     if cut < 0:
-        raise ModelError(f"'tokenizer.ggml.merges' has {merge!r}, which is not two pieces with a blank between")
+        raise ModelError(f"'tokenizer.ggml.merges' has {merge!r}, expected two pieces with a blank between")
     return merge[:cut], merge[cut + 1 :]
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's way to write any byte as a visible character: itself where it is one in Latin-1, else from U+0100 on."""
+    """Map every byte to a visible character, as GPT-2 does: Latin-1 if visible there, else from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(visible))
     return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + n) for n, byte in enumerate(hidden)}
@@ -249,40 +249,40 @@ _BYTE_OF = {char: bytes([byte]) for byte, char in BYTE_ALPHABET.items()}
 
 
 def _unknown_byte(char: str, text: str) -> bytes:
-    """What llama_decode_text puts where a byte-level piece has a character outside the alphabet."""
+    """Return llama_decode_text's placeholder for a character of a byte-level piece that is outside the alphabet."""
     spelled = char.encode("utf-8", "surrogateescape")
     return b"[UNK_BYTE_0x" + spelled.hex().encode() + text.encode("utf-8", "surrogateescape") + b"]"
 
 
 def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
-    """`tokenizer.ggml.model` and the Pre of `tokenizer.ggml.pre`."""
+    """Return `tokenizer.ggml.model` and the Pre of `tokenizer.ggml.pre`."""
     model = kv.get("tokenizer.ggml.model")
     if model is None:
-        raise ModelError("no 'tokenizer.ggml.model': this file has no vocabulary")
+        raise ModelError("'tokenizer.ggml.model' is missing: this file has no vocabulary")
     architecture = str(kv.get("general.architecture", ""))
     if not isinstance(model, str) or model not in _DEFAULT_ROLES:
         raise UnsupportedArchitecture(
-            architecture, f"'tokenizer.ggml.model' is {model!r}; known here: {', '.join(_DEFAULT_ROLES)}"
+            architecture, f"'tokenizer.ggml.model' is {model!r}, expected one of {', '.join(_DEFAULT_ROLES)}"
         )
     if model in ("llama", "bert"):
         return model, DEFAULT
     name = "gemma4" if model == "gemma4" else kv.get("tokenizer.ggml.pre", "")
     if isinstance(name, str) and not name:
-        log.warning("no 'tokenizer.ggml.pre': words are cut as in the first GGUFs, which few models were trained with")
+        log.warning("'tokenizer.ggml.pre' is missing: using the default of early GGUFs, which may not fit the model")
         name = "default"
     if not isinstance(name, str) or name not in PRE:
-        raise UnsupportedArchitecture(architecture, f"'tokenizer.ggml.pre' is {name!r}, which is not known here")
+        raise UnsupportedArchitecture(architecture, f"'tokenizer.ggml.pre' is {name!r}, which is unknown")
     return model, PRE[name]
 
 
 def _array(kv: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> Any:
-    """The array `tokenizer.ggml.NAME`, whose elements are `kind`.
+    """Return the array `tokenizer.ggml.NAME`, whose elements are `kind`.
 
-    Raises: ModelError where it is missing, not such an array, or not `length` long.
+    Raises: ModelError if it is missing, of another type, or not `length` long.
     """
     key = f"tokenizer.ggml.{name}"
     if key not in kv:
-        raise ModelError(f"no {key!r}, which this kind of vocabulary needs")
+        raise ModelError(f"{key!r} is missing, which this kind of vocabulary requires")
     array = kv[key]
     wanted = {str: "strings", int: "integers", float: "numbers"}[kind]
     if isinstance(array, np.ndarray):
@@ -306,9 +306,9 @@ def _flag(kv: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _roles(kv: Mapping[str, Any], model: str, pre: Pre, ids: Mapping[str, int], attr: np.ndarray) -> dict[str, int]:
-    """Id of the token in each role: as the file says, else llama.cpp's default, else by spelling.
+    """Return the id of the token in each role: from the file, else llama.cpp's default, else by spelling.
 
-    The last makes the token control in `attr`, as in llama.cpp, whatever the file says.
+    A token found by spelling becomes control in `attr`, as in llama.cpp, whatever the file says.
     """
     roles = {role: id for role, id in _DEFAULT_ROLES[model].items() if id < len(ids)}
     if model == "gpt2" and not pre.has_bos:
@@ -338,7 +338,7 @@ def _found(spellings: Iterable[str], ids: Mapping[str, int]) -> list[int]:
 def _end_of_generation(
     roles: Mapping[str, int], tokens: Sequence[str], ids: Mapping[str, int], attr: np.ndarray
 ) -> set[int]:
-    """Every id that ends a generation; `attr` is corrected where a spelling says otherwise than the file."""
+    """Return every id that ends a generation; correct `attr` where llama.cpp overrides the file by spelling."""
     eog = {roles[role] for role in ("fim_pad", "fim_rep", "fim_sep") if role in roles}
     for id in _found(_EOG.split(), ids):
         eog.add(id)
@@ -358,7 +358,7 @@ def _end_of_generation(
 
 
 def _strip(kv: Mapping[str, Any], ids: Mapping[str, int], attr: np.ndarray) -> None:
-    """Mark the tokens that swallow blanks beside them.  No GGUF says so; llama.cpp goes by the model's name."""
+    """Mark the tokens that absorb blanks beside them.  GGUF has no key for this; llama.cpp goes by the model's name."""
     name, pre = str(kv.get("general.name", "")).lower(), str(kv.get("tokenizer.ggml.pre", ""))
     if pre.startswith(("jina-v2-de", "jina-v2-es", "jina-v2-code")):
         attr[_found(["<mask>"], ids)] |= Attr.LSTRIP

@@ -61,12 +61,12 @@ CASES = {
     "lora": (b"algg" + bytes(60), 0, "a GGLA adapter"),
     "safetensors": (struct.pack("<Q", 40) + b'{"w":{"dtype":"F32","shape":[2]}}' + bytes(20), 0, "(safetensors)"),
     "metadata": (struct.pack("<Q", 40) + b'{"__metadata__":{"format":"pt"}}' + bytes(20), 0, "(safetensors)"),
-    "html": (b"\n<!DOCTYPE html><html>Not found</html>", 0, "HTML; has a download been answered with a page?"),
+    "html": (b"\n<!DOCTYPE html><html>Not found</html>", 0, "HTML; perhaps a web page was downloaded"),
     "json": (b'{"error":"not found"}', 0, "(JSON)"),
     "zip": (b"PK\x03\x04" + bytes(60), 0, "a zip archive"),
     "pickle": (b"\x80\x02}q\x00." + bytes(60), 0, "a Python pickle"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", 0, "a Git LFS pointer"),
-    "zeros": (bytes(4096), 0, "zeros; is a download unfinished?"),
+    "zeros": (bytes(4096), 0, "zeros; perhaps an unfinished download"),
     "text": (b"once upon a time", 0, "found b'once', expected b'GGUF'"),
     # header
     "magic alone": (b"GGUF", 0, "magic and version: found the end of the file after 4 bytes, expected 8"),
@@ -81,8 +81,8 @@ CASES = {
     # keys
     "key cut": (head(0, 1) + text(b"k", 20) + bytes(12), 32, "key 0 of 1: found the end of the file after 13 bytes"),
     "key length wraps": (head(0, 1) + text(b"k", HUGE) + bytes(12), 32, "expected 18446744073709551615"),
-    "empty key": (head(0, 1) + kv(U32, bytes(4), b""), 24, "key 0 of 1 is '', expected a name of its own"),
-    "same key": (head(0, 2) + kv(U8, b"\1") * 2, 38, "key 1 of 2 is 'k' again, expected a name of its own"),
+    "empty key": (head(0, 1) + kv(U32, bytes(4), b""), 24, "key 0 of 1 is '', expected a unique name"),
+    "same key": (head(0, 2) + kv(U8, b"\1") * 2, 38, "key 1 of 2 is 'k' again, expected a unique name"),
     # values
     "type 13": (head(0, 1) + kv(13, bytes(8)), 33, "key 'k' has value type 13, expected 0 (u8) to 12 (f64)"),
     "value cut": (head(0, 1) + kv(12, bytes(7)), 37, "key 'k': found the end of the file after 7 bytes, expected 8"),
@@ -159,8 +159,8 @@ CASES = {
     ),
     # tensors
     "name cut": (head(1) + text(b"w", 30) + bytes(28), 32, "tensor 0 of 1: found the end of the file after 29 bytes"),
-    "no name": (model(tensor(b"")), 24, "tensor 0 of 1 is '', expected a name of its own"),
-    "same name": (model(tensor(), tensor(offset=32)), 57, "tensor 1 of 2 is 'w' again, expected a name of its own"),
+    "no name": (model(tensor(b"")), 24, "tensor 0 of 1 is '', expected a unique name"),
+    "same name": (model(tensor(), tensor(offset=32)), 57, "tensor 1 of 2 is 'w' again, expected a unique name"),
     "0 dimensions": (model(tensor(shape=())), 33, "tensor 'w' has 0 dimensions, expected 1 to 4"),
     "5 dimensions": (model(tensor(shape=(1,) * 5)), 33, "tensor 'w' has 5 dimensions, expected 1 to 4"),
     "huge n_dims": (model(tensor(n_dims=2**32 - 1)), 33, "tensor 'w' has 4294967295 dimensions, expected 1 to 4"),

@@ -118,8 +118,8 @@ def test_a_plain_value_chooses_its_type(value, type):
     ("kv", "message"),
     [
         ({"": 1}, "found an empty key"),
-        ({"x": None}, "key 'x' cannot be written: None does not show its type"),
-        ({"x": []}, "does not show its type; give it one"),
+        ({"x": None}, "key 'x' cannot be written: None has no unique type"),
+        ({"x": []}, "has no unique type; specify one"),
         ({"x": [1, "a"]}, "the items are u32, str, expected one type"),
         ({"x": [["a"], "a"]}, "expected one type"),
         ({"x": 2**64}, "more than 64 bits"),
@@ -157,7 +157,7 @@ def test_a_key_value_that_the_format_cannot_hold_is_refused(tmp_path, kv, messag
         ("w", "Q4_0", (33,), np.zeros(1, FORMATS_BY_NAME["Q4_0"].layout), "rows of whole Q4_0 blocks"),
         ("w", "Q4_0", (64,), np.zeros(1, FORMATS_BY_NAME["Q4_0"].layout), "has Q4_0 blocks of shape .1,."),
         ("w", "F32", (2,), np.zeros(2), "has blocks of float64, expected F32's layout"),
-        ("twice", "F32", (2,), np.zeros(2, "<f4"), "two tensors have one name"),
+        ("twice", "F32", (2,), np.zeros(2, "<f4"), "two tensors have the same name"),
     ],
 )
 def test_a_tensor_that_the_format_cannot_hold_is_refused(tmp_path, name, format, shape, blocks, message):
@@ -332,6 +332,6 @@ def test_a_tensor_may_come_in_pieces(tmp_path):
 
 def test_a_tensor_with_a_piece_missing_leaves_no_file(tmp_path):
     format = FORMATS_BY_NAME["F32"]
-    with pytest.raises(ValueError, match="'x' came in 4 bytes, expected 8"):
+    with pytest.raises(ValueError, match="'x' has 4 bytes, expected 8"):
         write_gguf(tmp_path / "x.gguf", {}, [Streamed("x", format, (2,), [np.zeros(1, "<f4")])])
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,10 @@ from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
 @pytest.mark.parametrize(
     ("kv", "message"),
     [
-        ({}, "no 'tokenizer.ggml.model'"),
-        (without(spm(), "tokens"), "no 'tokenizer.ggml.tokens'"),
-        (without(spm(), "scores"), "no 'tokenizer.ggml.scores'"),
-        (without(bpe(), "merges"), "no 'tokenizer.ggml.merges'"),
+        ({}, "'tokenizer.ggml.model' is missing"),
+        (without(spm(), "tokens"), "'tokenizer.ggml.tokens' is missing"),
+        (without(spm(), "scores"), "'tokenizer.ggml.scores' is missing"),
+        (without(bpe(), "merges"), "'tokenizer.ggml.merges' is missing"),
         (spm(tokens=[]), "'tokenizer.ggml.tokens' is empty"),
         (spm(tokens=np.arange(3)), "'tokenizer.ggml.tokens' is not an array of strings"),
         (spm(tokens="abc"), "'tokenizer.ggml.tokens' is not an array of strings"),
@@ -27,10 +27,10 @@ from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
         (spm(bos_token_id=259), "'tokenizer.ggml.bos_token_id' is 259, but the vocabulary has 259 tokens"),
         (spm(eos_token_id="x"), "'tokenizer.ggml.eos_token_id' is 'x', expected the id of a token"),
         (spm(add_bos_token=3), "'tokenizer.ggml.add_bos_token' is 3, expected a bool"),
-        (bpe(merges=["th"]), "'tokenizer.ggml.merges' has 'th', which is not two pieces"),
+        (bpe(merges=["th"]), "'tokenizer.ggml.merges' has 'th', expected two pieces"),
         (bpe(merges=["t q"]), "'tokenizer.ggml.merges': Token `tq` out of vocabulary"),
         (bpe(merges=["zz h"]), "'tokenizer.ggml.merges': Token `zz` out of vocabulary"),
-        (bpe(pre="glm4", add_bos_token=True), "asks for a token, but the vocabulary has no BOS"),
+        (bpe(pre="glm4", add_bos_token=True), "is set, but the vocabulary has no BOS token"),
     ],
 )  # fmt: skip
 def test_ill_formed_vocabulary_ends_in_one_line(kv, message):
@@ -50,7 +50,7 @@ def test_unknown_kind_of_vocabulary_is_unsupported(kv):
 def test_without_pre_words_are_cut_by_the_default_and_the_log_says_so(caplog):
     tokenizer = from_gguf(without(bpe(), "pre"))
     assert tokenizer.vocab.pre == from_gguf(bpe(pre="default")).vocab.pre
-    assert "no 'tokenizer.ggml.pre'" in caplog.text
+    assert "'tokenizer.ggml.pre' is missing" in caplog.text
 
 
 def test_spm_defaults():
@@ -70,7 +70,7 @@ def test_bpe_defaults():
 def test_file_decides_about_bos_and_eos():
     tokenizer = from_gguf(spm("a", bos_token_id=2, eos_token_id=1, add_bos_token=False, add_eos_token=True))
     assert tokenizer.encode("</s>") == [2, 1]
-    assert from_gguf(spm(bos_token_id=0xFFFFFFFF)).bos == 1  # -1: the file names none
+    assert from_gguf(spm(bos_token_id=0xFFFFFFFF)).bos == 1  # -1: not set
 
 
 def test_gemma4_adds_bos_whatever_its_file_says():

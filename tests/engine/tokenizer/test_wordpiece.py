@@ -72,7 +72,7 @@ def test_decoding_puts_a_blank_before_each_word_but_not_before_a_full_stop():
 
 @pytest.mark.parametrize("role", ["unknown", "bos", "seperator"])
 def test_a_vocabulary_without_a_needed_token_is_refused(role):
-    with pytest.raises(ModelError, match=r"needs a token for (UNK|SEP)|has no BOS"):
+    with pytest.raises(ModelError, match=r"requires a token for (UNK|SEP)|has no BOS"):
         from_gguf(without(wordpiece("_a"), f"{role}_token_id"))
 
 
