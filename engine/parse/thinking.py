@@ -1,4 +1,4 @@
-"""Where a model's thoughts end and its answer begins."""
+"""Separation of a model's thinking from its answer."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ class ThinkingState(Enum):
 
 
 class ThinkingParser:
-    """Splits an answer into thinking, between the tags `open` and `close`, and content, after them.
+    """A parser that splits an answer into thinking, between the tags `open` and `close`, and content, after them.
 
         "<think>\\nTwo and two.</th" -> ("Two and two.", "")      "ink>\\n\\nFour." -> ("", "Four.")
 
-    Only a tag that comes before everything but blanks opens thinking; else all is content as it stands.  Blanks after
-    either tag are dropped.  What may be the beginning of a tag is held back until it is one or is none.
+    The opening tag counts only at the beginning, possibly after white space; otherwise the whole answer is content.
+    White space after either tag is dropped.  Text that may be the beginning of a tag is held back until that is
+    decided.
 
-    is_open  the prompt ended with the opening tag already
+    is_open  the prompt already ended with the opening tag
     """
 
     def __init__(self, open: str, close: str, is_open: bool = False):
         self.open, self.close, self.is_open = open, close, is_open
         self._state = ThinkingState.OPENED if is_open else ThinkingState.BEFORE
-        self._blanks: list[str] = []  # before an opening tag; content if none comes
+        self._blanks: list[str] = []  # white space before the opening tag; content if there is no tag
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str]:
-        """What `text` adds to thinking and content."""
+        """Add a piece of text; return the new thinking and the new content."""
         text, self._held = self._held + text, ""
         if self._state is ThinkingState.BEFORE:
             text = self._before(text)
@@ -54,13 +55,13 @@ class ThinkingParser:
         return thinking, text
 
     def flush(self) -> tuple[str, str]:
-        """What was held back, when the answer is over: thinking, if no closing tag came, or content."""
+        """Return the text held back, at the end of the answer: thinking if the tag was never closed, else content."""
         held = "".join([*self._blanks, self._held])
         self._blanks, self._held = [], ""
         return (held, "") if self._state is ThinkingState.THINKING else ("", held)
 
     def _before(self, text: str) -> str:
-        """What follows the opening tag or, if none can come any more, everything so far."""
+        """Look for the opening tag; return the text after it, or the whole text if the tag can no longer occur."""
         rest = text.lstrip(WHITE_SPACE)
         self._blanks.append(text[: len(text) - len(rest)])
         if rest.startswith(self.open):
@@ -77,14 +78,14 @@ class ThinkingParser:
 
 
 def overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`; less than all of it."""
+    """Return how many characters at the end of `text` are a proper prefix of `tag`."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if text.endswith(tag[:n])), 0)
 
 
 def without_old_thoughts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """`messages` without what the assistant thought, in <think> tags before its content, before the user spoke last.
+    """Remove the thinking, in <think> tags before the content, from assistant messages before the last user message.
 
-    Models trained so, qwen3 and deepseek-r1, never saw their earlier thoughts again.
+    Models such as qwen3 and deepseek-r1 are trained without their earlier thinking.
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
     old = [message if message["role"] != "assistant" else _thoughtless(message) for message in messages[:last]]

@@ -1,14 +1,13 @@
-"""Which tools a model wants called, and with what.
+"""Extraction of tool calls from a model's answer.
 
-Models write calls as their templates show them:
+Models write calls in the form that their templates show:
 
     <tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>
     [TOOL_CALLS] [{"name": ...}, {"name": ...}]
     {"name": "get_weather", "parameters": {...}}
     <|tool▁calls▁begin|>...get_weather ```json {"city": "Paris"} ```
 
-The tag comes first; after it, the first name of an offered tool and the first JSON object make a call, whatever stands
-around them.
+After the tag, the first name of an offered tool and the first JSON object make a call, whatever text surrounds them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 from ..go.text import WHITE_SPACE
 from .thinking import overlap
 
-MAX_NESTING = 100  # deeper objects are no arguments; Python's own readers and writers of JSON give up at 250
+MAX_NESTING = 100  # deeper objects are not taken for arguments; Python's JSON parser gives up at 250
 TOKEN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)
 STRING = re.compile(r'"(?:\\.|[^"\\])*+"', re.DOTALL)
 
@@ -37,7 +36,7 @@ def _new_id() -> str:
 
 @dataclass(frozen=True)
 class ParsedCall:
-    """A tool by its name, and the arguments for it as the model ordered them; `index` counts within an answer."""
+    """A call of a tool, with the arguments in the model's order; `index` counts within an answer."""
 
     name: str
     arguments: dict[str, Any]
@@ -50,14 +49,14 @@ class ToolState(Enum):
 
 
 class ToolParser:
-    """Splits an answer into content and, from `tag` on, calls of the tools `names`.
+    """A parser that splits an answer into content and, from `tag` on, calls of the tools `names`.
 
-    What may be the beginning of the tag is held back.  After it no text is content any more, with one exception: the
-    tags "{" and "[" may as well begin an ordinary answer, so they count only before everything but blanks, and if they
-    are closed before there is a call, everything is content.
+    Text that may be the beginning of the tag is held back.  Text after the tag is not content.  The exception are the
+    tags "{" and "[", which may also begin an ordinary answer: they count only at the beginning, possibly after white
+    space, and if they are closed before a call is complete, the whole text is content.
 
-    Names: the first that occurs, of several at one place the longest.  Objects: the first that is valid JSON; brackets
-    within strings don't count.  After a call, both are sought behind it.
+    The first name that occurs is used; of several at the same position, the longest.  The first object that is valid
+    JSON is used; brackets within strings do not count.  After a call, the search for both continues behind it.
     """
 
     def __init__(self, tag: str, names: Sequence[str]):
@@ -65,17 +64,17 @@ class ToolParser:
         self._names = sorted(set(names), key=len, reverse=True)
         self._name = re.compile("|".join(map(re.escape, self._names)) if self._names else "(?!)")
         self._state = ToolState.BEFORE
-        self._buffer = ""  # BEFORE: what may begin the tag; CALLS: all from the tag on
+        self._buffer = ""  # BEFORE: a possible beginning of the tag; CALLS: the text from the tag on
         self._n_calls = 0
-        # The search for an object: how far it is, and what it is in
+        # The search for an object: the position, whether it is in a string, open braces, start of the outermost
         self._at, self._in_string, self._n_open, self._start = 0, False, 0, 0
-        self._n_closing = 0  # of "{" or "[" as a tag: how many are still to be closed
-        # An object waiting for a name, where it ends; where names are sought; where the last call ended
+        self._n_closing = 0  # with "{" or "[" as the tag: number of such brackets still open
+        # An object waiting for a name, and its end; where the search for a name begins; where the last call ended
         self._object: dict[str, Any] | None = None
         self._end, self._sought, self._cut = 0, 0, 0
 
     def push(self, text: str) -> tuple[str, list[ParsedCall]]:
-        """What `text` adds to the content, and the calls that it completes."""
+        """Add a piece of text; return the new content and the calls that it completes."""
         if self._state is ToolState.TEXT:
             return text, []
         buffer, self._buffer = self._buffer, ""  # the only reference, so that += appends without a copy
@@ -99,9 +98,9 @@ class ToolParser:
         return content, calls
 
     def flush(self) -> tuple[str, list[ParsedCall]]:
-        """What was held back, when the answer is over: content that looked like a tag, a call whose name might go on.
+        """Return the text held back, at the end of the answer: an unfinished tag, or a call whose name might go on.
 
-        A call that was begun with a tag of its own and not ended is dropped.
+        A call that was begun with a tag of its own and not completed is dropped.
         """
         calls = list(self._pair(self._buffer, len(self._buffer)))
         is_content = self._state is ToolState.BEFORE or (self._closing and not self._n_calls)
@@ -110,10 +109,10 @@ class ToolParser:
         return content, calls
 
     def _read(self, buffer: str) -> Iterator[ParsedCall]:
-        """The calls that are complete in `buffer`; the state becomes TEXT if a bracket closes before there is any."""
+        """Yield the calls that are complete in `buffer`; enter state TEXT if a bracket closes before the first call."""
         for token in TOKEN.finditer(buffer, self._at):
             c, self._at = token[0], token.end()
-            if c == "\\":  # what it escapes is still to come
+            if c == "\\":  # the escaped character is in the next piece
                 self._at = token.start()
                 break
             if c == '"':
@@ -139,14 +138,14 @@ class ToolParser:
             yield from self._pair(buffer, len(buffer))
 
     def _complete(self, buffer: str, end: int) -> Iterator[ParsedCall]:
-        """The calls made by the brackets that close at `end`."""
+        """Yield the calls completed by the bracket that closes at `end`."""
         yield from self._pair(buffer, end)
         if self._object is None and self._start >= self._cut:
             self._object, self._end = _object(buffer[self._start : end]), end
             yield from self._pair(buffer, end)
 
     def _pair(self, buffer: str, end: int) -> Iterator[ParsedCall]:
-        """The call that the waiting object and the first name in buffer[:end] make."""
+        """Yield the call made of the waiting object and the first name in buffer[:end], if there are both."""
         if self._object is None:
             return
         name = self._name.search(buffer, self._sought, end)
@@ -161,12 +160,12 @@ class ToolParser:
             self._n_calls += 1
 
     def _may_go_on(self, buffer: str) -> bool:
-        """Whether `buffer` ends in the beginning of a name: then a shorter one that is complete has to wait."""
+        """Return whether `buffer` ends in the beginning of a name; then a shorter complete name has to wait."""
         return self._object is not None and any(overlap(buffer, name) for name in self._names)
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, or None."""
+    """Parse `text` as a JSON object; return None if it is something else."""
     depth = {"{": 1, "[": 1, "}": -1, "]": -1}
     if max(accumulate(depth.get(c, 0) for c in STRING.sub("", text)), default=0) > MAX_NESTING:
         return None
@@ -178,7 +177,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _number(text: str) -> int | float:
-    """The number as it is, or as a double where it has no 64 bits.  Raises: ValueError for what JSON or Go has not"""
+    """Return an int if it fits 64 bits, else a float.  Raises: ValueError for a number invalid in JSON or Go"""
     value = float(text)
     if not abs(value) < float("inf"):
         raise ValueError(text)
@@ -187,9 +186,10 @@ def _number(text: str) -> int | float:
 
 
 def _arguments(call: dict[str, Any], tool: str) -> dict[str, Any] | None:
-    """What the object `call` hands to `tool`, or None if it has a name, but no arguments.
+    """Return the arguments that the object `call` has for `tool`, or None if it has a name but no arguments.
 
-    {"name": tool, "arguments": {...}}, or "parameters", or {tool: {...}}, itself or anywhere within; else all of it.
+    They are under "arguments" or "parameters" beside a "name", or under the tool's own name, at any depth; else `call`
+    itself is the arguments.
     """
     for inner in _objects(call):
         keys = ("arguments", "parameters") if "name" in inner else (tool,)
@@ -202,7 +202,7 @@ def _arguments(call: dict[str, Any], tool: str) -> dict[str, Any] | None:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """`value` and the objects within, from outside to inside."""
+    """Yield `value` and the objects within it, outer ones first."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())

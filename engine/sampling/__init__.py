@@ -1,4 +1,4 @@
-"""From logits to the next token.  sampler.py is the chain, steps.py its steps."""
+"""From logits to the next token: sampler.py is the chain, steps.py has its steps, grammar.py constrains it."""
 
 from .logprobs import Logprob, logprobs_of
 from .sampler import Sampler

@@ -1,17 +1,17 @@
-r"""`format` -> which tokens may come next, so that an answer asked for as JSON is JSON.
+r"""Constrained decoding for `format`: a mask of the tokens that keep the answer valid JSON or within a schema.
 
-    source     "json" or a schema, as a grammar that llguidance reads: an answer, maybe after thoughts
-    Grammars   one for each model: its tokens as bytes, sorted by their beginnings
-    Grammar    one for each answer: mask() -> sample -> accept(token)
+    source     builds the grammar for "json" or a schema in llguidance's syntax, optionally after thinking
+    Grammars   one per model: its tokens as bytes, in a prefix tree
+    Grammar    one per answer: mask() -> sample -> accept(token)
 
 so far               {   "na   me"   :"   1}   </s>
 nothing              x
 {                        x                            or a blank, a quote, the closing brace
-{"na                 x   x     x     x    x           anything may stand in a string
-{"name": 1}                                    x      nothing can follow
+{"na                 x   x     x     x    x           any text may be part of a string
+{"name": 1}                                    x      nothing may follow
 
-An answer is over when the model says so by an end-of-generation token, which is allowed where the text is complete and
-nowhere else.  json_mode.py is the same for "json" in plain Python.
+An answer ends with an end-of-generation token, which is allowed only where the text is complete.  json_mode.py does the
+same for "json" in plain Python.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .json_schema import narrowed
 
 Tags = tuple[str, str]
 
-# One blank, or up to two ends of line and an indentation: with all that JSON allows, some models never go on.  It is
-# what llama.cpp allows, common/json-schema-to-grammar.cpp.
+# One blank, or up to two line ends and an indentation, as in llama.cpp's common/json-schema-to-grammar.cpp.  With the
+# unlimited white space of JSON, some models generate nothing else.
 BLANKS = r" |\n{1,2}[ \t]{0,20}"
 JSON = rf"""
     start: object
@@ -47,19 +47,19 @@ JSON = rf"""
 """
 SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": True}
 LIMITS = LLParserLimits(verbose_errors=False)
-# Whose fault it is, where llguidance does not say so.
+# The keyword that an error is about, for errors in which llguidance does not name it
 KEYWORDS = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
 
 def source(format: str | dict[str, Any], tags: Tags | None = None, is_open: bool = False) -> str:
-    """The grammar of an answer in `format`, in llguidance's form of Lark.
+    """Build the grammar of an answer in `format`, in llguidance's dialect of Lark.
 
-    tags     what the model's thoughts stand between: it may think what it likes first, then the answer comes
-    is_open  the prompt opened them already
+    tags     the tags around the model's thinking: unconstrained thinking may come before the answer
+    is_open  the prompt already contains the opening tag
     Raises: BadGrammar
     """
     answer = f"%lark {{{JSON}}}" if isinstance(format, str) else f"%json {_schema(format)}"
-    # what can be only one text may still be several tokens, and the model chooses
+    # where only one text is possible, it may still be spelled by different tokens, and the model chooses
     head = '%llguidance {"no_forcing": true}'
     if not tags:
         return f"{head}\nstart: answer\nanswer: {answer}"
@@ -74,7 +74,7 @@ def source(format: str | dict[str, Any], tags: Tags | None = None, is_open: bool
 
 
 class Grammars:
-    """The constraints of one model."""
+    """The grammars of one model."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -87,16 +87,16 @@ class Grammars:
         is_open: bool = False,
         shown: frozenset[int] = frozenset(),
     ) -> Grammar:
-        """The constraint of one answer.  The first one waits a second for 128k tokens to be sorted.
+        """Compile the grammar of one answer.  The first call takes a second to prepare 128k tokens.
 
         format, tags, is_open   as in `source`
-        shown                   control tokens that have a text, because tags are made of them
+        shown                   control tokens that count as text, because tags consist of them
         Raises: BadGrammar, naming the keyword.
         """
         text = source(format, tags, is_open)
         matcher = LLMatcher(self._tokens(shown), text, log_level=0, limits=LIMITS)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # where the grammar allows nothing at all, it shows here
+            matcher.compute_bitmask()  # reports an error if the grammar allows no token at all
         if matcher.is_error():
             raise BadGrammar(_complaint(matcher.get_error()))
         return Grammar(matcher, self._tokenizer.n_vocab)
@@ -109,15 +109,15 @@ class Grammars:
 
 
 class Grammar:
-    """What may come next in one answer, token by token."""
+    """The state of one constrained answer, token by token."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int):
         self._matcher, self._n_vocab = matcher, n_vocab
 
     def mask(self) -> NDArray[np.bool_]:
-        """Which tokens may be next.  bool [n_vocab]; none is true if the vocabulary cannot spell what has to come.
+        """Compute which tokens may be next.  bool [n_vocab]; all False if the vocabulary cannot spell what must follow.
 
-        Raises: EngineError when the grammar needs more than llguidance's limits allow.
+        Raises: EngineError when the grammar exceeds llguidance's limits.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
@@ -125,20 +125,20 @@ class Grammar:
         return np.unpackbits(bits, count=self._n_vocab, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
-        """`token` came next."""
+        """Advance by `token`, which was sampled."""
         self._matcher.consume_token(token)
 
 
 class _Pieces:
-    """A vocabulary as llguidance wants it.  A token that adds nothing to a text is special, and never allowed."""
+    """A vocabulary in the form that llguidance requires.  A token with an empty piece is special and never allowed."""
 
     def __init__(self, tokenizer: Tokenizer, shown: frozenset[int]):
         if not tokenizer.eog:
-            raise ModelError("the vocabulary has no end-of-generation token, and a constrained answer needs one to end")
+            raise ModelError("the vocabulary has no end-of-generation token, which a constrained answer requires")
         self.bos_token_id, self.eos_token_id = tokenizer.bos, min(tokenizer.eog)
         self.tokens = [tokenizer.piece(id, special=id in shown) for id in range(tokenizer.n_vocab)]
         for id in tokenizer.eog:
-            self.tokens[id] = b""  # the end is never part of a text
+            self.tokens[id] = b""  # an end-of-generation token is never part of the text
         self.special_token_ids = [id for id, piece in enumerate(self.tokens) if not piece]
 
 
@@ -150,7 +150,7 @@ def _schema(schema: dict[str, Any]) -> str:
 
 
 def _complaint(error: str) -> str:
-    """One line of what llguidance says, and the keyword it says it of.
+    """Reduce llguidance's error to one line with the keyword that caused it.
 
     at 3(9): failed to compile JSON schema: regex parse error:
         (
@@ -161,7 +161,7 @@ def _complaint(error: str) -> str:
     said = error.split("\n   1 | ")[0]
     keyword = next((keyword for sign, keyword in KEYWORDS.items() if sign in said), "")
     if "NoExtension" in said:
-        said = "no answer is possible: a $ref leads back to itself, or the vocabulary cannot spell one"
+        said = "no answer is possible: a $ref refers to itself, or the vocabulary cannot spell an answer"
     lines = said.split("\n")
     last = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
     return f"format: {keyword}: {last}" if keyword else f"format: {last}"

@@ -1,6 +1,6 @@
-r"""JSON in plain Python: which byte may come next.  The same as "json" in grammar.py, to be read and to check that by.
+r"""JSON mode in plain Python, byte by byte: a readable equivalent of "json" in grammar.py, and a test for it.
 
-A text is followed with a stack of what is still expected, the next thing first:
+The state is a stack of the symbols still expected, the next one first:
 
     {           blanks? members
     "           chars blanks? : blanks? value blanks? more_members
@@ -10,8 +10,8 @@ A text is followed with a stack of what is still expected, the next thing first:
     1           digits? fraction? exponent? blanks? more_members
     }           nothing: the text is complete
 
-RULES has for each thing the bytes it begins with, and what is expected after such a byte.  A thing with "?" may be
-absent and gives way to the next one.  No byte fits two rules, so nothing is ever taken back.  Source: RFC 8259.
+RULES maps each symbol to the bytes that it may begin with, and to the symbols expected after such a byte.  A symbol
+with "?" is optional and may be skipped.  No byte fits two rules, so there is no backtracking.  Source: RFC 8259.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VALUE = {
     "f": "a l s e",
     "n": "u l l",
 }
-# what a thing begins with, as a regular expression for one byte -> what then
+# symbol -> first byte, as a regular expression -> the symbols that follow
 RULES: dict[str, dict[str, str]] = {
     "document": {r"\{": "blanks? members"},
     "members": {r"\}": "", '"': MEMBER},
@@ -57,10 +57,10 @@ RULES: dict[str, dict[str, str]] = {
         '"': "",
         r"\\": "escaped chars",
         r"[ !#-\[\]-\x7f]": "chars",
-        r"[\xc2-\xdf]": "tail chars",  # UTF-8, of which the first byte tells the length; RFC 3629
-        r"\xe0": "tail_a0 tail chars",  # nothing is written longer than it need be
+        r"[\xc2-\xdf]": "tail chars",  # UTF-8, whose first byte determines the length; RFC 3629
+        r"\xe0": "tail_a0 tail chars",  # overlong encodings are invalid
         r"[\xe1-\xec\xee\xef]": "tail tail chars",
-        r"\xed": "tail_9f tail chars",  # surrogates are no characters
+        r"\xed": "tail_9f tail chars",  # surrogates are invalid
         r"\xf0": "tail_90 tail tail chars",
         r"[\xf1-\xf3]": "tail tail tail chars",
         r"\xf4": "tail_8f tail tail chars",  # U+10FFFF is the last
@@ -86,7 +86,7 @@ RULES: dict[str, dict[str, str]] = {
 
 
 def _table(rules: dict[str, str]) -> list[Expected | None]:
-    """What is expected after each of the 256 bytes; None where a byte begins nothing."""
+    """Return the symbols expected after each of the 256 bytes; None for a byte that is not allowed."""
     table: list[Expected | None] = [None] * 256
     for first, then in rules.items():
         for byte in range(256):
@@ -101,7 +101,7 @@ START: Expected = ("document",)
 
 
 def after(expected: Expected | None, byte: int) -> Expected | None:
-    """What is expected once `byte` has come, or None if it must not come."""
+    """Return the symbols expected after `byte`, or None if that byte is not allowed."""
     expected = expected or ()
     for i, thing in enumerate(expected):
         then = TABLES[thing][byte]
@@ -113,12 +113,12 @@ def after(expected: Expected | None, byte: int) -> Expected | None:
 
 
 def follow(text: bytes, expected: Expected | None = START) -> Expected | None:
-    """What is expected after `text`: () where it is complete, None where it is no beginning of a JSON object."""
+    """Return the symbols expected after `text`: () if it is complete, None if it is not a prefix of a JSON object."""
     return reduce(after, text, expected)
 
 
 class JsonMode:
-    """A Grammar for "json" that tries every token byte by byte, 0.1 s a mask at 128k tokens."""
+    """A Grammar for "json" that tries every token byte by byte; a mask for 128k tokens takes 0.1 s."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._expected: Expected | None = START
@@ -128,7 +128,7 @@ class JsonMode:
         self._eog = tokenizer.eog
 
     def mask(self) -> NDArray[np.bool_]:
-        """Which tokens may be next.  bool [n_vocab]"""
+        """Compute which tokens may be next.  bool [n_vocab]"""
         if self._expected == ():
             return np.array([id in self._eog for id in range(len(self._pieces))])
         return np.array([piece != b"" and follow(piece, self._expected) is not None for piece in self._pieces])

@@ -1,4 +1,4 @@
-"""What a JSON schema asks for, said so that a grammar can keep to it.
+"""JSON schemas, made explicit so that a grammar can enforce them.
 
    {"properties": {"age": {"type": "integer"}}}
 -> {"properties": {"age": {"type": "integer"}}, "type": "object", "additionalProperties": false}
@@ -24,27 +24,27 @@ COMBINING = {"$ref", "anyOf", "oneOf", "allOf"}
 
 
 def narrowed(schema: Schema) -> Schema:
-    """`schema` as Ollama's engine reads it; whatever satisfies the new one satisfies the old.
+    """Rewrite `schema` as Ollama's engine reads it; every answer that satisfies the new one satisfies the old one.
 
-    type                  what only makes sense for an object, an array or a string means one
-    additionalProperties  where it is absent, the listed properties are all that come, as long as no schema is put
-                          together of several that each list their own
-    format                one that nobody checks is a remark
-    oneOf                 is anyOf, if no answer can fit two alternatives
+    type                  inferred from keywords that apply only to an object, an array or a string
+    additionalProperties  false by default, so that only the listed properties occur, unless schemas are combined that
+                          list properties of their own
+    format                removed if unsupported
+    oneOf                 becomes anyOf, if no answer can fit two alternatives
     Raises: BadGrammar, naming the keyword.
     """
     schema = json.loads(json.dumps(schema))
     parts = list(_parts(schema))
-    alone = not any(_is_put_together(part) for part in parts)
+    alone = not any(_is_combined(part) for part in parts)
     for part in parts:
-        _say_what_is_meant(part, alone)
+        _make_explicit(part, alone)
     for part in parts:
         _choose(part, schema)
     return schema
 
 
 def _parts(schema: Schema) -> Iterator[Schema]:
-    """The schema and every one in it, outer ones first."""
+    """Yield the schema and every schema in it, outer ones first."""
     waiting: list[tuple[str, Any]] = [("", schema)]
     while waiting:
         keyword, part = waiting.pop()
@@ -62,20 +62,20 @@ def _parts(schema: Schema) -> Iterator[Schema]:
                 waiting.append((keyword, value))
 
 
-def _is_put_together(part: Schema) -> bool:
-    """Whether several schemas say something about the same object."""
+def _is_combined(part: Schema) -> bool:
+    """Return whether several schemas apply to the same object."""
     several = isinstance(part.get("allOf"), list) and len(part["allOf"]) > 1
     return several or ("properties" in part and bool(part.keys() & COMBINING))
 
 
-def _say_what_is_meant(part: Schema, alone: bool) -> None:
+def _make_explicit(part: Schema, alone: bool) -> None:
     if isinstance(part.get("format"), str) and part["format"] not in FORMATS:
         del part["format"]
     implied = {type for keyword, type in IMPLIED.items() if keyword in part}
     if len(implied) == 1 and not part.keys() & {"type", *COMBINING}:
         part["type"] = implied.pop()
-    is_said = part.keys() & {"additionalProperties", "minProperties"}
-    if alone and "properties" in part and not is_said and _names(part) <= _map(part, "properties").keys():
+    is_explicit = part.keys() & {"additionalProperties", "minProperties"}
+    if alone and "properties" in part and not is_explicit and _names(part) <= _map(part, "properties").keys():
         part["additionalProperties"] = False
 
 
@@ -90,7 +90,7 @@ def _choose(part: Schema, root: Schema) -> None:
 
 
 def _exclude_each_other(a: Schema, b: Schema, root: Schema) -> bool:
-    """Whether it is plain to see that nothing fits both: by type, by value, or by a property that tells them apart."""
+    """Return whether the schemas obviously exclude each other: by type, by value, or by a property."""
     if _differ(a, b):
         return True
     if not _types(a) == _types(b) == {"object"}:
@@ -115,7 +115,7 @@ def _forbids(part: Schema, name: str) -> bool:
 
 
 def _target(part: Any, root: Schema) -> Schema:
-    """`part`, or what it refers to in the same document; {} for what is no schema with keywords."""
+    """Return `part`, or the schema in the same document that it refers to; {} if it has no keywords."""
     for _ in range(10):
         if not isinstance(part, dict) or not str(part.get("$ref", "")).startswith("#/"):
             break
@@ -127,7 +127,7 @@ def _target(part: Any, root: Schema) -> Schema:
 
 
 def _types(part: Schema) -> set[str]:
-    """The types of what fits; an integer is a number."""
+    """Return the types of valid answers; an integer is a number."""
     said, values = part.get("type"), _values(part)
     if isinstance(said, str):
         said = [said]
@@ -137,7 +137,7 @@ def _types(part: Schema) -> set[str]:
 
 
 def _values(part: Schema) -> set[tuple[str, Any]] | None:
-    """The values of what fits, where they are listed, each with its type; true is not 1, but 1.0 is."""
+    """Return the valid values with their types, if the schema lists them; true differs from 1, but 1.0 does not."""
     listed = [part["const"]] if "const" in part else part.get("enum")
     if not isinstance(listed, list) or any(isinstance(value, (dict, list)) for value in listed):
         return None

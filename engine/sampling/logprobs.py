@@ -1,4 +1,4 @@
-"""How likely the model itself held a token, whatever the sampler made of it."""
+"""Log probabilities of tokens under the model alone, before any sampling step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...kernels.select import descending
 
 @dataclass(frozen=True)
 class Logprob:
-    """The sampled token's natural log probability, and those of the likeliest tokens: (id, logprob), descending."""
+    """The sampled token's natural log probability, and the most likely tokens as (id, logprob), descending."""
 
     id: int
     logprob: float
@@ -20,9 +20,9 @@ class Logprob:
 
 
 def logprobs_of(logits: NDArray[np.float32], id: int, n_top: int = 0) -> Logprob:
-    """ln softmax over the whole vocabulary of raw logits: temperature 1, no penalty, nothing cut.  logits f32 [n_vocab]
+    """Compute ln softmax of raw logits over the whole vocabulary: temperature 1, no penalty.  logits f32 [n_vocab]
 
-    ln p = l - l_max - ln sum(exp(l - l_max)), the sum in float64.  Of equal ones the lower id comes first.
+    ln p = l - l_max - ln sum(exp(l - l_max)), the sum in float64.  Of equal logits the lower id comes first.
     """
     shifted = logits - logits.max()
     ln_sum = np.log(np.sum(np.exp(shifted), dtype=np.float64))

@@ -1,4 +1,4 @@
-"""The chain: from a row of logits to the next token."""
+"""The sampler chain: from a row of logits to the next token."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .steps import (
 
 
 class Sampler:
-    """One request's choices: its options, its random numbers and, for mirostat, the surprise it aims at.
+    """The sampling state of one request: options, random numbers and, for mirostat, the target surprise `mu`.
 
-    Truncation comes before the temperature, as in llama.cpp: what a hotter draw may choose from does not grow with it.
+    Truncation comes before the temperature, as in llama.cpp, so a higher temperature does not admit more tokens.
     """
 
     def __init__(self, options: Options, n_vocab: int):
-        """Raises: BadOptions for a bias on a token that there is not."""
+        """Prepare the sampling state.  Raises: BadOptions for a bias on a token outside the vocabulary"""
         self.options = options
         self.biased = np.array([id for id, _ in options.logit_bias], np.intp)
         self.bias = np.array([bias for _, bias in options.logit_bias], np.float32)
@@ -46,14 +46,14 @@ class Sampler:
         self.mu = 2 * options.mirostat_tau  # bits
         self.ids = np.arange(n_vocab, dtype=np.int32)
 
-    @np.errstate(over="ignore")  # an overflow in here is a probability of zero
+    @np.errstate(over="ignore")  # an overflow here means a probability of zero
     def sample(self, logits: NDArray[np.floating], recent: Sequence[int], mask: NDArray[np.bool_] | None = None) -> int:
-        """The next token's id; one random number is drawn, also at temperature 0 (but see mirostat).
+        """Choose the next token and return its id; draws one random number, also at temperature 0 (but see mirostat).
 
-        logits f32 [n_vocab], as the model gave them; recent: BOS, prompt and every sampled token so far;
-        mask bool [n_vocab]: what a grammar allows, or None.
-        A bias comes before everything else, as in llama.cpp.
-        Raises: ModelError for logits that are not finite, EngineError for a mask that allows nothing.
+        logits f32 [n_vocab], from the model; recent: BOS, prompt and every sampled token so far;
+        mask bool [n_vocab]: tokens that a grammar allows, or None.
+        A bias is applied before everything else, as in llama.cpp.
+        Raises: ModelError for logits that are not finite, EngineError for a mask that allows no token.
         """
         assert logits.shape == self.ids.shape, f"{logits.shape} logits for {len(self.ids)} tokens"
         o = self.options
@@ -63,13 +63,13 @@ class Sampler:
             logits = logits.copy()
             logits[self.biased] += self.bias
             if logits.max() == -np.inf:
-                raise BadOptions("logit_bias", 'option "logit_bias" leaves no token that may come next')
+                raise BadOptions("logit_bias", 'option "logit_bias" excludes every token')
         c = candidates(self.ids, logits, mask)
         c = penalties(c, window, o.repeat_penalty, o.frequency_penalty, o.presence_penalty)
         if o.mirostat and o.temperature > 0:
             return self._sample_mirostat(scale_by_temperature(c, o.temperature))
         c = top_k(c, o.top_k)
-        c = tail_free(c, o.tfs_z) if o.temperature > 0 else c  # as in the chain that had it; typical_p would notice
+        c = tail_free(c, o.tfs_z) if o.temperature > 0 else c  # as in llama.cpp of 2024, else typical_p differs
         c = typical_p(c, o.typical_p)
         c = top_p(c, o.top_p)
         c = min_p(c, o.min_p)
@@ -77,9 +77,9 @@ class Sampler:
         return int(c.ids[dist(c, self.rng.draw())])
 
     def _sample_mirostat(self, c: Candidates) -> int:
-        """The next token's id; `mu` then moves against the error: mu -= eta * (surprise - tau).
+        """Choose the next token and return its id; then update mu -= eta * (surprise - tau).
 
-        As in llama.cpp, where a lone candidate costs no random number here, other than in the chain.
+        As in llama.cpp, a single candidate consumes no random number here, although it does in the chain.
         """
         o = self.options
         c = mirostat_v1(c, self.mu, len(self.ids)) if o.mirostat == 1 else mirostat_v2(c, self.mu)

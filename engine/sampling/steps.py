@@ -1,10 +1,11 @@
-"""The steps that choose a token, each a function from candidates to candidates; sampler.py puts them in order.
+"""The sampling steps, each a function from candidates to candidates; sampler.py puts them in order.
 
-Float32 throughout, and sums run from the first candidate to the last as a C loop takes them (np.cumsum does, np.sum
-adds in pairs): with the same logits a seed then draws the same token as in llama.cpp (llama-sampler.cpp, 0c1e57098).
+All arithmetic is float32, and sums run from the first candidate to the last, as in a C loop (np.cumsum does this,
+np.sum adds in pairs).  So with equal logits, a seed draws the same token as in llama.cpp (llama-sampler.cpp,
+0c1e57098).
 
-Equal logits: llama.cpp sorts with std::sort and std::partial_sort, which promise no order (of twelve equal ones its
-top_k 5 gives 3 4 1 0 2).  Here the candidate that came first stays first, so in most chains the lower id.
+The order of equal logits is unspecified in llama.cpp, which uses std::sort and std::partial_sort (of twelve equal
+logits its top_k 5 returns 3 4 1 0 2).  Here the order is stable, so in most chains the lower id comes first.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from ...kernels.select import descending
 from ..errors import EngineError, ModelError
 
-_TINY = np.float32(2.0**-149)  # the smallest float32: stands for a probability of 0 where a logarithm is taken
+_TINY = np.float32(2.0**-149)  # the smallest positive float32, which replaces a probability of 0 in a logarithm
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens still in the race, in an order that matters, since sums and draws follow it.
+    """The tokens that may still be sampled, in an order that matters, because sums and draws follow it.
 
     ids int32 [n], logits f32 [n], n >= 1; `sorted`: known to be in descending order of logits.
     """
@@ -32,18 +33,18 @@ class Candidates:
     sorted: bool = False
 
     def take(self, which: NDArray[np.integer] | NDArray[np.bool_] | slice, sorted: bool) -> Candidates:
-        """Those at the indices (or under the mask) `which`, in its order."""
+        """Select candidates by index or mask, in the order of `which`."""
         return Candidates(self.ids[which], self.logits[which], sorted)
 
 
 def candidates(ids: NDArray[np.integer], logits: NDArray[np.floating], mask: NDArray[np.bool_] | None) -> Candidates:
-    """Every token of the vocabulary that `mask` allows, in the order of ids.
+    """Return the tokens of the vocabulary that `mask` allows, in the order of ids.
 
     ids int32 [n_vocab], logits f32 [n_vocab], mask bool [n_vocab] or None for all
-    A logit of -inf is a token that is never chosen.
-    Raises: ModelError if there is a NaN or +inf, or nothing but -inf; EngineError if the mask allows no token.
+    A token with logit -inf is never sampled.
+    Raises: ModelError for a NaN, +inf, or only -inf in logits; EngineError if the mask allows no token.
     """
-    top = logits.max()  # NaN, wherever it is, comes out here
+    top = logits.max()  # NaN if any logit is NaN
     if not np.isfinite(top):
         raise ModelError(
             f"logits are not finite: {top} for token {np.argmax(logits)}; weights or arithmetic are broken"
@@ -58,13 +59,13 @@ def candidates(ids: NDArray[np.integer], logits: NDArray[np.floating], mask: NDA
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities, their sum taken from first to last.  f32 [n] -> f32 [n]"""
+    """Compute probabilities, with their sum taken from first to last.  f32 [n] -> f32 [n]"""
     e = np.exp(logits - logits.max())
     return e / np.cumsum(e)[-1]
 
 
 def top_k(c: Candidates, k: int) -> Candidates:
-    """The `k` likeliest, sorted; with k = 0 all of them, and not even sorted."""
+    """Keep the `k` most likely tokens, sorted; k = 0 keeps all, unsorted."""
     if k <= 0:
         return c
     k = min(k, len(c.ids))
@@ -72,10 +73,10 @@ def top_k(c: Candidates, k: int) -> Candidates:
 
 
 def tail_free(c: Candidates, z: float) -> Candidates:
-    """The head, up to where the curve of sorted probabilities has spent `z` of its curvature; always one at least.
+    """Keep the tokens up to where the sorted probabilities have used up `z` of their curvature; at least one.
 
     d1[i] = p[i] - p[i+1];  d2[i] = |d1[i] - d1[i+1]| / sum
-    i tokens stay, for the first i >= 1 with d2[0] + ... + d2[i] > z.
+    The first i tokens stay, for the smallest i >= 1 with d2[0] + ... + d2[i] > z.
     Source: Phi 2019, "Tail Free Sampling"; details as in llama.cpp of October 2024, the last to have it.
     """
     if z >= 1 or len(c.ids) <= 2:
@@ -89,7 +90,7 @@ def tail_free(c: Candidates, z: float) -> Candidates:
 
 
 def typical_p(c: Candidates, p: float) -> Candidates:
-    """Those whose surprise -ln p is nearest to the expected one, until together they exceed `p`.
+    """Keep the tokens whose surprise -ln p is nearest to the entropy, until their total probability exceeds `p`.
 
     They stay in that order, the most typical first, and count as unsorted.
     Source: Meister et al. 2022, arXiv:2202.00666.
@@ -106,24 +107,24 @@ def typical_p(c: Candidates, p: float) -> Candidates:
 
 
 def top_p(c: Candidates, p: float) -> Candidates:
-    """The likeliest, sorted, through the first with which they reach `p` together (nucleus sampling).
+    """Keep the most likely tokens, sorted, until their total probability reaches `p` (nucleus sampling).
 
     Source: Holtzman et al. 2019, arXiv:1904.09751.
     """
     if p >= 1:
         return c
     n = len(c.ids)
-    probs = softmax(c.logits)  # before sorting: the order of its sum shows in the last bit
+    probs = softmax(c.logits)  # before sorting: the order of the sum affects the last bit
     order = np.arange(n) if c.sorted else descending(c.logits, min(n, 256))
     running = np.cumsum(probs[order])
-    if len(order) < n and running[-1] < np.float32(p):  # rarely are 256 not enough
+    if len(order) < n and running[-1] < np.float32(p):  # 256 are nearly always enough
         order = descending(c.logits, n)
         running = np.cumsum(probs[order])
     return c.take(order[: np.searchsorted(running, np.float32(p)) + 1], sorted=True)
 
 
 def min_p(c: Candidates, p: float) -> Candidates:
-    """Those at least `p` times as likely as the likeliest: l >= l_max + ln p; their order stays.
+    """Keep the tokens at least `p` times as likely as the most likely one, in their order: l >= l_max + ln p.
 
     Source: Nguyen et al. 2024, arXiv:2407.01082.
     """
@@ -133,7 +134,7 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
 
 def scale_by_temperature(c: Candidates, t: float) -> Candidates:
-    """Logits divided by `t`; at 0, or so near it that the quotients overflow, the first of the largest alone."""
+    """Divide logits by `t`; at 0, or if the quotients overflow, keep only the first of the most likely tokens."""
     if np.float32(t) > 0:
         hot = replace(c, logits=c.logits / np.float32(t))
         if np.isfinite(hot.logits.max()):
@@ -143,19 +144,19 @@ def scale_by_temperature(c: Candidates, t: float) -> Candidates:
 
 
 def dist(c: Candidates, u: float) -> int:
-    """The index that `u` in [0, 1) falls on when the candidates lie side by side, each as wide as its probability.
+    """Return the index of the candidate that `u` in [0, 1) selects from the cumulative distribution.
 
-    e = exp(l - l_max) in float32, summed in double in their order: the first whose running sum reaches u of the total.
-    A u of 0 counts as the least bit more, lest it fall on a width of 0.
+    e = exp(l - l_max) in float32, summed in double in order; the first index whose running sum reaches u of the total.
+    A `u` of 0 is replaced by a tiny number, so that it cannot select a probability of 0.
     """
     running = np.cumsum(np.exp(c.logits - c.logits.max()), dtype=np.float64)
     return int(np.searchsorted(running, (u or 2.0**-65) * running[-1]))
 
 
 def mirostat_v1(c: Candidates, mu: float, n_vocab: int, m: int = 100) -> Candidates:
-    """As many of the likeliest, sorted, as should bring the surprise to `mu` bits if probabilities follow Zipf's law.
+    """Keep the k most likely tokens, sorted, with k such that the expected surprise is `mu` bits under Zipf's law.
 
-    With s the law's exponent as fitted to the m likeliest and eps = s - 1:
+    With s the exponent of the law, fitted to the m most likely tokens, and eps = s - 1:
         k = (eps * 2**mu / (1 - n_vocab**-eps)) ** (1 / s)
     Source: Basu et al. 2020, arXiv:2007.14966, algorithm 1.
     """
@@ -165,7 +166,7 @@ def mirostat_v1(c: Candidates, mu: float, n_vocab: int, m: int = 100) -> Candida
 
 
 def zipf_k(p: NDArray[np.float64], mu: float, n_vocab: int, n: int) -> int:
-    """The k of mirostat_v1, from 1 to n, by descending probabilities `p`; in logarithms, where nothing overflows."""
+    """Compute the k of mirostat_v1, from 1 to n, for descending probabilities `p`; in logarithms to avoid overflow."""
     p = p[p > 0]
     if len(p) < 2:
         return 1
@@ -178,12 +179,12 @@ def zipf_k(p: NDArray[np.float64], mu: float, n_vocab: int, n: int) -> int:
 
 
 def mirostat_v2(c: Candidates, mu: float) -> Candidates:
-    """Those that would surprise by at most `mu` bits, sorted, and always the likeliest.  Source: as above."""
+    """Keep the tokens with a surprise of at most `mu` bits, sorted, at least one.  Source: as above."""
     c = top_k(c, len(c.ids))
     n = int(np.searchsorted(surprise_bits(softmax(c.logits)), mu, side="right"))
     return c.take(slice(max(n, 1)), sorted=True)
 
 
 def surprise_bits(p: NDArray[np.float32]) -> NDArray[np.float32]:
-    """-log2 p.  f32 [n] -> f32 [n]"""
+    """Compute -log2 p.  f32 [n] -> f32 [n]"""
     return -np.log2(np.maximum(p, _TINY))

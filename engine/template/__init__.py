@@ -1,8 +1,8 @@
-"""From a conversation to the text that the model goes on from.
+"""Chat templates: a conversation rendered as the prompt.
 
-go       a TEMPLATE from an Ollama Modelfile, as Ollama renders it
-jinja    the template in the GGUF, as Hugging Face renders it
-chatml   neither: what llama.cpp falls back to
+go       a TEMPLATE from an Ollama Modelfile, rendered as by Ollama
+jinja    the template in the GGUF, rendered as by Hugging Face
+chatml   the fallback without either, as in llama.cpp
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "mark_images",
 ]
 
-SPECIAL_TOKENS = {  # what a template calls a token -> where the GGUF has its id
+SPECIAL_TOKENS = {  # a template's variable -> the GGUF's key of the token's id
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id",
@@ -47,8 +47,8 @@ RESULTS = re.compile(r"""role['"]?\]?\s*==\s*['"]tool['"]|tool_response|tool_res
 class Template:
     """A model's chat template.
 
-    tool_use        the text that takes over when tools are offered, for models that have a second one
-    special_tokens  bos_token, eos_token, ...: their text; one that the vocabulary lacks is absent
+    tool_use        a second text that replaces `text` when tools are offered; some models have one
+    special_tokens  bos_token, eos_token, ...: their text; a token that the vocabulary lacks is absent
     """
 
     text: str = ""
@@ -58,9 +58,9 @@ class Template:
 
     @classmethod
     def from_gguf(cls, gguf: Any, go_text: str | None = None) -> Template:
-        """The template of a GGUF, given whole or as its key-values; `go_text` is the model's TEMPLATE layer, if any.
+        """Choose the template of a GGUF, given as an object or its key-values; `go_text` is the model's TEMPLATE layer.
 
-        The layer comes first, unless the GGUF's own can do more.
+        The layer is preferred, unless the GGUF's own template supports more.
         """
         kv: Mapping[str, Any] = getattr(gguf, "kv", gguf)
         layer = cls(go_text, "go") if go_text is not None else None
@@ -80,7 +80,7 @@ class Template:
         think: bool | str | None = None,
         **extra: Any,
     ) -> str:
-        """The conversation as the model was trained to see it; `extra` goes to jinja.render, `think` to Go.
+        """Render the conversation as a prompt; `extra` is passed to render_jinja, `think` to the Go template.
 
         Raises: BadTemplate
         """
@@ -92,14 +92,14 @@ class Template:
         return jinja.render_jinja(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
-        """What a model is asked for the text between `prompt` and `suffix`.  Raises: BadTemplate, also for Jinja"""
+        """Render a prompt for the text between `prompt` and `suffix`.  Raises: BadTemplate, also for Jinja"""
         if self.language != "go":
-            raise BadTemplate("a suffix needs a Go template that has a place for it")
+            raise BadTemplate("a suffix requires a Go template that uses .Suffix")
         return go.load_template(self.text).fill(prompt, suffix, think)
 
     @property
     def capabilities(self) -> list[str]:
-        """What the template offers beyond plain text: some of tools, insert, thinking; Jinja is judged by its words."""
+        """Capabilities beyond plain text: some of tools, insert, thinking; Jinja is searched for keywords."""
         if self.language == "go":
             return self._go.capabilities if self._go else []
         tools = "tools" in self.text or "tool_call" in self.text
@@ -110,15 +110,15 @@ class Template:
 
     @property
     def takes_results(self) -> bool:
-        """Whether the template shows the model its tools' calls and what came of them."""
+        """Whether the template renders earlier tool calls and their results."""
         if self.language == "go":
             return bool(self._go and self._go.takes_results)
         return "tool_call" in self.text and RESULTS.search(self.text) is not None
 
     def can_more_than(self, other: Template) -> bool:
-        """Whether this one knows tools or thoughts that `other` does not, or sees results of tools where that does not.
+        """Return whether this template supports tools or thinking, or renders tool results, where `other` does not.
 
-        One that sees them is never given up for one that does not.
+        A template that renders tool results is never given up for one that does not.
         """
         mine, others = (sorted({"tools", "thinking"} & set(one.capabilities)) for one in (self, other))
         if self.takes_results != other.takes_results:
@@ -127,21 +127,21 @@ class Template:
 
     @property
     def thinking_tags(self) -> tuple[str, str] | None:
-        """What opens and what closes the thoughts in an answer, if there are any."""
+        """The tags around the thinking in an answer, or None."""
         if self.language == "go":
             return self._go.thinking_tags if self._go and all(self._go.thinking_tags) else None
         return ("<think>", "</think>") if "thinking" in self.capabilities else None
 
     @property
     def tool_tag(self) -> str | None:
-        """What tool calls begin with in an answer; None where they cannot be told from other text."""
+        """The text that tool calls begin with in an answer; None if they cannot be recognized."""
         if self.language == "go":
             return self._go.tool_tag if self._go else None
         return tags.tool_tag(lambda said, tools: self.render(said, tools, said[-1]["role"] == "user"))
 
     @property
     def _go(self) -> go.GoTemplate | None:
-        """The Go template; None: it does not parse, which shows when it is to be rendered."""
+        """The Go template, or None if it does not parse; rendering raises the error."""
         try:
             return go.load_template(self.text)
         except BadTemplate:

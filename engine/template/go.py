@@ -1,12 +1,12 @@
-"""A TEMPLATE as Ollama reads it: Go's text/template for a whole conversation.
+"""Ollama's TEMPLATE: Go's text/template applied to a conversation.
 
-Which variables a template names decides how it is run:
+The variables that a template uses decide how it is executed:
 
-    .Prompt and .Suffix given   once, for a prompt with a hole in it
-    .Messages named             once, for the whole list
+    .Prompt and .Suffix given   once, for a prompt with a gap to fill
+    .Messages used              once, for the whole list
     neither                     "legacy": for each turn, with .System .Prompt .Response; the last turn stays open
 
-What a model can do, and which tags it writes, is read off the template's tree: it is said nowhere else.
+The model's capabilities and tags are derived from the template's tree, because no metadata states them.
 Source: template/template.go, tools/template.go, thinking/template.go of Ollama v0.33.0-rc2.
 """
 
@@ -47,7 +47,7 @@ RESULT_WORDS = ('eq .Role "tool"', "tool_response", "[TOOL_RESULTS]")
 
 @lru_cache(maxsize=64)
 def load_template(text: str) -> GoTemplate:
-    """The template that `text` is.  Raises: BadTemplate in Go's words"""
+    """Parse a model's template.  Raises: BadTemplate with Go's text"""
     trees = parse_template(text, FUNCTIONS)
     if any(isinstance(node, CallNode) and node.pipe is None for tree in trees.values() for node in _all(tree)):
         raise BadTemplate("undefined template specified")  # Ollama's words for {{ template "x" }} without an argument
@@ -59,14 +59,14 @@ def load_template(text: str) -> GoTemplate:
 
 
 def execute_template(text: str, data: Any) -> str:
-    """What the template `text` writes for JSON `data`, as text/template does without Ollama.  Raises: BadTemplate"""
+    """Execute the template `text` with JSON `data`, as text/template does without Ollama.  Raises: BadTemplate"""
     with shallow():
         return execute(text, parse_template(text, FUNCTIONS), go_value(data), Budget(data))
 
 
 @contextmanager
 def shallow() -> Iterator[None]:
-    """Where values may be nested too deeply to be walked through.  Raises: BadTemplate for those that are"""
+    """Convert a RecursionError, caused by deeply nested values, to BadTemplate."""
     try:
         yield
     except RecursionError:
@@ -75,16 +75,16 @@ def shallow() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class GoTemplate:
-    """A template that parsed.
+    """A parsed template.
 
-    source  its text, to which errors point
-    trees   by name; "" is the template itself, which ends in `{{ .Response }}` if it names neither that nor .Messages
+    source  its text, to which errors refer
+    trees   by name; "" is the template itself, which ends in `{{ .Response }}` if it uses neither that nor .Messages
     """
 
     source: str
     trees: Mapping[str, ListNode]
 
-    # --- what it writes ---
+    # --- rendering ---
 
     def render(
         self,
@@ -92,7 +92,7 @@ class GoTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         think: bool | str | None = None,
     ) -> str:
-        """The conversation as the template writes it; a last message of the assistant stays open.
+        """Render the conversation; a last message of the assistant stays open.
 
         Raises: BadTemplate
         """
@@ -110,12 +110,12 @@ class GoTemplate:
             return execute(self.source, self.trees, data | thinking_variables(think), budget)
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
-        """The prompt for what belongs between `prompt` and `suffix`.  Raises: BadTemplate"""
+        """Render the prompt for the text between `prompt` and `suffix`.  Raises: BadTemplate"""
         data = {"Prompt": prompt, "Suffix": suffix, "Response": ""}
         return execute(self.source, self.trees, data | thinking_variables(think), Budget(data))
 
     def _turns(self, messages: Sequence[Message], think: bool | str | None, budget: Budget) -> str:
-        """Legacy mode: a turn is written when the next one begins, the last one up to where the answer goes."""
+        """Render in legacy mode: a turn is written when the next one begins, the last one up to its `.Response`."""
         written, empty = "", {"System": "", "Prompt": "", "Response": ""}
         turn = dict(empty)
         for message in messages:
@@ -130,17 +130,17 @@ class GoTemplate:
 
     @cached_property
     def _open(self) -> ListNode:
-        """The tree without what follows its first `.Response`.
+        """The tree up to its first `.Response`.
 
-        As upstream, it is a template by itself: those that `define` made are not at hand, nor is missingkey=zero.
+        As in Ollama, it is a separate template: templates from `define` are unavailable, and missingkey=zero is off.
         """
         return run_steps(_Cut().list(self.trees[""]))
 
-    # --- what it tells ---
+    # --- derived properties ---
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Variables and fields that the template names, in lower case.  One in `(x).Name` is not seen."""
+        """Variables and fields that the template uses, in lower case.  One in `(x).Name` is not found."""
         nodes = [node for tree in self.trees.values() for node in _all(tree)]
         return frozenset(
             name.lower() for node in nodes if isinstance(node, FieldNode | VariableNode) for name in node.names
@@ -148,20 +148,20 @@ class GoTemplate:
 
     @cached_property
     def capabilities(self) -> list[str]:
-        """Some of tools, insert, thinking."""
+        """Capabilities of the template: some of tools, insert, thinking."""
         named = [capability for capability, name in (("tools", "tools"), ("insert", "suffix")) if name in self.names]
         return [*named, *(["thinking"] if all(self.thinking_tags) else [])]
 
     @cached_property
     def takes_results(self) -> bool:
-        """Whether the template shows the model its tools' calls and what came of them."""
+        """Whether the template renders earlier tool calls and their results."""
         return "toolcalls" in self.names and any(word in self.source for word in RESULT_WORDS)
 
     @cached_property
     def thinking_tags(self) -> tuple[str, str]:
-        """What stands around a thought, such as <think> and </think>; "" where the template does not show it.
+        """The tags around a thought, such as <think> and </think>; "" if the template does not show them.
 
-        They are the first and last text of the nodes among which `.Thinking` stands, in a range over `.Messages`.
+        They are the first and last text among the siblings of `.Thinking` in a range over `.Messages`.
         """
         opening = closing = ""
         for node, around in _with_ancestors(self.trees[""]):
@@ -177,7 +177,7 @@ class GoTemplate:
 
     @cached_property
     def tool_tag(self) -> str:
-        """What a model writes before its calls of tools: <tool_call>, [TOOL_CALLS] [, or { where that is not shown.
+        """The text that a tool call begins with: <tool_call>, [TOOL_CALLS] [, or { if the template does not show it.
 
         It is the first text in the first `if .ToolCalls`.
         """
@@ -188,12 +188,12 @@ class GoTemplate:
 
 
 def thinking_variables(think: bool | str | None) -> dict[str, Any]:
-    """The variables that say whether the model is to think, and how hard."""
+    """Return the template variables for whether and how hard the model should think."""
     level = think if isinstance(think, str) else "medium" if think else ""
     return {"Think": bool(think), "ThinkLevel": level, "IsThinkSet": think is not None}
 
 
-# --- walks over a tree, without Python's stack ---
+# --- tree traversal without recursion ---
 
 
 def _children(node: Any) -> Sequence[Any]:
@@ -212,7 +212,7 @@ def _children(node: Any) -> Sequence[Any]:
 
 
 def _with_ancestors(root: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Every node with the ones around it, the outermost first, in the order of the text."""
+    """Yield every node with its ancestors, the outermost first, in text order."""
     todo: list[tuple[Any, tuple[Any, ...]]] = [(root, ())]
     while todo:
         node, around = todo.pop()
@@ -238,7 +238,7 @@ def _asks_for_calls(node: IfNode) -> bool:
 
 
 def _first_text(tree: ListNode) -> str:
-    """The first text that is not blank, before any action; a block without one ends the search."""
+    """Return the first text that is not blank, before any action; a block without one ends the search."""
     todo = list(reversed(tree.nodes))
     while todo:
         node = todo.pop()
@@ -252,7 +252,7 @@ def _first_text(tree: ListNode) -> str:
 
 
 class _Cut:
-    """A copy of a tree that ends after its first `.Response`; the conditions of blocks do not count."""
+    """Builds a copy of a tree that ends after its first `.Response`; conditions of blocks are not searched."""
 
     def __init__(self) -> None:
         self.is_met = False
@@ -273,7 +273,7 @@ class _Cut:
         return ListNode(tuple(kept))
 
     def pipe(self, pipe: PipeNode) -> Steps:
-        """What is left of a pipeline; None: a stage of it lost all its operands."""
+        """Return the kept part of a pipeline, or None if a stage lost all its operands."""
         commands = []
         for command in pipe.commands:
             args: list[Any] = []

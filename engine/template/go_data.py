@@ -1,7 +1,7 @@
-"""What Ollama shows its templates, in Go's types: api/types.go and template/template.go.
+"""The data that Ollama passes to its templates, in Go's types: api/types.go and template/template.go.
 
-Numbers that come as JSON are float64, names of properties and arguments are sorted, what Ollama does not know of a
-tool's schema is gone.
+Numbers from JSON are float64.  Names of properties and arguments are sorted.  Keywords of a tool's schema that Ollama
+does not know are dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TYPESCRIPT = {
 
 
 def go_messages(messages: Sequence[Mapping[str, Any]]) -> Slice:
-    """`.Messages`."""
+    """Build `.Messages`."""
     items = [
         Struct(
             "*template.templateMessage",
@@ -62,12 +62,12 @@ def go_messages(messages: Sequence[Mapping[str, Any]]) -> Slice:
 
 
 def go_tools(tools: Sequence[Mapping[str, Any]] | None) -> Slice:
-    """`.Tools`."""
+    """Build `.Tools`."""
     return _slice(map(_tool, tools or ()), "template.templateTools", json_text)
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """`value`, if it is an object: a request may have anything where a schema is due."""
+    """Return `value` if it is an object, else {}; a request may contain anything in place of a schema."""
     return value if isinstance(value, dict) else {}
 
 
@@ -86,21 +86,21 @@ def _slice(items: Any, go_type: str, as_text: Callable[[Any], str] | None = None
 
 def _call(call: Mapping[str, Any]) -> Struct:
     function = _object(call.get("function"))
-    told = {
+    fields = {
         "Index": function.get("index") or 0,
         "Name": _text(function.get("name")),
         "Arguments": Map(go_value(_object(function.get("arguments"))), "template.templateArgs", json_text),
     }
-    made = Struct("template.templateToolCallFunction", told)
+    made = Struct("template.templateToolCallFunction", fields)
     return Struct("template.templateToolCall", {"ID": _text(call.get("id")), "Function": made})
 
 
 def _tool(tool: Mapping[str, Any]) -> Struct:
-    """A tool.  Its Function prints as JSON, as templates were written for; Ollama prints a struct since end of 2025."""
+    """Build a tool.  Its Function prints as JSON, which templates expect; Ollama prints a struct since late 2025."""
     function = _object(tool.get("function"))
     parameters = _object(function.get("parameters"))
     properties = sorted(_object(parameters.get("properties")).items())
-    told = {
+    fields = {
         "Type": _text(parameters.get("type")),
         "Defs": go_value(parameters.get("$defs")),
         "Items": go_value(parameters.get("items")),
@@ -112,7 +112,7 @@ def _tool(tool: Mapping[str, Any]) -> Struct:
     described = {
         "Name": _text(function.get("name")),
         "Description": _text(function.get("description")),
-        "Parameters": Struct("template.templateToolFunctionParameters", told, PARAMETERS_KEYS),
+        "Parameters": Struct("template.templateToolFunctionParameters", fields, PARAMETERS_KEYS),
     }
     offered = {
         "Type": _text(tool.get("type")),
@@ -123,12 +123,12 @@ def _tool(tool: Mapping[str, Any]) -> Struct:
 
 
 def _property(schema: Mapping[str, Any]) -> Struct:
-    """One parameter of a tool; keywords that Ollama does not know are dropped, the names in it keep their order."""
+    """Build one parameter of a tool; keywords unknown to Ollama are dropped, nested names keep their order."""
     types = [schema["type"]] if isinstance(schema.get("type"), str) else _texts(schema.get("type"))
     choices = schema.get("anyOf") if isinstance(schema.get("anyOf"), list) else []
     any_of = [_property(_object(choice)) for choice in choices or ()]
     inner = {name: _property(_object(value)) for name, value in _object(schema.get("properties")).items()}
-    told = {
+    fields = {
         "AnyOf": _slice(any_of, "[]api.ToolProperty"),
         "Type": _slice(types, "api.PropertyType", _types_text),
         "Items": go_value(schema.get("items")),
@@ -139,9 +139,9 @@ def _property(schema: Mapping[str, Any]) -> Struct:
     }
     alike = [choice.methods["ToTypeScriptType"]() for choice in any_of]
     name = " | ".join(alike or [TYPESCRIPT.get(type, "any") for type in types]) or "any"
-    return Struct("api.ToolProperty", told, PROPERTY_KEYS, methods={"ToTypeScriptType": lambda: name})
+    return Struct("api.ToolProperty", fields, PROPERTY_KEYS, methods={"ToTypeScriptType": lambda: name})
 
 
 def _types_text(types: Sequence[str]) -> str:
-    """PropertyType.String: one alone as it is, several as a list."""
+    """Format as PropertyType.String does: a single type as it is, several as a list."""
     return f"[{' '.join(types)}]" if len(types) > 1 else "".join(types)

@@ -1,8 +1,8 @@
-"""Chat templates in Jinja, as Hugging Face renders them: with those a model's makers trained it.
+"""Chat templates in Jinja, rendered as by Hugging Face, whose renderer the models were trained with.
 
-The environment is Hugging Face's (transformers 5.23): jinja2's immutable sandbox, blocks trimmed, `{% break %}`,
-`{% generation %}`, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.  limits.py says what a
-template may take.
+The environment is that of transformers 5.23: jinja2's immutable sandbox, blocks trimmed, `{% break %}`,
+`{% generation %}`, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.  go/limits.py defines the
+limits on a template's time and memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from jinja2.visitor import NodeTransformer
 from ..errors import BadTemplate
 from ..go.limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, Exceeded
 
-MARK = "\ue000continue here\ue000 "  # follows the text to be continued; the blank shows whether the template trims
+MARK = "\ue000continue here\ue000 "  # appended to the text to continue; its blank shows whether the template trims
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks what a model says, for training; here it is its content."""
+    """The block `{% generation %}...{% endgeneration %}`, a mark for training, which renders as its content."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
 
@@ -41,13 +41,13 @@ class Generation(jinja2.ext.Extension):
 
 
 class Metered(NodeTransformer):
-    """A syntax tree in which everything that writes, loops, joins, slices or compares passes through a filter of ours.
+    """A tree transformer that passes every output, loop, concatenation, slice and comparison through a filter of ours.
 
-    For a template nothing changes; for the budget nothing happens unseen, at compile time nothing at all.
+    The filters return their value unchanged and charge the budget.  Constant folding at compile time is prevented too.
     """
 
     def visit_TemplateData(self, node):
-        return nodes.Const(node.data, lineno=node.lineno)  # so that it is written like any other value
+        return nodes.Const(node.data, lineno=node.lineno)  # so that it passes through _written like any other value
 
     def visit_For(self, node):
         node = self.generic_visit(node)
@@ -83,7 +83,7 @@ def _filter(name: str, value: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Hugging Face's environment, every operation paid for from the rendering's budget."""
+    """Hugging Face's environment, with every operation charged to the rendering's budget."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -123,7 +123,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return budget.charge_for(super().call(context, obj, *args, **kwargs))
 
     def getitem(self, obj, argument):
-        _budget.get().weight(argument)  # a nested tuple takes time to find
+        _budget.get().weight(argument)  # looking up a nested tuple takes time
         return super().getitem(obj, argument)
 
     def wrap_str_format(self, value):
@@ -136,7 +136,7 @@ _budget: ContextVar[Budget] = ContextVar("budget")
 
 @jinja2.pass_context
 def _written(context: Any, value: Any) -> str:
-    """What `{{ value }}` writes."""
+    """Finalize the value of `{{ value }}` as text."""
     budget = _budget.get()
     budget.tick()
     budget.charge(budget.weight(value))
@@ -144,7 +144,7 @@ def _written(context: Any, value: Any) -> str:
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter `name`, paid for; jinja2 hands some of them a context or an environment before the value."""
+    """Wrap the filter `name` to charge for its result; some of jinja2's filters take a context before the value."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
@@ -175,7 +175,7 @@ def _slice(value: Any, start: Any, stop: Any, step: Any) -> Any:
 
 
 def _compared(value: Any) -> Any:
-    """Comparing and hashing a value that holds another many times takes that many times as long."""
+    """Charge for comparing or hashing `value`, which takes time for every occurrence of a repeated part."""
     if not isinstance(value, str):
         _budget.get().tick()
         _budget.get().weight(value)
@@ -183,7 +183,7 @@ def _compared(value: Any) -> Any:
 
 
 def _formatted(form: str, function: Callable[..., str], *args: Any, **kwargs: Any) -> str:
-    """str.format; a width may stand in the format, but not be large or come from a value."""
+    """Call str.format, unless a width in the format is large or taken from a value."""
     for _, _, spec, _ in string.Formatter().parse(form):
         if spec and ("{" in spec or any(len(digits) > 4 for digits in _digits(spec))):
             raise Exceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
@@ -197,7 +197,7 @@ def _digits(text: str) -> list[str]:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)  # the class itself would bring its methods, which change messages
+    return dict(*args, **kwargs)  # the class itself would expose methods that modify messages
 
 
 def _strftime_now(form: str) -> str:
@@ -214,11 +214,11 @@ def render_jinja(
     continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
-    """The conversation as the template `text` writes it.
+    """Render the conversation by the template `text`.
 
-    add_generation_prompt   the text ends where the model's answer begins
-    continue_final_message  the text ends where the last message does, so that the model goes on with it
-    variables               bos_token, eos_token, enable_thinking, ...: whatever the template may ask for
+    add_generation_prompt   end the text where the model's answer begins
+    continue_final_message  end the text where the last message ends, so that the model continues it
+    variables               bos_token, eos_token, enable_thinking, ...: variables that the template may use
     Raises: BadTemplate
     """
     own = [_prepared(message) for message in messages]
@@ -228,8 +228,8 @@ def render_jinja(
     previous = _budget.set(Budget(variables))
     try:
         rendered = _compiled(text).render(add_generation_prompt=add_generation_prompt, **variables)
-        rendered.encode()  # half of a surrogate pair is no text
-    except Exception as error:  # whatever the template's own code runs into
+        rendered.encode()  # raises for a lone surrogate
+    except Exception as error:  # the template's code may raise anything
         raise BadTemplate(_one_line(error)) from error
     finally:
         _budget.reset(previous)
@@ -237,10 +237,10 @@ def render_jinja(
 
 
 def compiles(text: str) -> bool:
-    """Whether `text` is a template that runs here, as far as can be told without a conversation."""
+    """Return whether the template `text` compiles."""
     try:
         _compiled(text)
-    except Exception:  # whatever jinja2's parser and compiler run into
+    except Exception:  # jinja2's parser and compiler may raise anything
         return False
     return True
 
@@ -251,7 +251,7 @@ def _compiled(text: str) -> jinja2.Template:
 
 
 def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that the template may have for itself; reasoning is there under both names that templates use."""
+    """Copy `message` for use by the template; reasoning appears under both of its common names."""
     copied = {key: copy.deepcopy(value) for key, value in message.items() if value is not None}
     for key in ("reasoning_content", "thinking", "reasoning"):
         if key in copied:
@@ -260,7 +260,7 @@ def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`messages`, whose last text is followed by MARK.  Raises: BadTemplate where there is no text"""
+    """Append MARK to the last text in `messages`.  Raises: BadTemplate if there is no text"""
     content = messages[-1].get("content") if messages else None
     if isinstance(content, str):
         return [*messages[:-1], messages[-1] | {"content": content + MARK}]
@@ -268,13 +268,13 @@ def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if isinstance(part, dict) and "text" in part:
             part["text"] += MARK
             return messages
-    raise BadTemplate("the last message has no text that could be continued")
+    raise BadTemplate("the last message has no text to continue")
 
 
 def _cut(rendered: str) -> str:
     before, mark, after = rendered.rpartition(MARK.rstrip())
     if not mark:
-        raise BadTemplate("the last message cannot be continued: the chat template leaves it out")
+        raise BadTemplate("the last message cannot be continued: the chat template does not render it")
     return before if after.startswith(" ") else before.rstrip()
 
 
@@ -288,7 +288,7 @@ def _raise_exception(message: Any) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    """What went wrong and on which line of the template; what the template itself raises stands alone."""
+    """Format the error in one line with the template's line number; an error that the template raises stays as is."""
     message = " ".join(str(error).split())[:500] or type(error).__name__
     if type(error) is jinja2.TemplateError:
         return message

@@ -1,4 +1,4 @@
-"""Which conversation a request means, before any template sees it: plain lists of plain messages."""
+"""The conversation of a request as a plain list of messages, before a template renders it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = Mapping[str, Any]  # role, content; maybe thinking, images, tool_calls, tool_name, tool_call_id
+Message = Mapping[str, Any]  # role, content; optional: thinking, images, tool_calls, tool_name, tool_call_id
 Tool = Mapping[str, Any]
 
 
 def generate_messages(
     prompt: str, system: str = "", history: Sequence[Message] = (), images: Sequence[Any] = ()
 ) -> list[Message]:
-    """What /api/generate asks: the system text, the model's own messages, then `prompt` as the user's.
+    """Build the messages of /api/generate: the system text, the model's own messages, then `prompt` as the user's.
 
-    system   the request's, or else the model's
-    history  the model's MESSAGEs; none when the request continues a `context`
+    system   from the request, or else from the model
+    history  the model's MESSAGEs; empty when the request continues a `context`
     """
     first = [{"role": "system", "content": system}] if system else []
     asked = {"role": "user", "content": prompt} | ({"images": list(images)} if images else {})
@@ -24,9 +24,10 @@ def generate_messages(
 
 
 def chat_messages(messages: Sequence[Message], system: str = "", history: Sequence[Message] = ()) -> list[Message]:
-    """What /api/chat asks: the model's system text, its own messages, then the request's.
+    """Build the messages of /api/chat: the model's system text, its own messages, then the request's.
 
-    A request that starts with a system message of its own drops the model's; the model's messages still come first.
+    If the request begins with a system message, the model's system text is dropped; the model's messages still come
+    first.
     """
     own = messages and messages[0].get("role") == "system"
     first = [{"role": "system", "content": system}] if system and not own else []
@@ -34,12 +35,12 @@ def chat_messages(messages: Sequence[Message], system: str = "", history: Sequen
 
 
 def bare_prompt(messages: Sequence[Message]) -> str:
-    """The conversation of a model without any template, as `{{ .Prompt }}` writes it: what is said and nothing else."""
+    """Render for a model without a template, as `{{ .Prompt }}` does: the text of user and assistant only."""
     return "".join(message["content"] for message in collate(messages) if message["role"] in ("user", "assistant"))
 
 
 def collate(messages: Sequence[Message]) -> list[Message]:
-    """Neighbours of one role as one message, their texts a blank line apart; results of tools stay apart."""
+    """Merge neighbours of the same role, their texts separated by an empty line; tool results stay separate."""
     merged: list[Message] = []
     for message in messages:
         if merged and merged[-1]["role"] == message["role"] != "tool":
@@ -51,9 +52,9 @@ def collate(messages: Sequence[Message]) -> list[Message]:
 
 
 def mark_images(messages: Sequence[Message]) -> list[Message]:
-    """`messages` that say where their images are: [img-0] for the first, [img-1], ...
+    """Mark the places of images in `messages`: [img-0] for the first, [img-1], ...
 
-    A mark takes the place of the first `[img]` in the text; where there is none, it stands in front.
+    A mark replaces the first `[img]` in the text; without one, it is put in front.
     """
     marked, n = [], 0
     for message in messages:
@@ -67,25 +68,25 @@ def mark_images(messages: Sequence[Message]) -> list[Message]:
 
 
 def images_of(messages: Sequence[Message]) -> list[bytes]:
-    """What the marks that `mark_images` leaves stand for; the messages of a model have their images in base64."""
+    """Return the images that the marks of `mark_images` refer to; a model's own messages hold them in base64."""
     images = [image for message in messages for image in message.get("images") or ()]
     return [base64.b64decode(image) if isinstance(image, str) else image for image in images]
 
 
 def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Ollama's messages under the names that templates from Hugging Face expect.
+    """Rename the fields of Ollama's messages as Hugging Face's templates expect.
 
-    A result's `tool_name` is its `name`; a call is of type "function"; what is empty is absent.
+    The `tool_name` of a result becomes its `name`, a call gets the type "function", and empty fields are dropped.
     """
     renamed = []
     for message in messages:
-        told = {key: value for key, value in message.items() if key in ("role", "content", "thinking", "tool_call_id")}
-        told = {key: value for key, value in told.items() if value or key in ("role", "content")}
+        fields = {key: value for key, value in message.items() if key in ("role", "content", "thinking", "tool_call_id")}
+        fields = {key: value for key, value in fields.items() if value or key in ("role", "content")}
         if message.get("tool_name"):
-            told["name"] = message["tool_name"]
+            fields["name"] = message["tool_name"]
         if message.get("tool_calls"):
-            told["tool_calls"] = [_call_for_jinja(call) for call in message["tool_calls"]]
-        renamed.append(told)
+            fields["tool_calls"] = [_call_for_jinja(call) for call in message["tool_calls"]]
+        renamed.append(fields)
     return renamed
 
 

@@ -1,7 +1,8 @@
-"""Formats of conversations that have names: their stop strings, and Go templates where a Jinja does not run here.
+"""Named chat formats: their stop strings, and Go templates for files whose Jinja template does not run here.
 
-Which one a Jinja text writes is seen by words that no other format has.  Ollama measures edit distances to 37 stored
-texts instead, and always takes its own template; here the makers' own comes first.  Names and stops are Ollama's.
+A format is recognized by words in the Jinja text that no other format has.  Ollama instead compares edit distances to
+37 stored texts and always uses its own template; here the model's own template is preferred.  Names and stop strings
+are Ollama's.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from dataclasses import dataclass
 
 from ..go.text import quote
 
-Turn = tuple[str, str]  # what stands before and after a text
+Turn = tuple[str, str]  # the text before and after a message
 
 
 @dataclass(frozen=True)
 class NamedTemplate:
-    """A format.
+    """A chat format.
 
-    words    of a Jinja text in this format, all of them
-    stop     what the model is not to write
-    user     where the system's text does not stand alone, `{system}` is its place
-    opens    what the model's answer follows
-    begins   what stands before everything
+    words    words that identify it; a Jinja text in this format has all of them
+    stop     strings at which generation stops
+    user     text around the user's message; `{system}` is replaced by the system text if that has no turn of its own
+    opens    text that the model's answer follows
+    begins   text at the beginning of the prompt
     """
 
     name: str
@@ -37,8 +38,8 @@ class NamedTemplate:
     def template(self) -> str:
         """The format as a Go template."""
         before, after = self.user
-        waits = "{system}" in before
-        if waits:  # until the user speaks
+        is_deferred = "{system}" in before
+        if is_deferred:  # the system text is written with the next user message
             form = quote("%s".join(text.replace("%", "%%") for text in self.system))
             first, last = "{{ $system := `` }}", "{{ $system = `` }}"
             system = f"{{{{ if .Content }}}}{{{{ $system = printf {form} .Content }}}}{{{{ end }}}}"
@@ -56,12 +57,12 @@ class NamedTemplate:
 
 
 def _tagged(before: str, after: str) -> tuple[Turn, Turn, Turn]:
-    """The turns of a format that writes the role's name into a tag."""
+    """Return the turns of a format whose tags contain the role's name."""
     system, user, assistant = (before.replace("role", role) for role in ("system", "user", "assistant"))
     return (system, after), (user, after), (assistant, after)
 
 
-NAMED = [  # the first that fits is meant
+NAMED = [  # the first match wins
     NamedTemplate(
         "chatml",
         ("<|im_start|>",),
@@ -234,5 +235,5 @@ NAMED = [  # the first that fits is meant
 
 
 def match(jinja: str) -> NamedTemplate | None:
-    """The format that a Jinja template writes, by its words."""
+    """Return the named format of a Jinja template, recognized by its words, or None."""
     return next((named for named in NAMED if all(word in jinja for word in named.words)), None)

@@ -1,4 +1,4 @@
-"""What a model begins its tool calls with, learned from its Jinja template: a call is rendered, and looked at."""
+"""The tag that a model's tool calls begin with, found by rendering a call with its Jinja template."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..errors import BadTemplate
 from ..go.text import WHITE_SPACE
 from ..parse import ToolParser
 
-NO_TAG = "{"  # a call begins like JSON
+NO_TAG = "{"  # without a tag, a call begins with its JSON object
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]
-"""Messages and tools as text; it ends where the answer begins if the last message is the user's."""
+"""A function that renders messages and tools; with a last message of the user, up to where the answer begins."""
 
 NAME, KEY, SAID = "probe_the_tag", "probed_key", "probe the start"
 TOOL = {
@@ -37,7 +37,7 @@ CALLED = {
 
 
 def tool_tag(render: Render) -> str | None:
-    """What a call begins with, up to a brace or its name; None if calls of this model are not made of JSON."""
+    """Return the text that a call begins with, up to a brace or its name; None if the model's calls are not JSON."""
     try:
         asked, answered, called = (render([ASKED, *more], [TOOL]) for more in ([], [ANSWERED], [CALLED]))
     except BadTemplate:
@@ -53,6 +53,6 @@ def tool_tag(render: Render) -> str | None:
 
 
 def _shared(a: str, b: str) -> str:
-    """How both texts begin, without the beginning of a tag that goes on differently."""
+    """Return the common prefix of both texts, without an unfinished tag at its end."""
     n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return re.sub(r"[<\[][^<>\[\]]*\Z", "", a[:n])

@@ -63,7 +63,7 @@ def test_last_message_is_continued_where_its_text_ends():
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
     assert jinja.render_jinja(turns, messages, continue_final_message=True) == "<user>Hi</><assistant>Well, "
     assert jinja.render_jinja(trimmed, messages, continue_final_message=True) == "<user>Hi</><assistant>Well,"
-    with pytest.raises(BadTemplate, match="leaves it out"):
+    with pytest.raises(BadTemplate, match="does not render it"):
         jinja.render_jinja("x", messages, continue_final_message=True)
-    with pytest.raises(BadTemplate, match="no text that could be continued"):
+    with pytest.raises(BadTemplate, match="no text to continue"):
         jinja.render_jinja(turns, [], continue_final_message=True)
