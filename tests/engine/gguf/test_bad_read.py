@@ -1,4 +1,4 @@
-"""Malformed GGUF: each kind ends in one line that names the file, the byte, what was found and what was expected."""
+"""Malformed GGUF files: each gives a one-line error with the file, the byte, what was found and what was expected."""
 
 import os
 import struct
@@ -47,13 +47,13 @@ def tensor(name=b"w", shape=(2,), type=GGMLType.F32, offset=0, n_dims=None):
 
 
 def model(*entries, size=64, keys=()):
-    """Tensors with `size` bytes of data."""
+    """Return a file with these tensors and `size` bytes of data."""
     raw = head(len(entries), len(keys)) + b"".join(keys) + b"".join(entries)
     return raw + bytes(-len(raw) % 32 + size)
 
 
 CASES = {
-    # what is no GGUF at all
+    # not a GGUF file
     "empty": (b"", 0, "found an empty file, expected b'GGUF'"),
     "three bytes": (b"GGU", 0, "found b'GGU', expected b'GGUF'"),
     "ggml": (b"lmgg" + bytes(60), 0, "found b'lmgg' (a GGML file, from before GGUF), expected b'GGUF'"),
@@ -210,7 +210,7 @@ CASES = {
 
 
 def measured(path):
-    """What became of opening `path`: the error or None; bytes allocated at most; seconds."""
+    """Open `path`; return the error or None, the peak of allocated bytes, and the seconds it took."""
     tracemalloc.start()
     began = time.perf_counter()
     try:
@@ -226,7 +226,7 @@ def measured(path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_malformed_file_ends_in_one_line(tmp_path, case):
+def test_a_malformed_file_gives_a_one_line_error(tmp_path, case):
     data, offset, message = CASES[case]
     path = tmp_path / "bad.gguf"
     path.write_bytes(data)
@@ -240,7 +240,7 @@ def test_a_malformed_file_ends_in_one_line(tmp_path, case):
     assert seconds < 1
 
 
-def test_a_folder_a_pipe_and_a_missing_file_are_told_apart(tmp_path):
+def test_a_folder_a_pipe_and_a_missing_file_give_different_errors(tmp_path):
     with pytest.raises(ModelError, match="is a directory, expected a GGUF file"):
         read_gguf(tmp_path)
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
@@ -252,7 +252,7 @@ def test_a_folder_a_pipe_and_a_missing_file_are_told_apart(tmp_path):
         read_gguf("a\0b")
 
 
-def test_what_the_system_refuses_to_open_is_one_line(tmp_path):
+def test_an_error_of_the_system_is_one_line(tmp_path):
     loop = tmp_path / "loop.gguf"
     loop.symlink_to(loop)
     with pytest.raises(ModelError, match=r"loop\.gguf': Too many levels of symbolic links"):
@@ -267,12 +267,12 @@ def test_a_file_without_permission_is_one_line(tmp_path):
         read_gguf(path)
 
 
-# ---- damage at random
+# ---- random damage
 
 
 @pytest.fixture(scope="module", params=["<", ">"], ids=["little", "big"])
 def small(request, tmp_path_factory):
-    """A file of a kilobyte with every kind of value, and the byte where its last tensor ends."""
+    """Return a file of a kilobyte with every kind of value, and the byte where its last tensor ends."""
     values = {
         "general.alignment": 32,
         "numbers": np.arange(20, dtype="u2"),
@@ -296,7 +296,7 @@ def small(request, tmp_path_factory):
     return path.with_name("damaged.gguf"), data, len(data) - 32 + 20
 
 
-def test_every_truncation_is_noticed(small):
+def test_every_truncation_is_detected(small):
     path, data, end = small
     path.write_bytes(data)
     os.truncate(path, end)
@@ -308,7 +308,7 @@ def test_every_truncation_is_noticed(small):
         assert caught.value.offset <= n
 
 
-def test_every_byte_may_be_anything(small):
+def test_any_single_byte_may_be_changed(small):
     path, data, _ = small
     path.write_bytes(data)
     refused = 0
@@ -331,7 +331,7 @@ bites = st.binary(min_size=1, max_size=8) | st.sampled_from(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A model of which the first half is metadata."""
+    """Return a model whose first half is metadata."""
     path = tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", tokenizer="bpe", quant="Q4_0", tied=True, n_layer=1)
     data = path.read_bytes()
     return path.with_name("damaged.gguf"), data
@@ -339,7 +339,7 @@ def tiny(tmp_path_factory):
 
 @settings(max_examples=400)
 @given(damage=st.lists(st.tuples(st.floats(0, 1), bites), min_size=1, max_size=4), keep=st.floats(0, 1) | st.just(1.0))
-def test_random_damage_costs_neither_time_nor_memory(tiny, damage, keep):
+def test_random_damage_costs_little_time_and_memory(tiny, damage, keep):
     path, data = tiny
     damaged = bytearray(data)
     for place, bite in damage:
@@ -352,7 +352,7 @@ def test_random_damage_costs_neither_time_nor_memory(tiny, damage, keep):
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_at_all(tmp_path_factory, raw, magic):
+def test_arbitrary_bytes_open_or_give_an_error(tmp_path_factory, raw, magic):
     path = tmp_path_factory.getbasetemp() / "any.gguf"
     path.write_bytes(head()[:8] + raw if magic else raw)
     try:

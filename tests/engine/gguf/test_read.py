@@ -1,4 +1,4 @@
-"""Reading GGUF: the layout byte by byte, every value type, both byte orders, views instead of copies, split models."""
+"""Reading of GGUF: layout, value types, both byte orders, views instead of copies, split models."""
 
 import gc
 import struct
@@ -34,7 +34,7 @@ def saved(path, data):
     return path
 
 
-def test_a_file_worked_out_by_hand(tmp_path):
+def test_a_file_assembled_by_hand(tmp_path):
     gguf = read_gguf(saved(tmp_path / "pencil.gguf", PENCIL))
     assert (gguf.version, gguf.byteorder, gguf.alignment) == (3, "<", 32)
     assert gguf.kv == {"a": 7, "s": "hi"}
@@ -56,7 +56,7 @@ def test_a_file_without_tensors_needs_no_padding(tmp_path):
     assert read_gguf(saved(tmp_path / "empty.gguf", header)).tensors == {}
 
 
-def test_the_padding_behind_the_last_tensor_may_be_missing(tmp_path):
+def test_the_padding_after_the_last_tensor_may_be_missing(tmp_path):
     assert len(PENCIL) % 32
     read_gguf(saved(tmp_path / "whole.gguf", PENCIL))
     with pytest.raises(BadGGUF):
@@ -104,7 +104,7 @@ def test_strings_bools_and_nested_arrays_are_lists(tmp_path):
     )
 
 
-def test_bytes_that_are_not_utf_8_come_back_as_they_were(tmp_path):
+def test_bytes_that_are_not_utf_8_survive_a_round_trip(tmp_path):
     data = PENCIL.replace(b"hi", b"\xff\xc0")
     gguf = read_gguf(saved(tmp_path / "bytes.gguf", data))
     assert gguf.kv["s"].encode("utf-8", "surrogateescape") == b"\xff\xc0"
@@ -126,7 +126,7 @@ def test_tensor_data_begins_at_multiples_of_the_alignment(tmp_path, alignment):
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
-def test_big_endian_blocks_mean_the_same(tmp_path, format):
+def test_big_endian_blocks_have_the_same_values(tmp_path, format):
     n = 2 * format.block_size
     blocks = np.random.default_rng(1).integers(0, 256, 3 * 2 * format.block_bytes, np.uint8).view(format.layout)
     tensor = ("x", format, (3, n), blocks.reshape(3, 2))
@@ -175,7 +175,7 @@ def test_a_tensor_may_be_empty(tmp_path):
 
 
 @pytest.mark.parametrize("type", sorted(set(GGMLType) - set(FORMATS)), ids=lambda type: type.name)
-def test_a_type_that_cannot_be_computed_can_be_shown(tmp_path, type):
+def test_a_type_that_cannot_be_computed_can_be_listed(tmp_path, type):
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sI2QIQ", 1, b"w", 2, 256, 3, type, 0)
     gguf = read_gguf(saved(tmp_path / "other.gguf", head + bytes(-len(head) % 32) + bytes(96)))
     assert gguf.tensors == {}
@@ -186,7 +186,7 @@ def test_a_type_that_cannot_be_computed_can_be_shown(tmp_path, type):
 
 
 def split(folder, damage=lambda kv, tensors: None):
-    """A tiny model and its parts, cut as gguf-split does, all keys in the first; then damaged."""
+    """Return a tiny model and its parts, split as by gguf-split, after `damage`."""
     whole = read_gguf(tiny_gguf(folder / "tiny.gguf"))
     keys = [{"split.no": U16(i), "split.count": U16(3), "split.tensors.count": ValueType.I32(21)} for i in range(3)]
     kv = [whole.typed | keys[0], keys[1], keys[2]]
@@ -235,7 +235,7 @@ def test_a_missing_part_is_named(tmp_path):
         read_gguf(paths[2])
 
 
-def test_the_parts_names_must_show_their_number(tmp_path):
+def test_the_names_of_parts_must_contain_their_number(tmp_path):
     _, paths = split(tmp_path)
     for name in ("renamed.gguf", "tiny-00001-of-00004.gguf"):
         path = saved(tmp_path / name, paths[0].read_bytes())
@@ -270,7 +270,7 @@ def test_a_vocabulary_of_128k_opens_in_a_third_of_a_second(tmp_path):
         seconds.append(time.process_time() - began)
     assert len(gguf.kv["tokenizer.ggml.tokens"]) == 128256
     assert len(gguf.kv["tokenizer.ggml.merges"]) == 280147
-    assert min(seconds) < 0.6  # 0.2 s on a quiet machine; of processor time, doubled for a busy one
+    assert min(seconds) < 0.6  # processor time: 0.2 s on a quiet machine, up to twice that on a busy one
 
 
 def test_types_have_llama_cpp_s_names():

@@ -1,4 +1,4 @@
-"""Writing GGUF: what is read is written back, byte for byte; gguf-py agrees in both directions."""
+"""Writing of GGUF: files are reproduced byte for byte, and gguf-py agrees in both directions."""
 
 import math
 import tempfile
@@ -31,7 +31,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_writing_what_was_read_gives_the_same_bytes(tmp_path, kind):
+def test_a_file_that_was_read_is_written_to_the_same_bytes(tmp_path, kind):
     path = tiny_gguf(tmp_path / "tiny.gguf", **TINY[kind])
     assert written_back(path, tmp_path / "again.gguf") == path.read_bytes()
 
@@ -50,7 +50,7 @@ def test_recorded_models_are_written_back_byte_for_byte(recordings, tmp_path):
         assert written_back(path, tmp_path / "again.gguf") == path.read_bytes(), path.name
 
 
-def test_a_file_may_be_replaced_by_what_was_read_from_it(tmp_path):
+def test_a_file_may_be_replaced_by_its_own_content(tmp_path):
     path = tiny_gguf(tmp_path / "tiny.gguf")
     before = path.read_bytes()
     gguf = read_gguf(path)
@@ -69,7 +69,7 @@ def test_other_versions_and_byte_orders_are_refused(tmp_path):
             write_gguf(tmp_path / "x.gguf", {}, version=version, byteorder=order)
 
 
-def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     path = tiny_gguf(tmp_path / "tiny.gguf")
     before = path.read_bytes()
 
@@ -110,7 +110,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypat
         ([["a"], [1]], "arr[arr]"),
     ],
 )
-def test_a_plain_value_chooses_its_type(value, type):
+def test_a_plain_value_has_a_default_type(value, type):
     assert str(value_type(value)) == type
 
 
@@ -167,7 +167,7 @@ def test_a_tensor_that_the_format_cannot_hold_is_refused(tmp_path, name, format,
     assert not list(tmp_path.iterdir())
 
 
-# ---- anything survives
+# ---- round trip
 
 
 def numbers(type):
@@ -224,7 +224,7 @@ def assert_same(got, expected):
     version=st.sampled_from([2, 3]),
     alignment=st.sampled_from([None, 1, 8, 256]),
 )
-def test_whatever_is_written_is_read(kv, table, order, version, alignment):
+def test_any_written_file_is_read_back(kv, table, order, version, alignment):
     with tempfile.TemporaryDirectory() as folder:
         path, again = Path(folder, "a.gguf"), Path(folder, "b.gguf")
         write_gguf(path, kv, [(name, *tensor) for name, tensor in table.items()], version, order, alignment)
@@ -245,7 +245,7 @@ def test_whatever_is_written_is_read(kv, table, order, version, alignment):
 # ---- gguf-py
 
 
-def test_gguf_py_reads_what_is_written(tmp_path):
+def test_gguf_py_reads_our_files(tmp_path):
     kv = {"general.architecture": "llama"}
     kv |= {f"x.{type}": type(3) for type in CODES}
     kv |= {f"list.{type}": ArrayType(type)([1, 2, 3]) for type in CODES}
@@ -292,7 +292,7 @@ def gguf_py_file(path, endian=gguf_py.GGUFEndian.LITTLE, **more):
 
 
 @pytest.mark.parametrize("endian", gguf_py.GGUFEndian)
-def test_what_gguf_py_writes_is_read(tmp_path, endian):
+def test_files_of_gguf_py_are_read(tmp_path, endian):
     path = gguf_py_file(tmp_path / "theirs.gguf", endian)
     gguf = read_gguf(path)
     assert gguf.byteorder == ("<" if endian == gguf_py.GGUFEndian.LITTLE else ">")
@@ -310,14 +310,14 @@ def test_what_gguf_py_writes_is_read(tmp_path, endian):
     assert written_back(path, tmp_path / "again.gguf") == path.read_bytes()
 
 
-def test_what_gguf_py_splits_is_read_whole(tmp_path):
+def test_a_model_split_by_gguf_py_is_read_whole(tmp_path):
     gguf_py_file(tmp_path / "theirs.gguf", split_max_tensors=2)
     gguf = read_gguf(tmp_path / "theirs-00001-of-00003.gguf")
     assert list(gguf.tensors) == [f"w{i}" for i in range(5)]
     assert len(gguf.parts) == gguf.kv["split.count"] == 3
 
 
-def test_a_tensor_may_come_in_pieces(tmp_path):
+def test_a_tensor_may_be_streamed_in_pieces(tmp_path):
     format, shape = FORMATS_BY_NAME["Q4_0"], (3, 64)
     blocks = np.frombuffer(np.random.default_rng(0).bytes(6 * 18), format.layout)
     write_gguf(

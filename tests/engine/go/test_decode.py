@@ -1,4 +1,4 @@
-"""Bodies as Go's encoding/json takes them; the texts were recorded from Ollama v0.33.0-rc2."""
+"""Decoding of request bodies as by Go's encoding/json; the error texts were recorded from Ollama v0.33.0-rc2."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("body", REFUSED, ids=lambda body: repr(body[:24]))
-def test_a_bad_body_is_refused_in_gos_words(body):
+def test_an_invalid_body_gives_gos_error(body):
     with pytest.raises(DecodeError) as refusal:
         decode_json(GenerateRequest, body)
     assert str(refusal.value) == REFUSED[body]
@@ -80,7 +80,7 @@ def test_a_nested_field_is_named_by_its_path(body, expected):
 @pytest.mark.parametrize(
     "body", [b"null", b"{}", b'{"prompt":null,"stream":null,"options":null}', b'{"unknown":{"x":[]}} junk']
 )
-def test_what_is_absent_null_or_unknown_is_the_default(body):
+def test_absent_null_and_unknown_fields_leave_the_default(body):
     assert decode_json(GenerateRequest, body) == GenerateRequest()
 
 
@@ -90,12 +90,12 @@ def test_names_match_in_any_case_and_the_last_one_wins():
     assert decode_json(CreateRequest, b'{"from":"a","name":"n"}').from_ == "a"
 
 
-def test_either_name_will_do_and_model_wins():
+def test_either_name_is_accepted_and_model_wins():
     assert decode_json(CreateRequest, b'{"name":"n"}').model == "n"
     assert decode_json(CreateRequest, b'{"name":"n","model":"m"}').model == "m"
 
 
-def test_a_present_but_empty_context_is_not_an_absent_one():
+def test_an_empty_context_differs_from_an_absent_one():
     assert decode_json(GenerateRequest, b"{}").context is None
     assert decode_json(GenerateRequest, b'{"context":[]}').context == []
 
@@ -112,7 +112,7 @@ def test_roles_are_lowered_and_images_decoded():
     assert request.messages[0].images == [b"\0\1\2"]
 
 
-def test_bytes_that_are_no_utf8_become_one_replacement_each():
+def test_each_byte_that_is_not_utf8_becomes_one_replacement():
     assert decode_json(GenerateRequest, b'{"prompt":"\xce\xaa\xb2\xe2\x80"}').prompt == "Ϊ" + "\ufffd" * 3
     assert decode_json(GenerateRequest, rb'{"prompt":"\ud800x\ud83d\ude00"}').prompt == "\ufffdx😀"
 
@@ -133,7 +133,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | s
 
 
 @given(JSON)
-def test_what_is_written_is_read_back(value):
+def test_written_json_is_read_back(value):
     assert json.loads(dumps(value)) == value
 
 

@@ -1,4 +1,4 @@
-"""Durations read and written as Go does; expected values and texts are Go 1.26's."""
+"""Durations parsed and formatted as by Go; expected values and error texts are those of Go 1.26."""
 
 import pytest
 from hypothesis import given
@@ -80,30 +80,30 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("text", READ)
-def test_a_duration_is_read(text):
+def test_a_duration_is_parsed(text):
     assert parse_duration(text) == READ[text]
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_refusal_uses_gos_words(text):
+def test_an_invalid_duration_gives_gos_error(text):
     with pytest.raises(BadOptions) as refused:
         parse_duration(text)
     assert str(refused.value) == REFUSED[text]
 
 
 @pytest.mark.parametrize("nanoseconds", PRINTED)
-def test_a_duration_is_printed(nanoseconds):
+def test_a_duration_is_formatted(nanoseconds):
     assert format_duration(nanoseconds) == PRINTED[nanoseconds]
 
 
 @given(st.integers(-FOREVER - 1, FOREVER))
-def test_what_is_printed_reads_back(nanoseconds):
+def test_a_formatted_duration_parses_back(nanoseconds):
     # Go adds a fraction in float64, exact up to 2**53 of its units; 9 digits are far below that
     assert parse_duration(format_duration(nanoseconds)) == nanoseconds
 
 
 @given(st.text(alphabet="0123456789.-+hmsnuµ x", max_size=12))
-def test_any_text_is_a_duration_or_refused(text):
+def test_any_text_is_a_duration_or_an_error(text):
     try:
         assert -FOREVER - 1 <= parse_duration(text) <= FOREVER
     except BadOptions as refused:
@@ -136,7 +136,7 @@ def test_keep_alive_is_seconds_or_a_duration_and_forever_if_negative(value, nano
     ("value", "kind"),
     [(True, "bool"), ([], "[]interface {}"), ({}, "map[string]interface {}"), (None, "<nil>")],
 )
-def test_keep_alive_of_another_type_is_refused_in_ollamas_words(value, kind):
+def test_keep_alive_of_another_type_gives_ollamas_error(value, kind):
     with pytest.raises(BadOptions) as refused:
         parse_keep_alive(value)
     assert str(refused.value) == f"Unsupported type: '{kind}'"

@@ -44,7 +44,7 @@ def test_json_of_a_struct_keeps_its_order():
         ("a b", "a b"),
     ],
 )
-def test_plain_is_percent_v(value, expected):
+def test_plain_text_is_percent_v(value, expected):
     assert text_of_value(value) == expected
 
 

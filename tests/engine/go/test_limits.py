@@ -63,7 +63,7 @@ def hurry(monkeypatch):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_template_ends_in_one_line_soon(name, hurry):
+def test_a_hostile_template_fails_quickly_with_one_line(name, hurry):
     began = thread_time()
     with pytest.raises(BadTemplate) as caught:
         jinja.render_jinja(HOSTILE[name], HELLO)
@@ -72,7 +72,7 @@ def test_hostile_template_ends_in_one_line_soon(name, hurry):
     assert "\n" not in str(caught.value)
 
 
-def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(kept, hurry):
+def test_recorded_hostile_templates_fail_or_stay_within_limits(kept, hurry):
     for case in kept.json("jinja/hostile")["templates"]:
         text = case.get("template") or "".join(part * times for part, times in case["parts"])
         try:
@@ -97,11 +97,11 @@ def test_recorded_hostile_templates_end_in_an_error_or_harmlessly(kept, hurry):
         ("{%- set ns = namespace(n=1) -%}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ ns }}", "2<Namespace {'n': 2}>"),
     ],
 )
-def test_budget_leaves_what_templates_write_as_it_is(text, expected):
+def test_the_budget_does_not_change_the_output(text, expected):
     assert jinja.render_jinja(text, HELLO) == expected
 
 
-def test_long_conversation_has_a_long_budget():
+def test_a_long_conversation_has_a_larger_budget():
     text = (
         "{% for m in messages %}{% for n in messages[::-1] %}{% if n.content.startswith('x') %}{% break %}{% endif %}"
     )

@@ -39,5 +39,5 @@ def test_a_quoted_text_is_that_of_strconv(text, expected):
 
 
 @given(TEXTS, st.booleans())
-def test_a_quoted_text_means_itself(text, ascii_only):
+def test_a_quoted_text_unquotes_to_itself(text, ascii_only):
     assert unquote(quote(text, ascii_only=ascii_only)) == text

@@ -5,7 +5,7 @@ import pytest
 from numllama.engine.go.times import rfc3339
 
 
-def test_times_have_only_the_digits_that_they_need():
+def test_a_time_has_no_trailing_zeros():
     assert rfc3339(0) == "1970-01-01T00:00:00Z"
     assert rfc3339(1_700_000_000_120_000_000) == "2023-11-14T22:13:20.12Z"
     assert rfc3339(1) == "1970-01-01T00:00:00.000000001Z"

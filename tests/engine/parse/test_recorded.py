@@ -1,16 +1,16 @@
-"""What Ollama's own parsers gave out, step by step (recorded from v0.33.0-rc2)."""
+"""Output of Ollama's own parsers, step by step (recorded from v0.33.0-rc2)."""
 
 from numllama.engine.parse import ThinkingParser, ToolParser, without_old_thoughts
 
-# Where Ollama's answer depends on the cuts between chunks; here it never does.
+# Cases in which Ollama's answer depends on the cuts between chunks; here it never does.
 OTHER_CALLS = {
     "tp-p0126": "[] is closed before there is a call: content, as in tp-p0125",
     "tp-p0153": "{...} is closed before there is a call: content, as in tp-p0154",
     "tp-p0166": "after a call, brackets that close end nothing: three calls, as in tp-p0165",
-    "tp-p0190": "a call, although its chunk goes on with what may be the beginning of a name: as in tp-p0189",
+    "tp-p0190": "a call, although its chunk continues with a possible beginning of a name: as in tp-p0189",
 }
 EARLIER = {"tp-p0095": "the same call a chunk earlier: its object was complete, and so was its name"}
-# What was held back when the answer is over.
+# Cases in which text is held back when the answer ends.
 SENT_TWICE = {"tp-p0128", "tp-p0149", "tp-p0171", "tp-p0187"}  # content with a bracket in it; here it is sent once
 LOST = {  # the beginning of a tag that never became one; here it is content
     *("tp-p0025", "tp-p0026", "tp-p0027", "tp-p0028", "tp-p0029", "tp-p0195", "tp-p0196", "tp-p0197", "tp-p0198"),
@@ -19,18 +19,18 @@ LOST = {  # the beginning of a tag that never became one; here it is content
 
 
 def steps(parser, chunks):
-    """For each chunk its calls and content."""
+    """Return the calls and content for each chunk."""
     pushed = [parser.push(chunk) for chunk in chunks]
     return [[[[call.name, call.index, call.arguments] for call in calls], content] for content, calls in pushed]
 
 
-def test_thinking_comes_step_by_step_as_in_ollama(kept):
+def test_thinking_is_split_step_by_step_as_in_ollama(kept):
     for case in kept.json("go/thinking_parser"):
         parser = ThinkingParser(case["open"], case["close"])
         assert [list(parser.push(chunk)) for chunk in case["chunks"]] == case["steps"], case["id"]
 
 
-def test_calls_come_step_by_step_as_in_ollama(kept):
+def test_calls_are_returned_step_by_step_as_in_ollama(kept):
     differ = {
         case["id"]
         for case in kept.json("go/tool_parser")
@@ -39,7 +39,7 @@ def test_calls_come_step_by_step_as_in_ollama(kept):
     assert differ == OTHER_CALLS.keys() | EARLIER.keys()
 
 
-def test_what_is_left_at_the_end_is_what_ollama_leaves(kept):
+def test_the_rest_at_the_end_is_as_in_ollama(kept):
     differ = set()
     for case in kept.json("go/tool_parser"):
         parser = ToolParser(case["tag"], case["tools"])

@@ -1,4 +1,4 @@
-"""Content and tool calls, however the text is cut.
+"""Content and tool calls, independent of how the text is cut.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -17,7 +17,7 @@ NAMES = ["get_weather", "get", "get_time"]
 
 
 def split(tag, text, cuts=(), names=NAMES):
-    """Content of `text` and its calls as (name, arguments), given in the pieces that `cuts` make."""
+    """Return the content of `text` and its calls as (name, arguments), cut into pieces at `cuts`."""
     parser = ToolParser(tag, names)
     edges = [0, *sorted(cut for cut in cuts if cut <= len(text)), len(text)]
     parts = [parser.push(text[a:b]) for a, b in pairwise(edges)] + [parser.flush()]
@@ -57,7 +57,7 @@ def test_a_name_and_an_object_make_a_call(tag, text, content, calls):
     assert split(tag, text, range(len(text))) == (content, calls)
 
 
-def test_a_call_comes_as_soon_as_it_is_complete():
+def test_a_call_is_returned_as_soon_as_it_is_complete():
     parser = ToolParser("<c>", NAMES)
     pushed = [parser.push(text) for text in ("a <", 'c>{"name": "get"', ', "arguments": {}', "}", "</c> b")]
     assert [content for content, _ in pushed] == ["a ", "", "", "", ""]
@@ -73,7 +73,7 @@ def test_the_order_of_arguments_is_kept_and_numbers_stay_whole():
 
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity", "01"])
-def test_what_json_has_not_is_no_call(number):
+def test_a_number_that_is_not_json_makes_no_call(number):
     assert split("<c>", f'<c>{{"name": "get", "arguments": {{"n": {number}}}}}') == ("", [])
 
 
@@ -119,13 +119,15 @@ def test_ten_thousand_pieces_take_linear_time(tag, text):
     for _ in range(10_000):
         parser.push(text)
     parser.flush()
-    assert time.process_time() - began < 2  # 0.05 to 0.4 s; searching the whole text for each piece takes over ten
+    assert (
+        time.process_time() - began < 2
+    )  # takes 0.05 to 0.4 s; a search of the whole text for each piece would take over 10 s
 
 
 @pytest.mark.parametrize(
     "text", ["{" * 10**6, '{"a":' * 10**5 + "{}" + "}" * 10**5, "[" * 10**6, '{"a":"' + "x" * 10**6]
 )
-def test_a_megabyte_at_once_is_no_call_and_no_trouble(text):
+def test_a_megabyte_in_one_piece_takes_little_time(text):
     began = time.process_time()
     assert split("<c>", "<c>get " + text) == ("", [])
     assert time.process_time() - began < 5

@@ -1,4 +1,4 @@
-"""Record what llama.cpp's own sampler chain picks:  python record_llama_cpp.py PATH/TO/libllama.so > llama_cpp.json
+"""Record the tokens of llama.cpp's sampler chain:  python record_llama_cpp.py PATH/TO/libllama.so > llama_cpp.json
 
 Recorded with llama.cpp 0c1e57098 (gcc 12, Release, native).  The chain is the one that llama-server builds for Ollama:
 penalties, top_k, typical_p, top_p, min_p, temperature, dist; with mirostat the one that Ollama 0.3 had.
@@ -80,7 +80,7 @@ class TokenDataArray(ctypes.Structure):
 
 
 def sampler(lib, name, *args):
-    """The sampler that llama_sampler_init_`name` makes; ints go as int32 unless wrapped, floats as float."""
+    """Call llama_sampler_init_`name`; ints are passed as int32 unless wrapped, floats as float."""
     make = getattr(lib, f"llama_sampler_init_{name}")
     make.restype = ctypes.c_void_p
     return ctypes.c_void_p(make(*(ctypes.c_float(a) if isinstance(a, float) else a for a in args)))
@@ -112,7 +112,7 @@ def picks(lib, o):
     whole, chosen = chain(lib, o), []
     for step in range(N_STEP):
         logits = (np.random.RandomState(1000 + step).standard_normal(N_VOCAB) * 2.5).astype(np.float32)
-        logits[:8] += 6  # a few favourites, so that penalties have something to do
+        logits[:8] += 6  # a few likely tokens, so that penalties have an effect
         data = (TokenData * N_VOCAB)(*((id, logit, 0) for id, logit in enumerate(logits)))
         array = TokenDataArray(data, N_VOCAB, -1, False)
         lib.llama_sampler_apply(whole, ctypes.byref(array))

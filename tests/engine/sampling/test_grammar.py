@@ -1,4 +1,4 @@
-"""What a grammar allows: all of JSON and nothing else, as llguidance has it and as it is written in plain Python."""
+"""Constrained decoding: exactly JSON is allowed, both by llguidance and by the plain Python automaton."""
 
 import json
 
@@ -31,12 +31,12 @@ values = st.recursive(
     max_leaves=8,
 )
 objects = st.dictionaries(st.text(), values, max_size=4)
-# every way of json.dumps that the limit on blanks lets through: one between signs, lines indented by up to 20
+# the styles of json.dumps within the limit on blanks: one between symbols, lines indented by up to 20
 styles = st.sampled_from([{}, {"indent": 1}, {"indent": "\t"}, {"separators": (",", ":")}, {"ensure_ascii": False}])
 
 
 def answer(kind, format, seed=0, temperature=1.0, num_predict=2000, grammar=None, **more):
-    """A model that says anything with equal ease, held to `format`: its text and done_reason."""
+    """Generate from uniform logits, constrained to `format`; return the text and done_reason."""
     tokenizer = TOKENIZERS[kind]
     options = Options(seed=seed, temperature=temperature, top_k=0, top_p=1.0, num_predict=num_predict)
     seq = Sequence(tokenizer, [1], options, grammar=grammar or GRAMMARS[kind].grammar(format), **more)
@@ -47,7 +47,7 @@ def answer(kind, format, seed=0, temperature=1.0, num_predict=2000, grammar=None
 
 
 def is_allowed(kind, format, text, *thinking):
-    """Whether every beginning of `text`, a byte at a time, is allowed, and then the end; else how far it got."""
+    """Return whether `text`, byte by byte, and then the end are allowed; else the number of accepted bytes."""
     tokenizer, grammar = TOKENIZERS[kind], GRAMMARS[kind].grammar(format, *thinking)
     id_of = {tokenizer.piece(id): id for id in reversed(range(tokenizer.n_vocab))}
     for n, byte in enumerate(text.encode("utf-8", "surrogatepass")):
@@ -77,22 +77,22 @@ def test_llguidance_and_the_plain_automaton_allow_the_same_tokens(kind, seed):
 
 
 @given(objects, styles, st.sampled_from([*TOKENIZERS]))
-def test_every_beginning_of_an_object_is_allowed_by_both(value, style, kind):
+def test_both_allow_every_prefix_of_an_object(value, style, kind):
     text = json.dumps(value, **style)
     assert follow(text.encode()) == ()
     assert is_allowed(kind, "json", text) is True
 
 
 @given(objects, styles, st.data())
-def test_what_the_automaton_takes_is_json(value, style, data):
-    """A byte changed somewhere: what it still takes, Python's parser takes too, and as an object."""
+def test_text_that_the_automaton_accepts_is_json(value, style, data):
+    """Change a byte: text that the automaton still accepts is an object for Python's parser too."""
     text = bytearray(json.dumps(value, **style).encode())
     text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     if follow(bytes(text)) == ():
         assert isinstance(json.loads(bytes(text)), dict)
 
 
-def test_after_an_object_nothing_comes():
+def test_nothing_is_allowed_after_an_object():
     assert follow(b'{"a": [1, {}]}') == () and follow(b"{} ") is None and follow(b"[]") is None and follow(b"1") is None
 
 
@@ -111,14 +111,14 @@ def test_a_string_is_utf_8_without_lone_surrogates():
 @kinds
 @given(seeds, st.sampled_from([0.0, 0.5, 1.0, 5.0]))
 @settings(max_examples=15)
-def test_the_same_seed_gives_the_same_answer_held_by_either(kind, seed, temperature):
+def test_the_same_seed_gives_the_same_answer_with_either_grammar(kind, seed, temperature):
     how = {"seed": seed, "temperature": temperature, "num_predict": 60}
     assert answer(kind, "json", **how) == answer(kind, "json", **how, grammar=JsonMode(TOKENIZERS[kind]))
 
 
 @kinds
 @given(seeds, st.integers(1, 60))
-def test_an_answer_that_ends_is_an_object_and_one_cut_short_the_beginning_of_one(kind, seed, num_predict):
+def test_a_finished_answer_is_an_object_and_a_truncated_one_its_prefix(kind, seed, num_predict):
     text, reason = answer(kind, "json", seed, num_predict=num_predict)
     if reason == "stop":
         assert isinstance(json.loads(text), dict)
@@ -127,16 +127,16 @@ def test_an_answer_that_ends_is_an_object_and_one_cut_short_the_beginning_of_one
 
 
 @kinds
-def test_control_tokens_never_come_and_the_end_only_at_the_end(kind):
+def test_control_tokens_are_never_allowed_and_the_end_only_at_the_end(kind):
     tokenizer, grammar = TOKENIZERS[kind], GRAMMARS[kind].grammar("json")
     nothing = [id for id in range(tokenizer.n_vocab) if not tokenizer.piece(id, special=False)]
     for id in tokenizer.encode('{"a": "once upon', add_special=False):
         assert not grammar.mask()[nothing].any()
-        grammar.accept(id) if tokenizer.piece(id) != b" " else None  # SPM's blank in front
+        grammar.accept(id) if tokenizer.piece(id) != b" " else None  # the blank that SPM prepends
     assert is_allowed(kind, "json", "{}") is True
 
 
-def test_a_token_may_be_half_a_character():
+def test_a_token_may_be_part_of_a_character():
     tokenizer = from_gguf(spm("\u2581", "\U0001f600", '{"', '":', "1}"))
     grammar = Grammars(tokenizer).grammar("json")
     whole, first = tokenizer.vocab.ids["\U0001f600"], tokenizer.vocab.ids["<0xF0>"]
@@ -146,7 +146,7 @@ def test_a_token_may_be_half_a_character():
     assert grammar.mask()[tokenizer.vocab.ids["<0x9F>"]] and not grammar.mask()[whole]
 
 
-def test_a_vocabulary_that_cannot_spell_an_answer_is_told_so():
+def test_a_vocabulary_that_cannot_spell_an_answer_gives_an_error():
     kv = bpe("<end>", types=(3,), eos_token_id=258)
     kv["tokenizer.ggml.tokens"][kv["tokenizer.ggml.tokens"].index("{")] = "{x"
     with pytest.raises(BadGrammar, match="vocabulary cannot spell"):
@@ -161,7 +161,7 @@ scalars = st.sampled_from([None, True, False, 0, 7, -1.5, "", "the", 'é"\\\n', 
 
 
 def bounds(low, high):
-    """Two keywords and values for them, the first no larger than the second; either may be missing."""
+    """Draw values for two keywords, the first not larger than the second; either may be missing."""
     pairs = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(sorted)
     return pairs.flatmap(
         lambda pair: st.fixed_dictionaries({}, optional={low: st.just(pair[0]), high: st.just(pair[1])})
@@ -213,7 +213,7 @@ schemas = st.recursive(
 @given(schemas, seeds, st.sampled_from([0.0, 0.5, 1.0, 5.0]))
 @settings(max_examples=60)
 def test_every_finished_answer_validates_and_every_answer_finishes(kind, schema, seed, temperature):
-    """The schemas have no endless texts, so that there is an end to reach."""
+    """Use schemas whose answers have a maximum length, so that every answer ends."""
     jsonschema.Draft202012Validator.check_schema(schema)
     text, reason = answer(kind, schema, seed, temperature)
     assert reason == "stop"
@@ -255,14 +255,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("keyword", "schema"), REFUSED)
-def test_a_schema_that_cannot_be_kept_to_is_refused_by_its_keyword(keyword, schema):
+def test_an_unsupported_schema_gives_an_error_with_its_keyword(keyword, schema):
     with pytest.raises(BadGrammar) as refusal:
         GRAMMARS["bpe"].grammar(schema)
     text = str(refusal.value)
     assert text.startswith("format: ") and keyword in text and "\n" not in text
 
 
-def test_a_schema_nested_without_end_is_refused():
+def test_a_schema_nested_too_deeply_is_refused():
     for depth in (200, 20_000):
         schema = {}
         for _ in range(depth):
@@ -271,7 +271,7 @@ def test_a_schema_nested_without_end_is_refused():
             GRAMMARS["bpe"].grammar(schema)
 
 
-def test_the_schema_cannot_change_the_rules():
+def test_the_schema_cannot_change_the_grammars_settings():
     with pytest.raises(BadGrammar, match="not"):
         GRAMMARS["bpe"].grammar({"x-guidance": {"lenient": True}, "not": {}})
 
@@ -279,12 +279,12 @@ def test_the_schema_cannot_change_the_rules():
 @pytest.mark.parametrize(
     ("schema", "yes", "no"),
     [
-        ({"properties": {"a": {}}}, '{"a":{"b":[1]}}', '{"b"'),  # what is listed is all
+        ({"properties": {"a": {}}}, '{"a":{"b":[1]}}', '{"b"'),  # only listed properties are allowed
         ({"properties": {"a": {}}, "additionalProperties": True}, '{"a":1,"b":2}', "1"),
         ({"properties": {"a": {}}, "required": ["b"]}, '{"b":2}', "{}"),
         ({"properties": {}, "additionalProperties": {"type": "null"}}, '{"b":null}', '{"b":1'),
         ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, '{"a":1,"b":2}', "[1"),
-        ({"pattern": "^a+$"}, '"aaa"', "1"),  # what only a string can have means a string
+        ({"pattern": "^a+$"}, '"aaa"', "1"),  # a keyword for strings implies the type
         ({"format": "date"}, '"2024-02-29"', '"2024-02-30'),
         ({"type": "integer", "format": "int32"}, "12", "1.5"),
         ({"type": "string", "pattern": "b"}, '"abc"', '"ac"'),
@@ -295,7 +295,7 @@ def test_the_schema_cannot_change_the_rules():
     ],
 )
 @kinds
-def test_a_schema_is_read_as_it_is_meant(kind, schema, yes, no):
+def test_implied_keywords_of_a_schema_are_added(kind, schema, yes, no):
     assert is_allowed(kind, schema, yes) is True
     assert is_allowed(kind, schema, no) is not True
 
@@ -308,15 +308,15 @@ NAMED = {"type": "object", "properties": {"name": {"type": "string"}}, "required
 @pytest.mark.parametrize(
     "alternatives",
     [
-        [CAT, DOG],  # a value tells them apart
-        [CAT, NAMED],  # neither allows what the other needs
+        [CAT, DOG],  # distinguished by a value
+        [CAT, NAMED],  # neither allows a property that the other requires
         [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],  # as pydantic writes a tagged union
         [{"type": "integer"}, {"type": "string"}, {"type": ["null", "boolean"]}],
         [{"const": 1}, {"const": True}, {"enum": ["a", "b"]}],
         [CAT, False, {"const": None}],
     ],
 )
-def test_one_of_is_any_of_where_nothing_fits_two(alternatives):
+def test_one_of_is_any_of_if_alternatives_exclude_each_other(alternatives):
     schema = {"oneOf": alternatives, "$defs": {"cat": CAT, "dog": DOG}}
     assert "anyOf" in narrowed(schema)
     GRAMMARS["bpe"].grammar(schema)
@@ -333,12 +333,12 @@ def test_one_of_is_any_of_where_nothing_fits_two(alternatives):
         [{"type": "object", "properties": {"a": CAT}}, {"type": "object", "properties": {"a": DOG}}],
     ],
 )
-def test_one_of_is_refused_where_an_answer_may_fit_two(alternatives):
+def test_one_of_is_refused_if_an_answer_may_fit_two_alternatives(alternatives):
     with pytest.raises(BadGrammar, match="oneOf"):
         narrowed({"oneOf": alternatives})
 
 
-def test_what_was_asked_for_stays_as_it_was():
+def test_the_callers_schema_is_not_modified():
     schema = {"properties": {"a": {"format": "x"}}}
     narrowed(schema)
     assert schema == {"properties": {"a": {"format": "x"}}}
@@ -350,7 +350,7 @@ def test_what_was_asked_for_stays_as_it_was():
 @pytest.mark.parametrize("is_open", [False, True])
 @pytest.mark.parametrize("tags", [("<think>", "</think>"), ("<思 \n", '\\">')])
 @kinds
-def test_the_answer_is_held_once_the_model_has_thought(kind, tags, is_open):
+def test_the_grammar_applies_after_the_thinking(kind, tags, is_open):
     before, after = ("" if is_open else f"\n{tags[0]}"), tags[1]
     thought = f'{before}\n{{"a" Ich dénke <th'
     assert is_allowed(kind, "json", f'{thought}{after}\n\n{{"a": 1}}', tags, is_open) is True
@@ -359,7 +359,7 @@ def test_the_answer_is_held_once_the_model_has_thought(kind, tags, is_open):
     assert is_allowed(kind, "json", f"{thought}{after}", tags, is_open) is False  # no end before the answer
     wrong = f"{before}so{after}so"
     assert is_allowed(kind, "json", wrong, tags, is_open) == len(wrong.encode()) - 2
-    assert is_allowed(kind, "json", "{}", tags, is_open) is (not is_open)  # it need not think
+    assert is_allowed(kind, "json", "{}", tags, is_open) is (not is_open)  # thinking is optional
 
 
 def test_a_tag_may_be_a_control_token():
@@ -396,7 +396,7 @@ def test_a_model_s_answer_validates_and_ends_with_stop(model, temperature):
     assert pieces[-1].done_reason == "stop" and pieces[-2].token in model.tokenizer.eog
 
 
-def test_the_window_may_move_meanwhile(model):
+def test_the_window_may_shift_during_a_constrained_answer(model):
     schema = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 20, "maxItems": 20}
     options = {"num_ctx": 16, "num_keep": 1, "seed": 1, "temperature": 1.0}
     pieces = told(model, options, grammar=Grammars(model.tokenizer).grammar(schema))
@@ -405,15 +405,15 @@ def test_the_window_may_move_meanwhile(model):
     assert stopped[-1].done_reason == "length"
 
 
-def test_a_stop_string_ends_it_early(model):
+def test_a_stop_string_ends_a_constrained_answer(model):
     schema = {"const": {"name": "Ada", "age": 36}}
     pieces = told(model, {"stop": ("Ada",), "seed": 1}, grammar=Grammars(model.tokenizer).grammar(schema))
     text = "".join(piece.text for piece in pieces)
     assert json.loads(text + 'Ada", "age": 36}') == schema["const"] and pieces[-1].done_reason == "stop"
 
 
-def test_a_grammar_changes_no_random_number(model):
-    """One draw a token: where all that is unlikely is masked anyway, the same tokens come."""
+def test_a_grammar_does_not_change_the_random_numbers(model):
+    """Draw once per token: if the grammar masks only unlikely tokens, the same tokens are sampled."""
     free = told(model, {"temperature": 0.0, "num_predict": 20})
 
     class Everything(JsonMode):
@@ -424,7 +424,7 @@ def test_a_grammar_changes_no_random_number(model):
     assert [piece.token for piece in held] == [piece.token for piece in free]
 
 
-def test_a_vocabulary_without_an_end_is_refused():
+def test_a_vocabulary_without_an_end_of_generation_token_is_refused():
     tokenizer = from_gguf(spm())
     tokenizer.eog = frozenset()
     with pytest.raises(ModelError, match="end-of-generation"):

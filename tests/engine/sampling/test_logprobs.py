@@ -16,7 +16,7 @@ def test_by_pencil():
     got = logprobs_of(HALF_QUARTER_EIGHTHS, id=0, n_top=3)
     assert got.id == 0
     assert got.logprob == pytest.approx(math.log(1 / 8), abs=1e-6)
-    assert [id for id, _ in got.top] == [1, 3, 0]  # of the two eighths the lower id
+    assert [id for id, _ in got.top] == [1, 3, 0]  # the lower id of the two eighths
     assert [lp for _, lp in got.top] == pytest.approx([math.log(1 / 2), math.log(1 / 4), math.log(1 / 8)], abs=1e-6)
 
 
@@ -24,7 +24,7 @@ def test_the_sampled_token_need_not_be_among_the_top():
     assert [id for id, _ in logprobs_of(HALF_QUARTER_EIGHTHS, id=2, n_top=1).top] == [1]
 
 
-def test_none_asked_for_none_given_and_more_than_there_are_gives_all():
+def test_n_top_of_0_gives_none_and_beyond_the_vocabulary_all():
     assert logprobs_of(HALF_QUARTER_EIGHTHS, id=2).top == ()
     assert len(logprobs_of(HALF_QUARTER_EIGHTHS, id=2, n_top=20).top) == 4
 

@@ -22,7 +22,7 @@ def test_by_pencil():
 @pytest.mark.parametrize(
     ("window", "repeat", "frequency", "presence"), [([], 2, 1, 1), ([0, 1], 1, 0, 0), ([0, 0], 1.0, 0.0, 0.0)]
 )
-def test_nothing_to_penalize_returns_the_same_candidates(window, repeat, frequency, presence):
+def test_neutral_penalties_return_the_same_candidates(window, repeat, frequency, presence):
     c = vocabulary(2, -1, 0.5)
     assert penalties(c, window, repeat, frequency, presence) is c
 
@@ -32,12 +32,12 @@ def test_a_repetition_penalty_lowers_positive_and_negative_logits():
     assert got.logits.tolist() == [2, -8, 0]
 
 
-def test_tokens_that_the_mask_took_away_are_passed_over():
+def test_tokens_removed_by_the_mask_are_skipped():
     c = Candidates(np.array([1, 5], np.int32), np.array([1, 1], np.float32))
     assert penalties(c, window=[0, 5, 9, 9], repeat=1, frequency=0, presence=1).logits.tolist() == [1, 0]
 
 
-def test_the_models_logits_stay_untouched():
+def test_the_models_logits_are_not_modified():
     c = vocabulary(1, 2, 3)
     penalties(c, window=[0, 1], repeat=1.5, frequency=1, presence=1)
     assert c.logits.tolist() == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The generator behind the seeds: MT19937 as Matsumoto and Nishimura published it, and llama.cpp's use of it."""
+"""The random number generator: MT19937 as published by Matsumoto and Nishimura, and llama.cpp's use of it."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from numllama.engine.sampling.rng import Rng
 
 
 def mt19937(seed):
-    """The outputs of the 1998 generator, seeded by the `init_genrand` of 2002, in plain Python."""
+    """Yield the outputs of the 1998 generator, seeded by the `init_genrand` of 2002, in plain Python."""
     state = [seed]
     for i in range(1, 624):
         state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
@@ -23,7 +23,7 @@ def mt19937(seed):
             yield y ^ y >> 18
 
 
-def test_the_plain_generator_gives_the_published_number():
+def test_the_reference_generator_gives_the_published_number():
     # ISO C++ [rand.predef]: the 10000th output of a default-seeded mt19937
     assert next(itertools.islice(mt19937(5489), 9999, None)) == 4123659995
 
@@ -43,10 +43,10 @@ def test_a_seed_counts_modulo_two_to_the_32():
 
 @pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**64 - 1])
 def test_minus_one_is_another_seed_each_time(seed):
-    assert Rng(seed).seed != Rng(seed).seed  # equal once in four thousand million runs
+    assert Rng(seed).seed != Rng(seed).seed  # equal once in four billion runs
 
 
-def test_a_random_seed_says_which_it_is():
+def test_a_random_seed_is_reported():
     rng = Rng(-1)
     assert rng.draw() == Rng(rng.seed).draw()
 

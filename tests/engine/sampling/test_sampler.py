@@ -1,4 +1,4 @@
-"""The chain as a whole: the same picks as llama.cpp, one draw each time, and nothing that breaks it."""
+"""The whole chain: the same tokens as llama.cpp, one random number each, and robust against any input."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ N_VOCAB = 50
 
 
 def rows(n, n_vocab=N_VOCAB, seed=0):
-    """n rows of plausible logits, f32 [n, n_vocab]"""
+    """Return n rows of plausible logits, f32 [n, n_vocab]"""
     return (np.random.default_rng(seed).standard_normal((n, n_vocab)) * 2.5).astype(np.float32)
 
 
@@ -29,8 +29,8 @@ def tokens(options, logits, masks=None):
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=range(len(RECORDED)))
-def test_picks_are_llama_cpps(case):
-    """Recorded by record_llama_cpp.py, which makes its logits in the same way."""
+def test_sampled_tokens_equal_those_of_llama_cpp(case):
+    """Compare with record_llama_cpp.py's output, which is based on the same logits."""
     sampler, picks = Sampler(Options.parse(case["options"]), 3000), []
     for step in range(len(case["picks"])):
         logits = (np.random.RandomState(1000 + step).standard_normal(3000) * 2.5).astype(np.float32)
@@ -39,7 +39,7 @@ def test_picks_are_llama_cpps(case):
     assert picks == case["picks"]
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_one_others():
+def test_equal_seeds_give_equal_tokens_and_others_differ():
     logits = rows(40)
     assert tokens({"seed": 3}, logits) == tokens({"seed": 3}, logits) != tokens({"seed": 4}, logits)
 
@@ -53,7 +53,7 @@ def test_a_bias_is_added_to_the_logits_before_everything_else():
     assert got == tokens({}, biased) != tokens({}, logits) and 3 in got and 5 not in got
 
 
-def test_a_bias_on_no_token_or_against_all_is_the_requests_fault():
+def test_a_bias_on_an_unknown_token_or_against_all_is_a_bad_option():
     with pytest.raises(BadOptions, match="there is no token 50: the vocabulary ends at 49"):
         tokens({"logit_bias": {"50": 1}}, rows(1))
     with pytest.raises(BadOptions, match="excludes every token"):
@@ -66,7 +66,7 @@ def test_a_random_seed_differs_between_requests():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 1}, {"top_p": 0.0}, {"min_p": 1}, {"top_k": 0}, {}])
-def test_every_run_of_the_chain_draws_once(options):
+def test_every_sample_draws_one_random_number(options):
     sampler, reference = (Sampler(Options.parse({"seed": 7}, options), N_VOCAB) for _ in range(2))
     for row in rows(5):
         sampler.sample(row, [])
@@ -80,7 +80,7 @@ def test_greedy_takes_the_first_of_the_largest():
 
 
 def test_truncation_comes_before_temperature():
-    # 0.9 of e**3 : 1 : 1 is reached by the first alone; were the temperature first, by all three
+    # the first token alone reaches 0.9 of e**3 : 1 : 1; after the temperature it would take all three
     assert set(tokens({"top_p": 0.9, "temperature": 100}, np.array([[3, 0, 0]] * 50, np.float32))) == {0}
 
 
@@ -95,13 +95,13 @@ def test_penalties_look_back_repeat_last_n_tokens():
     assert picks == {0: 0, 1: 0, 2: 0, 3: 0, 6: 3, 64: 3, -1: 0}
 
 
-def test_a_mask_is_obeyed_whatever_is_likely():
+def test_a_mask_excludes_even_the_most_likely_token():
     masks = np.random.default_rng(1).random((60, N_VOCAB)) < 0.1
     masks[:, 0] = True
     assert all(masks[i, t] for i, t in enumerate(tokens({}, rows(60), masks)))
 
 
-def test_a_full_mask_is_no_mask():
+def test_a_mask_that_allows_everything_changes_nothing():
     logits = rows(40)
     assert tokens({}, logits, np.ones(logits.shape, bool)) == tokens({}, logits)
 
@@ -118,14 +118,14 @@ def test_float64_logits_give_the_tokens_of_their_float32():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_broken_logits_end_in_an_error(bad):
+def test_broken_logits_give_an_error(bad):
     logits = rows(1)
     logits[0, 17] = bad
     with pytest.raises(ModelError, match="logits are not finite"):
         tokens({}, logits)
 
 
-def test_the_models_logits_stay_untouched():
+def test_the_models_logits_are_not_modified():
     logits = rows(10)
     before = logits.copy()
     tokens({"repeat_penalty": 1.5, "typical_p": 0.5, "temperature": 0.3}, logits)
@@ -134,7 +134,7 @@ def test_the_models_logits_stay_untouched():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_mirostat_steers_towards_its_surprise(version):
-    """The average surprise -log2 p of what was drawn, in bits, approaches tau."""
+    """Check that the average surprise -log2 p of the sampled tokens approaches tau bits."""
     logits = rows(400, n_vocab=2000)
     for tau in (2.0, 4.0):
         options = {"mirostat": version, "mirostat_tau": tau, "temperature": 1}
@@ -153,7 +153,7 @@ def test_mirostat_does_not_act_at_temperature_0():
 
 
 def test_tfs_z_does_not_act_at_temperature_0():
-    """Alone it could not; but typical_p chooses from what it leaves, and may leave out the most likely."""
+    """Combine it with typical_p, which may exclude the most likely token, so that an effect would show."""
     logits, how = rows(20), {"temperature": 0, "typical_p": 0.2}
     assert tokens(how, logits) != logits.argmax(axis=1).tolist()
     assert tokens({"tfs_z": 0.5} | how, logits) == tokens(how, logits)

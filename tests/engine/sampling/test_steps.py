@@ -1,4 +1,4 @@
-"""The steps of the chain, one by one: worked by pencil, against plain loops, and by their properties."""
+"""The steps of the chain one by one: worked cases, plain loops, and properties."""
 
 import math
 from fractions import Fraction
@@ -28,7 +28,7 @@ from numllama.engine.sampling.steps import (
 
 
 def race(*probabilities):
-    """Candidates 0, 1, 2, ... with these probabilities, in this order."""
+    """Return candidates 0, 1, 2, ... with these probabilities, in this order."""
     p = np.array([float(Fraction(p)) for p in probabilities])
     return Candidates(np.arange(len(p), dtype=np.int32), np.log(p).astype(np.float32))
 
@@ -43,22 +43,22 @@ SHUFFLED = race("1/8", "1/2", "1/8", "1/4")
 class TestByPencil:
     def test_top_k(self):
         assert ids(top_k(SHUFFLED, 2)) == [1, 3]
-        assert ids(top_k(SHUFFLED, 3)) == [1, 3, 0]  # of the two eighths, the first
+        assert ids(top_k(SHUFFLED, 3)) == [1, 3, 0]  # the first of the two eighths
         assert ids(top_k(SHUFFLED, 99)) == [1, 3, 0, 2]
 
-    def test_top_k_of_0_leaves_even_the_order(self):
+    def test_top_k_of_0_keeps_the_order(self):
         assert top_k(SHUFFLED, 0) is SHUFFLED
 
     @pytest.mark.parametrize(("p", "kept"), [(0, [1]), (0.49, [1]), (0.51, [1, 3]), (0.76, [1, 3, 0])])
     def test_top_p(self, p, kept):
         assert ids(top_p(SHUFFLED, p)) == kept  # running sums: 1/2, 3/4, 7/8, 1
 
-    def test_top_p_of_1_leaves_even_the_order(self):
+    def test_top_p_of_1_keeps_the_order(self):
         assert top_p(SHUFFLED, 1) is SHUFFLED
 
     @pytest.mark.parametrize(("p", "kept"), [(0.9, [1]), (0.45, [1, 3]), (0.2, [0, 1, 2, 3])])
     def test_min_p(self, p, kept):
-        assert ids(min_p(SHUFFLED, p)) == kept  # an eighth is 0.25 of the likeliest, a quarter 0.5; the order stays
+        assert ids(min_p(SHUFFLED, p)) == kept  # relative to the most likely, an eighth is 0.25 and a quarter 0.5
 
     @pytest.mark.parametrize(("p", "kept"), [(0.2, [3]), (0.3, [3, 1]), (0.76, [3, 1, 0])])
     def test_typical_p(self, p, kept):
@@ -138,7 +138,7 @@ truncating = pytest.mark.parametrize("name", TRUNCATING)
 class TestProperties:
     @truncating
     @given(data=st.data(), c=races)
-    def test_a_truncation_keeps_some_of_the_candidates_as_they_were(self, name, data, c):
+    def test_a_truncation_keeps_a_subset_of_the_candidates(self, name, data, c):
         step, parameter = TRUNCATING[name]
         got = step(c, data.draw(parameter))
         before = dict(zip(c.ids.tolist(), c.logits.tolist(), strict=True))
@@ -147,7 +147,7 @@ class TestProperties:
 
     @truncating
     @given(data=st.data(), c=races)
-    def test_what_is_called_sorted_is_sorted_and_ties_keep_their_order(self, name, data, c):
+    def test_sorted_candidates_are_sorted_and_ties_keep_their_order(self, name, data, c):
         step, parameter = TRUNCATING[name]
         got = step(c, data.draw(parameter))
         ranked = sorted(zip((-got.logits).tolist(), got.ids.tolist(), strict=True))
@@ -162,7 +162,7 @@ class TestProperties:
 
     @pytest.mark.parametrize("name", [name for name in TRUNCATING if name != "typical_p"])
     @given(data=st.data(), c=races)
-    def test_the_likeliest_always_stays(self, name, data, c):
+    def test_the_most_likely_token_always_stays(self, name, data, c):
         step, parameter = TRUNCATING[name]
         assert step(c, data.draw(parameter)).logits.max() == c.logits.max()
 
@@ -182,7 +182,7 @@ class TestProperties:
         assert set(ids(min_p(c.take(np.array(order), sorted=False), p))) == set(ids(min_p(c, p)))
 
     @given(races, st.floats(2.0**-10, 100, width=32))
-    def test_temperature_keeps_everyone_in_order(self, c, t):
+    def test_temperature_keeps_all_candidates_in_order(self, c, t):
         got = scale_by_temperature(c, t)
         assert ids(got) == ids(c)
         assert (np.diff(got.logits[np.argsort(c.logits)]) >= 0).all()
@@ -195,11 +195,11 @@ class TestProperties:
         assert np.isfinite(got.logits.max())
 
     @given(races)
-    def test_dist_gives_each_its_share(self, c):
+    def test_dist_selects_each_candidate_in_proportion(self, c):
         drawn = np.bincount([dist(c, (i + 0.5) / 500) for i in range(500)], minlength=len(c.ids))
         np.testing.assert_allclose(drawn / 500, softmax(c.logits), atol=1 / 500 + 1e-6)
 
-    def test_dist_never_falls_on_a_width_of_0(self):
+    def test_dist_never_selects_a_probability_of_0(self):
         c = Candidates(np.arange(4), np.array([-np.inf, 0, -np.inf, -500], np.float32))
         assert {dist(c, u) for u in (0.0, 2.0**-64, 0.5, 1 - 2.0**-53)} == {1}
 
@@ -270,15 +270,15 @@ class TestCandidates:
     IDS = np.arange(3, dtype=np.int32)
 
     @pytest.mark.parametrize("bad", [[0, np.nan, 1], [np.inf, 0, 1], [-np.inf] * 3, [np.nan, np.inf, 0]])
-    def test_broken_logits_are_an_error_that_says_so(self, bad):
+    def test_broken_logits_are_a_model_error(self, bad):
         with pytest.raises(ModelError, match=r"logits are not finite: (nan|inf|-inf) for token \d"):
             candidates(self.IDS, np.array(bad, np.float32), None)
 
-    def test_all_start_in_the_order_of_ids_unsorted(self):
+    def test_candidates_start_in_the_order_of_ids_unsorted(self):
         c = candidates(self.IDS, np.array([1, 3, 2], np.float32), None)
         assert ids(c) == [0, 1, 2] and not c.sorted
 
-    def test_the_mask_comes_first(self):
+    def test_the_mask_is_applied_first(self):
         assert ids(candidates(self.IDS, np.array([1, 3, 2], np.float32), np.array([True, False, True]))) == [0, 2]
 
     @pytest.mark.parametrize(("logits", "mask"), [([1, 3, 2], [0, 0, 0]), ([1, -np.inf, 2], [0, 1, 0])])

@@ -1,4 +1,4 @@
-"""For tests of templates."""
+"""Fixtures for tests of templates."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from numllama.engine.go import functions as go_functions
 
 @pytest.fixture
 def freeze(monkeypatch):
-    """Makes it the day on which a case was recorded, where that matters to it."""
+    """Return a function that sets the clock to the day on which a case was recorded."""
 
     def freeze(case):
         class Recorded(datetime):

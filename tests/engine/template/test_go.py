@@ -1,4 +1,4 @@
-"""Go's text/template by worked cases, and by what Go 1.26 made of 2,226 templates.
+"""Go's text/template: worked cases, and the recorded output of Go 1.26 for 2,226 templates.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -23,7 +23,7 @@ ADA = {
 
 
 def go(text, data=ADA):
-    """What Go's text/template writes for JSON `data`, or what it says against the template."""
+    """Return the template's output for JSON `data`, or the error text."""
     try:
         return execute_template(text, data)
     except BadTemplate as error:
@@ -36,7 +36,7 @@ WORKED = {
         "{{ .Nested.b.c }}": "1.5",
         "{{ .Age }} {{ 3 }} {{ 1e6 }} {{ 0x10 }} {{ 1_000 }} {{ 'a' }}": "36 3 1e+06 16 1000 97",
         "{{ .Tags }} {{ .Nested }} {{ .Null }} {{ .Missing }}": (
-            "[x y] map[a:A b:map[c:1.5]] <no value> <no value>"  # a map prints by its keys' order
+            "[x y] map[a:A b:map[c:1.5]] <no value> <no value>"  # a map prints in the order of its keys
         ),
         "{{ (index .Tags 0) }} {{ (.Nested).a }}": "x A",
         "{{ .Missing.Deeper }}": (
@@ -45,7 +45,7 @@ WORKED = {
         "{{ .Name.First }}": (
             'template: :1:8: executing "" at <.Name.First>: can\'t evaluate field First in type interface {}'
         ),
-        "{{ $n := .Name }}{{ $n.First }}": (  # a variable holds what was in the interface
+        "{{ $n := .Name }}{{ $n.First }}": (  # a variable holds the value inside the interface
             'template: :1:22: executing "" at <$n.First>: can\'t evaluate field First in type string'
         ),
     },
@@ -60,7 +60,7 @@ WORKED = {
             'template: :1:3: executing "" at <eq 1 1.0>: error calling eq: '
             "incompatible types for comparison: int and float64"
         ),
-        "{{ eq .Age 36 }}": (  # a number that comes as JSON is a float64
+        "{{ eq .Age 36 }}": (  # a number from JSON is a float64
             'template: :1:3: executing "" at <eq .Age 36>: error calling eq: '
             "incompatible types for comparison: float64 and int"
         ),
@@ -81,15 +81,15 @@ WORKED = {
         "{{ with $x := .Nested.a }}{{ $x }}{{ end }}": "A",
     },
     "variables": {
-        "{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ end }}{{ $x }}": "2",  # = reaches out of the block
-        "{{ $x := 1 }}{{ if true }}{{ $x := 2 }}{{ end }}{{ $x }}": "1",  # := does not
+        "{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ end }}{{ $x }}": "2",  # = assigns the outer variable
+        "{{ $x := 1 }}{{ if true }}{{ $x := 2 }}{{ end }}{{ $x }}": "1",  # := declares another one
         "{{ if $x := .Name }}{{ $x }}{{ end }}{{ $x }}": 'template: :1: undefined variable "$x"',
         "{{ $x, $y := .Tags }}": "template: :1: too many declarations in command",
     },
     "pipelines": {
-        '{{ .Name | printf "%s-%s" "a" }}': "a-Ada",  # what comes through the pipe is the last argument
+        '{{ .Name | printf "%s-%s" "a" }}': "a-Ada",  # the piped value is the last argument
         '{{ "<&>" | html | len }}': "13",
-        '{{ print "a" 1 2 "b" }}|{{ println 1 "a" }}': "a1 2b|1 a\n",  # a blank between two that are no text
+        '{{ print "a" 1 2 "b" }}|{{ println 1 "a" }}': "a1 2b|1 a\n",  # a blank between two that are not strings
         '{{ slice "héllo" 1 3 }}{{ len "héllo" }}{{ index "abc" 1 }}': "é698",  # bytes, not characters
         '{{ index .Nested "b" "c" }}': "1.5",
         "{{ js `it's <b>` }} {{ urlquery `a b&c` }}": r"it\'s \u003Cb\u003E a+b%26c",
@@ -144,8 +144,8 @@ def test_worked_cases(subject):
         assert go(text) == expected, text
 
 
-def test_templates_write_what_gos_do(kept, freeze, monkeypatch):
-    """Go 1.26: every output, every error, word for word; "exotic" printf verbs and literals included."""
+def test_templates_give_the_same_output_as_in_go(kept, freeze, monkeypatch):
+    """Compare every output and every error with Go 1.26, including rare printf verbs and literals."""
     monkeypatch.setattr(limits, "BASE_SECONDS", 60)  # two templates call themselves 100,000 deep
     for case in kept.json("go/text_template"):
         freeze(case)
@@ -156,7 +156,7 @@ def test_templates_write_what_gos_do(kept, freeze, monkeypatch):
 
 
 def test_a_separator_is_text_and_not_white_space():
-    """U+001C: blank for Python's str.strip, not for unicode.IsSpace, so a second definition is an error."""
+    """Use U+001C, which str.strip removes but unicode.IsSpace rejects, so that a second definition is an error."""
     twice = '{{ define "t" }}%s{{ end }}{{ define "t" }}x{{ end }}{{ template "t" . }}'
     assert go(twice % "\u2003") == "x"
     assert "multiple definition" in go(twice % "\x1c")
@@ -188,18 +188,18 @@ def test_nodes_print_as_go_prints_them():
         ('{{ printf "%.999999f%.999999f%.999999f" 1.0 1.0 1.0 }}', "far more text than"),
     ],
 )
-def test_template_that_wants_too_much_ends_in_a_clear_error(text, expected):
+def test_a_template_that_exceeds_its_limits_gives_a_clear_error(text, expected):
     assert expected in go(text, {})
 
 
-def test_nesting_costs_no_stack():
+def test_nesting_does_not_use_the_stack():
     depth = 900
     assert go("{{ " + "(" * depth + "len .Tags" + ")" * depth + " }}") == "2"
     assert go("{{ if 1 }}" * depth + "x" + "{{ end }}" * depth) == "x"
     assert go("{{ if 0 }}" + "{{ else if 0 }}" * depth + "{{ else }}y{{ end }}") == "y"
 
 
-def test_data_nested_too_deeply_are_said_to_be():
+def test_data_nested_too_deeply_are_an_error():
     deep = []
     for _ in range(5000):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""Conversations as Ollama's own template code writes them: modes, values, and what a template tells of its model.
+"""Conversations rendered as by Ollama's own template code: modes, values, capabilities and tags.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -46,16 +46,16 @@ EACH = "{{ .System }}|{{ range .Messages }}[{{ .Role }}:{{ .Content }}]{{ end }}
         (L, [say("user", "q"), say("tool", "T"), say("user", "z")], "<u>z</u><a>"),
         ("{{ .Prompt }}:{{ .Response | printf `%s!` }}tail", C, "U1:A1!tailU2:"),
         ("{{ if .Response }}{{ .Response }}{{ else }}none{{ end }}{{ .Prompt }}", C, "A1U1"),
-        ("{{ .Nope.Foo }}", C[1:2], "<no value>"),  # in the last turn nothing is asked of what is missing
+        ("{{ .Nope.Foo }}", C[1:2], "<no value>"),  # in the last turn fields of a missing value are no error
         ("{{ with .System }}a{{ else with .ThinkLevel }}{{ . }}{{ end }}{{ .Response }}", C[1:2], "medium"),
     ],
 )
-def test_turns_are_written_as_recorded(text, messages, expected):
+def test_turns_are_rendered_as_in_ollama(text, messages, expected):
     """[172], [180]"""
     assert load_template(text).render(messages, think=True) == expected
 
 
-def test_hole_in_a_prompt_is_filled_from_prompt_and_suffix_alone():
+def test_fill_uses_prompt_and_suffix_only():
     """[45], [172]"""
     assert load_template("{{ .Prompt }}|{{ .Suffix }}|{{ .Messages }}").fill("p", "s") == "p|s|<no value>"
 
@@ -85,7 +85,7 @@ json_values = st.recursive(
 
 
 @given(json_values, json_values)
-def test_whatever_is_offered_as_a_tool_prints_as_one(function, arguments):
+def test_any_json_prints_as_a_tool(function, arguments):
     text = "{{ range .Messages }}{{ .ToolCalls }}{{ end }}{{ range .Tools }}{{ json . }}{{ end }}"
     said = [say("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])]
     written = load_template(text).render(said, [{"type": "function", "function": function}])
@@ -99,7 +99,7 @@ OURS = {
 }
 
 
-def test_conversations_are_written_as_ollamas(recordings, freeze):
+def test_conversations_are_rendered_as_by_ollama(recordings, freeze):
     texts = {case["id"]: case["t"] for case in recordings.json("go/ollama_templates")}
     asked = {case["id"]: case for case in recordings.json("go/ollama_conversations")}
     for case in recordings.json("go/ollama_renders"):
@@ -114,7 +114,7 @@ def test_conversations_are_written_as_ollamas(recordings, freeze):
 
 
 def written(text, asked):
-    """What `text` makes of a recorded conversation; roles come in lower case from a request, images as bytes."""
+    """Render a recorded conversation with the template `text`; roles are in lower case, images are bytes."""
     try:
         template = load_template(text)
         if "prompt" in asked:
@@ -130,7 +130,7 @@ def written(text, asked):
         return str(error)
 
 
-def test_templates_tell_what_ollama_reads_off_them(recordings):
+def test_capabilities_and_tags_are_those_that_ollama_finds(recordings):
     for case in recordings.json("go/ollama_templates"):
         if "err" in case:
             with pytest.raises(BadTemplate) as caught:
@@ -159,13 +159,13 @@ def test_templates_tell_what_ollama_reads_off_them(recordings):
         ("{{ if .ToolCalls }}{{ .Content }}<x>{{ end }}", "{"),
     ],
 )
-def test_tag_of_tool_calls_is_the_first_text_after_asking_for_them(text, tag):
+def test_the_tool_tag_is_the_first_text_in_the_first_if_toolcalls(text, tag):
     """[172]"""
     expected = tag or ("<tool_call>" if "<tool_call>" in text else "[TOOL_CALLS] [")
     assert load_template(text).tool_tag == expected
 
 
-def test_thinking_tags_stand_first_and_last_beside_the_thought():
+def test_thinking_tags_are_the_first_and_last_text_beside_the_thought():
     shown = "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}"
     assert load_template(shown).thinking_tags == ("<think>", "</think>")
     assert load_template(shown.replace("range .Messages", "range .Others")).thinking_tags == ("", "")

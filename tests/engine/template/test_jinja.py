@@ -8,7 +8,7 @@ from numllama.engine.template import jinja
 NOW = datetime(2025, 3, 14, 9, 26, 53)
 
 
-def test_renderings_equal_hugging_faces(recordings):
+def test_renderings_equal_those_of_hugging_face(recordings):
     """18 or 42 templates x 26 conversations: texts, refusals of the template's own, and the fact of any other error."""
     data = recordings.jinja()
     assert len(data["cases"]) == 26 * (42 if recordings.whole else 18)
@@ -43,21 +43,21 @@ def test_renderings_equal_hugging_faces(recordings):
         ("{{ messages | nofilter }}", "chat template, line 1: No filter named 'nofilter'."),
     ],
 )
-def test_error_is_one_line_that_says_where(text, message):
+def test_an_error_is_one_line_with_a_line_number(text, message):
     with pytest.raises(BadTemplate) as caught:
         jinja.render_jinja(text, [{"role": "user", "content": "hi"}])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_template_has_a_copy_of_the_messages_for_itself():
+def test_a_template_gets_a_copy_of_the_messages():
     messages = [{"role": "user", "content": "hi", "tags": {"a": 1}}]
     jinja.render_jinja("{% set x = dict.update(messages[0], {'role': 'x'}) if dict.update is defined %}", messages)
     jinja.render_jinja("{% set x = messages[0].tags.__class__ %}", messages)
     assert messages == [{"role": "user", "content": "hi", "tags": {"a": 1}}]
 
 
-def test_last_message_is_continued_where_its_text_ends():
+def test_the_last_message_is_continued_where_its_text_ends():
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
     trimmed = turns.replace("m.content", "m.content | trim")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]

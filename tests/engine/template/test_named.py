@@ -1,13 +1,13 @@
-"""The named formats: they write what Ollama's templates of those names write."""
+"""Named formats, compared with Ollama's templates of the same names."""
 
 import pytest
 
 from numllama.engine.template.go import load_template
 from numllama.engine.template.named import NAMED, match
 
-# Cases of named_templates.json that Ollama matches to nothing and we do: it wants an edit distance under 100.
+# Cases of named_templates.json that match here but not in Ollama, which requires an edit distance below 100.
 OURS = {"nt-p0080": "chatml"}
-# Conversations of ollama_renders.json that we write differently on purpose.
+# Conversations of ollama_renders.json that are rendered differently on purpose.
 DIFFERENT = {
     ("command-r", None): "Ollama's closes a turn that is closed, and asks for tools in Python",
     ("gemma3-instruct", "late-system"): "Ollama's drops a system text that comes late",
@@ -15,7 +15,7 @@ DIFFERENT = {
 FILE_ENDS = {"gemma3-instruct": "\n"}  # the newline at the end of Ollama's file, which the model was not trained on
 
 
-def test_formats_are_found_as_ollama_finds_them(kept):
+def test_formats_are_matched_as_by_ollama(kept):
     for case in kept.json("go/named_templates"):
         found = match(case["jinja"])
         assert (found and found.name) == (OURS.get(case["id"]) or case.get("name")), case["id"]
@@ -24,8 +24,8 @@ def test_formats_are_found_as_ollama_finds_them(kept):
 
 
 @pytest.mark.parametrize("named", [one for one in NAMED if (one.name, None) not in DIFFERENT], ids=lambda one: one.name)
-def test_named_templates_write_what_ollamas_do(named, kept):
-    """Of all conversations in which nobody but system, user and assistant speaks."""
+def test_named_templates_render_as_those_of_ollama(named, kept):
+    """Compare all conversations of system, user and assistant messages only."""
     asked = {case["id"]: case for case in kept.json("go/ollama_conversations")}
     compared = 0
     for case in kept.json("go/ollama_renders"):

@@ -1,4 +1,4 @@
-"""What tool calls begin with, as Jinja templates show it."""
+"""The tags that tool calls begin with, found from Jinja templates."""
 
 import pytest
 
@@ -33,7 +33,7 @@ JINJA = (
         ("{{ raise_exception('no calls') }}", "{"),
     ],
 )
-def test_a_jinja_template_shows_it_when_it_renders_a_call(call, tag):
+def test_the_tag_is_found_by_rendering_a_call(call, tag):
     assert tag_of(JINJA.replace("CALL", call)) == tag
 
 

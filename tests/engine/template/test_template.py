@@ -21,7 +21,7 @@ def test_gguf_without_a_template_is_rendered_as_chatml():
     assert template.render(prefill, continue_final_message=True).endswith("<|im_start|>assistant\nA")
 
 
-def test_template_knows_the_vocabularys_special_tokens():
+def test_a_template_can_use_the_special_tokens():
     kv = {
         "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token is defined }}",
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"],
@@ -32,13 +32,13 @@ def test_template_knows_the_vocabularys_special_tokens():
     assert Template.from_gguf(kv).render(HI) == "<s>S</s>False"
 
 
-def test_second_template_takes_over_when_tools_are_offered():
+def test_the_second_template_is_used_when_tools_are_offered():
     kv = {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "{{ tools | length }} tools"}
     assert Template.from_gguf(kv).render(HI) == "plain"
     assert Template.from_gguf(kv).render(HI, tools=[{}]) == "1 tools"
 
 
-def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(kept):
+def test_the_template_layer_is_preferred_unless_the_ggufs_own_supports_more(kept):
     for case in kept.json("go/template_choice"):
         jinja = Template(case["jinja"])
         assert jinja.takes_results == case["jinja_round_trip"], case["jinja"]
@@ -48,19 +48,19 @@ def test_templates_layer_comes_first_unless_the_ggufs_own_can_do_more(kept):
     assert Template.from_gguf({"tokenizer.chat_template": "tools"}, "{{ .Prompt }}").render(HI) == "tools"
 
 
-def test_published_jinja_says_whether_it_sees_results_of_tools(kept):
+def test_takes_results_is_right_for_published_jinja_templates(kept):
     for case in kept.json("go/named_templates"):
         assert Template(case["jinja"]).takes_results == case["round_trip"], case["id"]
 
 
-def test_go_template_that_does_not_parse_can_nothing_until_it_is_rendered():
+def test_an_invalid_go_template_has_no_capabilities_and_fails_when_rendered():
     broken = Template("{{ .Tools", "go")
     assert (broken.capabilities, broken.thinking_tags, broken.tool_tag) == ([], None, None)
     with pytest.raises(BadTemplate, match=r"^template: :1: unclosed action$"):
         broken.render(HI)
 
 
-def test_suffix_wants_a_go_template():
+def test_a_suffix_requires_a_go_template():
     assert Template("{{ .Prompt }}<hole>{{ .Suffix }}", "go").fill("a", "b") == "a<hole>b"
     with pytest.raises(BadTemplate):
         Template("jinja").fill("a", "b")
@@ -71,33 +71,33 @@ def test_jinja_capabilities_are_the_ones_ollama_finds(kept):
         assert Template(case["jinja"]).capabilities == case["jinja_caps"], case["jinja"]
 
 
-def test_generate_asks_system_history_prompt():
+def test_generate_sends_system_history_and_prompt():
     history = [say("user", "q"), say("assistant", "a")]
     assert generate_messages("p", "S", history) == [say("system", "S"), *history, say("user", "p")]
     assert generate_messages("p") == [say("user", "p")]
     assert generate_messages("p", images=["i"]) == [say("user", "p", images=["i"])]
 
 
-def test_chat_that_brings_its_own_system_text_drops_the_models():
+def test_a_system_message_in_chat_replaces_the_models():
     history = [say("user", "q"), say("assistant", "a")]
     assert chat_messages([say("user", "p")], "S", history) == [say("system", "S"), *history, say("user", "p")]
     own = [say("system", "mine"), say("user", "p")]
     assert chat_messages(own, "S", history) == [*history, *own]
 
 
-def test_bare_prompt_is_what_is_said_and_nothing_else():
+def test_a_bare_prompt_is_the_text_of_user_and_assistant():
     turns = [say("system", "S"), say("user", "U1"), say("assistant", "A1"), say("user", "U2")]
     assert bare_prompt(turns) == "U1A1U2"
     assert bare_prompt([say("user", "a"), say("user", "b")]) == "a\n\nb"
 
 
-def test_neighbours_of_one_role_are_merged_but_results_of_tools_are_not():
+def test_neighbours_of_the_same_role_are_merged_except_tool_results():
     turns = [say("user", "a"), say("user", "b"), say("tool", "1"), say("tool", "2")]
     assert collate(turns) == [say("user", "a\n\nb"), say("tool", "1"), say("tool", "2")]
     assert turns[0] == say("user", "a")
 
 
-def test_messages_take_the_names_that_jinja_templates_expect():
+def test_messages_use_the_field_names_of_jinja_templates():
     call = {"id": "call_1", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}}
     asked = [say("assistant", "", tool_calls=[call], images=[]), say("tool", "7", tool_name="f", tool_call_id="call_1")]
     function = {"name": "f", "arguments": {"x": 1}}

@@ -1,4 +1,4 @@
-"""Text as it streams: whole characters, and nothing of a stop string."""
+"""Streaming detokenization: whole characters only, and no part of a stop string."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from vocabularies import CONTROL, NORMAL, spm
 from numllama.engine.tokenizer import from_gguf
 from numllama.engine.tokenizer.detokenize import Detokenizer
 
-# what a scripted model said to a recorded Ollama (v0.33.0-rc2), token by token
+# tokens of a scripted model, and the chunks that Ollama v0.33.0-rc2 sent for them
 PIECES = [
     *"caf|é |☕ |好 | fin.|cut |off<|Before |the ST|OP and| aft|er it.|Not S|TO but| ST|OR.| En|d.".split("|"),
     "STOP",
@@ -20,13 +20,13 @@ N_VOCAB = TOKENIZER.n_vocab
 
 
 def ids_of(*pieces):
-    """Ids of text pieces, and of bytes."""
+    """Return the ids of text pieces and of bytes."""
     ids = TOKENIZER.vocab.ids
     return [3 + piece if isinstance(piece, int) else ids[piece.replace(" ", "▁")] for piece in pieces]
 
 
 def stream(ids, stop=(), special=False):
-    """What is shown after each token, and at the end."""
+    """Return the text shown after each token, the rest at the end, and the stop string that was found."""
     text = Detokenizer(TOKENIZER, stop, special)
     return [text.push(id) for id in ids], text.flush(), text.met
 
@@ -51,7 +51,7 @@ def test_chunks_are_cut_where_a_recorded_ollama_cut_them(pieces, stop, shown, me
     assert stream(ids_of(*pieces), stop) == (shown, "", met)
 
 
-def test_a_control_token_says_nothing_unless_it_is_to_be_shown():
+def test_a_control_token_has_no_text_unless_it_is_to_be_shown():
     control = TOKENIZER.controls(["<|x|>cut "])
     assert control == {TOKENIZER.vocab.ids["<|x|>"]}
     ids = [*ids_of("caf"), *control]
@@ -60,11 +60,11 @@ def test_a_control_token_says_nothing_unless_it_is_to_be_shown():
     assert [text.push(id) for id in ids] == ["caf", "<|x|>"]
 
 
-def test_what_was_held_for_a_stop_string_that_did_not_come_is_shown_at_the_end():
+def test_text_held_back_for_a_stop_string_is_flushed_at_the_end():
     assert stream(ids_of("the ST"), ["STOP"]) == ([""], "the ST", None)
 
 
-def test_of_a_stop_string_only_as_much_is_looked_at_as_text_is_held():
+def test_the_search_for_a_stop_string_is_limited_by_the_text_held_back():
     class Stop(str):
         looked_at = 0
 
@@ -77,12 +77,12 @@ def test_of_a_stop_string_only_as_much_is_looked_at_as_text_is_held():
     assert stop.looked_at < 100
 
 
-def test_bytes_that_are_no_character_are_one_replacement_each_beginning_of_one():
+def test_invalid_utf8_becomes_one_replacement_for_each_longest_prefix():
     assert stream(ids_of(0xE4, 0xBD, "cut ")) == (["", "", "\ufffdcut "], "", None)
     assert stream(ids_of(0xFF, 0x80)) == (["\ufffd", "\ufffd"], "", None)
 
 
-def test_control_tokens_are_shown_when_asked():
+def test_control_tokens_are_shown_on_request():
     id = TOKENIZER.vocab.ids["<|x|>"]
     assert stream([id]) == ([""], "", None)
     assert stream([id], special=True) == (["<|x|>"], "", None)
@@ -93,7 +93,7 @@ def test_empty_stop_string_never_matches():
 
 
 def whole_characters(data):
-    """`data` as text, without the beginning of a character that may stand at its end."""
+    """Decode `data` without an incomplete character at its end."""
     for n in (3, 2, 1):
         try:
             data[-n:].decode()
@@ -110,13 +110,13 @@ IDS = st.lists(
 
 
 @given(IDS)
-def test_what_is_shown_is_all_of_the_text(ids):
+def test_the_shown_pieces_are_the_whole_text(ids):
     shown, rest, _ = stream(ids)
     assert "".join(shown) + rest == whole_characters(raw(ids))
 
 
 @given(IDS, st.lists(st.text("STOP caf☕好\ufffd", min_size=1, max_size=4), max_size=3))
-def test_text_ends_before_the_stop_string_that_comes_first(ids, stops):
+def test_text_ends_before_the_first_stop_string(ids, stops):
     shown, rest, met = stream(ids, stops)
     so_far = [whole_characters(raw(ids[: n + 1])) for n in range(len(ids))]
     ended = next((text for text in so_far if any(stop in text for stop in stops)), None)
@@ -130,7 +130,7 @@ def test_text_ends_before_the_stop_string_that_comes_first(ids, stops):
 
 
 @given(IDS, st.lists(st.text("STOP caf☕好", min_size=1, max_size=4), min_size=1, max_size=3))
-def test_nothing_shown_may_be_the_beginning_of_a_stop_string(ids, stops):
+def test_no_shown_piece_ends_in_the_beginning_of_a_stop_string(ids, stops):
     text, shown = Detokenizer(TOKENIZER, stops), ""
     for id in ids:
         shown += text.push(id)

@@ -1,4 +1,4 @@
-"""Merge by merge, checked with a pencil; and the libraries against it, on any text."""
+"""Merge by merge: cases to check with a pencil, and the libraries against plain Python on any text."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ def test_spm_merges_the_pair_with_the_highest_score():
     kv = spm("l", "o", "w", "e", "r", "▁", "ow", "er", "low", "lower", "wer")
     kv["tokenizer.ggml.scores"] = np.array([0.0] * 259 + [-9.0] * 6 + [-1, -2, -3, -4, -1.5], np.float32)
     tokenizer = from_gguf(kv | {"tokenizer.ggml.add_space_prefix": False})
-    # l o w e r: "ow" has -1, better than "er"; then "er" -2 ("wer" needs a "w", which is gone); "low" -3; "lower" -4
+    # l o w e r: "ow" has -1, better than "er"; then "er" -2 ("wer" needs a "w", now merged); "low" -3; "lower" -4
     (word,) = tokenizer.explain("lower")
     assert [str(step) for step in word.merges] == ["o w (-1)", "e r (-2)", "l ow (-3)", "low er (-4)"]
     assert word.symbols == ["lower"]
     assert word.ids == tokenizer.encode("lower", add_special=False) == [268]
 
 
-def test_spm_writes_what_has_no_piece_in_bytes():
+def test_spm_encodes_a_character_without_a_piece_as_bytes():
     (word,) = from_gguf(spm("a", add_space_prefix=False)).explain("aé")
     assert word.symbols == ["a", "é"]
     assert word.ids == [259, 3 + 0xC3, 3 + 0xA9]
@@ -46,7 +46,7 @@ def test_bpe_merges_in_the_order_of_the_list_and_within_words():
     assert [id for word in words for id in word.ids] == tokenizer.encode("the thing")
 
 
-def test_a_word_that_is_a_piece_is_taken_whole_where_the_pre_says_so():
+def test_a_word_that_is_a_piece_is_one_token_with_ignore_merges():
     assert steps(from_gguf(bpe(pre="llama-bpe")).explain("the")) == [[]]
     assert steps(from_gguf(bpe(pre="qwen2")).explain("the")) == [["t h (0)", "th e (1)"]]
 
@@ -56,7 +56,7 @@ def test_special_token_is_a_word_without_merges():
     assert [(word.text, word.ids) for word in words] == [("the", [257]), ("<|x|>", [258])]
 
 
-def test_of_equal_merges_the_leftmost_goes_first():
+def test_the_leftmost_of_equal_merges_goes_first():
     symbols, merges = merge(list("aaaaa"), lambda left, right: 0 if len(left + right) == 2 else None)
     assert symbols == ["aa", "aa", "a"]
     assert merges == [Merge("a", "a", 0)] * 2
@@ -66,7 +66,7 @@ SPECIAL = {"<|x|>": CONTROL, "<|x|><|y|>": USER_DEFINED, "  ": USER_DEFINED}
 
 
 def trained(byte_level, pre):
-    """A vocabulary trained on a few lines, with every byte and three special tokens."""
+    """Return a vocabulary trained on a few lines, with every byte and three special tokens."""
     model = Trained(models.BPE())
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = cut if byte_level else pre_tokenizers.Split("\n", "isolated")

@@ -1,4 +1,4 @@
-"""tokenizer.json gives the ids that this tokenizer gives."""
+"""Exported files: Hugging Face's `tokenizers` gives the same ids from tokenizer.json."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_an_spm_merge_is_a_pair_that_makes_a_piece():
     assert merges(vocab) == [["a", "b"], ["ab", "a"]]
 
 
-def test_files_say_how_a_text_begins_and_ends(tmp_path):
+def test_the_exported_files_name_the_tokens_around_a_text(tmp_path):
     kv = VOCABULARIES["spm"] | {
         "general.architecture": "llama",
         "llama.context_length": 64,

@@ -30,7 +30,7 @@ FIXTURES = (
 
 
 def both(kv):
-    """The engine's tokenizer and the plain Python one."""
+    """Return the engine's tokenizer and the plain Python one."""
     tokenizer = from_gguf(kv)
     return tokenizer, Tokenizer(tokenizer.vocab)
 
@@ -41,7 +41,7 @@ def spm():
 
 
 @pytest.mark.parametrize("entry", SPM["entries"], ids=lambda entry: ascii(entry["text"][:20]))
-def test_spm_reads_and_writes_as_llama_cpp(spm, entry):
+def test_spm_encodes_and_decodes_as_llama_cpp(spm, entry):
     for tokenizer in spm:
         for add, special in product((0, 1), (0, 1)):
             assert tokenizer.encode(entry["text"], bool(add), bool(special)) == entry["ids"][f"{add}{special}"]
@@ -53,7 +53,7 @@ def test_spm_reads_and_writes_as_llama_cpp(spm, entry):
 
 
 @pytest.mark.parametrize("case", PRE["cases"], ids=lambda case: case["pre"][0])
-def test_words_are_cut_as_llama_cpp_cuts_them(case):
+def test_words_are_split_as_by_llama_cpp(case):
     for name in case["pre"]:
         for tokenizer in both(PRE["kv"] | {"tokenizer.ggml.pre": name}):
             assert tokenizer.bos == case["bos"]
@@ -63,7 +63,7 @@ def test_words_are_cut_as_llama_cpp_cuts_them(case):
 
 
 @pytest.mark.parametrize("case", WORDPIECE["cases"], ids=lambda case: "-".join(map(str, case["flags"].values())))
-def test_words_are_normalized_as_llama_cpp_normalizes_them(case):
+def test_words_are_normalized_as_by_llama_cpp(case):
     for tokenizer in both(WORDPIECE["kv"] | case["flags"]):
         for text, ids, detokenized in zip(WORDPIECE["texts"], case["ids"], case["detokenized"], strict=True):
             assert tokenizer.encode(text) == ids, text
@@ -99,7 +99,7 @@ def test_texts_recorded_with_llamas_vocabularies_have_their_ids_pieces_and_text(
 
 @pytest.fixture(scope="session")
 def sources():
-    """llama.cpp's models/: vocabularies, each with texts (.inp) and their ids (.out)."""
+    """Return llama.cpp's folder models/: vocabularies, each with texts (.inp) and their ids (.out)."""
     folder = os.environ.get("NUMLLAMA_LLAMA_CPP_SOURCE")
     if not folder:
         pytest.skip("needs NUMLLAMA_LLAMA_CPP_SOURCE, llama.cpp's source tree")
@@ -120,7 +120,7 @@ def test_llama_cpps_own_fixtures(sources, name):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", FIXTURES)
-def test_random_text_as_llama_cpp_reads_it(sources, name):
+def test_random_text_is_tokenized_as_by_llama_cpp(sources, name):
     path = sources / f"ggml-vocab-{name}.gguf"
     peer, (engine, plain) = LlamaVocab(path), both(read_gguf(path).kv)
     assert (engine.bos, engine.eos, engine.add_bos, engine.add_eos) == (peer.bos, peer.eos, peer.add_bos, peer.add_eos)
@@ -138,7 +138,7 @@ def test_random_text_as_llama_cpp_reads_it(sources, name):
 
 
 def random_text(dice, vocab):
-    """Words, runs of one character, scripts, blanks of all kinds and special tokens, one after the other."""
+    """Return a random text of words, runs of one character, scripts, blanks of all kinds and special tokens."""
     scripts = [(0x20, 0x7F), (0xA0, 0x250), (0x300, 0x500), (0x5D0, 0x5EB), (0x900, 0x960), (0xE00, 0xE30),
                (0x3041, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0x1F300, 0x1F640), (0x2000, 0x2030)]  # fmt: skip
     words = "Once It's don't WE'LL fooBar snake_case HTTPServer 1234567 ' t 's . \u00a0x x²٣ na\u00efve \ufeff".split(

@@ -1,4 +1,4 @@
-"""What a vocabulary says about its tokens, and what it may not say."""
+"""Vocabularies: attributes and roles of tokens, and errors for invalid arrays."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
         (bpe(pre="glm4", add_bos_token=True), "is set, but the vocabulary has no BOS token"),
     ],
 )  # fmt: skip
-def test_ill_formed_vocabulary_ends_in_one_line(kv, message):
+def test_an_invalid_vocabulary_gives_a_one_line_error(kv, message):
     with pytest.raises(ModelError) as caught:
         from_gguf(kv)
     assert message in str(caught.value)
@@ -47,7 +47,7 @@ def test_unknown_kind_of_vocabulary_is_unsupported(kv):
     assert caught.value.architecture == "llama"
 
 
-def test_without_pre_words_are_cut_by_the_default_and_the_log_says_so(caplog):
+def test_a_missing_pre_is_the_default_with_a_warning(caplog):
     tokenizer = from_gguf(without(bpe(), "pre"))
     assert tokenizer.vocab.pre == from_gguf(bpe(pre="default")).vocab.pre
     assert "'tokenizer.ggml.pre' is missing" in caplog.text
@@ -56,7 +56,7 @@ def test_without_pre_words_are_cut_by_the_default_and_the_log_says_so(caplog):
 def test_spm_defaults():
     tokenizer = from_gguf(spm("▁", "a"))
     assert (tokenizer.bos, tokenizer.eos, tokenizer.add_bos, tokenizer.add_eos) == (1, 2, True, False)
-    assert tokenizer.encode("a") == [1, 259, 260]  # a blank is put first
+    assert tokenizer.encode("a") == [1, 259, 260]  # a blank is prepended
     assert tokenizer.encode("a</s>a") == [1, 259, 260, 2, 259, 260]  # and after each special token
     assert tokenizer.encode("a</s>a", add_special=False, parse_special=False)[2:3] != [2]
 
@@ -67,7 +67,7 @@ def test_bpe_defaults():
     assert (llama3.bos, llama3.eos, llama3.encode("the")) == (11, 11, [11, 257])
 
 
-def test_file_decides_about_bos_and_eos():
+def test_the_file_decides_about_bos_and_eos():
     tokenizer = from_gguf(spm("a", bos_token_id=2, eos_token_id=1, add_bos_token=False, add_eos_token=True))
     assert tokenizer.encode("</s>") == [2, 1]
     assert from_gguf(spm(bos_token_id=0xFFFFFFFF)).bos == 1  # -1: not set
@@ -78,26 +78,26 @@ def test_gemma4_adds_bos_whatever_its_file_says():
     assert from_gguf(kv).encode("a") == [2, 260]
 
 
-def test_user_defined_tokens_are_parsed_in_any_text_and_control_tokens_only_when_asked():
+def test_user_defined_tokens_are_always_parsed_and_control_tokens_only_on_request():
     tokenizer = from_gguf(bpe("<|x|>", "<|y|>", types=[CONTROL, USER_DEFINED]))
     assert tokenizer.encode("<|x|><|y|>", parse_special=True) == [258, 259]
     assert tokenizer.encode("<|x|><|y|>", parse_special=False)[-1] == 259
     assert 258 not in tokenizer.encode("<|x|><|y|>", parse_special=False)
 
 
-def test_longest_special_token_is_cut_out_first_wherever_it_stands():
+def test_the_longest_special_token_is_cut_out_first():
     tokenizer = from_gguf(bpe("ab", "bcd", types=[USER_DEFINED, USER_DEFINED]))
     assert tokenizer.encode("abcd") == [*tokenizer.encode("a"), 259]
 
 
-def test_phi3_swallows_the_blanks_after_its_special_tokens():
+def test_phi3_drops_the_blanks_after_its_special_tokens():
     kv = spm("▁", "a", "<|user|>", types=[NORMAL, NORMAL, CONTROL]) | {"general.name": "Phi-3 mini"}
     tokenizer = from_gguf(kv)
     assert tokenizer.encode("<|user|>\n a<s> a") == [1, 261, 259, 260, 1, 259, 259, 260]
     assert len(from_gguf(kv | {"general.name": "other"}).encode("<|user|>\n a")) > 4
 
 
-def test_modern_bert_swallows_the_blanks_before_its_mask():
+def test_modern_bert_drops_the_blanks_before_its_mask():
     kv = bpe("[MASK]", types=[CONTROL]) | {"general.name": "modern-bert"}
     assert from_gguf(kv).encode("the \t[MASK] the")[:2] == [257, 258]
 
@@ -113,7 +113,7 @@ def test_modern_bert_swallows_the_blanks_before_its_mask():
         (["</s>", "<|tool_response>"], [NORMAL, CONTROL], {}, {"<|tool_response>"}),  # gemma4 writes HTML
     ],
 )
-def test_spelling_tells_what_ends_a_generation(spelled, types, kv, expected):
+def test_spelling_determines_the_end_of_generation_tokens(spelled, types, kv, expected):
     vocab = Vocab.from_gguf(bpe(*spelled, types=types, eos_token_id=0, **kv))
     assert {vocab.tokens[id] for id in vocab.eog} == expected | {vocab.tokens[0]}
     for text in expected - {"my end"}:
@@ -139,27 +139,27 @@ def test_pieces_are_bytes():
     assert Vocab.from_gguf(bpe("Ġâĺ")).piece(258) == b" \xe2\x98"
 
 
-def test_every_byte_has_its_character_in_gpt2s_alphabet():
+def test_every_byte_has_a_character_of_its_own_in_gpt2s_alphabet():
     assert sorted(BYTE_ALPHABET) == list(range(256))
     assert len(set(BYTE_ALPHABET.values())) == 256
     assert (BYTE_ALPHABET[32], BYTE_ALPHABET[10], BYTE_ALPHABET[65]) == ("Ġ", "Ċ", "A")
 
 
-def test_decode_takes_away_what_encode_put():
+def test_decode_removes_the_tokens_that_encode_added():
     tokenizer = from_gguf(spm("▁", "a", "b"))
     assert tokenizer.decode(tokenizer.encode("a b", add_special=False)) == "a b"
     assert tokenizer.decode(tokenizer.encode("a b")) == "<s> a b"
     assert tokenizer.decode(tokenizer.encode("a b"), special=False) == " a b"  # as llama_detokenize
 
 
-def test_blanks_that_english_does_not_put_are_cleaned_where_the_pre_says_so():
+def test_clean_spaces_removes_blanks_before_punctuation():
     text = "it 's , we 're ' x ' t . 't"
     clean, exact = from_gguf(bpe(pre="gpt-2")), from_gguf(bpe(pre="qwen2"))
     assert exact.decode(exact.encode(text)) == text
     assert clean.decode(clean.encode(text)) == "it's, we're'x't. 't"
 
 
-def test_what_sentencepiece_refuses_works_in_plain_python():
+def test_a_vocabulary_that_sentencepiece_refuses_works_in_plain_python():
     few = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a"],

@@ -1,4 +1,4 @@
-"""Words and pieces with a pencil, Google's rules where llama.cpp follows them, llama.cpp's everywhere."""
+"""WordPiece: cases to check with a pencil, Google's rules where llama.cpp follows them, llama.cpp's everywhere."""
 
 import json
 import unicodedata
@@ -27,7 +27,7 @@ def test_the_longest_piece_is_taken_first():
     assert tokenizer.encode("unaffable") == [CLS, 6, 8, SEP]
 
 
-def test_a_word_that_pieces_do_not_make_up_is_unknown_as_a_whole():
+def test_a_word_that_pieces_do_not_cover_is_unknown_as_a_whole():
     tokenizer = from_gguf(wordpiece("_un", "able", "_a"))
     assert tokenizer.encode("a unfable a", add_special=False) == [7, UNK, 7]
     assert tokenizer.encode("", add_special=False) == []
@@ -36,7 +36,7 @@ def test_a_word_that_pieces_do_not_make_up_is_unknown_as_a_whole():
 def test_words():
     vocab = from_gguf(wordpiece("_a")).vocab
     assert normalized_words(vocab, "Ünïts, 漢字!") == ["units", ",", "漢", "字", "!"]
-    assert normalized_words(vocab, "It's $5 ©2") == ["it", "'", "s", "$", "5", "©2"]  # © is a symbol, but not of ASCII
+    assert normalized_words(vocab, "It's $5 ©2") == ["it", "'", "s", "$", "5", "©2"]  # © is a symbol outside ASCII
     assert normalized_words(vocab, "a\u200db\x00c\ufffd \u00a0\u3000 d\x85e") == ["abc", "d", "e"]
 
 
@@ -46,9 +46,9 @@ def test_llama_cpp_keeps_the_first_code_point_of_a_decomposition():
     assert normalized_words(vocab, "हिन्दी") == ["हनद"]  # vowel signs are marks, Mc as well as Mn
 
 
-def test_case_and_accents_stay_where_the_file_says_so():
+def test_case_and_accents_are_kept_if_the_file_says_so():
     for lowercase, strip_accents, expected in (
-        (False, None, "Émile"),  # accents follow case unless the file speaks of them
+        (False, None, "Émile"),  # accents follow case unless the file has a key for them
         (False, True, "Emile"),
         (True, False, "émile"),
         (True, None, "emile"),
@@ -58,7 +58,7 @@ def test_case_and_accents_stay_where_the_file_says_so():
         assert normalized_words(from_gguf(kv).vocab, "Émile") == [expected]
 
 
-def test_special_tokens_stand_around_a_text_and_within_it_if_parsed():
+def test_special_tokens_are_put_around_a_text_and_parsed_within_it():
     tokenizer = from_gguf(wordpiece("_[", "_a", "_mask", "_]", add_bos_token=False))
     assert (tokenizer.first, tokenizer.last) == (CLS, SEP)
     assert tokenizer.encode("a [MASK] a") == [CLS, 6, MASK, 6, SEP]
@@ -71,7 +71,7 @@ def test_decoding_puts_a_blank_before_each_word_but_not_before_a_full_stop():
 
 
 @pytest.mark.parametrize("role", ["unknown", "bos", "seperator"])
-def test_a_vocabulary_without_a_needed_token_is_refused(role):
+def test_a_vocabulary_without_a_required_token_is_refused(role):
     with pytest.raises(ModelError, match=r"requires a token for (UNK|SEP)|has no BOS"):
         from_gguf(without(wordpiece("_a"), f"{role}_token_id"))
 
@@ -86,10 +86,10 @@ def test_the_ids_are_those_of_googles_rules(text):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("flags", [{}, {"normalizer.lowercase": False}, {"normalizer.strip_accents": False}], ids=str)
-def test_every_character_is_read_as_llama_cpp_reads_it(tmp_path, flags):
-    """A few seconds: each code point that Python's tables know, between two letters, with a piece for each."""
+def test_every_character_is_normalized_as_by_llama_cpp(tmp_path, flags):
+    """Check each code point of Python's tables, between two letters, with a piece for each; takes a few seconds."""
     codes = [code for code in range(1, 0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
-    codes.remove(ord("_"))  # wordpiece() writes U+2581 so
+    codes.remove(ord("_"))  # wordpiece() replaces it with U+2581
     kv = wordpiece(*map(chr, codes), "_a", **flags)
     needed = dict.fromkeys(["block_count", "context_length", "embedding_length", "feed_forward_length"], 1)
     needed |= {"attention.head_count": 1, "attention.layer_norm_epsilon": 1e-12}
