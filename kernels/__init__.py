@@ -1,10 +1,10 @@
-"""What an operation is: arrays in, arrays out.  A NumPy reference and a faster version on the same page.
+"""The operations of the forward pass: arrays in, arrays out.  A NumPy reference and a faster version in the same file.
 
 Kernels     a record of functions, one per operation of the forward pass
-NUMPY       the definition, float32;  numpy_kernels(np.float64) the same in float64
-EXACT       the same values at real model sizes: dequantized tile by tile, summed in an order no batch changes
-GGML        activations rounded as ggml's CPU code does: explains llama.cpp's numbers
-NUMBA       the values of GGML up to the order of float32 sums, at speed: what serves
+NUMPY       the definition, in float32;  numpy_kernels(np.float64) is the same in float64
+EXACT       the same values at real model sizes: weights dequantized tile by tile, sums independent of the batch
+GGML        activations rounded as in ggml's CPU code: explains llama.cpp's numbers
+NUMBA       the values of GGML up to the order of float32 sums, at speed: the set used for serving
 """
 
 from __future__ import annotations
@@ -70,23 +70,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kernels:
-    """One way to compute every operation.
+    """One implementation of every operation.
 
     rows       (w, ids) -> x [n_tok, n_embd]
     matmul     (w, x) -> x w^T [n_tok, n_out]
-    experts    (w, x, chosen) -> x w[chosen]^T [n, n_out], for each row of x the matrix that it chose
+    experts    (w, x, chosen) -> [n, n_out]: each row of x times the matrix w[chosen] of its own expert
     rms_norm   (x, weight, eps) -> as x
     layer_norm (x, weight, bias, eps) -> as x
     rope       (x [n_tok, n_head, n_head_dim], positions, rope) -> as x
     attention  (q, k, v, first, rule: Attention, tap) -> [n_tok, n_head * n_head_dim]
     softmax    (x) -> as x
-    silu_mul   (gate, up) -> as gate; so gelu_mul
-    gelu       (x) -> as x; so gelu_erf and quick_gelu
+    silu_mul   (gate, up) -> as gate; gelu_mul likewise
+    gelu       (x) -> as x; gelu_erf and quick_gelu likewise
     resize     (image u8 [h, w, 3], width, height) -> u8 [height, width, 3]
     patch_embd (w, image u8 [h, w, 3], mean, std) -> x [n_patch, n_embd]
     depthwise  (x [h, w, n], weight [n, 3, 3], stride) -> [h / stride, w / stride, n]
-    layers     (layers, x, places) -> x, whole ones for one token of each sequence (layer.py); None: only in steps
-    inside     names that `tap` is shown from within attention, for traces
+    layers     (layers, x, places) -> x: whole layers for one token of each sequence (decode_layer.py), or None
+    inside     names of the values within attention that are passed to `tap`, for traces
     """
 
     name: str
@@ -111,7 +111,10 @@ class Kernels:
 
 
 def numpy_kernels(dtype: type = np.float32) -> Kernels:
-    """The NumPy set computing in `dtype`: the looked-up embeddings have it, and everything after follows."""
+    """Return the NumPy set that computes in `dtype`.
+
+    The embedding lookup returns `dtype`; every later operation keeps the type of its input.
+    """
     return Kernels(
         name=f"numpy-{np.dtype(dtype).name}",
         rows=partial(rows_numpy, dtype=dtype),
@@ -179,5 +182,5 @@ NUMBA = replace(
     layers=layers_numba,
 )
 SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
-if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1 leaves Python, which has no vectors
+if config.DISABLE_JIT:  # the NUMBA set needs LLVM's vectors, which plain Python lacks
     del SETS["numba"]

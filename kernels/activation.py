@@ -1,12 +1,12 @@
-"""Softmax, and what bends the feed-forward block.
+"""Softmax and the activation functions.
 
     silu        z / (1 + exp(-z))                                      Llama, with a gate: SwiGLU
     gelu        z / (1 + exp(-2 u)),  u = sqrt(2/pi) (z + 0.044715 z^3)  Gemma, with a gate: GeGLU
     gelu_erf    z (1 + erf(z / sqrt(2))) / 2                           BERT
     quick_gelu  z / (1 + exp(-1.702 z))                                CLIP
 
-GELU is z times the chance that a normal variate lies below z: gelu_erf exactly, the other two nearly.
-ggml looks gelu and quick_gelu up in tables by float16, so its twins of them have 11 bits: within 5e-4 of the value.
+GELU is z times the probability that a normal variate is below z.  gelu_erf is exact, the other two approximate it.
+ggml reads gelu and quick_gelu from tables indexed by float16.  The *_ggml versions therefore have 11 bits: within 5e-4.
 """
 
 import math
@@ -20,18 +20,18 @@ from .threads import parallel_for, run
 
 SQRT_2_PER_PI = np.float32(0.79788456080286535588)
 SQRT_HALF = np.float32(0.70710678118654752440)
-CUBE = np.float32(0.044715)
-QUICK = np.float32(1.702)
+CUBIC_FACTOR = np.float32(0.044715)
+QUICK_FACTOR = np.float32(1.702)
 
 
 def softmax_numpy(x):
-    """Rows of `x` as probabilities.  float [..., n] -> as x;  the largest is subtracted first, so nothing overflows"""
+    """Return the softmax of each row.  float [..., n] -> as x;  subtracting the maximum first prevents overflow"""
     e = np.exp(x - np.max(x, axis=-1, keepdims=True))
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
 def silu_mul_numpy(gate, up):
-    """SwiGLU's product  silu(gate) * up,  silu(z) = z / (1 + exp(-z)).
+    """Compute the gated product of SwiGLU,  silu(gate) * up,  silu(z) = z / (1 + exp(-z)).
 
     gate and up float [n_tok, n_ff] -> as gate.  Source: Shazeer 2020, arXiv:2002.05202.
     """
@@ -40,14 +40,17 @@ def silu_mul_numpy(gate, up):
 
 
 def gelu_numpy(x):
-    """GELU by its tanh form.  float [n_tok, n_ff] -> as x;  source: Hendrycks & Gimpel 2016, arXiv:1606.08415"""
+    """Compute GELU in its tanh form.  float [n_tok, n_ff] -> as x
+
+    Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
+    """
     u = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(-2 * u))  # (1 + tanh u) / 2 without its cancellation
 
 
 def gelu_erf_numpy(x):
-    """GELU itself.  float [n_tok, n_ff] -> as x"""
+    """Compute the exact GELU.  float [n_tok, n_ff] -> as x"""
     return (x * _erfc(-x / math.sqrt(2)) / 2).astype(x.dtype, copy=False)
 
 
@@ -55,29 +58,29 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def quick_gelu_numpy(x):
-    """GELU by the logistic function.  float [n_tok, n_ff] -> as x"""
+    """Compute GELU with the logistic function.  float [n_tok, n_ff] -> as x"""
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(x.dtype.type(-1.702) * x))
 
 
 def gelu_mul_numpy(gate, up):
-    """GeGLU's product  gelu(gate) * up.  gate and up float [n_tok, n_ff] -> as gate"""
+    """Compute the gated product of GeGLU,  gelu(gate) * up.  gate and up float [n_tok, n_ff] -> as gate"""
     return gelu_numpy(gate) * up
 
 
 def gelu_ggml(x):
-    """As gelu_numpy, through ggml's table: float16 in, float16 out; as they are from 10 on, 0 below -10.
+    """Compute gelu_numpy through ggml's table: float16 in, float16 out.  Above 10 the result is x, below -10 it is 0.
 
     f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]
     Source: ggml-cpu/vec.h ggml_vec_gelu_f32, llama.cpp 0c1e57098.
     """
     z = np.clip(x, -10, 10).astype(np.float16).astype(np.float32)
-    y = np.float32(0.5) * z * (1 + np.tanh(SQRT_2_PER_PI * z * (1 + CUBE * z * z)))
+    y = np.float32(0.5) * z * (1 + np.tanh(SQRT_2_PER_PI * z * (1 + CUBIC_FACTOR * z * z)))
     return np.where(x <= -10, 0, np.where(x >= 10, x, y.astype(np.float16))).astype(np.float32)
 
 
 def quick_gelu_ggml(x):
-    """As quick_gelu_numpy, through ggml's table: float16 in, float16 out.
+    """Compute quick_gelu_numpy through ggml's table: float16 in, float16 out.
 
     f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]
     Source: ggml-cpu/vec.h ggml_vec_gelu_quick_f32, llama.cpp 0c1e57098.
@@ -86,14 +89,14 @@ def quick_gelu_ggml(x):
 
 
 def gelu_mul_ggml(gate, up):
-    """As gelu_mul_numpy with ggml's gelu.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute gelu_mul_numpy with ggml's gelu.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return gelu_ggml(gate) * up
 
 
 def softmax_numba(x):
-    """As softmax_numpy in float32.  f32 [..., n] -> f32 [..., n]"""
+    """Compute softmax_numpy in float32.  f32 [..., n] -> f32 [..., n]"""
     n = x.shape[-1]
-    rows = np.full((x.size // n, -(-n // 16) * 16), -np.inf, np.float32)  # whole vectors; e^-inf adds nothing
+    rows = np.full((x.size // n, -(-n // 16) * 16), -np.inf, np.float32)  # padded to whole vectors; e^-inf is 0
     rows[:, :n] = x.reshape(-1, n)
     run(_softmax, 10 * rows.size, rows.reshape(-1), len(rows))
     return np.ascontiguousarray(rows[:, :n]).reshape(x.shape)
@@ -107,12 +110,12 @@ def _softmax(team, x, n_row):
 @inner
 def _softmax_rows(x, n, first, last):
     for r in range(first, last):
-        top = splat(f32x16, -np.inf)
+        largest_lanes = splat(f32x16, -np.inf)
         for i in range(r * n, r * n + n, 16):
-            top = maximum(load(f32x16, x, i), top)
-        highest, sums = largest(top), zero(f32x16)
+            largest_lanes = maximum(load(f32x16, x, i), largest_lanes)
+        row_max, sums = largest(largest_lanes), zero(f32x16)
         for i in range(r * n, r * n + n, 16):
-            e = exp(load(f32x16, x, i) - highest)
+            e = exp(load(f32x16, x, i) - row_max)
             store(x, i, e)
             sums = sums + e
         per_sum = np.float32(1) / total(sums)
@@ -124,32 +127,32 @@ SILU, GELU, GELU_ERF, QUICK_GELU = range(4)
 
 
 def silu_mul_numba(gate, up):
-    """As silu_mul_numpy in float32.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute silu_mul_numpy in float32.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return activated_gate(SILU, gate, up)
 
 
 def gelu_mul_numba(gate, up):
-    """As gelu_mul_ggml.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute gelu_mul_ggml with vectors.  gate and up f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return activated_gate(GELU, gate, up)
 
 
 def gelu_numba(x):
-    """As gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute gelu_ggml with vectors.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return activated(GELU, x)
 
 
 def gelu_erf_numba(x):
-    """As gelu_erf_numpy in float32.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute gelu_erf_numpy in float32.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return activated(GELU_ERF, x)
 
 
 def quick_gelu_numba(x):
-    """As quick_gelu_ggml.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Compute quick_gelu_ggml with vectors.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     return activated(QUICK_GELU, x)
 
 
 def activated_gate(kind, gate, up):
-    """The function `kind` of `gate`, times `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Apply activation function `kind` to `gate` and multiply by `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     gate, up = np.ascontiguousarray(gate, np.float32), np.ascontiguousarray(up, np.float32)
     y = np.empty_like(gate)
     run(activate_gate, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))
@@ -157,25 +160,25 @@ def activated_gate(kind, gate, up):
 
 
 def activated(kind, x):
-    """The function `kind` of `x`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Apply activation function `kind` to `x`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
-    run(_bent, 10 * y.size, kind, x.reshape(-1), y.reshape(-1))
+    run(_activate, 10 * y.size, kind, x.reshape(-1), y.reshape(-1))
     return y
 
 
 @kernel
 def activate_gate(team, kind, gate, up, y):
-    parallel_for(team, _gated_lines, (kind, gate, up, y), -(-y.size // 16))
+    parallel_for(team, _activate_gate_lines, (kind, gate, up, y), -(-y.size // 16))
 
 
 @kernel
-def _bent(team, kind, x, y):
-    parallel_for(team, _bent_lines, (kind, x, y), -(-y.size // 16))
+def _activate(team, kind, x, y):
+    parallel_for(team, _activate_lines, (kind, x, y), -(-y.size // 16))
 
 
 @inner
-def _gated_lines(kind, gate, up, y, first, last):
+def _activate_gate_lines(kind, gate, up, y, first, last):
     for i in range(16 * first, 16 * min(last, y.size // 16), 16):
         store(y, i, activate(kind, load(f32x16, gate, i)) * load(f32x16, up, i))
     for i in range(y.size // 16 * 16, min(16 * last, y.size)):
@@ -183,7 +186,7 @@ def _gated_lines(kind, gate, up, y, first, last):
 
 
 @inner
-def _bent_lines(kind, x, y, first, last):
+def _activate_lines(kind, x, y, first, last):
     for i in range(16 * first, 16 * min(last, y.size // 16), 16):
         store(y, i, activate(kind, load(f32x16, x, i)))
     for i in range(y.size // 16 * 16, min(16 * last, y.size)):
@@ -192,29 +195,29 @@ def _bent_lines(kind, x, y, first, last):
 
 @inner
 def activate(kind, z):
-    """The function `kind` of each lane.  f32x16 -> f32x16"""
+    """Apply activation function `kind` to each lane.  f32x16 -> f32x16"""
     if kind == SILU:
         return z / (exp(z * np.float32(-1)) + np.float32(1))
     if kind == GELU:
         h = round_to_half(minimum(maximum(z, splat(f32x16, -10.0)), splat(f32x16, 10.0)))
-        y = h * logistic((h * h * h * CUBE + h) * (SQRT_2_PER_PI * np.float32(2)))
+        y = h * logistic((h * h * h * CUBIC_FACTOR + h) * (SQRT_2_PER_PI * np.float32(2)))
         return round_to_half(y) + maximum(z - np.float32(10), zero(f32x16))
     if kind == GELU_ERF:
         size = maximum(z, z * np.float32(-1))
         return maximum(z, zero(f32x16)) - size * erfc_tail(size)
     h = round_to_half(z)
-    return round_to_half(h * logistic(h * QUICK))
+    return round_to_half(h * logistic(h * QUICK_FACTOR))
 
 
 @inner
 def logistic(z):
-    """1 / (1 + e^-z).  f32x16 -> f32x16"""
+    """Compute 1 / (1 + e^-z).  f32x16 -> f32x16"""
     return splat(f32x16, 1.0) / (exp(z * np.float32(-1)) + np.float32(1))
 
 
 @inner
 def erfc_tail(z):
-    """The chance that a normal variate lies above z >= 0, within 1e-7.  f32x16 -> f32x16
+    """Compute the probability that a standard normal variate exceeds z >= 0, within 1e-7.  f32x16 -> f32x16
 
     Source: Abramowitz & Stegun 1964, 7.1.26.
     """

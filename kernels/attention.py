@@ -1,4 +1,4 @@
-"""Attention: each query looks at the keys up to its own position, and takes their values' weighted mean.
+"""Attention: the mean of the values, weighted by how well the query matches each key.
 
 n_head queries share n_head_kv keys (grouped queries): query head h reads key head h // (n_head / n_head_kv)
 
@@ -7,7 +7,7 @@ query t=0    * * * *           first = 3: three positions were cached before thi
 query t=1    * * * * *         so query t is position first + t and sees keys 0 .. first + t
 query t=2    * * * * * *
 
-`Attention` says what else a model wants of it: a window, a soft-cap, slopes, a look ahead.
+`Attention` holds what differs between models: scale, window, soft-cap, ALiBi slopes, causal or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numba import literally
 from .activation import softmax_numpy
 from .exp import exp
 from .jit import inner, kernel
-from .kv import F16, F32, KINDS, Q8_0, has_room, in_blocks, numbers, strided
+from .kv import F16, F32, KINDS, Q8_0, has_padding, in_blocks, numbers, strided
 from .rounding import round_activations
 from .simd import (
     broadcast,
@@ -48,13 +48,13 @@ from .threads import parallel_for, run
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """What becomes of the score s = q . k of a query at position i and a key at position j.
+    """A model's rule for the score s = q . k of a query at position i and a key at position j.
 
     scale     s * scale
-    softcap   then softcap * tanh(s / softcap), never beyond softcap; 0: as it is.  arXiv:2408.00118
-    slopes    f32 [n_head]: then s - slope * |i - j|, the further the less.  arXiv:2108.12409
-    causal    a key later than the query is not seen; False: all n_pos keys are
-    window    a key `window` or more positions before the query is not seen; 0: none is too far.  arXiv:2004.05150
+    softcap   then softcap * tanh(s / softcap), which bounds it to -softcap .. softcap; 0: no bound.  arXiv:2408.00118
+    slopes    f32 [n_head]: then s - slope * |i - j|, which favours near keys (ALiBi).  arXiv:2108.12409
+    causal    True: keys after the query are hidden; False: all n_pos keys are visible
+    window    keys `window` or more positions before the query are hidden; 0: no limit.  arXiv:2004.05150
     """
 
     scale: float
@@ -64,22 +64,22 @@ class Attention:
     slopes: np.ndarray | None = None
 
     def seen(self, i: int, n_pos: int) -> tuple[int, int]:
-        """The positions from .. to - 1, of n_pos, that a query at position i sees."""
+        """Return the range begin, end of the positions, out of n_pos, that a query at position i sees."""
         return max(0, i - self.window + 1) if self.window else 0, min(i + 1, n_pos) if self.causal else n_pos
 
 
-def untapped(name, value):
-    """The tap that sees nothing: returns `value`."""
+def no_tap(name, value):
+    """Return `value` unchanged: the tap that does nothing."""
     return value
 
 
-def attention_numpy(q, k, v, first, rule, tap=untapped):
-    """softmax(scores) v  for each head, the scores being q k^T as `rule` changes them.
+def attention_numpy(q, k, v, first, rule, tap=no_tap):
+    """Compute softmax(scores) v for each head, where the scores are q k^T changed by `rule`.
 
-    q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any type that a cache keeps
-    (cached.py), n_pos = first + n_tok  -> as q [n_tok, n_head * n_head_dim]
-    `tap` is shown "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos]; what
-    it returns is used.
+    q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any cache type (kv.py)
+    -> as q [n_tok, n_head * n_head_dim];  n_pos = first + n_tok
+    `tap` is called with "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos].
+    Its return value replaces the array.
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
     """
     n_tok, n_head, n_head_dim = q.shape
@@ -95,17 +95,17 @@ def attention_numpy(q, k, v, first, rule, tap=untapped):
     if rule.softcap:
         score = rule.softcap * np.tanh(score / rule.softcap)
     if rule.slopes is not None:
-        away = np.abs(first + np.arange(n_tok)[:, None] - j)  # [n_tok, n_pos]
-        score = score - rule.slopes[:, None, None].astype(q.dtype) * away
+        distance = np.abs(first + np.arange(n_tok)[:, None] - j)  # [n_tok, n_pos]
+        score = score - rule.slopes[:, None, None].astype(q.dtype) * distance
     p = tap("kq_soft_max", softmax_numpy(np.where((begin <= j) & (j < end), score, -np.inf)))
     out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
 
-def attention_exact(q, k, v, first, rule, tap=untapped):
-    """As attention_numpy in float64, position after position: the sums do not depend on what else is in the batch.
+def attention_exact(q, k, v, first, rule, tap=no_tap):
+    """Compute attention_numpy in float64, one position after the other: the sums do not depend on the batch.
 
-    q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
+    q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim]
     """
     n_tok, n_head, n_head_dim = q.shape
@@ -117,7 +117,7 @@ def attention_exact(q, k, v, first, rule, tap=untapped):
 
 
 def slopes_of(rule, n_head):
-    """-> f32 [n_head], zeros where there are none"""
+    """Return the rule's slopes, zeros if it has none.  -> f32 [n_head]"""
     return np.zeros(n_head, np.float32) if rule.slopes is None else np.array(rule.slopes, np.float32)
 
 
@@ -152,11 +152,11 @@ def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
                 out[t, h, i] = total[i] / weight_sum
 
 
-def attention_ggml(q, k, v, first, rule, tap=untapped):
-    """As attention_exact, rounded where ggml's CPU code rounds (without flash attention).
+def attention_ggml(q, k, v, first, rule, tap=no_tap):
+    """Compute attention_exact with the rounding of ggml's CPU code (without flash attention).
 
-    Against an f16 cache ggml rounds the queries and the softmax to f16 too, as each is the other side of a dot product.
-    A cache in blocks it reads with flash attention only: queries are rounded to Q8_0 blocks, the softmax is not.
+    With an f16 cache, ggml rounds the queries and the softmax to f16 too, since both enter dot products with the cache.
+    It reads a cache in blocks with flash attention only: queries are rounded to Q8_0 blocks, the softmax is not.
     """
     if in_blocks(k.dtype):
         return attention_exact(round_activations(q, "Q8_0"), k, v, first, rule)
@@ -164,7 +164,7 @@ def attention_ggml(q, k, v, first, rule, tap=untapped):
         return attention_exact(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
-    for t in range(n_tok):  # one query at a time: its sums are the same in any batch
+    for t in range(n_tok):  # one query at a time: its sums do not depend on the batch
         begin, end = rule.seen(first + t, len(k))
         query = q[t : t + 1].astype(np.float16).astype(np.float64)
         p = attention_numpy(query, k[begin:end], v[begin:end], first + t - begin, rule)
@@ -172,32 +172,32 @@ def attention_ggml(q, k, v, first, rule, tap=untapped):
     return out.reshape(n_tok, n_head * n_head_dim)
 
 
-# --- at speed: an online softmax over fixed tiles of positions (Milakov & Gimelshein 2018, arXiv:1805.02867)
+# --- the fast version: an online softmax over fixed tiles of positions (Milakov & Gimelshein 2018, arXiv:1805.02867)
 #
-#   row     one query head of one token; the rows of a key head lie side by side: row = t * group + head in group
-#   tile    positions 0 .. TILE - 1, TILE .. 2 TILE - 1, ...: absolute, so that a row's sums never depend on the span
-#   some    a part of a tile, whatever the cache keeps of it, as f32
+#   row     one query head of one token; the rows of a key head are adjacent: row = t * group + head in group
+#   tile    positions 0 .. TILE - 1, TILE .. 2 TILE - 1, ...: absolute, so that a row's sums do not depend on the span
+#   chunk   CHUNK positions of a tile, converted from the cache's type to f32
 #
-# Each row keeps the largest score so far, the weights' sum (16 partial ones) and the weighted values' sum; a new
-# largest shrinks the other two.  A hidden position has weight 0, and adding 0 changes no bit.
+# Each row keeps its largest score so far, the sum of its weights (16 partial sums) and the weighted sum of the values.
+# A new largest score rescales both sums.  A hidden position has weight 0, and adding 0 changes no bit.
 
 TILE = 256
-ROWS = 32  # rows of one piece of work: keys and values are read once for them
-SOME = 32  # positions made f32 at a time: they stay in the first-level cache while the rows look at them
+ROWS_PER_PIECE = 32  # rows of one work item, which share one pass over the keys and values
+CHUNK = 32  # positions converted at a time, few enough to stay in the first-level cache while all rows use them
 HIDDEN = np.float32(-np.inf)
 
 
-def attention_numba(q, k, v, first, rule, tap=untapped):
-    """As attention_numpy in float32.
+def attention_numba(q, k, v, first, rule, tap=no_tap):
+    """Compute attention_numpy in float32.
 
-    q f32 [n_tok, n_head, n_head_dim], k and v as a cache keeps them [n_pos, n_head_kv, n_head_dim]
+    q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim]
     """
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
-    q, k, v = np.ascontiguousarray(q, np.float32), readable(k), readable(v)
+    q, k, v = np.ascontiguousarray(q, np.float32), kernel_layout(k), kernel_layout(v)
     if n_head_dim % 16:
-        q, k, v = widened(q), *(a if has_room(a) else widened(a) for a in (k, v))
+        q, k, v = padded(q), *(a if has_padding(a) else padded(a) for a in (k, v))
     shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
     work = 2 * n_tok * n_head * d * (min(rule.window, n_pos) or n_pos)
@@ -208,20 +208,20 @@ def attention_numba(q, k, v, first, rule, tap=untapped):
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
 
-def readable(a):
-    """`a` with a head's numbers side by side, of a type in KINDS."""
+def kernel_layout(a):
+    """Return `a`, converted to f32 unless its type is in KINDS and a head's numbers are contiguous."""
     return a if a.strides[2] == a.itemsize and a.dtype in KINDS else np.ascontiguousarray(a, np.float32)
 
 
-def widened(a):
-    """`a` with heads of a multiple of 16, zeros added: whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
-    wide = np.zeros((*a.shape[:2], -(-a.shape[2] // 16) * 16), a.dtype)
-    wide[:, :, : a.shape[2]] = a
-    return wide
+def padded(a):
+    """Pad heads with zeros to a multiple of 16, that is to whole vectors.  [n, n_head, d] -> [n, n_head, d16]"""
+    y = np.zeros((*a.shape[:2], -(-a.shape[2] // 16) * 16), a.dtype)
+    y[:, :, : a.shape[2]] = a
+    return y
 
 
 class RuleRecord(NamedTuple):
-    """An `Attention` as machine code has it: slopes are there, if only zeros."""
+    """An `Attention` in compiled code.  Its slopes are always an array, of zeros if the rule has none."""
 
     scale: np.float32
     window: int
@@ -232,23 +232,31 @@ class RuleRecord(NamedTuple):
 
 @kernel
 def attend_rows(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
-    n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS)
+    n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS_PER_PIECE)
     args = (q, keys, values, (n_tok, n_head, n_head_kv, n_pos, d), first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
 @inner(makes_arrays=True)
-def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
+def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_piece):
     n_tok, n_head, n_head_kv, n_pos, d = shape
     group = n_head // n_head_kv
-    n_chunk = -(-n_tok * group // ROWS)
-    most = min(ROWS, n_tok * group)
-    rows, sums, some = np.empty(most * d, np.float32), np.empty(most * d, np.float32), np.empty(SOME * d, np.float32)
-    score, top, weights = np.empty(most * TILE, np.float32), np.empty(most, np.float32), np.empty(most * 16, np.float32)
-    own, slope = np.empty(most, np.int64), np.empty(most, np.float32)
-    for piece in range(begun, ended):
-        h, row = piece // n_chunk, piece % n_chunk * ROWS
-        n_row = min(ROWS, n_tok * group - row)
+    pieces_per_head = -(-n_tok * group // ROWS_PER_PIECE)
+    max_rows = min(ROWS_PER_PIECE, n_tok * group)
+    rows, sums, chunk = (
+        np.empty(max_rows * d, np.float32),
+        np.empty(max_rows * d, np.float32),
+        np.empty(CHUNK * d, np.float32),
+    )
+    score, top, weights = (
+        np.empty(max_rows * TILE, np.float32),
+        np.empty(max_rows, np.float32),
+        np.empty(max_rows * 16, np.float32),
+    )
+    position, slope = np.empty(max_rows, np.int64), np.empty(max_rows, np.float32)
+    for piece in range(first_piece, last_piece):
+        h, row = piece // pieces_per_head, piece % pieces_per_head * ROWS_PER_PIECE
+        n_row = min(ROWS_PER_PIECE, n_tok * group - row)
         for r in range(n_row):
             t, head, start = (row + r) // group, h * group + (row + r) % group, r * d
             for i in range(d):
@@ -257,28 +265,28 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
             for i in range(16):
                 weights[16 * r + i] = 0
             top[r] = -1e30
-            own[r], slope[r] = first + t, rule.slopes[head]
-        seen = max(0, own[0] - rule.window + 1) if rule.window > 0 else 0
-        n_seen = own[n_row - 1] + 1 if rule.causal else n_pos
+            position[r], slope[r] = first + t, rule.slopes[head]
+        seen = max(0, position[0] - rule.window + 1) if rule.window > 0 else 0
+        n_seen = position[n_row - 1] + 1 if rule.causal else n_pos
         for p in range(seen // TILE * TILE, n_seen, TILE):
             n = min(TILE, n_seen - p)
-            for i in range(0, n, SOME):
-                n_some = min(SOME, n - i)
-                _read(keys, h, p + i, n_some, d, some)
+            for i in range(0, n, CHUNK):
+                n_chunk = min(CHUNK, n - i)
+                _load_chunk(keys, h, p + i, n_chunk, d, chunk)
                 for r in range(0, n_row - 3, 4):
-                    _scores(rows, r, some, n_some, d, score, r * TILE + i, 4)
+                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, 4)
                 for r in range(n_row // 4 * 4, n_row):
-                    _scores(rows, r, some, n_some, d, score, r * TILE + i, 1)
+                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, 1)
             for r in range(n_row):
-                _bend(score, r * TILE, own[r] - p, n, rule, slope[r])
-                _weigh(score, r * TILE, n, top, weights, sums, r, d)
-            for i in range(0, n, SOME):
-                n_some = min(SOME, n - i)
-                _read(values, h, p + i, n_some, d, some)
+                _apply_rule(score, r * TILE, position[r] - p, n, rule, slope[r])
+                _scores_to_weights(score, r * TILE, n, top, weights, sums, r, d)
+            for i in range(0, n, CHUNK):
+                n_chunk = min(CHUNK, n - i)
+                _load_chunk(values, h, p + i, n_chunk, d, chunk)
                 for r in range(0, n_row - 3, 4):
-                    _add_values(score, r * TILE + i, some, n_some, d, sums, r, 4)
+                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, 4)
                 for r in range(n_row // 4 * 4, n_row):
-                    _add_values(score, r * TILE + i, some, n_some, d, sums, r, 1)
+                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, 1)
         for r in range(n_row):
             start = ((row + r) // group * n_head + h * group + (row + r) % group) * d
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
@@ -287,34 +295,34 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, begun, ended):
 
 
 @inner
-def _read(cache, h, first, n, d, some):
-    """Positions first .. first + n - 1 of head h, as f32 [n, d].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
+def _load_chunk(cache, h, first, n, d, chunk):
+    """Load positions first .. first + n - 1 of head h as f32 [n, d].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
     a, kind = cache.a, cache.kind
     for p in range(n):
         at, to = h * cache.head + (first + p) * cache.step, p * d
         if kind == F16:
             for i in range(0, d, 16):
-                store(some, to + i, half_to_f32(load(u16x16, a, at + i)))
+                store(chunk, to + i, half_to_f32(load(u16x16, a, at + i)))
         elif kind == F32:
             for i in range(0, d, 16):
-                store(some, to + i, load(f32x16, a, at + 2 * i))
+                store(chunk, to + i, load(f32x16, a, at + 2 * i))
         elif kind == Q8_0:
             for i in range(0, d, 32):
                 scale = half_to_f32(broadcast(u16x16, a, at))
-                store(some, to + i, convert(f32x16, convert(i32x16, load(i8x16, a, at + 1))) * scale)
-                store(some, to + i + 16, convert(f32x16, convert(i32x16, load(i8x16, a, at + 9))) * scale)
+                store(chunk, to + i, convert(f32x16, convert(i32x16, load(i8x16, a, at + 1))) * scale)
+                store(chunk, to + i + 16, convert(f32x16, convert(i32x16, load(i8x16, a, at + 9))) * scale)
                 at += 17
         else:
             for i in range(0, d, 32):
                 scale, q = half_to_f32(broadcast(u16x16, a, at)), load(u8x16, a, at + 1)
-                store(some, to + i, convert(f32x16, convert(i32x16, q & 15) - 8) * scale)
-                store(some, to + i + 16, convert(f32x16, convert(i32x16, q >> 4) - 8) * scale)
+                store(chunk, to + i, convert(f32x16, convert(i32x16, q & 15) - 8) * scale)
+                store(chunk, to + i + 16, convert(f32x16, convert(i32x16, q >> 4) - 8) * scale)
                 at += 9
 
 
 @inner
 def _scores(rows, r, k, n, d, score, start, T):
-    """score[t, p] = rows[r + t] . key p, for `T` rows and n positions (some more: up to a multiple of 4)."""
+    """Compute score[t, p] = rows[r + t] . key p, for `T` rows and n positions, n rounded up to a multiple of 4."""
     literally(T)
     a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
     for p in range(0, n, 4):
@@ -337,8 +345,8 @@ def _scores(rows, r, k, n, d, score, start, T):
 
 
 @inner
-def _bend(score, start, own, n, rule, slope):
-    """A row's scaled scores as the rule has them: soft-capped, less the further away, -inf where nothing is seen."""
+def _apply_rule(score, start, position, n, rule, slope):
+    """Apply the rule to a row's scaled scores: soft-cap, ALiBi slope, and -inf for hidden positions."""
     n16 = (n + 15) // 16 * 16
     if rule.softcap > 0:
         for i in range(start, start + n16, 16):
@@ -346,21 +354,21 @@ def _bend(score, start, own, n, rule, slope):
             store(score, i, (splat(f32x16, 1) - splat(f32x16, 2) / (grown + np.float32(1))) * rule.softcap)  # tanh
     if slope != 0:
         for i in range(n):
-            score[start + i] -= slope * np.float32(abs(own - i))
-    for i in range(min(own - rule.window + 1, n) if rule.window > 0 else 0):
+            score[start + i] -= slope * np.float32(abs(position - i))
+    for i in range(min(position - rule.window + 1, n) if rule.window > 0 else 0):
         score[start + i] = HIDDEN
-    for i in range(min(max(own + 1, 0), n) if rule.causal else n, n16):
+    for i in range(min(max(position + 1, 0), n) if rule.causal else n, n16):
         score[start + i] = HIDDEN
 
 
 @inner
-def _weigh(score, start, n, top, weights, sums, r, d):
-    """A row's scores become weights e^(score - largest so far); its sums shrink to match."""
+def _scores_to_weights(score, start, n, top, weights, sums, r, d):
+    """Replace a row's scores by the weights e^(score - largest so far), and rescale its sums to match."""
     n16 = (n + 15) // 16 * 16
-    largest_yet = splat(f32x16, top[r])
+    largest_so_far = splat(f32x16, top[r])
     for i in range(0, n16, 16):
-        largest_yet = maximum(load(f32x16, score, start + i), largest_yet)
-    now = largest(largest_yet)
+        largest_so_far = maximum(load(f32x16, score, start + i), largest_so_far)
+    now = largest(largest_so_far)
     shrink = exp(splat(f32x16, top[r] - now))
     top[r] = now
     weight = load(f32x16, weights, 16 * r) * shrink
@@ -375,7 +383,7 @@ def _weigh(score, start, n, top, weights, sums, r, d):
 
 @inner
 def _add_values(score, start, v, n, d, sums, r, T):
-    """sums[r + t] += sum over p of score[t, p] * value p, 64 components at a time, then the rest 16 at a time."""
+    """Add to sums[r + t] the sum over p of score[t, p] * value p, by 64 components, then the rest by 16."""
     literally(T)
     a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
     whole = d // 64 * 64

@@ -1,12 +1,12 @@
-"""A decoder's layers in one call, for one token each of some sequences: what decoding would else spend in Python.
+"""Whole decoder layers in one call, for one token of each sequence: saves the time that decoding spends in Python.
 
-    layers_numba(layers, x, places)     each of them:  x += attend(norm(x));  x += feed_forward(norm(x))
+    layers_numba(layers, x, places)     for each layer:  x += attend(norm(x));  x += feed_forward(norm(x))
 
-engine/model/decoder.py says what is computed; here it is said again for machine code, by the same kernels in the same
-order, so that the results are the same to the bit (tests/engine/test_whole.py).  They are called by their addresses:
-this page compiles in a fraction of a second, whatever formats the weights have.
+engine/model/decoder.py defines the computation.  This file repeats it in compiled code with the same kernels in the
+same order, so that the results are equal to the bit (tests/engine/model/test_whole.py).  Kernels are called by address:
+this file compiles in about a second, whatever the formats of the weights.
 
-A model of 260 thousand weights spends five sixths of a token's time between kernels, one of a billion a ninth.
+Without it, a model of 260 thousand weights spends five sixths of a token's time between kernels, a 1B model a ninth.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .jit import Entry, inner, kernel
 from .kv import KINDS, VECTOR, Rows, strided, write_rows
 from .norm import norm_rows
 from .packed.tiles import LANES
-from .rope import Rope, cos_and_sin_table, turn_tokens
+from .rope import Rope, cos_and_sin_table, rotate_tokens
 from .tensor import Tensor
-from .threads import ALONE, WORTH, run
+from .threads import MIN_PARALLEL_WORK, ONE_THREAD, run
 
 ACTS = {"silu": SILU, "gelu": GELU}
 MATRICES = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
@@ -36,10 +36,11 @@ NORMS = "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_n
 
 
 def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
+    """Return (name, type) pairs for a NumPy record type."""
     return [(name, kind) for name in names]
 
 
-# What machine code knows of a layer.  Arrays are here as addresses, 0 for one that the file has not.
+# A layer as a record for compiled code.  Arrays are stored as addresses, 0 for one that the file lacks.
 MATRIX = np.dtype(
     record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work", "bias")
 )
@@ -50,18 +51,18 @@ LAYER = np.dtype(
         *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes"),
         *record_fields(
             "n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"
-        ),  # bytes of a slot; see cached.Rows
+        ),  # slot_size in bytes; the others as in kv.Rows
         *record_fields(
-            "n_turn", "n_pair", "neighbours", "cos", "sin"
-        ),  # n_turn positions; 0 where the layer has no RoPE
-        *record_fields("rms_norm", "rope", "write", "attend", "gated"),  # kernels
+            "n_rope_pos", "n_pair", "neighbours", "cos", "sin"
+        ),  # RoPE's tables hold n_rope_pos positions; 0 if the layer has no RoPE
+        *record_fields("rms_norm", "rope", "write", "attend", "activate_gate_code"),  # kernels
         *record_fields("eps", "scale", "softcap", "residual_scale", kind=np.float64),
     ]
 )
 
-# --- kernels that are called by address
+# --- the kernels, called by address
 
-BYTES, U16, I32, WORDS = (types.Array(kind, 1, "C") for kind in (types.uint8, types.uint16, types.int32, types.int64))
+BYTES, U16, I32, I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.uint16, types.int32, types.int64))
 RECORDS = types.Array(from_dtype(LAYER), 1, "C")
 F32, WEIGHT = types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True)
 INT = types.int64
@@ -69,26 +70,26 @@ ROWS = types.NamedTuple((U16, INT, INT, INT), Rows)
 RULE = typeof(RuleRecord(np.float32(1), 0, np.float32(0), True, np.zeros(1, np.float32)))
 
 MATMULS = {
-    type: Entry(product.matmul, WORDS, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
+    type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
 }
 CALLS = {
-    "rms_norm": Entry(norm_rows, WORDS, F32, WEIGHT, types.float32, INT, F32),
-    "rope": Entry(turn_tokens, WORDS, F32, INT, INT, I32, F32, F32, INT, types.boolean, F32, result=types.boolean),
+    "rms_norm": Entry(norm_rows, I64, F32, WEIGHT, types.float32, INT, F32),
+    "rope": Entry(rotate_tokens, I64, F32, INT, INT, I32, F32, F32, INT, types.boolean, F32, result=types.boolean),
     "write": Entry(write_rows, F32, INT, INT, INT, ROWS),
-    "attend": Entry(attend_rows, WORDS, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
-    "gated": Entry(activate_gate, WORDS, INT, F32, F32, F32),
+    "attend": Entry(attend_rows, I64, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
+    "activate_gate_code": Entry(activate_gate, I64, INT, F32, F32, F32),
 }
 call_matmul = next(iter(MATMULS.values())).call
-call_rms_norm, call_rope, call_write, call_attend, call_gated = (entry.call for entry in CALLS.values())
+call_rms_norm, call_rope, call_write, call_attend, call_activate_gate = (entry.call for entry in CALLS.values())
 
-# --- in Python
+# --- Python side
 
 
 class LayerCall:
-    """A layer of weights, the cache that it has, and what machine code knows of both.
+    """A layer's weights and its KV cache, with the record that compiled code reads.
 
-    weights        those of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for what is not there
-    k, v           [n_slot, n_ctx, n_head_kv, n_head_dim] as new_cache makes them
+    weights        the tensors of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for a missing one
+    k, v           [n_slot, n_ctx, n_head_kv, n_head_dim], made by new_cache
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class LayerCall:
         eps: float,
         residual_scale: float = 1.0,
     ):
-        self.words, self.rope = np.zeros(1, LAYER), rope
-        self.address: int = self.words.ctypes.data
-        self.kept: list[Any] = [k, v]  # what other addresses point to
+        self.record, self.rope = np.zeros(1, LAYER), rope
+        self.address: int = self.record.ctypes.data
+        self.referenced: list[Any] = [k, v]  # keeps alive the arrays that the record's addresses point to
         self.n_weight = sum(weights[name].n_elements for name in MATRICES)
         n_q, n_embd = weights["attn_q"].shape
-        one = strided(k[0])
+        rows = strided(k[0])
         self.set(**{name: self.matrix(weights[name], weights.get(f"{name}_bias")) for name in MATRICES})
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
@@ -116,80 +117,84 @@ class LayerCall:
             scale=rule.scale, softcap=rule.softcap, window=rule.window, slopes=self.vector(slopes_of(rule, n_head))
         )
         self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
-        self.set(k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=one.step, head=one.head, kind=one.kind)
+        self.set(
+            k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=rows.step, head=rows.head, kind=rows.kind
+        )
         self.set(eps=eps, residual_scale=residual_scale)
         self.set(**{name: entry.address for name, entry in CALLS.items()})
-        self.turn_to(1)
+        self.extend_rope_tables(1)
 
-    def set(self, **words: object) -> None:
-        """Fields of LAYER."""
-        for name, value in words.items():
-            self.words[name] = value
+    def set(self, **record: object) -> None:
+        """Set fields of the LAYER record."""
+        for name, value in record.items():
+            self.record[name] = value
 
     @staticmethod
     def fits(weights: Mapping[str, Any], k: np.ndarray, act: str) -> bool:
-        """Whether a layer of these, all that the file has, can be one call."""
-        there = {name for name, w in weights.items() if w is not None}
+        """Check whether a layer with these weights (all that its file has) can run as one call."""
+        present = {name for name, w in weights.items() if w is not None}
         known = {*MATRICES, *NORMS, *(f"{name}_bias" for name in MATRICES)}
-        if act not in ACTS or k.dtype not in KINDS or not set(MATRICES) <= there <= known:
+        if act not in ACTS or k.dtype not in KINDS or not set(MATRICES) <= present <= known:
             return False
         return all(weights[name].format.type in MATMULS and not weights[name].low_rank for name in MATRICES)
 
     def matrix(self, w: Tensor, bias: np.ndarray | None) -> tuple[int, ...]:
+        """Return the MATRIX record of `w` and its bias."""
         form = w.form(packed.pack)
-        self.kept.append(form)
+        self.referenced.append(form)
         codes, scales = (a.ctypes.data for a in (form.codes, form.scales))
         sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements
         call = MATMULS[w.format.type].address
         return call, codes, form.codes.size, scales, form.scales.size, *sizes, self.vector(bias)
 
     def vector(self, a: np.ndarray | None) -> int:
-        """Its address as f32."""
+        """Return the address of `a` as f32, 0 for None."""
         if a is None:
             return 0
-        self.kept.append(a := np.ascontiguousarray(a, np.float32))
+        self.referenced.append(a := np.ascontiguousarray(a, np.float32))
         return a.ctypes.data
 
-    def turn_to(self, n: int) -> None:
-        """Positions 0 .. n - 1 at least have their angles."""
+    def extend_rope_tables(self, n: int) -> None:
+        """Extend RoPE's tables to at least positions 0 .. n - 1."""
         if self.rope is not None:
             cos, sin = cos_and_sin_table(self.rope, n)
-            self.kept.append((cos, sin))
-            self.set(n_turn=len(cos), n_pair=cos.shape[1], neighbours=self.rope.style == "norm")
+            self.referenced.append((cos, sin))
+            self.set(n_rope_pos=len(cos), n_pair=cos.shape[1], neighbours=self.rope.style == "norm")
             self.set(cos=cos.ctypes.data, sin=sin.ctypes.data)
 
 
 def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """What `layers` make of one token of each of some sequences, whose keys and values the cache has then.
+    """Run `layers` on one token of each sequence, and write its keys and values into the cache.
 
-    x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed
+    x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed in place
 
-    Raises: IndexError for a place that the cache does not have
+    Raises: IndexError for a slot or position outside the cache
     """
     addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
     while len(addresses):
-        done = run(_layers, work, ALONE, addresses, x.reshape(-1), places.reshape(-1))
+        done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1))
         if done < 0:
-            n_slot, n_ctx = (int(layers[0].words[name][0]) for name in ("n_slot", "n_ctx"))
+            n_slot, n_ctx = (int(layers[0].record[name][0]) for name in ("n_slot", "n_ctx"))
             raise IndexError(
                 f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_ctx} positions"
             )
         addresses, layers = addresses[done:], layers[done:]
         for layer in layers[:1]:
-            layer.turn_to(int(places[:, 1].max()) + 1)
+            layer.extend_rope_tables(int(places[:, 1].max()) + 1)
     return x
 
 
 def compile_layers() -> None:
-    _layers.compile((WORDS, WORDS, WORDS, F32, WORDS))
+    """Compile the whole-layer kernel ahead of its first call."""
+    _layers.compile((I64, I64, I64, F32, I64))
 
 
-# --- in machine code
+# --- compiled side
 
 
 @intrinsic
 def array_at(typing, kind, address, n):
-    """The array of type `kind` and n elements at `address`."""
+    """Return the array of type `kind` with n elements at `address`."""
     kind = kind.instance_type
 
     def generate(context, builder, sig, args):
@@ -203,52 +208,57 @@ def array_at(typing, kind, address, n):
 
 
 @kernel
-def _layers(team, alone, addresses, x, places):
-    """x f32 [n_tok * n_embd]; places i64 [n_tok * 2].  -> how many layers, until RoPE's tables are too short for one
+def _layers(team, one_thread, addresses, x, places):
+    """Run the layers whose records are at `addresses`.  -> the number of layers done
 
-    -1, and nothing done, where there is no such place.
+    x f32 [n_tok * n_embd], places i64 [n_tok * 2].  Stops before a layer whose RoPE tables are too short.  Returns -1,
+    with nothing done, if a slot or position is outside the cache.
     """
     first = array_at(RECORDS, addresses[0], 1)[0]
     for i in range(0, places.size, 2):
         if not (0 <= places[i] < first.n_slot and 0 <= places[i + 1] < first.n_ctx):
             return -1
     for il in range(addresses.size):
-        if not _layer(team, alone, addresses[il], x, places):
+        if not _layer(team, one_thread, addresses[il], x, places):
             return il
     return addresses.size
 
 
 @inner(makes_arrays=True)
-def _layer(team, alone, address, x, places):
-    """False, and nothing done, where RoPE's tables are too short."""
+def _layer(team, one_thread, address, x, places):
+    """Run one layer.  Returns False, with nothing done, if RoPE's tables are too short."""
     w = array_at(RECORDS, address, 1)[0]
     n_tok = places.size // 2
 
-    h = _normed(alone, w, x, w.attn_norm, w.n_embd)
-    q, k = _product(team, alone, w.attn_q, h, n_tok), _product(team, alone, w.attn_k, h, n_tok)
-    v = _product(team, alone, w.attn_v, h, n_tok)
-    q = _normed(alone, w, q, w.attn_q_norm, w.n_head_dim)
-    k = _normed(alone, w, k, w.attn_k_norm, w.n_head_dim)
-    if w.n_turn > 0:
-        q, k = _turned(alone, w, q, w.n_head, places), _turned(alone, w, k, w.n_head_kv, places)
+    h = _norm(one_thread, w, x, w.attn_norm, w.n_embd)
+    q, k = _matmul(team, one_thread, w.attn_q, h, n_tok), _matmul(team, one_thread, w.attn_k, h, n_tok)
+    v = _matmul(team, one_thread, w.attn_v, h, n_tok)
+    q = _norm(one_thread, w, q, w.attn_q_norm, w.n_head_dim)
+    k = _norm(one_thread, w, k, w.attn_k_norm, w.n_head_dim)
+    if w.n_rope_pos > 0:
+        q, k = _rotate(one_thread, w, q, w.n_head, places), _rotate(one_thread, w, k, w.n_head_kv, places)
         if q.size == 0:
             return False
-    out = _attended(team, alone, w, q, k, v, places)
-    _add(alone, w, x, _product(team, alone, w.attn_output, out, n_tok), w.post_attention_norm)
+    out = _write_and_attend(team, one_thread, w, q, k, v, places)
+    _add(one_thread, w, x, _matmul(team, one_thread, w.attn_output, out, n_tok), w.post_attention_norm)
 
-    h = _normed(alone, w, x, w.ffn_norm, w.n_embd)
-    gate, up = _product(team, alone, w.ffn_gate, h, n_tok), _product(team, alone, w.ffn_up, h, n_tok)
-    call_gated(w.gated, (team if 10 * gate.size >= WORTH else alone, w.act, gate, up, gate))
-    _add(alone, w, x, _product(team, alone, w.ffn_down, gate, n_tok), w.post_ffw_norm)
+    h = _norm(one_thread, w, x, w.ffn_norm, w.n_embd)
+    gate, up = _matmul(team, one_thread, w.ffn_gate, h, n_tok), _matmul(team, one_thread, w.ffn_up, h, n_tok)
+    call_activate_gate(
+        w.activate_gate_code, (team if 10 * gate.size >= MIN_PARALLEL_WORK else one_thread, w.act, gate, up, gate)
+    )
+    _add(one_thread, w, x, _matmul(team, one_thread, w.ffn_down, gate, n_tok), w.post_ffw_norm)
     return True
 
 
 @inner(makes_arrays=True)
-def _product(team, alone, w, x, n_tok):
-    """x w^T, and the bias.  -> f32 [n_tok * n_out]"""
+def _matmul(team, one_thread, w, x, n_tok):
+    """Compute x w^T plus the bias.  -> f32 [n_tok * n_out]"""
     y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
     codes, scales = array_at(BYTES, w.codes, w.n_code), array_at(BYTES, w.scales, w.n_scale)
-    call_matmul(w.matmul, (team if n_tok * w.work >= WORTH else alone, x, codes, scales, n_tok, w.n_block, y))
+    call_matmul(
+        w.matmul, (team if n_tok * w.work >= MIN_PARALLEL_WORK else one_thread, x, codes, scales, n_tok, w.n_block, y)
+    )
     if w.n_row != w.n_out:
         for t in range(1, n_tok):
             for i in range(w.n_out):
@@ -262,49 +272,49 @@ def _product(team, alone, w, x, n_tok):
 
 
 @inner(makes_arrays=True)
-def _normed(alone, w, x, weight, n):
-    """Rows of n numbers normed; `x` itself where there is no weight."""
+def _norm(one_thread, w, x, weight, n):
+    """Normalize rows of n numbers; return `x` itself if there is no weight."""
     if weight == 0:
         return x
     y = np.empty(x.size, np.float32)
-    call_rms_norm(w.rms_norm, (alone, x, array_at(F32, weight, n), np.float32(w.eps), x.size // n, y))
+    call_rms_norm(w.rms_norm, (one_thread, x, array_at(F32, weight, n), np.float32(w.eps), x.size // n, y))
     return y
 
 
 @inner(makes_arrays=True)
-def _add(alone, w, x, y, norm):
-    """x += y, normed where the file says so, and scaled."""
-    y, scale = _normed(alone, w, y, norm, w.n_embd), np.float32(w.residual_scale)
+def _add(one_thread, w, x, y, norm):
+    """Add y to x in place; y is first normalized if the file has that norm, then scaled."""
+    y, scale = _norm(one_thread, w, y, norm, w.n_embd), np.float32(w.residual_scale)
     for i in range(x.size):
         x[i] += y[i] * scale
 
 
 @inner(makes_arrays=True)
-def _turned(alone, w, x, n_head, places):
-    """Each token's heads, turned to its position; nothing where the tables do not have it."""
+def _rotate(one_thread, w, x, n_head, places):
+    """Rotate each token's heads to its position; return an empty array if the tables are too short."""
     n_tok = places.size // 2
     positions, y = np.empty(n_tok, np.int32), np.empty(x.size, np.float32)
     for t in range(n_tok):
         positions[t] = places[2 * t + 1]
-    n = w.n_turn * w.n_pair
+    n = w.n_rope_pos * w.n_pair
     table = array_at(F32, w.cos, n), array_at(F32, w.sin, n), w.n_pair
-    args = alone, x, n_head, w.n_head_dim, positions, *table, w.neighbours != 0, y
+    args = one_thread, x, n_head, w.n_head_dim, positions, *table, w.neighbours != 0, y
     return y if call_rope(w.rope, args) else x[:0]
 
 
 @inner(makes_arrays=True)
-def _attended(team, alone, w, q, k, v, places):
-    """Each token is remembered, then looks at its sequence.  -> f32 [n_tok * n_head * n_head_dim]"""
+def _write_and_attend(team, one_thread, w, q, k, v, places):
+    """Write each token's key and value into the cache, then attend.  -> f32 [n_tok * n_head * n_head_dim]"""
     out, n_q, n_kv = np.empty(q.size, np.float32), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
     for t in range(places.size // 2):
         slot, position = places[2 * t], places[2 * t + 1]
         _write(w, w.k, slot, position, k[t * n_kv : (t + 1) * n_kv])
         _write(w, w.v, slot, position, v[t * n_kv : (t + 1) * n_kv])
-        mine, found = q[t * n_q : (t + 1) * n_q], out[t * n_q : (t + 1) * n_q]
+        query, result = q[t * n_q : (t + 1) * n_q], out[t * n_q : (t + 1) * n_q]
         if w.n_head_dim % VECTOR == 0:
-            _attend(team, alone, w, slot, position, w.n_head_dim, mine, found)
+            _attend(team, one_thread, w, slot, position, w.n_head_dim, query, result)
         else:
-            _attend_widened(alone, w, slot, position, mine, found)
+            _attend_padded(one_thread, w, slot, position, query, result)
     return out
 
 
@@ -314,28 +324,30 @@ def _write(w, address, slot, position, x):
 
 
 @inner(makes_arrays=True)
-def _attend(team, alone, w, slot, position, d, q, out):
+def _attend(team, one_thread, w, slot, position, d, q, out):
     rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), True, array_at(F32, w.slopes, w.n_head))
     keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d
-    call_attend(w.attend, (team if work >= WORTH else alone, q, keys, values, *shape, position, rule, out))
+    call_attend(
+        w.attend, (team if work >= MIN_PARALLEL_WORK else one_thread, q, keys, values, *shape, position, rule, out)
+    )
 
 
 @inner(makes_arrays=True)
-def _attend_widened(alone, w, slot, position, q, out):
-    """Heads of no whole vectors, with zeros at their ends."""
-    d, whole = w.n_head_dim, -(-w.n_head_dim // VECTOR) * VECTOR
-    wide, found = np.zeros(w.n_head * whole, np.float32), np.empty(w.n_head * whole, np.float32)
+def _attend_padded(one_thread, w, slot, position, q, out):
+    """Attend with heads padded with zeros to whole vectors."""
+    d, d_padded = w.n_head_dim, -(-w.n_head_dim // VECTOR) * VECTOR
+    padded, result = np.zeros(w.n_head * d_padded, np.float32), np.empty(w.n_head * d_padded, np.float32)
     for i in range(q.size):
-        wide[i // d * whole + i % d] = q[i]
-    _attend(alone, alone, w, slot, position, whole, wide, found)
+        padded[i // d * d_padded + i % d] = q[i]
+    _attend(one_thread, one_thread, w, slot, position, d_padded, padded, result)
     for i in range(q.size):
-        out[i] = found[i // d * whole + i % d]
+        out[i] = result[i // d * d_padded + i % d]
 
 
 @inner(makes_arrays=True)
 def _rows(w, address, slot, position):
-    """A slot's from `position` on."""
+    """Return a slot's cache rows, starting at `position`."""
     a = array_at(U16, address + slot * w.slot_size, w.slot_size // 2)
     return Rows(a[position * w.step :], w.step, w.head, w.kind)

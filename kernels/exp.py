@@ -1,4 +1,4 @@
-"""e to the x on vectors: what softmax and the gates are made of."""
+"""The exponential function on vectors, for softmax and the activation functions."""
 
 import numpy as np
 
@@ -7,18 +7,19 @@ from .simd import bits, f32x16, i32x16, maximum, minimum, splat
 
 LOG2_E = np.float32(1.4426950408889634)
 LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # their sum is ln 2; high has 9 bits
-TO_WHOLE = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves a whole number in the low bits
+ROUNDING_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, which the low bits hold
 
 
 @inner
 def exp(x):
-    """e^x of each lane within 1e-7 of it; 0 below -88, the largest power that fits from 88 on.  f32x16 -> f32x16
+    """Compute e^x of each lane within a relative error of 1e-7.  f32x16 -> f32x16
 
-    x = n ln 2 + r, |r| <= ln 2 / 2; 2^n is put together from its exponent, e^r is a polynomial (Cephes expf).
+    Below -88 the result is 0; from 88 on it is e^88, the largest that fits.
+    x = n ln 2 + r, |r| <= ln 2 / 2;  2^n is built from its exponent bits, e^r is a polynomial (Cephes expf).
     """
     x = minimum(maximum(x, splat(f32x16, -88.1)), splat(f32x16, 88.0))
-    shifted = x * LOG2_E + TO_WHOLE
-    n = shifted - TO_WHOLE
+    shifted = x * LOG2_E + ROUNDING_SHIFT
+    n = shifted - ROUNDING_SHIFT
     r = x - n * LN_2_HIGH - n * LN_2_LOW
     p = r * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
     p = p * r + np.float32(8.3334519073e-3)

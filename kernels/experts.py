@@ -1,12 +1,12 @@
-"""Products with a stack of matrices of which each row chooses one: the experts of a mixture.
+"""Products with a stack of matrices, one of which is chosen for each row: the experts of a mixture of experts.
 
     y[i] = w[chosen[i]] x[i]
 
 experts_numpy   the definition, row by row
-experts_exact, experts_ggml, experts_numba      the rows that chose an expert together, by that set's matmul
+experts_exact, experts_ggml, experts_numba      one product per chosen expert, by that set's matmul
 
-A token's rows come beside other tokens' by the chance of what those choose: since no batch changes a product in these
-sets, neither does that.
+Which rows share a product depends on the other tokens of the batch.  The matmuls of these three sets do not depend on
+the batch, so the results do not either.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from .matmul import matmul_exact, matmul_ggml, matmul_numba
 
 
 def experts_numpy(w, x, chosen):
-    """Each row's product with the matrix that it chose.
+    """Multiply each row by the matrix of its chosen expert.
 
     w Tensor [n_expert, n_out, n_in], x float [n, n_in], chosen i32 [n] -> as x [n, n_out]
     """
@@ -28,7 +28,7 @@ def experts_numpy(w, x, chosen):
 
 
 def experts_together(matmul, w, x, chosen):
-    """As experts_numpy, one product by `matmul` for each expert that anybody chose.
+    """Compute experts_numpy with one `matmul` per chosen expert, over all rows that chose it.
 
     w Tensor [n_expert, n_out, n_in], x f32 [n, n_in], chosen i32 [n] -> f32 [n, n_out]
     """

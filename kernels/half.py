@@ -6,12 +6,12 @@ import numpy as np
 
 
 def bf16_to_f32(bits):
-    """The floats whose upper halves are `bits`.  u16 [...] -> f32 [...]"""
+    """Return the floats whose upper halves are `bits`.  u16 [...] -> f32 [...]"""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def f32_to_bf16(x):
-    """Upper halves of `x`, rounded to nearest, ties to even; a NaN stays one, made quiet.  f32 [...] -> u16 [...]
+    """Round `x` to BF16: to nearest, ties to even; a NaN becomes a quiet NaN.  f32 [...] -> u16 [...]
 
     As in ggml-impl.h ggml_compute_fp32_to_bf16, 0c1e57098.
     """

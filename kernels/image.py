@@ -1,4 +1,4 @@
-"""From pixels to patch embeddings: resizing as Pillow does it, and CLIP's first layer.
+"""From pixels to patch embeddings: resizing as in Pillow, and CLIP's first layer.
 
 An image is u8 [height, width, 3], red green blue.
 
@@ -20,15 +20,15 @@ from .threads import parallel_for, run
 
 # --- resizing: first every row to the new width, then every column to the new height
 #
-# An output pixel is a weighted mean of the input pixels around the place where it lies.  Weights are whole numbers, so
-# every machine gets the same bytes.  Source: Pillow's Resample.c; llama.cpp 0c1e57098 mtmd-image.cpp computes the same.
+# An output pixel is a weighted mean of the input pixels around its position.  Weights are integers, so every machine
+# gets the same bytes.  Source: Pillow's Resample.c; llama.cpp 0c1e57098 mtmd-image.cpp computes the same.
 
-BITS = 22  # a weight w is round(w * 2^22): 8 bits for a pixel and 2 to spare, in 32
+BITS = 22  # a weight w is stored as round(w * 2^22): with a pixel's 8 bits and 2 spare bits it fits into 32
 HALF = np.int32(1 << (BITS - 1))
 
 
 def bicubic(x):
-    """Keys' cubic with a = -0.5: what a pixel at distance `x` weighs.  float [...] -> as x;  0 from distance 2 on"""
+    """Compute Keys' cubic with a = -0.5, the weight of a pixel at distance `x`; 0 from 2 on.  float [...] -> as x"""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
@@ -36,10 +36,10 @@ def bicubic(x):
 
 
 def taps(n_in, n_out):
-    """Which of `n_in` pixels each of `n_out` is made from.  -> first i64 [n_out], weights i32 [n_out, n_tap]
+    """Return which of `n_in` pixels form each of `n_out`.  -> first i64 [n_out], weights i32 [n_out, n_tap]
 
-    Pixel o is the sum over t of weights[o, t] * pixel first[o] + t.  A smaller image takes wider means: the cubic is
-    stretched by n_in / n_out.
+    Output pixel o is the sum over t of weights[o, t] * input pixel first[o] + t.  When an image shrinks, the cubic is
+    stretched by n_in / n_out, so that each mean covers more pixels.
     """
     scale = n_in / n_out
     stretch = max(scale, 1.0)
@@ -48,41 +48,41 @@ def taps(n_in, n_out):
     end = np.minimum((center + 2 * stretch + 0.5).astype(np.int64), n_in)
     at = first[:, None] + np.arange((end - first).max())
     weights = np.where(at < end[:, None], bicubic((at - center[:, None] + 0.5) * (1 / stretch)), 0.0)
-    weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed one by one, as in C
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds in order, as C does
     return first, np.trunc(weights * (1 << BITS) + np.copysign(0.5, weights)).astype(np.int32)
 
 
 def resize_numpy(image, width, height):
-    """`image` at another size, byte for byte as Pillow's BICUBIC, along the rows first.
+    """Resize `image`, byte for byte as Pillow's BICUBIC, along the rows first.
 
     u8 [h, w, 3] -> u8 [height, width, 3]
-    Pillow since 12 begins with the columns where that is less work, which rounds elsewhere.
+    Pillow 12 and later begin with the columns if that is less work; the rounding then differs.
     """
     return resample_numpy(resample_numpy(image, 1, width), 0, height)
 
 
 def resample_numpy(image, axis, n):
-    """`image` with `n` pixels along `axis`, 0 or 1.  u8 [h, w, 3] -> u8 [h, w, 3], one of them n"""
+    """Resample `image` to `n` pixels along `axis`, 0 or 1.  u8 [h, w, 3] -> u8 [h, w, 3], with one of h and w now n"""
     if image.shape[axis] == n:
         return image
     first, weights = taps(image.shape[axis], n)
     lines = image.swapaxes(0, axis)
     total = np.full((n, *lines.shape[1:]), HALF)
     for t in range(weights.shape[1]):
-        place = np.minimum(first + t, len(lines) - 1)  # past the end the weight is 0
+        place = np.minimum(first + t, len(lines) - 1)  # the weight of a pixel past the end is 0
         total += lines[place].astype(np.int32) * weights[:, t, None, None]
     return np.clip(total >> BITS, 0, 255).astype(np.uint8).swapaxes(0, axis)
 
 
 def resize_numba(image, width, height):
-    """As resize_numpy.  u8 [h, w, 3] -> u8 [height, width, 3]"""
+    """Compute resize_numpy in compiled code.  u8 [h, w, 3] -> u8 [height, width, 3]"""
     h, w, _ = image.shape
     rows = _resampled(np.ascontiguousarray(image), h, w, 3, width).reshape(h, width, 3)
     return _resampled(rows, 1, h, 3 * width, height).reshape(height, width, 3)
 
 
 def _resampled(image, n_outer, n_in, n_inner, n_out):
-    """[n_outer, n_in, n_inner] -> [n_outer, n_out, n_inner]"""
+    """Resample the middle axis.  [n_outer, n_in, n_inner] -> [n_outer, n_out, n_inner]"""
     if n_in == n_out:
         return image
     first, weights = taps(n_in, n_out)
@@ -113,11 +113,11 @@ def _resample_lines(image, n_in, n_inner, first, weights, y, begun, ended):
             out[i] = min(max(total[i] >> BITS, 0), 255)
 
 
-# --- patch embedding: a convolution whose windows do not overlap is a matrix product
+# --- patch embedding: a convolution without overlapping windows, hence a matrix product
 
 
 def patches(image, size, mean, std, dtype=np.float32):
-    """Squares of `image` as rows of numbers (pixel / 255 - mean) / std.
+    """Cut `image` into squares, each a row of numbers (pixel / 255 - mean) / std.
 
     image u8 [h, w, 3], both multiples of size; mean and std f32 [3] -> dtype [h / size * w / size, 3 * size * size]
     """
@@ -128,7 +128,7 @@ def patches(image, size, mean, std, dtype=np.float32):
 
 
 def patch_embd_numpy(w, image, mean, std, dtype=np.float32):
-    """Each square of `image`, normalised, times the weight; left to right, top to bottom.
+    """Multiply each normalized square of `image` by the weight; left to right, top to bottom.
 
     w Tensor [n_embd, 3, size, size], image u8 [h, w, 3], mean and std f32 [3] -> dtype [n_patch, n_embd]
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929.
@@ -137,7 +137,7 @@ def patch_embd_numpy(w, image, mean, std, dtype=np.float32):
 
 
 def patch_embd_ggml(w, image, mean, std):
-    """As patch_embd_numpy, both sides rounded to f16 as ggml_conv_2d does, also where the weight is F32.
+    """Compute patch_embd_numpy with both operands rounded to f16 as in ggml_conv_2d, even if the weight is F32.
 
     w Tensor [n_embd, 3, size, size], image u8 [h, w, 3], mean and std f32 [3] -> f32 [n_patch, n_embd]
     Source: ggml.c ggml_conv_2d, llama.cpp 0c1e57098.
@@ -146,7 +146,7 @@ def patch_embd_ggml(w, image, mean, std):
 
 
 def patch_embd_numba(w, image, mean, std):
-    """As patch_embd_ggml.
+    """Compute patch_embd_ggml with matmul_numba.
 
     w Tensor [n_embd, 3, size, size], image u8 [h, w, 3], mean and std f32 [3] -> f32 [n_patch, n_embd]
     """
@@ -154,11 +154,12 @@ def patch_embd_numba(w, image, mean, std):
 
 
 def as_matrix(w):
-    """The weight of a convolution as [n_out, everything else]."""
+    """Reshape the weight of a convolution to [n_out, product of the other axes]."""
     return Tensor(w.name, w.format, (w.shape[0], w.n_elements // w.shape[0]), w.blocks.reshape(w.shape[0], -1))
 
 
 def as_half_matrix(w):
+    """Reshape as as_matrix, and convert F32 to F16."""
     if w.format.name != "F32":
         return as_matrix(w)
     format = FORMATS_BY_NAME["F16"]
@@ -166,11 +167,11 @@ def as_half_matrix(w):
     return Tensor(w.name, format, half.shape, half)
 
 
-# --- a convolution within each channel, as MobileVLM's projectors have it
+# --- depthwise convolution, used by MobileVLM's projectors
 
 
 def depthwise_numpy(x, weight, stride=1):
-    """Each channel of `x` under its own 3 x 3 window, zeros around the edge.
+    """Convolve each channel of `x` with its own 3 x 3 window, with zeros around the edge.
 
     x float [h, w, n], weight f32 [n, 3, 3] -> as x [h / stride, w / stride, n], rounded up
     Source: Howard et al. 2017, arXiv:1704.04861.
@@ -186,7 +187,7 @@ def depthwise_numpy(x, weight, stride=1):
 
 
 def depthwise_ggml(x, weight, stride=1):
-    """As depthwise_numpy, both sides rounded to f16.  Source: ggml.c ggml_conv_2d_dw, llama.cpp 0c1e57098.
+    """Compute depthwise_numpy with both operands rounded to f16.  Source: ggml.c ggml_conv_2d_dw, llama.cpp 0c1e57098.
 
     x f32 [h, w, n], weight f32 [n, 3, 3] -> f32 [h / stride, w / stride, n]
     """

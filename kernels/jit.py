@@ -1,12 +1,13 @@
-"""`@kernel`: the one place that says how Numba compiles this project's kernels, and where the machine code is kept.
+"""`@kernel`: how Numba compiles this project's kernels, and where the machine code is cached.
 
-    nogil         other Python threads run on while a kernel works
-    error_model   "numpy": x / 0 is inf or nan, so no branch stands in the way of vector code
-    fastmath      never: sums keep the order in which they are written, and with it their bits
+    nogil         other Python threads run while a kernel works
+    error_model   "numpy": x / 0 is inf or nan, so division needs no branch, which would prevent vector code
+    fastmath      off: sums keep their written order, and so their bits
 
-Numba's own cache looks only at the file that defines a function, so an edit in an imported one would run stale code.
-Ours is a folder per state of all kernel sources, `<user cache>/numllama/kernels-<key>`; where none can be written,
-every process compiles anew.  NUMBA_CACHE_DIR moves it, NUMBA_DISABLE_JIT=1 leaves plain Python functions.
+Numba's own cache checks only the file that defines a function, so after an edit in an imported file it would run stale
+code.  Our cache has one folder per state of all kernel sources, `<user cache>/numllama/kernels-<key>`.  If no folder is
+writable, every process compiles from scratch.  NUMBA_CACHE_DIR moves the cache, NUMBA_DISABLE_JIT=1 turns compilation
+off.
 """
 
 from __future__ import annotations
@@ -35,32 +36,33 @@ SOURCES = Path(__file__).parent
 
 
 def kernel(function: Callable | None = None, **options):
-    """`function`, compiled on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
+    """Compile `function` on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
     if function is None:
         return lambda function: kernel(function, **options)
     compiled = numba.njit(**FLAGS, **options)(function)
     if not config.DISABLE_JIT:
-        keep(compiled, cache_folder())
+        enable_cache(compiled, cache_folder())
     return compiled
 
 
 def inner(function: Callable | None = None, makes_arrays: bool = False):
-    """A kernel that only kernels call: their machine code contains it, so it needs no entry from Python and no file.
+    """Compile a function that only kernels call.  Their code contains it, so it needs no entry from Python and no file.
 
-    makes_arrays   `@inner(makes_arrays=True)` for one that allocates an array or returns one.  The others do not count
-                   references, which takes up to four locked instructions wherever an array is handed on.
+    makes_arrays   `@inner(makes_arrays=True)` for a function that allocates or returns an array.  Others do not count
+                   references, which saves up to four locked instructions each time an array is passed on.
     """
     if function is None:
         return partial(inner, makes_arrays=makes_arrays)
-    options = {"no_cpython_wrapper": True, "pipeline_class": Inner, "_nrt": makes_arrays}
+    options = {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": makes_arrays}
     return numba.njit(**FLAGS, **options)(function)
 
 
-class Inner(Compiler):
-    """Leaves to the kernel that it becomes a part of what LLVM can do for it.
+class InnerCompiler(Compiler):
+    """A compiler that leaves optimization to the kernel that contains the function.
 
-    Numba would optimize it by itself, then once more within each of its callers, and so on upwards.  No machine code is
-    made of it here: linked code that calls it by name would find that, as slow as it is, instead of its own.
+    Numba would optimize the function by itself, then again within each of its callers, and so on upwards.  No machine
+    code is made for the function itself: linked code that calls it by name would find that slow version instead of its
+    own.
     """
 
     def __init__(self, typingctx, targetctx, library, *args):
@@ -71,32 +73,32 @@ class Inner(Compiler):
 
     def compile_extra(self, func):
         result = super().compile_extra(func)
-        if not self.state.flags.nrt and counted(result.signature.return_type):
+        if not self.state.flags.nrt and is_reference_counted(result.signature.return_type):
             raise TypeError(f"{func.__name__} returns {result.signature.return_type}, so it needs makes_arrays")
         return result
 
     @staticmethod
     def finish(library) -> None:
         library._finalized = True
-        library._get_module_for_linking()  # a copy, for kernels
+        library._get_module_for_linking()  # makes the copy that kernels link
         for function in library._final_module.functions:
             if not function.is_declaration:
                 function.linkage = "available_externally"
         library._codegen._add_module(library._final_module)
 
 
-def counted(kind: types.Type) -> bool:
-    """Whether values of this type refer to memory that is counted."""
-    return isinstance(kind, types.Array) or (isinstance(kind, types.BaseTuple) and any(map(counted, kind)))
+def is_reference_counted(kind: types.Type) -> bool:
+    """Check whether values of this type refer to reference-counted memory."""
+    return isinstance(kind, types.Array) or (isinstance(kind, types.BaseTuple) and any(map(is_reference_counted, kind)))
 
 
 class Entry:
-    """A kernel's machine code for arguments of given types, for another kernel to call by its address.
+    """A kernel's machine code for given argument types, which another kernel calls by its address.
 
-    Whoever calls so need not contain it: it is compiled once, and its callers quickly.
+    The caller does not contain the code: it is compiled once, and callers compile quickly.
 
-        entry.address           from Python; compiled by then
-        entry.call(address, (a, b))     in a kernel: function(a, b); an array where a read-only one is expected will do
+        entry.address           from Python; compiles the kernel on first use
+        entry.call(address, (a, b))     in a kernel: function(a, b); an array is accepted for a read-only one
     """
 
     def __init__(self, compiled, *args, result=types.void):
@@ -112,7 +114,7 @@ class Entry:
 
 
 def caller(callee):
-    """An intrinsic (address, args): what the machine code there, of signature `callee`, returns for them."""
+    """Return an intrinsic (address, args) that calls the machine code at `address`, of signature `callee`."""
 
     @intrinsic
     def call(typing, address, args):
@@ -131,14 +133,14 @@ def caller(callee):
     return call
 
 
-def keep(compiled, folder: Path | None) -> None:
-    """Let `compiled` load its machine code from `folder` and save it there; None: keep nothing."""
+def enable_cache(compiled, folder: Path | None) -> None:
+    """Make `compiled` load its machine code from `folder` and save it there; None: no caching."""
     if folder is None:
         return
-    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # read when caching is enabled, not again
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # Numba reads it only when caching is enabled
     try:
         compiled.enable_caching()
-    except RuntimeError:  # Numba cannot write there after all
+    except RuntimeError:  # Numba cannot write to the folder
         pass
     finally:
         config.CACHE_DIR = before
@@ -146,27 +148,27 @@ def keep(compiled, folder: Path | None) -> None:
 
 @cache
 def cache_folder() -> Path | None:
-    """Where machine code is kept: a folder that exists and can be written, or None."""
+    """Return the folder for machine code, which exists and is writable, or None."""
     try:
         folder = user_cache() / f"kernels-{source_key()}"
         if not folder.exists():
-            forget_old(user_cache())
+            remove_old_caches(user_cache())
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # read-only, or no home at all
+    except (OSError, RuntimeError):  # read-only, or no home directory
         return None
     return folder
 
 
-def forget_old(cache: Path, days: float = 30) -> None:
-    """Removes the folders of other states of the sources that gained nothing for `days`."""
+def remove_old_caches(cache: Path, days: float = 30) -> None:
+    """Delete the cache folders of other source states that have not changed for `days`."""
     for folder in cache.glob("kernels-*"):
         if folder.stat().st_mtime < time.time() - days * 86400:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again, by the platform's custom."""
+    """Return the platform's folder for cached data."""
     if config.CACHE_DIR:
         return Path(config.CACHE_DIR) / "numllama"
     if sys.platform == "win32":
@@ -177,7 +179,7 @@ def user_cache() -> Path:
 
 
 def source_key() -> str:
-    """Hash of everything but the CPU (Numba looks at that) that machine code depends on."""
+    """Return a hash of everything that machine code depends on, except the CPU, which Numba checks itself."""
     key = hashlib.sha256()
     for part in (
         platform.python_version(),

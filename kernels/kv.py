@@ -1,12 +1,12 @@
-"""What a KV cache keeps of keys and values: numbers, or blocks of 32 under one scale (quants/block32.py).
+"""Storage of a KV cache: plain numbers, or blocks of 32 under one scale (quants/block32.py).
 
-CACHE_TYPES     by the names that Ollama and llama.cpp give them; f64 is for the definition
-new_cache       zeros for all that a layer remembers
-write           into the cache, rounded as ggml's CPU code rounds there: Q8_0 as activations, Q4_0 as weights
-numbers         what stands in it
+CACHE_TYPES     by Ollama's and llama.cpp's names; f64 is for the reference only
+new_cache       zeros for all positions of a layer
+write           store keys or values, rounded as in ggml's CPU code: Q8_0 like activations, Q4_0 like weights
+numbers         read them back
 
-llama.cpp 0c1e57098 turns heads of 64 numbers (or 128, ...) by a Hadamard matrix before it makes blocks of them
-(LLAMA_ATTN_ROT_DISABLE=1 leaves that out); here they stay as they are.
+llama.cpp 0c1e57098 multiplies heads of 64 (or 128, ...) numbers by a Hadamard matrix before it stores them in blocks
+(LLAMA_ATTN_ROT_DISABLE=1 turns that off).  This cache does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .rounding import activations_q8_0
 from .simd import convert, f32_to_half, f32x16, i8x16, i32x16, largest, load, maximum, minimum, splat, store, u8x16
 
 BLOCK = 32  # numbers in a block
-VECTOR = 16  # numbers in a vector: heads of plain numbers are kept in whole ones
+VECTOR = 16  # numbers in a vector: heads of plain numbers are padded to whole vectors
 CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
@@ -37,33 +37,34 @@ ENCODERS = {block32.Q8_0: activations_q8_0, block32.Q4_0: block32.quantize_q4_0}
 DECODERS = {block32.Q8_0: block32.dequantize_q8_0, block32.Q4_0: block32.dequantize_q4_0}
 
 
-def in_blocks(kept: np.dtype) -> bool:
-    return kept in DECODERS
+def in_blocks(cache_type: np.dtype) -> bool:
+    """Check whether `cache_type` stores blocks."""
+    return cache_type in DECODERS
 
 
-def n_kept(kept: np.dtype, n: int) -> int:
-    """How many of `kept` hold n numbers: whole blocks, or whole vectors with zeros at the end.
+def n_kept(cache_type: np.dtype, n: int) -> int:
+    """Return how many elements of `cache_type` hold n numbers: whole blocks, or whole vectors padded with zeros.
 
-    Raises: ValueError where blocks are not whole.
+    Raises: ValueError if n numbers do not fill whole blocks.
     """
-    if not in_blocks(kept):
+    if not in_blocks(cache_type):
         return -(-n // VECTOR) * VECTOR
     if n % BLOCK:
         raise ValueError(f"a cache in blocks of {BLOCK} numbers cannot keep heads of {n}")
     return n // BLOCK
 
 
-def new_cache(n_slot: int, n_ctx: int, n_head_kv: int, n_head_dim: int, kept: np.dtype) -> np.ndarray:
-    """Zeros [n_slot, n_ctx, n_head_kv, n_head_dim], or as many blocks.  In memory a head's positions follow each other.
+def new_cache(n_slot: int, n_ctx: int, n_head_kv: int, n_head_dim: int, cache_type: np.dtype) -> np.ndarray:
+    """Return zeros [n_slot, n_ctx, n_head_kv, n_head_dim], or the same in blocks.
 
-    Behind the numbers of each head there is room, see n_kept.  Raises as n_kept
+    In memory, a head's positions are contiguous, and each head is padded as in n_kept.  Raises: as n_kept
     """
-    cache = np.zeros((n_slot, n_head_kv, n_ctx, n_kept(kept, n_head_dim)), kept).swapaxes(1, 2)
-    return cache if in_blocks(kept) else cache[..., :n_head_dim]
+    cache = np.zeros((n_slot, n_head_kv, n_ctx, n_kept(cache_type, n_head_dim)), cache_type).swapaxes(1, 2)
+    return cache if in_blocks(cache_type) else cache[..., :n_head_dim]
 
 
-def has_room(cache) -> bool:
-    """Whether each head of `cache` may be read and written in whole vectors: it is a part of what new_cache makes."""
+def has_padding(cache) -> bool:
+    """Check whether each head of `cache` can be read and written in whole vectors, as in arrays from new_cache."""
     if in_blocks(cache.dtype) or cache.shape[-1] % VECTOR == 0:
         return True
     return (
@@ -72,10 +73,10 @@ def has_room(cache) -> bool:
 
 
 class Rows(NamedTuple):
-    """A cache's part as machine code has it: the first position's first head, and where the others are from there.
+    """A part of a cache in compiled code: an array that starts at its first position and head, and the strides.
 
     a            u16, flat
-    step, head   u16 from a position to the next, from a head to the next
+    step, head   u16 from one position to the next, from one head to the next
     kind         one of KINDS
     """
 
@@ -86,12 +87,15 @@ class Rows(NamedTuple):
 
 
 def strided(cache) -> Rows:
-    """cache [n_pos, n_head_kv, n_head_dim], or as many blocks, of a type in KINDS"""
+    """Return `cache` as Rows.  cache [n_pos, n_head_kv, n_head_dim], or the same in blocks, of a type in KINDS"""
     return Rows(cache[0, 0].view(np.uint16), cache.strides[0] // 2, cache.strides[1] // 2, KINDS[cache.dtype])
 
 
 def numbers(cache, dtype):
-    """[..., n_head_dim], or blocks [..., n_head_dim / 32] -> dtype [..., n_head_dim]"""
+    """Return a cache's contents as `dtype`.
+
+    [..., n_head_dim], or blocks [..., n_head_dim / 32] -> dtype [..., n_head_dim]
+    """
     if in_blocks(cache.dtype):
         cache = DECODERS[cache.dtype](cache.reshape(-1)).reshape(*cache.shape[:-1], -1)
     return cache.astype(dtype, copy=False)
@@ -99,15 +103,15 @@ def numbers(cache, dtype):
 
 @np.errstate(all="ignore")
 def write_numpy(cache, x):
-    """x float [n, n_head_kv, n_head_dim] into `cache`, a view of the same positions"""
+    """Store x float [n, n_head_kv, n_head_dim] in `cache`, a view of the same positions."""
     if in_blocks(cache.dtype):
         x = ENCODERS[cache.dtype](x.astype(np.float32, copy=False).reshape(-1, BLOCK)).reshape(cache.shape)
     cache[...] = x
 
 
 def write_numba(cache, x):
-    """As write_numpy, to the bit; blocks of less than 4e-37, whose scale is 0 in f16, may have other codes."""
-    if cache.dtype not in KINDS or not has_room(cache):
+    """Store like write_numpy, to the bit.  Exception: blocks below 4e-37, whose f16 scale is 0, may get other codes."""
+    if cache.dtype not in KINDS or not has_padding(cache):
         write_numpy(cache, x)
     elif x.size:
         x = np.ascontiguousarray(x, np.float32)
@@ -116,22 +120,22 @@ def write_numba(cache, x):
 
 @kernel
 def write_rows(x, n, n_head, d, rows):
-    """x f32 [n, n_head, d] becomes the first n positions of `rows`."""
-    wide = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
+    """Store x f32 [n, n_head, d] in the first n positions of `rows`."""
+    padded = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
     for t in range(n):
         for h in range(n_head):
             source, at = (t * n_head + h) * d, t * rows.step + h * rows.head
-            if wide.size == d:
+            if padded.size == d:
                 _write_head(x, source, d, rows.a, at, rows.kind)
             else:
                 for i in range(d):
-                    wide[i] = x[source + i]
-                _write_head(wide, 0, wide.size, rows.a, at, rows.kind)
+                    padded[i] = x[source + i]
+                _write_head(padded, 0, padded.size, rows.a, at, rows.kind)
 
 
 @inner
 def _write_head(x, start, d, a, at, kind):
-    """d numbers from x[start] on to a[at] on.  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
+    """Store d numbers from x[start] on at a[at].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
     for i in range(start, start + d, VECTOR if kind == F16 or kind == F32 else BLOCK):
         if kind == F16:
             store(a, at, f32_to_half(load(f32x16, x, i)))

@@ -1,9 +1,9 @@
-"""Matrix products with a weight: y = x w^T, every row of the weight against every token.
+"""Matrix products with a weight: y = x w^T, every row of the weight with every token.
 
 matmul_numpy    the definition: dequantize, then NumPy's product
-matmul_exact    the same without the whole matrix in memory, summed in an order that no batch changes
-matmul_ggml     what llama.cpp computes on a CPU: the activations are quantized first
-matmul_numba    the same values up to the order of sums, at speed
+matmul_exact    the same tile by tile, to save memory; the order of sums does not depend on the batch
+matmul_ggml     the values of llama.cpp on a CPU: activations are quantized first
+matmul_numba    the values of matmul_ggml up to the order of sums, at speed
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ TILE = 64  # weight rows dequantized at a time: 64 rows of 8192 columns are 2 MB
 
 
 def matmul_numpy(w, x):
-    """x w^T.
+    """Compute x w^T.
 
     w Tensor [n_out, n_in], x float [n_tok, n_in] -> as x [n_tok, n_out]
     """
@@ -24,7 +24,7 @@ def matmul_numpy(w, x):
 
 
 def matmul_exact(w, x):
-    """x w^T, each sum in float64 from the first column to the last, then rounded once.
+    """Compute x w^T, with each sum in float64 from the first column to the last, then rounded once.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
     """
@@ -39,7 +39,7 @@ def matmul_exact(w, x):
 
 @kernel
 def _sum_columns(columns, x, y):
-    """y[t, r] = sum over i of x[t, i] * columns[i, r].  The rows r lie side by side, so this vectorizes as written."""
+    """Compute y[t, r] = sum over i of x[t, i] * columns[i, r].  The inner loop, over contiguous rows r, vectorizes."""
     n_in, n_rows = columns.shape
     total = np.empty(n_rows, np.float64)
     for t in range(x.shape[0]):
@@ -54,18 +54,18 @@ def _sum_columns(columns, x, y):
 
 
 def matmul_ggml(w, x):
-    """x w^T as ggml's CPU code means it: `x` is first rounded to the blocks that the weight's dot product takes.
+    """Compute x w^T as defined by ggml's CPU code: `x` is first rounded to the block format in the weight's `dot_with`.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
-    ggml multiplies the integers of both sides and sums scaled blocks in float32: only its order of sums differs.
+    ggml multiplies the integers of both sides and sums the scaled blocks in float32.  Only its order of sums differs.
     """
     return matmul_exact(w, round_activations(x, w.format.dot_with))
 
 
 def matmul_numba(w, x):
-    """As matmul_ggml, on weights repacked for vectors; sums in float32, from the first block to the last.
+    """Compute matmul_ggml on weights repacked for vectors; sums in float32, from the first block to the last.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
-    The kernels are in packed/: one section a format, each beside the drawing of what it reads.
+    The kernels are in packed/.
     """
     return packed.matmul(w, x) if w.format.type in packed.PRODUCTS else packed.matmul_dequantized(w, x)

@@ -1,4 +1,4 @@
-"""Normalisation: RMS norm of decoders, layer norm of encoders and vision towers."""
+"""Normalization: RMS norm for decoders, layer norm for encoders and vision towers."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from .threads import parallel_for, run
 
 
 def rms_norm_numpy(x, weight, eps):
-    """Rows of `x` scaled to unit root mean square, then by `weight`.
+    """Scale the rows of `x` to unit root mean square, then multiply by `weight`.
 
     x float [n_tok, n_embd], weight f32 [n_embd] -> as x
     y = x / sqrt(mean(x**2) + eps) * weight;  eps is added inside the root, as in llama.cpp.
@@ -19,7 +19,7 @@ def rms_norm_numpy(x, weight, eps):
 
 
 def rms_norm_ggml(x, weight, eps):
-    """As rms_norm_numpy, rounded where ggml rounds: float32 squares, their sum in double, one float32 root.
+    """Compute rms_norm_numpy with ggml's rounding: float32 squares, their sum in double, one float32 root.
 
     x f32 [n_tok, n_embd], weight f32 [n_embd] -> f32 [n_tok, n_embd]
     Source: ggml-cpu/ops.cpp ggml_compute_forward_rms_norm_f32, llama.cpp 0c1e57098.
@@ -29,7 +29,7 @@ def rms_norm_ggml(x, weight, eps):
 
 
 def rms_norm_numba(x, weight, eps):
-    """As rms_norm_numpy in float32; the squares of a row are summed in 16 lanes.
+    """Compute rms_norm_numpy in float32; the squares of a row are summed in 16 lanes.
 
     x f32 [..., n_embd], weight f32 [n_embd] -> f32 [..., n_embd]
     """
@@ -64,7 +64,7 @@ def _rms_norm_rows(x, weight, eps, y, first, last):
 
 
 def layer_norm_numpy(x, weight, bias, eps):
-    """Rows of `x` shifted to zero mean and scaled to unit variance, then by `weight`, and `bias` added.
+    """Shift the rows of `x` to zero mean and scale them to unit variance, then multiply by `weight` and add `bias`.
 
     x float [n_tok, n_embd], weight and bias f32 [n_embd] -> as x
     y = (x - mean(x)) / sqrt(mean((x - mean(x))**2) + eps) * weight + bias
@@ -76,7 +76,7 @@ def layer_norm_numpy(x, weight, bias, eps):
 
 
 def layer_norm_ggml(x, weight, bias, eps):
-    """As layer_norm_numpy, rounded where ggml rounds: both sums in double, what they give in float32.
+    """Compute layer_norm_numpy with ggml's rounding: both sums in double, their results in float32.
 
     x f32 [n_tok, n_embd], weight and bias f32 [n_embd] -> f32 [n_tok, n_embd]
     Source: ggml-cpu/ops.cpp ggml_compute_forward_norm_f32, llama.cpp 0c1e57098.
@@ -87,7 +87,7 @@ def layer_norm_ggml(x, weight, bias, eps):
 
 
 def layer_norm_numba(x, weight, bias, eps):
-    """As layer_norm_numpy in float32; a row is summed in 16 lanes, and once more less its mean.
+    """Compute layer_norm_numpy in float32, in three passes: the mean in 16 lanes, the variance in 16 lanes, the result.
 
     x f32 [n_tok, n_embd], weight and bias f32 [n_embd] -> f32 [n_tok, n_embd]
     """

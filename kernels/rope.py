@@ -1,10 +1,10 @@
-"""Rotary position embedding: pairs of a head's components turned by an angle that grows with the position.
+"""Rotary position embedding: pairs of a head's components are rotated by an angle proportional to the position.
 
-    component   0 1 2 3 4 5 6 7           pair i turns by  position * freqs[i]
-    "norm"      a a b b c c d d           Llama as GGUF stores it: neighbours
+    component   0 1 2 3 4 5 6 7           pair i is rotated by  position * freqs[i]
+    "norm"      a a b b c c d d           Llama as stored in GGUF: neighbours
     "neox"      a b c d a b c d           Qwen, NeoX: the two halves
 
-Components from n_rot on stay as they are.
+Components from n_rot on are not rotated.
 """
 
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ from .threads import parallel_for, run
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """How a model turns its queries and keys.
+    """A model's rotary position embedding.
 
     style        "norm" or "neox", the pairing
-    n_rot        components that take part, an even number
+    n_rot        number of rotated components, even
     base         freqs[i] = scale * base ** (-2 i / n_rot) / factors[i]
-    scale        1 / the factor by which the window was stretched
-    factors      f32 [n_rot / 2] or None: divisors of each frequency; Llama 3's rope_freqs, Phi 3's rope_factors_*
-    ramp         f32 [n_rot / 2] or None: how much of each pair's angle `scale` leaves alone, 0 to 1; YaRN's
-    attn_factor  turned components are multiplied by it
+    scale        1 / the factor by which the context window was stretched
+    factors      f32 [n_rot / 2] or None: divisors of the frequencies; Llama 3's rope_freqs, Phi 3's rope_factors_*
+    ramp         f32 [n_rot / 2] or None: the part of each pair's angle that `scale` does not affect, 0 to 1; for YaRN
+    attn_factor  factor of the rotated components
     """
 
     style: str
@@ -40,27 +40,28 @@ class Rope:
 
     @cached_property
     def freqs(self):
-        """Angle per position of each pair, in radians.  f64 [n_rot / 2]"""
+        """The angle per position of each pair, in radians.  f64 [n_rot / 2]"""
         scale = self.scale if self.ramp is None else self.scale * (1 - self.ramp) + self.ramp
         freqs = scale * self.base ** (-2 * np.arange(self.n_rot // 2) / self.n_rot)
         return freqs if self.factors is None else freqs / self.factors
 
     @cached_property
     def unstretched(self):
-        """The same turn without attn_factor: what moves a key that has had its factor."""
+        """The same rotation without attn_factor, for keys that were already multiplied by it."""
         return self if self.attn_factor == 1 else replace(self, attn_factor=1.0)
 
     @cached_property
     def pairs(self):
-        """Where each pair's two components lie: slices of the last axis."""
+        """The positions of each pair's two components: slices of the last axis."""
         n = self.n_rot
         return (slice(0, n, 2), slice(1, n, 2)) if self.style == "norm" else (slice(0, n // 2), slice(n // 2, n))
 
 
 def yarn_ramp(n_rot, base, n_ctx_orig, fast=32.0, slow=1.0):
-    """Which pairs keep their pace when a window trained on n_ctx_orig positions is stretched.  -> f32 [n_rot / 2]
+    """Return which pairs keep their frequency when a window of n_ctx_orig positions is stretched.  -> f32 [n_rot / 2]
 
-    1 for those that go round more than `fast` times within it, 0 for those that go less than `slow` times.
+    1 for pairs with more than `fast` full turns within the original window, 0 for those with less than `slow`, and
+    linear in between.
     Source: Peng et al. 2023, arXiv:2309.00071; rounded as in ggml.c ggml_rope_yarn_corr_dims, llama.cpp 0c1e57098.
     """
 
@@ -72,12 +73,12 @@ def yarn_ramp(n_rot, base, n_ctx_orig, fast=32.0, slow=1.0):
 
 
 def yarn_stretch(factor, weight=1.0):
-    """What YaRN multiplies turned components by in a window stretched by `factor`, so that scores stay as sharp."""
+    """Return YaRN's factor for rotated components in a window stretched by `factor`; it keeps scores sharp."""
     return 1 + 0.1 * weight * np.log(factor) if factor > 1 else 1.0
 
 
-def turn(x, cos, sin, pairs):
-    """The pairs of `x` rotated by angles of the given cosines and sines.
+def rotate(x, cos, sin, pairs):
+    """Rotate the pairs of `x` by the angles with the given cosines and sines.
 
     x float [n_tok, n_head, n_head_dim], cos and sin float [n_tok, n_rot / 2] -> a new array as x
     """
@@ -90,26 +91,26 @@ def turn(x, cos, sin, pairs):
 
 
 def rope_numpy(x, positions, rope):
-    """`x` turned to `positions`.
+    """Rotate `x` to `positions`.
 
     x float [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x
-    Negative positions turn back: keys move when the window shifts.  Source: Su et al. 2021, arXiv:2104.09864.
+    Negative positions rotate back, which moves keys when the window shifts.  Source: Su et al. 2021, arXiv:2104.09864.
     """
     angle = np.asarray(positions)[:, None] * rope.freqs  # f64 [n_tok, n_rot / 2]
     cos, sin = rope.attn_factor * np.cos(angle), rope.attn_factor * np.sin(angle)
-    return turn(x, cos.astype(x.dtype), sin.astype(x.dtype), rope.pairs)
+    return rotate(x, cos.astype(x.dtype), sin.astype(x.dtype), rope.pairs)
 
 
 def rope_ggml(x, positions, rope):
-    """As rope_numpy with ggml's float32 angles.
+    """Compute rope_numpy with ggml's float32 angles.
 
     x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x
     """
-    return turn(x, *cos_and_sin_ggml(positions, rope), rope.pairs)
+    return rotate(x, *cos_and_sin_ggml(positions, rope), rope.pairs)
 
 
 def cos_and_sin_ggml(positions, rope):
-    """Of angles each of which is the pair's before times base ** (-2 / n_rot), rounded.
+    """Compute cosines and sines as ggml does: a pair's angle is the previous one times base ** (-2 / n_rot), rounded.
 
     positions i32 [n_tok] -> two f32 [n_tok, n_rot / 2]
     Source: ggml-cpu/ops.cpp ggml_rope_cache_init, llama.cpp 0c1e57098.
@@ -131,45 +132,48 @@ _tables: WeakKeyDictionary[Rope, tuple[np.ndarray, np.ndarray]] = WeakKeyDiction
 
 
 def cos_and_sin_table(rope, n):
-    """As cos_and_sin_ggml for positions 0 .. n - 1 at least, computed once.  -> two f32 [n or more, n_rot / 2]"""
+    """Return cos_and_sin_ggml for at least positions 0 .. n - 1, computed once.  -> two f32 [n or more, n_rot / 2]"""
     if rope not in _tables or len(_tables[rope][0]) < n:
         _tables[rope] = cos_and_sin_ggml(np.arange(max(512, 1 << (n - 1).bit_length())), rope)
     return _tables[rope]
 
 
 def rope_numba(x, positions, rope):
-    """As rope_ggml.  x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x"""
+    """Compute rope_ggml with cached tables.
+
+    x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x
+    """
     x, positions = np.ascontiguousarray(x, np.float32), np.asarray(positions, np.int32)
     y = np.empty_like(x)
     sizes, neighbours = x.shape[1:], rope.style == "norm"
 
-    def turned(rows, cos, sin):
+    def rotate_by(rows, cos, sin):
         table = cos.reshape(-1), sin.reshape(-1), cos.shape[1]
-        return run(turn_tokens, 2 * x.size, x.reshape(-1), *sizes, rows, *table, neighbours, y.reshape(-1))
+        return run(rotate_tokens, 2 * x.size, x.reshape(-1), *sizes, rows, *table, neighbours, y.reshape(-1))
 
-    if not turned(positions, *cos_and_sin_table(rope, 1)):
+    if not rotate_by(positions, *cos_and_sin_table(rope, 1)):
         if positions.min() < 0:
-            turned(np.arange(len(positions), dtype=np.int32), *cos_and_sin_ggml(positions, rope))
+            rotate_by(np.arange(len(positions), dtype=np.int32), *cos_and_sin_ggml(positions, rope))
         else:
-            turned(positions, *cos_and_sin_table(rope, int(positions.max()) + 1))
+            rotate_by(positions, *cos_and_sin_table(rope, int(positions.max()) + 1))
     return y
 
 
 @kernel
-def turn_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
-    """Turns token t of `x` by row rows[t] of the tables; False, and nothing done, if they do not have it.
+def rotate_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
+    """Rotate token t of `x` by row rows[t] of the tables.  Returns False, with nothing done, if they are too short.
 
     x and y f32 [n_tok * n_head * d]; cos and sin f32 [n * n_pair]
     """
     for row in rows:
         if not 0 <= row < cos.size // n_pair:
             return False
-    parallel_for(team, _turn_part, (x, n_head, d, rows, cos, sin, n_pair, neighbours, y), rows.size)
+    parallel_for(team, _rotate_part, (x, n_head, d, rows, cos, sin, n_pair, neighbours, y), rows.size)
     return True
 
 
 @inner
-def _turn_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, last):
+def _rotate_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, last):
     for t in range(first, last):
         row = rows[t] * n_pair
         for h in range(n_head):

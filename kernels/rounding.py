@@ -1,9 +1,9 @@
-"""Activations as ggml's CPU code rounds them before a dot product: to the format in the weight's `dot_with`.
+"""Quantization of activations before a dot product, as in ggml's CPU code: to the format in the weight's `dot_with`.
 
-Q8_0 and Q8_1 have two encoders in ggml.  One makes files: `quantize_row_*_ref` in ggml-quants.c multiplies by
-1 / (amax / 127) and rounds ties away from zero.  The other makes activations: ggml-cpu/arch/x86/quants.c (0c1e57098),
-with AVX, multiplies by 127 / amax and rounds ties to even.  This is the other, since llama.cpp computes with it on x86:
-blocks of half-integers differ in 3 % of their codes, ordinary ones hardly ever.  Q8_K has one encoder for both.
+ggml has two encoders each for Q8_0 and Q8_1.  The one for files, `quantize_row_*_ref` in ggml-quants.c, multiplies by
+1 / (amax / 127) and rounds ties away from zero.  The one for activations, ggml-cpu/arch/x86/quants.c (0c1e57098) with
+AVX, multiplies by 127 / amax and rounds ties to even.  This file has the latter, which llama.cpp uses on x86.  The two
+differ in 3 % of the codes for blocks of half-integers, and rarely otherwise.  Q8_K has one encoder for both.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from .quants.block32 import Q8_0, Q8_1
 
 @np.errstate(all="ignore")
 def quantize_activations(x, dot_with):
-    """`x` in blocks of the format named `dot_with`.  f32 [..., n] -> blocks [..., n / block_size]"""
+    """Quantize `x` to blocks of the format named `dot_with`.  f32 [..., n] -> blocks [..., n / block_size]"""
     format = FORMATS_BY_NAME[dot_with]
     encode = {"Q8_0": activations_q8_0, "Q8_1": activations_q8_1}.get(dot_with, format.quantize)
     return encode(x.reshape(-1, format.block_size)).reshape(*x.shape[:-1], x.shape[-1] // format.block_size)
 
 
 def round_activations(x, dot_with):
-    """What `quantize_activations` leaves of `x`.  f32 [..., n] -> f32 [..., n]"""
+    """Quantize and dequantize `x`.  f32 [..., n] -> f32 [..., n]"""
     blocks = quantize_activations(x, dot_with)
     return FORMATS_BY_NAME[dot_with].dequantize(blocks.reshape(-1)).reshape(x.shape)
 
 
 def activations_q8_0(x):
-    """f32 [n, 32] -> Q8_0 [n]"""
+    """Quantize activations to Q8_0.  f32 [n, 32] -> Q8_0 [n]"""
     d, q = scale_and_codes(x)
     blocks = np.empty(len(x), Q8_0)
     blocks["d"] = d[:, 0]
@@ -39,7 +39,7 @@ def activations_q8_0(x):
 
 
 def activations_q8_1(x):
-    """f32 [n, 32] -> Q8_1 [n]"""
+    """Quantize activations to Q8_1.  f32 [n, 32] -> Q8_1 [n]"""
     d, q = scale_and_codes(x)
     blocks = np.empty(len(x), Q8_1)
     blocks["d"] = d[:, 0]
@@ -49,9 +49,9 @@ def activations_q8_1(x):
 
 
 def scale_and_codes(x):
-    """amax / 127, and x * (127 / amax) to the nearest integer, ties to even.  f32 [n, 32] -> f32 [n, 1], i32 [n, 32]
+    """Return amax / 127, and x * (127 / amax) rounded, ties to even.  f32 [n, 32] -> f32 [n, 1], i32 [n, 32]
 
-    Codes lie in -127..127, but are INT_MIN (vcvtps2dq's answer) where amax < 4e-37 makes 127 / amax infinite.
+    Codes are in -127..127.  If amax < 4e-37, 127 / amax is infinite and codes are INT_MIN, as returned by vcvtps2dq.
     """
     amax = np.abs(x).max(axis=1, keepdims=True)
     return amax / 127, truncate(np.rint(x * quotient(127, amax)))

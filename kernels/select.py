@@ -1,8 +1,8 @@
-"""The k largest of many: what a sampler keeps of a vocabulary.
+"""The k largest values of an array, for a sampler that keeps k tokens of the vocabulary.
 
-    descending      where they are, largest first; of equal ones the first comes first
+    descending      their indices, largest value first; equal values in the order of their indices
 
-Finding one, as np.argmax does, takes 10 us of 128,256 and needs no kernel.
+A single maximum needs no kernel: np.argmax takes 10 us for 128,256 values.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from numba.core import config
 from .jit import kernel
 from .simd import f32x16, largest, load, maximum
 
-SHORT = 256  # up to here a list kept in order is quicker than a partition
+MAX_INSERTION_K = 256  # up to this k, insertion into a sorted list is quicker than a partition
 
 
 def descending_numpy(x, k):
-    """f32 [n], no NaN, k in 1 .. n -> int [k], equal to argsort(-x, kind="stable")[:k]
+    """Return the indices of the k largest values.  f32 [n], no NaN, k in 1 .. n -> int [k]
 
-    40 of 128,256: argsort takes 12 ms, this 0.15, descending_numba 0.04.
+    Equal to argsort(-x, kind="stable")[:k].  40 of 128,256: argsort takes 12 ms, this 0.15, descending_numba 0.04.
     """
     threshold = np.partition(x, len(x) - k)[len(x) - k]  # the k-th largest
-    contenders = np.flatnonzero(x >= threshold)  # k of them, and those that equal the last
-    return contenders[np.argsort(-x[contenders], kind="stable")][:k]
+    candidates = np.flatnonzero(x >= threshold)  # k indices, and more if others equal the k-th value
+    return candidates[np.argsort(-x[candidates], kind="stable")][:k]
 
 
 def descending_numba(x, k):
-    """As descending_numpy."""
-    if k > SHORT or x.dtype != np.float32:
+    """Compute descending_numpy in one pass."""
+    if k > MAX_INSERTION_K or x.dtype != np.float32:
         return descending_numpy(x, k)
     where, values = np.empty(k, np.int64), np.empty(k, np.float32)
     _descending(np.ascontiguousarray(x), where, values)
@@ -37,7 +37,7 @@ def descending_numba(x, k):
 
 @kernel
 def _descending(x, where, values):
-    """One look at everything: what exceeds the least of the k largest so far takes its place among them."""
+    """Insert each value that exceeds the smallest of the k largest so far into the sorted list of these."""
     k, n = where.size, 0
     for begin in range(0, x.size, 64):
         end = min(begin + 64, x.size)

@@ -1,4 +1,4 @@
-"""A weight as the file has it: named, maybe quantized, read-only."""
+"""A weight as stored in the file: named, possibly quantized, read-only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 
 from .quants import QuantFormat
 
-_packing = Lock()
+_form_lock = Lock()
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """`blocks` of `format` that mean an array of `shape`.
+    """An array of `shape`, stored as `blocks` of `format`.
 
     shape     NumPy order, the file's fastest axis last: [n_out, n_in] for a matrix, [n_expert, n_out, n_in] for a stack
-    blocks    [*shape[:-1], n_in / format.block_size] of format.layout; usually a view into the mapped file
-    low_rank  what adapters add to it: no kernel looks at them, whoever multiplies by the whole adds their products
+    blocks    [*shape[:-1], n_in / format.block_size] of format.layout; usually a view of the mapped file
+    low_rank  LoRA terms of adapters.  Kernels ignore them; engine/model/linear.py adds their products
     """
 
     name: str
@@ -41,16 +41,16 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in the file, in bytes."""
         return self.blocks.nbytes
 
     @cached_property
     def matrices(self) -> tuple[Tensor, ...]:
-        """A stack's matrices, each with forms of its own: an expert is packed when it is first chosen."""
+        """The matrices of a stack.  Each has its own forms, so an expert is packed when it is first chosen."""
         return tuple(Tensor(self.name, self.format, self.shape[1:], blocks) for blocks in self.blocks)
 
     def dequantize(self, rows=None) -> np.ndarray:
-        """What the blocks mean.  -> f32 [*shape], or f32 [len(rows), *shape[1:]] for chosen `rows` of the first axis"""
+        """Dequantize all blocks, or `rows` of the first axis.  -> f32 [*shape], or f32 [len(rows), *shape[1:]]"""
         blocks = self.blocks if rows is None else self.blocks[rows]
         shape = self.shape if rows is None else (len(rows), *self.shape[1:])
         if not blocks.size:
@@ -58,9 +58,9 @@ class Tensor:
         return self.format.dequantize(np.ascontiguousarray(blocks).reshape(-1)).reshape(shape)
 
     def form(self, pack: Callable[[Tensor], Any]) -> Any:
-        """`pack(self)`, computed once and kept: the repacked or dequantized form that one kernel works on."""
+        """Return `pack(self)`, computed once and kept: the repacked or dequantized form that a kernel works on."""
         if pack not in self._forms:
-            with _packing:
+            with _form_lock:
                 if pack not in self._forms:
                     self._forms[pack] = pack(self)
         return self._forms[pack]
@@ -68,7 +68,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix as the product of two thin ones, scale * b a.
+    """A LoRA term: the product of two thin matrices, scale * b a.
 
     a   [rank, n_in]
     b   [n_out, rank]
@@ -80,5 +80,5 @@ class LowRank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in the file, in bytes."""
         return self.a.nbytes + self.b.nbytes

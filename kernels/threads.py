@@ -1,16 +1,16 @@
-"""One team of threads for all kernels: a job is cut into parts, and whoever is awake takes the next part.
+"""One team of threads for all kernels: a job is split into parts, and each idle thread takes the next part.
 
-    run(kernel, work, *args)                  from Python: kernel(team, *args), with helpers if `work` is worth it
-    parallel_for(team, part, args, n)         in that kernel: part(*args, first, last) over 0 .. n, in pieces
-    limit(n)                                  threads that calls from this Python thread may use; None: one per core
+    run(kernel, work, *args)                  from Python: kernel(team, *args), with helpers if `work` is large enough
+    parallel_for(team, part, args, n)         in that kernel: part(*args, first, last) for parts that cover 0 .. n
+    limit(n)                                  threads for calls from this Python thread; None: one per core
 
-Helpers are Python threads that stay in machine code, without the GIL, looking for work; after a fraction of a
-millisecond without any they sleep on a lock.  The caller takes parts too and waits only for parts that someone has
-begun, so a helper that sleeps, or that the machine has no core for, delays nothing.  Only one caller at a time has the
-team; another works alone meanwhile.  A forked child makes its own.  Which thread computes a part changes no result.
+Helpers are Python threads that stay in compiled code, without the GIL, and poll for work.  After a fraction of a
+millisecond without work they sleep on a lock.  The caller takes parts too and waits only for parts that have begun, so
+a helper that sleeps, or has no core to run on, delays nothing.  One caller at a time has the team; a second caller runs
+its kernel alone.  A forked child creates its own team.  Results do not depend on which thread computes a part.
 
-Numba's own threading layers are not used: with `workqueue` a second caller kills the process, `omp` needs a system
-library and its children die after fork.
+Numba's own threading layers are not used: with `workqueue` a second caller kills the process; `omp` needs a system
+library, and its forked children crash.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from numba.extending import intrinsic
 
 from .jit import inner, kernel
 
-WORTH = 100_000  # multiply-adds or bytes: about ten microseconds, the price of a helper that was asleep
-SPINS = 5_000  # looks for work before a helper sleeps, some 50 ns apart
-PARTS_PER_THREAD = 8  # small enough to even out, large enough for long runs of memory
+MIN_PARALLEL_WORK = 100_000  # multiply-adds or bytes: about ten microseconds, the cost of waking a helper
+MAX_IDLE_POLLS = 5_000  # polls before a helper sleeps, about 50 ns each
+PARTS_PER_THREAD = 8  # enough parts to balance the load, large enough parts to read memory in long runs
 
-# The team as machine code sees it: i64 [32], what several threads write on cache lines of their own.
-LEFT = 0  # parts that nobody has taken
+# The team in compiled code: i64 [32].  Fields that several threads write have cache lines of their own.
+LEFT = 0  # parts not yet taken
 DONE = 8  # parts finished
-SIZE = 16  # threads that may take parts, the caller included
-CODE, ARGS, N, N_PART = 17, 18, 19, 20  # the job: parts of 0 .. N, run by the function at CODE
+SIZE = 16  # threads that may take parts, including the caller
+CODE, ARGS, N, N_PART = 17, 18, 19, 20  # the job: N_PART parts of 0 .. N, run by the function at CODE
 
-# --- machine words
+# --- atomic operations and processor instructions
 
 
 @intrinsic
@@ -65,7 +65,7 @@ def atomic_store(typing, array, i, value):
 
 @intrinsic
 def atomic_add(typing, array, i, value):
-    """The element before `value` was added."""
+    """Add `value` to the element and return its previous value."""
 
     def generate(context, builder, sig, args):
         data = context.make_array(array)(context, builder, args[0]).data
@@ -76,7 +76,7 @@ def atomic_add(typing, array, i, value):
 
 @intrinsic
 def pause(typing):
-    """Some tens of nanoseconds in which the core's other thread may work."""
+    """Wait some tens of nanoseconds, in which the core's other hardware thread can work."""
 
     def generate(context, builder, sig, args):
         machine = platform.machine().lower()
@@ -95,16 +95,16 @@ def pause(typing):
 
 
 if sys.platform == "win32":
-    give_way = inner(lambda: pause())
+    yield_core = inner(lambda: pause())
 else:
-    give_way = types.ExternalFunction("sched_yield", types.int32())
+    yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 PART = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(64)])
 
 
 @intrinsic
 def call_part(typing, code, args, first, last):
-    """What the PART at address `code` does with `args`, the address of its struct."""
+    """Call the PART at address `code` with `args`, the address of its struct."""
 
     def generate(context, builder, sig, values):
         function = builder.inttoptr(values[0], PART.as_pointer())
@@ -114,14 +114,14 @@ def call_part(typing, code, args, first, last):
     return types.void(*[types.int64] * 4), generate
 
 
-# --- in machine code
+# --- compiled side
 
 
 @inner
 def take_parts(team):
-    """Runs parts of the team's job until none is left.  -> how many
+    """Run parts of the team's job until none is left.  -> the number of parts run
 
-    A part that was taken keeps the job alive until it is done, so what describes the job is read after taking.
+    A taken part keeps the job alive until it is done, so the job's fields are read after taking.
     """
     n = 0
     while atomic_load(team, LEFT) > 0:
@@ -136,21 +136,21 @@ def take_parts(team):
 
 
 @kernel
-def help_out(team, me):
-    """Takes parts whenever there are any; returns after SPINS looks in vain.  `me` 1.. is the helper's number."""
+def run_helper(team, helper_id):
+    """Take parts of jobs until MAX_IDLE_POLLS polls find no work.  `helper_id` counts from 1."""
     idle = 0
-    while idle < SPINS:
-        if me < team[SIZE] and take_parts(team) > 0:
+    while idle < MAX_IDLE_POLLS:
+        if helper_id < team[SIZE] and take_parts(team) > 0:
             idle = 0
         pause()
         idle += 1
-        if idle > SPINS // 4:
-            give_way()
+        if idle > MAX_IDLE_POLLS // 4:
+            yield_core()
 
 
 @inner
 def start_job(team, code, args, n):
-    """Puts the job before the team, helps with it, and returns when all of 0 .. n is done."""
+    """Publish a job to the team, take parts of it, and return when all of 0 .. n is done."""
     if team[SIZE] == 1:
         call_part(code, args, 0, n)
         return
@@ -159,23 +159,23 @@ def start_job(team, code, args, n):
     atomic_store(team, DONE, 0)
     atomic_store(team, LEFT, n_part)
     take_parts(team)
-    looks = 0
+    polls = 0
     while atomic_load(team, DONE) < n_part:
         pause()
-        looks += 1
-        if looks > 1000:
-            give_way()
+        polls += 1
+        if polls > 1000:
+            yield_core()
 
 
 @intrinsic
 def parallel_for(typing, team, part, args, n):
-    """part(*args, first, last) for pieces that together cover 0 .. n, each index once.  `part` must not raise."""
+    """Call part(*args, first, last) for ranges that together cover 0 .. n, each index once.  `part` must not raise."""
     sig = part.get_call_type(typing, (*args.types, types.intp, types.intp), {})
     start = typing.resolve_value_type(start_job).get_call_type(typing, (team, *[types.int64] * 3), {})
 
     def generate(context, builder, _, values):
         code = builder.ptrtoint(part_function(context, builder, part, sig, values[2].type), ir.IntType(64))
-        place = cgutils.alloca_once_value(builder, values[2])  # on the stack, where it stays until the job is done
+        place = cgutils.alloca_once_value(builder, values[2])  # on the stack of this call, which outlives the job
         job = values[0], code, builder.ptrtoint(place, ir.IntType(64)), values[3]
         call_compiled(context, builder, start_job, start, job)
         return context.get_dummy_value()
@@ -184,7 +184,7 @@ def parallel_for(typing, team, part, args, n):
 
 
 def part_function(context, builder, part, sig, packed):
-    """A C function (args *, first, last) that unpacks the struct `packed` and calls the kernel `part`."""
+    """Build a C function (args *, first, last) that unpacks the struct `packed` and calls the kernel `part`."""
     function = ir.Function(builder.module, PART, builder.module.get_unique_name("part"))
     function.linkage = "internal"
     inside = ir.IRBuilder(function.append_basic_block())
@@ -197,26 +197,27 @@ def part_function(context, builder, part, sig, packed):
 
 
 def call_compiled(context, builder, kernel, sig, args):
+    """Build a call of the compiled kernel for signature `sig`."""
     compiled = kernel.overloads[sig.args]
     context.active_code_library.add_linking_library(compiled.library)
     function = context.declare_function(builder.module, compiled.fndesc)
     context.call_conv.call_function(builder, function, sig.return_type, sig.args, args)
 
 
-# --- in Python
+# --- Python side
 
 
 class Team:
-    """The helpers, and the i64 [32] through which they are given work."""
+    """The helpers, and the i64 [32] through which they receive jobs."""
 
     def __init__(self):
         self.busy = threading.Lock()
         self.shared = new_team(1)
-        self.wake: list[threading.Lock] = []  # held while helper i + 1 sleeps or works; released to wake it
+        self.wake: list[threading.Lock] = []  # of helper i + 1: always held, released once to wake it
         self.asleep: list[bool] = []
 
     def gather(self, n: int) -> np.ndarray:
-        """`n` threads, helpers woken.  The caller has `busy`."""
+        """Return a team of `n` threads with its helpers awake.  The caller holds `busy`."""
         self.shared[SIZE] = n
         while len(self.wake) < n - 1:
             self.wake.append(threading.Lock())
@@ -229,21 +230,26 @@ class Team:
                 self.wake[i].release()
         return self.shared
 
-    def helper(self, me: int) -> None:
+    def helper(self, helper_id: int) -> None:
+        """Run as helper `helper_id`: take parts, then sleep until woken."""
         while True:
-            help_out(self.shared, me)
-            self.asleep[me - 1] = True
-            self.wake[me - 1].acquire()
+            run_helper(self.shared, helper_id)
+            self.asleep[helper_id - 1] = True
+            self.wake[helper_id - 1].acquire()
 
 
 def new_team(n: int) -> np.ndarray:
+    """Return a team of `n` threads as compiled code sees it."""
     team = np.zeros(32, np.int64)
     team[SIZE] = n
     return team
 
 
-def cores() -> int:
-    """Cores that this process may use: hardware threads of one core count once, a container's quota counts."""
+def count_cores() -> int:
+    """Count the cores that this process may use.
+
+    Hardware threads of one core count once.  A container's CPU quota is an upper limit.
+    """
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     try:
         siblings = {Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list").read_text() for i in usable}
@@ -253,36 +259,36 @@ def cores() -> int:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         n = min(n, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max"
+    except (OSError, ValueError):  # the file is missing, or says "max"
         pass
     return max(1, n)
 
 
-ALONE = new_team(1)
-N_CORE = cores()
+ONE_THREAD = new_team(1)
+N_CORE = count_cores()
 _team = Team()
 _limit = threading.local()
 
 
-def _forget() -> None:
+def _replace_team() -> None:
     global _team
     _team = Team()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_replace_team)
 
 
 def limit(n: int | None) -> None:
-    """Threads that kernels called from this Python thread may use, itself included.  None or 0: one per core."""
+    """Set how many threads kernels called from this Python thread may use; None or 0: one per core."""
     _limit.n = n or N_CORE
 
 
 def run(function: Callable, work: float, *args):
-    """function(team, *args).  `work` in multiply-adds or bytes: below WORTH, nobody is woken for it."""
+    """Call function(team, *args).  `work` is in multiply-adds or bytes; below MIN_PARALLEL_WORK no helper is used."""
     n, team = getattr(_limit, "n", N_CORE), _team
-    if n == 1 or work < WORTH or config.DISABLE_JIT or not team.busy.acquire(blocking=False):
-        return function(ALONE, *args)
+    if n == 1 or work < MIN_PARALLEL_WORK or config.DISABLE_JIT or not team.busy.acquire(blocking=False):
+        return function(ONE_THREAD, *args)
     try:
         return function(team.gather(n), *args)
     finally:

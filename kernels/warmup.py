@@ -1,10 +1,10 @@
-"""Every kernel of the NUMBA set, used once: what Numba would compile in a first answer is compiled ahead of it.
+"""Compilation of all kernels of the NUMBA set ahead of a first answer, by calling each once.
 
-Machine code is kept on disk (jit.py), so this is worth doing once after an installation.  In one process Numba compiles
-one kernel at a time, so whoever is in a hurry takes two:
+Machine code is cached on disk (jit.py), so one run after an installation is enough.  In one process Numba compiles one
+kernel at a time, so two processes halve the time:
 
-    prepare(names)                              compiles half of them, while
-    python -m numllama.kernels.warmup NAMES     a second process compiles the rest, for both
+    prepare(names)                              compiles one half, while
+    python -m numllama.kernels.warmup NAMES     a second process compiles the other half, for both
 """
 
 import gc
@@ -31,11 +31,11 @@ from .tensor import Tensor
 from .threads import N_CORE
 
 N_IN = 256  # one block of the largest kind
-N_OUT = 512  # enough work for one token to wake the team of threads
+N_OUT = 512  # with one token, enough work to use the team of threads
 
 
 def warmups() -> list[tuple[str, Callable[[], object]]]:
-    """What is compiled, and a call that does it: the product of each format, then the other operations."""
+    """Return each kernel's name and a call that compiles it: the product of each format, then the other operations."""
     x = np.ones((2, 16, 16), np.float32)
     rows, positions = x.reshape(2, N_IN), np.arange(2, dtype=np.int32)
     jobs: list[tuple[str, Callable[[], object]]] = [
@@ -56,19 +56,19 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     jobs.append(("softmax", partial(NUMBA.softmax, rows)))
     jobs.append(("descending", partial(descending, rows[0], 3)))
     jobs.append(("resize", partial(NUMBA.resize, np.zeros((4, 4, 3), np.uint8), 8, 8)))
-    return [(name, partial(_noted, name, job)) for name, job in jobs]
+    return [(name, partial(_run_and_mark, name, job)) for name, job in jobs]
 
 
-# Seconds of compiling, about, for sharing it out: the other process takes one to begin.
-SECONDS = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "cache": 0.7, "rope": 0.5}
+# Approximate seconds to compile each kernel, and to start the other process; used to split the work.
+COMPILE_S = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "cache": 0.7, "rope": 0.5}
 OTHER_KERNEL_S, START_S = 0.3, 1.0
 
 
 def prepare(names: Sequence[str]) -> None:
-    """The kernels `names` are compiled, half of the work in a second process.
+    """Compile the kernels `names`, half of them in a second process.
 
-    Does nothing about those that were compiled before or that warmups() does not know, and nothing at all where there
-    is one core or no cache: then each is compiled when it is first called.
+    Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a cache
+    this does nothing: each kernel is then compiled on its first call.
     """
     known = {name for name, _ in warmups()}
     missing = [name for name in names if name in known and not _is_compiled(name)]
@@ -76,26 +76,26 @@ def prepare(names: Sequence[str]) -> None:
         return
     here, there = split_work(missing)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    beside = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet) if there else None
+    other = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet) if there else None
     try:
         compile_them(here)
     finally:
-        if beside:
-            beside.wait()  # whatever it did not manage is compiled on its first call
+        if other:
+            other.wait()  # if it fails, its kernels are compiled on their first calls
 
 
 def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is compiled here and what in the other process, each as long as the other, about."""
-    here, there, less = [], [], START_S  # less: how much sooner this process is done so far
-    seconds = {name: next((n for kind, n in SECONDS.items() if kind in name), OTHER_KERNEL_S) for name in names}
+    """Split `names` between this process and the other one, so that both take about the same time."""
+    here, there, lead = [], [], START_S  # lead: seconds that this process has left over, so far
+    seconds = {name: next((n for kind, n in COMPILE_S.items() if kind in name), OTHER_KERNEL_S) for name in names}
     for name in sorted(names, key=lambda name: -seconds[name]):
-        (here if less > 0 else there).append(name)
-        less += -seconds[name] if less > 0 else seconds[name]
+        (here if lead > 0 else there).append(name)
+        lead += -seconds[name] if lead > 0 else seconds[name]
     return here, there
 
 
 def compile_them(names: Collection[str]) -> None:
-    """The collector of cycles, a twentieth of the time, is put off meanwhile."""
+    """Compile `names` with Python's garbage collector off, which takes a twentieth of the time."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -107,27 +107,29 @@ def compile_them(names: Collection[str]) -> None:
             gc.enable()
 
 
-def _noted(name, job):
-    """The result of `job`; that `name` is compiled is noted beside the machine code."""
+def _run_and_mark(name, job):
+    """Run `job`, then create the marker file of `name` beside the machine code."""
     result = job()
-    if note := _note(name):
-        note.touch()
+    if marker := _marker(name):
+        marker.touch()
     return result
 
 
 def _is_compiled(name) -> bool:
-    note = _note(name)
-    return note is not None and note.exists()
+    """Check whether `name` has been compiled, by its marker file."""
+    marker = _marker(name)
+    return marker is not None and marker.exists()
 
 
-def _note(name) -> Path | None:
+def _marker(name) -> Path | None:
+    """Return the path of the marker file for `name` on this CPU, or None without a cache."""
     cpu = hashlib.sha256(f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}".encode())
     folder = cache_folder()
     return folder and folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{cpu.hexdigest()[:8]}.compiled"
 
 
 def _multiply(type, x):
-    """One token and several, on a weight of zeros."""
+    """Multiply one token, then several, by a weight of zeros."""
     format = FORMATS[type]
     blocks = np.zeros((N_OUT, N_IN // format.block_size), format.layout)
     blocks.flags.writeable = False  # as in a mapped file

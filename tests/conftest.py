@@ -44,8 +44,8 @@ def pytest_collection_finish(session):
     names = [name for name, _ in warmup.warmups() if name.endswith(" product")]
     jobs = [({}, [name for name in names if name not in ("F32 product", "F16 product")])]
     of_a_level = ["Q4_0 product", "Q8_0 product", "Q6_K product", "MXFP4 product", "attention"]
-    for level, needed in simd.NEEDS.items():
-        if level != simd.LEVEL and needed <= simd.cpu_features():
+    for level, required in simd.REQUIRED_FEATURES.items():
+        if level != simd.LEVEL and required <= simd.cpu_features():
             jobs.append(({"NUMLLAMA_SIMD": level}, of_a_level))
 
     def compile_beside():

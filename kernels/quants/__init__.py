@@ -1,9 +1,9 @@
-"""Quantization formats: how a GGUF stores weights, and what the bytes mean.
+"""Quantization formats: how a GGUF stores weights.
 
     block   block_size weights that share a scale; block_bytes long
     FORMATS     by GGMLType id;  FORMATS_BY_NAME  by ggml's name ("Q4_0")
 
-Adding a format: one section in a file of this folder, one row in the table below.  Tests loop over FORMATS.
+To add a format: one section in a file of this folder, one row in the table below.  Tests loop over FORMATS.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .types import GGMLType
 
 
 class CannotQuantize(ValueError):
-    """Blocks of this format can be read here, but not made."""
+    """The format can be dequantized but not quantized."""
 
 
 @dataclass(frozen=True)
 class QuantFormat:
-    """One way to store weights.
+    """A storage format for weights.
 
-    layout      a block's fields, drawn as bytes in the format's own section; itemsize == block_bytes
+    layout      a block's fields, drawn as bytes in the format's section; itemsize == block_bytes
     dequantize  blocks [n] of layout -> f32 [n, block_size]
-    quantize    f32 [n, block_size], finite -> blocks [n] of layout, byte for byte as llama-quantize makes them;
-                raises CannotQuantize where can_quantize is False
-    dot_with    ggml's activation format for this one's dot products ("Q8_0", "Q8_1", "Q8_K", "F16", "F32", ...)
+    quantize    f32 [n, block_size], finite -> blocks [n] of layout, byte for byte as llama-quantize writes them;
+                raises CannotQuantize if can_quantize is False
+    dot_with    ggml's activation format for dot products with this one ("Q8_0", "Q8_1", "Q8_K", "F16", "F32", ...)
     """
 
     type: GGMLType
@@ -50,12 +50,12 @@ class QuantFormat:
 
 
 def _format(name, block_size, block_bytes, layout, dequantize, quantize, dot_with) -> QuantFormat:
-    """A row of the table.  Infinite scales and weights beyond F16 are values like others here, never a warning."""
+    """Return a row of the table.  Infinite scales and weights outside F16's range are computed without a warning."""
     assert layout.itemsize == block_bytes, name
     quiet = np.errstate(all="ignore")
 
     def refuse(x):
-        raise CannotQuantize(f"{name} is read but not made here: its encoder, a search of the codebook, is left out")
+        raise CannotQuantize(f"cannot quantize to {name}: its encoder, a codebook search, is not implemented")
 
     encode = quiet(quantize) if quantize else refuse
     return QuantFormat(GGMLType[name], block_size, layout, quiet(dequantize), encode, dot_with, quantize is not None)
@@ -107,15 +107,15 @@ FORMATS_BY_NAME: dict[str, QuantFormat] = {format.name: format for format in _RO
 
 
 def quantize(format: QuantFormat, x: np.ndarray) -> np.ndarray:
-    """`x` as blocks of `format`.  f32 [..., n] -> blocks [..., n / block_size]
+    """Quantize `x` to blocks of `format`.  f32 [..., n] -> blocks [..., n / block_size]
 
-    Raises: ValueError where n is no multiple of the block size; CannotQuantize.
+    Raises: ValueError if n is not a multiple of the block size; CannotQuantize.
     """
     x = np.asarray(x, np.float32)
     if x.shape[-1] % format.block_size:
-        raise ValueError(f"{format.name} stores {format.block_size} weights a block; {x.shape[-1]} do not divide")
+        raise ValueError(f"{format.name} has {format.block_size} weights per block; {x.shape[-1]} is not a multiple")
     rows = x.reshape(-1, format.block_size)
-    step = 65536 // format.block_size  # the searches' temporaries stay in the cache, whatever the size of x
+    step = 65536 // format.block_size  # small enough that the searches' temporaries stay in the cache
     blocks = np.empty(len(rows), format.layout)
     for i in range(0, len(rows), step):
         blocks[i : i + step] = format.quantize(rows[i : i + step])
@@ -123,5 +123,5 @@ def quantize(format: QuantFormat, x: np.ndarray) -> np.ndarray:
 
 
 def dequantize(format: QuantFormat, blocks: np.ndarray) -> np.ndarray:
-    """What `blocks` mean.  blocks [..., n / block_size] -> f32 [..., n]"""
+    """Dequantize blocks of `format`.  blocks [..., n / block_size] -> f32 [..., n]"""
     return format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:-1], blocks.shape[-1] * format.block_size)

@@ -1,4 +1,4 @@
-"""C's float32 arithmetic where NumPy's own differs: what ggml's encoders use, and what their bytes depend on."""
+"""C's float32 arithmetic where NumPy's differs.  ggml's encoders use it, and their bytes depend on it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import numpy as np
 
 
 def quotient(a, b):
-    """a / b, and 0 where b is 0: ggml's `b ? a / b : 0`.  f32 [...] -> f32 [...]"""
+    """Compute a / b, and 0 where b is 0: ggml's `b ? a / b : 0`.  f32 [...] -> f32 [...]"""
     return np.where(b == 0, np.float32(0), a / b)
 
 
 def truncate(x):
-    """C's `(int) x` as x86 has it: toward zero; what does not fit, NaN too, becomes INT_MIN.  f32 [...] -> i32 [...]"""
+    """Compute C's `(int) x` as on x86: toward zero; INT_MIN for NaN and values out of range.  f32 [...] -> i32 [...]"""
     return np.where(np.abs(x) < 2**31, x, np.float32(-(2**31))).astype(np.int32)
 
 
 def round_half_away(x):
-    """C's `roundf(x)`: to nearest, ties away from zero (NumPy's `rint` sends ties to even).  f32 [...] -> f32 [...]"""
+    """Compute C's `roundf(x)`: ties away from zero (NumPy's `rint`: ties to even).  f32 [...] -> f32 [...]"""
     whole = np.trunc(x)
     return whole + np.where(np.abs(x - whole) >= 0.5, np.copysign(np.float32(1), x), np.float32(0))
 
 
 def nearest_int(x):
-    """ggml's `nearest_int(x)`: to nearest, ties to even, for |x| < 2**22.  f32 [...] -> i32 [...]
+    """Compute ggml's `nearest_int(x)`: to nearest, ties to even, for |x| < 2**22.  f32 [...] -> i32 [...]
 
-    It reads the low 23 bits of x + 1.5 * 2**23.  Beyond the range they are noise, yet the same noise as ggml's.
+    The result is the low 23 bits of x + 1.5 * 2**23.  Outside the range it is meaningless, but equal to ggml's.
     """
     return ((x + np.float32(1.5 * 2**23)).view(np.int32) & 0x007FFFFF) - 0x00400000
 
 
 def sum_in_order(x):
-    """Sums over the first axis, first to last, from +0 (NumPy's `sum` may add in pairs).  f32 [k, ...] -> f32 [...]"""
+    """Sum over the first axis, first to last, from +0 (NumPy's `sum` may add in pairs).  f32 [k, ...] -> f32 [...]"""
     total = np.zeros_like(x[0])
     for row in x:
         total += row
@@ -38,7 +38,7 @@ def sum_in_order(x):
 
 
 def extreme(x, axis):
-    """The value largest in magnitude, the first among equals; +0 where there is none, a NaN being none.
+    """Return the value largest in magnitude, the first among equals.  NaNs are ignored; +0 if no other value is left.
 
     f32 [..., k, ...] -> f32 [..., 1, ...], the 1 at `axis`
     """

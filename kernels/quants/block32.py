@@ -1,7 +1,7 @@
 """Blocks of 32 weights under one scale: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0, and Q8_1 for activations.
 
-Encoders follow ggml-quants.c quantize_row_*_ref, 0c1e57098, operation by operation in float32: their bytes are
-llama-quantize's, down to the sign of a zero.
+Encoders follow ggml-quants.c quantize_row_*_ref, 0c1e57098, operation by operation in float32.  Their bytes equal
+llama-quantize's, including the sign of a zero.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Q4_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 
 def dequantize_q4_0(blocks):
-    """Q4_0 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q4_0 [n] -> f32 [n, 32]"""
     q = unpack(blocks["qs"], bits=4, run=16)
     return (q.astype(np.float32) - 8) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q4_0(x):
-    """f32 [n, 32] -> Q4_0 [n]"""
+    """Quantize weights.  f32 [n, 32] -> Q4_0 [n]"""
     d = extreme(x, axis=1) / -8
     q = np.minimum(15, truncate(x * quotient(1, d) + np.float32(8.5)).astype(np.int8)).view(np.uint8)
     blocks = np.empty(len(x), Q4_0)
@@ -43,14 +43,14 @@ Q4_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
 
 
 def dequantize_q4_1(blocks):
-    """Q4_1 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q4_1 [n] -> f32 [n, 32]"""
     d, m = (blocks[name].astype(np.float32)[:, None] for name in ("d", "m"))
     q = unpack(blocks["qs"], bits=4, run=16)
     return q.astype(np.float32) * d + m
 
 
 def quantize_q4_1(x):
-    """f32 [n, 32] -> Q4_1 [n]"""
+    """Quantize weights.  f32 [n, 32] -> Q4_1 [n]"""
     m, high = lowest_and_highest(x)
     d = (high - m) / 15
     q = np.minimum(15, truncate((x - m) * quotient(1, d) + np.float32(0.5)).astype(np.int8)).view(np.uint8)
@@ -62,7 +62,7 @@ def quantize_q4_1(x):
 
 
 def lowest_and_highest(x):
-    """Minimum and maximum of each row; of a +0 and a -0 the one met first.  f32 [n, k] -> f32 [n, 1], f32 [n, 1]"""
+    """Return each row's minimum and maximum; of +0 and -0, the first one.  f32 [n, k] -> f32 [n, 1], f32 [n, 1]"""
     low = np.take_along_axis(x, x.argmin(axis=1, keepdims=True), axis=1)
     high = np.take_along_axis(x, x.argmax(axis=1, keepdims=True), axis=1)
     return low, high
@@ -77,13 +77,13 @@ Q5_0 = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 
 
 def dequantize_q5_0(blocks):
-    """Q5_0 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q5_0 [n] -> f32 [n, 32]"""
     q = unpack(blocks["qs"], bits=4, run=16) | unpack(blocks["qh"], bits=1, run=1) << 4
     return (q.astype(np.float32) - 16) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q5_0(x):
-    """f32 [n, 32] -> Q5_0 [n]"""
+    """Quantize weights.  f32 [n, 32] -> Q5_0 [n]"""
     d = extreme(x, axis=1) / -16
     q = np.minimum(31, truncate(x * quotient(1, d) + np.float32(16.5)).astype(np.int8)).view(np.uint8)
     blocks = np.empty(len(x), Q5_0)
@@ -103,14 +103,14 @@ Q5_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 
 
 def dequantize_q5_1(blocks):
-    """Q5_1 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q5_1 [n] -> f32 [n, 32]"""
     d, m = (blocks[name].astype(np.float32)[:, None] for name in ("d", "m"))
     q = unpack(blocks["qs"], bits=4, run=16) | unpack(blocks["qh"], bits=1, run=1) << 4
     return q.astype(np.float32) * d + m
 
 
 def quantize_q5_1(x):
-    """f32 [n, 32] -> Q5_1 [n]"""
+    """Quantize weights.  f32 [n, 32] -> Q5_1 [n]"""
     m, high = lowest_and_highest(x)
     d = (high - m) / 31
     q = truncate((x - m) * quotient(1, d) + np.float32(0.5)).astype(np.uint8)
@@ -130,12 +130,12 @@ Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
 
 
 def dequantize_q8_0(blocks):
-    """Q8_0 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q8_0 [n] -> f32 [n, 32]"""
     return blocks["qs"].astype(np.float32) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q8_0(x):
-    """f32 [n, 32] -> Q8_0 [n]"""
+    """Quantize weights.  f32 [n, 32] -> Q8_0 [n]"""
     d = np.abs(x).max(axis=1, keepdims=True) / 127
     blocks = np.empty(len(x), Q8_0)
     blocks["d"] = d[:, 0]
@@ -152,12 +152,12 @@ Q8_1 = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
 
 
 def dequantize_q8_1(blocks):
-    """Q8_1 [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  Q8_1 [n] -> f32 [n, 32]"""
     return blocks["qs"].astype(np.float32) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q8_1(x):
-    """f32 [n, 32] -> Q8_1 [n]"""
+    """Quantize activations.  f32 [n, 32] -> Q8_1 [n]"""
     d = np.abs(x).max(axis=1, keepdims=True) / 127
     q = truncate(round_half_away(x * quotient(1, d)))
     blocks = np.empty(len(x), Q8_1)

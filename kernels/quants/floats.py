@@ -1,4 +1,4 @@
-"""Formats without blocks: one number is one weight.  F32 F64 F16 BF16, I8 I16 I32 I64."""
+"""Formats without blocks: each number is a weight.  F32 F64 F16 BF16, I8 I16 I32 I64."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ I8, I16, I32, I64 = np.dtype("<i1"), np.dtype("<i2"), np.dtype("<i4"), np.dtype(
 
 
 def dequantize_number(blocks):
-    """Numbers as float32: F32 without a copy, F16 exactly, the longer ones rounded to nearest.  [n] -> f32 [n, 1]"""
+    """Convert numbers to float32: F32 without a copy, F16 exactly, longer types rounded.  [n] -> f32 [n, 1]"""
     return blocks.astype(np.float32, copy=False)[:, None]
 
 
 def quantize_number(layout):
-    """The encoder into `layout`: floats rounded to nearest, ties to even; integers toward zero, as C's cast.
+    """Return the encoder to `layout`: floats rounded to nearest, ties to even; integers toward zero, as in C's cast.
 
-    f32 [n, 1] -> layout [n].  A float beyond the format's range becomes infinite; an integer's is the caller's care.
+    f32 [n, 1] -> layout [n].  A float outside the format's range becomes infinite; the caller keeps integers in range.
     """
     return lambda x: x[:, 0].astype(layout)
 
@@ -29,10 +29,10 @@ BF16 = np.dtype("<u2")
 
 
 def dequantize_bf16(blocks):
-    """BF16 [n] -> f32 [n, 1]"""
+    """Dequantize blocks.  BF16 [n] -> f32 [n, 1]"""
     return bf16_to_f32(blocks)[:, None]
 
 
 def quantize_bf16(x):
-    """f32 [n, 1] -> BF16 [n]"""
+    """Quantize weights.  f32 [n, 1] -> BF16 [n]"""
     return f32_to_bf16(x[:, 0]).astype(BF16)

@@ -1,8 +1,8 @@
-"""IQ formats: codes that point into a codebook (IQ1, IQ2, IQ3) or a table of 16 uneven steps (IQ4).
+"""IQ formats: codes that index a codebook (IQ1, IQ2, IQ3) or a table of 16 uneven steps (IQ4).
 
-The codebooks are in iq_grids.py.  The encoders of IQ1, IQ2 and IQ3, which search them for neighbours and mostly want
-an importance matrix, are left out.  Layouts are ggml-common.h's, 0c1e57098; where ggml packs two things into one array
-they are two fields here.
+The codebooks are in iq_grids.py.  The encoders of IQ1, IQ2 and IQ3 are not implemented: they search the codebooks for
+neighbours and mostly need an importance matrix.  Layouts are those of ggml-common.h, 0c1e57098; if ggml packs two
+things into one array, they are two fields here.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import numpy as np
 from .arithmetic import extreme, nearest_int, quotient, sum_in_order
 from .bits import pack, unpack
 from .iq_grids import codebook
-from .k import TINY, by_group
+from .k import GROUP_MAX_EPS, by_group
 
-# Seven sign bits stand for eight: bit 7 is set where it makes the number of minus signs even.
+# Seven sign bits encode eight: the number of minus signs is even, which determines bit 7.
 EVEN_SIGNS = np.arange(128, dtype=np.uint8)
 EVEN_SIGNS |= (np.bitwise_count(EVEN_SIGNS) & 1) << 7
 
 
 def signs(packed):
-    """-1 where a bit is set, else 1, lowest bit of the first byte first.  u8 [n, m] -> f32 [n, 8 m]"""
+    """Return -1 for each bit that is set, else 1, lowest bit of the first byte first.  u8 [n, m] -> f32 [n, 8 m]"""
     return 1 - 2 * unpack(packed, bits=1, run=1).astype(np.float32)
 
 
 def even_signs(words):
-    """The signs in the lower 28 bits of `words`, seven bits for eight.  u32 [n, m] -> f32 [n, 32 m]"""
+    """Return the signs in the lower 28 bits of `words`, seven bits for eight signs.  u32 [n, m] -> f32 [n, 32 m]"""
     sevens = words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127
     return signs(EVEN_SIGNS[sevens].reshape(len(words), -1))
 
 
 def scaled(d, scales, points, signs=1):
-    """d * scale * point * sign, a scale for each of g equal groups.
+    """Compute d * scale * point * sign, with a scale for each of g equal groups.
 
     d f32 [n], scales f32 [n, g], points f32 [n, ..., 8 or so], signs f32 [n, 256] -> f32 [n, 256]
     """
@@ -49,7 +49,7 @@ IQ2_XXS = np.dtype([("d", "<f2"), ("qs", [("code", "u1", 4), ("signs", "<u4")], 
 
 
 def dequantize_iq2_xxs(blocks):
-    """IQ2_XXS [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ2_XXS [n] -> f32 [n, 256]"""
     words = blocks["qs"]["signs"].astype(np.uint32)
     scales = ((words >> 28).astype(np.float32) + np.float32(0.5)) * np.float32(0.25)
     points = codebook("IQ2_XXS")[blocks["qs"]["code"]]
@@ -65,7 +65,7 @@ IQ2_XS = np.dtype([("d", "<f2"), ("qs", "<u2", 32), ("scales", "u1", 8)])
 
 
 def dequantize_iq2_xs(blocks):
-    """IQ2_XS [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ2_XS [n] -> f32 [n, 256]"""
     scales = (unpack(blocks["scales"], bits=4, run=1).astype(np.float32) + np.float32(0.5)) * np.float32(0.25)
     points = codebook("IQ2_XS")[blocks["qs"] & 511]
     return scaled(blocks["d"].astype(np.float32), scales, points, signs(EVEN_SIGNS[blocks["qs"] >> 9]))
@@ -82,7 +82,7 @@ IQ2_S = np.dtype([("d", "<f2"), ("qs", "u1", 32), ("signs", "u1", 32), ("qh", "u
 
 
 def dequantize_iq2_s(blocks):
-    """IQ2_S [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ2_S [n] -> f32 [n, 256]"""
     scales = (unpack(blocks["scales"], bits=4, run=1).astype(np.float32) + np.float32(0.5)) * np.float32(0.25)
     codes = blocks["qs"] | unpack(blocks["qh"], bits=2, run=1).astype(np.uint16) << 8
     return scaled(blocks["d"].astype(np.float32), scales, codebook("IQ2_S")[codes], signs(blocks["signs"]))
@@ -97,7 +97,7 @@ IQ3_XXS = np.dtype([("d", "<f2"), ("qs", "u1", 64), ("signs", "<u4", 8)])
 
 
 def dequantize_iq3_xxs(blocks):
-    """IQ3_XXS [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ3_XXS [n] -> f32 [n, 256]"""
     words = blocks["signs"].astype(np.uint32)
     scales = ((words >> 28).astype(np.float32) + np.float32(0.5)) * np.float32(0.5)
     return scaled(blocks["d"].astype(np.float32), scales, codebook("IQ3_XXS")[blocks["qs"]], even_signs(words))
@@ -114,7 +114,7 @@ IQ3_S = np.dtype([("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("signs", "u1
 
 
 def dequantize_iq3_s(blocks):
-    """IQ3_S [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ3_S [n] -> f32 [n, 256]"""
     scales = 2 * unpack(blocks["scales"], bits=4, run=1).astype(np.float32) + 1
     codes = blocks["qs"] | unpack(blocks["qh"], bits=1, run=1).astype(np.uint16) << 8
     return scaled(blocks["d"].astype(np.float32), scales, codebook("IQ3_S")[codes], signs(blocks["signs"]))
@@ -129,7 +129,7 @@ IQ1_S = np.dtype([("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8)])
 
 
 def dequantize_iq1_s(blocks):
-    """IQ1_S [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ1_S [n] -> f32 [n, 256]"""
     qh = blocks["qh"].astype(np.uint16)
     scales = 2 * (qh >> 12 & 7).astype(np.float32) + 1
     upper = (qh[..., None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7).reshape(-1, 32)
@@ -147,7 +147,7 @@ IQ1_M = np.dtype([("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)])
 
 
 def dequantize_iq1_m(blocks):
-    """IQ1_M [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ1_M [n] -> f32 [n, 256]"""
     packed = blocks["scales"].astype(np.uint16)
     shifts = np.arange(0, 12, 3, dtype=np.uint16)
     scales = 2 * (packed[..., None] >> shifts & 7).reshape(-1, 16).astype(np.float32) + 1
@@ -170,13 +170,13 @@ STEPS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 6
 
 
 def dequantize_iq4_nl(blocks):
-    """IQ4_NL [n] -> f32 [n, 32]"""
+    """Dequantize blocks.  IQ4_NL [n] -> f32 [n, 32]"""
     q = unpack(blocks["qs"], bits=4, run=16)
     return blocks["d"].astype(np.float32)[:, None] * STEPS[q]
 
 
 def quantize_iq4_nl(x):
-    """f32 [n, 32] -> IQ4_NL [n].  As in ggml-quants.c quantize_row_iq4_nl_impl, 0c1e57098."""
+    """Quantize weights.  f32 [n, 32] -> IQ4_NL [n].  As in ggml-quants.c quantize_row_iq4_nl_impl, 0c1e57098."""
     groups = by_group(x, 32)
     scale = search_step_scale(groups)
     blocks = np.empty(len(x), IQ4_NL)
@@ -185,20 +185,21 @@ def quantize_iq4_nl(x):
     return blocks
 
 
-# Code of the first step above a whole number in -128..127 and the fraction after it, at least 1 and at most 15.
+# For each integer i in -128..127: the code of the first step above i, clipped to 1..15.
 UPPER = np.clip(np.searchsorted(STEPS, np.arange(-128, 128), side="right"), 1, 15)
 
 
 def nearest_step(x):
-    """Code of the step next to x, of the upper one halfway.  f32 [...] -> u8 [...]"""
+    """Return the code of the step nearest to x, of the upper one if halfway.  f32 [...] -> u8 [...]"""
     upper = UPPER[np.floor(np.fmax(np.fmin(x, 127), -128)).astype(np.int16) + 128]
     return np.where(x - STEPS[upper - 1] < STEPS[upper] - x, upper - 1, upper).astype(np.uint8)
 
 
 def search_step_scale(x):
-    """Scale of each group that makes x about scale * step; weights are x**2.  f32 [32, g] -> f32 [g]
+    """Search each group's scale so that x is about scale * step; weights are x**2.  f32 [32, g] -> f32 [g]
 
-    Trials put the extreme value at the lowest step, then at -134 .. -120; among the least-squares scales the best wins.
+    The first trial maps the extreme value to the lowest step, the others map it to -134 .. -120.  The least-squares
+    scale with the smallest error wins.
     """
     peak = extreme(x, axis=0)[0]
     weights = x * x
@@ -215,7 +216,7 @@ def search_step_scale(x):
         better = (sum_qq > 0) & (sum_xq * sum_xq > best * sum_qq)
         scale = np.where(better, sum_xq / sum_qq, scale)
         best = np.where(better, scale * sum_xq, best)
-    return np.where(np.abs(peak) < TINY, np.float32(0), scale)
+    return np.where(np.abs(peak) < GROUP_MAX_EPS, np.float32(0), scale)
 
 
 # ------------------------------------------------------------------------------------------------------------- IQ4_XS
@@ -228,7 +229,7 @@ IQ4_XS = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("q
 
 
 def dequantize_iq4_xs(blocks):
-    """IQ4_XS [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  IQ4_XS [n] -> f32 [n, 256]"""
     upper = blocks["scales_h"].astype(np.uint16)[:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     scales = unpack(blocks["scales_l"], bits=4, run=1) | upper << 4
     q = unpack(blocks["qs"], bits=4, run=16)
@@ -236,7 +237,7 @@ def dequantize_iq4_xs(blocks):
 
 
 def quantize_iq4_xs(x):
-    """f32 [n, 256] -> IQ4_XS [n].  As in ggml-quants.c quantize_row_iq4_nl_impl, 0c1e57098."""
+    """Quantize weights.  f32 [n, 256] -> IQ4_XS [n].  As in ggml-quants.c quantize_row_iq4_nl_impl, 0c1e57098."""
     groups = by_group(x, 32)
     scale = search_step_scale(groups).reshape(-1, 8)
     d = -extreme(scale, axis=1) / 32

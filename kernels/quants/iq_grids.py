@@ -1,9 +1,9 @@
-"""Codebooks of the IQ formats: the few points of a coarse lattice that a code can choose among.
+"""Codebooks of the IQ formats: the points of a coarse lattice that codes select.
 
-A point is four or eight coordinates, each one of the codebook's `values`.  Taking the values' places 0, 1, 2, ... as
-digits, first coordinate least significant, every point is a number, and a codebook is a set of such numbers; code i
-means the i-th smallest.  So a codebook is written down as one bit per lattice point, in base 85: bit p of the bytes,
-lowest bit first, says whether point p belongs.
+A point has four or eight coordinates, each one of the codebook's `values`.  Read as a number whose digits are the
+indices of these values, first coordinate least significant, every point is an integer.  A codebook is a set of such
+integers, and code i is the i-th smallest.  It is stored as one bit per lattice point, in base 85: bit p of the bytes,
+lowest bit first, is 1 if point p belongs to the codebook.
 
 The sets are ggml-common.h's iq2xxs_grid, iq2xs_grid, iq2s_grid, iq3xxs_grid, iq3s_grid and iq1s_grid, 0c1e57098.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Codebook(NamedTuple):
-    """The lattice values ** n_coordinates, and which of its points belong."""
+    """A subset `members` of the lattice values ** n_coordinates."""
 
     values: tuple[int, ...]
     n_coordinates: int
@@ -27,7 +27,7 @@ class Codebook(NamedTuple):
 
 @cache
 def codebook(name):
-    """Points of the codebook of the format `name`, by code.  -> f32 [n_points, n_coordinates], read-only"""
+    """Return the points of the codebook of format `name`, by code.  -> f32 [n_points, n_coordinates], read-only"""
     values, k, members = CODEBOOKS[name]
     points = np.flatnonzero(np.unpackbits(np.frombuffer(b85decode(members), np.uint8), bitorder="little"))
     digits = points[:, None] // len(values) ** np.arange(k) % len(values)

@@ -4,9 +4,9 @@
     Q3_K Q6_K        w = d * scale * q                   scale per group, 6 or 8 bits, signed
     Q8_K             activations only; d is a float32
 
-Encoders search each group's scale by weighted least squares, then quantize the scales, then round the weights again
-with what the scales have become.  They follow ggml-quants.c quantize_row_*_K_ref, 0c1e57098, in float32, operation by
-operation; a sum is taken in the order of the places.  So arrays here lie places first: [16 or 32, groups].
+Encoders search each group's scale by weighted least squares, quantize the scales, then round the weights again with the
+quantized scales.  They follow ggml-quants.c quantize_row_*_K_ref, 0c1e57098, in float32, operation by operation.  Sums
+are taken in the order of the weights in a group, which is the first axis of arrays here: [16 or 32, groups].
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ import numpy as np
 from .arithmetic import extreme, nearest_int, quotient, sum_in_order
 from .bits import pack, unpack
 
-TINY = np.float32(1e-15)  # ggml's GROUP_MAX_EPS: a group below it counts as all zero
+GROUP_MAX_EPS = np.float32(1e-15)  # a group whose magnitudes are all smaller counts as zero, as in ggml
 
 
 # ----------------------------------------------------------------------------------------------------------- searches
 def by_group(x, size):
-    """Super-blocks as groups, places first.  f32 [n, 256] -> f32 [size, n * 256 / size]"""
+    """Split super-blocks into groups, one per column.  f32 [n, 256] -> f32 [size, n * 256 / size]"""
     return np.ascontiguousarray(x.reshape(-1, size).T)
 
 
 def search_scale_and_min(x, weights, q_max, first, n_step, absolute=False):
-    """Scale, minimum and codes of each group that make x about scale * q - minimum, with q in 0..q_max.
+    """Search scale, minimum and codes of each group so that x is about scale * q - minimum, with q in 0..q_max.
 
     x, weights f32 [k, g] -> f32 [g], f32 [g], i32 [k, g]
-    Codes are tried for q_max + first, q_max + first + 0.1, ... (n_step further ones) in place of q_max.  For each,
-    scale and minimum minimize sum(w * (scale * q - minimum - x)**2): two linear equations, solved by Cramer's rule.
-    The smallest weighted squared (or `absolute`) error wins; its minimum moves the next trial.  As in make_qkx2_quants.
+    Codes are tried for q_max + first, q_max + first + 0.1, ... (n_step further trials) in place of q_max.  In each
+    trial, scale and minimum minimize sum(w * (scale * q - minimum - x)**2): two linear equations, solved by Cramer's
+    rule. The smallest weighted squared (or `absolute`) error wins.  Its minimum is the start of the next trial. As in
+    make_qkx2_quants.
     """
     low, high = np.minimum(x.min(axis=0), 0), x.max(axis=0)
-    flat = high == low  # the group is all zeros, or one value below zero, which is then the minimum itself
+    flat = high == low  # the group is all zeros, or one negative value, which is then the minimum
     flat_min = -low
     sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x)
 
@@ -69,11 +70,11 @@ def search_scale_and_min(x, weights, q_max, first, n_step, absolute=False):
 
 
 def search_scale(x, q_max):
-    """Scale and codes of each group that make x about scale * q, with q in -q_max..q_max - 1; weights are x**2.
+    """Search scale and codes of each group so that x is about scale * q, with q in -q_max..q_max - 1; weights are x**2.
 
     x f32 [k, g] -> f32 [g], i32 [k, g]
-    Nineteen trials put the extreme value at -(q_max - 0.9) .. -(q_max + 0.9).  The best scale for given codes is
-    sum(w x q) / sum(w q q), and the larger sum(w x q)**2 / sum(w q q), the smaller the error.  As in make_qx_quants.
+    Nineteen trials map the extreme value to -(q_max - 0.9) .. -(q_max + 0.9).  The best scale for given codes is
+    sum(w x q) / sum(w q q).  The larger sum(w x q)**2 / sum(w q q), the smaller the error.  As in make_qx_quants.
     """
     peak = extreme(x, axis=0)[0]
     weights = x * x
@@ -92,14 +93,14 @@ def search_scale(x, q_max):
         scale = np.where(better, sum_xq / sum_qq, scale)
         best = np.where(better, scale * sum_xq, best)
         q = np.where(better, trial_q, q)
-    empty = np.abs(peak) < TINY
+    empty = np.abs(peak) < GROUP_MAX_EPS
     return np.where(empty, np.float32(0), scale), np.where(empty, -q_max, q)
 
 
 def search_scale_by_descent(x, q_max):
-    """As `search_scale`, but from one start, moving single codes while the fit improves.  As in make_q3_quants.
+    """Search like `search_scale`, but from one start, changing single codes while the fit improves.
 
-    x f32 [k, g] -> f32 [g], i32 [k, g]
+    x f32 [k, g] -> f32 [g], i32 [k, g].  As in make_q3_quants.
     """
     peak = extreme(x, axis=0)[0]
     weights = x * x
@@ -117,23 +118,23 @@ def search_scale_by_descent(x, q_max):
             better &= new_xq * new_xq * sum_qq > sum_xq * sum_xq * new_qq
             q[i] = np.where(better, moved, q[i])
             sum_xq, sum_qq = np.where(better, new_xq, sum_xq), np.where(better, new_qq, sum_qq)
-    empty = np.abs(peak) < TINY
+    empty = np.abs(peak) < GROUP_MAX_EPS
     scale = np.where(sum_qq > 0, sum_xq / sum_qq, np.float32(0))
     return np.where(empty, np.float32(0), scale), np.where(empty, -q_max, q)
 
 
-def codes_again(x, d, minimum, q, q_lowest, q_highest):
-    """Codes for the scales as stored: (x + minimum) / d, rounded; where d is 0 the search's `q` stay.
+def requantize_codes(x, d, minimum, q, q_lowest, q_highest):
+    """Return the codes for the scales as stored: (x + minimum) / d, rounded; the search's `q` where d is 0.
 
     x f32 [k, g], d and minimum f32 [n, g / n], q i32 [k, g] -> u8 [n, 256], counted from q_lowest
     """
     d = d.reshape(-1)
-    again = np.clip(nearest_int((x + minimum.reshape(-1)) / d), q_lowest, q_highest)
-    return (np.where(d == 0, q, again) - q_lowest).T.astype(np.uint8).reshape(-1, 256)
+    requantized = np.clip(nearest_int((x + minimum.reshape(-1)) / d), q_lowest, q_highest)
+    return (np.where(d == 0, q, requantized) - q_lowest).T.astype(np.uint8).reshape(-1, 256)
 
 
 def row_maximum(x):
-    """The largest of each row, at least +0; a NaN is passed over.  f32 [n, k] -> f32 [n, 1]"""
+    """Return the largest value of each row, at least +0; NaNs are ignored.  f32 [n, k] -> f32 [n, 1]"""
     return np.fmax.reduce(x, axis=1, initial=0, keepdims=True) + np.float32(0)
 
 
@@ -148,7 +149,7 @@ Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", 
 
 
 def dequantize_q2_k(blocks):
-    """Q2_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q2_K [n] -> f32 [n, 256]"""
     d, dmin = (blocks[name].astype(np.float32)[:, None] for name in ("d", "dmin"))
     scales = d * (blocks["scales"] & 15)
     mins = dmin * (blocks["scales"] >> 4)
@@ -157,7 +158,7 @@ def dequantize_q2_k(blocks):
 
 
 def quantize_q2_k(x):
-    """f32 [n, 256] -> Q2_K [n]"""
+    """Quantize weights.  f32 [n, 256] -> Q2_K [n]"""
     groups = by_group(x, 16)
     scale, minimum, q = search_scale_and_min(groups, np.abs(groups), q_max=3, first=-0.5, n_step=15, absolute=True)
     scale, minimum = scale.reshape(-1, 16), minimum.reshape(-1, 16)
@@ -168,7 +169,7 @@ def quantize_q2_k(x):
     blocks["d"], blocks["dmin"] = top_scale[:, 0] / 15, top_min[:, 0] / 15
     blocks["scales"] = (low | high << 4).astype(np.uint8)
     d, dmin = (blocks[name].astype(np.float32)[:, None] for name in ("d", "dmin"))
-    q = codes_again(groups, d * (blocks["scales"] & 15), dmin * (blocks["scales"] >> 4), q, 0, 3)
+    q = requantize_codes(groups, d * (blocks["scales"] & 15), dmin * (blocks["scales"] >> 4), q, 0, 3)
     blocks["qs"] = pack(q, bits=2, run=32)
     return blocks
 
@@ -184,7 +185,7 @@ Q3_K = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("
 
 
 def dequantize_q3_k(blocks):
-    """Q3_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q3_K [n] -> f32 [n, 256]"""
     scales = unpack(blocks["scales"][:, :8], bits=4, run=8) | unpack(blocks["scales"][:, 8:], bits=2, run=4) << 4
     scales = blocks["d"].astype(np.float32)[:, None] * (scales.astype(np.int8) - 32)
     q = unpack(blocks["qs"], bits=2, run=32) | unpack(blocks["hmask"], bits=1, run=32) << 2
@@ -192,7 +193,7 @@ def dequantize_q3_k(blocks):
 
 
 def quantize_q3_k(x):
-    """f32 [n, 256] -> Q3_K [n]"""
+    """Quantize weights.  f32 [n, 256] -> Q3_K [n]"""
     groups = by_group(x, 16)
     scale, q = search_scale_by_descent(groups, q_max=4)
     scale = scale.reshape(-1, 16)
@@ -205,7 +206,7 @@ def quantize_q3_k(x):
     blocks["scales"][:, :8] = pack(packed & 15, bits=4, run=8)
     blocks["scales"][:, 8:] = pack(packed >> 4, bits=2, run=4)
     d = blocks["d"].astype(np.float32)[:, None] * scales.astype(np.float32)
-    q = codes_again(groups, d, np.zeros_like(d), q, -4, 3)
+    q = requantize_codes(groups, d, np.zeros_like(d), q, -4, 3)
     blocks["hmask"] = pack(q >> 2, bits=1, run=32)
     blocks["qs"] = pack(q & 3, bits=2, run=32)
     return blocks
@@ -225,7 +226,7 @@ Q4_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1
 
 
 def unpack_scales_and_mins(packed):
-    """Six-bit scales and mins of Q4_K and Q5_K.  u8 [n, 12] -> u8 [n, 8], u8 [n, 8]"""
+    """Unpack the six-bit scales and mins of Q4_K and Q5_K.  u8 [n, 12] -> u8 [n, 8], u8 [n, 8]"""
     a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
     mins = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
@@ -233,7 +234,7 @@ def unpack_scales_and_mins(packed):
 
 
 def pack_scales_and_mins(scales, mins):
-    """u8 [n, 8], u8 [n, 8] -> u8 [n, 12]"""
+    """Pack six-bit scales and mins.  u8 [n, 8], u8 [n, 8] -> u8 [n, 12]"""
     a = scales[:, :4] | scales[:, 4:] >> 4 << 6
     b = mins[:, :4] | mins[:, 4:] >> 4 << 6
     c = scales[:, 4:] & 15 | mins[:, 4:] << 4
@@ -241,20 +242,20 @@ def pack_scales_and_mins(scales, mins):
 
 
 def dequantize_scales_and_mins(blocks):
-    """d * scale and dmin * min of Q4_K or Q5_K [n].  -> f32 [n, 8], f32 [n, 8]"""
+    """Return d * scale and dmin * min of Q4_K or Q5_K [n].  -> f32 [n, 8], f32 [n, 8]"""
     scales, mins = unpack_scales_and_mins(blocks["scales"])
     return blocks["d"].astype(np.float32)[:, None] * scales, blocks["dmin"].astype(np.float32)[:, None] * mins
 
 
 def dequantize_q4_k(blocks):
-    """Q4_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q4_K [n] -> f32 [n, 256]"""
     scales, mins = dequantize_scales_and_mins(blocks)
     q = unpack(blocks["qs"], bits=4, run=32).reshape(-1, 8, 32)
     return (scales[..., None] * q - mins[..., None]).reshape(-1, 256)
 
 
 def quantize_q4_k(x):
-    """f32 [n, 256] -> Q4_K [n]"""
+    """Quantize weights.  f32 [n, 256] -> Q4_K [n]"""
     blocks = np.empty(len(x), Q4_K)
     q = quantize_scales_and_mins(x, blocks, q_max=15, first=-1, n_step=20)
     blocks["qs"] = pack(q, bits=4, run=32)
@@ -262,7 +263,7 @@ def quantize_q4_k(x):
 
 
 def quantize_scales_and_mins(x, blocks, q_max, first, n_step):
-    """Sets d, dmin and scales of Q4_K or Q5_K `blocks`; returns the codes.  f32 [n, 256] -> u8 [n, 256]"""
+    """Set d, dmin and scales of Q4_K or Q5_K `blocks`; return the codes.  f32 [n, 256] -> u8 [n, 256]"""
     groups = by_group(x, 32)
     weights = np.sqrt(sum_in_order(groups * groups) / 32) + np.abs(groups)
     scale, minimum, q = search_scale_and_min(groups, weights, q_max, first, n_step)
@@ -273,7 +274,7 @@ def quantize_scales_and_mins(x, blocks, q_max, first, n_step):
     blocks["d"], blocks["dmin"] = top_scale[:, 0] / 63, top_min[:, 0] / 63
     blocks["scales"] = pack_scales_and_mins(scales, mins)
     d, dm = dequantize_scales_and_mins(blocks)
-    return codes_again(groups, d, dm, q, 0, q_max)
+    return requantize_codes(groups, d, dm, q, 0, q_max)
 
 
 # --------------------------------------------------------------------------------------------------------------- Q5_K
@@ -287,14 +288,14 @@ Q5_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1
 
 
 def dequantize_q5_k(blocks):
-    """Q5_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q5_K [n] -> f32 [n, 256]"""
     scales, mins = dequantize_scales_and_mins(blocks)
     q = unpack(blocks["qs"], bits=4, run=32) | unpack(blocks["qh"], bits=1, run=32) << 4
     return (scales[..., None] * q.reshape(-1, 8, 32) - mins[..., None]).reshape(-1, 256)
 
 
 def quantize_q5_k(x):
-    """f32 [n, 256] -> Q5_K [n]"""
+    """Quantize weights.  f32 [n, 256] -> Q5_K [n]"""
     blocks = np.empty(len(x), Q5_K)
     q = quantize_scales_and_mins(x, blocks, q_max=31, first=-0.5, n_step=15)
     blocks["qh"] = pack(q >> 4, bits=1, run=32)
@@ -313,14 +314,14 @@ Q6_K = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d"
 
 
 def dequantize_q6_k(blocks):
-    """Q6_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q6_K [n] -> f32 [n, 256]"""
     scales = blocks["d"].astype(np.float32)[:, None] * blocks["scales"]
     q = unpack(blocks["ql"], bits=4, run=64) | unpack(blocks["qh"], bits=2, run=32) << 4
     return (scales[..., None] * (q.astype(np.int8) - 32).reshape(-1, 16, 16)).reshape(-1, 256)
 
 
 def quantize_q6_k(x):
-    """f32 [n, 256] -> Q6_K [n]"""
+    """Quantize weights.  f32 [n, 256] -> Q6_K [n]"""
     groups = by_group(x, 16)
     scale, q = search_scale(groups, q_max=32)
     scale = scale.reshape(-1, 16)
@@ -330,10 +331,10 @@ def quantize_q6_k(x):
     blocks["d"] = 1 / per_d[:, 0]
     blocks["scales"] = np.minimum(127, nearest_int(per_d * scale)).astype(np.int8)
     d = blocks["d"].astype(np.float32)[:, None] * blocks["scales"]
-    q = codes_again(groups, d, np.zeros_like(d), q, -32, 31)
+    q = requantize_codes(groups, d, np.zeros_like(d), q, -32, 31)
     blocks["ql"] = pack(q & 15, bits=4, run=64)
     blocks["qh"] = pack(q >> 4, bits=2, run=32)
-    blocks[np.abs(top[:, 0]) < TINY] = np.zeros((), Q6_K)
+    blocks[np.abs(top[:, 0]) < GROUP_MAX_EPS] = np.zeros((), Q6_K)
     return blocks
 
 
@@ -346,12 +347,12 @@ Q8_K = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)])
 
 
 def dequantize_q8_k(blocks):
-    """Q8_K [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  Q8_K [n] -> f32 [n, 256]"""
     return blocks["qs"].astype(np.float32) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q8_k(x):
-    """f32 [n, 256] -> Q8_K [n]"""
+    """Quantize activations.  f32 [n, 256] -> Q8_K [n]"""
     per_d = quotient(-127, extreme(x, axis=1))
     q = np.minimum(127, nearest_int(per_d * x))
     blocks = np.empty(len(x), Q8_K)

@@ -1,7 +1,7 @@
-"""One and two bits a weight, for models trained to them: ternary TQ1_0 and TQ2_0; binary Q1_0; Q2_0.
+"""One or two bits per weight, for models trained to such weights: ternary TQ1_0 and TQ2_0; binary Q1_0; Q2_0.
 
-Encoders follow ggml-quants.c quantize_row_*_ref, 0c1e57098: they store weights that already are multiples of one
-scale, and spoil any others.
+Encoders follow ggml-quants.c quantize_row_*_ref, 0c1e57098.  They are meant for weights that are multiples of one scale
+already, and distort others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .bits import pack, unpack
 
 
 def largest_and_ratios(x):
-    """Largest magnitude of each row, and the row over it, rounded: -1, 0, 1.  f32 [n, k] -> f32 [n, 1], i32 [n, k]"""
+    """Return each row's largest magnitude, and the row divided by it, rounded.  f32 [n, k] -> f32 [n, 1], i32 [n, k]"""
     d = np.abs(x).max(axis=1, keepdims=True)
     return d, truncate(round_half_away(x * quotient(1, d)))
 
@@ -29,29 +29,29 @@ TQ1_0 = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
 
 
 def digits(packed, count):
-    """Leading base-3 digits: first those of all bytes, then second ones.  u8 [n, m] -> u8 [n, count * m]"""
+    """Return leading base-3 digits: the first of all bytes, then the second.  u8 [n, m] -> u8 [n, count * m]"""
     shifted = (
         packed[:, None, :] * (3 ** np.arange(count, dtype=np.uint8))[:, None]
-    )  # a fraction of 256: no carry is kept
+    )  # a fraction of 256: the carry is dropped
     return (shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
 
 
 def undigits(t, count):
-    """The inverse of `digits`: the smallest byte above each fraction.  u8 [n, count * m] -> u8 [n, m]"""
+    """Return the smallest byte above each fraction, the inverse of `digits`.  u8 [n, count * m] -> u8 [n, m]"""
     powers = 3 ** np.arange(4, 4 - count, -1, dtype=np.uint16)
     number = (t.reshape(len(t), count, -1) * powers[:, None]).sum(axis=1, dtype=np.uint16)
     return ((number.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8)
 
 
 def dequantize_tq1_0(blocks):
-    """TQ1_0 [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  TQ1_0 [n] -> f32 [n, 256]"""
     qs, qh = blocks["qs"], blocks["qh"]
     t = np.concatenate([digits(qs[:, :32], 5), digits(qs[:, 32:], 5), digits(qh, 4)], axis=1)
     return (t.astype(np.float32) - 1) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_tq1_0(x):
-    """f32 [n, 256] -> TQ1_0 [n]"""
+    """Quantize weights.  f32 [n, 256] -> TQ1_0 [n]"""
     d, ratios = largest_and_ratios(x)
     t = (ratios + 1).astype(np.uint8)
     blocks = np.empty(len(x), TQ1_0)
@@ -70,13 +70,13 @@ TQ2_0 = np.dtype([("qs", "u1", 64), ("d", "<f2")])
 
 
 def dequantize_tq2_0(blocks):
-    """TQ2_0 [n] -> f32 [n, 256]"""
+    """Dequantize blocks.  TQ2_0 [n] -> f32 [n, 256]"""
     t = unpack(blocks["qs"], bits=2, run=32)
     return (t.astype(np.float32) - 1) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_tq2_0(x):
-    """f32 [n, 256] -> TQ2_0 [n]"""
+    """Quantize weights.  f32 [n, 256] -> TQ2_0 [n]"""
     d, ratios = largest_and_ratios(x)
     blocks = np.empty(len(x), TQ2_0)
     blocks["d"] = d[:, 0]
@@ -92,13 +92,13 @@ Q1_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 
 def dequantize_q1_0(blocks):
-    """Q1_0 [n] -> f32 [n, 128]"""
+    """Dequantize blocks.  Q1_0 [n] -> f32 [n, 128]"""
     bit = unpack(blocks["qs"], bits=1, run=1)
     return (2 * bit.astype(np.float32) - 1) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q1_0(x):
-    """f32 [n, 128] -> Q1_0 [n]"""
+    """Quantize weights.  f32 [n, 128] -> Q1_0 [n]"""
     blocks = np.empty(len(x), Q1_0)
     blocks["d"] = sum_in_order(np.abs(x).T) / 128
     blocks["qs"] = pack((x >= 0).astype(np.uint8), bits=1, run=1)
@@ -113,13 +113,13 @@ Q2_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 
 def dequantize_q2_0(blocks):
-    """Q2_0 [n] -> f32 [n, 64]"""
+    """Dequantize blocks.  Q2_0 [n] -> f32 [n, 64]"""
     q = unpack(blocks["qs"], bits=2, run=1)
     return (q.astype(np.float32) - 1) * blocks["d"].astype(np.float32)[:, None]
 
 
 def quantize_q2_0(x):
-    """f32 [n, 64] -> Q2_0 [n]"""
+    """Quantize weights.  f32 [n, 64] -> Q2_0 [n]"""
     d, ratios = largest_and_ratios(x)
     blocks = np.empty(len(x), Q2_0)
     blocks["d"] = d[:, 0]

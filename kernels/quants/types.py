@@ -1,4 +1,4 @@
-"""Every number that a GGUF's tensor table may give as a type, the retired ones too, so that an error can name them."""
+"""All tensor type ids of GGUF, including the retired ones, so that errors can name them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class GGMLType(IntEnum):
     """ggml's tensor types by their ids.  As in ggml.h, enum ggml_type, 0c1e57098.
 
     Retired: Q4_2 and Q4_3 in May 2023; the row-interleaved ones (.._4_4, .._4_8, .._8_8) when ggml began to
-    interleave Q4_0 and IQ4_NL itself while loading.  Q8_1 and Q8_K hold activations and never reach a file.
+    interleave Q4_0 and IQ4_NL while loading.  Q8_1 and Q8_K hold activations and never occur in files.
     """
 
     F32 = 0

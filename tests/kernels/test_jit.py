@@ -11,7 +11,7 @@ from numba import float64
 from numba.core import config
 
 from numllama.kernels import jit
-from numllama.kernels.jit import forget_old, inner
+from numllama.kernels.jit import inner, remove_old_caches
 
 # A module with one kernel of its own, run in a fresh process; prints the result and how often the cache was hit.
 PROGRAM = """
@@ -101,7 +101,7 @@ def test_machine_code_of_older_sources_is_removed_after_a_month(tmp_path):
         folder.mkdir()
         (folder / "index").write_text("")
     os.utime(old, (0, 0))
-    forget_old(tmp_path)
+    remove_old_caches(tmp_path)
     assert not old.exists() and recent.exists()
 
 

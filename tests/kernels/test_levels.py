@@ -41,7 +41,11 @@ print(simd.LEVEL)
 @pytest.fixture(scope="module")
 def processes():
     """By its level, one that computes and compares."""
-    levels = [level for level, needed in simd.NEEDS.items() if needed <= simd.cpu_features() and level != simd.LEVEL]
+    levels = [
+        level
+        for level, required in simd.REQUIRED_FEATURES.items()
+        if required <= simd.cpu_features() and level != simd.LEVEL
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PROGRAM]
     begun = {level: subprocess.Popen(command, env=os.environ | {"NUMLLAMA_SIMD": level}, **pipes) for level in levels}
@@ -51,9 +55,9 @@ def processes():
         process.communicate()
 
 
-@pytest.mark.parametrize("level", simd.NEEDS)
+@pytest.mark.parametrize("level", simd.REQUIRED_FEATURES)
 def test_kernels_agree_with_their_references(level, processes):
-    if not simd.NEEDS[level] <= simd.cpu_features():
+    if not simd.REQUIRED_FEATURES[level] <= simd.cpu_features():
         pytest.skip(f"this CPU cannot run {level}; tests/kernels/test_simd.py lowers it to assembly")
     if level == simd.LEVEL:
         pytest.skip(f"{level} is what every other test runs")

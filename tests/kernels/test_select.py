@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.kernels.select import SHORT, descending, descending_numpy
+from numllama.kernels.select import MAX_INSERTION_K, descending, descending_numpy
 
 
 @given(
     seed=st.integers(0, 999),
     n=st.integers(1, 2000),
-    k=st.integers(1, SHORT + 9),
+    k=st.integers(1, MAX_INSERTION_K + 9),
     n_value=st.sampled_from([1, 2, 30, 10**9]),  # many equal ones, or none
     order=st.sampled_from(["any", "up", "down"]),
 )

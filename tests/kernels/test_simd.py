@@ -36,7 +36,7 @@ from numllama.kernels.simd import (
 )
 
 compiled = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
-POSSIBLE = [level for level, needs in simd.NEEDS.items() if needs <= simd.cpu_features()]
+SUPPORTED = [level for level, required in simd.REQUIRED_FEATURES.items() if required <= simd.cpu_features()]
 
 
 def dot4_of(level, table):
@@ -49,9 +49,9 @@ def dot4_of(level, table):
 
 @compiled
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("level", simd.NEEDS)
+@pytest.mark.parametrize("level", simd.REQUIRED_FEATURES)
 def test_dot4_adds_four_products_to_each_lane(level, signed):
-    if level not in POSSIBLE:
+    if level not in SUPPORTED:
         pytest.skip(f"this CPU cannot run {level}")
     dot4 = dot4_of(level, simd.DOT4_SIGNED if signed else simd.DOT4)
     vec = i8x64 if signed else u8x64
@@ -73,9 +73,9 @@ def test_dot4_adds_four_products_to_each_lane(level, signed):
 
 
 @compiled
-@pytest.mark.parametrize("level", simd.NEEDS)
+@pytest.mark.parametrize("level", simd.REQUIRED_FEATURES)
 def test_lookup_gives_each_code_its_value(level):
-    if level not in POSSIBLE:
+    if level not in SUPPORTED:
         pytest.skip(f"this CPU cannot run {level}")
 
     @intrinsic
@@ -132,18 +132,18 @@ def assert_lowers(build, result, arguments, triple, cpu, instruction):
 
 
 @pytest.mark.parametrize(
-    "asked, features, level",
+    "requested, features, level",
     [
         ("", set(), "portable"),
         ("", {"avx2", "fma", "f16c"}, "avx2"),
         ("", {"avx2", "fma"}, "portable"),  # half floats would need a library call
-        ("portable", simd.NEEDS["avx512vnni"], "portable"),
-        ("", simd.NEEDS["avx512vnni"] | {"sse2"}, "avx512vnni"),
+        ("portable", simd.REQUIRED_FEATURES["avx512vnni"], "portable"),
+        ("", simd.REQUIRED_FEATURES["avx512vnni"] | {"sse2"}, "avx512vnni"),
         ("", {"neon", "dotprod"}, "neon"),
     ],
 )
-def test_the_best_possible_level_is_chosen_unless_another_is_asked_for(asked, features, level):
-    assert simd.choose_level(asked, features) == level
+def test_the_best_possible_level_is_chosen_unless_another_is_asked_for(requested, features, level):
+    assert simd.choose_level(requested, features) == level
 
 
 def test_a_level_that_would_abort_the_process_is_refused():

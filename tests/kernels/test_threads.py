@@ -80,11 +80,11 @@ def test_helpers_take_parts():
 def meet_part(met, first, last):
     for i in range(first, last):
         threads.atomic_store(met, i, 1)
-        looks = 0
-        while threads.atomic_load(met, 1 - i) == 0 and looks < 100_000:
+        polls = 0
+        while threads.atomic_load(met, 1 - i) == 0 and polls < 100_000:
             threads.pause()
-            looks += 1
-        if looks == 100_000:
+            polls += 1
+        if polls == 100_000:
             threads.atomic_store(met, i, 0)
 
 
@@ -96,7 +96,7 @@ def meet(team, met):
 def test_little_work_wakes_nobody():
     before = len(threading.enumerate())
     threads.limit(before + 8)
-    run(count, threads.WORTH - 1, np.zeros(64, np.int64))
+    run(count, threads.MIN_PARALLEL_WORK - 1, np.zeros(64, np.int64))
     assert len(threading.enumerate()) == before
 
 
@@ -115,7 +115,7 @@ def test_a_forked_child_computes_with_helpers_of_its_own():
 
 def test_a_limit_of_zero_means_one_thread_per_core():
     threads.limit(0)
-    assert threads._limit.n == threads.cores() >= 1
+    assert threads._limit.n == threads.count_cores() >= 1
 
 
 @pytest.mark.skipif(config.DISABLE_JIT or not sys.platform.startswith("linux"), reason="reads /proc/self/maps")

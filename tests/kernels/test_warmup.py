@@ -24,14 +24,14 @@ PREPARE = """
 import subprocess
 from numllama.kernels import warmup
 from numllama.kernels.norm import norm_rows
-from numllama.kernels.rope import turn_tokens
+from numllama.kernels.rope import rotate_tokens
 begun, popen = [], subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: begun.append(args) or popen(*args, **kwargs)
 warmup.N_CORE, warmup.START_S = {n_core}, 0
 names = ["rope, norm", "rms_norm", "no such kernel"]
 warmup.prepare(names)
 warmup.compile_them(names)
-print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (turn_tokens, norm_rows)))
+print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (rotate_tokens, norm_rows)))
 warmup.prepare(names)
 print(len(begun))
 """
@@ -53,7 +53,7 @@ def test_both_processes_have_as_much_to_do():
     here, there = warmup.split_work(names)
     assert sorted(here + there) == sorted(names)
     seconds = [
-        sum(next((n for k, n in warmup.SECONDS.items() if k in name), warmup.OTHER_KERNEL_S) for name in half)
+        sum(next((n for k, n in warmup.COMPILE_S.items() if k in name), warmup.OTHER_KERNEL_S) for name in half)
         for half in (here, there)
     ]
     assert abs(seconds[0] - seconds[1] - warmup.START_S) < 0.5
