@@ -1,18 +1,18 @@
-"""A model's speed from prompt to tokens, interleaved with llama.cpp's on the same machine in the same minutes.
+"""A model's speed in prefill and decode, interleaved with llama.cpp's on the same machine in the same minutes.
 
     python -m numllama.benchmarks.decode FILE.gguf [--peer DIR with llama-bench, llama-batched-bench, llama-server]
         [--torch] [--rounds 5]
 
-    prefill N           tokens of a prompt of N, logits of the last only
-    decode @D           tokens one by one after D cached ones
-    batch B             B sequences one token each a step, after 64 cached ones; tokens of all together
-    load, rss           seconds until a model is ready, MiB at the most: see start.py
+    prefill N           a prompt of N tokens, logits of the last only
+    decode @D           single tokens after D cached ones
+    batch B             B sequences, one token of each per step, after 64 cached tokens; the total of all sequences
+    load, rss           seconds until a model is ready, and peak memory in MiB: see start.py
 
---torch also has PyTorch read the prompts, in bfloat16, through transformers, with random weights of the same shape.
+--torch also times the prompts in PyTorch, in bfloat16, through transformers, with random weights of the same shape.
 
-tok/s are medians over rounds, ratios medians of the rounds' own: on a shared machine only these mean something.
-Where others use much of it, --cpu counts seconds that a core worked instead of seconds that passed: fair for one
-thread; with more, waiting counts too.
+tok/s are medians over rounds.  Ratios are medians of each round's own ratio: on a shared machine only these are
+reliable.  On a busy machine, --cpu counts CPU seconds instead of elapsed ones.  That is fair for one thread; with
+several, waiting counts too.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from ..kernels import NUMBA, threads
 from . import llama_cpp, machine, report, start
 from .with_torch import prefill_with_torch
 
-STEPS = 32  # decoded tokens a measurement
+STEPS = 32  # decoded tokens per measurement
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row: `ours`, `peer` and `torch` give tokens a second with so many threads."""
+    """One row of the table: `ours`, `peer` and `torch` take a number of threads and return tokens per second."""
 
     name: str
     ours: Callable[[int], float]
@@ -65,24 +65,27 @@ class Bench:
         self.path, self.programs, self.cpu = str(files.weights), peer, cpu
         self.model: Model = loaded(files)
         self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
-        self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # compiles, and packs the weights
+        self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # warm-up: compiles, and packs the weights
         self.torch = prefill_with_torch(self.model.hparams, self.clock) if torch else None
 
     def clock(self) -> float:
-        return machine.own() if self.cpu else perf_counter()
+        """Return elapsed seconds, or CPU seconds with --cpu."""
+        return machine.own_cpu_seconds() if self.cpu else perf_counter()
 
     def step(self, batches: list[Batch]) -> None:
+        """Run the batches one after the other."""
         for batch in batches:
             forward(self.model, batch, self.cache, NUMBA)
 
     def timed(self, n_thread: int, n_token: int, batches: list[Batch]) -> float:
+        """Return tokens per second of `batches`, which count as `n_token` tokens."""
         threads.limit(n_thread)
         began = self.clock()
         self.step(batches)
         return n_token / (self.clock() - began)
 
     def prefill(self, n: int) -> Task:
-        """Tokens of a prompt; only the last one has logits."""
+        """Return the task of a prompt of `n` tokens; only the last one has logits."""
         tokens = np.random.default_rng(n).integers(3, self.model.hparams.n_vocab, n).tolist()
         batch = Batch.of(tokens)
         return Task(
@@ -93,6 +96,7 @@ class Bench:
         )
 
     def decode(self, depth: int) -> Task:
+        """Return the task of single tokens after `depth` cached ones."""
         batches = [Batch.of([3 + i], 0, depth + i) for i in range(STEPS)]
         return Task(
             f"decode @{depth}",
@@ -101,6 +105,7 @@ class Bench:
         )
 
     def batched(self, n_seq: int) -> Task:
+        """Return the task of `n_seq` sequences that decode together."""
         batches = [Batch.join([Batch.of([3 + i], slot, 64 + i) for slot in range(n_seq)]) for i in range(STEPS)]
         return Task(
             f"batch {n_seq}",
@@ -109,13 +114,15 @@ class Bench:
         )
 
     def llama_bench(self, n_thread: int, n_token: int, *args: object) -> float:
+        """Return tokens per second of llama-bench."""
         command = "llama-bench", "-t", n_thread, "-o", "json", *args
-        if self.cpu:  # what two more repetitions cost
+        if self.cpu:  # the cost of two more repetitions
             return 2 * n_token / self.difference([*command, "--no-warmup", "-r", 1], [*command, "--no-warmup", "-r", 3])
         (row,) = json.loads(self.output(*command, "-r", 1))
         return row["avg_ts"]
 
     def llama_batched_bench(self, n_thread: int, n_seq: int) -> float:
+        """Return tokens per second of llama-batched-bench."""
         command = ["llama-batched-bench", "-t", n_thread, "-c", 256 * n_seq, "-npp", 64, "-npl", n_seq]
         if self.cpu:
             return STEPS * n_seq / self.difference([*command, "-ntg", STEPS], [*command, "-ntg", 2 * STEPS])
@@ -124,25 +131,27 @@ class Bench:
         return row["speed_tg"]
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
-        """CPU seconds that the command `more` takes over `less`."""
-        before = machine.own()
+        """Return the CPU seconds of the command `more` minus those of `less`."""
+        before = machine.own_cpu_seconds()
         self.output(*less)
-        between = machine.own()
+        between = machine.own_cpu_seconds()
         self.output(*more)
-        return machine.own() - between - (between - before)
+        return machine.own_cpu_seconds() - between - (between - before)
 
     def output(self, program: object, *args: object) -> str:
+        """Run one of the peer's programs on the model and return its standard output."""
         assert self.programs is not None
         command = [str(self.programs / str(program)), "-m", self.path, *map(str, args)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def loaded(files: LocalModel) -> Model:
+    """Load a model with its adapters."""
     return load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
 
 
 def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
-    """Each task and thread count in turn, ours and then the peer's, `rounds` times over."""
+    """Measure each task and thread count in turn, ours and then the peer's, in each of `rounds` rounds."""
     cells = [(task, n) for task in tasks for n in n_threads]
     ours, peers, torch, others = ({cell: [] for cell in cells} for _ in range(4))  # type: dict, dict, dict, dict
     for i in range(rounds):
@@ -168,26 +177,26 @@ def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_pe
 
 
 def compared(ours: Sequence[float], peers: Sequence[float]) -> dict[str, float]:
-    """What a row says of the peer, if it was asked."""
+    """Return a row's columns about the peer; empty if it was not measured."""
     if not peers:
         return {}
     ratios = np.array(ours) / np.array(peers)
-    found = {"llama.cpp": float(np.median(peers)), "ratio": ratio(ours, peers)}
-    return found | {"least": float(ratios.min()), "most": float(ratios.max())}
+    columns = {"llama.cpp": float(np.median(peers)), "ratio": ratio(ours, peers)}
+    return columns | {"least": float(ratios.min()), "most": float(ratios.max())}
 
 
 def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the rounds' own."""
+    """Return the median of each round's own ratio."""
     return float(np.median(np.array(ours) / np.array(others)))
 
 
 def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict]:
-    """Memory and seconds of loading, in rows like those of tasks; but less is better."""
+    """Measure memory and seconds of loading, as rows like those of tasks.  Here less is better."""
     rows, path = [], str(files.weights)
     report.show_progress("loading")
     if hasattr(os, "wait4"):
-        ours = start.most_memory_ours(files) / 2**20  # while this process is small
-        peers = [start.most_memory_of_llama_bench(programs, path) / 2**20] if programs else []
+        ours = start.peak_memory_ours(files) / 2**20  # while this process is small
+        peers = [start.peak_memory_of_llama_bench(programs, path) / 2**20] if programs else []
         rows.append({"task": "rss, MiB", "ours": ours} | compared([ours], peers) | {"rounds": 1})
     loader, seconds, peers = start.Loader(files), [], []
     for _ in range(rounds):
@@ -202,42 +211,54 @@ def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose errors are like any other's."""
+    """An argument parser that raises RequestError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message)
 
 
-def positive(least: int) -> Callable[[str], int]:
+def whole_number_from(minimum: int) -> Callable[[str], int]:
+    """Return an argument type: whole numbers from `minimum` on."""
+
     def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}', expected a whole number from {least}")
+        if not text.isascii() or not text.isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"'{text}', expected a whole number from {minimum}")
         return int(text)
 
     return number
 
 
 def read_options(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
-    """Raises: RequestError"""
+    """Parse the command line.  Raises: RequestError"""
     parser = Parser(
         prog=prog,
         allow_abbrev=False,
-        description="A model's speed; with --peer beside that of the llama.cpp there, in turn.",
-        epilog="A model of 1B beside llama.cpp takes some twenty minutes; --rounds 2 --depth 0 --batch takes two.",
+        description="Measure a model's speed; with --peer, compare it with llama.cpp, in turns.",
+        epilog="A 1B model compared with llama.cpp takes about twenty minutes; --rounds 2 --depth 0 --batch takes two.",
     )
     several: dict[str, Any] = {"nargs": "*", "metavar": "N"}
     parser.add_argument("model", metavar="MODEL|FILE.gguf")
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="with llama-bench, -batched-bench and -server")
-    parser.add_argument("--rounds", type=positive(1), metavar="N", default=5, help="measurements of each (default 5)")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama.cpp's programs")
+    parser.add_argument(
+        "--rounds", type=whole_number_from(1), metavar="N", default=5, help="measurements per row (default 5)"
+    )
     cores = list(dict.fromkeys([1, threads.N_CORE]))
-    parser.add_argument("--threads", type=positive(1), **several | {"nargs": "+"}, default=cores, help="(1, all cores)")
+    parser.add_argument(
+        "--threads", type=whole_number_from(1), **several | {"nargs": "+"}, default=cores, help="threads (1, all cores)"
+    )
     prefill, depth, batch = [32, 128, 512], [0, 1024, 4096], [1, 2, 4, 8]
-    parser.add_argument("--prefill", type=positive(1), **several, default=prefill, help=f"tokens of prompts {prefill}")
-    parser.add_argument("--depth", type=positive(0), **several, default=depth, help=f"decode after N tokens {depth}")
-    parser.add_argument("--batch", type=positive(1), **several, default=batch, help=f"decode N sequences {batch}")
-    parser.add_argument("--start", action="store_true", help="only seconds of loading, and memory")
-    parser.add_argument("--cpu", action="store_true", help="count seconds that a core worked: for busy machines")
-    parser.add_argument("--torch", action="store_true", help="prompts through transformers in bfloat16, too")
+    parser.add_argument(
+        "--prefill", type=whole_number_from(1), **several, default=prefill, help=f"prompt lengths {prefill}"
+    )
+    parser.add_argument(
+        "--depth", type=whole_number_from(0), **several, default=depth, help=f"decode after N cached tokens {depth}"
+    )
+    parser.add_argument(
+        "--batch", type=whole_number_from(1), **several, default=batch, help=f"decode N sequences {batch}"
+    )
+    parser.add_argument("--start", action="store_true", help="measure only load time and memory")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
+    parser.add_argument("--torch", action="store_true", help="also time prompts in transformers, in bfloat16")
     parser.add_argument("--jsonl", metavar="FILE", help="append the rows to FILE")
     return parser.parse_args(argv)
 
@@ -245,15 +266,18 @@ def read_options(argv: list[str] | None, prog: str | None) -> argparse.Namespace
 def main(
     argv: list[str] | None = None, find: Callable[[str], LocalModel] = FileModel.of, prog: str | None = None
 ) -> None:
-    """The table on standard output.  `find` has the files of a model that is named.  Raises: EngineError"""
+    """Run the benchmark and print the table.
+
+    `find` returns the files of the model of a given name.  Raises: EngineError
+    """
     options = read_options(argv, prog)
     files = find(options.model)
     require_decoder(loaded(files))
     if options.peer and files.adapters:
-        raise RequestError(f"'{options.model}' has an adapter, which llama-bench does not apply: leave --peer out")
+        raise RequestError(f"'{options.model}' has an adapter, which llama-bench does not apply: omit --peer")
     missing = [name for name in llama_cpp.PROGRAMS if options.peer and not (options.peer / name).exists()]
     if missing:
-        raise RequestError(f"{options.peer}: no {', '.join(missing)} there, expected a folder of llama.cpp's programs")
+        raise RequestError(f"{options.peer}: {', '.join(missing)} missing, expected a folder of llama.cpp's programs")
 
     about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
     if options.peer:
@@ -272,23 +296,26 @@ def main(
 
 
 def legend(columns: list[str], options: argparse.Namespace, others: float | None) -> Iterator[str]:
-    """What the table's words mean, a line each; and whether the machine was busy.  others: as in machine.Share"""
+    """Yield explanations of the table's terms, one per line, and a warning if the machine was busy.
+
+    others: as in machine.Share
+    """
     if not options.start:
         clock = "CPU second" if options.cpu else "second"
-        yield f"prefill, decode, batch: tokens a {clock}, the median of {options.rounds}; decode @D is after D tokens"
-    yield "rss: memory at the most of a process that reads 20 tokens and says 20"
-    theirs = ", for llama.cpp from the start of llama-server until it answers" if options.peer else ""
-    yield f"load: seconds in a process that runs already{theirs}"
+        yield f"prefill, decode, batch: tokens per {clock}, median of {options.rounds}; decode @D is after D tokens"
+    yield "rss: peak memory of a process with a prompt of 20 tokens that generates 20"
+    theirs = "; for llama.cpp from the start of llama-server until it responds" if options.peer else ""
+    yield f"load: seconds in a running process{theirs}"
     if "ratio" in columns:
-        yield "ratio: ours / llama.cpp, the median of the rounds' own; least, most: of a round"
+        yield "ratio: ours / llama.cpp, median of the rounds' own ratios; least, most: of any round"
     if "others" in columns:
-        yield "others: cores that other processes used meanwhile"
+        yield "others: cores used by other processes during the measurement"
     if others is not None and others > 0.2 and not options.cpu:
-        yield f"This machine was busy, with {others:.2g} cores of other work: --cpu --threads 1 is fairer then"
+        yield f"This machine was busy: other processes used {others:.2g} cores.  --cpu --threads 1 is fairer then"
 
 
 def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:
-    """The rows of prefill, decode and batches that were asked for."""
+    """Measure the prefill, decode and batch rows that were requested."""
     n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
     bench = Bench(files, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
     tasks = [bench.prefill(n) for n in options.prefill]

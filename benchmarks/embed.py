@@ -1,14 +1,14 @@
-"""How many tokens a second become vectors, interleaved with llama.cpp's on the same machine in the same minutes.
+"""Embedding speed in tokens per second, interleaved with llama.cpp's on the same machine in the same minutes.
 
     python -m numllama.benchmarks.embed FILE.gguf [--peer DIR with llama-server] [--texts 256] [--tokens 128]
 
     engine      Engine.embed in this process
-    server      POST /api/embed of a server of its own, all texts in one request
-    llama.cpp   POST /v1/embeddings of llama-server --embeddings, likewise; its own defaults
+    server      POST /api/embed to a server in its own process, all texts in one request
+    llama.cpp   POST /v1/embeddings to llama-server --embeddings, likewise; with its own defaults
 
-Vectors are compared before anything is timed.  tok/s are medians over rounds, ratios medians of the rounds' own.
---cpu counts seconds that the answering process worked instead of seconds that passed (Linux), for busy machines.
-models.py makes files of real shapes.
+Vectors are compared before anything is measured.  tok/s are medians over rounds; ratios are medians of each round's own
+ratio.  --cpu counts CPU seconds of the measured process instead of elapsed ones (Linux), for busy machines.
+models.py creates files of real shapes.
 """
 
 from __future__ import annotations
@@ -39,21 +39,25 @@ from ..kernels import threads
 from . import llama_cpp, machine, report
 
 NAME = "embed"
-ALIKE = 0.999  # the least cosine between a text's vectors of two engines, which round activations alike
+MIN_COSINE = 0.999  # between two engines' vectors of a text; both round activations
 SERVE = "import sys; from numllama.api.cli import main; sys.exit(main(['serve']))"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`vectors` of texts, f32 [n_text, n_embd], and the CPU seconds that whoever makes them has worked."""
+    """An implementation to measure.
+
+    vectors       embeddings of texts, f32 [n_text, n_embd]
+    cpu_seconds   CPU seconds used by its process so far
+    """
 
     name: str
     vectors: Callable[[Sequence[str]], np.ndarray]
-    worked: Callable[[], float]
+    cpu_seconds: Callable[[], float]
 
 
-def some_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
-    """Texts of `n_tok` tokens each, special ones included, of words that are a token."""
+def random_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
+    """Return texts of `n_tok` tokens each, including special ones, made of words that are single tokens."""
     pieces = [piece[1:] for piece in tokenizer.vocab.tokens if piece[:1] in "\u2581\u0120" and piece[1:].isascii()]
     words = [word for word in pieces if word.isalpha() and word.islower()]
     n_word = n_tok - (tokenizer.first is not None) - (tokenizer.last is not None)
@@ -65,18 +69,20 @@ def some_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
 
 @contextmanager
 def embed_in_process(store: Path, n_thread: int) -> Iterator[Contender]:
+    """Provide an engine in this process."""
     engine = Engine(Settings(models=store, builtin=False))
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
         (piece,) = engine.embed(NAME, texts, RequestOptions({"num_thread": n_thread}))
         return np.array(piece.embeddings)
 
-    yield Contender("engine", vectors, machine.own)
+    yield Contender("engine", vectors, machine.own_cpu_seconds)
     engine.close()
 
 
 @contextmanager
 def served(store: Path, n_thread: int) -> Iterator[Contender]:
+    """Provide a numllama server in its own process."""
     port = free_port()
     environ = {"OLLAMA_MODELS": str(store), "OLLAMA_HOST": f"127.0.0.1:{port}", "NUMLLAMA_BUILTIN": "0"}
 
@@ -85,11 +91,12 @@ def served(store: Path, n_thread: int) -> Iterator[Contender]:
         return np.array(ask_for_vectors(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
 
     with running([sys.executable, "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
-        yield Contender("server", vectors, lambda: worked(process.pid))
+        yield Contender("server", vectors, lambda: cpu_seconds(process.pid))
 
 
 @contextmanager
 def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
+    """Provide llama-server."""
     port = free_port()
     options = ["--embeddings", "-t", n_thread, "--host", "127.0.0.1", "--port", port]
 
@@ -99,12 +106,12 @@ def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
 
     command = [programs / "llama-server", "-m", model, *options]
     with running(command, f"http://127.0.0.1:{port}/health", {}) as process:
-        yield Contender("llama.cpp", vectors, lambda: worked(process.pid))
+        yield Contender("llama.cpp", vectors, lambda: cpu_seconds(process.pid))
 
 
 @contextmanager
 def running(command: Sequence[object], url: str, environ: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A server's process, once `url` answers."""
+    """Start a server and yield its process once `url` responds."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*map(str, command)], env=os.environ | environ, **quiet)
     try:
@@ -139,19 +146,22 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def worked(pid: int) -> float:
-    """Seconds that process `pid` has worked; Linux."""
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of process `pid`; Linux."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def check_embed(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
-    """Raises: AssertionError where two do not agree on a text.  -> the least cosine"""
+    """Compare the contenders' vectors.  -> the smallest cosine
+
+    Raises: AssertionError if two contenders differ on a text.
+    """
     first, *others = (unit_rows(one.vectors(texts)) for one in contenders)
     between = (first @ first.T)[np.triu_indices(len(texts), 1)]
     least = min((float((first * other).sum(-1).min()) for other in others), default=1.0)
-    assert least > ALIKE, f"vectors differ: the least cosine is {least}"
-    assert len(texts) == 1 or between.max() < ALIKE, "texts have the same vector: comparing says nothing"
+    assert least > MIN_COSINE, f"vectors differ: the smallest cosine is {least}"
+    assert len(texts) == 1 or between.max() < MIN_COSINE, "different texts have the same vector: the comparison is void"
     return least
 
 
@@ -162,13 +172,13 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 def measure_embed(
     contenders: Sequence[Contender], texts: Sequence[str], n_tok: int, rounds: int, cpu: bool
 ) -> list[dict]:
-    """A row for each of ours, beside llama.cpp's figures if it is there.  All take turns in every round."""
+    """Measure all contenders in turn in every round.  -> a row for each of ours, with llama.cpp's figures if present"""
     speeds: dict[str, list[float]] = {one.name: [] for one in contenders}
     others: list[float | None] = []
     for _ in range(rounds):
         with machine.watch() as share:
             for one in contenders:
-                clock = one.worked if cpu else perf_counter
+                clock = one.cpu_seconds if cpu else perf_counter
                 began = clock()
                 one.vectors(texts)
                 speeds[one.name].append(n_tok / (clock() - began))
@@ -186,7 +196,7 @@ def measure_embed(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The table on standard output."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--peer", type=Path, help="folder with llama-server")
@@ -194,12 +204,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
-    parser.add_argument("--cpu", action="store_true", help="tokens per second of CPU time, for busy machines")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
     parser.add_argument("--jsonl", help="append the rows to this file")
     options = parser.parse_args(argv)
 
     tokenizer = load_model(options.model).tokenizer
-    texts = some_texts(tokenizer, options.texts, options.tokens)
+    texts = random_texts(tokenizer, options.texts, options.tokens)
     n_tok = sum(len(tokenizer.encode(text)) for text in texts)
     about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
     about |= {"texts": options.texts, "tokens": options.tokens}

@@ -1,4 +1,4 @@
-"""Seconds from the command `numllama serve` to the first token of `primer`, kernels not compiled yet and compiled.
+"""Seconds from the command `numllama serve` to the first token of `primer`, with an empty and a full kernel cache.
 
 python -m numllama.benchmarks.first_token [--rounds 3]
 """
@@ -23,7 +23,7 @@ SERVE = [sys.executable, "-c", "from numllama.api.cli import main; main()", "ser
 
 
 def first_token(folder: str) -> tuple[float, float]:
-    """Seconds until the server answers at all, and until the first token; its files are in `folder`."""
+    """Return the seconds until the server responds and until the first token.  Its store and cache are in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -33,7 +33,7 @@ def first_token(folder: str) -> tuple[float, float]:
     try:
         while not _answers(url):
             if server.poll() is not None:
-                raise RuntimeError(f"the server ended with {server.returncode}")
+                raise RuntimeError(f"the server exited with {server.returncode}")
             time.sleep(0.002)
         ready = time.perf_counter()
         body = json.dumps({"model": "primer", "prompt": "What is a token?"}).encode()
@@ -53,7 +53,7 @@ def _answers(url: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Medians of the rounds on standard output."""
+    """Run the benchmark and print medians of the rounds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args(argv).rounds

@@ -1,6 +1,6 @@
-"""A native llama.cpp's vision, called in this process: the reference for what a text model is given of an image.
+"""A native llama.cpp's vision, called in this process: the reference for the embeddings of an image.
 
-NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); written for commit 0c1e57098.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class ContextParams(ctypes.Structure):
 
 
 class InputPart(ctypes.Structure):
-    """mtmd.h, struct mtmd_input_part: the image here."""
+    """mtmd.h, struct mtmd_input_part; here always an image."""
 
     _fields_ = [("text", ctypes.c_void_p), ("bitmap", ctypes.c_void_p)]
 
 
 class InitOptions(ctypes.Structure):
-    """mtmd-helper.h, struct mtmd_helper_init_opt: video's."""
+    """mtmd-helper.h, struct mtmd_helper_init_opt; its options are for video."""
 
     _fields_ = [
         ("fps_target", ctypes.c_float),
@@ -89,20 +89,20 @@ class LibMtmd:
 
     @classmethod
     def from_environment(cls) -> LibMtmd | None:
-        """The build that NUMLLAMA_LLAMA_CPP names, or None."""
+        """Return the build that NUMLLAMA_LLAMA_CPP names, or None."""
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
     def rows(self, path: str | os.PathLike[str], pixels: np.ndarray, n_embd: int) -> np.ndarray:
-        """What the projector file `path` makes of an image.  u8 [h, w, 3] -> f32 [n_rows, n_embd]
+        """Encode an image with the projector file `path`.  u8 [h, w, 3] -> f32 [n_rows, n_embd]
 
-        The plain computation: CPU, one thread, no flash attention.
+        In the plainest configuration: CPU, one thread, no flash attention.
         """
         with self.loaded(path) as context, self.cut(context, pixels) as chunks:
             return np.concatenate([self.encoded(context, chunk, n_embd) for chunk in chunks])
 
     def decoded(self, image: bytes) -> np.ndarray | None:
-        """The pixels that stb_image makes of a file, None where it makes none.  -> u8 [h, w, 3]"""
+        """Decode an image file with stb_image, None if it fails.  -> u8 [h, w, 3]"""
         lib = self.lib
         bitmap = lib.mtmd_helper_bitmap_init_from_buf(
             None, image, len(image), False, lib.mtmd_helper_init_opt_default()
@@ -116,31 +116,31 @@ class LibMtmd:
 
     @contextmanager
     def loaded(self, path: str | os.PathLike[str], n_thread: int = 1, flash_attention: int = 0) -> Iterator[int]:
-        """A context.  flash_attention: -1 as llama.cpp thinks best, 0 no, 1 yes"""
+        """Provide a context.  flash_attention: -1 llama.cpp's choice, 0 off, 1 on"""
         params = self.lib.mtmd_context_params_default()
         params.use_gpu = params.print_timings = params.warmup = False
         params.n_threads, params.flash_attn_type = n_thread, flash_attention
         context = self.lib.mtmd_init_from_file(os.fsencode(path), None, params)
-        assert context, f"llama.cpp does not load {path}"
+        assert context, f"llama.cpp cannot load {path}"
         yield context
         self.lib.mtmd_free(context)
 
     @contextmanager
     def cut(self, context: int, pixels: np.ndarray) -> Iterator[list[int]]:
-        """The image's tiles, resized and normalised, as libmtmd keeps them."""
+        """Provide the image's tiles, resized and normalized, as libmtmd's chunks."""
         h, w, _ = pixels.shape
         bitmap = self.lib.mtmd_bitmap_init(w, h, np.ascontiguousarray(pixels).ctypes.data)
         part, chunks = InputPart(bitmap=bitmap), self.lib.mtmd_input_chunks_init()
         parts = (ctypes.c_void_p * 1)(ctypes.addressof(part))
         code = self.lib.mtmd_tokenize_from_parts(context, chunks, parts, 1, False)
-        assert code == 0, f"mtmd_tokenize_from_parts answers {code}"
+        assert code == 0, f"mtmd_tokenize_from_parts returned {code}"
         yield [self.lib.mtmd_input_chunks_get(chunks, i) for i in range(self.lib.mtmd_input_chunks_size(chunks))]
         self.lib.mtmd_input_chunks_free(chunks)
         self.lib.mtmd_bitmap_free(bitmap)
 
     def encoded(self, context: int, chunk: int, n_embd: int) -> np.ndarray:
-        """The rows of a tile.  -> f32 [n_rows, n_embd]"""
+        """Encode a tile.  -> f32 [n_rows, n_embd]"""
         code = self.lib.mtmd_encode_chunk(context, chunk)
-        assert code == 0, f"mtmd_encode_chunk answers {code}"
+        assert code == 0, f"mtmd_encode_chunk returned {code}"
         n_rows = self.lib.mtmd_input_chunk_get_n_tokens(chunk)
         return np.ctypeslib.as_array(self.lib.mtmd_get_output_embd(context), (n_rows, n_embd)).copy()

@@ -1,4 +1,4 @@
-"""A build of llama.cpp, the folder of its programs and libraries: what it is, and how fast its server starts."""
+"""A build of llama.cpp, that is a folder of programs and libraries: its version, and the start time of its server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-server")
 
 
 def about(programs: Path) -> dict[str, str]:
-    """Its commit, and the features of CPUs that it was built for."""
+    """Return the build's commit and the CPU features it uses."""
     said = subprocess.run([programs / "llama-server", "--version"], capture_output=True, text=True)
     commit = re.search(r"commit:? (\w+)", said.stdout + said.stderr)
     return {"llama.cpp": commit[1] if commit else "unknown", "its features": " ".join(features(programs))}
 
 
 def features(programs: Path) -> list[str]:
-    """In a process of its own, as the library stays loaded; [] where there is none to ask."""
+    """Return the CPU features of the build, [] if its library is missing.
+
+    Runs in a process of its own, since a loaded library cannot be unloaded.
+    """
     suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     names = [str(programs / f"lib{name}.{suffix}") for name in ("ggml-base", "ggml-cpu", "ggml", "llama")]
     program = (
@@ -35,7 +38,7 @@ def features(programs: Path) -> list[str]:
 
 
 def seconds_until_healthy(programs: Path, path: str) -> float:
-    """Of llama-server, from its start.  Raises: RuntimeError if it ends instead"""
+    """Return the seconds from the start of llama-server until it is healthy.  Raises: RuntimeError if it exits"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +48,7 @@ def seconds_until_healthy(programs: Path, path: str) -> float:
     try:
         while not _is_healthy(port):
             if server.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended with {server.returncode}")
+                raise RuntimeError(f"{' '.join(command)} exited with {server.returncode}")
             time.sleep(0.002)
         return time.perf_counter() - began
     finally:
@@ -56,5 +59,5 @@ def seconds_until_healthy(programs: Path, path: str) -> float:
 def _is_healthy(port: int) -> bool:
     try:
         return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-    except OSError:  # of which its refusals are a kind
+    except OSError:  # HTTPError, for a status like 503, is a subclass
         return False

@@ -1,4 +1,4 @@
-"""The machine that a number was measured on: its name, its limits, and who else was using it."""
+"""The machine that runs a benchmark: its name, its limits, and the load from other processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..kernels.threads import parallel_for, run
 
 
 def describe() -> dict[str, object]:
-    """What a reader needs to know to compare numbers."""
+    """Return the facts that a reader needs to compare figures."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -33,33 +33,34 @@ def describe() -> dict[str, object]:
 
 @dataclass
 class Share:
-    """Cores that other processes used while a block ran; None if the system does not say, or after too short a time."""
+    """Cores that other processes used during a block; None if unknown, or if the block was too short."""
 
     others: float | None = None
 
 
 @contextmanager
 def watch() -> Iterator[Share]:
-    share, all_before, own_before, began = Share(), busy(), own(), perf_counter()
+    """Measure the cores that other processes use during the block."""
+    share, all_before, own_before, began = Share(), busy_seconds(), own_cpu_seconds(), perf_counter()
     yield share
-    all_after = busy()
+    all_after = busy_seconds()
     passed = perf_counter() - began
-    if all_before is not None and all_after is not None and passed > 0.25:  # the system counts in hundredths
-        others = all_after - all_before - (own() - own_before)
+    if all_before is not None and all_after is not None and passed > 0.25:  # the system counts in 1/100 s
+        others = all_after - all_before - (own_cpu_seconds() - own_before)
         share.others = round(max(0.0, others / passed), 2)
 
 
-def busy() -> float | None:
-    """Seconds that all cores together have worked."""
+def busy_seconds() -> float | None:
+    """Return the busy seconds of all cores together, or None."""
     try:
         fields = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:
         return None
-    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
+    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")  # everything except idle and iowait
 
 
-def own() -> float:
-    """Seconds that this process and the ones it started have worked."""
+def own_cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its children."""
     return sum(os.times()[:4])
 
 
@@ -67,7 +68,7 @@ def own() -> float:
 
 
 def read_bandwidth(n_bytes: int = 1 << 29) -> float:
-    """Bytes a second that all threads together read from memory, in GB/s."""
+    """Measure the memory bandwidth of reading with all threads, in GB/s."""
     a = arena.zeros(n_bytes)
     a[:] = 1
     out = np.zeros(threads.PARTS_PER_THREAD * threads.N_CORE * 16, np.float32)
@@ -91,7 +92,7 @@ def _read(team, a, out):
 
 
 def dot_peak() -> float:
-    """Integer operations a second in `dot4`, from registers alone, in GOP/s: a multiply-add is two."""
+    """Measure the peak rate of `dot4` on registers, in GOP/s; a multiply-add counts as two operations."""
     n, n_part = 200_000, 2 * threads.N_CORE
     out = np.zeros(n_part * 12 * 16, np.int32)
     return n_part * n * 12 * 128 / best(lambda: run(_dots, 1e9, n, n_part, out)) / 1e9
@@ -118,7 +119,7 @@ def _dots(team, n, n_part, out):
 
 
 def fma_peak() -> float:
-    """float32 operations a second in `fma`, from registers alone, in GFLOP/s."""
+    """Measure the peak rate of float32 `fma` on registers, in GFLOP/s; a multiply-add counts as two operations."""
     n, n_part = 200_000, 2 * threads.N_CORE
     out = np.zeros(n_part * 12 * 16, np.float32)
     return n_part * n * 12 * 32 / best(lambda: run(_fmas, 1e9, n, n_part, out)) / 1e9
@@ -145,7 +146,7 @@ def _fmas(team, n, n_part, out):
 
 
 def best(call, n: int = 5) -> float:
-    """Seconds of the quickest of `n` calls, after one that is not counted."""
+    """Return the seconds of the fastest of `n` calls, after a warm-up call."""
     call()
     times = []
     for _ in range(n):

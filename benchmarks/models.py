@@ -1,4 +1,4 @@
-"""GGUF files of real shapes with random weights, for speed alone: what such a model says means nothing.
+"""GGUF files of real shapes with random weights, for measuring speed only: the text such a model generates is noise.
 
     python -m numllama.benchmarks.models SOURCE.gguf Q4_K OUT.gguf
 
@@ -6,7 +6,7 @@ takes key-values and shapes from SOURCE and replaces its quantized matrices by r
 
     python -m numllama.benchmarks.models bge-small F16 OUT.gguf
 
-makes an encoder of that shape, see ENCODERS; each of its words is one token.
+creates an encoder of that shape, see ENCODERS; each word of its vocabulary is one token.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..kernels.quants import FORMATS_BY_NAME, QuantFormat, quantize
 
 
 def random_blocks(format: QuantFormat, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Blocks of `format` for an array of `shape`: some quantized rows, drawn again and again."""
+    """Return blocks of `format` for an array of `shape`, drawn from 64 quantized random rows."""
     rng = np.random.default_rng(seed)
     rows = quantize(format, rng.standard_normal((64, shape[-1]), np.float32) * np.float32(0.02))
     return rows[rng.integers(0, 64, int(np.prod(shape[:-1])))].reshape(*shape[:-1], -1)
 
 
-def requantized(source: str, format: QuantFormat, out: str) -> None:
-    """`source` with random blocks of `format` in place of every quantized matrix."""
+def requantize_file(source: str, format: QuantFormat, out: str) -> None:
+    """Write `source` to `out` with random blocks of `format` in place of every quantized matrix."""
     gguf = GGUF.open(source)
     tensors = (
         (name, format, w.shape, random_blocks(format, w.shape))
@@ -50,13 +50,13 @@ ENCODERS = {  # name: layers, n_embd, heads, n_ff
 }
 
 
-def word(id: int) -> str:
-    """The word that is token `id`: "aaaaa", "aaaab", ..."""
+def token_word(id: int) -> str:
+    """Return the word for token `id`: "aaaaa", "aaaab", ..."""
     return "".join(chr(ord("a") + id // 26**i % 26) for i in range(4, -1, -1))
 
 
-def encoder(shape: str, format: QuantFormat, out: str, seed: int = 0) -> None:
-    """A bert of that shape with random weights, its matrices in `format`."""
+def write_encoder(shape: str, format: QuantFormat, out: str, seed: int = 0) -> None:
+    """Write a bert of that shape with random weights, its matrices in `format`."""
     n_layer, n_embd, n_head, n_ff = ENCODERS[shape]
     rng = np.random.default_rng(seed)
     f32 = FORMATS_BY_NAME["F32"]
@@ -99,7 +99,7 @@ def encoder(shape: str, format: QuantFormat, out: str, seed: int = 0) -> None:
         "bert.pooling_type": 1,  # mean
         "tokenizer.ggml.model": "bert",
         "tokenizer.ggml.token_type_count": 2,
-        "tokenizer.ggml.tokens": [SPECIALS.get(id, f"\u2581{word(id)}") for id in range(N_VOCAB)],
+        "tokenizer.ggml.tokens": [SPECIALS.get(id, f"\u2581{token_word(id)}") for id in range(N_VOCAB)],
         "tokenizer.ggml.token_type": [3 if id in SPECIALS else 1 for id in range(N_VOCAB)],
         "tokenizer.ggml.unknown_token_id": 100,
         "tokenizer.ggml.bos_token_id": 101,
@@ -115,5 +115,5 @@ if __name__ == "__main__":
         sources, formats = " or ".join(["SOURCE.gguf", *ENCODERS]), " ".join(FORMATS_BY_NAME)
         sys.exit(f"expected {sources}, a format and OUT.gguf; formats: {formats}")
     source, name, out = sys.argv[1:]
-    make = encoder if source in ENCODERS else requantized
+    make = write_encoder if source in ENCODERS else requantize_file
     make(source, FORMATS_BY_NAME[name], out)

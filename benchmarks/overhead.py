@@ -1,17 +1,17 @@
-"""What a server adds to a token: the time between tokens as a client sees it, less what they take in process.
+"""The server's overhead per token: time between tokens as measured by a client, minus that in process.
 
     python -m numllama.benchmarks.overhead http://127.0.0.1:11434 --model primer
         [--prompt TEXT] [--answer 128] [--rounds 20] [--jsonl FILE]
 
-in process      generate(): a forward pass, sampling, text, and nothing else
-/api/generate   the same prompt and options, streamed to one client, whose clock is read at each line; and /api/chat
-ms a text       from an answer's first to its last, by how many came after the first; the median of the rounds.  A text
-                is a token, or a few whose bytes are one character
-more            that less the same round's in process: median and 95th percentile of the rounds
-gap p95         between two texts.  They may come several at once, so their median would say nothing
+in process      generate(): forward pass, sampling and decoding to text
+/api/generate   the same prompt and options, streamed to one client that takes the time of each line; also /api/chat
+ms a text       time from the first text to the last, divided by the number of texts after the first; median of the
+                rounds.  A text is one token, or a few tokens whose bytes form one character
+more            that minus the same round's time in process: median and 95th percentile of the rounds
+gap p95         95th percentile between two texts.  Texts may arrive in groups, so the median is not meaningful
 
-The server is one on this machine that has the model from the same store.  Paths take turns.  That they say the same,
-text by text, is checked in every round: else it is an error, not a figure.
+The server runs on this machine and serves the model from the same store.  The paths take turns.  Every round checks
+that they generate the same texts; a difference is an error.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ..engine.store import default_store
 from . import machine, report
 
 PROMPT = "Tell me a long story about a cat, a dog and the sea."
-Said = list[tuple[str, float]]
-"""Pieces of text, and when each came."""
+TimedTexts = list[tuple[str, float]]
+"""Pieces of text, each with its time of arrival."""
 
 
-def generate_in_process(model: Model, prompt: str, options: Options, cache: KVCache) -> Said:
-    """An answer without a server."""
+def generate_in_process(model: Model, prompt: str, options: Options, cache: KVCache) -> TimedTexts:
+    """Generate an answer without a server."""
     return [(piece.text, perf_counter()) for piece in complete(model, prompt, options, cache=cache) if piece.text]
 
 
 def lines(url: str, path: str, body: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:
-    """Each line of an answer, and when a client had read it.  Raises: RuntimeError for one that is none"""
+    """Return each line of a streamed answer with the time it was read.  Raises: RuntimeError for an error response"""
     client = http.client.HTTPConnection(urlsplit(url).netloc)
     client.request("POST", path, json.dumps(body))
     answer = client.getresponse()
@@ -57,33 +57,36 @@ def lines(url: str, path: str, body: dict[str, Any]) -> list[tuple[dict[str, Any
     return objects
 
 
-def streamed(url: str, path: str, body: dict[str, Any]) -> Said:
-    """An answer as a client gets it."""
-    said = [
+def streamed(url: str, path: str, body: dict[str, Any]) -> TimedTexts:
+    """Return the texts of an answer with the time each arrived."""
+    timed = [
         (got.get("response") or got.get("message", {}).get("content"), when) for got, when in lines(url, path, body)
     ]
-    return [(text, when) for text, when in said if text]
+    return [(text, when) for text, when in timed if text]
 
 
-def measure_overhead(paths: dict[str, Callable[[], Said]], rounds: int) -> list[dict[str, Any]]:
-    """A row for each of `paths`, the first being what the others are compared with.  Raises: RuntimeError"""
+def measure_overhead(paths: dict[str, Callable[[], TimedTexts]], rounds: int) -> list[dict[str, Any]]:
+    """Measure each of `paths` in turn, and compare with the first.  -> a row for each
+
+    Raises: RuntimeError if their texts differ
+    """
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in paths}  # ms [texts - 1] of each round
     expected: list[str] = []
-    for n in range(-1, rounds):  # the first one loads and compiles, and is not counted
-        for name, say in paths.items():
-            said = say()
-            texts, moments = [text for text, _ in said], [when for _, when in said]
+    for n in range(-1, rounds):  # round -1 is a warm-up
+        for name, generate_texts in paths.items():
+            timed = generate_texts()
+            texts, moments = [text for text, _ in timed], [when for _, when in timed]
             expected = expected or texts
             if texts != expected or len(texts) < 2:
-                raise RuntimeError(f"{name} says {texts}, expected {expected}, two texts at least")
+                raise RuntimeError(f"{name} generated {texts}, expected {expected}, at least two texts")
             if n >= 0:
                 gaps[name].append(np.diff(moments) * 1e3)
     tokens = {name: np.mean(each, axis=1) for name, each in gaps.items()}
-    least = next(iter(tokens.values()))
+    baseline = next(iter(tokens.values()))
     rows = []
     for name, ms in tokens.items():
         row = {"path": name, "texts": len(gaps[name][0]) + 1, "rounds": rounds, "ms a text": float(np.median(ms))}
-        row |= {f"more p{p}": float(np.percentile(ms - least, p)) for p in (50, 95) if ms is not least}
+        row |= {f"more p{p}": float(np.percentile(ms - baseline, p)) for p in (50, 95) if ms is not baseline}
         rows.append(row | {"gap p95": float(np.percentile(gaps[name], 95))})
     return rows
 
@@ -92,7 +95,7 @@ COLUMNS = ["path", "texts", "rounds", "ms a text", "more p50", "more p95", "gap 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table, and appends its rows to what --jsonl names.  Raises: RuntimeError"""
+    """Run the benchmark, print the table, and append its rows to the --jsonl file.  Raises: RuntimeError"""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("url")
     parser.add_argument("--model", required=True)

@@ -1,4 +1,4 @@
-"""A report that is one file: a table and charts as inline SVG, readable without any network."""
+"""A report as one HTML file: a table and charts as inline SVG, readable offline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ STYLE = (
     "td,th{padding:.2rem .6rem;border-bottom:1px solid #d0d7de;text-align:right}"
     "figure{display:inline-block;margin:1rem 1rem 0 0}figcaption{font-weight:600}"
 )
-Line = tuple[str, Sequence[tuple[float, float]]]  # its name, its points
+Line = tuple[str, Sequence[tuple[float, float]]]  # name, points
 
 
 def write_page(path: str | Path, title: str, about: Mapping, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
-    """`rows` of benchmarks/server.py with their sorted `ttfts` and `itls`."""
+    """Write a page for `rows` of benchmarks/server.py, which include sorted `ttfts` and `itls`."""
     charts = [
         chart("tokens a second", "", bars(rows, "total tok/s"), zero=True),
         chart("time to first token, all answers", "seconds", shares(rows, "ttfts")),
@@ -37,7 +37,7 @@ def write_page(path: str | Path, title: str, about: Mapping, rows: Sequence[Mapp
 
 
 def bars(rows: Sequence[Mapping], key: str) -> list[Line]:
-    """One line a server, its points over the loads in their order."""
+    """Return one line per server, its points over the loads in their order."""
     loads = list(dict.fromkeys(row["load"] for row in rows))
     names = list(dict.fromkeys(row["server"] for row in rows))
     return [
@@ -46,7 +46,7 @@ def bars(rows: Sequence[Mapping], key: str) -> list[Line]:
 
 
 def shares(rows: Sequence[Mapping], key: str) -> list[Line]:
-    """For each load and server, the part of the answers (in percent) that took no longer than so much."""
+    """Return a cumulative distribution, in percent of the answers, for each load and server."""
     return [
         (f"{row['server']}, {row['load']}", [(x, 100 * (i + 1) / len(row[key])) for i, x in enumerate(row[key])])
         for row in rows
@@ -54,7 +54,7 @@ def shares(rows: Sequence[Mapping], key: str) -> list[Line]:
 
 
 def chart(title: str, unit: str, lines: Sequence[Line], zero: bool = False) -> str:
-    """Lines over common axes that begin at 0."""
+    """Draw lines over common axes that begin at 0, as SVG."""
     most_x = max(x for _, points in lines for x, _ in points) or 1.0
     most_y = max(y for _, points in lines for _, y in points) or 1.0
 

@@ -1,4 +1,4 @@
-"""Rows of measurements: as JSON lines for machines, as a Markdown table for people."""
+"""Output of measurements: JSON lines for programs, a Markdown table for readers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pathlib import Path
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
+    """Append `rows` to the file as JSON lines."""
     with open(path, "a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")
 
 
 def markdown(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    """A table of the `columns` of `rows`; numbers to three digits, "" for what a row lacks."""
+    """Return a table of the `columns` of `rows`; numbers with three digits, "" for a missing value."""
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows]
     return "\n".join(lines)
 
 
 def cell(value) -> str:
+    """Format a value for a table."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -30,6 +32,6 @@ def cell(value) -> str:
 
 
 def show_progress(text: str) -> None:
-    """What is being measured, on a line that the next one overwrites, where somebody is looking; "" wipes it."""
+    """Show `text` on a terminal's status line, which the next call overwrites; "" clears it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

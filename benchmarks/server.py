@@ -1,21 +1,21 @@
-"""A server under load: any that speaks Ollama's or OpenAI's API, several of them interleaved.
+"""Load test for servers of Ollama's or OpenAI's API; several servers are interleaved.
 
     python -m numllama.benchmarks.server ours=http://127.0.0.1:11434 [theirs=http://127.0.0.1:8080] --model m
         [--wire openai] [--clients 1 4 8] [--rate 0.5 2] [--requests 16] [--prompt 128] [--answer 64]
         [--shared 0.5] [--mixed] [--rounds 3] [--jsonl FILE] [--html FILE]
 
-closed loop   --clients N: N of them, each asks again as soon as it has its answer
-open loop     --rate R: R requests a second arrive at random (Poisson), whether or not the server keeps up
+closed loop   --clients N: N clients, each sends its next request when it has received its answer
+open loop     --rate R: R requests per second arrive at random (Poisson), whether or not the server keeps up
 
-    ttft        from a request to its first text
-    itl         between tokens of one answer: its time after the first text by its tokens after the first
-    goodput     requests a second that kept both promises, --ttft and --itl
-    told        load_duration + prompt_eval_duration + eval_duration, by the time that passed here; a wait for a slot is
-                in none of the three
+    ttft        time to first token: from the request to the first text
+    itl         inter-token latency: time after the first text divided by the number of tokens after the first
+    goodput     requests per second that met both limits, --ttft and --itl
+    reported    load_duration + prompt_eval_duration + eval_duration, divided by the elapsed time; none of the three
+                includes waiting for a slot
 
-Tokens are those that the server counted, not its chunks.  Every prompt is new but for its shared beginning, as servers
-remember what an earlier run asked, and the same for every server.  A server that answers another number of requests
-than it was asked is an error, not a figure.
+Token counts are the server's, not the number of chunks.  Every prompt is new except for its shared prefix, since
+servers cache earlier prompts; all servers get the same prompts.  If a server answers a different number of requests
+than it received, that is an error.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Answered:
-    """One request's seconds and tokens.
+    """One request's seconds and token counts.
 
-    told   the seconds that the server says it took to load, for the prompt and for the answer; 0 where it does not say
+    reported   the seconds the server reported for loading, prompt and answer; 0 if it does not report them
     """
 
     ttft: float
     total: float
     n_prompt: int
     n_sampled: int
-    told: float = 0.0
+    reported: float = 0.0
 
     @property
     def itl(self) -> float:
@@ -60,10 +60,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server, and how: `clients` at once, or `rate` a second.
+    """A load: `clients` at once, or `rate` requests per second.
 
-    shared   part of each prompt that all have in common
-    mixed    lengths vary: some prompts and answers are four times as long as others
+    shared   fraction of each prompt that is common to all
+    mixed    vary lengths: some prompts and answers are four times as long as others
     """
 
     requests: int
@@ -79,30 +79,30 @@ class Load:
         return f"{self.clients} clients" if self.clients else f"{self.rate:g}/s"
 
     def questions(self, seed: Sequence[int]) -> list[tuple[str, int]]:
-        """Prompts of about `prompt` words, and how many tokens to answer with."""
+        """Return prompts of about `prompt` words, each with the number of tokens to generate."""
         rng = np.random.default_rng(seed)
         scale = rng.choice([0.5, 1, 2], self.requests) if self.mixed else np.ones(self.requests)
         n_shared = int(self.prompt * self.shared)
-        beginning = rng.choice(WORDS, n_shared).tolist()
+        prefix = rng.choice(WORDS, n_shared).tolist()
         made = []
         for s in scale:
             own = rng.choice(WORDS, max(1, int(self.prompt * s) - n_shared)).tolist()
-            made.append((" ".join(beginning + own), max(1, int(self.answer * s))))
+            made.append((" ".join(prefix + own), max(1, int(self.answer * s))))
         return made
 
     def arrivals(self, seed: Sequence[int]) -> np.ndarray:
-        """Seconds from the beginning at which requests of an open loop come."""
+        """Return the seconds from the start at which the requests of an open loop arrive."""
         return np.cumsum(np.random.default_rng(seed).exponential(1 / self.rate, self.requests))
 
 
 class BenchServer:
-    """A server by its address.  `wire` is "ollama" or "openai"."""
+    """A server at an address.  `wire` is "ollama" or "openai"."""
 
     def __init__(self, name: str, url: str, model: str, wire: str):
         self.name, self.url, self.model, self.wire = name, url.rstrip("/"), model, wire
 
     async def ask(self, client: httpx.AsyncClient, prompt: str, n: int) -> Answered:
-        """One request, its stream read to the end.  Raises: RuntimeError for an answer that is none."""
+        """Send one request and read its stream to the end.  Raises: RuntimeError for an error or a missing count"""
         began, first, counts = perf_counter(), 0.0, (0, 0, 0.0)
         async with client.stream("POST", self.url + self._path, json=self._body(prompt, n)) as answer:
             if answer.status_code != 200:
@@ -112,7 +112,7 @@ class BenchServer:
                 counts = counted or counts
         ended = perf_counter()
         if not counts[1]:
-            raise RuntimeError(f"{self.name}: an answer without its number of tokens")
+            raise RuntimeError(f"{self.name}: the answer has no token count")
         return Answered((first or ended) - began, ended - began, *counts)
 
     @property
@@ -126,7 +126,7 @@ class BenchServer:
         return {"model": self.model, "prompt": prompt, "max_tokens": n, **more}
 
     async def _lines(self, answer: httpx.Response) -> AsyncIterator[tuple[str, tuple[int, int, float] | None]]:
-        """Each line's text; the counts of tokens, and the seconds told, where it has them."""
+        """Yield each line's text, with the token counts and reported seconds if it has them."""
         async for line in answer.aiter_lines():
             data = line.removeprefix("data: ")
             if not data.startswith("{"):
@@ -135,8 +135,8 @@ class BenchServer:
             if "error" in got:
                 raise RuntimeError(f"{self.name}: {got['error']}")
             if self.wire == "ollama":
-                told = sum(got.get(f"{part}_duration", 0) for part in ("load", "prompt_eval", "eval")) / 1e9
-                yield got["response"], (got["prompt_eval_count"], got["eval_count"], told) if got["done"] else None
+                reported = sum(got.get(f"{part}_duration", 0) for part in ("load", "prompt_eval", "eval")) / 1e9
+                yield got["response"], (got["prompt_eval_count"], got["eval_count"], reported) if got["done"] else None
                 continue
             usage = got.get("usage")
             counts = (usage["prompt_tokens"], usage["completion_tokens"], 0.0) if usage else None
@@ -144,9 +144,9 @@ class BenchServer:
 
 
 async def run_load(server: BenchServer, load: Load, seed: Sequence[int]) -> tuple[list[Answered], float]:
-    """Every answer, and the seconds that all together took."""
+    """Send every request of a load.  -> the answers, and the total seconds"""
     questions = load.questions(seed)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # servers end idle ones when they like
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # a server may close idle connections
     async with httpx.AsyncClient(timeout=None, limits=limits) as client:
         began = perf_counter()
         if load.clients:
@@ -163,6 +163,7 @@ async def run_load(server: BenchServer, load: Load, seed: Sequence[int]) -> tupl
 
 
 async def closed_loop(ask: Callable, questions: Sequence, n: int) -> list[Answered]:
+    """Answer `questions` with `n` concurrent clients."""
     waiting, answers = iter(questions), []
 
     async def client() -> None:
@@ -174,15 +175,15 @@ async def closed_loop(ask: Callable, questions: Sequence, n: int) -> list[Answer
 
 
 def summary(answers: Sequence[Answered], seconds: float, ttft: float, itl: float) -> dict[str, float]:
-    """The figures of one run; promises in seconds."""
+    """Return the figures of one run; ttft and itl are the limits for goodput, in seconds."""
     row: dict[str, float] = {
         "tok/s": sum(a.n_sampled for a in answers) / seconds,
         "prompt tok/s": sum(a.n_prompt for a in answers) / seconds,
         "total tok/s": sum(a.n_prompt + a.n_sampled for a in answers) / seconds,
         "goodput": sum(a.ttft <= ttft and a.itl <= itl for a in answers) / seconds,
     }
-    if all(a.told for a in answers):
-        row["told"] = float(np.median([a.told / a.total for a in answers]))
+    if all(a.reported for a in answers):
+        row["reported"] = float(np.median([a.reported / a.total for a in answers]))
     for name in ("ttft", "itl"):
         values = [getattr(a, name) for a in answers]
         row |= {f"{name} p{p}": float(np.percentile(values, p)) for p in (50, 90, 99)}
@@ -190,10 +191,10 @@ def summary(answers: Sequence[Answered], seconds: float, ttft: float, itl: float
 
 
 def measure_server(servers: list[BenchServer], loads: list[Load], rounds: int, ttft: float, itl: float) -> list[dict]:
-    """Each load on each server in turn, `rounds` times over; medians of the rounds."""
+    """Run each load on each server in turn, `rounds` times; return rows with medians of the rounds."""
     found: dict[tuple[Load, str], list[tuple[list[Answered], dict]]] = {}
     now = time_ns()
-    for server in servers:  # loads the model, and is not counted
+    for server in servers:  # warm-up: loads the model
         asyncio.run(run_load(server, Load(1, 8, 2, clients=1), [0]))
     for n in range(rounds):
         for i, load in enumerate(loads):
@@ -229,12 +230,12 @@ COLUMNS = [
     "itl p50",
     "itl p99",
     "goodput",
-    "told",
+    "reported",
 ]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table of what the arguments ask for, and writes what they name.  Raises: RuntimeError"""
+    """Run the loads that the arguments describe, and write the table and the requested files.  Raises: RuntimeError"""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("servers", nargs="+", metavar="NAME=URL")
     parser.add_argument("--model", required=True)
@@ -244,13 +245,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128, help="words, about as many tokens")
     parser.add_argument("--answer", type=int, default=64, help="tokens")
-    parser.add_argument("--shared", type=float, default=0.0, help="part of every prompt that is the same")
-    parser.add_argument("--mixed", action="store_true", help="lengths from half to double")
+    parser.add_argument("--shared", type=float, default=0.0, help="fraction of every prompt that is the same")
+    parser.add_argument("--mixed", action="store_true", help="vary lengths from half to double")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ttft", type=float, default=2.0, help="seconds promised to the first text")
-    parser.add_argument("--itl", type=float, default=0.2, help="seconds promised between tokens")
+    parser.add_argument("--ttft", type=float, default=2.0, help="limit for goodput: seconds to the first text")
+    parser.add_argument("--itl", type=float, default=0.2, help="limit for goodput: seconds between tokens")
     parser.add_argument("--jsonl", help="append the rows to this file")
-    parser.add_argument("--html", help="write a page with charts")
+    parser.add_argument("--html", help="write a page with charts to this file")
     o = parser.parse_args(argv)
 
     servers = [

@@ -1,7 +1,7 @@
-"""What a model costs before its first token: seconds until it is ready; memory at the most.
+"""The cost of a model before its first token: seconds until it is ready, and peak memory.
 
-load    load_duration of an engine that runs and has its kernels; llama-server from its start until /health is fine
-rss     the most memory of a process that reads 20 tokens and says 20; llama-bench doing the same
+load    load_duration of a running engine with compiled kernels; for llama-server from its start until /health is ok
+rss     peak memory of a process with a prompt of 20 tokens that generates 20; of llama-bench with the same
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..engine.settings import Settings
 from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 
-N = 20  # tokens read, and said, at the most of memory
+N_TOKENS = 20  # tokens of the prompt, and of the answer
 
 
 class Loader:
-    """An engine that runs, in which a model is loaded anew and anew."""
+    """A running engine that loads a model again and again."""
 
     def __init__(self, files: LocalModel):
         self.engine = Engine(Settings(), file=FileModel.of(files.weights, files.adapters))
         self.seconds()  # compiles
 
     def seconds(self) -> float:
-        """Of one load, after which the model is unloaded again."""
+        """Load the model, return the seconds it took, and unload it."""
         answer = self.engine.generate("")
         self.engine.generate("", request=RequestOptions(keep_alive=0))
         return answer.load_duration / 1e9
@@ -39,29 +39,31 @@ class Loader:
         self.engine.close()
 
 
-def most_memory(command: list[str]) -> int:
-    """Bytes that the process of `command` had at once.  Raises: RuntimeError
+def peak_memory(command: list[str]) -> int:
+    """Run `command` and return its peak memory in bytes.  Raises: RuntimeError
 
-    The system counts what this process has now as the other's too, so this one must be small.
+    The system counts this process's current memory as the child's too, so this process must be small.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def most_memory_ours(files: LocalModel) -> int:
-    return most_memory([sys.executable, "-m", __spec__.name, *map(str, [files.weights, *files.adapters])])
+def peak_memory_ours(files: LocalModel) -> int:
+    return peak_memory([sys.executable, "-m", __spec__.name, *map(str, [files.weights, *files.adapters])])
 
 
-def most_memory_of_llama_bench(programs: Path, path: str) -> int:
-    return most_memory([str(programs / "llama-bench"), "-m", path, "-p", str(N), "-n", str(N), "-r", "1"])
+def peak_memory_of_llama_bench(programs: Path, path: str) -> int:
+    return peak_memory([str(programs / "llama-bench"), "-m", path, "-p", str(N_TOKENS), "-n", str(N_TOKENS), "-r", "1"])
 
 
 if __name__ == "__main__":
     for _ in complete(
-        load_model(sys.argv[1], dict.fromkeys(sys.argv[2:], 1.0)), [1] * N, Options(num_predict=N, num_ctx=4 * N)
+        load_model(sys.argv[1], dict.fromkeys(sys.argv[2:], 1.0)),
+        [1] * N_TOKENS,
+        Options(num_predict=N_TOKENS, num_ctx=4 * N_TOKENS),
     ):
         pass

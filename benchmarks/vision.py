@@ -1,14 +1,14 @@
-"""The time that an image takes to become rows for a text model, interleaved with llama.cpp's libmtmd in this process.
+"""The time to encode an image for a text model, interleaved with llama.cpp's libmtmd in this process.
 
     python -m numllama.benchmarks.vision [MMPROJ.gguf] [--peer DIR with libmtmd.so] [--rounds 5] [--threads 1 2]
 
-Without a file one is made of random numbers in the shape of LLaVA 1.5's tower: CLIP ViT-L/14-336, 24 layers of 1024
-(23 are run), 577 positions, F16 (600 MB in the temporary folder, kept for next time).
+Without a file, one is created with random weights in the shape of LLaVA 1.5's tower: CLIP ViT-L/14-336, 24 layers of
+1024 (23 are used), 577 positions, F16 (600 MB in the temporary folder, kept for later runs).
 
-Both are given the pixels of one tile, so decoding and resizing are in neither figure.  Rows are compared before
-anything is timed.  Milliseconds are medians over rounds; ratios, llama.cpp's time over ours, medians of the rounds'
-own: on a shared machine only these mean something.  `others` is what other processes used of a core meanwhile.  Where
-they use much, --cpu counts seconds that a core worked: fair for one thread; with more, waiting counts too.
+Both get the pixels of one tile, so decoding and resizing are not measured.  Results are compared before anything is
+timed.  Milliseconds are medians over rounds.  Ratios, llama.cpp's time over ours, are medians of each round's own
+ratio: on a shared machine only these are reliable.  `others` is the cores used by other processes.  On a busy machine,
+--cpu counts CPU seconds: fair for one thread; with several, waiting counts too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .libmtmd import LibMtmd
 
 
 def random_mmproj(path: Path, n_layer: int = 24, n_embd: int = 1024, n_out: int = 4096, image_size: int = 336) -> Path:
-    """A tower of CLIP's shape with LLaVA's projector, its matrices F16 and as large as keeps values around 1."""
+    """Write a tower of CLIP's shape with LLaVA's projector: F16 matrices, scaled so that activations stay around 1."""
     rng = np.random.default_rng(0)
     f16, f32 = FORMATS_BY_NAME["F16"], FORMATS_BY_NAME["F32"]
     n_pos, patch = (image_size // 14) ** 2 + 1, (n_embd, 3, 14, 14)
@@ -81,7 +81,7 @@ def random_mmproj(path: Path, n_layer: int = 24, n_embd: int = 1024, n_out: int 
 
 
 def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
-    """In the products with weights and in attention, for one tile."""
+    """Count the multiply-adds in matrix products and attention for one tile."""
     n_patch = (hp.image_size // hp.patch_size) ** 2
     n_pos = n_patch + 1
     layer = n_pos * (4 * hp.n_embd**2 + 2 * hp.n_embd * hp.n_ff) + 2 * n_pos**2 * hp.n_embd
@@ -91,12 +91,12 @@ def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
 def measure_vision(
     path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int, cpu: bool = False
 ) -> list[dict]:
-    """A row for each thread count: ours and then the peer's, `rounds` times over."""
-    vision, clock = load_vision(path), machine.own if cpu else perf_counter
+    """Measure each thread count, ours and then the peer's, in `rounds` rounds.  -> a row for each"""
+    vision, clock = load_vision(path), machine.own_cpu_seconds if cpu else perf_counter
     hp = vision.hparams
     tile = np.random.default_rng(0).integers(0, 256, (hp.image_size, hp.image_size, 3), dtype=np.uint8)
     ours, peers, others = ({n: [] for n in n_threads} for _ in range(3))  # type: dict, dict, dict
-    got = vision.rows(tile, NUMBA)  # compiles, and packs the weights
+    got = vision.rows(tile, NUMBA)  # warm-up: compiles, and packs the weights
     with ExitStack() as stack:
         if mtmd:
             contexts = {n: stack.enter_context(mtmd.loaded(path, n, flash_attention=-1)) for n in n_threads}
@@ -128,19 +128,19 @@ def measure_vision(
 
 
 def check_vision(got: np.ndarray, expected: np.ndarray) -> None:
-    """Same directions: llama.cpp keeps keys and values, and on some machines sums, in f16."""
+    """Check that the rows have the same directions: llama.cpp keeps keys and values, and sometimes sums, in f16."""
     cosine = np.sum(got * expected, axis=1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1))
-    assert cosine.min() > 0.999, f"rows differ from llama.cpp's: a cosine is {cosine.min()}"
+    assert cosine.min() > 0.999, f"rows differ from llama.cpp's: the smallest cosine is {cosine.min()}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The table on standard output."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("mmproj", nargs="?", type=Path)
     parser.add_argument("--peer", type=Path, help="folder with libmtmd.so")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
-    parser.add_argument("--cpu", action="store_true", help="seconds of CPU time, for busy machines")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
     parser.add_argument("--jsonl", help="append the rows to this file")
     options = parser.parse_args(argv)
 

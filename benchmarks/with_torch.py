@@ -1,4 +1,4 @@
-"""The same work in PyTorch, through transformers, in bfloat16: a Llama of the same shape, with random weights."""
+"""Prefill in PyTorch through transformers, in bfloat16: a Llama of the same shape with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ..engine.model.hparams import Hparams
 
 
 def prefill_with_torch(hp: Hparams, clock: Callable[[], float] = perf_counter) -> Callable[[int, int], float]:
-    """A function (tokens, threads) -> tokens a second of a prompt, logits of the last only.  Raises: RequestError"""
+    """Return a function (tokens, threads) -> tokens per second of prefill, logits of the last only.
+
+    Raises: RequestError if torch or transformers is missing
+    """
     try:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they time, and write what they print."""
+"""The benchmarks run, check what they measure, and write what they print."""
 
 import json
 import os
@@ -38,14 +38,14 @@ def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path,
 
 
 @compiled
-def test_what_does_not_speak_is_not_timed(tmp_path):
+def test_an_encoder_is_refused(tmp_path):
     with pytest.raises(RequestError, match="'bert' is an encoder"):
         decode.main([str(tiny_encoder(tmp_path / "bert.gguf"))])
 
 
 @compiled
 def test_a_model_is_timed_with_its_adapters(tmp_path, capsys):
-    """The name is what was asked for, not that of a file in the store; llama-bench knows no adapters."""
+    """The printed name is the requested one, not that of a file in the store.  llama-bench cannot apply adapters."""
     path = tiny_gguf(tmp_path / "tiny.gguf")
     files = FileModel.of(path, [tiny_lora(tmp_path / "lora.gguf", path)])
     assert decode.loaded(files).weights.blk[0].attn_q.low_rank
@@ -57,9 +57,9 @@ def test_a_model_is_timed_with_its_adapters(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("others", "warned"), [(1.5, True), (0.1, False), (None, False)])
-def test_a_busy_machine_is_told_of(others, warned):
+def test_a_busy_machine_is_reported(others, warned):
     options = decode.read_options(["m"], None)
-    assert ("with 1.5 cores of other work" in " ".join(decode.legend(["ours"], options, others))) is warned
+    assert ("other processes used 1.5 cores" in " ".join(decode.legend(["ours"], options, others))) is warned
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_a_busy_machine_is_told_of(others, warned):
     [
         ("--rounds 0", "argument --rounds: '0', expected a whole number from 1"),
         ("--round 3", "unrecognized arguments: --round 3"),
-        ("--peer nowhere", "nowhere: no llama-bench, llama-batched-bench, llama-server there"),
+        ("--peer nowhere", "nowhere: llama-bench, llama-batched-bench, llama-server missing"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, options, message):
+def test_invalid_options_are_one_line_errors(tmp_path, options, message):
     with pytest.raises(RequestError, match=f"^{message}"):
         decode.main([str(tiny_gguf(tmp_path / "tiny.gguf")), *options.split()])
 
@@ -83,7 +83,7 @@ def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
     assert "| threads | ours ms | GFLOP/s | others |" in capsys.readouterr().out
 
 
-def test_other_rows_than_llama_cpp_s_are_not_timed():
+def test_rows_that_differ_from_llama_cpp_s_are_not_timed():
     rows = np.random.default_rng(0).standard_normal((3, 64))
     vision.check_vision(rows, rows + 1e-3)
     with pytest.raises(AssertionError, match="rows differ"):
@@ -92,7 +92,7 @@ def test_other_rows_than_llama_cpp_s_are_not_timed():
 
 @compiled
 def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
-    """llama-bench and the rest are scripts here: 100 tokens a second, whatever is asked."""
+    """llama-bench and the others are scripts here that always print 100 tokens per second."""
     for name in ("llama-bench", "llama-batched-bench", "llama-server"):
         program = tmp_path / name
         program.write_text(f"#!{sys.executable}\nprint('[{{\"avg_ts\": 100.0}}]')\n")
@@ -104,24 +104,24 @@ def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
     rows = {row["task"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
     assert rows["decode @0"]["llama.cpp"] == 100 and rows["load, s"]["ratio"] < 1e-3
     assert rows["prefill 8"]["least"] <= rows["prefill 8"]["ratio"] <= rows["prefill 8"]["most"]
-    assert "llama.cpp unknown" in capsys.readouterr().out  # a script knows no commit
+    assert "llama.cpp unknown" in capsys.readouterr().out  # the script prints no commit
 
 
 @compiled
 @pytest.mark.oracle
-def test_torch_reads_the_same_prompts(tmp_path):
+def test_torch_runs_prompts_of_the_same_shape(tmp_path):
     pytest.importorskip("transformers", reason="needs torch and transformers")
     hp = load_model(tiny_gguf(tmp_path / "tiny.gguf")).hparams
     assert with_torch.prefill_with_torch(hp)(8, 1) > 0
 
 
-def test_the_most_memory_of_a_process_is_its_own():
+def test_peak_memory_is_the_child_s_own():
     if not hasattr(os, "wait4"):
-        pytest.skip("the system does not tell")
+        pytest.skip("needs os.wait4")
     block = "x = b'x' * (600 << 20)"
-    assert start.most_memory([sys.executable, "-c", block]) > 600 << 20
-    with pytest.raises(RuntimeError, match="ended with 3"):
-        start.most_memory([sys.executable, "-c", "raise SystemExit(3)"])
+    assert start.peak_memory([sys.executable, "-c", block]) > 600 << 20
+    with pytest.raises(RuntimeError, match="exited with 3"):
+        start.peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 @compiled
@@ -140,9 +140,9 @@ def test_the_machine_s_limits_are_positive():
     assert machine.read_bandwidth(1 << 22) > 0 and machine.dot_peak() > 0 and machine.fma_peak() > 0
 
 
-def test_a_model_of_another_format_keeps_shapes_and_key_values(tmp_path):
+def test_requantizing_keeps_shapes_and_key_values(tmp_path):
     source = tiny_gguf(tmp_path / "tiny.gguf")
-    models.requantized(str(source), FORMATS_BY_NAME["Q8_0"], str(tmp_path / "other.gguf"))
+    models.requantize_file(str(source), FORMATS_BY_NAME["Q8_0"], str(tmp_path / "other.gguf"))
     before, after = GGUF.open(source), GGUF.open(tmp_path / "other.gguf")
     assert {name: w.shape for name, w in after.tensors.items()} == {name: w.shape for name, w in before.tensors.items()}
     assert after.kv.keys() == before.kv.keys()

@@ -1,4 +1,4 @@
-"""Embeddings are compared before they are timed, by programs of their own."""
+"""The embedding benchmark compares vectors before it times them, each contender in its own process."""
 
 import json
 
@@ -13,7 +13,7 @@ from numllama.kernels.quants import FORMATS_BY_NAME
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
-def test_an_engine_is_compared_with_a_server_of_its_own(tmp_path, capsys):
+def test_the_engine_is_compared_with_a_server(tmp_path, capsys):
     model = tiny_encoder(tmp_path / "tiny.gguf")
     options = "--rounds 1 --threads 1 --texts 3 --tokens 16".split()
     embed.main([str(model), *options, "--jsonl", str(tmp_path / "rows.jsonl")])
@@ -23,18 +23,18 @@ def test_an_engine_is_compared_with_a_server_of_its_own(tmp_path, capsys):
     assert "\n| server | 1 |" in capsys.readouterr().out
 
 
-def test_what_does_not_agree_is_not_timed():
+def test_contenders_that_disagree_are_not_timed():
     rows = np.eye(3, dtype=np.float32)
     right, wrong, same = (embed.Contender("", lambda _, x=x: x, None) for x in (rows, rows[::-1], rows * 0 + 1))
     assert embed.check_embed([right, right], "abc") == 1
     with pytest.raises(AssertionError, match="vectors differ"):
         embed.check_embed([right, wrong], "abc")
-    with pytest.raises(AssertionError, match="comparing says nothing"):
+    with pytest.raises(AssertionError, match="the comparison is void"):
         embed.check_embed([same, same], "abc")
 
 
-def test_an_encoder_for_speed_reads_each_of_its_words_as_one_token(tmp_path, monkeypatch):
+def test_a_random_encoder_has_one_token_per_word(tmp_path, monkeypatch):
     monkeypatch.setitem(models.ENCODERS, "small", (1, 32, 2, 64))
-    models.encoder("small", FORMATS_BY_NAME["Q8_0"], str(tmp_path / "small.gguf"))
+    models.write_encoder("small", FORMATS_BY_NAME["Q8_0"], str(tmp_path / "small.gguf"))
     tokenizer = load_model(tmp_path / "small.gguf").tokenizer
-    assert tokenizer.encode(f"{models.word(104)} {models.word(30000)}") == [101, 104, 30000, 102]
+    assert tokenizer.encode(f"{models.token_word(104)} {models.token_word(30000)}") == [101, 104, 30000, 102]

@@ -1,11 +1,11 @@
-"""The time to a first token is measured, and is less once kernels are compiled."""
+"""The time to a first token is measured; it is shorter with compiled kernels."""
 
 import pytest
 
 from numllama.benchmarks import first_token
 
 
-def test_the_table_has_medians(monkeypatch, capsys):
+def test_the_table_shows_medians(monkeypatch, capsys):
     times = iter([(1.0, 9.0), (1.0, 1.5), (3.0, 7.0), (1.0, 1.3)])
     monkeypatch.setattr(first_token, "first_token", lambda folder: next(times))
     first_token.main(["--rounds", "2"])
@@ -18,7 +18,7 @@ def test_a_full_cache_saves_seconds(tmp_path):
     assert 0 < warm < cold - 2
 
 
-def test_a_server_that_ends_is_an_error(monkeypatch, tmp_path):
+def test_a_server_that_exits_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(first_token, "SERVE", ["false"])
-    with pytest.raises(RuntimeError, match="the server ended with 1"):
+    with pytest.raises(RuntimeError, match="the server exited with 1"):
         first_token.first_token(str(tmp_path))

@@ -1,4 +1,4 @@
-"""What a server adds to a token is what its client waits longer, and only where both say the same."""
+"""The server's overhead per token is measured at its client, and only if all paths generate the same text."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ def served(tmp_path, monkeypatch):
     server.close()
 
 
-def test_a_server_says_what_generate_says(served, capsys):
+def test_a_server_generates_the_same_text_as_generate(served, capsys):
     overhead.main([served.url, "--model", "m", "--answer", "12", "--rounds", "2"])
     table = capsys.readouterr().out.splitlines()[-3:]
     assert [row.split(" | ")[0] for row in table] == ["| in process", "| /api/generate", "| /api/chat"]
     assert [row.split(" | ")[2] for row in table] == ["2"] * 3
 
 
-def test_an_answer_that_is_none_is_an_error(served):
+def test_an_error_response_raises(served):
     with pytest.raises(RuntimeError, match=r"/api/generate: 404 .*model 'none' not found"):
         overhead.streamed(served.url, "/api/generate", {"model": "none", "prompt": "a"})
 
 
-def said(*moments, text="a"):
+def timed_texts(*moments, text="a"):
     return lambda: [(text, moment) for moment in moments]
 
 
-def test_more_is_the_time_of_a_token_less_that_in_process():
-    one, other = overhead.measure_overhead({"one": said(0, 0.001, 0.002), "other": said(5, 5, 5.0025)}, rounds=3)
+def test_more_is_the_time_per_text_minus_that_in_process():
+    one, other = overhead.measure_overhead(
+        {"one": timed_texts(0, 0.001, 0.002), "other": timed_texts(5, 5, 5.0025)}, rounds=3
+    )
     assert one["ms a text"] == pytest.approx(1) and "more p50" not in one
     assert other["ms a text"] == pytest.approx(1.25) and other["more p50"] == pytest.approx(0.25)
     assert other["gap p95"] == pytest.approx(2.5)
 
 
-def test_figures_of_another_answer_are_none():
-    with pytest.raises(RuntimeError, match="other says"):
-        overhead.measure_overhead({"one": said(0, 1), "other": said(0, 1, text="b")}, rounds=1)
-    with pytest.raises(RuntimeError, match="two texts at least"):
-        overhead.measure_overhead({"one": said(0)}, rounds=1)
+def test_different_answers_are_not_compared():
+    with pytest.raises(RuntimeError, match="other generated"):
+        overhead.measure_overhead({"one": timed_texts(0, 1), "other": timed_texts(0, 1, text="b")}, rounds=1)
+    with pytest.raises(RuntimeError, match="at least two texts"):
+        overhead.measure_overhead({"one": timed_texts(0)}, rounds=1)
