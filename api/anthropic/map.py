@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from ...engine.errors import RequestError
 from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
-from ..openai.map import arguments
 from ..wire import schema as ollama
+from ..wire.answer import arguments_json
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as anthropic
@@ -176,7 +176,7 @@ class MessagesAnswer:
             self._called = True
             yield from self._close()
             yield self._start(_call(call))
-            yield self._delta(type="input_json_delta", partial_json=arguments(call))
+            yield self._delta(type="input_json_delta", partial_json=arguments_json(call))
             yield from self._close()
         if chunk.done_reason:
             yield from self._close()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Response
 
-from ..ollama.chat import answer_chat
+from ..wire.chat import answer_chat
 from ..wire.errors import body_of, reply
 from ..wire.request import Context, body
 from ..wire.sse import Event, send_events

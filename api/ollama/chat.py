@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ...engine.serve.answer import Answer
 from ..wire.answer import (
     head,
     logprobs_field,
-    request_options,
     statistics,
     thinking_field,
     tool_calls_field,
     without_text,
 )
+from ..wire.chat import answer_chat
 from ..wire.errors import reply
-from ..wire.request import Context, RequestContext, body
+from ..wire.request import Context, body
 from ..wire.schema import ChatRequest
 from ..wire.stream import Chunk, send
 
@@ -38,15 +36,3 @@ async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Contex
         return head(request) | {"message": message} | done | logprobs_field(answer, chunk) | statistics(visit, chunk)
 
     return await send(visit.pieces(), shape, request.stream)
-
-
-async def answer_chat(visit: RequestContext, request: ChatRequest) -> Answer:
-    """The engine's answer to `request`, whatever wire it came by."""
-    visit.log["model"] = request.model
-    return await visit.ask(
-        visit.engine.chat,
-        request.model,
-        [asdict(message) for message in request.messages],
-        request_options(request),
-        tools=[asdict(tool) for tool in request.tools],
-    )

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 
 from ...engine.errors import RequestError
-from ...engine.options import RequestOptions
-from ...engine.run.piece import Piece
+from ..wire.embed import vectors
 from ..wire.errors import reply
-from ..wire.request import Context, RequestContext, body
+from ..wire.request import Context, body
 from ..wire.schema import EmbeddingRequest, EmbedRequest
 
 router = APIRouter()
@@ -35,21 +34,3 @@ async def embeddings(request: Annotated[EmbeddingRequest, body(EmbeddingRequest)
         visit, EmbedRequest(request.model, request.prompt, request.keep_alive, options=request.options)
     )
     return reply({"embedding": [x for vector in last.embeddings for x in vector.tolist()]})
-
-
-async def vectors(visit: RequestContext, request: EmbedRequest) -> Piece:
-    """The piece that has the vectors of all texts.  Raises: RequestError"""
-    texts = texts_of(request.input)
-    wanted = RequestOptions(request.options, request.keep_alive, truncate=request.truncate)
-    visit.log["model"] = request.model
-    await visit.ask(visit.engine.embed, request.model, texts, wanted, dimensions=request.dimensions)
-    (piece,) = [piece async for piece in visit.pieces()]
-    return piece
-
-
-def texts_of(input: Any) -> list[str]:
-    """`input`, a text or several; none for an empty one.  Raises: RequestError"""
-    texts = input if isinstance(input, list) else [] if input in (None, "") else [input]
-    if not all(isinstance(text, str) for text in texts):
-        raise RequestError("invalid input type")
-    return texts

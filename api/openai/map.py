@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from ...engine.errors import RequestError
-from ...engine.go.json import dumps, kind, loads
+from ...engine.go.json import kind, loads
 from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece, Timings
 from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer
 from ...engine.tokenizer import Tokenizer
 from ..wire import schema as ollama
-from ..wire.answer import logprobs_field
+from ..wire.answer import arguments_json, logprobs_field
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
@@ -270,13 +270,9 @@ def base64_of(vector: np.ndarray) -> str:
 
 
 def openai_tool_calls(calls: Sequence[ParsedCall]) -> list[dict[str, Any]]:
-    functions = [{"name": call.name, "arguments": arguments(call)} for call in calls]
+    functions = [{"name": call.name, "arguments": arguments_json(call)} for call in calls]
     heads = [{"id": call.id, "index": call.index, "type": "function"} for call in calls]
     return [head | {"function": function} for head, function in zip(heads, functions, strict=True)]
-
-
-def arguments(call: ParsedCall) -> str:
-    return dumps(call.arguments).decode()
 
 
 class ChatCompletion:

@@ -14,11 +14,12 @@ from ...engine.errors import RequestError
 from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..wire import schema as ollama
+from ..wire.answer import arguments_json
 from ..wire.errors import body_of
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
-from .map import LONG, arguments, part, role_of, think, tool_call
+from .map import LONG, part, role_of, think, tool_call
 
 # --- requests ---
 
@@ -209,7 +210,7 @@ class ResponsesAnswer:
 
     def _call(self, call: ParsedCall) -> dict[str, Any]:
         head = {"id": f"fc_{self._n}_{call.index}", "type": "function_call", "status": "completed"}
-        return head | {"call_id": call.id, "name": call.name, "arguments": arguments(call)}
+        return head | {"call_id": call.id, "name": call.name, "arguments": arguments_json(call)}
 
     def _response(self, output: list[dict[str, Any]], timings: Timings | None = None) -> dict[str, Any]:
         """The whole response; without `timings` it is still in progress."""

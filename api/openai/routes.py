@@ -11,9 +11,9 @@ from fastapi import APIRouter, HTTPException, Response
 
 from ...engine.serve.answer import Answer
 from ...engine.store import ModelName
-from ..ollama.chat import answer_chat
-from ..ollama.embed import vectors
 from ..wire.answer import request_options
+from ..wire.chat import answer_chat
+from ..wire.embed import vectors
 from ..wire.errors import body_of, reply
 from ..wire.request import Context, RequestContext, body
 from ..wire.sse import Event, reply_events, send_events

@@ -6,8 +6,10 @@ from time import time_ns
 from typing import Any
 
 from ...engine.errors import RequestError
+from ...engine.go.json import dumps
 from ...engine.go.times import rfc3339
 from ...engine.options import RequestOptions
+from ...engine.parse import ParsedCall
 from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer
 from ...engine.tokenizer import Tokenizer
@@ -57,6 +59,11 @@ def tool_calls_field(chunk: Chunk) -> dict[str, Any]:
         for call in chunk.tool_calls
     ]
     return {"tool_calls": calls} if calls else {}
+
+
+def arguments_json(call: ParsedCall) -> str:
+    """Write the arguments of a tool call as JSON, the form in which OpenAI and Anthropic send them."""
+    return dumps(call.arguments).decode()
 
 
 def statistics(visit: RequestContext, chunk: Chunk) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def for_jinja(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """
     renamed = []
     for message in messages:
-        fields = {key: value for key, value in message.items() if key in ("role", "content", "thinking", "tool_call_id")}
-        fields = {key: value for key, value in fields.items() if value or key in ("role", "content")}
+        kept = [key for key in ("thinking", "tool_call_id") if message.get(key)]
+        fields = {key: value for key, value in message.items() if key in ("role", "content", *kept)}
         if message.get("tool_name"):
             fields["name"] = message["tool_name"]
         if message.get("tool_calls"):
