@@ -91,7 +91,7 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = ValueType
 # The number types as both struct and NumPy spell them, after "<" or ">"
 CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", U64: "Q", I64: "q", F64: "d"}
 # The size in bytes of the shortest item: a number, the length of a string, the type and n of an array
-_LEAST = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {BOOL: 1, STR: 8, ARR: 12}
+_MIN_ITEM_BYTES = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {BOOL: 1, STR: 8, ARR: 12}
 
 
 class Unsupported(NamedTuple):
@@ -211,7 +211,7 @@ def _integer(gguf: GGUF, key: str) -> int:
 def read_part(path: Path) -> GGUF:
     """Open one file and ignore the other parts of its model.  Raises: as `read_gguf`"""
     try:
-        mode = os.stat(path).st_mode  # first, since opening a named pipe would wait for its writer
+        mode = os.stat(path).st_mode  # checked first, because opening a named pipe waits for a writer
         if not stat.S_ISREG(mode):
             found = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
             raise ModelError(f"{str(path)!r} is {found}, expected a GGUF file")
@@ -250,7 +250,7 @@ class _Reader:
     def header(self) -> tuple[int, int, int]:
         """Read version, n_tensors and n_kv, and determine the byte order."""
         if (magic := self.data[:4]) != b"GGUF":
-            raise self.bad(0, f"found {magic!r}{_likeness(self.data[:512])}, expected b'GGUF'")
+            raise self.bad(0, f"found {magic!r}{_guess_file_type(self.data[:512])}, expected b'GGUF'")
         self.skip(8, "magic and version")
         raw = self.data[4:8]
         version, self.order = min((int.from_bytes(raw, "little"), "<"), (int.from_bytes(raw, "big"), ">"))
@@ -274,7 +274,7 @@ class _Reader:
         return at
 
     def number(self, type: ValueType, what: str) -> Any:
-        return struct.unpack_from(self.order + CODES[type], self.data, self.skip(_LEAST[type], what))[0]
+        return struct.unpack_from(self.order + CODES[type], self.data, self.skip(_MIN_ITEM_BYTES[type], what))[0]
 
     def string(self, what: str) -> str:
         size = self.number(U64, f"length of {what}")
@@ -313,7 +313,7 @@ class _Reader:
         if depth > MAX_NESTING:
             raise self.bad(self.at, f"{what}: found arrays nested deeper than {MAX_NESTING}")
         of, n = self.type(f"an item of {what}"), self.number(U64, f"n of {what}")
-        if n * _LEAST[of] > self.end - self.at:
+        if n * _MIN_ITEM_BYTES[of] > self.end - self.at:
             expected = f"no more than fit into the {self.end - self.at} bytes that follow"
             raise self.bad(self.at - 8, f"{what}: found an array of {n} {of}, expected {expected}")
         if of is STR:
@@ -323,7 +323,7 @@ class _Reader:
         if of is ARR:
             items = [self.array(what, depth + 1) for _ in range(n)]
             return [value for value, _ in items], ArrayType(tuple(type for _, type in items))
-        at = self.skip(n * _LEAST[of], what)
+        at = self.skip(n * _MIN_ITEM_BYTES[of], what)
         return np.frombuffer(self.data, self.order + CODES[of], n, at).astype(CODES[of]), ArrayType(of)
 
     def type(self, what: str) -> ValueType:
@@ -367,11 +367,11 @@ class _Reader:
             table[name] = self.entry(name, at, alignment)
         data = -(-self.at // alignment) * alignment
 
-        room = {}  # bytes up to the next tensor's data, or to the end of the file
+        available = {}  # bytes up to the next tensor's data, or to the end of the file
         by_offset = sorted(table.values(), key=lambda entry: (entry.offset, entry.nbytes))
         for entry, after in itertools.zip_longest(by_offset, by_offset[1:]):
             start, limit = data + entry.offset, data + after.offset if after else self.end
-            room[entry.name] = limit - start
+            available[entry.name] = limit - start
             if entry.nbytes > limit - start:
                 found = f"tensor {_quote(entry.name)} takes at least {entry.nbytes} bytes from byte {start}"
                 next = f"tensor {_quote(after.name)}" if after else "the end of the file"
@@ -386,7 +386,7 @@ class _Reader:
                 rows = blocks.reshape(*entry.shape[:-1], entry.shape[-1] // format.block_size)
                 tensors[name] = Tensor(name, format, entry.shape, rows)
             else:
-                unsupported[name] = Unsupported(entry.type, entry.shape, room[name])
+                unsupported[name] = Unsupported(entry.type, entry.shape, available[name])
         return tensors, unsupported, {name: entry.at for name, entry in table.items()}
 
     def entry(self, name: str, at: int, alignment: int) -> _Entry:
@@ -436,7 +436,7 @@ def _quote(text: str) -> str:
     return repr(text if len(text) <= 70 else text[:67] + "...")
 
 
-_LIKENESSES = {
+_FILE_SIGNATURES = {
     b"lmgg": "a GGML file, from before GGUF",
     b"fmgg": "a GGMF file, from before GGUF",
     b"tjgg": "a GGJT file, from before GGUF",
@@ -452,8 +452,8 @@ _LIKENESSES = {
 }
 
 
-def _likeness(head: bytes) -> str:
+def _guess_file_type(head: bytes) -> str:
     """Guess the real type of a file from its first bytes, for the error message: " (gzip)", or "" if unknown."""
-    if head[8:10] == b'{"':  # behind the length of that JSON, u64
+    if head[8:10] == b'{"':  # after the length of the JSON header, u64
         return " (safetensors)"
-    return next((f" ({what})" for magic, what in _LIKENESSES.items() if head.lstrip().startswith(magic)), "")
+    return next((f" ({what})" for magic, what in _FILE_SIGNATURES.items() if head.lstrip().startswith(magic)), "")

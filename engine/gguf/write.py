@@ -83,7 +83,7 @@ def gguf_chunks(
     if alignment is not None:
         kv = {**kv, "general.alignment": ValueType.U32(alignment)}
     alignment = _alignment(kv.get("general.alignment", DEFAULT_ALIGNMENT))
-    table = [_checked(tensor if isinstance(tensor, Tensor | Streamed) else Tensor(*tensor)) for tensor in tensors]
+    table = [_check_tensor(tensor if isinstance(tensor, Tensor | Streamed) else Tensor(*tensor)) for tensor in tensors]
     if len({tensor.name for tensor in table}) < len(table):
         raise ValueError("two tensors have the same name")
 
@@ -126,7 +126,7 @@ def _alignment(value: Any) -> int:
     return value
 
 
-def _checked(tensor: Tensor | Streamed) -> Tensor | Streamed:
+def _check_tensor(tensor: Tensor | Streamed) -> Tensor | Streamed:
     """Return the tensor after checking that its fields agree."""
     name, format, shape = tensor.name, tensor.format, tensor.shape
     if not name or not 1 <= len(shape) <= MAX_DIMS or shape[-1] % format.block_size:
@@ -144,7 +144,7 @@ def _checked(tensor: Tensor | Streamed) -> Tensor | Streamed:
 
 # ---- key-values
 
-_OF_DTYPE = {np.dtype(code): type for type, code in CODES.items()} | {np.dtype(np.bool_): ValueType.BOOL}
+_TYPE_OF_DTYPE = {np.dtype(code): type for type, code in CODES.items()} | {np.dtype(np.bool_): ValueType.BOOL}
 
 
 def value_type(value: Any) -> ValueType | ArrayType:
@@ -155,9 +155,9 @@ def value_type(value: Any) -> ValueType | ArrayType:
     NumPy numbers and arrays: their dtype                       list of lists  a type for each item
     """
     if isinstance(value, np.generic):
-        return _OF_DTYPE[value.dtype]
+        return _TYPE_OF_DTYPE[value.dtype]
     if isinstance(value, np.ndarray):
-        return ArrayType(_OF_DTYPE[value.dtype.newbyteorder("=")])
+        return ArrayType(_TYPE_OF_DTYPE[value.dtype.newbyteorder("=")])
     if isinstance(value, bool):
         return ValueType.BOOL
     if isinstance(value, int):

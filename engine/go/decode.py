@@ -49,7 +49,7 @@ def decode_json(cls: type[T], body: bytes) -> T:
 
 def go_name(hint: Any) -> str:
     """Return Go's name for the type that `hint` stands for."""
-    hint = _bare(hint)
+    hint = _without_optional(hint)
     if hint in _GO_NAMES:
         return _GO_NAMES[hint]
     if get_origin(hint) is list:
@@ -66,7 +66,7 @@ def _hints(cls: type) -> dict[str, tuple[str, Any]]:
     return {f.metadata.get("json", f.name).lower(): (f.name, hints[f.name]) for f in fields(cls)}
 
 
-def _bare(hint: Any) -> Any:
+def _without_optional(hint: Any) -> Any:
     """Return `T` for the hint `T | None`."""
     if get_origin(hint) in (Union, UnionType):
         return next(a for a in get_args(hint) if a is not type(None))
@@ -90,7 +90,7 @@ class _Decoding:
 
     def value(self, hint: Any, value: Any, owner: str, path: tuple[str, ...]) -> Any:
         """Convert `value` to `hint`; record a mismatch and return _WRONG if it has another type."""
-        hint = _bare(hint)
+        hint = _without_optional(hint)
         own: Callable[[Any], Any] | None = getattr(hint, "from_json", None)
         if own:
             return own(value)

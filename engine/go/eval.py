@@ -18,8 +18,8 @@ from typing import Any
 from ..errors import BadTemplate
 from . import parse as syntax
 from .fmt import sprint
-from .functions import FUNCTIONS, Failed
-from .limits import Budget, Exceeded
+from .functions import FUNCTIONS, FunctionError
+from .limits import Budget, BudgetExceeded
 from .parse import Steps, node_text, run_steps
 from .text import quote
 from .values import Interface, Struct, element, is_true, type_name, unwrapped
@@ -45,7 +45,7 @@ def execute(
     running = _Run(source, trees, budget, missing)
     try:
         run_steps(running.walk(trees[""].nodes, data, _Frame("", [("$", data)])))
-    except Exceeded as error:
+    except BudgetExceeded as error:
         raise BadTemplate(f"template: {error}") from None
     return "".join(running.written)
 
@@ -257,7 +257,7 @@ class _Run:
             values.insert(0, node_text(args[0]) if args else str(piped))
         try:
             made = known.call(values, self.budget.charge) if known.sized else known.call(values)
-        except Failed as error:
+        except FunctionError as error:
             self.at = whole
             raise self.error(f"error calling {name}: {error}") from None
         if isinstance(made, str | list):

@@ -16,7 +16,7 @@ from .fmt import json_text, sprint, sprintf
 from .values import Interface, Slice, Struct, element, is_nil, is_true, type_name, uint8, unwrapped
 
 
-class Failed(Exception):
+class FunctionError(Exception):
     """An error that a function reports about its arguments."""
 
 
@@ -34,7 +34,7 @@ class GoFunction:
     sized: bool = False
 
 
-# --- comparing ---
+# --- comparison ---
 
 
 def _kind(value: Any) -> str:
@@ -44,15 +44,15 @@ def _kind(value: Any) -> str:
     return "string" if isinstance(value, str) else kinds.get(name, "")
 
 
-def _differ(a: Any, b: Any) -> Failed:
-    return Failed(f"incompatible types for comparison: {type_name(a)} and {type_name(b)}")
+def _differ(a: Any, b: Any) -> FunctionError:
+    return FunctionError(f"incompatible types for comparison: {type_name(a)} and {type_name(b)}")
 
 
 def _eq(args: Sequence[Any]) -> bool:
     """Return whether the first argument equals any of the others."""
     first, *others = map(unwrapped, args)
     if not others:
-        raise Failed("missing argument for comparison")
+        raise FunctionError("missing argument for comparison")
     return any(_equal(first, other) for other in others)
 
 
@@ -67,10 +67,10 @@ def _equal(a: Any, b: Any) -> bool:
     if is_nil(a) or is_nil(b):
         return is_nil(a) == is_nil(b)
     if type_name(a) != type_name(b) and isinstance(a, dict) != isinstance(b, dict):
-        raise Failed(f"non-comparable types {_shown(a)}: {type_name(a)}, {type_name(b)}: {_shown(b)}")
+        raise FunctionError(f"non-comparable types {_shown(a)}: {type_name(a)}, {type_name(b)}: {_shown(b)}")
     if isinstance(a, Struct) and isinstance(b, Struct):
         return a is b
-    raise Failed(f"non-comparable type {_shown(b)}: {type_name(b)}")
+    raise FunctionError(f"non-comparable type {_shown(b)}: {type_name(b)}")
 
 
 def _shown(value: Any) -> str:
@@ -85,12 +85,12 @@ def _less(args: Sequence[Any]) -> bool:
     a, b = map(unwrapped, args)
     for value in (a, b):
         if not _kind(value):
-            raise Failed("invalid type for comparison")
+            raise FunctionError("invalid type for comparison")
     kinds = {_kind(a), _kind(b)}
     if len(kinds) > 1 and kinds != {"int", "uint"}:
         raise _differ(a, b)
     if kinds & {"bool", "complex"}:
-        raise Failed("invalid type for comparison")
+        raise FunctionError("invalid type for comparison")
     return a < b
 
 
@@ -98,16 +98,16 @@ def _less_or_equal(args: Sequence[Any]) -> bool:
     return _less(args) or _eq(args)
 
 
-# --- looking into lists, maps and text ---
+# --- indexing of lists, maps and text ---
 
 
 def _position(index: Any, size: int) -> int:
     if index is None:
-        raise Failed("cannot index slice/array with nil")
+        raise FunctionError("cannot index slice/array with nil")
     if not isinstance(index, int) or isinstance(index, bool):
-        raise Failed(f"cannot index slice/array with type {type_name(index)}")
+        raise FunctionError(f"cannot index slice/array with type {type_name(index)}")
     if not 0 <= index <= size:
-        raise Failed(f"index out of range: {index}")
+        raise FunctionError(f"index out of range: {index}")
     return index
 
 
@@ -116,14 +116,14 @@ def _index(args: Sequence[Any]) -> Any:
     item, *indices = args
     item = unwrapped(item)
     if item is None:
-        raise Failed("index of untyped nil")
+        raise FunctionError("index of untyped nil")
     for index in map(unwrapped, indices):
         item = unwrapped(item)
         if item is None:
-            raise Failed("index of nil pointer")
+            raise FunctionError("index of nil pointer")
         if isinstance(item, dict):
             if not isinstance(index, str):
-                raise Failed(
+                raise FunctionError(
                     "value is nil; should be of type string"
                     if index is None
                     else f"value has type {type_name(index)}; should be string"
@@ -133,10 +133,10 @@ def _index(args: Sequence[Any]) -> Any:
             data = _bytes(item)
             at = _position(index, len(data))
             if at == len(data):
-                raise Failed(f"reflect: {'string' if isinstance(item, str) else 'slice'} index out of range")
+                raise FunctionError(f"reflect: {'string' if isinstance(item, str) else 'slice'} index out of range")
             item = element(item, at) if isinstance(item, list) else uint8(data[at])
         else:
-            raise Failed(f"can't index item of type {type_name(item)}")
+            raise FunctionError(f"can't index item of type {type_name(item)}")
     return item
 
 
@@ -150,19 +150,19 @@ def _slice(args: Sequence[Any]) -> Any:
     item, *indices = args
     item = unwrapped(item)
     if item is None:
-        raise Failed("slice of untyped nil")
+        raise FunctionError("slice of untyped nil")
     if len(indices) > 3:
-        raise Failed(f"too many slice indexes: {len(indices)}")
+        raise FunctionError(f"too many slice indexes: {len(indices)}")
     if not isinstance(item, list | str | bytes):
-        raise Failed(f"can't slice item of type {type_name(item)}")
+        raise FunctionError(f"can't slice item of type {type_name(item)}")
     if isinstance(item, str) and len(indices) == 3:
-        raise Failed("cannot 3-index slice a string")
+        raise FunctionError("cannot 3-index slice a string")
     data = _bytes(item)
     bounds = [_position(index, len(data)) for index in indices]
     start, end, *_ = [*bounds, *[0, len(data)][len(bounds) :]]
     for low, high in zip([start, end], [end, *bounds[2:]], strict=False):
         if low > high:
-            raise Failed(f"invalid slice index: {low} > {high}")
+            raise FunctionError(f"invalid slice index: {low} > {high}")
     if isinstance(item, Slice):
         return Slice(item[start:end], item.go_type, item.is_nil, item.as_text)
     return data[start:end].decode("utf-8", "surrogateescape") if isinstance(item, str) else data[start:end]
@@ -172,9 +172,9 @@ def _len(args: Sequence[Any]) -> int:
     item = unwrapped(args[0])
     if item is None:
         is_pointer = isinstance(args[0], Interface)
-        raise Failed("len of nil pointer" if is_pointer else "reflect: call of reflect.Value.Type on zero Value")
+        raise FunctionError("len of nil pointer" if is_pointer else "reflect: call of reflect.Value.Type on zero Value")
     if not isinstance(item, list | dict | str | bytes):
-        raise Failed(f"len of type {type_name(item)}")
+        raise FunctionError(f"len of type {type_name(item)}")
     return len(_bytes(item))
 
 
@@ -208,11 +208,11 @@ def _urlquery(args: Sequence[Any]) -> str:
 
 
 def _call(args: Sequence[Any]) -> Any:
-    """Raise Failed: no value in a template is a function."""
+    """Raise FunctionError: no value in a template is a function."""
     name, function = args[0], unwrapped(args[1])
     if function is None:
-        raise Failed("call of nil")
-    raise Failed(f"non-function {name} of type {type_name(function)}")
+        raise FunctionError("call of nil")
+    raise FunctionError(f"non-function {name} of type {type_name(function)}")
 
 
 # --- Ollama's ---

@@ -44,7 +44,7 @@ def loads(body: bytes) -> Any:
         raise DecodeError("exceeded max depth") from None
     except ValueError:
         raise DecodeError(syntax_error(body) or "invalid number") from None
-    return _whole(value) if r"\u" in text else value
+    return _replace_surrogates(value) if r"\u" in text else value
 
 
 def _no_constant(name: str) -> Any:
@@ -54,14 +54,14 @@ def _no_constant(name: str) -> Any:
 _decoder = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def _whole(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     r"""Replace lone surrogates, which "\ud800" decodes to, with U+FFFD in all strings of `value`."""
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, list):
-        return [_whole(v) for v in value]
+        return [_replace_surrogates(v) for v in value]
     if isinstance(value, dict):
-        return {_whole(k): _whole(v) for k, v in value.items()}
+        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
     return value
 
 
@@ -78,7 +78,7 @@ _STRING = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+'
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)?(?:(?<=[0-9])\.[0-9]*+)?(?:(?<=[0-9])[eE][+-]?[0-9]*+)?")
 
 
-class _Stop(Exception):
+class _ScanError(Exception):
     """The position and reason at which the scanner stopped."""
 
 
@@ -86,7 +86,7 @@ def syntax_error(body: bytes) -> str | None:
     """Return Go's message for the first syntax error in `body`, or None if its first value is valid."""
     try:
         _walk(body)
-    except _Stop as stop:
+    except _ScanError as stop:
         return str(stop)
     return None
 
@@ -102,16 +102,16 @@ def _walk(body: bytes) -> None:
             if c in (b"{", b"["):
                 closing.append(b"}" if c == b"{" else b"]")
                 if len(closing) > MAX_DEPTH:
-                    raise _Stop("exceeded max depth")
+                    raise _ScanError("exceeded max depth")
                 at, want = at + 1, "key or }" if c == b"{" else "value or ]"
                 continue
             at, want = _scalar(body, at), "after value"
         elif want == "key" or (want == "key or }" and c != b"}"):
             if c != b'"':
-                raise _bad(body, at, "looking for beginning of object key string")
+                raise _scan_error(body, at, "looking for beginning of object key string")
             at = _skip(body, _string(body, at))
             if body[at : at + 1] != b":":
-                raise _bad(body, at, "after object key")
+                raise _scan_error(body, at, "after object key")
             at, want = at + 1, "value"
             continue
         elif c == closing[-1]:
@@ -121,7 +121,7 @@ def _walk(body: bytes) -> None:
             at, want = at + 1, "key" if closing[-1] == b"}" else "value"
             continue
         else:
-            raise _bad(body, at, "after object key:value pair" if closing[-1] == b"}" else "after array element")
+            raise _scan_error(body, at, "after object key:value pair" if closing[-1] == b"}" else "after array element")
         if not closing:
             return
 
@@ -130,11 +130,11 @@ def _skip(body: bytes, at: int) -> int:
     return _SPACE.match(body, at).end()  # type: ignore[union-attr]
 
 
-def _bad(body: bytes, at: int, where: str) -> _Stop:
+def _scan_error(body: bytes, at: int, where: str) -> _ScanError:
     if at >= len(body):
-        return _Stop("unexpected EOF")
+        return _ScanError("unexpected EOF")
     shown = quote(chr(body[at]), "'")  # scanner.go takes a byte for a Latin-1 character
-    return _Stop(f"invalid character {shown} {where}")
+    return _ScanError(f"invalid character {shown} {where}")
 
 
 def _scalar(body: bytes, at: int) -> int:
@@ -148,9 +148,9 @@ def _scalar(body: bytes, at: int) -> int:
         if c == literal[:1]:
             for i, expected in enumerate(literal):
                 if body[at + i : at + i + 1] != literal[i : i + 1]:
-                    raise _bad(body, at + i, f"in literal {literal.decode()} (expecting '{chr(expected)}')")
+                    raise _scan_error(body, at + i, f"in literal {literal.decode()} (expecting '{chr(expected)}')")
             return at + len(literal)
-    raise _bad(body, at, "looking for beginning of value")
+    raise _scan_error(body, at, "looking for beginning of value")
 
 
 def _string(body: bytes, at: int) -> int:
@@ -159,22 +159,22 @@ def _string(body: bytes, at: int) -> int:
     if c == b'"':
         return end + 1
     if c != b"\\":
-        raise _bad(body, end, "in string literal")
+        raise _scan_error(body, end, "in string literal")
     if body[end + 1 : end + 2] != b"u":
-        raise _bad(body, end + 1, "in string escape code")
+        raise _scan_error(body, end + 1, "in string escape code")
     digits = re.compile(rb"[0-9a-fA-F]*").match(body, end + 2)
-    raise _bad(body, digits.end(), r"in \u hexadecimal character escape")  # type: ignore[union-attr]
+    raise _scan_error(body, digits.end(), r"in \u hexadecimal character escape")  # type: ignore[union-attr]
 
 
 def _number(body: bytes, at: int) -> int:
     end = _NUMBER.match(body, at).end()  # type: ignore[union-attr]
     last = body[end - 1 : end]
     if last == b"-" and end == at + 1:
-        raise _bad(body, end, "in numeric literal")
+        raise _scan_error(body, end, "in numeric literal")
     if last == b".":
-        raise _bad(body, end, "after decimal point in numeric literal")
+        raise _scan_error(body, end, "after decimal point in numeric literal")
     if last in (b"e", b"E", b"+", b"-"):
-        raise _bad(body, end, "in exponent of numeric literal")
+        raise _scan_error(body, end, "in exponent of numeric literal")
     return end
 
 
@@ -189,5 +189,5 @@ def dumps(value: Any) -> bytes:
     try:
         text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:  # a lone surrogate, from bytes of a file that are not UTF-8
-        text = orjson.dumps(_whole(value), option=orjson.OPT_SERIALIZE_NUMPY)
+        text = orjson.dumps(_replace_surrogates(value), option=orjson.OPT_SERIALIZE_NUMPY)
     return _UNSAFE.sub(lambda m: _ESCAPED[m[0]], text)

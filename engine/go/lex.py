@@ -41,7 +41,7 @@ class Lexeme:
         return f"{quote(self.value[:10])}..." if len(self.value) > 10 else quote(self.value)
 
 
-class _Bad(Exception):
+class _LexError(Exception):
     """An error message, and the offset of the token that caused it."""
 
 
@@ -60,7 +60,7 @@ def tokens(text: str) -> Iterator[Lexeme]:
                 continue
             yield Lexeme("{{", "{{", opening)
             at = yield from _action(text, inside)
-        except _Bad as bad:
+        except _LexError as bad:
             yield Lexeme("error", *bad.args)
             return
     if at < len(text):
@@ -74,7 +74,7 @@ def _action(text: str, at: int) -> Generator[Lexeme, None, int]:
     while True:
         closing = _closing(text, at)
         if closing and depth:
-            raise _Bad("unclosed left paren", at)
+            raise _LexError("unclosed left paren", at)
         if closing:
             end = at + closing
             yield Lexeme("}}", "}}", end - 2)
@@ -82,7 +82,7 @@ def _action(text: str, at: int) -> Generator[Lexeme, None, int]:
         token = _word(text, at)
         depth += (token.kind == "(") - (token.kind == ")")
         if depth < 0:
-            raise _Bad("unexpected right paren", at)
+            raise _LexError("unexpected right paren", at)
         yield token
         at += len(token.value)
 
@@ -91,19 +91,19 @@ def _word(text: str, at: int) -> Lexeme:
     """Return the token at `at`, which is inside an action and not at its end."""
     c = text[at : at + 1]
     if not c:
-        raise _Bad("unclosed action", at)
+        raise _LexError("unclosed action", at)
     if c in BLANKS:
         end = _skip_blanks(text, at)
         return Lexeme("space", text[at : end - 1 if end - at > 1 and _closing(text, end - 1) == 4 else end], at)
     if c == ":" and text[at + 1 : at + 2] != "=":
-        raise _Bad("expected :=", at)
+        raise _LexError("expected :=", at)
     for sign in (":=", "=", "|", "(", ")"):
         if text.startswith(sign, at):
             return Lexeme(sign, sign, at)
     if c in QUOTED:
         kind, pattern, name = QUOTED[c]
         if not (match := pattern.match(text, at)):
-            raise _Bad(f"unterminated {name}", at)
+            raise _LexError(f"unterminated {name}", at)
         return Lexeme(kind, match[0], at)
     if c in "+-0123456789" or (c == "." and text[at + 1 : at + 2] in DIGIT_OR_END):
         return _number(text, at)
@@ -112,11 +112,11 @@ def _word(text: str, at: int) -> Lexeme:
         while end < len(text) and _is_alphanumeric(text[end]):
             end += 1
         if end < len(text) and text[end] not in BLANKS + ".,|:()" and not text.startswith("}}", end):
-            raise _Bad(f"bad character {code_point(text[end])}", at)
+            raise _LexError(f"bad character {code_point(text[end])}", at)
         return Lexeme(_kind(text[at:end]), text[at:end], at)
     if c.isascii() and c.isprintable():
         return Lexeme("character", c, at)
-    raise _Bad(f"unrecognized character in action: {code_point(c)}", at)
+    raise _LexError(f"unrecognized character in action: {code_point(c)}", at)
 
 
 def _kind(word: str) -> str:
@@ -145,19 +145,19 @@ def _number(text: str, at: int) -> Lexeme:
         kind, end = "complex", _NUMBER.match(text, end).end()  # type: ignore[union-attr]
         if text[end - 1] != "i":
             end += _is_alphanumeric(text[end : end + 1])
-            raise _Bad(f"bad number syntax: {quote(text[at:end])}", at)
+            raise _LexError(f"bad number syntax: {quote(text[at:end])}", at)
     if _is_alphanumeric(text[end : end + 1]):
-        raise _Bad(f"bad number syntax: {quote(text[at : end + 1])}", at)
+        raise _LexError(f"bad number syntax: {quote(text[at : end + 1])}", at)
     return Lexeme(kind, text[at:end], at)
 
 
 def _after_comment(text: str, at: int) -> int:
     end = text.find("*/", at + 2)
     if end < 0:
-        raise _Bad("unclosed comment", at)
+        raise _LexError("unclosed comment", at)
     closing = _closing(text, end + 2)
     if not closing:
-        raise _Bad("comment ends before closing delimiter", at)
+        raise _LexError("comment ends before closing delimiter", at)
     return _skip_blanks(text, end + 2 + closing) if closing == 4 else end + 2 + closing
 
 

@@ -26,10 +26,10 @@ SECONDS_PER_CHAR = 1e-5
 MAX_BITS = 4096  # of an integer
 CHARS_PER_ELEMENT = 8
 
-_WIDE = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{5,}|\*)")
+_LARGE_WIDTH = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{5,}|\*)")
 
 
-class Exceeded(Exception):
+class BudgetExceeded(Exception):
     """The template exceeds its budget."""
 
 
@@ -45,12 +45,12 @@ class Budget:
 
     def tick(self) -> None:
         if thread_time() > self.deadline:
-            raise Exceeded(f"the template takes longer than {self.seconds:.1f} seconds")
+            raise BudgetExceeded(f"the template takes longer than {self.seconds:.1f} seconds")
 
     def charge(self, n: int) -> None:
         self.left -= n
         if self.left < 0:
-            raise Exceeded("the template makes far more text than the conversation has")
+            raise BudgetExceeded("the template makes far more text than the conversation has")
 
     def weight(self, value: Any) -> int:
         """Estimate how many characters `value` prints as; a value that occurs several times counts each time."""
@@ -84,24 +84,24 @@ class Budget:
             self.charge(CHARS_PER_ELEMENT * len(made))
         return made
 
-    # before an operator, a method, a filter
+    # charges before an operator, a method, a filter
 
     def operator(self, operator: str, left: Any, right: Any) -> None:
         """Charge for one of + * ** % before it is applied."""
         if operator == "+":
             self.charge(_size(left) + _size(right))
         elif operator == "*" and isinstance(left, int) and isinstance(right, int):
-            self._bits(left.bit_length() + right.bit_length())
+            self._check_bits(left.bit_length() + right.bit_length())
         elif operator == "*":
             self.charge(_size(left) * _count(right) + _size(right) * _count(left))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self._bits(left.bit_length() * abs(right))
+            self._check_bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, str):
             self.format(left, right)
 
     def format(self, form: str, *values: Any) -> None:
-        if _WIDE.search(form):
-            raise Exceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
+        if _LARGE_WIDTH.search(form):
+            raise BudgetExceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
         self.charge(len(form) + self.weight(values))
 
     def method(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,7 +122,7 @@ class Budget:
             case "expandtabs", (width, *_):
                 self.charge(len(owner) * max(_count(width), 1))
             case "translate", _:
-                raise Exceeded("translate() is not allowed in a template")
+                raise BudgetExceeded("translate() is not allowed in a template")
             case (("split" | "rsplit"), (separator, *_)) if isinstance(separator, str) and separator:
                 self.charge(len(owner) + CHARS_PER_ELEMENT * owner.count(separator))  # type: ignore[arg-type]
             case (("split" | "rsplit" | "splitlines"), _):
@@ -137,17 +137,17 @@ class Budget:
         if check:
             return check(self, args, more) or args
         if args and isinstance(args[0], str):
-            self.charge(len(args[0]) * (CHARS_PER_ELEMENT if name in LISTING else 1))
-        elif name in LISTING and isinstance(args[0], Sized):
+            self.charge(len(args[0]) * (CHARS_PER_ELEMENT if name in ITERATING_FILTERS else 1))
+        elif name in ITERATING_FILTERS and isinstance(args[0], Sized):
             self.charge(CHARS_PER_ELEMENT * len(args[0]))
         return args
 
-    def _bits(self, n: int) -> None:
+    def _check_bits(self, n: int) -> None:
         if n > MAX_BITS:
-            raise Exceeded(f"an integer of more than {MAX_BITS} bits")
+            raise BudgetExceeded(f"an integer has more than {MAX_BITS} bits")
 
 
-LISTING = (
+ITERATING_FILTERS = (
     "list",
     "sort",
     "unique",
@@ -176,25 +176,25 @@ def _argument(args: tuple[Any, ...], more: Mapping[str, Any], place: int, name: 
     return args[place] if len(args) > place else more.get(name, default)
 
 
-def _printed(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+def _charge_printed(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
     budget.charge(budget.weight(args))
 
 
-def _compared(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+def _check_compared(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
     budget.weight(args)
 
 
-def _short(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+def _require_short(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
     """Limit the input of filters that take quadratic time."""
     if budget.weight([*args, *more.values()]) > 20_000:
-        raise Exceeded("a filter's text is longer than 20000 characters")
+        raise BudgetExceeded("a filter's text is longer than 20000 characters")
 
 
-def _at_most(most: int, place: int, name: str) -> Callable[..., None]:
+def _require_at_most(most: int, place: int, name: str) -> Callable[..., None]:
     def check(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
         n = _argument(args, more, place, name)
         if isinstance(n, int) and abs(n) > most:
-            raise Exceeded(f"a filter's {name} is {str(n)[:20]}, at most {most} is allowed")
+            raise BudgetExceeded(f"a filter's {name} is {str(n)[:20]}, at most {most} is allowed")
         if args and isinstance(args[0], str | Mapping | list | tuple):
             budget.charge(budget.weight(args[0]))
 
@@ -227,14 +227,14 @@ def _sum(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> tupl
     """Limit sums of lists: adding them one by one copies the sum each time."""
     parts = list(args[0])
     if len(parts) > 1000 and not isinstance(_argument(args, more, 2, "start"), int | float):
-        raise Exceeded("a sum of more than 1000 lists")
+        raise BudgetExceeded("a sum has more than 1000 lists")
     return (parts, *args[1:])
 
 
 def _json(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
     indent, separators = _argument(args, more, 2, "indent"), _argument(args, more, 3, "separators", ())
     if _count(indent) > 16 or budget.weight([indent, separators]) > 50:
-        raise Exceeded("tojson with an indent or separators longer than 16")
+        raise BudgetExceeded("tojson has an indent or separators longer than 16 characters")
     budget.charge(budget.weight(args[0]) * (1 + _count(indent)))
 
 
@@ -244,16 +244,16 @@ def _format(budget: Budget, args: tuple[Any, ...], more: Mapping[str, Any]) -> N
 
 FILTERS: dict[str, Callable[[Budget, tuple[Any, ...], Mapping[str, Any]], tuple[Any, ...] | None]] = {
     **dict.fromkeys(
-        ("string", "upper", "lower", "capitalize", "title", "trim", "e", "escape", "forceescape"), _printed
+        ("string", "upper", "lower", "capitalize", "title", "trim", "e", "escape", "forceescape"), _charge_printed
     ),
-    **dict.fromkeys(("truncate", "wordcount", "urlencode"), _printed),
-    **dict.fromkeys(("sort", "unique", "groupby", "min", "max"), _compared),
-    **dict.fromkeys(("striptags", "urlize", "wordwrap", "xmlattr", "pprint"), _short),
+    **dict.fromkeys(("truncate", "wordcount", "urlencode"), _charge_printed),
+    **dict.fromkeys(("sort", "unique", "groupby", "min", "max"), _check_compared),
+    **dict.fromkeys(("striptags", "urlize", "wordwrap", "xmlattr", "pprint"), _require_short),
     "tojson": _json,
-    "batch": _at_most(10_000, 1, "linecount"),
-    "slice": _at_most(10_000, 1, "slices"),
-    "round": _at_most(50, 1, "precision"),
-    "center": _at_most(10_000, 1, "width"),
+    "batch": _require_at_most(10_000, 1, "linecount"),
+    "slice": _require_at_most(10_000, 1, "slices"),
+    "round": _require_at_most(50, 1, "precision"),
+    "center": _require_at_most(10_000, 1, "width"),
     "replace": _replace,
     "join": _join,
     "indent": _indent,

@@ -331,7 +331,7 @@ class _Parser:
             self.back(token)
             node = yield from self._node()
             if isinstance(node, Lexeme):
-                raise self.error(f"unexpected {_ending(node)}")
+                raise self.error(f"unexpected {_in_braces(node)}")
             nodes.append(node)
         self._add("", ListNode(tuple(nodes)))
 
@@ -404,7 +404,7 @@ class _Parser:
             return ListNode(((yield self._branch(self.next_word())),))
         otherwise, ending = yield self._list()
         if ending.kind != "end":
-            raise self.error(f"expected end; found {_ending(ending)}")
+            raise self.error(f"expected end; found {_in_braces(ending)}")
         return otherwise
 
     def _define(self) -> Steps:
@@ -419,7 +419,7 @@ class _Parser:
         with self._deeper():
             body, ending = yield self._list()
         if ending.kind != "end":
-            raise self.error(f"unexpected {_ending(ending)} in {where}")
+            raise self.error(f"unexpected {_in_braces(ending)} in {where}")
         self.variables, self.n_loops = around
         self._add(name, body)
 
@@ -555,7 +555,7 @@ class _Parser:
 OPERANDS = frozenset("bool char complex . field identifier number nil raw string variable (".split())
 
 
-def _ending(token: Lexeme) -> str:
+def _in_braces(token: Lexeme) -> str:
     return f"{{{{{token.value}}}}}"
 
 
@@ -567,7 +567,7 @@ def _is_blank(tree: ListNode | None) -> bool:
 # --- numbers ---
 
 _DIGITS = r"(?:{0})(?:_?(?:{0}))*"
-_WHOLE = re.compile(
+_INTEGER = re.compile(
     r"[+-]?(?:0[xX]_?{x}|0[bB]_?{b}|0[oO]_?{o}|0(?:_?{o})?|[1-9](?:_?{d})?)".format(
         x=_DIGITS.format("[0-9a-fA-F]"), b=_DIGITS.format("[01]"), o=_DIGITS.format("[0-7]"), d=_DIGITS.format("[0-9]")
     )
@@ -588,8 +588,8 @@ def _number(token: Lexeme) -> int | float | complex | None:
         return complex(text.replace("_", "").replace("i", "j"))
     if text.endswith("i"):
         return complex(0, _float(text[:-1], text))
-    if _WHOLE.fullmatch(text):
-        whole = _whole(text)
+    if _INTEGER.fullmatch(text):
+        whole = _integer(text)
         if -(1 << 63) <= whole < 1 << 63:
             return whole
         if text[0] not in "+-" and whole < 1 << 64:
@@ -600,7 +600,7 @@ def _number(token: Lexeme) -> int | float | complex | None:
     return value
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     digits = text.replace("_", "")
     sign, digits = (-1 if digits[0] == "-" else 1), digits.lstrip("+-")
     octal = digits[0] == "0" and digits[1:].isdecimal()
@@ -610,7 +610,7 @@ def _whole(text: str) -> int:
 def _float(text: str, whole: str) -> float:
     try:
         if "_" in text and not text.lstrip("+-").lower().startswith("0x"):
-            raise ValueError  # underscores only where a prefix says the base
+            raise ValueError  # underscores are valid only after a base prefix
         if "x" in text.lower():
             if "p" not in text.lower():
                 raise ValueError

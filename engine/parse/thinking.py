@@ -88,11 +88,11 @@ def without_old_thoughts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[
     Models such as qwen3 and deepseek-r1 are trained without their earlier thinking.
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
-    old = [message if message["role"] != "assistant" else _thoughtless(message) for message in messages[:last]]
+    old = [message if message["role"] != "assistant" else _without_thinking(message) for message in messages[:last]]
     return [*old, *messages[last:]]
 
 
-def _thoughtless(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_thinking(message: Mapping[str, Any]) -> Mapping[str, Any]:
     parser = ThinkingParser("<think>", "</think>")
     content = [parser.push(message.get("content") or "")[1], parser.flush()[1]]
     return {**message, "content": "".join(content)}

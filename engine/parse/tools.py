@@ -26,7 +26,7 @@ from ..go.text import WHITE_SPACE
 from .thinking import overlap
 
 MAX_NESTING = 100  # deeper objects are not taken for arguments; Python's JSON parser gives up at 250
-TOKEN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)
+BRACKET_OR_QUOTE = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)
 STRING = re.compile(r'"(?:\\.|[^"\\])*+"', re.DOTALL)
 
 
@@ -71,7 +71,7 @@ class ToolParser:
         self._n_closing = 0  # with "{" or "[" as the tag: number of such brackets still open
         # An object waiting for a name, and its end; where the search for a name begins; where the last call ended
         self._object: dict[str, Any] | None = None
-        self._end, self._sought, self._cut = 0, 0, 0
+        self._end, self._search_from, self._call_end = 0, 0, 0
 
     def push(self, text: str) -> tuple[str, list[ParsedCall]]:
         """Add a piece of text; return the new content and the calls that it completes."""
@@ -90,7 +90,7 @@ class ToolParser:
             if self._closing and content.strip(WHITE_SPACE):
                 self._state = ToolState.TEXT
                 return content + buffer, []
-            self._at = self._sought = self._cut = 0 if self._closing else len(self._tag)
+            self._at = self._search_from = self._call_end = 0 if self._closing else len(self._tag)
         calls = list(self._read(buffer)) if self._state is ToolState.CALLS else []
         if self._state is ToolState.TEXT:
             return content + buffer, []
@@ -110,7 +110,7 @@ class ToolParser:
 
     def _read(self, buffer: str) -> Iterator[ParsedCall]:
         """Yield the calls that are complete in `buffer`; enter state TEXT if a bracket closes before the first call."""
-        for token in TOKEN.finditer(buffer, self._at):
+        for token in BRACKET_OR_QUOTE.finditer(buffer, self._at):
             c, self._at = token[0], token.end()
             if c == "\\":  # the escaped character is in the next piece
                 self._at = token.start()
@@ -134,13 +134,13 @@ class ToolParser:
                     return
         else:
             self._at = len(buffer)
-        if not self._may_go_on(buffer):
+        if not self._name_may_continue(buffer):
             yield from self._pair(buffer, len(buffer))
 
     def _complete(self, buffer: str, end: int) -> Iterator[ParsedCall]:
         """Yield the calls completed by the bracket that closes at `end`."""
         yield from self._pair(buffer, end)
-        if self._object is None and self._start >= self._cut:
+        if self._object is None and self._start >= self._call_end:
             self._object, self._end = _object(buffer[self._start : end]), end
             yield from self._pair(buffer, end)
 
@@ -148,18 +148,18 @@ class ToolParser:
         """Yield the call made of the waiting object and the first name in buffer[:end], if there are both."""
         if self._object is None:
             return
-        name = self._name.search(buffer, self._sought, end)
+        name = self._name.search(buffer, self._search_from, end)
         if not name:
-            self._sought = max(self._sought, end + 1 - len(self._names[0])) if self._names else end
+            self._search_from = max(self._search_from, end + 1 - len(self._names[0])) if self._names else end
             return
         arguments = _arguments(self._object, name[0])
-        self._object, self._cut = None, max(self._end, name.end())
-        self._sought = self._cut
+        self._object, self._call_end = None, max(self._end, name.end())
+        self._search_from = self._call_end
         if arguments is not None:
             yield ParsedCall(name[0], arguments, self._n_calls)
             self._n_calls += 1
 
-    def _may_go_on(self, buffer: str) -> bool:
+    def _name_may_continue(self, buffer: str) -> bool:
         """Return whether `buffer` ends in the beginning of a name; then a shorter complete name has to wait."""
         return self._object is not None and any(overlap(buffer, name) for name in self._names)
 

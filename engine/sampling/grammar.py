@@ -48,7 +48,7 @@ JSON = rf"""
 SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": True}
 LIMITS = LLParserLimits(verbose_errors=False)
 # The keyword that an error is about, for errors in which llguidance does not name it
-KEYWORDS = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
+KEYWORD_OF_ERROR = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
 
 def source(format: str | dict[str, Any], tags: Tags | None = None, is_open: bool = False) -> str:
@@ -98,7 +98,7 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # reports an error if the grammar allows no token at all
         if matcher.is_error():
-            raise BadGrammar(_complaint(matcher.get_error()))
+            raise BadGrammar(_error_line(matcher.get_error()))
         return Grammar(matcher, self._tokenizer.n_vocab)
 
     def _tokens(self, shown: frozenset[int]) -> LLTokenizer:
@@ -121,7 +121,7 @@ class Grammar:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise EngineError(f"format: the answer became too complex: {_complaint(self._matcher.get_error())}")
+            raise EngineError(f"format: the answer became too complex: {_error_line(self._matcher.get_error())}")
         return np.unpackbits(bits, count=self._n_vocab, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
@@ -149,7 +149,7 @@ def _schema(schema: dict[str, Any]) -> str:
         raise BadGrammar("format: the schema is nested too deeply") from None
 
 
-def _complaint(error: str) -> str:
+def _error_line(error: str) -> str:
     """Reduce llguidance's error to one line with the keyword that caused it.
 
     at 3(9): failed to compile JSON schema: regex parse error:
@@ -159,7 +159,7 @@ def _complaint(error: str) -> str:
     """
     error = re.sub(r"^at [0-9()]+: |failed to compile JSON schema: |failed to parse \"%json\": ", "", error)
     said = error.split("\n   1 | ")[0]
-    keyword = next((keyword for sign, keyword in KEYWORDS.items() if sign in said), "")
+    keyword = next((keyword for sign, keyword in KEYWORD_OF_ERROR.items() if sign in said), "")
     if "NoExtension" in said:
         said = "no answer is possible: a $ref refers to itself, or the vocabulary cannot spell an answer"
     lines = said.split("\n")

@@ -39,7 +39,7 @@ def narrowed(schema: Schema) -> Schema:
     for part in parts:
         _make_explicit(part, alone)
     for part in parts:
-        _choose(part, schema)
+        _rewrite_one_of(part, schema)
     return schema
 
 
@@ -75,27 +75,27 @@ def _make_explicit(part: Schema, alone: bool) -> None:
     if len(implied) == 1 and not part.keys() & {"type", *COMBINING}:
         part["type"] = implied.pop()
     is_explicit = part.keys() & {"additionalProperties", "minProperties"}
-    if alone and "properties" in part and not is_explicit and _names(part) <= _map(part, "properties").keys():
+    if alone and "properties" in part and not is_explicit and _required(part) <= _map(part, "properties").keys():
         part["additionalProperties"] = False
 
 
-def _choose(part: Schema, root: Schema) -> None:
+def _rewrite_one_of(part: Schema, root: Schema) -> None:
     alternatives = part.get("oneOf")
     if not isinstance(alternatives, list) or "anyOf" in part:
         return
     for a, b in combinations([_target(one, root) for one in alternatives if one is not False], 2):
-        if not _exclude_each_other(a, b, root):
+        if not _are_exclusive(a, b, root):
             raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that")
     part["anyOf"] = part.pop("oneOf")
 
 
-def _exclude_each_other(a: Schema, b: Schema, root: Schema) -> bool:
+def _are_exclusive(a: Schema, b: Schema, root: Schema) -> bool:
     """Return whether the schemas obviously exclude each other: by type, by value, or by a property."""
     if _differ(a, b):
         return True
     if not _types(a) == _types(b) == {"object"}:
         return False
-    needed = _names(a), _names(b)
+    needed = _required(a), _required(b)
     if any(_forbids(a, name) for name in needed[1]) or any(_forbids(b, name) for name in needed[0]):
         return True
     both = ([_target(_map(part, "properties").get(name), root) for part in (a, b)] for name in needed[0] & needed[1])
@@ -145,7 +145,7 @@ def _values(part: Schema) -> set[tuple[str, Any]] | None:
     return {(names[type(value)], value) for value in listed}
 
 
-def _names(part: Schema) -> set[str]:
+def _required(part: Schema) -> set[str]:
     required = part.get("required")
     return {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
 

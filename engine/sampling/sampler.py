@@ -69,7 +69,8 @@ class Sampler:
         if o.mirostat and o.temperature > 0:
             return self._sample_mirostat(scale_by_temperature(c, o.temperature))
         c = top_k(c, o.top_k)
-        c = tail_free(c, o.tfs_z) if o.temperature > 0 else c  # as in llama.cpp of 2024, else typical_p differs
+        if o.temperature > 0:  # as in llama.cpp of 2024; at 0 it would only change the input of typical_p
+            c = tail_free(c, o.tfs_z)
         c = typical_p(c, o.typical_p)
         c = top_p(c, o.top_p)
         c = min_p(c, o.min_p)

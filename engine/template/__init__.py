@@ -40,7 +40,7 @@ SPECIAL_TOKENS = {  # a template's variable -> the GGUF's key of the token's id
 }
 
 
-RESULTS = re.compile(r"""role['"]?\]?\s*==\s*['"]tool['"]|tool_response|tool_results|ipython""")
+TOOL_RESULT_PATTERN = re.compile(r"""role['"]?\]?\s*==\s*['"]tool['"]|tool_response|tool_results|ipython""")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Template:
         tool_use = kv.get("tokenizer.chat_template.tool_use")
         tool_use = valid_text(tool_use) if isinstance(tool_use, str) else ""
         own = cls(valid_text(text), "jinja", tool_use, _special_tokens(kv))
-        return layer if layer and not own.can_more_than(layer) else own
+        return layer if layer and not own.supports_more_than(layer) else own
 
     def render(
         self,
@@ -113,9 +113,9 @@ class Template:
         """Whether the template renders earlier tool calls and their results."""
         if self.language == "go":
             return bool(self._go and self._go.takes_results)
-        return "tool_call" in self.text and RESULTS.search(self.text) is not None
+        return "tool_call" in self.text and TOOL_RESULT_PATTERN.search(self.text) is not None
 
-    def can_more_than(self, other: Template) -> bool:
+    def supports_more_than(self, other: Template) -> bool:
         """Return whether this template supports tools or thinking, or renders tool results, where `other` does not.
 
         A template that renders tool results is never given up for one that does not.

@@ -49,7 +49,7 @@ RESULT_WORDS = ('eq .Role "tool"', "tool_response", "[TOOL_RESULTS]")
 def load_template(text: str) -> GoTemplate:
     """Parse a model's template.  Raises: BadTemplate with Go's text"""
     trees = parse_template(text, FUNCTIONS)
-    if any(isinstance(node, CallNode) and node.pipe is None for tree in trees.values() for node in _all(tree)):
+    if any(isinstance(node, CallNode) and node.pipe is None for tree in trees.values() for node in _walk(tree)):
         raise BadTemplate("undefined template specified")  # Ollama's words for {{ template "x" }} without an argument
     template = GoTemplate(text, trees)
     if {"messages", "response"} & template.names:
@@ -60,12 +60,12 @@ def load_template(text: str) -> GoTemplate:
 
 def execute_template(text: str, data: Any) -> str:
     """Execute the template `text` with JSON `data`, as text/template does without Ollama.  Raises: BadTemplate"""
-    with shallow():
+    with limit_depth():
         return execute(text, parse_template(text, FUNCTIONS), go_value(data), Budget(data))
 
 
 @contextmanager
-def shallow() -> Iterator[None]:
+def limit_depth() -> Iterator[None]:
     """Convert a RecursionError, caused by deeply nested values, to BadTemplate."""
     try:
         yield
@@ -100,7 +100,7 @@ class GoTemplate:
         if "messages" not in self.names:
             return self._turns(collate(messages), think, budget)
         system = [message["content"] for message in messages if message["role"] == "system"]
-        with shallow():
+        with limit_depth():
             data = {
                 "System": "\n\n".join(system),
                 "Messages": go_messages(collate(messages)),
@@ -134,14 +134,14 @@ class GoTemplate:
 
         As in Ollama, it is a separate template: templates from `define` are unavailable, and missingkey=zero is off.
         """
-        return run_steps(_Cut().list(self.trees[""]))
+        return run_steps(_ResponseCut().list(self.trees[""]))
 
     # --- derived properties ---
 
     @cached_property
     def names(self) -> frozenset[str]:
         """Variables and fields that the template uses, in lower case.  One in `(x).Name` is not found."""
-        nodes = [node for tree in self.trees.values() for node in _all(tree)]
+        nodes = [node for tree in self.trees.values() for node in _walk(tree)]
         return frozenset(
             name.lower() for node in nodes if isinstance(node, FieldNode | VariableNode) for name in node.names
         )
@@ -168,7 +168,7 @@ class GoTemplate:
             if not (isinstance(node, FieldNode) and node.names[0] == "Thinking"):
                 continue
             ranges = [outer for outer in around if isinstance(outer, RangeNode)]
-            if not ranges or not any(_names(inner, "Messages") for inner in _all(ranges[-1].pipe)):
+            if not ranges or not any(_is_field(inner, "Messages") for inner in _walk(ranges[-1].pipe)):
                 continue
             nodes = next(outer for outer in reversed(around) if isinstance(outer, ListNode)).nodes
             opening = nodes[0].text.strip(WHITE_SPACE) if isinstance(nodes[0], TextNode) else opening
@@ -181,7 +181,7 @@ class GoTemplate:
 
         It is the first text in the first `if .ToolCalls`.
         """
-        calls = (node for node in _all(self.trees[""]) if isinstance(node, IfNode) and _asks_for_calls(node))
+        calls = (node for node in _walk(self.trees[""]) if isinstance(node, IfNode) and _tests_tool_calls(node))
         branch = next(calls, None)
         text = _first_text(branch.body) if branch else ""
         return text.replace("\r\n", "\n").partition("{")[0].strip(WHITE_SPACE) or "{"
@@ -220,7 +220,7 @@ def _with_ancestors(root: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         todo += [(child, (*around, node)) for child in reversed(_children(node))]
 
 
-def _all(root: Any) -> Iterator[Any]:
+def _walk(root: Any) -> Iterator[Any]:
     todo = [root]
     while todo:
         node = todo.pop()
@@ -228,11 +228,11 @@ def _all(root: Any) -> Iterator[Any]:
         todo += reversed(_children(node))
 
 
-def _names(node: Any, name: str) -> bool:
+def _is_field(node: Any, name: str) -> bool:
     return isinstance(node, FieldNode) and node.names[0] == name
 
 
-def _asks_for_calls(node: IfNode) -> bool:
+def _tests_tool_calls(node: IfNode) -> bool:
     operands = [arg for command in node.pipe.commands for arg in command.args]
     return any(isinstance(operand, FieldNode) and "ToolCalls" in operand.names for operand in operands)
 
@@ -251,7 +251,7 @@ def _first_text(tree: ListNode) -> str:
     return ""
 
 
-class _Cut:
+class _ResponseCut:
     """Builds a copy of a tree that ends after its first `.Response`; conditions of blocks are not searched."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from ..errors import BadTemplate
-from ..go.limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, Exceeded
+from ..go.limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, BudgetExceeded
 
 MARK = "\ue000continue here\ue000 "  # appended to the text to continue; its blank shows whether the template trims
 
@@ -47,7 +47,7 @@ class Metered(NodeTransformer):
     """
 
     def visit_TemplateData(self, node):
-        return nodes.Const(node.data, lineno=node.lineno)  # so that it passes through _written like any other value
+        return nodes.Const(node.data, lineno=node.lineno)  # so that it passes through _finalize like any other value
 
     def visit_For(self, node):
         node = self.generic_visit(node)
@@ -92,7 +92,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", Generation],
-            finalize=_written,
+            finalize=_finalize,
             optimized=False,
         )
         self.filters["tojson"] = _tojson
@@ -103,12 +103,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _parse(self, source, name, filename):
         if len(source) > MAX_TEXT:
-            raise Exceeded(f"{len(source)} characters, at most {MAX_TEXT} are allowed")
+            raise BudgetExceeded(f"{len(source)} characters, at most {MAX_TEXT} are allowed")
         if any(count >= MAX_TOKENS for count, _ in enumerate(self.lex(source))):
-            raise Exceeded(f"more than {MAX_TOKENS} tokens")
+            raise BudgetExceeded(f"more than {MAX_TOKENS} tokens")
         tree = super()._parse(source, name, filename)
         if any(count >= MAX_NODES for count, _ in enumerate(tree.find_all(nodes.Node))):
-            raise Exceeded(f"more than {MAX_NODES} nodes")
+            raise BudgetExceeded(f"more than {MAX_NODES} nodes")
         return Metered().visit(tree)
 
     def call_binop(self, context, operator, left, right):
@@ -135,7 +135,7 @@ _budget: ContextVar[Budget] = ContextVar("budget")
 
 
 @jinja2.pass_context
-def _written(context: Any, value: Any) -> str:
+def _finalize(context: Any, value: Any) -> str:
     """Finalize the value of `{{ value }}` as text."""
     budget = _budget.get()
     budget.tick()
@@ -186,7 +186,7 @@ def _formatted(form: str, function: Callable[..., str], *args: Any, **kwargs: An
     """Call str.format, unless a width in the format is large or taken from a value."""
     for _, _, spec, _ in string.Formatter().parse(form):
         if spec and ("{" in spec or any(len(digits) > 4 for digits in _digits(spec))):
-            raise Exceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
+            raise BudgetExceeded(f"a width in the format {form[:40]!r} is too large or taken from a value")
     budget = _budget.get()
     budget.charge(len(form) + budget.weight([*args, *kwargs.values()]))
     return function(*args, **kwargs)
@@ -202,7 +202,7 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 def _strftime_now(form: str) -> str:
     if len(form) > 1000:
-        raise Exceeded("a date's format is longer than 1000 characters")
+        raise BudgetExceeded("a date's format is longer than 1000 characters")
     return datetime.now().strftime(form)
 
 

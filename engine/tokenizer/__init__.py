@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..go.text import LONE_SURROGATE
 from . import explain as plain
 from .bpe import bpe_encoder
 from .spm import spm_encoder
@@ -26,8 +27,7 @@ __all__ = ["Attr", "Tokenizer", "Vocab", "from_gguf"]
 log = logging.getLogger(__name__)
 
 _BLANKS = " \t\n\v\f\r"  # C's isspace
-_LONE = re.compile("[\ud800-\udfff]")
-_NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_LONE_EXCEPT_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
@@ -104,7 +104,8 @@ class Tokenizer:
                 continue
             if vocab.spm_blanks and vocab.model != "bert":
                 part = prefix + part.replace(" ", SPACE)
-            yield _NOT_A_BYTE.sub("\ufffd", part) if vocab.model == "llama" else _LONE.sub("\ufffd", part)
+            invalid = _LONE_EXCEPT_BYTES if vocab.model == "llama" else LONE_SURROGATE
+            yield invalid.sub("\ufffd", part)
 
     def _partition(self, text: str, parse_special: bool) -> Sequence[int | str]:
         vocab = self.vocab

@@ -51,8 +51,8 @@ def tokenizer_json(vocab: Vocab) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(vocab, id) for id in sorted(vocab.specials)],
-        "post_processor": _ends(vocab),
+        "added_tokens": [_added_token(vocab, id) for id in sorted(vocab.specials)],
+        "post_processor": _post_processor(vocab),
         **(_wordpiece(vocab) if vocab.model == "bert" else _bpe(vocab)),
     }
 
@@ -142,7 +142,7 @@ def _sequence(name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "Sequence", name: steps}
 
 
-def _added(vocab: Vocab, id: int) -> dict[str, Any]:
+def _added_token(vocab: Vocab, id: int) -> dict[str, Any]:
     attr = vocab.attr[id]
     return {
         "id": id,
@@ -155,7 +155,7 @@ def _added(vocab: Vocab, id: int) -> dict[str, Any]:
     }
 
 
-def _ends(vocab: Vocab) -> dict[str, Any] | None:
+def _post_processor(vocab: Vocab) -> dict[str, Any] | None:
     """Describe the tokens before and after a text, such as BOS and EOS, if the vocabulary adds any."""
     text = {"Sequence": {"id": "A", "type_id": 0}}
     added = {role: vocab.roles[role] for role in ("bos", "eos") if getattr(vocab, f"add_{role}")}

@@ -147,7 +147,7 @@ class Vocab:
 
         roles = _roles(kv, model, pre, ids, attr)
         eog = _end_of_generation(roles, tokens, ids, attr)
-        _strip(kv, ids, attr)
+        _mark_absorbing_tokens(kv, ids, attr)
         lowercase = _flag(kv, "normalizer.lowercase", True)
         vocab = cls(
             model=model,
@@ -325,13 +325,13 @@ def _roles(kv: Mapping[str, Any], model: str, pre: Pre, ids: Mapping[str, int], 
             roles[role] = int(id)
     for role, spellings in _ROLES.items():
         if role not in roles:
-            for id in _found(spellings.split(), ids)[:1]:
+            for id in _ids_of(spellings.split(), ids)[:1]:
                 roles[role] = id
                 attr[id] |= Attr.CONTROL
     return roles
 
 
-def _found(spellings: Iterable[str], ids: Mapping[str, int]) -> list[int]:
+def _ids_of(spellings: Iterable[str], ids: Mapping[str, int]) -> list[int]:
     return [ids[text] for text in spellings if text in ids]
 
 
@@ -340,10 +340,10 @@ def _end_of_generation(
 ) -> set[int]:
     """Return every id that ends a generation; correct `attr` where llama.cpp overrides the file by spelling."""
     eog = {roles[role] for role in ("fim_pad", "fim_rep", "fim_sep") if role in roles}
-    for id in _found(_EOG.split(), ids):
+    for id in _ids_of(_EOG.split(), ids):
         eog.add(id)
         attr[id] |= Attr.CONTROL
-    for id in _found(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"], ids):
+    for id in _ids_of(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"], ids):
         attr[id] = Attr.USER_DEFINED  # gpt-oss: always rendered
     eog |= {roles[role] for role in ("eos", "eot", "eom") if role in roles}
 
@@ -357,15 +357,15 @@ def _end_of_generation(
     return eog
 
 
-def _strip(kv: Mapping[str, Any], ids: Mapping[str, int], attr: np.ndarray) -> None:
+def _mark_absorbing_tokens(kv: Mapping[str, Any], ids: Mapping[str, int], attr: np.ndarray) -> None:
     """Mark the tokens that absorb blanks beside them.  GGUF has no key for this; llama.cpp goes by the model's name."""
     name, pre = str(kv.get("general.name", "")).lower(), str(kv.get("tokenizer.ggml.pre", ""))
     if pre.startswith(("jina-v2-de", "jina-v2-es", "jina-v2-code")):
-        attr[_found(["<mask>"], ids)] |= Attr.LSTRIP
+        attr[_ids_of(["<mask>"], ids)] |= Attr.LSTRIP
     elif "phi-3" in name or "phi3" in name:
         special = (attr & (Attr.CONTROL | Attr.USER_DEFINED | Attr.UNKNOWN)) != 0
         attr[special] |= Attr.RSTRIP
-        attr[_found(["</s>"], ids)] |= Attr.RSTRIP
-        attr[_found(["<unk>", "<s>", "<|endoftext|>"], ids)] &= ~Attr.RSTRIP
+        attr[_ids_of(["</s>"], ids)] |= Attr.RSTRIP
+        attr[_ids_of(["<unk>", "<s>", "<|endoftext|>"], ids)] &= ~Attr.RSTRIP
     elif "modern-bert" in name:
-        attr[_found(["[MASK]"], ids)] |= Attr.LSTRIP
+        attr[_ids_of(["[MASK]"], ids)] |= Attr.LSTRIP

@@ -25,7 +25,7 @@ _BLANK = regex.compile(r"\p{White_Space}")
 _DROPPED = regex.compile("[\\p{Cc}\\p{Cf}\\p{Co}\\p{Cs}\ufffd]")
 _MARK = regex.compile(r"\p{M}")
 # words of their own: punctuation, ASCII symbols, and ideographs (as listed in BertTokenizer), written without blanks
-_ALONE = regex.compile(
+_SINGLE_CHARACTER_WORD = regex.compile(
     r"[\p{P}$+<=>^`|~"
     "\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
@@ -40,11 +40,11 @@ def wordpiece_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
 def normalized_words(vocab: Vocab, text: str) -> list[str]:
     """Split `text` into words, normalized as in the vocabulary."""
     lowercase, strip_accents = vocab.lowercase, vocab.strip_accents
-    return "".join([_spelled(char, lowercase, strip_accents) for char in text]).split()
+    return "".join([_normalized(char, lowercase, strip_accents) for char in text]).split()
 
 
 @lru_cache(1 << 14)
-def _spelled(char: str, lowercase: bool, strip_accents: bool) -> str:
+def _normalized(char: str, lowercase: bool, strip_accents: bool) -> str:
     """Normalize a character: to nothing, to a blank, or to itself, with blanks around it if it is a word of its own."""
     if strip_accents:
         char = unicodedata.normalize("NFD", char)[0]
@@ -53,7 +53,7 @@ def _spelled(char: str, lowercase: bool, strip_accents: bool) -> str:
     if _DROPPED.match(char) or (strip_accents and _MARK.match(char)):
         return ""
     spelled = char.lower()[0] if lowercase else char
-    return f" {spelled} " if _ALONE.match(char) else spelled
+    return f" {spelled} " if _SINGLE_CHARACTER_WORD.match(char) else spelled
 
 
 def pieces(vocab: Vocab, word: str) -> list[str]:
