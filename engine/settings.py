@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import BadOptions
 from .go.duration import FOREVER, SECOND, parse_duration
 from .go.text import WHITE_SPACE
+from .options import FALSE
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class _Env:
 
     def flag(self, name: str, default: bool = False) -> bool:
         text = self.text(name)
-        return text not in ("0", "f", "F", "FALSE", "false", "False") if text else default
+        return text not in FALSE if text else default
 
     def number(self, name: str, default: int) -> int:
         text = self.text(name)
