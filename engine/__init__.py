@@ -1,4 +1,4 @@
-"""The engine: GGUF models, tokens, sequences, models on disk.  It never sees HTTP.
+"""The engine: GGUF models, tokens, sequences, models on disk.  It is independent of the HTTP server.
 
     from numllama.engine.run.request import complete
     from numllama.engine.model.load import load_model
@@ -6,5 +6,5 @@
     for piece in complete(load_model("model.gguf"), "Once upon a time"):
         print(piece.text, end="")
 
-Nothing is imported here, so that a command which only lists models does not wait for Numba.
+This module imports nothing, so that a command that only lists models does not load Numba.
 """

@@ -1,4 +1,4 @@
-"""Every error the engine raises on purpose.
+"""Every error that the engine raises on purpose.
 
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
@@ -10,7 +10,8 @@
      +- Cancelled
      +- ShuttingDown
 
-A message is one line: what was found, what was expected, and where.  Facts a caller could act on are attributes.
+A message is one line: the value found, the value expected, and the place.
+Facts that a caller can act on are attributes.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import os
 
 
 class EngineError(Exception):
-    """The root: whatever derives from it is shown to people as its one line, without a traceback."""
+    """Root of the tree.  The CLI and the server show its one-line message without a traceback."""
 
 
 class ModelError(EngineError):
-    """The model itself is missing, broken, or of a kind that cannot run here."""
+    """The model is missing, broken or unsupported."""
 
 
 class ModelNotFound(ModelError):
-    """No manifest in the store has this name."""
+    """The store has no manifest with this name."""
 
     def __init__(self, name: str, message: str | None = None):
         self.name = name
@@ -35,7 +36,7 @@ class ModelNotFound(ModelError):
 
 
 class UnsupportedArchitecture(ModelError):
-    """The GGUF is well formed, but no family here computes its architecture or its tensors."""
+    """The GGUF is valid, but its architecture or one of its tensors is unsupported."""
 
     def __init__(self, architecture: str, message: str):
         self.architecture = architecture
@@ -43,7 +44,7 @@ class UnsupportedArchitecture(ModelError):
 
 
 class BadGGUF(ModelError):
-    """The file is not a GGUF that can be read: says where, what was found and what was expected."""
+    """The file is not a valid GGUF; the message names the byte, the value found and the value expected."""
 
     def __init__(self, path: str | os.PathLike[str], offset: int, message: str):
         self.path, self.offset = os.fspath(path), offset
@@ -51,7 +52,7 @@ class BadGGUF(ModelError):
 
 
 class BadManifest(ModelError):
-    """A model's files in the store contradict each other: a manifest, or a blob that it names."""
+    """A manifest is invalid, or contradicts a blob that it names."""
 
     def __init__(self, path: str | os.PathLike[str], message: str):
         self.path = os.fspath(path)
@@ -59,7 +60,7 @@ class BadManifest(ModelError):
 
 
 class RequestError(EngineError):
-    """What was asked for cannot be done as asked."""
+    """The request is invalid or cannot be carried out."""
 
 
 class BadOptions(RequestError):
@@ -71,7 +72,7 @@ class BadOptions(RequestError):
 
 
 class BadName(RequestError):
-    """A model name that the grammar refuses."""
+    """The model name is invalid."""
 
     def __init__(self, name: str, message: str = "invalid model name"):
         self.name = name
@@ -79,23 +80,23 @@ class BadName(RequestError):
 
 
 class BadModelfile(RequestError):
-    """A Modelfile that does not parse, or asks for what is no instruction: in Ollama's words."""
+    """The Modelfile does not parse, or has an unknown instruction.  The text is Ollama's."""
 
 
 class BadGrammar(RequestError):
-    """A `format` that is none, or a JSON schema that no answer can be held to here: says by which keyword."""
+    """`format` is invalid, or its schema uses an unsupported keyword; the message names it."""
 
 
 class BadTemplate(RequestError):
-    """A chat template that does not parse, or fails on this conversation."""
+    """The chat template does not parse, or fails on this conversation."""
 
 
 class BadImage(RequestError):
-    """Bytes that are no JPEG, PNG or WebP image, a broken one, or one too large to unfold."""
+    """The bytes are not a JPEG, PNG or WebP image, or the image is broken or too large to decode."""
 
 
 class BadDigest(RequestError):
-    """Text that is no sha256 digest."""
+    """The text is not a SHA-256 digest."""
 
     def __init__(self, digest: str, message: str = "invalid digest format"):
         self.digest = digest
@@ -103,7 +104,7 @@ class BadDigest(RequestError):
 
 
 class DigestMismatch(RequestError):
-    """Bytes that are not the ones their digest promises."""
+    """The uploaded bytes do not have the expected digest."""
 
     def __init__(self, expected: str, found: str):
         self.expected, self.found = expected, found
@@ -111,7 +112,7 @@ class DigestMismatch(RequestError):
 
 
 class BuiltinModel(RequestError):
-    """A change to a model that ships with the program."""
+    """The model ships with the program and cannot be changed."""
 
     def __init__(self, name: str):
         self.name = name
@@ -119,7 +120,7 @@ class BuiltinModel(RequestError):
 
 
 class ContextFull(RequestError):
-    """A prompt longer than the window, where cutting it was not allowed."""
+    """The prompt is longer than the context window, and the request forbids truncation."""
 
     def __init__(self, n_prompt: int, n_ctx: int, message: str = "the input length exceeds the context length"):
         self.n_prompt, self.n_ctx = n_prompt, n_ctx
@@ -127,19 +128,22 @@ class ContextFull(RequestError):
 
 
 class CloudModel(RequestError):
-    """A model that only runs on ollama.com."""
+    """The model runs only on ollama.com."""
 
 
 class NotYet(RequestError):
-    """Something that Ollama does and this build does not yet: says what."""
+    """Ollama supports this request and this build does not yet; the message names the feature."""
 
 
 class StoreError(EngineError):
-    """The folder of models cannot be read or written: names the path and the system's reason."""
+    """The models folder cannot be read or written; the message has the path and the system's reason."""
 
 
 class RegistryError(EngineError):
-    """A registry cannot be reached, refuses, or answers what it should not: says which blob, the status, what to do."""
+    """The registry is unreachable, refuses the request or sends an invalid response.
+
+    status   the HTTP status; 0 if there was no response
+    """
 
     def __init__(self, message: str, status: int = 0):
         self.status = status
@@ -147,11 +151,11 @@ class RegistryError(EngineError):
 
 
 class Unauthorized(RegistryError):
-    """A registry wants to know who asks, and nothing that this machine can say is enough."""
+    """The registry requires authentication, and every available credential was rejected."""
 
 
 class WrongBlob(RegistryError):
-    """A download that is not what its digest promises; nothing of it is kept."""
+    """The downloaded bytes do not have the expected digest; they are deleted."""
 
     def __init__(self, expected: str, found: str):
         self.expected, self.found = expected, found
@@ -159,15 +163,18 @@ class WrongBlob(RegistryError):
 
 
 class CapacityError(EngineError):
-    """The request is fine, the machine is not up to it now."""
+    """The request is valid, but the server lacks the capacity for it now."""
 
 
 class QueueFull(CapacityError):
-    """More requests are waiting than the queue holds."""
+    """The queue of waiting requests is full."""
 
 
 class OutOfMemory(CapacityError):
-    """An estimate says that the model or its cache will not fit."""
+    """The model and its cache are estimated not to fit into memory.
+
+    needed, available   bytes
+    """
 
     def __init__(self, needed: int, available: int, message: str):
         self.needed, self.available = needed, available
@@ -175,7 +182,7 @@ class OutOfMemory(CapacityError):
 
 
 class LoadStalled(CapacityError):
-    """A load that got no further for OLLAMA_LOAD_TIMEOUT: in Ollama's words, the last blank included."""
+    """Loading made no progress for OLLAMA_LOAD_TIMEOUT.  The text is Ollama's, including the trailing blank."""
 
     def __init__(self, progress: float):
         self.progress = progress
@@ -183,14 +190,14 @@ class LoadStalled(CapacityError):
 
 
 class Cancelled(EngineError):
-    """Whoever asked has gone."""
+    """The client disconnected."""
 
     def __init__(self, message: str = "request canceled"):
         super().__init__(message)
 
 
 class ShuttingDown(EngineError):
-    """The server was told to end while somebody waited for an answer."""
+    """The server shut down before the request was finished."""
 
     def __init__(self, message: str = "the server is shutting down"):
         super().__init__(message)

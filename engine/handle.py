@@ -1,4 +1,4 @@
-"""Who waits for an answer, and may stop waiting."""
+"""A request's handle: its start time and its cancellation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from .errors import Cancelled, EngineError
 
 
 class RequestHandle:
-    """Somebody who waits for an answer, and may stop waiting at any moment, from any thread."""
+    """A running request, which any thread may cancel.
+
+    began       perf_counter_ns() at the start
+    why         makes the error that ends a cancelled request; a new one per raise, since an error holds its frames
+    on_cancel   called by `cancel`, to interrupt the step that the request is blocked in
+    """
 
     def __init__(self) -> None:
         self.began = perf_counter_ns()
         self.cancelled = False
-        self.why: Callable[[], EngineError] = Cancelled  # made anew each time: one that was raised holds its frames
-        self.on_cancel: Callable[[], None] = lambda: None  # whatever it waits for now
+        self.why: Callable[[], EngineError] = Cancelled
+        self.on_cancel: Callable[[], None] = lambda: None
 
     def cancel(self, why: Callable[[], EngineError] | None = None) -> None:
-        """It ends with what `why` makes, unless it was over before."""
+        """Cancel the request, unless it has finished; it then ends with the error that `why` makes."""
         self.why = why or self.why
         self.cancelled = True
         self.on_cancel()
 
     def check(self) -> None:
-        """Raises Cancelled if nobody waits any more, or what else ended it."""
+        """Raise the cancellation error if the request was cancelled: Cancelled, or the error given to `cancel`."""
         if self.cancelled:
             raise self.why()

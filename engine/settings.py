@@ -1,7 +1,7 @@
-"""What the environment sets: Ollama's `OLLAMA_*` names and rules, and a few `NUMLLAMA_*` of our own.
+"""Settings from the environment: Ollama's `OLLAMA_*` variables and a few `NUMLLAMA_*` variables of our own.
 
-Values are trimmed of blanks, then of quotes.  A boolean that is no boolean counts as true, a number that is no number
-as absent, with a line in the log: a server starts whatever its environment says.
+Blanks, then quotes, are stripped from values.  An invalid boolean counts as true.  An invalid number or duration is
+replaced by the default, so that the server always starts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .options import FALSE
 
 log = logging.getLogger(__name__)
 
-TRACE = 5  # a level of the log below DEBUG: what people said, too
+TRACE = 5  # log level below DEBUG, which also logs prompts and answers
 
 LOCAL_ORIGINS = (
     *(
@@ -33,7 +33,7 @@ LOCAL_ORIGINS = (
     *(f"{app}://*" for app in ("app", "file", "tauri", "vscode-webview", "vscode-file")),
 )
 
-WITHOUT_EFFECT = (  # there is no graphics card and no cloud, and one way to compute attention; then what Ollama forgot
+WITHOUT_EFFECT = (  # for GPUs, the cloud and the choice of attention kernel; the last ones are obsolete in Ollama, too
     "OLLAMA_FLASH_ATTENTION",
     "OLLAMA_GPU_OVERHEAD",
     "OLLAMA_SCHED_SPREAD",
@@ -59,7 +59,7 @@ WITHOUT_EFFECT = (  # there is no graphics card and no cloud, and one way to com
 
 @dataclass(frozen=True)
 class Host:
-    """Where a server listens or a client connects: scheme://name:port/path."""
+    """The address that a server listens on or a client connects to: scheme://name:port/path."""
 
     scheme: str = "http"
     name: str = "127.0.0.1"
@@ -68,7 +68,7 @@ class Host:
 
     @classmethod
     def parse(cls, text: str) -> Host:
-        """`[scheme://]name[:port][/path]`; the port is 11434, or what the scheme says."""
+        """Parse `[scheme://]name[:port][/path]`; the port defaults to 11434, or to the scheme's port."""
         scheme, separator, rest = text.strip(WHITE_SPACE).partition("://")
         if not separator:
             scheme, rest = "http", text.strip(WHITE_SPACE)
@@ -99,7 +99,7 @@ class Host:
 
     @property
     def reachable(self) -> Host:
-        """The same for a client: an unspecified address is nowhere to connect to."""
+        """The same host for a client, which cannot connect to an unspecified address such as 0.0.0.0."""
         name = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.name, self.name)
         return Host(self.scheme, name, self.port, self.path)
 
@@ -113,32 +113,32 @@ class Host:
 
 @dataclass(frozen=True)
 class Settings:
-    """The environment, read once.  Durations are nanoseconds, FOREVER where there is no end."""
+    """The settings, read once from the environment.  Durations are nanoseconds; FOREVER means unlimited."""
 
     host: Host = Host()
     models: Path = Path()
     keep_alive: int = 300 * SECOND
     load_timeout: int = 300 * SECOND
     context_length: int = 0  # 0: Options' default
-    num_parallel: int = 0  # sequences at once for each model; 0: 4 where memory allows it
-    max_loaded_models: int = 0  # 0: as many as a machine without a graphics card is given, 3
+    num_parallel: int = 0  # parallel sequences per model; 0: 4 if memory allows
+    max_loaded_models: int = 0  # 0: 3, which is Ollama's default without a GPU
     max_queue: int = 512
     origins: tuple[str, ...] = LOCAL_ORIGINS
     kv_cache_type: str = "f16"
     go_template: bool = True
     noprune: bool = False
     nohistory: bool = False
-    editor: str = ""  # what Ctrl-G opens, before VISUAL and EDITOR
+    editor: str = ""  # opened by Ctrl-G; takes precedence over VISUAL and EDITOR
     debug: int = 0  # 1 debug, 2 trace
-    debug_log_requests: bool = False  # whether bodies of requests are kept in a temporary folder
-    without_effect: tuple[str, ...] = ()  # variables of Ollama's that are set, and change nothing here
-    builtin: bool = True  # NUMLLAMA_BUILTIN: whether the built-in model is visible
-    server_files: bool = False  # NUMLLAMA_SERVER_FILES: whether a client may name files of this machine
-    vision_order: str = "llama.cpp"  # NUMLLAMA_VISION_ORDER: where CLIP's class token stands, see load_vision
+    debug_log_requests: bool = False  # save request bodies in a temporary folder
+    without_effect: tuple[str, ...] = ()  # Ollama's variables that are set, but have no effect here
+    builtin: bool = True  # NUMLLAMA_BUILTIN: show the built-in model
+    server_files: bool = False  # NUMLLAMA_SERVER_FILES: let clients name files of the server
+    vision_order: str = "llama.cpp"  # NUMLLAMA_VISION_ORDER: position of CLIP's class token, see load_vision
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """What the environment says, in Ollama's names and words; bad values are logged and left at their defaults."""
+        """Read the settings from `environ`; an invalid value is replaced by its default."""
         env = _Env(environ)
         origins = tuple(o.strip() for o in env.text("OLLAMA_ORIGINS").split(",") if o.strip())
         return cls(
@@ -166,7 +166,7 @@ class Settings:
 
 
 class _Env:
-    """Variables as Go's strconv and time read them."""
+    """Environment variables, parsed as Go's strconv and time packages do."""
 
     def __init__(self, environ: Mapping[str, str]):
         self.environ = environ
@@ -189,7 +189,7 @@ class _Env:
         return int(text) if text.isdigit() else int(self.flag("OLLAMA_DEBUG"))
 
     def duration(self, name: str, default: int, forever_if) -> int:
-        """A Go duration or a number of seconds; text that is neither is the default."""
+        """Parse a Go duration or a number of seconds, in nanoseconds; return `default` if the text is invalid."""
         text = self.text(name)
         if not text:
             return default

@@ -1,4 +1,4 @@
-"""Ollama's options: how layers merge, what is refused and in which words."""
+"""Ollama's options: merging of layers, refused values and their error texts."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadOptions
-from numllama.engine.options import IGNORED, LOAD, Options, option_from_text
+from numllama.engine.options import IGNORED_OPTIONS, LOAD_OPTIONS, Options, option_from_text
 
 
 def refusal(*layers):
@@ -33,7 +33,7 @@ def test_a_later_layer_wins_option_by_option():
     assert (o.num_ctx, o.top_k, o.stop) == (2048, 7, ("c",))
 
 
-def test_null_and_an_absent_layer_change_nothing():
+def test_null_and_a_missing_layer_change_nothing():
     assert Options.parse({"top_k": 3}, {"top_k": None, "temperature": None}) == Options(top_k=3)
     assert Options.parse(None, {"top_k": 3}, None) == Options(top_k=3)
 
@@ -72,12 +72,12 @@ def test_one_stop_string_is_a_list_of_one_and_empty_ones_are_dropped():
         ("stop", 1, "array"),
     ],
 )
-def test_a_wrong_type_is_refused_in_ollamas_words(name, value, kind):
+def test_a_wrong_type_is_refused_with_ollamas_text(name, value, kind):
     assert refusal({name: value}) == f'option "{name}" must be of type {kind}'
 
 
 @pytest.mark.parametrize("value", [[1], ["a", None]])
-def test_stop_must_be_strings_in_ollamas_words(value):
+def test_stop_must_be_strings_with_ollamas_text(value):
     assert refusal({"stop": value}) == 'option "stop" must be of an array of strings'
 
 
@@ -120,12 +120,12 @@ def test_an_impossible_value_is_refused(name, value, text):
         {"num_keep": -1},
     ],
 )
-def test_what_ollama_takes_is_taken(options):
+def test_a_value_that_ollama_accepts_is_accepted(options):
     (name, value), *_ = options.items()
     assert getattr(Options.parse(options), name) == value
 
 
-def test_a_bias_is_a_number_or_false_for_each_token():
+def test_a_logit_bias_is_a_number_or_false_for_each_token():
     given = {"5": 1, "7": -2.5, "9": False, "11": None}
     assert Options.parse({"logit_bias": given}).logit_bias == ((5, 1.0), (7, -2.5), (9, -math.inf))
 
@@ -141,7 +141,7 @@ def test_a_bias_is_a_number_or_false_for_each_token():
         ({"1": 1e31}, 'option "logit_bias" must have numbers up to 1e+30 or false for values, got 1e+31'),
     ],
 )
-def test_what_is_no_bias_is_refused(value, text):
+def test_an_invalid_logit_bias_is_refused(value, text):
     assert refusal({"logit_bias": value}) == text
 
 
@@ -151,13 +151,13 @@ def test_mirostat_and_tfs_z_count_only_in_the_request():
     assert Options.parse(old_model, {"mirostat": 1, "tfs_z": 0.9}) == Options(mirostat=1, tfs_z=0.9)
 
 
-@pytest.mark.parametrize("name", sorted(IGNORED))
-def test_options_of_the_past_are_ignored_in_silence(name, caplog):
+@pytest.mark.parametrize("name", sorted(IGNORED_OPTIONS))
+def test_obsolete_options_are_ignored_without_a_warning(name, caplog):
     assert Options.parse({name: "anything"}) == Options()
     assert caplog.records == []
 
 
-def test_an_unknown_option_is_ignored_with_a_line_in_the_log(caplog):
+def test_an_unknown_option_is_ignored_and_logged(caplog):
     with caplog.at_level(logging.WARNING):
         assert Options.parse({"num_cxt": 3}) == Options()
     assert [record.getMessage() for record in caplog.records] == ["invalid option provided: option=num_cxt"]
@@ -166,21 +166,21 @@ def test_an_unknown_option_is_ignored_with_a_line_in_the_log(caplog):
 @pytest.mark.parametrize(
     ("asked", "n_ctx_train", "got"), [(4096, 2048, 2048), (0, 2048, 4), (-1, 2048, 4), (64, 512, 64)]
 )
-def test_num_ctx_is_clamped_to_what_the_model_can(asked, n_ctx_train, got):
+def test_num_ctx_is_clamped_to_the_models_range(asked, n_ctx_train, got):
     assert Options(num_ctx=asked).clamped(n_ctx_train).num_ctx == got
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
-def test_only_what_is_fixed_at_load_reloads_the_model(name):
+def test_only_load_options_reload_the_model(name):
     changed = {"use_mmap": True, "stop": ("x",)}.get(name, 3)
-    assert Options().needs_reload(Options(**{name: changed})) == (name in LOAD)
+    assert Options().needs_reload(Options(**{name: changed})) == (name in LOAD_OPTIONS)
 
 
-def test_a_request_without_num_ctx_wants_the_default():
+def test_a_request_without_num_ctx_asks_for_the_default():
     assert Options(num_ctx=64).needs_reload(Options.parse({"temperature": 0}))
 
 
-def test_a_negative_num_gpu_agrees_with_any():
+def test_a_negative_num_gpu_matches_any_value():
     assert not Options(num_gpu=5).needs_reload(Options(num_gpu=-1))
     assert Options(num_gpu=5).needs_reload(Options(num_gpu=-1, num_ctx=64))
     assert Options(num_gpu=-1).needs_reload(Options(num_gpu=5))
@@ -192,14 +192,14 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(Options)]), json_values))
-def test_anything_json_holds_is_taken_or_refused(layer):
+def test_any_json_value_is_accepted_or_refused(layer):
     try:
         Options.parse(layer)
     except BadOptions as refused:
         assert refused.option in layer
 
 
-def test_a_real_ollama_takes_and_refuses_the_same(kept):
+def test_recorded_requests_are_accepted_and_refused_as_by_ollama(kept):
     compared = 0
     for step in kept.json("transcripts/options")["steps"]:
         body = step["send"].get("body")
@@ -228,7 +228,7 @@ def test_a_real_ollama_takes_and_refuses_the_same(kept):
         ("stop", ["a", " b "], ["a", " b "]),
     ],
 )
-def test_text_becomes_the_value_that_go_reads(name, texts, expected):
+def test_text_is_parsed_as_go_parses_it(name, texts, expected):
     assert option_from_text(name, texts) == expected
 
 
@@ -243,6 +243,6 @@ def test_text_becomes_the_value_that_go_reads(name, texts, expected):
         ("numa", "true", "unknown parameter 'numa'"),
     ],
 )
-def test_text_that_is_no_value_is_refused_in_ollamas_words(name, text, message):
+def test_an_invalid_text_is_refused_with_ollamas_text(name, text, message):
     with pytest.raises(BadOptions, match=f"^{re.escape(message)}$"):
         option_from_text(name, [text])

@@ -1,4 +1,4 @@
-"""The environment as Ollama's envconfig reads it."""
+"""Settings, read from the environment as Ollama's envconfig does."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ollama_host_is_an_address(text):
 @pytest.mark.parametrize(
     ("name", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("", False)]
 )
-def test_only_loopback_listeners_check_hosts(name, loopback):
+def test_only_loopback_hosts_are_loopback(name, loopback):
     assert Host(name=name).is_loopback == loopback
 
 
@@ -63,21 +63,21 @@ def test_keep_alive_is_a_duration_or_seconds(text, expected):
     assert got == (FOREVER if expected is None else expected * SECOND)
 
 
-def test_a_load_timeout_of_zero_is_none():
+def test_a_load_timeout_of_zero_means_unlimited():
     assert Settings.from_env({"OLLAMA_LOAD_TIMEOUT": "0"}).load_timeout == FOREVER
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", False), ("0", False), ("f", False), ("1", True), ("yes", True)])
-def test_what_is_no_boolean_counts_as_true(text, expected):
+def test_an_invalid_boolean_counts_as_true(text, expected):
     assert Settings.from_env({"OLLAMA_NOPRUNE": text}).noprune == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "x", "1.5"])
-def test_what_is_no_number_is_the_default(text):
+def test_an_invalid_number_is_replaced_by_the_default(text):
     assert Settings.from_env({"OLLAMA_MAX_QUEUE": text}).max_queue == 512
 
 
-def test_the_rest_is_read_under_its_own_name():
+def test_each_setting_is_read_from_its_own_variable():
     env = {
         "OLLAMA_MODELS": "/m",
         "OLLAMA_CONTEXT_LENGTH": "8192",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadModelfile
 from ...go.fmt import text_of_value
-from ...options import IGNORED, REQUEST_ONLY, option_from_text
+from ...options import IGNORED_OPTIONS, REQUEST_ONLY_OPTIONS, option_from_text
 from ..store import LocalModel
 
 INSTRUCTIONS = (
@@ -216,7 +216,7 @@ def wishes(commands: Sequence[Instruction]) -> dict[str, Any]:
                     raise BadModelfile("requires must be a valid semver (e.g. 0.14.0)")
             case "draft":
                 raise BadModelfile("DRAFT is not supported: a model runs here without another that drafts for it")
-            case _ if name not in (IGNORED | REQUEST_ONLY) - {"numa"}:
+            case _ if name not in (IGNORED_OPTIONS | REQUEST_ONLY_OPTIONS) - {"numa"}:
                 texts.setdefault(name, []).append(value)
     if texts:
         said["parameters"] = {name: option_from_text(name, values) for name, values in texts.items()}
