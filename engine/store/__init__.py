@@ -1,4 +1,4 @@
-"""Models on disk: names, manifests and blobs in Ollama's layout."""
+"""Models on disk, in Ollama's layout: names, manifests and blobs."""
 
 from .name import ModelName
 from .store import LocalModel, Store, default_store

@@ -1,6 +1,6 @@
-"""The content of models: one file per content, named by its SHA-256.
+"""Blobs: files named by the SHA-256 of their content.
 
-A blob appears whole or not at all: it is written under another name beside its own, forced to the disk, then renamed.
+A blob is written atomically: to a temporary file in the same folder, which is synced to disk, then renamed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .manifest import check_digest
 
 
 @contextmanager
-def refusals(where: Path | None = None) -> Iterator[None]:
-    """What the system refuses becomes a StoreError of one line."""
+def os_errors_as_store_errors(where: Path | None = None) -> Iterator[None]:
+    """Raise StoreError, with a one-line message, for an OSError in the block."""
     try:
         yield
     except OSError as error:
@@ -27,11 +27,10 @@ def refusals(where: Path | None = None) -> Iterator[None]:
 
 
 class BlobWriter:
-    """A blob on its way in, hashed as it comes; never whole in memory.
+    """A context manager that writes and hashes a blob chunk by chunk; without `commit`, the file is removed at exit.
 
-    Used as a context: leaving it without `commit` leaves nothing behind.
-    Writing raises ShuttingDown once `is_closed` says so: whoever writes a large one ends in time.
-    What the disk does not take is a StoreError.
+    is_closed   once it returns True, `write` raises ShuttingDown, so that a long write ends in time
+    Raises: StoreError if the disk cannot be written
     """
 
     def __init__(self, folder: Path, is_closed: Callable[[], bool] = lambda: False):
@@ -39,16 +38,14 @@ class BlobWriter:
         self._is_closed = is_closed
         self.folder, self.size = folder, 0
         self._sha256 = hashlib.sha256()
-        descriptor, temporary = tempfile.mkstemp(
-            prefix="sha256-", dir=folder
-        )  # a name that Ollama's pruning knows, too
+        descriptor, temporary = tempfile.mkstemp(prefix="sha256-", dir=folder)  # a name that Ollama prunes, too
         self._file, self._temporary = os.fdopen(descriptor, "wb"), Path(temporary)
 
     def __enter__(self) -> BlobWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        with suppress(OSError):  # what a full disk did not take
+        with suppress(OSError):  # buffered bytes that do not fit on a full disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -56,17 +53,17 @@ class BlobWriter:
         if self._is_closed():
             raise ShuttingDown()
         self._sha256.update(chunk)
-        with refusals(self.folder):
+        with os_errors_as_store_errors(self.folder):
             self._file.write(chunk)
         self.size += len(chunk)
 
     def commit(self, expected: str | None = None) -> str:
-        """The blob is in place, under the digest of what was written.
+        """Store the blob under the digest of its content, and return that digest.
 
-        Raises: DigestMismatch when that is not `expected`; the bytes then stay, under their own digest, as with Ollama.
+        Raises: DigestMismatch if it is not `expected`; the blob is stored all the same, as in Ollama
         """
         digest = f"sha256:{self._sha256.hexdigest()}"
-        with refusals(self.folder):
+        with os_errors_as_store_errors(self.folder):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -79,13 +76,13 @@ class BlobWriter:
 
 
 class Blobs:
-    """The folder `blobs/` of one store.  `is_closed` ends whatever is being written."""
+    """The folder `blobs/` of one store.  Setting `is_closed` ends all running writes."""
 
     def __init__(self, folder: Path):
         self.folder, self.is_closed = folder, False
 
     def path(self, digest: str) -> Path:
-        """Where the blob of `digest` lies, there or not.  Raises: BadDigest"""
+        """Return the path of the blob, which need not exist.  Raises: BadDigest"""
         return self.folder / file_name(digest)
 
     def has(self, digest: str) -> bool:
@@ -93,7 +90,7 @@ class Blobs:
         return path.is_file() and self._is_inside(path)
 
     def find(self, digest: str, size: int | None = None) -> Path:
-        """The blob's file, looked at: a plain file inside the folder, of `size` bytes.
+        """Return the blob's path, after checking that it is a file inside the folder, of `size` bytes.
 
         Raises: FileNotFoundError, BadManifest
         """
@@ -104,21 +101,21 @@ class Blobs:
         if not path.is_file():
             raise BadManifest(path, "not a file")
         if size is not None and found != size:
-            raise BadManifest(path, f"{found} bytes, its manifest says {size}")
+            raise BadManifest(path, f"{found} bytes, expected {size} as in its manifest")
         return path
 
     def writer(self) -> BlobWriter:
         return BlobWriter(self.folder, lambda: self.is_closed)
 
     def put(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
-        """`chunks` stored; their digest and size.  Raises: DigestMismatch"""
+        """Store `chunks` as a blob; return its digest and size.  Raises: DigestMismatch"""
         with self.writer() as writer:
             for chunk in chunks:
                 writer.write(chunk)
             return writer.commit(expected), writer.size
 
     def copy_from(self, path: Path, digest: str) -> None:
-        """The content of the file `path`, which must have `digest`.  Raises: DigestMismatch"""
+        """Copy the file `path`, whose content must have `digest`.  Raises: DigestMismatch"""
         with self.writer() as writer, open(path, "rb") as file:
             shutil.copyfileobj(file, writer, 1 << 20)  # type: ignore[misc]
             writer.commit(digest)
@@ -127,7 +124,7 @@ class Blobs:
         self.path(digest).unlink(missing_ok=True)
 
     def _is_inside(self, path: Path) -> bool:
-        """False for a link that leads out of the folder; a store may itself be a link, as on another disk."""
+        """Return False for a symbolic link out of the folder; the folder itself may be a link."""
         return not path.is_symlink() or path.resolve().parent == self.folder.resolve()
 
 
@@ -136,7 +133,7 @@ def file_name(digest: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename in `folder` survives a power cut; a system without this (Windows) goes without."""
+    """Sync `folder`, so that a rename in it survives a power failure; do nothing where that is impossible (Windows)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""A GGUF file by its path, as if it were a model of a store: everything but the weights is absent."""
+"""GGUF files outside the store, used like models of the store."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .store import LocalModel
 
 @dataclass(frozen=True)
 class FileModel(LocalModel):
-    """A model without layers: no system text, template or parameters but the file's own.
+    """A model that is a GGUF file, without the layers of a model of the store.
 
-    attached_adapters, attached_projectors   files, where a model of the store has layers
+    attached_adapters, attached_projectors   files that take the place of layers
     """
 
     path: Path = Path()
@@ -39,7 +39,7 @@ class FileModel(LocalModel):
         return list(self.attached_projectors)
 
     @property
-    def sees(self) -> bool:
+    def has_projector(self) -> bool:
         return bool(self.attached_projectors)
 
     @property
@@ -50,7 +50,7 @@ class FileModel(LocalModel):
     def of(
         cls, path: str | os.PathLike[str], adapters: Iterable[Path] = (), projectors: Iterable[Path] = ()
     ) -> FileModel:
-        """The model in the file `path`, whose content is not looked at yet.  Raises: ModelNotFound, ModelError"""
+        """Return the model in the file `path`, without reading the file.  Raises: ModelNotFound, ModelError"""
         path = Path(path)
         try:
             modified_ns = path.stat().st_mtime_ns

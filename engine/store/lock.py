@@ -1,4 +1,4 @@
-"""One change of a store at a time, among threads and among processes."""
+"""The lock that lets one thread of one process change a store at a time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: threads alone wait for one another there
+except ImportError:  # Windows: the lock works among threads only
     fcntl = None  # type: ignore[assignment]
 
 
 class StoreLock:
-    """A context that one thread of one process at a time is in; it may enter again.
+    """A reentrant lock, as a context manager, among the threads and processes that use the store.
 
-    What is locked is the folder itself.  The system gives it up for a process that ends, however it ends.  Ollama does
-    not ask for it.
+    It locks the store's folder with flock; the system releases the lock when the process ends.  Ollama does not use it.
     """
 
     def __init__(self, root: Path):

@@ -1,11 +1,11 @@
-"""What a model is made of: a manifest names a config and layers, each a blob by its digest.
+"""Manifests: a manifest names the config and the layers of a model, each a blob by its digest.
 
     {"schemaVersion":2, "mediaType":"...manifest.v2+json",
      "config":{"mediaType":..., "digest":"sha256:...", "size":169},
      "layers":[{"mediaType":"application/vnd.ollama.image.model", "digest":..., "size":..., "from":...}, ...]}
 
-A model's id is the SHA-256 of the manifest file's bytes; so a file is copied as bytes and written in one form only:
-compact JSON and a newline.
+A model's id is the SHA-256 of its manifest file.  So a manifest is copied byte for byte, and always written in one
+form: compact JSON and a newline.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ PROJECTOR = "application/vnd.ollama.image.projector"
 ADAPTER = "application/vnd.ollama.image.adapter"
 DRAFT = "application/vnd.ollama.image.draft"
 TEMPLATE = "application/vnd.ollama.image.template"
-PROMPT = "application/vnd.ollama.image.prompt"  # what a template was called at first
+PROMPT = "application/vnd.ollama.image.prompt"  # the old name of TEMPLATE
 SYSTEM = "application/vnd.ollama.image.system"
 PARAMS = "application/vnd.ollama.image.params"
 MESSAGES = "application/vnd.ollama.image.messages"
 LICENSE = "application/vnd.ollama.image.license"
 
-MAX_JSON = 16 << 20  # bytes: a manifest, a config or a text layer is never this long
+MAX_JSON_BYTES = 16 << 20  # of a manifest, a config or a text layer
 
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 
 
 def check_digest(text: str) -> str:
-    """`sha256:<64 hex>` of a digest in either spelling, `sha256-...` included.  Raises: BadDigest"""
+    """Return the digest as `sha256:<64 hex>`; `sha256-<64 hex>` is accepted, too.  Raises: BadDigest"""
     match = _DIGEST.fullmatch(text)
     if not match:
         raise BadDigest(text)
@@ -51,7 +51,10 @@ def check_digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class ManifestLayer:
-    """One blob of a model.  `source` is the model or file it came from, `from` in the file."""
+    """One blob of a model.
+
+    source   the model or file that the layer came from; `from` in the file
+    """
 
     media_type: str
     digest: str
@@ -66,7 +69,7 @@ class ManifestLayer:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The layers of a model in their order, and its config, which very old models lack."""
+    """The layers of a model, in order, and its config, which very old models lack."""
 
     config: ManifestLayer | None
     layers: tuple[ManifestLayer, ...]
@@ -76,7 +79,7 @@ class Manifest:
 
     @property
     def all_layers(self) -> tuple[ManifestLayer, ...]:
-        """The config too: everything that must be there, and is counted in the model's size."""
+        """All layers and the config: every blob of the model."""
         return (*self.layers, *([self.config] if self.config else []))
 
     @property
@@ -91,7 +94,11 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Manifest:
-        """The manifest that `data` spells; unknown keys and media types pass.  Raises: BadManifest about `path`"""
+        """Parse a manifest, accepting unknown keys and media types.
+
+        path   named in errors
+        Raises: BadManifest
+        """
         value = read_json(data, path, dict)
         layers = value.get("layers") or []
         if not isinstance(layers, list):
@@ -120,7 +127,7 @@ def _layer(value: Any, path: str | os.PathLike[str]) -> ManifestLayer:
     return ManifestLayer(media_type, digest, size, source, name)
 
 
-# in the file's order: those always there, then those left out when empty; "architecture" and "os" end it
+# In the file's order: the required keys, then those left out when empty; "architecture" and "os" follow.
 CONFIG_KEYS = ("model_format", "model_family", "model_families", "model_type", "file_type")
 OPTIONAL_KEYS = (
     *("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities"),
@@ -130,7 +137,7 @@ OPTIONAL_KEYS = (
 
 @dataclass(frozen=True)
 class Config:
-    """The config blob: what a list of models shows without opening their weights.
+    """The config blob: the facts about a model that a list shows without opening its weights.
 
     model_family is the GGUF's architecture, model_type its parameter count ("8.0B"), file_type its quantization.
     """
@@ -151,7 +158,7 @@ class Config:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> Config:
-        """The config that `data` spells.  Raises: BadManifest about `path`"""
+        """Parse a config.  `path` is named in errors.  Raises: BadManifest"""
         value = read_json(data, path, dict)
         texts = {key: value.get(key) or "" for key in CONFIG_KEYS if key != "model_families"}
         families = value.get("model_families") or []
@@ -162,20 +169,20 @@ class Config:
 
 
 def read_json(data: bytes, path: str | os.PathLike[str], kind: type) -> Any:
-    """The JSON value of `data`, which must be a `kind`.  Raises: BadManifest about `path`"""
+    """Parse a JSON value of the type `kind`.  `path` is named in errors.  Raises: BadManifest"""
     try:
         value = json.loads(data, parse_constant=_refuse, parse_float=_finite, parse_int=_within_float)
     except RecursionError:
-        raise BadManifest(path, "JSON nested too deep") from None
+        raise BadManifest(path, "JSON is nested too deeply") from None
     except ValueError as error:
-        raise BadManifest(path, f"no JSON: {str(error)[:200]}") from None
+        raise BadManifest(path, f"invalid JSON: {str(error)[:200]}") from None
     if not isinstance(value, kind):
         raise BadManifest(path, f"a JSON {type(value).__name__}, expected a {kind.__name__}")
     return value
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -192,11 +199,11 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def read_limited(path: Path, limit: int = MAX_JSON) -> bytes:
-    """The bytes of a small file.  Raises: BadManifest when it is not small, OSError"""
+def read_limited(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Read a file of at most `limit` bytes.  Raises: BadManifest if it is longer, OSError"""
     with open(path, "rb") as file:
-        # a buffer is made for what is asked for, so never ask for all that would be allowed
+        # read() allocates the size it is given, so pass the file's size rather than the limit
         data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > limit:
-        raise BadManifest(path, f"longer than {limit} bytes, which no manifest or text of a model is")
+        raise BadManifest(path, f"longer than {limit} bytes, the limit for this kind of file")
     return data

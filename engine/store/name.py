@@ -1,8 +1,8 @@
-"""Model names as Ollama reads and shows them.
+"""Model names, parsed and displayed as Ollama does.
 
     [scheme://][host/][namespace/]model[:tag]        registry.ollama.ai / library / llama3.2 : latest
 
-What is missing has a default, so `llama3.2` and `registry.ollama.ai/library/llama3.2:latest` are one name.
+Missing parts have defaults, so `llama3.2` and `registry.ollama.ai/library/llama3.2:latest` are the same name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..go.text import WHITE_SPACE
 
 HOST, NAMESPACE, TAG, SCHEME = "registry.ollama.ai", "library", "latest", "https"
 
-# A part never starts with a dot, a dash or a separator: as a folder name it can neither hide nor climb.
+# A part cannot start with a dot, a dash or a separator, so it is safe as a folder name.
 GRAMMAR = {
     "host": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}"),
     "namespace": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}"),
@@ -28,7 +28,7 @@ GRAMMAR = {
 
 @dataclass(frozen=True, order=True)
 class ModelName:
-    """A name that the grammar accepts; every part is filled in."""
+    """A valid model name, with all of its parts."""
 
     host: str
     namespace: str
@@ -43,9 +43,9 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> ModelName:
-        """The name that `text` spells; it is read from the right.
+        """Parse `text`, from the right.
 
-        Raises: BadName, also for a separator with nothing beside it.
+        Raises: BadName, also for a separator without text beside it
         """
         rest, colon, tag = text.rpartition(":")
         if not colon or "/" in tag:
@@ -66,9 +66,9 @@ class ModelName:
 
     @classmethod
     def parse_request(cls, text: str) -> tuple[ModelName, str]:
-        """The name that a request means, and the source it asks for: "local", "cloud" or "".
+        """Parse the name in a request; return it and its source suffix: "local", "cloud" or "".
 
-        `:local` is taken off; a cloud name keeps its spelling, since a model of exactly that name may be in the store.
+        `:local` is removed.  A cloud suffix is kept, since the store may have a model of exactly that name.
         """
         base, source = split_source(text)
         return cls.parse(base if source == "local" else text.strip(WHITE_SPACE)), source
@@ -78,7 +78,7 @@ class ModelName:
 
     @property
     def short(self) -> str:
-        """What people are shown: without the default host, then without the default namespace."""
+        """The name for display: without the default host, then without the default namespace."""
         shown = f"{self.model}:{self.tag}"
         if self.host.lower() != HOST:
             return f"{self.host}/{self.namespace}/{shown}"
@@ -86,7 +86,7 @@ class ModelName:
 
     @property
     def path(self) -> Path:
-        """Where the manifest lies, below `manifests/`."""
+        """The path of the manifest, relative to `manifests/`."""
         return Path(self.host, self.namespace, self.model, self.tag)
 
     @property
@@ -94,9 +94,9 @@ class ModelName:
         return f"{self.scheme}://{self.host}"
 
     def respelled(self, existing: Iterable[ModelName]) -> ModelName:
-        """This name in the spelling that `existing` ones already have: case never tells two models apart.
+        """Return this name with the upper and lower case of the `existing` names, because names are case-insensitive.
 
-        A whole name that differs in case only wins; else each part takes the spelling it has in any of them.
+        A name that differs in case only is preferred; else each part takes the case it has in any existing name.
         """
         existing = list(existing)
         if self in existing:
@@ -113,15 +113,15 @@ class ModelName:
 
     @property
     def folded(self) -> str:
-        """Equal for names that are the same model."""
+        """The name in lower case, which is equal for names of the same model."""
         return str(self).lower()
 
 
 def split_source(text: str) -> tuple[str, str]:
-    """A request's name without its source suffix, and that source: "local", "cloud" or "".
+    """Split a name into the name without its source suffix, and the source: "local", "cloud" or "".
 
-    `m:local` -> (m, local), `m:cloud` -> (m, cloud), `m:8b-cloud` -> (m:8b, cloud).  In any case of letters.
-    Raises: BadName when one suffix follows another.
+    `m:local` -> (m, local), `m:cloud` -> (m, cloud), `m:8b-cloud` -> (m:8b, cloud).  Suffixes are case-insensitive.
+    Raises: BadName for two suffixes in a row
     """
     text = text.strip(WHITE_SPACE)
     base, source = _cut_source(text)

@@ -1,6 +1,6 @@
-"""What there is to know about a model without running it: the answers of /api/show and /api/tags, and `numllama show`.
+"""Facts about a model that need no run of it: the responses of /api/show and /api/tags, and `numllama show`.
 
-Both are plain values in Ollama's order of keys, ready to become JSON; what is empty is absent.
+Responses are JSON values with Ollama's order of keys, without empty fields.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .store import LocalModel
 
 log = logging.getLogger("numllama.store")
 
-NOT_INFO = ("general.name", "tokenizer.chat_template")
+HIDDEN_KEYS = ("general.name", "tokenizer.chat_template")  # not in `model_info`
 
 
 def show(
     model: LocalModel, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything about `model`.
+    """Return the response of /api/show for `model`.
 
-    verbose          arrays of the metadata in full; else they are None
-    system, options  as if the model had these, which its `modelfile` then says
+    verbose          include arrays of the metadata; otherwise they are None
+    system, options  override the model's own in `system` and `modelfile`
     Raises: BadManifest, BadGGUF
     """
     head = _head_of(model.weights)
@@ -62,7 +62,7 @@ def show(
 
 
 def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, Any]:
-    """The same of a GGUF that is in no store, also one that cannot run here."""
+    """Return the response of /api/show for a GGUF file, whose architecture need not be supported."""
     gguf = GGUF.open(path)
     head = _Head.of(gguf)
     template = Template.from_gguf(gguf)
@@ -86,7 +86,7 @@ def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, 
 
 
 def tags_entry(model: LocalModel) -> dict[str, Any]:
-    """One line of a list of models.  A model whose weights cannot be read is listed with what its config says."""
+    """Return the entry of `model` in /api/tags, with the config's facts only if its weights cannot be read."""
     try:
         head = _head_of(model.weights)
     except EngineError as error:
@@ -107,27 +107,27 @@ def tags_entry(model: LocalModel) -> dict[str, Any]:
 
 
 def details(model: LocalModel) -> dict[str, Any]:
-    """The six facts about a model that every list of models has."""
+    """Return the `details` of a model: its format, families, sizes and quantization."""
     return _details(model, _head_of(model.weights))
 
 
 def capabilities(model: LocalModel, go_template: bool = True) -> list[str]:
-    """What the model can be asked for: of completion, embedding, vision, audio, tools, insert, thinking.
+    """Return the model's capabilities: completion, embedding, vision, audio, tools, insert, thinking.
 
-    go_template  whether its TEMPLATE layer is run
+    go_template  whether the TEMPLATE layer is in use
     """
     return _capabilities(model, _head_of(model.weights), go_template)
 
 
-def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = NOT_INFO) -> dict[str, Any]:
-    """The metadata with `general.parameter_count`, by key; arrays are None unless `verbose`."""
+def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = HIDDEN_KEYS) -> dict[str, Any]:
+    """Return the metadata and `general.parameter_count`, sorted by key; arrays are None unless `verbose`."""
     info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in leave_out}
     return dict(sorted((info | {"general.parameter_count": n_parameters(gguf)}).items()))
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What is kept of a GGUF once it was opened: no array, so that a list of many models stays small."""
+    """The cached facts of a GGUF, without its arrays, so that many models fit into little memory."""
 
     architecture: str = ""
     n_parameters: int = 0
@@ -143,7 +143,10 @@ class _Head:
         architecture = gguf.kv.get("general.architecture")
         architecture = architecture if isinstance(architecture, str) else ""
         kinds = [kind for kind in ("vision", "audio") if f"{architecture}.{kind}.block_count" in gguf.kv]
-        if architecture != "clip" and gguf.kv.get("general.type") not in ("adapter", "mmproj"):  # which do not speak
+        if architecture != "clip" and gguf.kv.get("general.type") not in (
+            "adapter",
+            "mmproj",
+        ):  # which generate no text
             is_encoder = gguf.kv.get(f"{architecture}.attention.causal") is False
             embeds = is_encoder or f"{architecture}.pooling_type" in gguf.kv
             kinds = ["embedding" if embeds else "completion", *kinds]
@@ -185,9 +188,9 @@ def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
 
 def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> list[str]:
     own = [word for word in model.config.more.get("capabilities") or [] if isinstance(word, str)]
-    seen = ["vision"] if model.sees else []
+    vision = ["vision"] if model.has_projector else []
     template = Template.from_gguf(head.jinja, model.template if go_template else None)
-    return list(dict.fromkeys([*own, *head.kinds, *seen, *template.capabilities]))
+    return list(dict.fromkeys([*own, *head.kinds, *vision, *template.capabilities]))
 
 
 def _parameters(params: Mapping[str, Any]) -> str:
@@ -199,13 +202,13 @@ def _parameters(params: Mapping[str, Any]) -> str:
 
 
 def n_parameters(gguf: GGUF) -> int:
-    """Elements of all tensors together."""
+    """Return the number of elements of all tensors."""
     shapes = [tensor.shape for tensor in gguf.tensors.values()] + [shape for _, shape, _ in gguf.unsupported.values()]
     return sum(math.prod(shape) for shape in shapes)
 
 
 def _tensors(gguf: GGUF) -> list[dict[str, Any]]:
-    """Name, type and shape of each tensor, the shape as GGUF has it: the fastest axis first."""
+    """List the name, type and shape of each tensor; the shape in GGUF's order, the fastest axis first."""
     listed = []
     for name in gguf.tensor_offsets:
         tensor = gguf.tensors.get(name)
@@ -222,7 +225,7 @@ def _value(gguf: GGUF, key: str, verbose: bool) -> Any:
 
 
 def _item(value: Any, type: Any) -> Any:
-    """A value of the metadata as JSON has it."""
+    """Convert a value of the metadata to a JSON value."""
     match value:
         case bool() | int():
             return value
@@ -239,7 +242,7 @@ def _item(value: Any, type: Any) -> Any:
 
 
 def _number(x: Any) -> float | int | None:
-    """The number with the fewest digits that mean `x` in its own precision: 1e-05, and 10000 for 10000.0."""
+    """Return the shortest number that equals `x` in its own precision: 1e-05, and 10000 for 10000.0."""
     if not np.isfinite(x):
         return None
     shortest = float(str(x))

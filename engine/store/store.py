@@ -1,10 +1,10 @@
-"""Models on disk, in Ollama's own layout, so that one folder serves both programs.
+"""The store: models on disk in Ollama's layout, so that both programs can share one folder.
 
-    manifests/<host>/<namespace>/<model>/<tag>     what a model is made of
-    blobs/sha256-<64 hex>                          its content, shared by all models that have it
+    manifests/<host>/<namespace>/<model>/<tag>     the list of a model's blobs
+    blobs/sha256-<64 hex>                          content, shared by all models that name it
 
-Beside the user's folder may lie a second one in the same layout, which ships with the program and is only read.  A
-manifest in the user's folder never names a blob of the other: whatever needs one gets a copy of it first.
+A second, read-only folder in the same layout, with the built-in model, may ship with the program.  Manifests in the
+user's folder name blobs of that folder only, so a built-in blob is copied there before a manifest names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFound, StoreError
 from ..settings import Settings
 from . import manifest as media
-from .blobs import Blobs, BlobWriter, refusals, sync_folder
+from .blobs import Blobs, BlobWriter, os_errors_as_store_errors, sync_folder
 from .lock import StoreLock
 from .manifest import Config, Manifest, ManifestLayer, digest_of, read_json, read_limited
 from .name import ModelName
@@ -33,10 +33,10 @@ log = logging.getLogger("numllama.store")
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model of the store: its manifest and config; the rest is read when asked for.
+    """A model of the store: its manifest and config; other layers are read on first use.
 
-    digest       SHA-256 of the manifest's bytes, hex
-    modified_ns  when the manifest was written, nanoseconds since 1970
+    digest       SHA-256 of the manifest file, hex
+    modified_ns  modification time of the manifest, nanoseconds since 1970
     """
 
     name: ModelName
@@ -49,7 +49,7 @@ class LocalModel:
 
     @property
     def size(self) -> int:
-        """Bytes of all layers and the config."""
+        """Size of all layers and the config, in bytes."""
         return self.manifest.size
 
     @property
@@ -77,8 +77,7 @@ class LocalModel:
         return [self._find(layer) for layer in self.manifest.of_type(media.PROJECTOR)]
 
     @property
-    def sees(self) -> bool:
-        """Whether it has a projector."""
+    def has_projector(self) -> bool:
         return bool(self.manifest.of_type(media.PROJECTOR))
 
     @cached_property
@@ -91,7 +90,7 @@ class LocalModel:
 
     @cached_property
     def template(self) -> str | None:
-        """The Go template layer; None where there is none."""
+        """The Go template layer, or None."""
         texts = self._texts(media.TEMPLATE, media.PROMPT)
         return texts[-1] if texts else None
 
@@ -111,7 +110,7 @@ class LocalModel:
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation that precedes every request: `role` and `content`, both text."""
+        """The messages that precede every conversation, each with `role` and `content`, both text."""
         layers = self.manifest.of_type(media.MESSAGES)
         messages = self._json(layers[-1], list) if layers else []
         for message in messages:
@@ -125,9 +124,7 @@ class LocalModel:
         try:
             return self.blobs.find(layer.digest, layer.size)
         except FileNotFoundError:
-            raise BadManifest(
-                self.blobs.path(layer.digest), f"missing, though {self.name.short} is made of it"
-            ) from None
+            raise BadManifest(self.blobs.path(layer.digest), f"missing blob of model {self.name.short}") from None
         except OSError as error:
             raise StoreError(f"{error.filename}: {error.strerror}") from None
 
@@ -141,10 +138,10 @@ class LocalModel:
 
 
 class Store:
-    """The models of the folder `root` and, read-only, of the folder `builtin`.
+    """The models in the folder `root` and in the read-only folder `builtin`.
 
-    keep_blobs  nothing is ever pruned, as OLLAMA_NOPRUNE asks
-    All methods raise StoreError where the system refuses, naming the path.
+    keep_blobs  never prune blobs, as with OLLAMA_NOPRUNE
+    Raises: StoreError in all methods, with the path, for an error of the file system
     """
 
     def __init__(
@@ -154,40 +151,40 @@ class Store:
         self.builtin = Path(builtin) if builtin is not None else None
         self.keep_blobs = keep_blobs
         self.blobs = Blobs(self.root / "blobs")
-        self.lock = StoreLock(self.root)  # held from the look at a blob to the manifest that names it
+        self.lock = StoreLock(self.root)  # held from the check that a blob exists until a manifest names it
 
     # reading
 
     def names(self) -> list[ModelName]:
-        """Every name that has a manifest; a built-in one also where the user's folder has the same."""
-        with refusals():
+        """List the names of all manifests; a name in both folders occurs twice."""
+        with os_errors_as_store_errors():
             return [name for root in self._roots for name in _names(root / "manifests")]
 
     def respell(self, name: ModelName | str) -> ModelName:
-        """`name` in the spelling it already has in the store.  Raises: BadName"""
+        """Return `name` with the upper and lower case that it has in the store.  Raises: BadName"""
         name = ModelName.parse(name) if isinstance(name, str) else name
         return name.respelled(self.names())
 
     def resolve(self, name: ModelName | str) -> LocalModel:
-        """The model of that name, in whatever case it is spelt.  Raises: ModelNotFound, BadName, BadManifest"""
-        asked = name if isinstance(name, str) else name.short
+        """Return the model called `name`, which is case-insensitive.  Raises: ModelNotFound, BadName, BadManifest"""
+        requested = name if isinstance(name, str) else name.short
         name = self.respell(name)
         for root in self._roots:
             if (root / "manifests" / name.path).is_file():
                 return self._read(root, name)
-        raise ModelNotFound(asked)
+        raise ModelNotFound(requested)
 
     def manifest_bytes(self, model: LocalModel) -> bytes:
-        """The manifest file of `model`, whose SHA-256 is its digest."""
+        """Read the manifest file of `model`, whose SHA-256 is the model's digest."""
         root = self.builtin if model.is_builtin else self.root
         assert root
-        with refusals():
+        with os_errors_as_store_errors():
             return read_limited(root / "manifests" / model.name.path)
 
     def list(self) -> list[LocalModel]:
-        """All models, the newest first; one that cannot be read is logged and left out."""
+        """List all models, the newest first; a model that cannot be read is logged and left out."""
         models: dict[ModelName, LocalModel] = {}
-        with refusals():
+        with os_errors_as_store_errors():
             for root in self._roots:
                 for name in _names(root / "manifests"):
                     try:
@@ -202,7 +199,7 @@ class Store:
 
     def _read(self, root: Path, name: ModelName) -> LocalModel:
         path = root / "manifests" / name.path
-        with refusals():
+        with os_errors_as_store_errors():
             data, modified_ns = read_limited(path), path.stat().st_mtime_ns
         manifest = Manifest.from_bytes(data, path)
         digest, blobs = digest_of(data).removeprefix("sha256:"), Blobs(root / "blobs")
@@ -210,25 +207,25 @@ class Store:
         if manifest.config is None:
             return model
         config = model._find(manifest.config)
-        with refusals():
+        with os_errors_as_store_errors():
             return replace(model, config=Config.from_bytes(read_limited(config), config))
 
     # blobs
 
     def has_blob(self, digest: str) -> bool:
-        """Whether the content is in either folder.  Raises: BadDigest"""
-        with refusals():
+        """Return whether either folder has the blob.  Raises: BadDigest"""
+        with os_errors_as_store_errors():
             return any(Blobs(root / "blobs").has(digest) for root in self._roots)
 
     def digests(self) -> set[str]:
-        """Those of all blobs in either folder."""
-        with refusals():
+        """Return the digests of all blobs in both folders."""
+        with os_errors_as_store_errors():
             folders = [root / "blobs" for root in self._roots]
             names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
         return {name.replace("-", ":", 1) for name in names}
 
     def blob_path(self, digest: str) -> Path:
-        """The file of that content, in either folder.  Raises: FileNotFoundError, BadDigest, BadManifest"""
+        """Return the blob's path, in either folder.  Raises: FileNotFoundError, BadDigest, BadManifest"""
         for root in self._roots:
             blobs = Blobs(root / "blobs")
             if blobs.has(digest):
@@ -236,51 +233,50 @@ class Store:
         return self.blobs.find(digest)
 
     def blob_writer(self) -> BlobWriter:
-        """A context to write a blob into as it arrives, then `commit(digest)`."""
-        with refusals():
+        """Return a context manager to write a new blob with."""
+        with os_errors_as_store_errors():
             return self.blobs.writer()
 
     def put_blob(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
-        """`chunks` stored; their digest and size.  Raises: DigestMismatch"""
-        with refusals():
+        """Store `chunks` as a blob; return its digest and size.  Raises: DigestMismatch"""
+        with os_errors_as_store_errors():
             return self.blobs.put(chunks, expected)
 
     def adopt_blob(self, digest: str) -> None:
-        """The content of `digest` is in the user's own folder, copied from the built-in one if need be.
+        """Copy a built-in blob to the user's folder, unless that folder has it.
 
         Raises: FileNotFoundError, BadDigest, BadManifest
         """
         if not self.blobs.has(digest):
             path = self.blob_path(digest)
-            with refusals():
+            with os_errors_as_store_errors():
                 self.blobs.copy_from(path, digest)
 
     def adopt(self, model: LocalModel) -> None:
-        """Everything that `model` is made of is in the user's own folder.  Raises: BadManifest for what is missing"""
+        """Copy all built-in blobs of `model` to the user's folder.  Raises: BadManifest for a missing blob"""
         for layer in model.manifest.all_layers:
             try:
                 self.adopt_blob(layer.digest)
             except FileNotFoundError:
-                raise BadManifest(
-                    model.blobs.path(layer.digest), f"missing, though {model.name.short} is made of it"
-                ) from None
+                path = model.blobs.path(layer.digest)
+                raise BadManifest(path, f"missing blob of model {model.name.short}") from None
 
     # changing
 
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> bool:
-        """`name` is what `manifest` says, given as its bytes or not; blobs that only its predecessor named are gone.
+        """Write the manifest of `name`, and delete blobs that only the replaced manifest named.
 
-        -> whether there were any
-        Raises: BadManifest for one that names a missing blob
+        -> whether a blob was deleted
+        Raises: BadManifest if the manifest is invalid or names a missing blob
         """
         data = manifest if isinstance(manifest, bytes) else manifest.to_bytes()
-        with refusals():
+        with os_errors_as_store_errors():
             self.root.mkdir(parents=True, exist_ok=True)
-        with refusals(), self.lock:
+        with os_errors_as_store_errors(), self.lock:
             for layer in Manifest.from_bytes(data, name.short).all_layers:
                 if not self.blobs.has(layer.digest):
-                    raise BadManifest(name.short, f"a layer is missing: {layer.digest}")
-            predecessor = self._layers_of(name)
+                    raise BadManifest(name.short, f"missing blob: {layer.digest}")
+            replaced = self._layers_of(name)
             path = self.root / "manifests" / name.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(prefix=".manifest-", dir=self.root / "manifests", delete=False) as file:
@@ -295,11 +291,11 @@ class Store:
                 temporary.unlink(missing_ok=True)
                 raise
             sync_folder(path.parent)
-            return self._drop_unnamed(predecessor)
+            return self._remove_unused(replaced)
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> None:
-        """`destination` is what `source` is, with the same id.  Raises: ModelNotFound, BadName, BadManifest"""
-        with refusals(), self.lock:
+        """Copy model `source` to `destination`, with the same id.  Raises: ModelNotFound, BadName, BadManifest"""
+        with os_errors_as_store_errors(), self.lock:
             model, target = self.resolve(source), self.respell(destination)
             if target == model.name and not model.is_builtin:
                 return
@@ -307,32 +303,31 @@ class Store:
             self.write_manifest(target, self.manifest_bytes(model))
 
     def delete(self, name: ModelName | str) -> None:
-        """The model is gone, and with it every blob that no other model has.
+        """Delete the model, and every blob that no other model names.
 
         Raises: ModelNotFound, BuiltinModel, BadName
         """
-        asked = name if isinstance(name, str) else name.short
-        with refusals(), self.lock:
+        requested = name if isinstance(name, str) else name.short
+        with os_errors_as_store_errors(), self.lock:
             name = self.respell(name)
             path = self.root / "manifests" / name.path
             if not path.is_file():
                 if self.builtin and (self.builtin / "manifests" / name.path).is_file():
                     raise BuiltinModel(name.short)
-                raise ModelNotFound(asked)
+                raise ModelNotFound(requested)
             layers = self._layers_of(name)
             path.unlink()
             _remove_empty(path.parent, self.root / "manifests")
-            self._drop_unnamed(layers)
+            self._remove_unused(layers)
 
     def prune(self, age_seconds: float = 3600) -> None:
-        """Blobs that no manifest names, uploads broken off included, are gone once they are older than `age_seconds`.
+        """Delete unused files older than `age_seconds`.
 
-        So are manifests that were never put in place, and folders of names that hold none.
-
-        Does nothing while a manifest cannot be read, since its blobs are then unknown.
+        These are blobs that no manifest names, partial blobs, unfinished manifests, and empty folders of manifests.
+        Nothing is deleted while a manifest cannot be read, since its blobs are then unknown.
         """
-        with refusals(), self.lock:
-            named = self._named()
+        with os_errors_as_store_errors(), self.lock:
+            named = self._named_digests()
             if named is None or self.keep_blobs or not self.blobs.folder.is_dir():
                 return
             oldest = time.time() - age_seconds
@@ -346,7 +341,7 @@ class Store:
                 if is_unfinished:
                     _remove_older(entry, oldest)
             for folder, _, _ in os.walk(self.root / "manifests", topdown=False):
-                if os.path.isdir(folder):  # it may have gone with the last one in it
+                if os.path.isdir(folder):  # it was not removed with its last subfolder
                     _remove_empty(Path(folder), self.root / "manifests")
 
     def _layers_of(self, name: ModelName) -> tuple[ManifestLayer, ...]:
@@ -356,10 +351,10 @@ class Store:
         except (FileNotFoundError, BadManifest):
             return ()
 
-    def _named(self) -> set[str] | None:
-        """The digests that the user's manifests name; None where one cannot be read.
+    def _named_digests(self) -> set[str] | None:
+        """Return the digests that the user's manifests name, or None if a manifest cannot be read.
 
-        A manifest of a name that only another program knows counts, too.
+        A manifest counts even if its name is invalid here: another program may use it.
         """
         named = set()
         for path in _files(self.root / "manifests"):
@@ -372,10 +367,10 @@ class Store:
                 return None
         return named
 
-    def _drop_unnamed(self, layers: Iterable[ManifestLayer]) -> bool:
-        """Whether any of `layers` had a blob that no manifest names; it is gone."""
+    def _remove_unused(self, layers: Iterable[ManifestLayer]) -> bool:
+        """Delete those blobs of `layers` that no manifest names; return whether there were any."""
         candidates = {layer.digest for layer in layers}
-        if self.keep_blobs or not candidates or (named := self._named()) is None:
+        if self.keep_blobs or not candidates or (named := self._named_digests()) is None:
             return False
         for digest in candidates - named:
             self.blobs.remove(digest)
@@ -383,19 +378,19 @@ class Store:
 
 
 def default_store(settings: Settings | None = None) -> Store:
-    """The store that the environment asks for: OLLAMA_MODELS, OLLAMA_NOPRUNE, NUMLLAMA_BUILTIN."""
+    """Return the store that OLLAMA_MODELS, OLLAMA_NOPRUNE and NUMLLAMA_BUILTIN select."""
     settings = settings or Settings.from_env()
     builtin = Path(__file__).parent / "builtin"
     return Store(settings.models, builtin if settings.builtin and builtin.is_dir() else None, settings.noprune)
 
 
 def _names(manifests: Path) -> Iterator[ModelName]:
-    """The names whose manifests lie in a folder."""
+    """Yield the model names of the files below `manifests`."""
     for path in _files(manifests):
         if name := _name(path):
             yield name
         else:
-            log.warning("%s is left out: its path is no model name", path)
+            log.warning("%s is left out: its path is not a model name", path)
 
 
 def _name(path: Path) -> ModelName | None:
@@ -406,7 +401,7 @@ def _name(path: Path) -> ModelName | None:
 
 
 def _files(manifests: Path) -> list[Path]:
-    """What lies exactly four levels below a folder; other files are none of ours."""
+    """List the files exactly four levels below a folder; others are not manifests."""
     found = [manifests]
     for level in range(4):
         is_kind = os.DirEntry.is_file if level == 3 else os.DirEntry.is_dir
@@ -422,7 +417,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _remove_older(entry: os.DirEntry[str], oldest: float) -> None:
-    """The file is gone if it is older; another program may have put it elsewhere meanwhile."""
+    """Delete the file if it is older than `oldest`; another program may have moved it meanwhile."""
     with suppress(FileNotFoundError):
         if entry.stat().st_mtime < oldest:
             os.unlink(entry.path)

@@ -185,7 +185,7 @@ def test_a_model_whose_file_is_deleted_while_it_answers_goes_on(server, monkeypa
     monkeypatch.setattr(Runner, "_look_at_files", delete)
     assert server.ok("/api/generate", **body)["response"] == expected
     assert not path.exists()
-    assert "missing, though m:latest is made of it" in error_of(server.post("/api/generate", model="m", prompt="a"))
+    assert "missing blob of model m:latest" in error_of(server.post("/api/generate", model="m", prompt="a"))
     assert say(server, "n")
 
 
@@ -203,7 +203,7 @@ def test_a_model_whose_file_is_cut_while_it_answers_says_so_and_harms_no_other(s
     answer = server.post("/api/generate", model="m", prompt="a", options=ENDLESS)
     assert "1000 bytes," in json.loads(answer.text.splitlines()[-1])["error"]
     assert say(server, "n") == expected
-    assert "1000 bytes, its manifest says" in error_of(server.post("/api/generate", model="m", prompt="a"))
+    assert "1000 bytes, expected" in error_of(server.post("/api/generate", model="m", prompt="a"))
 
 
 # disks that end

@@ -28,7 +28,7 @@ import httpx
 
 from .... import __version__
 from ...errors import Cancelled, RegistryError, Unauthorized
-from ..manifest import MANIFEST_TYPE, MAX_JSON, digest_of
+from ..manifest import MANIFEST_TYPE, MAX_JSON_BYTES, digest_of
 from ..name import HOST, ModelName
 from . import retry
 from .auth import Challenge, Credentials
@@ -455,8 +455,8 @@ def _read(answer: httpx.Response) -> bytes:
     body, until = bytearray(), time.monotonic() + retry.PATIENCE
     for chunk in answer.iter_raw():
         body += chunk
-        if len(body) > MAX_JSON:
-            raise RegistryError(f"{_said(answer)}: more than {MAX_JSON} bytes, which no manifest has")
+        if len(body) > MAX_JSON_BYTES:
+            raise RegistryError(f"{_said(answer)}: more than {MAX_JSON_BYTES} bytes, which no manifest has")
         if time.monotonic() > until:
             raise Interrupted(f"{_said(answer)}: {len(body)} bytes in {retry.PATIENCE:g} seconds")
     return bytes(body)

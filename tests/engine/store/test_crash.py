@@ -1,4 +1,4 @@
-"""A store survives what happens to it: kill -9 at any moment, two processes at once."""
+"""A store stays valid under kill -9 at any moment and with two processes at once."""
 
 import hashlib
 import random
@@ -13,7 +13,7 @@ from numllama.engine.store import Store
 from numllama.engine.store.make.create import create
 from tiny import tiny_gguf
 
-# Makes and deletes models that share weights and texts, until it is killed or its time is over.
+# Creates and deletes models that share weights and texts, until it is killed or its time is over.
 RESTLESS = """
 import random, sys, time
 from numllama.engine.errors import EngineError
@@ -33,7 +33,7 @@ while time.monotonic() < end:
             store.copy(name, f"c{choose.randrange(2)}")
         else:
             store.delete(name)
-    except EngineError:  # the model, or a layer of it, has just been deleted: said, and nothing is broken by it
+    except EngineError:  # the other process has just deleted the model or a layer of it
         pass
 """
 
@@ -56,13 +56,13 @@ def store(tmp_path):
 
 
 @contextmanager
-def process(code, said, *arguments):
-    """A Python that runs `code` and has said its first word; killed at the end, if it is still there."""
+def process(code, first_line, *arguments):
+    """Run `code` in a Python that has printed `first_line`; kill it at the end if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     ) as child:
         try:
-            assert child.stdout.readline() == f"{said}\n"
+            assert child.stdout.readline() == f"{first_line}\n"
             yield child
         finally:
             child.kill()
@@ -73,7 +73,7 @@ def restless(store, seed, seconds):
 
 
 def check(store):
-    """Every model that the store has is whole, and it can be changed."""
+    """Check that every model in the store is complete, and that the store can be changed."""
     models = store.list()
     assert {model.name for model in models} == set(store.names())
     for model in models:
@@ -85,7 +85,7 @@ def check(store):
     store.delete("after")
 
 
-def test_kill_at_any_moment_leaves_whole_models_and_nothing_that_pruning_does_not_find(store):
+def test_a_kill_at_any_moment_leaves_complete_models_and_only_files_that_prune_deletes(store):
     choose = random.Random(1)
     for seed in range(6):
         with restless(store, seed, seconds=60):
@@ -101,7 +101,7 @@ def test_kill_at_any_moment_leaves_whole_models_and_nothing_that_pruning_does_no
     assert all(any(path.iterdir()) for path in manifests.rglob("*") if path.is_dir())
 
 
-def test_two_processes_at_once_leave_whole_models(store):
+def test_two_processes_at_once_leave_complete_models(store):
     with restless(store, 1, seconds=1) as one, restless(store, 2, seconds=1) as two:
         while one.poll() is None or two.poll() is None:
             store.prune(age_seconds=3600)
@@ -110,7 +110,7 @@ def test_two_processes_at_once_leave_whole_models(store):
     check(store)
 
 
-def test_a_waiting_process_goes_on_when_the_one_before_it_is_killed(store):
+def test_the_lock_is_released_when_its_process_is_killed(store):
     with process(HOLDER, "in", store.root) as holder, restless(store, 1, seconds=0.1) as waiting:
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(0.5)

@@ -46,13 +46,13 @@ INVALID += [
 
 
 @pytest.mark.parametrize("text", VALID)
-def test_name_is_completed_and_shown_short(text):
+def test_a_name_is_completed_and_shown_short(text):
     name = ModelName.parse(text)
     assert (str(name), name.short) == VALID[text]
 
 
 @pytest.mark.parametrize("text", INVALID)
-def test_name_outside_the_grammar_is_refused(text):
+def test_an_invalid_name_is_refused(text):
     with pytest.raises(BadName, match="invalid model name"):
         ModelName.parse(text)
 
@@ -84,7 +84,7 @@ def test_existing_spelling_wins_part_by_part():
     assert ModelName.parse("a/x:t").respelled(twins).short == "A/x:t"
 
 
-def test_names_are_read_as_ollama_reads_them(kept):
+def test_names_are_parsed_as_ollama_parses_them(kept):
     for case in kept.json("go/model_names"):
         try:
             name = ModelName.parse(case["name"])
@@ -102,5 +102,7 @@ def test_names_are_read_as_ollama_reads_them(kept):
         except BadName as error:
             assert str(error) == case["ref_err"]
         else:
-            ref = case.get("ref", {"base": "", "source": ""})  # Ollama answers "model is required" to an empty one
+            ref = case.get(
+                "ref", {"base": "", "source": ""}
+            )  # Ollama responds with "model is required" to an empty name
             assert (base, source) == (ref["base"], ref["source"]), case

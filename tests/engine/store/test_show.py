@@ -42,7 +42,7 @@ def stored(tmp_path, gguf, **more):
     return store.resolve("m")
 
 
-def test_show_says_what_the_file_holds(tmp_path):
+def test_show_has_the_files_metadata(tmp_path):
     tiny_gguf(
         tmp_path / "m.gguf", general__name="hidden", general__file_type=0, chat_template="{{ tools }}<think></think>"
     )
@@ -67,7 +67,7 @@ def test_show_says_what_the_file_holds(tmp_path):
     json.dumps(show(model, verbose=True), allow_nan=False).encode()
 
 
-def test_show_with_another_system_text_only_says_so(tmp_path):
+def test_show_with_another_system_text_changes_only_that(tmp_path):
     tiny_gguf(tmp_path / "m.gguf")
     model = stored(tmp_path, tmp_path / "m.gguf", system="mine", parameters={"top_k": 1})
     shown = show(model, system="other", options={"top_k": 3})
@@ -77,7 +77,7 @@ def test_show_with_another_system_text_only_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("kv, expected", [({}, "{{ .Prompt }}"), ({"chat_template": "{{ messages }}"}, None)])
-def test_a_model_made_from_what_show_says_keeps_the_template_of_its_weights(tmp_path, kv, expected):
+def test_a_model_made_from_the_shown_modelfile_keeps_the_template_of_its_weights(tmp_path, kv, expected):
     tiny_gguf(tmp_path / "m.gguf", **kv)
     model = stored(tmp_path, tmp_path / "m.gguf")
     store = Store(tmp_path / "models")
@@ -86,7 +86,7 @@ def test_a_model_made_from_what_show_says_keeps_the_template_of_its_weights(tmp_
     assert store.resolve("n").template == expected
 
 
-def test_values_become_json_with_the_digits_they_need(tmp_path):
+def test_values_become_json_with_the_fewest_digits(tmp_path):
     kv = {"general.architecture": "x", "a.eps": 1e-5, "a.base": 10000.0, "a.nan": float("nan"), "a.f64": F64(0.1)}
     kv |= {"a.ids": ArrayType(I32)([1, 2]), "a.scores": np.float32([0.1, -2]), "a.words": ["w", "é"], "a.on": [True]}
     kv |= {"a.broken": b"\xff\xe2\x80".decode("utf-8", "surrogateescape")}
@@ -112,7 +112,7 @@ def test_pooling_makes_an_embedding_model(tmp_path):
     assert capabilities(stored(tmp_path, tmp_path / "m.gguf")) == ["embedding"]
 
 
-def test_model_with_broken_weights_is_listed_with_what_its_config_says(tmp_path, caplog):
+def test_a_model_with_broken_weights_is_listed_with_the_facts_in_its_config(tmp_path, caplog):
     tiny_gguf(tmp_path / "m.gguf")
     model = stored(tmp_path, tmp_path / "m.gguf")
     whole = tags_entry(model)
@@ -123,7 +123,7 @@ def test_model_with_broken_weights_is_listed_with_what_its_config_says(tmp_path,
     assert "cannot be run" in caplog.text
 
 
-def test_store_that_ollama_left_is_shown_as_ollama_shows_it(tmp_path, kept):
+def test_a_store_written_by_ollama_is_shown_as_ollama_shows_it(tmp_path, kept):
     kept.store(tmp_path)
     store = Store(tmp_path / "models")
     expected = kept.json("store/expected")
@@ -136,7 +136,7 @@ def test_store_that_ollama_left_is_shown_as_ollama_shows_it(tmp_path, kept):
 
 
 def comparable(shown):
-    """Without what depends on where and when the store lies, in one order, with our name for F32."""
+    """Drop paths and times, sort the tensors, and use our name for F32."""
     shown = json.loads(json.dumps(shown).replace('"quantization_level": "unknown"', '"quantization_level": "F32"'))
     if "tags" in shown:
         entries = [{key: entry[key] for key in entry if key != "modified_at"} for entry in shown["tags"]]
@@ -164,6 +164,6 @@ def test_a_projector_is_shown_with_its_name(tmp_path):
         ({"general.architecture": "llama", "general.type": "adapter"}, None),
     ],
 )
-def test_only_a_model_completes(tmp_path, kv, expected):
+def test_only_a_model_has_the_completion_capability(tmp_path, kv, expected):
     write_gguf(tmp_path / "x.gguf", kv)
     assert show_file(tmp_path / "x.gguf").get("capabilities") == expected

@@ -36,7 +36,7 @@ def layer(store, media_type, content, **more):
 
 
 def make(store, name, weights=b"weights", **layers):
-    """A model whose layers hold what `layers` say, by media type."""
+    """Store a model with `layers`, contents by media type."""
     config = layer(store, CONFIG_TYPE, Config("gguf", "llama", ("llama",), "1M", "F32").to_bytes())
     made = [layer(store, MODEL, weights)] + [layer(store, media, content) for media, content in layers.items()]
     store.write_manifest(ModelName.parse(name), Manifest(config, tuple(made)))
@@ -57,7 +57,7 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
 
 
-def test_model_is_read_back_as_it_was_written(store):
+def test_a_model_is_read_back_as_it_was_written(store):
     messages = b'[{"role":"user","content":"hi"}]\n'
     more = {
         TEMPLATE: b"{{ .Prompt }}",
@@ -80,7 +80,7 @@ def test_model_is_read_back_as_it_was_written(store):
     )
 
 
-def test_list_begins_with_the_newest_and_leaves_out_the_broken(store, caplog):
+def test_list_starts_with_the_newest_model_and_leaves_out_broken_ones(store, caplog):
     for i, name in enumerate(["a", "b", "broken"]):
         make(store, name, name.encode())
         os.utime(store.root / "manifests" / ModelName.parse(name).path, (i, i))
@@ -91,13 +91,13 @@ def test_list_begins_with_the_newest_and_leaves_out_the_broken(store, caplog):
     assert "broken:latest is left out" in caplog.text
 
 
-def test_empty_or_missing_folder_holds_no_model(store):
+def test_an_empty_or_missing_folder_has_no_model(store):
     assert store.list() == []
     with pytest.raises(ModelNotFound, match="model 'x' not found"):
         store.resolve("x")
 
 
-def test_copy_has_the_same_id_and_overwrites(store):
+def test_a_copy_has_the_same_id_and_replaces_its_destination(store):
     make(store, "a", b"A")
     make(store, "b", b"B")
     store.copy("A", "b")
@@ -107,7 +107,7 @@ def test_copy_has_the_same_id_and_overwrites(store):
     assert not store.has_blob("sha256:" + hashlib.sha256(b"B").hexdigest())
 
 
-def test_delete_keeps_what_another_model_has(store):
+def test_delete_keeps_blobs_of_other_models(store):
     make(store, "a", b"shared", **{SYSTEM: b"mine"})
     make(store, "n/b:t", b"shared")
     store.delete("A:latest")
@@ -132,7 +132,7 @@ def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
     assert files(store.root) == []
 
 
-def test_what_another_program_takes_away_meanwhile_is_no_matter(store, monkeypatch):
+def test_prune_ignores_files_that_another_program_moves_meanwhile(store, monkeypatch):
     blobs, listed = Path(store.blobs.folder), os.scandir
     blobs.mkdir(parents=True, exist_ok=True)
     for name in ("sha256-begun", "sha256-old"):
@@ -151,7 +151,7 @@ def test_what_another_program_takes_away_meanwhile_is_no_matter(store, monkeypat
     assert not any(blobs.iterdir()) and (store.root / "finished").exists()
 
 
-def test_models_of_names_that_are_none_here_keep_their_blobs(store):
+def test_manifests_with_invalid_names_keep_their_blobs(store):
     make(store, "a", b"A")
     folder = store.root / "manifests/registry.ollama.ai/library/a"
     (folder / "latest").rename(folder / "a tag of another program")
@@ -162,7 +162,7 @@ def test_models_of_names_that_are_none_here_keep_their_blobs(store):
     assert not store.has_blob("sha256:" + hashlib.sha256(b"uploaded").hexdigest())
 
 
-def test_prune_waits_an_hour_for_uploads_and_knows_its_own_files(store):
+def test_prune_keeps_recent_uploads_and_other_files(store):
     make(store, "a", b"A")
     store.put_blob([b"uploaded"])
     (store.root / "blobs/notes.txt").write_text("mine")
@@ -174,7 +174,7 @@ def test_prune_waits_an_hour_for_uploads_and_knows_its_own_files(store):
     assert (store.root / "blobs/notes.txt").exists()
 
 
-def test_builtin_model_is_seen_and_never_written(with_builtin):
+def test_the_builtin_model_is_listed_and_never_written(with_builtin):
     builtin = with_builtin.builtin
     before = files(builtin)
     assert [model.name.short for model in with_builtin.list()] == ["primer:latest"]
@@ -189,7 +189,7 @@ def test_builtin_model_is_seen_and_never_written(with_builtin):
     assert files(builtin) == before
 
 
-def test_users_model_hides_the_builtin_of_the_same_name(with_builtin):
+def test_a_users_model_hides_the_builtin_of_the_same_name(with_builtin):
     make(with_builtin, "primer", b"another")
     assert with_builtin.resolve("primer").weights.read_bytes() == b"another"
     assert len(with_builtin.list()) == 1
@@ -197,7 +197,7 @@ def test_users_model_hides_the_builtin_of_the_same_name(with_builtin):
     assert with_builtin.resolve("primer").is_builtin
 
 
-def test_blob_appears_whole_or_not_at_all(store):
+def test_blobs_are_written_atomically(store):
     with store.blob_writer() as writer:
         writer.write(b"half")
     with pytest.raises(RuntimeError), store.blob_writer() as writer:
@@ -210,7 +210,7 @@ def test_blob_appears_whole_or_not_at_all(store):
     assert (size, path.read_bytes(), path.stat().st_mode & 0o777) == (5, b"hello", 0o644)
 
 
-def test_blob_of_another_digest_is_refused_and_kept_under_its_own(store):
+def test_a_digest_mismatch_is_an_error_and_the_blob_is_stored_under_its_own_digest(store):
     with pytest.raises(DigestMismatch) as caught:
         store.put_blob([b"hello"], "sha256:" + "0" * 64)
     assert str(caught.value) == (f'digest mismatch, expected "sha256:{"0" * 64}", got "{caught.value.found}"')
@@ -221,14 +221,14 @@ def test_blob_of_another_digest_is_refused_and_kept_under_its_own(store):
     "digest",
     ["", "sha256:12", "md5:" + "0" * 64, "../etc/passwd", "sha256:" + "0" * 63 + "/", "sha256:" + "0" * 64 + "\n"],
 )
-def test_digest_is_no_path(store, digest):
+def test_a_path_is_refused_as_a_digest(store, digest):
     with pytest.raises(BadDigest, match="invalid digest format"):
         store.has_blob(digest)
 
 
 HOSTILE = {
-    "no JSON": b"[",
-    "nested too deep": b"[" * 100_000,
+    "invalid JSON": b"[",
+    "nested too deeply": b"[" * 100_000,
     "a JSON list, expected a dict": b"[]",
     "a layer is a int, expected an object": b'{"layers":[3]}',
     "'layers' is a str, expected a list": b'{"layers":"x"}',
@@ -237,13 +237,13 @@ HOSTILE = {
     "a layer's digest is '../../../etc/passwd'": b'{"layers":[{"digest":"../../../etc/passwd","size":1}]}',
     "must be text": b'{"layers":[{"digest":["x"]}]}',
     "a layer is a str": b'{"config":"x"}',
-    "is no JSON number": b'{"layers":[],"x":1e999}',
+    "is not a JSON number": b'{"layers":[],"x":1e999}',
     "longer than": b" " * ((16 << 20) + 1),
 }
 
 
 @pytest.mark.parametrize("message", HOSTILE)
-def test_hostile_manifest_is_one_clear_error(store, message):
+def test_a_hostile_manifest_is_a_one_line_error(store, message):
     path = store.root / "manifests" / ModelName.parse("x").path
     path.parent.mkdir(parents=True)
     path.write_bytes(HOSTILE[message])
@@ -252,7 +252,7 @@ def test_hostile_manifest_is_one_clear_error(store, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert store.list() == []
-    store.delete("x")  # what cannot be read can be removed
+    store.delete("x")  # an unreadable model can be deleted
 
 
 def test_resolving_a_small_model_takes_little_memory(store):
@@ -264,20 +264,20 @@ def test_resolving_a_small_model_takes_little_memory(store):
     assert most < 1 << 20  # a buffer for the longest manifest allowed would be 16 MiB
 
 
-def test_blob_that_contradicts_its_manifest_is_named(store):
+def test_a_blob_that_contradicts_its_manifest_is_named(store):
     make(store, "a", b"weights")
     weights = store.resolve("a").weights
     weights.write_bytes(b"longer than before")
-    with pytest.raises(BadManifest, match="18 bytes, its manifest says 7"):
+    with pytest.raises(BadManifest, match="18 bytes, expected 7 as in its manifest"):
         _ = store.resolve("a").weights
     weights.unlink()
-    with pytest.raises(BadManifest, match="missing, though a:latest is made of it"):
+    with pytest.raises(BadManifest, match="missing blob of model a:latest"):
         _ = store.resolve("a").weights
     with pytest.raises(BadManifest, match="missing"):
         store.copy("a", "b")
 
 
-def test_link_out_of_the_store_is_not_followed(store, tmp_path):
+def test_a_link_out_of_the_store_is_not_followed(store, tmp_path):
     make(store, "a", b"weights")
     weights = store.resolve("a").weights
     weights.unlink()
@@ -288,13 +288,13 @@ def test_link_out_of_the_store_is_not_followed(store, tmp_path):
     assert not store.has_blob(f"sha256:{hashlib.sha256(b'weights').hexdigest()}")
 
 
-def test_linked_folder_is_a_store_like_any(store, tmp_path):
+def test_a_store_may_be_a_linked_folder(store, tmp_path):
     make(store, "a", b"weights")
     (tmp_path / "link").symlink_to(store.root)
     assert Store(tmp_path / "link").resolve("a").weights.read_bytes() == b"weights"
 
 
-def test_folder_that_is_a_file_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "models").write_text("")
     with pytest.raises(StoreError, match=r"models/manifests: Not a directory"):
         Store(tmp_path / "models").list()
@@ -302,7 +302,7 @@ def test_folder_that_is_a_file_is_named(tmp_path):
         Store(tmp_path / "models").put_blob([b"x"])
 
 
-def test_model_without_weights_says_what_it_has(store):
+def test_the_error_for_a_model_without_weights_lists_its_layers(store):
     config = layer(store, CONFIG_TYPE, Config().to_bytes())
     store.write_manifest(
         ModelName.parse("a"), Manifest(config, (layer(store, "application/vnd.ollama.image.tensor", b"t"),))
@@ -311,14 +311,14 @@ def test_model_without_weights_says_what_it_has(store):
         _ = store.resolve("a").weights
 
 
-def test_environment_chooses_the_store(tmp_path):
+def test_the_environment_selects_the_store(tmp_path):
     store = default_store(
         Settings.from_env({"OLLAMA_MODELS": f' "{tmp_path}" ', "NUMLLAMA_BUILTIN": "0", "OLLAMA_NOPRUNE": "1"})
     )
     assert (store.root, store.builtin, store.keep_blobs) == (tmp_path, None, True)
 
 
-def test_store_that_ollama_left_is_read(tmp_path, kept):
+def test_a_store_written_by_ollama_is_read(tmp_path, kept):
     kept.store(tmp_path)
     expected = kept.json("store/expected")
     got = {model.name.short: model for model in Store(tmp_path / "models").list()}
@@ -334,7 +334,7 @@ def test_store_that_ollama_left_is_read(tmp_path, kept):
         assert model.messages == shown.get("messages", [])
 
 
-def test_manifest_and_config_are_written_byte_for_byte_as_ollama_writes_them(tmp_path, kept):
+def test_manifests_and_configs_equal_ollamas_byte_for_byte(tmp_path, kept):
     kept.store(tmp_path)
     store = Store(tmp_path / "models")
     for model in store.list():

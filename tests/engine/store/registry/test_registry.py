@@ -350,7 +350,7 @@ def test_a_manifest_that_lies_about_lengths_is_found_out(store, there):
 @pytest.mark.parametrize(
     "body, expected",
     [
-        (b"{", "no JSON"),
+        (b"{", "invalid JSON"),
         (b'{"manifests":[{"digest":"sha256:00"}]}', "names no layer"),
         (b'{"layers":[{"digest":"../../../etc/passwd","size":1}]}', "expected sha256: and 64 hex digits"),
         (b'{"layers":[{"digest":"sha512:' + b"0" * 128 + b'","size":1}]}', "expected sha256: and 64 hex digits"),
@@ -865,7 +865,7 @@ def test_a_manifest_made_here_goes_without_its_last_newline(store, there):
     data = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers}).encode()
     store.write_manifest(ModelName.parse(f"{there.host}/lab/m"), data + b"\n")
     store.blobs.path(layers[0]["digest"]).write_bytes(b"{}")
-    with pytest.raises(BadManifest, match="2 bytes, its manifest says 1"):
+    with pytest.raises(BadManifest, match="2 bytes, expected 1"):
         push(store, there)
     store.blobs.path(layers[0]["digest"]).write_bytes(b"w")
     store.list()
