@@ -38,7 +38,7 @@ ONLY_IN = {
     "uvicorn": ["api"],
     "pydantic": ["api"],
     "prometheus_client": ["api"],
-    "httpx": ["api", "engine/store/registry/http.py", "benchmarks/server.py", "benchmarks/soak.py"],
+    "httpx": ["api", "engine/store/registry/", "benchmarks/server.py", "benchmarks/soak.py"],
     "cryptography": ["engine/store/registry/auth.py"],
     "PIL": ["engine/vision/pixels.py"],
 }

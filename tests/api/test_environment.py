@@ -227,7 +227,7 @@ def test_registries_are_asked_through_a_proxy(engine, proxy, monkeypatch, name, 
         with pytest.raises(RegistryError):
             list(engine().pull("r.invalid/a/m", insecure=name == "HTTP_PROXY"))
 
-    monkeypatch.setattr("numllama.engine.store.registry.retry.PAUSE", 0.01)
+    monkeypatch.setattr("numllama.engine.store.registry.retry.FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv(name, proxy.url)
     pull()
     assert proxy.asked and all(asked.startswith(line) for asked in proxy.asked)

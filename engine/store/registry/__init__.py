@@ -1,1 +1,1 @@
-"""Pull and push over the registry protocol."""
+"""Pull and push of models over the registry protocol."""

@@ -1,10 +1,10 @@
-"""Who asks a registry: nobody in particular, a name and password, or whoever has this machine's ed25519 key.
+"""Authentication at a registry: anonymous, by user and password, or by this machine's ed25519 key.
 
-A registry that wants to know answers 401 and a challenge:
+A registry that requires authentication responds with 401 and a challenge:
 
-    Basic realm="..."                                      name and password, with every request
+    Basic realm="..."                                      user and password, with every request
     Bearer realm="https://host/token",service="...",scope="repository:lab/m:pull"
-                                                           a token, to be had at the realm by whoever may have it
+                                                           a token, which the server at `realm` issues
 
 Source: RFC 6750; the distribution project's token specification; Ollama's server/auth.go, fb30760.
 """
@@ -27,13 +27,13 @@ from ...errors import StoreError
 from ..name import HOST
 
 KEY = "id_ed25519"
-_EMPTY = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()  # stands for the body of a GET
+_EMPTY = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()  # digest of the empty body of a GET
 _PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"([^"]*)"|([^\s",]+))')
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """What a registry wants before it answers: `scheme` in lower case, and its parameters."""
+    """A WWW-Authenticate header: `scheme` in lower case, and its parameters."""
 
     scheme: str
     realm: str = ""
@@ -47,22 +47,22 @@ class Challenge:
         return cls(scheme.lower(), *(found.get(name, "") for name in ("realm", "service", "scope")))
 
     def token_url(self, signed: bool) -> str:
-        """Where the token is to be had; with the time and a number used once if the request is to be signed."""
+        """Return the URL that issues the token; a signed request also has the time and a nonce."""
         parts = urlsplit(self.realm)
-        asked = parse_qsl(parts.query, keep_blank_values=True) + [("scope", scope) for scope in self.scope.split()]
-        asked += [("service", self.service)] if self.service else []
+        query = parse_qsl(parts.query, keep_blank_values=True) + [("scope", scope) for scope in self.scope.split()]
+        query += [("service", self.service)] if self.service else []
         if signed:
-            asked += [("ts", str(int(time.time()))), ("nonce", secrets.token_urlsafe(16))]
-        return urlunsplit(parts._replace(query=urlencode(sorted(asked, key=lambda pair: pair[0])), fragment=""))
+            query += [("ts", str(int(time.time()))), ("nonce", secrets.token_urlsafe(16))]
+        return urlunsplit(parts._replace(query=urlencode(sorted(query, key=lambda pair: pair[0])), fragment=""))
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What this machine can say of itself.
+    """The credentials of this machine.
 
     user, password   NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD
-    host             NUMLLAMA_REGISTRY_HOST, host[:port]: for this one only, and not for any that asks
-    docker           the file that `docker login` writes
+    host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": every registry
+    docker           the config file that `docker login` writes
     keys             the folder of the ed25519 key
     """
 
@@ -83,7 +83,7 @@ class Credentials:
         )
 
     def basic(self, host: str) -> str:
-        """The Authorization of a name and password for `host`, or ""."""
+        """Return the Authorization header with user and password for `host`, or ""."""
         if self.user and host.lower() != HOST and self.host.lower() in ("", host.lower()):
             return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         return self._docker(host)
@@ -95,10 +95,13 @@ class Credentials:
             auth = entry.get("auth") or base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
             return f"Basic {auth}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-            return ""  # no such file, not for this host, or a credential helper's affair
+            return ""  # no file, no entry for this host, or an entry of a credential helper
 
     def signature(self, method: str, url: str) -> str:
-        """The Authorization that signs a request without a body, `<public key>:<signature>`; "" without a key."""
+        """Return the Authorization header that signs a request without a body, or "" if there is no key.
+
+        The header is `<public key>:<signature>`.  Raises: StoreError for an unreadable key
+        """
         try:
             pem = (self.keys / KEY).read_bytes()
         except OSError:
@@ -109,14 +112,16 @@ class Credentials:
         try:
             key = load_ssh_private_key(pem, password=None)
         except ValueError as error:
-            raise StoreError(f"{self.keys / KEY}: no key without a password: {error}") from None
+            raise StoreError(
+                f"{self.keys / KEY}: cannot load the private key, which must have no passphrase: {error}"
+            ) from None
         if not isinstance(key, Ed25519PrivateKey):
             raise StoreError(f"{self.keys / KEY}: not an ed25519 key")
         signed = base64.b64encode(key.sign(f"{method},{url},{_EMPTY}".encode())).decode()
         return f"{_public_line(key).split()[1]}:{signed}"
 
     def ensure_key(self) -> None:
-        """There is a key, of OpenSSH's form and only for its owner to read.  Raises: OSError"""
+        """Create the key unless it exists, in OpenSSH's format and readable by its owner only.  Raises: OSError"""
         path = self.keys / KEY
         if path.exists():
             return
@@ -125,9 +130,9 @@ class Credentials:
 
         key = Ed25519PrivateKey.generate()
         self.keys.mkdir(parents=True, exist_ok=True, mode=0o755)
-        secret = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secret)
+            file.write(pem)
         path.with_suffix(".pub").write_text(_public_line(key) + "\n")
 
 

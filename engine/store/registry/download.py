@@ -1,11 +1,11 @@
-"""Blobs on their way in: shared by all who wait for one, gone on with where they were broken off, never wrong.
+"""Resumable downloads of blobs, each shared by all clients that pull it.
 
-A blob that is not whole yet lies beside its place, in Ollama's form, so that either program ends what the other began:
+An incomplete blob is stored in Ollama's format, so that either program can resume a download of the other:
 
-    blobs/sha256-<hex>-partial        as long as the blob will be
+    blobs/sha256-<hex>-partial        the blob, at its full length from the start
     blobs/sha256-<hex>-partial-<N>    {"N":0,"Offset":0,"Size":100000000,"Completed":1234}
 
-One happens after the other, whoever dies in between: every part arrives, all bytes are hashed, the file gets its name.
+The file is renamed to the blob's name only after every part has been received and the whole file has been hashed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: there, let one process at a time pull a blob
+except ImportError:  # Windows: two processes must not pull the same blob at once
     fcntl = None  # type: ignore[assignment]
 
 from ...errors import BadManifest, Cancelled, RegistryError, ShuttingDown, StoreError, WrongBlob
 from ..blobs import Blobs, sync_folder
 from ..manifest import ManifestLayer
-from .http import CHUNK, Registry, part_size
+from .repository import READ_BYTES, Repository, part_size
 from .retry import Interrupted, RangesUnsupported, RetryBudget
 
-RECORD, RECORD_BYTES = 0.5, 8_000_000  # seconds, and bytes, after which a part's record is written anew
-LEAVE = 1.0  # seconds that a download gets to end in; one that waits for an answer may need more
-N_CONNECTIONS = 16  # at most, for one blob
+RECORD_INTERVAL_S, RECORD_INTERVAL_BYTES = 0.5, 8_000_000  # a part's record is updated after either
+CANCEL_WAIT_S = 1.0  # for a cancelled download to record its progress; one that waits for a response may take longer
+CLAIM_INTERVAL_S = 0.2  # between checks whether another process has finished the blob
+MAX_CONNECTIONS = 16  # for one blob
 
 
 @dataclass
 class Part:
-    """Bytes `offset` to `offset + size` of a blob, of which the first `completed` have arrived."""
+    """The bytes `offset` to `offset + size` of a blob, of which the first `completed` have been received."""
 
     n: int
     offset: int
@@ -53,23 +54,23 @@ class Part:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Part:
-        """Raises: ValueError, KeyError, TypeError"""
+        """Parse a part's record.  Raises: ValueError, KeyError, TypeError"""
         value = json.loads(data)
         numbers = [value[key] for key in ("N", "Offset", "Size", "Completed")]
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError(f"no part of a blob: {data[:100]!r}")
+            raise ValueError(f"invalid record of a part: {data[:100]!r}")
         return cls(*numbers)
 
 
 class Partial:
-    """The files of a blob of `total` bytes that is to be `path` and is not whole yet."""
+    """The files of an incomplete blob of `total` bytes, whose final path is `path`."""
 
     def __init__(self, path: Path, total: int):
         self.path, self.total = path, total
         self.file = path.with_name(f"{path.name}-partial")
 
     def recorded(self) -> list[Part]:
-        """The parts as the disk has them; none where they do not make up the blob."""
+        """Read the parts from disk; return [] if they do not make up the blob."""
         try:
             parts = sorted((Part.from_bytes(p.read_bytes()) for p in self._records()), key=lambda part: part.offset)
             at = 0
@@ -82,11 +83,11 @@ class Partial:
             return []
 
     def begin(self, file: IO[bytes], size: int) -> list[Part]:
-        """Parts of `size` bytes of which nothing has arrived.  Raises: StoreError where there is no room for them"""
-        self.forget()
+        """Start over with parts of `size` bytes.  Raises: StoreError if the disk is too full"""
+        self.remove_records()
         file.truncate(0)
         if (free := shutil.disk_usage(self.path.parent).free) < self.total:
-            raise StoreError(f"{self.path.parent}: {self.total} bytes are to come, and there is room for {free}")
+            raise StoreError(f"{self.path.parent}: not enough disk space, {self.total} bytes needed and {free} free")
         file.truncate(self.total)
         offsets = range(0, self.total, size)
         parts = [Part(n, offset, min(size, self.total - offset)) for n, offset in enumerate(offsets)]
@@ -95,13 +96,13 @@ class Partial:
         return parts
 
     def record(self, part: Part) -> None:
-        """In one write over what is there, so that a record is never seen half."""
+        """Write the record of `part`, in a single write, so that a reader never sees half a record."""
         data = part.to_bytes()
         with open(os.open(f"{self.file}-{part.n}", os.O_WRONLY | os.O_CREAT, 0o644), "wb", buffering=0) as file:
             file.write(data)
             file.truncate(len(data))
 
-    def forget(self) -> None:
+    def remove_records(self) -> None:
         for path in self._records():
             path.unlink(missing_ok=True)
 
@@ -110,32 +111,36 @@ class Partial:
 
 
 class Download:
-    """One blob on its way in, for all who wait for it; a thread of its own does the work.
+    """The download of one blob, in a thread of its own, for all clients that wait for it.
 
-    kept       bytes that an earlier download had left
-    begun      is set when that is known
-    arrived    is set when all bytes are there
-    over       is set when they are a blob, or `error` says why they are not
-    n_waiting  how many wait; Downloads counts them
+    n_resumed   bytes received by an earlier download
+    started     is set when `n_resumed` is known
+    received    is set when all bytes have been received
+    finished    is set when the blob is stored, or `error` is
+    n_waiting   number of waiting clients, counted by Downloads
     """
 
-    def __init__(self, blobs: Blobs, layer: ManifestLayer, registry: Registry):
-        self.blobs, self.layer, self.registry = blobs, layer, registry
+    def __init__(self, blobs: Blobs, layer: ManifestLayer, repository: Repository):
+        self.blobs, self.layer, self.repository = blobs, layer, repository
         self.partial = Partial(blobs.path(layer.digest), layer.size)
         self.parts: list[Part] = []
-        self.kept, self.n_waiting = 0, 0
-        self.begun, self.arrived, self.over = threading.Event(), threading.Event(), threading.Event()
+        self.n_resumed, self.n_waiting = 0, 0
+        self.started, self.received, self.finished = threading.Event(), threading.Event(), threading.Event()
         self.error: BaseException | None = None
-        self._why: Exception | None = None
+        self._cancel_error: Exception | None = None
         threading.Thread(target=self._run, name=f"pull {layer.digest[7:19]}", daemon=True).start()
 
     @property
     def completed(self) -> int:
-        return self.layer.size if self.over.is_set() and not self.error else sum(part.completed for part in self.parts)
+        """Bytes received so far."""
+        if self.finished.is_set() and not self.error:
+            return self.layer.size
+        return sum(part.completed for part in self.parts)
 
-    def cancel(self, why: Exception) -> None:
-        self._why = why
-        self.registry.abort()
+    def cancel(self, error: Exception) -> None:
+        """End the download with `error`; its partial files stay."""
+        self._cancel_error = error
+        self.repository.abort()
 
     def _run(self) -> None:
         try:
@@ -146,65 +151,65 @@ class Download:
         except OSError as error:
             self.error = StoreError(f"{error.filename or self.partial.file}: {error.strerror or error}")
         except BaseException as error:
-            self.error = self._why or error
+            self.error = self._cancel_error or error
         finally:
-            self.registry.close()
-            for event in (self.over, self.arrived, self.begun):
+            self.repository.close()
+            for event in (self.finished, self.received, self.started):
                 event.set()
 
     @contextmanager
     def _claimed(self) -> Iterator[IO[bytes] | None]:
-        """The partial file, for this one download of all in all processes; None if another has made it a blob."""
+        """Open the partial file exclusively among all processes; yield None if another process finished the blob."""
         while True:
             with open(os.open(self.partial.file, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
                 if _lock(file) and _is_at(file, self.partial.file):
-                    if self._is_there():
+                    if self._is_stored():
                         os.unlink(self.partial.file)
                         break
                     yield file
                     return
-            if self._is_there():
+            if self._is_stored():
                 break
             self.parts = self.partial.recorded() or self.parts
-            self.begun.set()
-            if self.registry.stopped.wait(0.2):
+            self.started.set()
+            if self.repository.stopped.wait(CLAIM_INTERVAL_S):
                 raise Cancelled()
         yield None
 
-    def _is_there(self) -> bool:
+    def _is_stored(self) -> bool:
         try:
             return bool(self.blobs.find(self.layer.digest, self.layer.size))
         except (FileNotFoundError, BadManifest):
             return False
 
     def _complete(self, file: IO[bytes]) -> None:
-        """The blob is in its place.  Where what an earlier download left turns out wrong, all comes anew, once."""
+        """Finish the download.  If resumed data fails the digest, start over once."""
         self.parts = self.partial.recorded()
-        self.kept = self.completed
-        if not self.kept:
+        self.n_resumed = self.completed
+        if not self.n_resumed:
             self.parts = self.partial.begin(file, part_size(self.layer.size))
-        self.begun.set()
+        self.started.set()
         self._fetch(file)
-        self.arrived.set()
+        self.received.set()
         found = self._digest(file)
-        if found != self.layer.digest and self.kept:
+        if found != self.layer.digest and self.n_resumed:
             self.parts = self.partial.begin(file, part_size(self.layer.size))
             self._fetch(file)
             found = self._digest(file)
         if found != self.layer.digest:
             os.unlink(self.partial.file)
-            self.partial.forget()
+            self.partial.remove_records()
             raise WrongBlob(self.layer.digest, found)
         os.fsync(file.fileno())
         os.replace(self.partial.file, self.partial.path)
         sync_folder(self.blobs.folder)
-        self.partial.forget()
+        self.partial.remove_records()
 
     def _digest(self, file: IO[bytes]) -> str:
-        sha256, buffer = hashlib.sha256(), bytearray(CHUNK)
+        sha256, buffer = hashlib.sha256(), bytearray(READ_BYTES)
         file.seek(0)
         while n := file.readinto(buffer):  # type: ignore[attr-defined]
-            self._check()
+            self._check_cancelled()
             sha256.update(memoryview(buffer)[:n])
         return f"sha256:{sha256.hexdigest()}"
 
@@ -212,17 +217,17 @@ class Download:
         try:
             self._fetch_parts(file)
         except RangesUnsupported:
-            self.registry.close()
-            self.registry = self.registry.again()
-            if self._why:
-                raise self._why from None
+            self.repository.close()
+            self.repository = self.repository.clone()
+            if self._cancel_error:
+                raise self._cancel_error from None
             self.parts = self.partial.begin(file, self.layer.size)
             self._fetch_parts(file)
 
     def _fetch_parts(self, file: IO[bytes]) -> None:
-        """All parts are there.  Raises what first went wrong with one of them, once the others have ended, too."""
+        """Fetch the missing parts in parallel; raise the first error, after all threads have ended."""
         missing = [part for part in self.parts if part.completed < part.size]
-        todo = iter(missing)  # of a list: threads may share it
+        todo = iter(missing)  # threads may share the iterator of a list
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -231,9 +236,9 @@ class Download:
                     self._fetch_part(file, part)
             except BaseException as error:
                 errors.append(error)
-                self.registry.abort()
+                self.repository.abort()
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(missing), N_CONNECTIONS))]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(missing), MAX_CONNECTIONS))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -242,57 +247,61 @@ class Download:
             raise errors[0]
 
     def _fetch_part(self, file: IO[bytes], part: Part) -> None:
-        patience, due, enough = RetryBudget(self.registry.stopped), 0.0, 0
+        budget, record_at_s, record_at_bytes = RetryBudget(self.repository.stopped), 0.0, 0
         try:
             while part.completed < part.size:
                 first, last = part.offset + part.completed, part.offset + part.size - 1
                 try:
-                    with self.registry.blob(self.layer.digest, first, last, self.layer.size) as chunks:
+                    with self.repository.blob(self.layer.digest, first, last, self.layer.size) as chunks:
                         for chunk in chunks:
                             _write_at(file.fileno(), chunk, part.offset + part.completed)
                             part.completed += len(chunk)
-                            patience.came(len(chunk))
-                            self._check()
-                            if time.monotonic() > due or part.completed > enough:
+                            budget.progress(len(chunk))
+                            self._check_cancelled()
+                            if time.monotonic() > record_at_s or part.completed > record_at_bytes:
                                 self.partial.record(part)
-                                due, enough = time.monotonic() + RECORD, part.completed + RECORD_BYTES
+                                record_at_s = time.monotonic() + RECORD_INTERVAL_S
+                                record_at_bytes = part.completed + RECORD_INTERVAL_BYTES
                     if part.completed < part.size:
-                        raise Interrupted(f"it ended {part.size - part.completed} bytes early")
+                        raise Interrupted(f"the response ended {part.size - part.completed} bytes early")
                 except Interrupted as error:
-                    patience.failed(error)
+                    budget.wait_after(error)
         except RegistryError as error:
-            said = f"pulling {self.layer.digest[7:19]}: {error}"
+            message = f"pulling {self.layer.digest[7:19]}: {error}"
             if n := self.completed:
-                said += f"; what has come is kept, {n} of {self.layer.size} bytes: pull again"
-            raise type(error)(said, error.status) from None
+                message += f"; kept {n} of {self.layer.size} bytes, pull again to resume"
+            raise type(error)(message, error.status) from None
         finally:
             self.partial.record(part)
 
-    def _check(self) -> None:
-        if self.registry.stopped.is_set():
+    def _check_cancelled(self) -> None:
+        if self.repository.stopped.is_set():
             raise Cancelled()
 
 
 class Downloads:
-    """The downloads into one store: of each blob one at a time, however many wait for it."""
+    """The running downloads into one store, at most one per blob."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[Path, Download] = {}
 
-    def join(self, blobs: Blobs, layer: ManifestLayer, registry: Registry) -> tuple[Download, bool]:
-        """The download of that blob, and whether it is a new one, from the repository of `registry`."""
+    def join(self, blobs: Blobs, layer: ManifestLayer, repository: Repository) -> tuple[Download, bool]:
+        """Join the download of the blob of `layer`, or start one from `repository`.
+
+        -> the download, and whether it is new
+        """
         path = blobs.path(layer.digest)
         with self._lock:
             download = self._running.get(path)
-            is_new = download is None or download.over.is_set() or download.registry.stopped.is_set()
+            is_new = download is None or download.finished.is_set() or download.repository.stopped.is_set()
             if is_new or download is None:
-                download = self._running[path] = Download(blobs, layer, registry.again())
+                download = self._running[path] = Download(blobs, layer, repository.clone())
             download.n_waiting += 1
             return download, is_new
 
     def leave(self, download: Download) -> None:
-        """With the last one who leaves, the download ends, and has recorded how far it came."""
+        """Stop waiting for `download`; it is cancelled with its last waiting client."""
         with self._lock:
             download.n_waiting -= 1
             if download.n_waiting:
@@ -300,24 +309,24 @@ class Downloads:
             download.cancel(Cancelled())
             if self._running.get(download.partial.path) is download:
                 del self._running[download.partial.path]
-        download.over.wait(LEAVE)
+        download.finished.wait(CANCEL_WAIT_S)
 
     def close(self) -> None:
-        """All downloads end; what has come is kept."""
+        """End all downloads; their partial files stay."""
         with self._lock:
             for download in self._running.values():
                 download.cancel(ShuttingDown())
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether no other process has the file, or another download of this one; it is ours until it is closed."""
+    """Lock the file until it is closed; return False if another process or download has locked it."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         pass
     return True
 

@@ -1,482 +1,297 @@
-"""One repository of a registry, spoken to as Ollama does: a part of the OCI distribution protocol.
+"""HTTP requests to a registry: authorization, redirects, timeouts and retries.
 
-    GET    /v2/<namespace>/<model>/manifests/<tag>        PUT the same
-    GET    /v2/<namespace>/<model>/blobs/<digest>         a range of it, maybe after a redirect to another host
-    HEAD   the same                                       whether it is there
-    POST   /v2/<namespace>/<model>/blobs/uploads/         then PATCH and PUT where the answers' Location says
-
-Credentials go to the registry's own scheme, host and port and nowhere else, whatever a redirect or Location says.
-Whoever waits here gives up about half a minute after the last megabyte that came.
+Credentials are sent to the registry's own scheme, host and port only, wherever a redirect or Location points.
+A request gives up about half a minute after the last megabyte of progress.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import NoReturn
 
 import httpx
 
 from .... import __version__
 from ...errors import Cancelled, RegistryError, Unauthorized
-from ..manifest import MANIFEST_TYPE, MAX_JSON_BYTES, digest_of
-from ..name import HOST, ModelName
+from ..manifest import MAX_JSON_BYTES
+from ..name import HOST
 from . import retry
 from .auth import Challenge, Credentials
-from .retry import FEW_TRIES, Interrupted, RangesUnsupported, RetryBudget, Unreachable
+from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable
 
-OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-
-CONNECT, STALL = 10.0, 10.0  # seconds until a try has failed: without a connection, without a byte
-REREAD = 100e6  # bytes a second at which a registry looks through what it was sent, at least
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 10.0  # without a byte
+MIN_VERIFY_BYTES_PER_S = 100e6  # slowest speed at which a registry hashes an upload before it responds
 MAX_REDIRECTS = 10
-CHUNK = 1 << 20
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that may be others at the next try
-REDIRECTS = {301, 302, 303, 307, 308}
+RETRYABLE_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+REDIRECT_STATUSES = {301, 302, 303, 307, 308}
+
+Content = bytes | Iterable[bytes] | None  # an iterable is iterated again for every retry
 
 
-def part_size(total: int) -> int:
-    """Bytes of each part of a blob, as Ollama cuts it: a sixteenth, but 100 MB at least and 1000 MB at most."""
-    return min(max(total // 16, 100 * retry.MB), 1000 * retry.MB)
+class RegistryClient:
+    """An HTTP client for the registry at `host`, which any number of threads may use.
 
-
-class Registry:
-    """The repository that `name` is in.  Any number of threads may use it; `abort` ends whatever they wait for.
-
-    insecure   plain HTTP
+    insecure   use plain HTTP
+    stopped    is set by `abort`
     """
 
-    def __init__(self, name: ModelName, insecure: bool, credentials: Credentials):
-        self.name, self.insecure, self.credentials = name, insecure, credentials
+    def __init__(self, host: str, insecure: bool, credentials: Credentials):
+        self.host, self.insecure, self.credentials = host, insecure, credentials
         try:
-            self.base = httpx.URL(f"{'http' if insecure else 'https'}://{name.host}")
+            self.base = httpx.URL(f"{'http' if insecure else 'https'}://{host}")
         except httpx.InvalidURL as error:
-            raise RegistryError(f"{name.host}: no host: {error}") from None
+            raise RegistryError(f"{host}: invalid host: {error}") from None
         self.stopped = threading.Event()
-        self._live: set[httpx.Response] = set()
-        self._authorization, self._voice = "", ""  # what was good enough last, and whose it was
+        self._open_responses: set[httpx.Response] = set()
+        self._authorization, self._method = "", ""  # the header that worked last, and its kind
         self._http = httpx.Client(
             verify=_tls(),
             timeout=_timeout(),
             limits=httpx.Limits(max_connections=None),
-            trust_env=not _is_loopback(self.base.host),  # no proxy stands between this machine and itself
+            trust_env=not _is_loopback(self.base.host),  # a proxy cannot reach this machine's loopback
             headers={"User-Agent": f"numllama/{__version__}", "Accept-Encoding": "identity"},
         )
 
-    def again(self) -> Registry:
-        """The same repository, over connections of its own."""
-        other = Registry(self.name, self.insecure, self.credentials)
-        other._authorization, other._voice = self._authorization, self._voice
+    def clone(self) -> RegistryClient:
+        """Return a client with the same authorization and its own connections."""
+        other = RegistryClient(self.host, self.insecure, self.credentials)
+        other._authorization, other._method = self._authorization, self._method
         return other
 
     def close(self) -> None:
         self._http.close()
 
     def abort(self) -> None:
-        """From any thread: all that goes on here ends in Cancelled."""
+        """End all requests of this client with Cancelled; callable from any thread."""
         self.stopped.set()
-        for answer in list(self._live):
+        for response in list(self._open_responses):
             with suppress(OSError, KeyError, AttributeError):
-                answer.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
-    # manifests
+    def expect_upload(self, n_bytes: int) -> None:
+        """Raise the read timeout by the time in which the registry hashes `n_bytes`."""
+        self._http.timeout = _timeout(n_bytes)
 
-    def manifest(self) -> bytes:
-        """The manifest as the registry has it.  Raises: RegistryError, Unauthorized"""
-        what = "pull model manifest"
-        accept = {"Accept": f"{MANIFEST_TYPE}, {OCI_MANIFEST_TYPE}"}
-        answer, body = self._ask("GET", self._url(f"manifests/{self.name.tag}"), what, headers=accept)
-        if answer.status_code == 404:
-            raise RegistryError(f"{what}: file does not exist", 404)
-        if answer.status_code != 200:
-            raise _refused(what, answer, body)
-        promised = answer.headers.get("docker-content-digest", "")
-        if promised.startswith("sha256:") and promised != digest_of(body):
-            raise RegistryError(f"{what}: its digest is {digest_of(body)}, the registry says {promised}")
-        return body
-
-    def put_manifest(self, data: bytes) -> None:
-        """The model is what `data` says.  Raises: RegistryError, Unauthorized"""
-        media_type = OCI_MANIFEST_TYPE if json.loads(data).get("mediaType") == OCI_MANIFEST_TYPE else MANIFEST_TYPE
-        url, what = self._url(f"manifests/{self.name.tag}"), "push model manifest"
-        answer, body = self._ask("PUT", url, what, headers={"Content-Type": media_type}, content=data)
-        if answer.status_code not in (200, 201, 202):
-            raise _refused(what, answer, body)
-
-    # blobs
-
-    @contextmanager
-    def blob(self, digest: str, first: int, last: int, total: int) -> Iterator[Iterator[bytes]]:
-        """The bytes `first` to `last` of a blob that has `total`, as they come; no more than these, maybe fewer.
-
-        Raises: Interrupted; RangesUnsupported; RegistryError for what another try will not mend
-        """
-        with self._open("GET", self._url(f"blobs/{digest}"), {"Range": f"bytes={first}-{last}"}) as answer:
-            status, skipped = answer.status_code, 0
-            if status == 206:
-                _check_range(answer, first, last, total)
-            elif status == 200:
-                _check_total(answer, _length(answer), total)
-                if last + 1 < total:
-                    raise RangesUnsupported
-                skipped = first
-            elif status == 404:
-                raise RegistryError(f"{_said(answer)}: file does not exist; the registry has a manifest that names it")
-            elif status == 416:
-                raise RegistryError(
-                    f"{_said(answer)}: 416: the blob is not as long as its manifest says, {total} bytes"
-                )
-            else:
-                text = f"{_said(answer)}: {status} {answer.reason_phrase}: {_brief(_read(answer))}".removesuffix(": ")
-                raise Interrupted(text) if status in PASSING else RegistryError(text, status)
-            if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
-                raise RegistryError(f"{_said(answer)}: the blob comes as {coding}, though it was asked for as it is")
-            yield _within(answer.iter_raw(), skipped, last - first + 1)
-
-    def has_blob(self, digest: str) -> bool:
-        """Raises: RegistryError, Unauthorized"""
-        what = f"pushing {digest[7:19]}"
-        answer, body = self._ask("HEAD", self._url(f"blobs/{digest}"), what)
-        if answer.status_code not in (200, 404):
-            raise _refused(what, answer, body)
-        return answer.status_code == 200
-
-    def upload(self, digest: str, path: Path, total: int, tell: Callable[[int], None], source: str = "") -> None:
-        """The blob in the file `path` is in the repository.
-
-        tell     hears how many of the `total` bytes have been sent
-        source   a repository of the same registry, `namespace/model`, that may have it already
-        A try that fails is made again from the first byte: distribution 2.8 takes no upload up where it broke off.
-        Raises: RegistryError, Unauthorized, Cancelled
-        """
-        what, patience = f"pushing {digest[7:19]}", RetryBudget(self.stopped)
-        self._http.timeout = _timeout(total)
-
-        def sent(n: int) -> None:
-            patience.moved()
-            tell(n)
-
-        while True:
-            try:
-                self._upload(what, digest, path, total, sent, source)
-                return tell(total)
-            except Interrupted as error:
-                tell(0)
-                try:
-                    patience.failed(error)
-                except RegistryError as final:
-                    raise RegistryError(f"{what}: {final}") from None
-
-    def _upload(self, what: str, digest: str, path: Path, total: int, tell: Callable[[int], None], source: str) -> None:
-        begun = self._url("blobs/uploads/")
-        if source:
-            begun = begun.copy_merge_params({"from": source, "mount": digest})
-        answer, body = self._ask("POST", begun, what, content=b"")
-        if answer.status_code == 201:
-            return  # it is there, by way of `source`
-        if answer.status_code != 202:
-            raise _refused(what, answer, body)
-        url, size, sums = _next(what, answer), part_size(total), []
-        for first in range(0, total, size):
-            last = min(first + size, total) - 1
-            part = _FilePart(path, first, last, tell)
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Content-Length": str(last - first + 1),
-                "Content-Range": f"{first}-{last}",
-                "X-Redirect-Uploads": "1",
-            }
-            answer, body = self._once("PATCH", url, headers, part)
-            url = _next(what, answer) if answer.status_code in (202, 307) else url
-            if answer.status_code == 307:  # the bytes are wanted elsewhere
-                elsewhere = answer.url.join(answer.headers["location"])
-                headers = {"Content-Length": headers["Content-Length"]}
-                answer, body = self._once("PUT", elsewhere, headers, part, trusted=False)
-            if answer.status_code not in (200, 201, 202, 204):
-                raise _refused(what, answer, body)
-            sums.append(part.md5.digest())
-        etag = f"{hashlib.md5(b''.join(sums), usedforsecurity=False).hexdigest()}-{len(sums)}"
-        url = url.copy_merge_params({"digest": digest, "etag": etag})
-        answer, body = self._once("PUT", url, {"Content-Length": "0"}, b"")
-        if answer.status_code not in (201, 204):
-            raise _refused(what, answer, body)
-
-    # requests
-
-    def _url(self, path: str) -> httpx.URL:
-        return self.base.join(f"/v2/{self.name.namespace}/{self.name.model}/{path}")
-
-    def _ask(
+    def request(
         self,
         method: str,
         url: httpx.URL,
-        what: str,
+        action: str,
         headers: dict[str, str] | None = None,
         content: bytes | None = None,
     ) -> tuple[httpx.Response, bytes]:
-        """A small answer whose status is no passing one.  Raises: RegistryError about `what`, Cancelled"""
-        patience = RetryBudget(self.stopped, FEW_TRIES)
+        """Send a request and read its small response, with retries.
+
+        action   the prefix of error messages
+        Raises: RegistryError, Unauthorized, Cancelled
+        """
+        budget = RetryBudget(self.stopped, MAX_SMALL_TRIES)
         try:
             while True:
                 try:
-                    return self._once(method, url, headers or {}, content)
+                    return self.request_once(method, url, headers or {}, content)
                 except Unreachable as error:
                     raise RegistryError(str(error)) from None
                 except Interrupted as error:
-                    patience.failed(error)
+                    budget.wait_after(error)
         except RegistryError as error:
-            raise type(error)(f"{what}: {error}", error.status) from None
+            raise type(error)(f"{action}: {error}", error.status) from None
 
-    def _once(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: dict[str, str],
-        content: bytes | _FilePart | None = None,
-        trusted: bool = True,
+    def request_once(
+        self, method: str, url: httpx.URL, headers: dict[str, str], content: Content = None, trusted: bool = True
     ) -> tuple[httpx.Response, bytes]:
-        with self._open(method, url, headers, content, trusted) as answer:
-            body = _read(answer)
-        if answer.status_code in PASSING:
-            raise Interrupted(f"{answer.status_code}: {_brief(body) or answer.reason_phrase}")
-        return answer, body
+        """Send a request and read its small response, without retries.
+
+        trusted   whether the registry's own host gets the credentials
+        Raises: Interrupted for a retryable status, too; RegistryError, Unauthorized, Cancelled
+        """
+        with self.open(method, url, headers, content, trusted) as response:
+            body = read_small_body(response)
+        if response.status_code in RETRYABLE_STATUSES:
+            raise Interrupted(f"{response.status_code}: {body_summary(body) or response.reason_phrase}")
+        return response, body
 
     @contextmanager
-    def _open(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: dict[str, str],
-        content: bytes | _FilePart | None = None,
-        trusted: bool = True,
+    def open(
+        self, method: str, url: httpx.URL, headers: dict[str, str], content: Content = None, trusted: bool = True
     ) -> Iterator[httpx.Response]:
-        """The answer after redirects and with the authorization it takes; its body is yet to come.
+        """Send a request, follow redirects and authorize; yield the response with its body unread.
 
-        trusted   whether the registry's own hosts get that authorization
-        Raises, until the body is read: Interrupted, RegistryError, Cancelled
+        trusted   whether the registry's own host gets the credentials
+        Raises, also while the body is read: Interrupted, RegistryError, Cancelled
         """
-        with self._in_words(method, url):
-            answer = self._followed(method, url, headers, content, trusted)
-            self._live.add(answer)
+        with self._translated_errors(method, url):
+            response = self._follow_redirects(method, url, headers, content, trusted)
+            self._open_responses.add(response)
             try:
                 if self.stopped.is_set():
                     raise Cancelled()
-                yield answer
+                yield response
             finally:
-                self._live.discard(answer)
-                answer.close()
+                self._open_responses.discard(response)
+                response.close()
 
-    def _followed(self, method, url, headers, content, trusted) -> httpx.Response:
+    def _follow_redirects(self, method, url, headers, content, trusted) -> httpx.Response:
         visited: list[httpx.URL] = []
         while True:
             visited.append(url)
-            trusted = trusted and _origin(url) == _origin(self.base)  # once away, it does not come back trusted
-            answer = (
-                self._authorized(method, url, headers, content)
-                if trusted
-                else self._send(method, url, headers, content)
-            )
-            if answer.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
-                return answer
-            answer.close()
-            if not (location := answer.headers.get("location")):
-                raise RegistryError(f"{_said(answer)}: {answer.status_code} without a Location")
+            trusted = trusted and _origin(url) == _origin(self.base)  # a redirect back is not trusted again
+            send = self._send_authorized if trusted else self._send
+            response = send(method, url, headers, content)
+            if response.status_code not in REDIRECT_STATUSES or method not in ("GET", "HEAD"):
+                return response
+            response.close()
+            if not (location := response.headers.get("location")):
+                raise RegistryError(f"{request_summary(response)}: {response.status_code} without a Location")
             url = url.join(location)
-            way = " -> ".join(_shown(place) for place in [*visited, url])
+            path = " -> ".join(_without_secrets(place) for place in [*visited, url])
             if url in visited:
-                raise RegistryError(f"redirected in a circle: {way}")
+                raise RegistryError(f"redirected in a circle: {path}")
             if len(visited) > MAX_REDIRECTS:
-                raise RegistryError(f"redirected more than {MAX_REDIRECTS} times: {way}")
+                raise RegistryError(f"redirected more than {MAX_REDIRECTS} times: {path}")
             if url.scheme not in ("http", "https") or (self.base.scheme, url.scheme) == ("https", "http"):
-                raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {way}")
+                raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {path}")
 
-    def _send(self, method, url, headers, content=None, authorization: str = "") -> httpx.Response:
+    def _send(self, method, url, headers, content: Content = None, authorization: str = "") -> httpx.Response:
         more = {"Authorization": authorization} if authorization else {}
-        content = iter(content) if isinstance(content, _FilePart) else content
+        content = content if content is None or isinstance(content, bytes) else iter(content)
         return self._http.send(
             self._http.build_request(method, url, headers=headers | more, content=content), stream=True
         )
 
-    def _authorized(self, method, url, headers, content) -> httpx.Response:
+    def _send_authorized(self, method, url, headers, content) -> httpx.Response:
         used = self._authorization
-        answer = self._send(method, url, headers, content, used)
-        if answer.status_code != 401:
-            return answer
-        challenge = Challenge.parse(answer.headers.get("www-authenticate", ""))
-        answer.close()
-        refusals: list[str] = []
-        for voice, authorization in self._authorizations(challenge, used, refusals):
-            answer = self._send(method, url, headers, content, authorization)
-            if answer.status_code != 401:
-                self._authorization, self._voice = authorization, voice
-                return answer
-            answer.close()
-        known = "NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD, or a docker config.json, can say who asks"
-        raise Unauthorized(
-            f"unauthorized: access denied{''.join(f'; {refusal}' for refusal in refusals)}; {known}", 401
-        )
+        response = self._send(method, url, headers, content, used)
+        if response.status_code != 401:
+            return response
+        challenge = Challenge.parse(response.headers.get("www-authenticate", ""))
+        response.close()
+        rejections: list[str] = []
+        for kind, authorization in self._authorizations(challenge, used, rejections):
+            response = self._send(method, url, headers, content, authorization)
+            if response.status_code != 401:
+                self._authorization, self._method = authorization, kind
+                return response
+            response.close()
+        advice = "set NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD, or run `docker login`"
+        raise Unauthorized("; ".join(["unauthorized: access denied", *rejections, advice]), 401)
 
-    def _authorizations(self, challenge: Challenge, used: str, refusals: list[str]) -> Iterator[tuple[str, str]]:
-        """What may be good enough, the least telling first; what was so before, before all others."""
-        if self._authorization != used:  # another thread has had a new one meanwhile
-            yield self._voice, self._authorization
-        basic = self.credentials.basic(self.name.host)
+    def _authorizations(self, challenge: Challenge, used: str, rejections: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield the credentials to try, as (kind, header): the one that worked last, then the least revealing first.
+
+        used         the header that was just rejected
+        rejections   is extended by the errors of the token server
+        """
+        if self._authorization != used:  # another thread has renewed it meanwhile
+            yield self._method, self._authorization
+        basic = self.credentials.basic(self.host)
         if challenge.scheme == "basic":
             if basic:
                 yield "basic", basic
             return
         if challenge.scheme != "bearer":
             raise Unauthorized(
-                f"unauthorized: the registry asks for '{challenge.scheme}', which is not known here", 401
+                f"unauthorized: unknown authentication scheme '{challenge.scheme}', expected basic or bearer", 401
             )
         realm = httpx.URL(challenge.realm)
         if _origin(realm) != _origin(self.base):
             theirs, ours = (url.netloc.decode("ascii", "replace") for url in (realm, self.base))
             raise Unauthorized(f'realm host "{theirs}" does not match original host "{ours}"', 401)
-        voices = ["signed", "anonymous"] if self.name.host.lower() == HOST else ["anonymous", "basic", "signed"]
-        for voice in sorted(voices, key=lambda voice: voice != self._voice):
-            url = challenge.token_url(voice == "signed")
-            said = basic if voice == "basic" else self.credentials.signature("GET", url) if voice == "signed" else ""
-            if voice == "anonymous" or said:
+        kinds = ["signed", "anonymous"] if self.host.lower() == HOST else ["anonymous", "basic", "signed"]
+        for kind in sorted(kinds, key=lambda kind: kind != self._method):
+            url = challenge.token_url(kind == "signed")
+            header = basic if kind == "basic" else self.credentials.signature("GET", url) if kind == "signed" else ""
+            if kind == "anonymous" or header:
                 try:
-                    yield voice, f"Bearer {self._token(url, said)}"
+                    yield kind, f"Bearer {self._token(url, header)}"
                 except RegistryError as error:
-                    refusals.append(str(error))
+                    rejections.append(str(error))
 
     def _token(self, url: str, authorization: str) -> str:
-        answer = self._send("GET", httpx.URL(url), {}, None, authorization)
+        response = self._send("GET", httpx.URL(url), {}, None, authorization)
         try:
-            body = _read(answer)
+            body = read_small_body(response)
         finally:
-            answer.close()
-        if answer.status_code != 200:
-            raise RegistryError(f"{answer.status_code}: {_brief(body)}", answer.status_code)
+            response.close()
+        if response.status_code != 200:
+            raise RegistryError(f"{response.status_code}: {body_summary(body)}", response.status_code)
         try:
             value = json.loads(body)
             token = value.get("token") or value.get("access_token")
         except (ValueError, AttributeError):
             token = None
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise RegistryError(f"{_said(answer)}: no token in the answer")
+            raise RegistryError(f"{request_summary(response)}: the response has no token")
         return token
 
     @contextmanager
-    def _in_words(self, method: str, url: httpx.URL) -> Iterator[None]:
-        """What goes wrong below HTTP, in one line that says where."""
+    def _translated_errors(self, method: str, url: httpx.URL) -> Iterator[None]:
+        """Translate httpx's errors into one-line errors of ours that name the request."""
         try:
             yield
         except (httpx.TransportError, httpx.InvalidURL) as error:
             if self.stopped.is_set():
                 raise Cancelled() from None
-            _raise_in_words(f'{method.capitalize()} "{_shown(url)}"', error)
+            _raise_translated(f'{method.capitalize()} "{_without_secrets(url)}"', error)
 
 
-class _FilePart:
-    """The bytes `first` to `last` of a file, to be sent as often as it takes; `md5` is that of what was sent last."""
+def read_small_body(response: httpx.Response) -> bytes:
+    """Read the body of a small response.
 
-    def __init__(self, path: Path, first: int, last: int, tell: Callable[[int], None]):
-        self.path, self.first, self.last, self.tell = path, first, last, tell
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.md5, n = hashlib.md5(usedforsecurity=False), self.first
-        with open(self.path, "rb") as file:
-            file.seek(n)
-            while n <= self.last and (chunk := file.read(min(CHUNK, self.last + 1 - n))):
-                self.md5.update(chunk)
-                yield chunk
-                n += len(chunk)
-                self.tell(n)
-
-
-def _raise_in_words(where: str, error: Exception) -> NoReturn:
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
-        raise RegistryError(f"{where}: {error}") from None
-    if isinstance(error, httpx.ConnectTimeout):
-        raise Unreachable(f"{where}: no connection within {CONNECT:g} seconds") from None
-    if isinstance(error, httpx.TimeoutException):
-        raise Interrupted(f"{where}: no byte for {STALL:g} seconds or more") from None
-    reason = str(error).rpartition("] ")[2] or type(error).__name__
-    reason = f"{reason[0].lower()}{reason[1:]}"
-    if "SSL" in str(error):
-        raise RegistryError(f"{where}: tls: {reason}; a registry that speaks plain HTTP wants `insecure`") from None
-    raise (Unreachable if isinstance(error, httpx.ConnectError) else Interrupted)(f"{where}: {reason}") from None
-
-
-def _next(what: str, answer: httpx.Response) -> httpx.URL:
-    """Where an upload goes on."""
-    location = answer.headers.get("docker-upload-location") or answer.headers.get("location")
-    if not location:
-        raise RegistryError(f"{what}: {answer.status_code} without a Location")
-    return answer.url.join(location)
-
-
-def _check_range(answer: httpx.Response, first: int, last: int, total: int) -> None:
-    found = answer.headers.get("content-range", "")
-    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", found)
-    if match and match[3] != "*":
-        _check_total(answer, int(match[3]), total)
-    if not match or (int(match[1]), int(match[2])) != (first, last) or _length(answer) not in (None, last - first + 1):
-        raise Interrupted(f"{_said(answer)}: asked for bytes {first}-{last}, got '{found}', {_length(answer)} bytes")
-
-
-def _check_total(answer: httpx.Response, found: int | None, total: int) -> None:
-    if found not in (None, total):
-        raise RegistryError(f"{_said(answer)}: the blob has {found} bytes, its manifest says {total}")
-
-
-def _length(answer: httpx.Response) -> int | None:
-    text = answer.headers.get("content-length", "")
-    return int(text) if re.fullmatch(r"\d{1,19}", text) else None
-
-
-def _within(chunks: Iterable[bytes], skipped: int, n: int) -> Iterator[bytes]:
-    """`n` bytes of what `chunks` are, after the first `skipped`."""
-    for chunk in chunks:
-        if skipped:
-            skipped, chunk = max(skipped - len(chunk), 0), chunk[skipped:]
-        if chunk := chunk[:n]:
-            yield chunk
-            n -= len(chunk)
-        if not n:
-            return
-
-
-def _read(answer: httpx.Response) -> bytes:
-    """The body of a small answer.  Raises: RegistryError for a long one, Interrupted for one that trickles"""
-    body, until = bytearray(), time.monotonic() + retry.PATIENCE
-    for chunk in answer.iter_raw():
+    Raises: RegistryError if it is longer than MAX_JSON_BYTES, Interrupted if it takes longer than MAX_STALL_S
+    """
+    body, deadline = bytearray(), time.monotonic() + retry.MAX_STALL_S
+    for chunk in response.iter_raw():
         body += chunk
         if len(body) > MAX_JSON_BYTES:
-            raise RegistryError(f"{_said(answer)}: more than {MAX_JSON_BYTES} bytes, which no manifest has")
-        if time.monotonic() > until:
-            raise Interrupted(f"{_said(answer)}: {len(body)} bytes in {retry.PATIENCE:g} seconds")
+            raise RegistryError(f"{request_summary(response)}: the body is longer than {MAX_JSON_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise Interrupted(f"{request_summary(response)}: only {len(body)} bytes in {retry.MAX_STALL_S:g} seconds")
     return bytes(body)
 
 
-def _refused(what: str, answer: httpx.Response, body: bytes) -> RegistryError:
-    status = answer.status_code
-    return RegistryError(f"{what}: {status}: {_brief(body) or answer.reason_phrase} ({_said(answer)})", status)
+def status_error(action: str, response: httpx.Response, body: bytes) -> RegistryError:
+    """Return the error for a response with an unexpected status."""
+    status = response.status_code
+    reason = body_summary(body) or response.reason_phrase
+    return RegistryError(f"{action}: {status}: {reason} ({request_summary(response)})", status)
 
 
-def _brief(body: bytes) -> str:
+def body_summary(body: bytes) -> str:
+    """Return the beginning of a body as one line of text."""
     return " ".join(body[:400].decode("utf-8", "replace").split())
 
 
-def _said(answer: httpx.Response) -> str:
-    return f'{answer.request.method.capitalize()} "{_shown(answer.url)}"'
+def request_summary(response: httpx.Response) -> str:
+    """Return the method and URL of the request, as in Go's errors: Get "https://host/path"."""
+    return f'{response.request.method.capitalize()} "{_without_secrets(response.url)}"'
 
 
-def _shown(url: httpx.URL) -> str:
-    """Without the query, where a redirect has its secrets."""
+def _raise_translated(request: str, error: Exception) -> NoReturn:
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+        raise RegistryError(f"{request}: {error}") from None
+    if isinstance(error, httpx.ConnectTimeout):
+        raise Unreachable(f"{request}: no connection within {CONNECT_TIMEOUT_S:g} seconds") from None
+    if isinstance(error, httpx.TimeoutException):
+        raise Interrupted(f"{request}: no data for {READ_TIMEOUT_S:g} seconds or more") from None
+    reason = str(error).rpartition("] ")[2] or type(error).__name__
+    reason = f"{reason[0].lower()}{reason[1:]}"
+    if "SSL" in str(error):
+        raise RegistryError(f"{request}: tls: {reason}; use `insecure` if the registry serves plain HTTP") from None
+    raise (Unreachable if isinstance(error, httpx.ConnectError) else Interrupted)(f"{request}: {reason}") from None
+
+
+def _without_secrets(url: httpx.URL) -> str:
+    """Return `url` without its query, which has the signature of a redirect, and without its credentials."""
     return str(url.copy_with(query=None, fragment=None, username=None, password=None))
 
 
@@ -488,9 +303,9 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-def _timeout(n_sent: int = 0) -> httpx.Timeout:
-    """A registry that was sent much may read it all once more before it answers."""
-    return httpx.Timeout(STALL + n_sent / REREAD, connect=CONNECT, pool=None)
+def _timeout(n_uploaded: int = 0) -> httpx.Timeout:
+    """Return the timeouts of a request after `n_uploaded` bytes, which the registry may hash before it responds."""
+    return httpx.Timeout(READ_TIMEOUT_S + n_uploaded / MIN_VERIFY_BYTES_PER_S, connect=CONNECT_TIMEOUT_S, pool=None)
 
 
 @cache

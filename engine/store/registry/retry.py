@@ -1,4 +1,4 @@
-"""When another try is worth it, and how long to wait before it."""
+"""Retries: which failures are retried, and how long to wait before each retry."""
 
 from __future__ import annotations
 
@@ -7,52 +7,59 @@ import time
 
 from ...errors import Cancelled, RegistryError
 
-PATIENCE = 30.0  # seconds without a megabyte, over all tries, after which there is no other
-TRIES, FEW_TRIES = 6, 3  # in a row that bring less than a sixteenth of that: for a blob, for a small answer
-PAUSE = 1.0  # seconds after the first failed try; it doubles
-MB = 1_000_000
+MAX_STALL_S = 30.0  # without PROGRESS_BYTES, over all tries
+PROGRESS_BYTES = 1_000_000
+MAX_TRIES = 6  # in a row that each transfer less than a sixteenth of PROGRESS_BYTES, for a blob
+MAX_SMALL_TRIES = 3  # the same for a small response, such as a manifest
+FIRST_PAUSE_S = 1.0  # after the first failed try; it doubles with every try
 
 
 class Interrupted(Exception):
-    """A try that failed in a way in which the next may not."""
+    """A retryable failure."""
 
 
 class Unreachable(Interrupted):
-    """There was no connection at all."""
+    """A failure to connect."""
 
 
 class RangesUnsupported(Exception):
-    """The registry sends the whole blob, whatever range is asked for."""
+    """The registry ignores the Range header and sends the whole blob."""
 
 
 class RetryBudget:
-    """Counts the tries in a row that failed without bringing much, and waits before the next."""
+    """A counter of failed tries in a row; it waits between tries and raises once they are used up.
 
-    def __init__(self, stopped: threading.Event, tries: int = TRIES):
-        self.stopped, self.tries = stopped, tries
-        self._n_failed, self._since = 0, time.monotonic()
+    stopped   is set to cancel the transfer
+    """
+
+    def __init__(self, stopped: threading.Event, max_tries: int = MAX_TRIES):
+        self.stopped, self.max_tries = stopped, max_tries
+        self._n_failed, self._progress_at = 0, time.monotonic()
         self._n_bytes = self._n_bytes_of_try = 0
 
-    def came(self, n_bytes: int) -> None:
-        """So many more, which no try has to bring again."""
+    def progress(self, n_bytes: int) -> None:
+        """Count `n_bytes` transferred, which no later try has to repeat."""
         self._n_bytes += n_bytes
         self._n_bytes_of_try += n_bytes
-        if self._n_bytes >= MB:
+        if self._n_bytes >= PROGRESS_BYTES:
             self._n_bytes = 0
-            self.moved()
+            self.restart_stall_timer()
 
-    def moved(self) -> None:
-        """Something goes on, though it may have to be done again."""
-        self._since = time.monotonic()
+    def restart_stall_timer(self) -> None:
+        """Restart the MAX_STALL_S timer; for a transfer that advances, but may have to start over."""
+        self._progress_at = time.monotonic()
 
-    def failed(self, error: Exception) -> None:
-        """Returns when it is time for another try.  Raises: RegistryError, Cancelled"""
-        self._n_failed = 0 if self._n_bytes_of_try > MB // 16 else self._n_failed + 1
+    def wait_after(self, error: Exception) -> None:
+        """Count a try that failed with `error`, and wait until the next one is due.
+
+        Raises: RegistryError if the tries are used up, Cancelled
+        """
+        self._n_failed = 0 if self._n_bytes_of_try > PROGRESS_BYTES // 16 else self._n_failed + 1
         self._n_bytes_of_try = 0
         if not self.stopped.is_set():
-            if self._n_failed >= self.tries or time.monotonic() - self._since > PATIENCE:
+            if self._n_failed >= self.max_tries or time.monotonic() - self._progress_at > MAX_STALL_S:
                 raise RegistryError(f"max retries exceeded: {error}") from None
             if self._n_failed:
-                self.stopped.wait(PAUSE * 2 ** (self._n_failed - 1))
+                self.stopped.wait(FIRST_PAUSE_S * 2 ** (self._n_failed - 1))
         if self.stopped.is_set():
             raise Cancelled()

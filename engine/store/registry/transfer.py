@@ -1,6 +1,6 @@
-"""Pull and push: a model on its way between a registry and the store, told status by status.
+"""Pull and push of models between a registry and the store.
 
-A manifest is written when all that it names is there, and not before.
+A manifest is written only after every blob that it names.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..name import ModelName
 from ..store import Store
 from .auth import Credentials
 from .download import Download, Downloads
-from .http import Registry
+from .repository import Repository
 
 Status = dict[str, Any]
 
-PACE = 0.06  # seconds between two statuses of one blob, as Ollama's
+STATUS_INTERVAL_S = 0.06  # between two statuses of a blob, as in Ollama
 
 
-class Waiting(Protocol):
-    """Whoever asked; `check` raises when they have gone, `on_cancel` is called at that moment."""
+class CancelHandle(Protocol):
+    """A cancellable request: `check` raises once it is cancelled, and `on_cancel` is called then."""
 
     on_cancel: Callable[[], None]
 
@@ -34,40 +34,40 @@ class Waiting(Protocol):
 
 
 def pull(
-    store: Store, downloads: Downloads, name: ModelName, insecure: bool, credentials: Credentials, handle: Waiting
+    store: Store, downloads: Downloads, name: ModelName, insecure: bool, credentials: Credentials, handle: CancelHandle
 ) -> Iterator[Status]:
-    """The model `name` as its registry has it, status by status; the last is {"status": "success"}.
+    """Pull the model `name` from its registry, yielding statuses; the last one is {"status": "success"}.
 
-    insecure   plain HTTP
-    Raises: RegistryError, Unauthorized, WrongBlob, BadManifest, StoreError; what `call` was cancelled for
+    insecure   use plain HTTP
+    Raises: RegistryError, Unauthorized, WrongBlob, BadManifest, StoreError; the error of a cancelled `handle`
     """
     yield {"status": "pulling manifest"}
     _check_scheme(name, insecure)
     with ExitStack() as stack:
-        registry = stack.enter_context(closing(Registry(name, insecure, credentials)))
-        stack.enter_context(_aborting(registry, handle))
-        data = registry.manifest()
+        repository = stack.enter_context(closing(Repository(name, insecure, credentials)))
+        stack.enter_context(_abort_on_cancel(repository, handle))
+        data = repository.manifest()
         manifest = Manifest.from_bytes(data, f"the manifest of {name.short}")
         if not manifest.layers:
-            raise BadManifest(f"the manifest of {name.short}", "it names no layer, so it is none of a model")
-        begun: list[Download] = []
-        for layer in _each_once(manifest):
-            if _has(store, layer):
-                yield _told("pulling", layer, layer.size)
+            raise BadManifest(f"the manifest of {name.short}", "no layers; not a model")
+        started: list[Download] = []
+        for layer in _distinct_layers(manifest):
+            if _is_stored(store, layer):
+                yield _status("pulling", layer, layer.size)
                 continue
             while True:
-                download, is_new = downloads.join(store.blobs, layer, registry)
+                download, is_new = downloads.join(store.blobs, layer, repository)
                 stack.callback(downloads.leave, download)
-                yield from _awaited(download, download.arrived, handle)
-                if is_new or not isinstance(download.error, RegistryError):  # another repository may do better
-                    break
+                yield from _wait_for(download, download.received, handle)
+                if is_new or not isinstance(download.error, RegistryError):
+                    break  # otherwise another repository failed: retry from this one
             if download.error and not isinstance(download.error, WrongBlob):
                 raise download.error
-            begun.append(download)
+            started.append(download)
         yield {"status": "verifying sha256 digest"}
-        for download in begun:
-            yield from _awaited(download, download.over, handle, download.completed)
-        for download in begun:
+        for download in started:
+            yield from _wait_for(download, download.finished, handle, download.completed)
+        for download in started:
             if download.error:
                 raise download.error
         yield {"status": "writing manifest"}
@@ -76,10 +76,10 @@ def pull(
     yield {"status": "success"}
 
 
-def push(store: Store, name: str, insecure: bool, credentials: Credentials, handle: Waiting) -> Iterator[Status]:
-    """The model `name` into the registry that its name says, status by status; the last is {"status": "success"}.
+def push(store: Store, name: str, insecure: bool, credentials: Credentials, handle: CancelHandle) -> Iterator[Status]:
+    """Push the model `name` to the registry in its name, yielding statuses; the last one is {"status": "success"}.
 
-    Raises: RequestError for a name that is none, StoreError for a model that is not there; RegistryError, Unauthorized
+    Raises: RequestError for an invalid name, StoreError for a missing model; RegistryError, Unauthorized
     """
     yield {"status": "retrieving manifest"}
     try:
@@ -91,80 +91,82 @@ def push(store: Store, name: str, insecure: bool, credentials: Credentials, hand
         yield {"status": "couldn't retrieve manifest"}
         path = store.root / "manifests" / store.respell(ModelName.parse_request(name)[0]).path
         raise StoreError(f"open {path}: no such file or directory") from None
-    asked = ModelName.parse_request(name)[0]
-    _check_scheme(asked, insecure)
-    with closing(Registry(model.name, insecure, credentials)) as registry, _aborting(registry, handle):
-        for layer in _each_once(model.manifest):
+    _check_scheme(ModelName.parse_request(name)[0], insecure)
+    with closing(Repository(model.name, insecure, credentials)) as repository, _abort_on_cancel(repository, handle):
+        for layer in _distinct_layers(model.manifest):
             path = model._find(layer)
-            if registry.has_blob(layer.digest):
-                yield _told("pushing", layer, layer.size)
+            if repository.has_blob(layer.digest):
+                yield _status("pushing", layer, layer.size)
                 continue
-            upload, said = _Upload(registry, layer, path, _mount(layer, model.name)), -1
-            while not upload.over.wait(PACE):
+            upload, reported = _Upload(repository, layer, path, _mount_source(layer, model.name)), -1
+            while not upload.finished.wait(STATUS_INTERVAL_S):
                 handle.check()
-                if upload.completed != said:
-                    said = upload.completed
-                    yield _told("pushing", layer, said)
+                if upload.completed != reported:
+                    reported = upload.completed
+                    yield _status("pushing", layer, reported)
             handle.check()
             if upload.error:
                 raise upload.error
-            if said != layer.size:
-                yield _told("pushing", layer, layer.size)
+            if reported != layer.size:
+                yield _status("pushing", layer, layer.size)
         yield {"status": "pushing manifest"}
-        registry.put_manifest(data)
+        repository.put_manifest(data)
     yield {"status": "success"}
 
 
 class _Upload:
-    """One blob on its way out, in a thread of its own; `over` is set when it is there, or `error` says why not."""
+    """The upload of one blob, in a thread of its own; `finished` is set when it has ended, with or without `error`."""
 
-    def __init__(self, registry: Registry, layer: ManifestLayer, path: Path, mount: str):
-        self.completed, self.over = 0, threading.Event()
+    def __init__(self, repository: Repository, layer: ManifestLayer, path: Path, source: str):
+        self.completed, self.finished = 0, threading.Event()
         self.error: BaseException | None = None
-        self._sent = partial(registry.upload, layer.digest, path, layer.size, self._tell, mount)
+        self._upload = partial(repository.upload, layer.digest, path, layer.size, self._progress, source)
         threading.Thread(target=self._run, name=f"push {layer.digest[7:19]}", daemon=True).start()
 
-    def _tell(self, completed: int) -> None:
+    def _progress(self, completed: int) -> None:
         self.completed = completed
 
     def _run(self) -> None:
         try:
-            self._sent()
+            self._upload()
         except OSError as error:
             self.error = StoreError(f"{error.filename}: {error.strerror or error}")
         except BaseException as error:
             self.error = error
         finally:
-            self.over.set()
+            self.finished.set()
 
 
-def _awaited(download: Download, event: threading.Event, handle: Waiting, said: int = 0) -> Iterator[Status]:
-    """How far the download is, now and then, until `event`; first of all what was there before."""
-    while not download.begun.wait(PACE):
+def _wait_for(download: Download, event: threading.Event, handle: CancelHandle, reported: int = 0) -> Iterator[Status]:
+    """Yield statuses of the download until `event`; the first one has the resumed bytes.
+
+    reported   bytes in the last status so far
+    """
+    while not download.started.wait(STATUS_INTERVAL_S):
         handle.check()
-    if not said and not event.is_set():
-        said = download.kept
-        yield _told("pulling", download.layer, said)
-    while not event.wait(PACE):
+    if not reported and not event.is_set():
+        reported = download.n_resumed
+        yield _status("pulling", download.layer, reported)
+    while not event.wait(STATUS_INTERVAL_S):
         handle.check()
-        if download.completed != said:
-            said = download.completed
-            yield _told("pulling", download.layer, said)
-    if not download.error and download.completed != said:
-        yield _told("pulling", download.layer, download.completed)
+        if download.completed != reported:
+            reported = download.completed
+            yield _status("pulling", download.layer, reported)
+    if not download.error and download.completed != reported:
+        yield _status("pulling", download.layer, download.completed)
 
 
-def _told(verb: str, layer: ManifestLayer, completed: int) -> Status:
+def _status(verb: str, layer: ManifestLayer, completed: int) -> Status:
     status = {"status": f"{verb} {layer.digest[7:19]}", "digest": layer.digest, "total": layer.size}
     return status | ({"completed": completed} if completed else {})
 
 
-def _each_once(manifest: Manifest) -> list[ManifestLayer]:
+def _distinct_layers(manifest: Manifest) -> list[ManifestLayer]:
     return list({layer.digest: layer for layer in manifest.all_layers}.values())
 
 
-def _has(store: Store, layer: ManifestLayer) -> bool:
-    """Whether the blob is in the user's folder, copied from the built-in one if need be; one of that size, that is."""
+def _is_stored(store: Store, layer: ManifestLayer) -> bool:
+    """Return whether the user's folder has the blob with this size; a built-in blob is copied there first."""
     try:
         store.adopt_blob(layer.digest)
         return bool(store.blobs.find(layer.digest, layer.size))
@@ -172,8 +174,8 @@ def _has(store: Store, layer: ManifestLayer) -> bool:
         return False
 
 
-def _mount(layer: ManifestLayer, name: ModelName) -> str:
-    """The repository of the same registry that the layer came from, or ""."""
+def _mount_source(layer: ManifestLayer, name: ModelName) -> str:
+    """Return the repository of the same registry that the layer came from, or ""."""
     with suppress(BadName):
         source = ModelName.parse(layer.source)
         if source.host == name.host and layer.source:
@@ -187,9 +189,9 @@ def _check_scheme(name: ModelName, insecure: bool) -> None:
 
 
 @contextmanager
-def _aborting(registry: Registry, handle: Waiting) -> Iterator[None]:
-    """Whoever cancels the call ends what the registry is waited for."""
-    handle.on_cancel = registry.abort
+def _abort_on_cancel(repository: Repository, handle: CancelHandle) -> Iterator[None]:
+    """Abort the requests to the repository when `handle` is cancelled."""
+    handle.on_cancel = repository.abort
     try:
         handle.check()
         yield

@@ -58,7 +58,7 @@ def test_without_a_server_this_process_pulls_and_goes_on_from_what_was_kept(
 
     registry.spoil = spoil
     status, _, err = numllama("pull", "--insecure", name)
-    assert status == 1 and "what has come is kept, 2000000 of 5000000 bytes: pull again" in err
+    assert status == 1 and "kept 2000000 of 5000000 bytes, pull again to resume" in err
     registry.spoil = lambda request, answer: answer
     status, _, err = numllama("pull", "--insecure", name)
     assert status == 0 and re.search(r"^pulling [0-9a-f]{12}: 2 MB of 5 MB were kept$", err, re.M)

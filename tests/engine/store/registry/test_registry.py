@@ -1,4 +1,4 @@
-"""Pull and push against registries on loopback that do as they should, and as they should not."""
+"""Pull and push against correct and faulty registries on loopback."""
 
 from __future__ import annotations
 
@@ -31,28 +31,30 @@ from numllama.engine.errors import (
 from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.manifest import MODEL, SYSTEM
-from numllama.engine.store.registry import http, retry, transfer
+from numllama.engine.store.registry import http, repository, retry, transfer
 from numllama.engine.store.registry.auth import Credentials
 from numllama.engine.store.registry.download import Downloads
 
-WEIGHTS = bytes(range(256)) * 1600  # 409,600 bytes: in these tests five parts
+WEIGHTS = bytes(range(256)) * 1600  # 409,600 bytes, five parts in these tests
 DIGEST = digest_of(WEIGHTS)
 SHORT = DIGEST[7:19]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A thousandth of the bytes, a fortieth of the seconds: parts of 100 kB, a stall after 0.25 seconds."""
-    for name, value in {"MB": 1000, "PAUSE": 0.01, "PATIENCE": 0.8}.items():
+    """Sizes divided by 1000, times by 40: parts of 100 kB, a read timeout of 0.25 seconds."""
+    for name, value in {"PROGRESS_BYTES": 1000, "FIRST_PAUSE_S": 0.01, "MAX_STALL_S": 0.8}.items():
         monkeypatch.setattr(retry, name, value)
-    monkeypatch.setattr(http, "STALL", 0.25)
-    monkeypatch.setattr(http, "CONNECT", 1)
-    monkeypatch.setattr(transfer, "PACE", 0.01)
+    monkeypatch.setattr(repository, "MIN_PART_BYTES", 100_000)
+    monkeypatch.setattr(repository, "MAX_PART_BYTES", 1_000_000)
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr(transfer, "STATUS_INTERVAL_S", 0.01)
 
 
 @pytest.fixture
 def there():
-    """A registry that has lab/m: WEIGHTS and a SYSTEM."""
+    """A registry with the model lab/m, made of WEIGHTS and a SYSTEM."""
     double = Registry()
     double.publish("lab/m:latest", (MODEL, WEIGHTS), (SYSTEM, b"S"))
     yield double
@@ -81,7 +83,7 @@ def push(store, double, name="lab/m", credentials=None):
 
 
 def words(statuses):
-    """Each thing said, once."""
+    """The distinct status texts, in order."""
     return list(dict.fromkeys(status["status"] for status in statuses))
 
 
@@ -90,7 +92,7 @@ def files(store):
 
 
 def assert_pulled(store, double, name="lab/m"):
-    """Every blob is right, the manifest is the registry's, and nothing else lies about."""
+    """Every blob has its digest, the manifest is the registry's, and no partial file is left."""
     model = store.resolve(f"{double.host}/{name}")
     assert store.manifest_bytes(model) == double.manifests[f"{name}:latest"]
     for layer in model.manifest.all_layers:
@@ -99,8 +101,8 @@ def assert_pulled(store, double, name="lab/m"):
     assert not [name for name in files(store) if "partial" in name]
 
 
-def assert_nothing_wrong(store):
-    """No manifest, and no blob that is not what its name says."""
+def assert_no_model_and_valid_blobs(store):
+    """There is no manifest, and every blob has the digest in its name."""
     assert store.names() == []
     for name in files(store):
         if "partial" not in name:
@@ -108,7 +110,7 @@ def assert_nothing_wrong(store):
 
 
 def spoil_once(double, spoiled, digest=DIGEST, method="GET"):
-    """`spoiled(answer)` is what the first request for the blob gets."""
+    """Answer the first request for the blob with `spoiled(answer)`."""
 
     def spoil(request, answer):
         if request.method == method and digest in request.path:
@@ -123,16 +125,16 @@ def spoil_each(double, spoiled, digest=DIGEST):
     double.spoil = lambda request, answer: spoiled(answer) if digest in request.path else answer
 
 
-# --- as it should be ---
+# --- correct registries ---
 
 
-def test_a_model_arrives_byte_for_byte(store, there):
-    said = pull(store, there)
+def test_a_pulled_model_is_the_registrys_byte_for_byte(store, there):
+    got = pull(store, there)
     config = json.loads(there.manifests["lab/m:latest"])["config"]["digest"][7:19]
     blobs = [f"pulling {digest}" for digest in (SHORT, digest_of(b"S")[7:19], config)]
-    assert words(said) == ["pulling manifest", *blobs, "verifying sha256 digest", "writing manifest", "success"]
+    assert words(got) == ["pulling manifest", *blobs, "verifying sha256 digest", "writing manifest", "success"]
     assert_pulled(store, there)
-    mine = [status for status in said if status.get("digest") == DIGEST]
+    mine = [status for status in got if status.get("digest") == DIGEST]
     assert mine[-1] == {
         "status": f"pulling {SHORT}",
         "digest": DIGEST,
@@ -147,17 +149,17 @@ def test_parts_are_ranges_of_a_sixteenth_within_bounds(store, there):
     pull(store, there)
     expected = [f"bytes={first}-{min(first + 100_000, len(WEIGHTS)) - 1}" for first in range(0, len(WEIGHTS), 100_000)]
     assert sorted(there.ranges(DIGEST)) == sorted(expected)
-    assert http.part_size(1_000_000) == 100_000 and http.part_size(8_000_000) == 500_000
-    assert http.part_size(10**9) == 1_000_000
+    assert repository.part_size(1_000_000) == 100_000 and repository.part_size(8_000_000) == 500_000
+    assert repository.part_size(10**9) == 1_000_000
 
 
-def test_what_is_there_is_not_asked_for_again(store, there):
+def test_a_blob_in_the_store_is_not_requested_again(store, there):
     pull(store, there)
     there.seen.clear()
-    said = pull(store, there)
+    got = pull(store, there)
     assert [request.path for request in there.seen] == ["/v2/lab/m/manifests/latest"]
-    assert [status["completed"] == status["total"] for status in said if "total" in status] == [True] * 3
-    assert words(said)[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
+    assert [status["completed"] == status["total"] for status in got if "total" in status] == [True] * 3
+    assert words(got)[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
 
 
 def test_a_model_that_changed_leaves_no_old_blob(store, there):
@@ -182,17 +184,17 @@ def test_a_blob_named_twice_is_fetched_once(store, there):
     assert len(there.ranges(digest_of(b"w"))) == 1
 
 
-def test_an_oci_manifest_is_as_good(store, there):
-    oci = {**json.loads(there.manifests["lab/m:latest"]), "mediaType": http.OCI_MANIFEST_TYPE}
+def test_an_oci_manifest_is_accepted(store, there):
+    oci = {**json.loads(there.manifests["lab/m:latest"]), "mediaType": repository.OCI_MANIFEST_TYPE}
     there.manifests["lab/m:latest"] = json.dumps(oci).encode()
     pull(store, there)
     assert_pulled(store, there)
-    assert http.OCI_MANIFEST_TYPE in there.seen[0].headers["accept"]
+    assert repository.OCI_MANIFEST_TYPE in there.seen[0].headers["accept"]
     push(store, there)
-    assert there.asked("PUT", "manifests")[0].headers["content-type"] == http.OCI_MANIFEST_TYPE
+    assert there.asked("PUT", "manifests")[0].headers["content-type"] == repository.OCI_MANIFEST_TYPE
 
 
-# --- as it should not be, and mends ---
+# --- faults that a retry repairs ---
 
 
 def cut(answer):
@@ -219,14 +221,14 @@ def short(answer):
     ],
     ids=["cut", "stalled", "short", "500", "503", "stalled at once"],
 )
-def test_what_breaks_off_once_goes_on_where_it_was(store, there, spoiled):
+def test_an_interrupted_part_is_resumed(store, there, spoiled):
     spoil_once(there, spoiled)
     pull(store, there)
     assert_pulled(store, there)
     assert len(there.ranges(DIGEST)) == 6
 
 
-def test_a_part_continues_at_the_byte_where_it_was_cut(store, there):
+def test_a_part_resumes_at_the_byte_where_it_was_cut(store, there):
     there.publish("lab/m:latest", (MODEL, WEIGHTS[:90_000]))
     digest = digest_of(WEIGHTS[:90_000])
     spoil_once(there, cut, digest)
@@ -234,14 +236,14 @@ def test_a_part_continues_at_the_byte_where_it_was_cut(store, there):
     assert there.ranges(digest) == ["bytes=0-89999", "bytes=30000-89999"]
 
 
-def test_every_connection_may_be_cut_as_long_as_something_comes(store, there):
+def test_every_connection_may_be_cut_as_long_as_there_is_progress(store, there):
     spoil_each(there, lambda answer: replace(answer, cut=30_000) if len(answer.body) > 30_000 else answer)
     pull(store, there)
     assert_pulled(store, there)
 
 
-def test_a_trickle_is_given_up(store, there):
-    """Tries that bring a little are not counted as long as a megabyte comes in time; here it does not."""
+def test_a_download_with_too_little_progress_is_given_up(store, there):
+    """Tries with some progress count as failed unless a megabyte is received within MAX_STALL_S."""
     spoil_each(there, lambda answer: replace(answer, stall=100))
     began = time.monotonic()
     with pytest.raises(RegistryError, match="max retries exceeded"):
@@ -249,14 +251,14 @@ def test_a_trickle_is_given_up(store, there):
     assert time.monotonic() - began > 0.8
 
 
-def test_a_registry_that_ignores_ranges_is_read_whole(store, there):
+def test_a_blob_is_fetched_whole_from_a_registry_that_ignores_ranges(store, there):
     spoil_each(there, lambda answer: Answer(200, body=WEIGHTS))
     pull(store, there)
     assert_pulled(store, there)
     there.spoil = lambda request, answer: answer
 
 
-def test_a_registry_that_ignores_ranges_and_breaks_off_is_read_on(store, there):
+def test_a_download_from_a_registry_that_ignores_ranges_is_resumed(store, there):
     spoil_each(there, lambda answer: Answer(200, body=WEIGHTS, cut=len(WEIGHTS) * 2 // 3))
     with pytest.raises(RegistryError, match="max retries exceeded"):
         pull(store, there)
@@ -265,7 +267,7 @@ def test_a_registry_that_ignores_ranges_and_breaks_off_is_read_on(store, there):
     assert_pulled(store, there)
 
 
-def test_the_wrong_range_fails_the_try(store, there):
+def test_a_wrong_content_range_is_retried(store, there):
     def elsewhere(answer):
         first, last = map(int, re.match(r"bytes (\d+)-(\d+)", answer.headers["Content-Range"]).groups())
         span = f"bytes {first + 1}-{last + 1}/{len(WEIGHTS)}"
@@ -276,7 +278,7 @@ def test_the_wrong_range_fails_the_try(store, there):
     assert_pulled(store, there)
 
 
-# --- as it should not be, and says so ---
+# --- faults that are errors ---
 
 
 @pytest.mark.parametrize(
@@ -285,27 +287,30 @@ def test_the_wrong_range_fails_the_try(store, there):
         (lambda answer: Answer(403, body=b"<Error>denied\n</Error>"), "403 Forbidden: <Error>denied </Error>"),
         (lambda answer: Answer(404), "file does not exist"),
         (lambda answer: Answer(500, body=b"oops"), "max retries exceeded: .*500 .*oops"),
-        (lambda answer: replace(answer, stall=0), "max retries exceeded: .*no byte for 0.25 seconds"),
+        (lambda answer: replace(answer, stall=0), "max retries exceeded: .*no data for 0.25 seconds"),
         (lambda answer: replace(answer, cut=0), "max retries exceeded: "),
-        (lambda answer: Answer(416), "416: the blob is not as long as its manifest says"),
+        (lambda answer: Answer(416), "416: the blob is shorter than 409600 bytes"),
         (lambda answer: Answer(204), "204"),
         (lambda answer: Answer(302), "302 without a Location"),
         (
             lambda answer: replace(answer, headers={"Content-Range": "bytes 0-1/2"}),
-            "has 2 bytes, its manifest says 409600",
+            "has 2 bytes, expected 409600",
         ),
-        (lambda answer: replace(answer, headers={}), "max retries exceeded: .*asked for bytes .* got ''"),
-        (lambda answer: replace(answer, headers=answer.headers | {"Content-Encoding": "gzip"}), "comes as gzip"),
-        (lambda answer: Answer(200, body=WEIGHTS + b"x"), "has 409601 bytes, its manifest says 409600"),
+        (lambda answer: replace(answer, headers={}), "max retries exceeded: .*requested bytes .* got Content-Range ''"),
+        (
+            lambda answer: replace(answer, headers=answer.headers | {"Content-Encoding": "gzip"}),
+            "found Content-Encoding 'gzip'",
+        ),
+        (lambda answer: Answer(200, body=WEIGHTS + b"x"), "has 409601 bytes, expected 409600"),
     ],
     ids=range(12),
 )
-def test_what_does_not_mend_is_said_and_the_next_pull_repairs_it(store, there, spoiled, expected):
+def test_a_permanent_fault_is_an_error_and_the_next_pull_succeeds(store, there, spoiled, expected):
     spoil_each(there, spoiled)
     with pytest.raises(RegistryError, match=expected) as refusal:
         pull(store, there)
     assert SHORT in str(refusal.value) and "\n" not in str(refusal.value)
-    assert_nothing_wrong(store)
+    assert_no_model_and_valid_blobs(store)
     there.spoil = lambda request, answer: answer
     pull(store, there)
     assert_pulled(store, there)
@@ -316,7 +321,7 @@ def flipped(data):
 
 
 @pytest.mark.parametrize("digests", [[DIGEST], [digest_of(b"S")], [DIGEST, digest_of(b"S")]], ids=["1", "2", "both"])
-def test_wrong_bytes_never_get_the_blobs_name(store, there, digests):
+def test_wrong_bytes_are_never_stored_as_the_blob(store, there, digests):
     def spoil(request, answer):
         wrong = any(digest in request.path for digest in digests)
         return replace(answer, body=flipped(answer.body)) if wrong else answer
@@ -325,23 +330,23 @@ def test_wrong_bytes_never_get_the_blobs_name(store, there, digests):
     with pytest.raises(WrongBlob, match="digest mismatch, file must be downloaded again: want sha256:") as refusal:
         pull(store, there)
     assert refusal.value.expected == digests[0]
-    assert_nothing_wrong(store)
+    assert_no_model_and_valid_blobs(store)
     assert not [name for name in files(store) for digest in digests if digest[7:] in name]
     there.spoil = lambda request, answer: answer
     pull(store, there)
     assert_pulled(store, there)
 
 
-def test_a_manifest_that_lies_about_lengths_is_found_out(store, there):
+def test_a_wrong_size_in_the_manifest_is_an_error(store, there):
     true = there.manifests["lab/m:latest"]
     for size in (409_599, 409_601, 10**15):
         there.manifests["lab/m:latest"] = true.replace(b"409600", b"%d" % size)
         with pytest.raises(
             EngineError,
-            match=f"409600 bytes, its manifest says|as long as its manifest says, {size}|{size} bytes are to come",
+            match=f"409600 bytes, expected {size}|shorter than {size} bytes|{size} bytes needed",
         ):
             pull(store, there)
-        assert_nothing_wrong(store)
+        assert_no_model_and_valid_blobs(store)
     there.manifests["lab/m:latest"] = true
     pull(store, there)
     assert_pulled(store, there)
@@ -351,12 +356,12 @@ def test_a_manifest_that_lies_about_lengths_is_found_out(store, there):
     "body, expected",
     [
         (b"{", "invalid JSON"),
-        (b'{"manifests":[{"digest":"sha256:00"}]}', "names no layer"),
+        (b'{"manifests":[{"digest":"sha256:00"}]}', "no layers; not a model"),
         (b'{"layers":[{"digest":"../../../etc/passwd","size":1}]}', "expected sha256: and 64 hex digits"),
         (b'{"layers":[{"digest":"sha512:' + b"0" * 128 + b'","size":1}]}', "expected sha256: and 64 hex digits"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(store, there, body, expected):
+def test_an_invalid_manifest_is_an_error(store, there, body, expected):
     there.manifests["lab/m:latest"] = body
     with pytest.raises(BadManifest, match=expected):
         pull(store, there)
@@ -369,31 +374,31 @@ def test_a_manifest_that_is_none_is_refused(store, there, body, expected):
         (Answer(404), "file does not exist"),
         (Answer(403, body=b"no\nentry"), "403: no entry"),
         (Answer(500, body=b"x"), "500: x"),
-        (Answer(200, {"Docker-Content-Digest": DIGEST}, b"{}"), f"the registry says {DIGEST}"),
-        (Answer(200, {}, b"{}", stall=1), "no byte for 0.25 seconds"),
+        (Answer(200, {"Docker-Content-Digest": DIGEST}, b"{}"), f"expected Docker-Content-Digest {DIGEST}"),
+        (Answer(200, {}, b"{}", stall=1), "no data for 0.25 seconds"),
         (Answer(200, {}, b"{}", cut=1), "max retries exceeded"),
-        (Answer(200, {}, b"{}", stall=0), "no byte for 0.25 seconds"),
+        (Answer(200, {}, b"{}", stall=0), "no data for 0.25 seconds"),
     ],
     ids=range(7),
 )
-def test_a_manifest_that_does_not_come_is_said(store, there, answer, expected):
+def test_a_failed_manifest_request_is_an_error(store, there, answer, expected):
     there.spoil = lambda request, _: answer
     with pytest.raises(RegistryError, match="^pull model manifest: .*" + expected):
         pull(store, there)
 
 
-def test_where_nobody_listens_is_said_at_once(store, there, monkeypatch):
-    monkeypatch.setattr(retry, "PAUSE", 60)  # before a second try
+def test_an_unreachable_registry_is_an_error_at_once(store, there, monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 60)
     began = time.monotonic()
     with pytest.raises(
         RegistryError, match=r'^pull model manifest: Get "http://127.0.0.1:1/v2/lab/m/manifests/latest": con.* refused'
     ):
         list(pulling(store, "127.0.0.1:1"))
-    with pytest.raises(RegistryError, match=r"tls: .* wants `insecure`"):
+    with pytest.raises(RegistryError, match=r"tls: .*; use `insecure`"):
         pull(store, there, insecure=False)
     with pytest.raises(RequestError, match="insecure protocol http"):
         list(pulling(store, f"http://{there.host}", insecure=False))
-    with pytest.raises(RegistryError, match="a:b:c: no host"):
+    with pytest.raises(RegistryError, match="a:b:c: invalid host"):
         list(pulling(store, "a:b:c"))
     assert time.monotonic() - began < 30
 
@@ -405,7 +410,7 @@ def to(location, status=307):
     return lambda answer: Answer(status, {"Location": location})
 
 
-def test_another_host_gets_the_ranges_and_no_authorization(store, there):
+def test_a_redirect_keeps_the_range_and_drops_the_authorization(store, there):
     other = Registry()
     other.blobs = {f"{DIGEST}x": WEIGHTS}
     there.spoil = challenge("Basic realm=x", lambda headers: headers.get("authorization", "").startswith("Basic"))
@@ -420,7 +425,7 @@ def test_another_host_gets_the_ranges_and_no_authorization(store, there):
     assert all("authorization" in request.headers for request in there.asked("GET", "blobs"))
 
 
-def test_what_another_host_refuses_is_said_without_its_secrets(store, there):
+def test_an_error_after_a_redirect_hides_the_urls_secrets(store, there):
     other = Registry()
     other.spoil = lambda request, answer: Answer(401, {"WWW-Authenticate": "Basic realm=x"}, b"expired")
     spoil_each(there, to(f"{other.url}/v2/a/b/blobs/{DIGEST}?signature=secret"))
@@ -440,26 +445,26 @@ def test_a_location_may_be_relative(store, there):
     assert_pulled(store, there)
 
 
-def test_a_circle_is_said_at_once(store, there):
+def test_a_circle_of_redirects_is_an_error_at_once(store, there):
     spoil_each(there, to(f"/v2/lab/m/blobs/{DIGEST}"))
     with pytest.raises(RegistryError, match=f"{SHORT}: redirected in a circle: http"):
         pull(store, there)
     assert len(there.ranges(DIGEST)) <= 5
 
 
-def test_redirects_end(store, there):
+def test_the_number_of_redirects_is_limited(store, there):
     there.spoil = lambda request, answer: to(f"{request.path}x")(answer) if DIGEST in request.path else answer
     with pytest.raises(RegistryError, match="redirected more than 10 times"):
         pull(store, there)
 
 
-def test_nothing_but_http_is_followed(store, there):
+def test_redirects_are_followed_to_http_only(store, there):
     spoil_each(there, to("file:///etc/passwd"))
     with pytest.raises(RegistryError, match="redirected from http to file"):
         pull(store, there)
 
 
-# --- broken off and gone on with ---
+# --- resuming ---
 
 
 def partials(store):
@@ -468,7 +473,7 @@ def partials(store):
 
 def test_part_files_have_ollamas_form(store, there):
     spoil_each(there, lambda answer: replace(answer, stall=5))
-    with pytest.raises(RegistryError, match=r"what has come is kept, .* of 409600 bytes: pull again"):
+    with pytest.raises(RegistryError, match=r"kept \d+ of 409600 bytes, pull again to resume"):
         pull(store, there)
     left = partials(store)
     assert set(left) == {"", "-0", "-1", "-2", "-3", "-4"}
@@ -477,7 +482,7 @@ def test_part_files_have_ollamas_form(store, there):
 
 
 def leave(store, completed, content=WEIGHTS, sizes=(300_000, 109_600)):
-    """What Ollama would leave behind."""
+    """Write the partial files of an interrupted pull by Ollama."""
     blobs = store.root / "blobs"
     blobs.mkdir(parents=True)
     name = DIGEST.replace(":", "-")
@@ -487,15 +492,15 @@ def leave(store, completed, content=WEIGHTS, sizes=(300_000, 109_600)):
         (blobs / f"{name}-partial-{n}").write_text(json.dumps(record, separators=(",", ":")) + "\n")
 
 
-def test_what_ollama_left_is_finished_and_told(store, there):
+def test_a_pull_that_ollama_began_is_resumed_and_reported(store, there):
     leave(store, [300_000, 1_000], WEIGHTS[:301_000] + bytes(108_600))
-    said = pull(store, there)
+    got = pull(store, there)
     assert_pulled(store, there)
     assert there.ranges(DIGEST) == ["bytes=301000-409599"]
-    assert next(status["completed"] for status in said if status.get("digest") == DIGEST) == 301_000
+    assert next(status["completed"] for status in got if status.get("digest") == DIGEST) == 301_000
 
 
-def test_what_begins_says_that_nothing_was_kept(store, there):
+def test_the_first_status_of_a_new_download_has_no_completed_bytes(store, there):
     there.spoil = lambda request, answer: there.over.wait(0.1) or answer
     assert next(status for status in pull(store, there) if status.get("digest") == DIGEST) == {
         "status": f"pulling {SHORT}",
@@ -526,7 +531,7 @@ def test_part_files_that_contradict_each_other_are_not_used(store, there, spoile
     assert len(there.ranges(DIGEST)) == 5
 
 
-def test_wrong_bytes_that_were_left_are_fetched_anew(store, there):
+def test_wrong_resumed_bytes_are_fetched_again(store, there):
     leave(store, [300_000, 109_600], flipped(WEIGHTS))
     pull(store, there)
     assert_pulled(store, there)
@@ -544,16 +549,17 @@ PULLER = """
 import sys
 from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
-from numllama.engine.store.registry import download, retry, transfer
+from numllama.engine.store.registry import download, repository, retry, transfer
 from numllama.engine.store.registry.auth import Credentials
-retry.MB, download.RECORD = 1000, 0
+retry.PROGRESS_BYTES, download.RECORD_INTERVAL_S = 1000, 0
+repository.MIN_PART_BYTES, repository.MAX_PART_BYTES = 100_000, 1_000_000
 name = ModelName.parse(sys.argv[2])
 for status in transfer.pull(Store(sys.argv[1]), download.Downloads(), name, True, Credentials(), RequestHandle()):
     print(status, flush=True)
 """
 
 
-def test_a_killed_process_leaves_what_the_next_one_goes_on_with(store, there):
+def test_a_download_of_a_killed_process_is_resumed(store, there):
     spoil_each(there, lambda answer: replace(answer, stall=65_536) if len(answer.body) > 65_536 else answer)
     command = [sys.executable, "-c", PULLER, str(store.root), f"{there.host}/lab/m"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -562,7 +568,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(store, there):
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert_nothing_wrong(store)
+    assert_no_model_and_valid_blobs(store)
     there.seen.clear()
     there.spoil = lambda request, answer: answer
     pull(store, there)
@@ -577,31 +583,31 @@ def test_two_processes_fetch_each_blob_once(store, there):
     command = [sys.executable, "-c", PULLER, str(store.root), f"{there.host}/lab/m"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     until(lambda: len(there.ranges(DIGEST)) == 5, 20)
-    said = []
-    other = threading.Thread(target=lambda: said.extend(pull(store, there)))
+    got = []
+    other = threading.Thread(target=lambda: got.extend(pull(store, there)))
     other.start()
     until(lambda: len(there.asked("GET", "manifests")) == 2)
     hold.set()
     out, _ = process.communicate(timeout=20)
     other.join()
-    assert b"success" in out and words(said)[-1] == "success"
+    assert b"success" in out and words(got)[-1] == "success"
     assert_pulled(store, there)
     assert len(there.ranges(DIGEST)) == 5
 
 
-# --- together ---
+# --- shared downloads ---
 
 
 def n_waiting(downloads):
     return sum(download.n_waiting for download in list(downloads._running.values()))
 
 
-def test_two_who_want_one_blob_share_its_download(store, there, monkeypatch):
-    monkeypatch.setattr(http, "STALL", 20)  # while answers are held back
-    hold, downloads, said = threading.Event(), Downloads(), [[], []]
+def test_two_pulls_of_one_blob_share_its_download(store, there, monkeypatch):
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 20)  # longer than answers are held back
+    hold, downloads, got = threading.Event(), Downloads(), [[], []]
     there.spoil = lambda request, answer: hold.wait(10) and answer if DIGEST in request.path else answer
     calls = [
-        threading.Thread(target=lambda n=n: said[n].extend(pull(store, there, downloads=downloads))) for n in (0, 1)
+        threading.Thread(target=lambda n=n: got[n].extend(pull(store, there, downloads=downloads))) for n in (0, 1)
     ]
     for call in calls:
         call.start()
@@ -611,12 +617,12 @@ def test_two_who_want_one_blob_share_its_download(store, there, monkeypatch):
         call.join()
     assert_pulled(store, there)
     assert len(there.ranges(DIGEST)) == 5
-    assert [words(statuses)[-1] for statuses in said] == ["success", "success"]
-    assert all(any(status.get("digest") == DIGEST for status in statuses) for statuses in said)
+    assert [words(statuses)[-1] for statuses in got] == ["success", "success"]
+    assert all(any(status.get("digest") == DIGEST for status in statuses) for statuses in got)
 
 
-def test_a_download_ends_with_the_last_who_waits_for_it(store, there, monkeypatch):
-    monkeypatch.setattr(http, "STALL", 10)
+def test_a_download_ends_with_its_last_waiting_client(store, there, monkeypatch):
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 10)
     spoil_each(there, lambda answer: replace(answer, stall=50))
     downloads, calls, ends = Downloads(), [RequestHandle(), RequestHandle()], [None, None]
 
@@ -637,15 +643,15 @@ def test_a_download_ends_with_the_last_who_waits_for_it(store, there, monkeypatc
     (download,) = downloads._running.values()
     calls[0].cancel()
     threads[0].join(2)
-    assert ends[0] and not download.over.is_set()
+    assert ends[0] and not download.finished.is_set()
     calls[1].cancel()
     threads[1].join(5)
-    assert ends[1] and download.over.is_set()  # though the registry says nothing
+    assert ends[1] and download.finished.is_set()  # although the registry sends nothing
     assert all(b'"Completed":50}' in path.read_bytes() for n, path in partials(store).items() if n)
 
 
-def test_who_joins_a_download_that_fails_tries_with_a_registry_of_their_own(store, there, monkeypatch):
-    monkeypatch.setattr(http, "STALL", 20)  # while answers are held back
+def test_a_pull_whose_shared_download_fails_retries_from_its_own_registry(store, there, monkeypatch):
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 20)  # longer than answers are held back
     bad, downloads, hold = Registry(), Downloads(), threading.Event()
     bad.manifests = there.manifests
     bad.spoil = lambda request, answer: (hold.wait(10) and Answer(403)) if DIGEST in request.path else answer
@@ -660,19 +666,19 @@ def test_who_joins_a_download_that_fails_tries_with_a_registry_of_their_own(stor
     thread.start()
     until(lambda: downloads._running)
     statuses = pulling(store, there.host, downloads=downloads)
-    said = [next(statuses)]
-    second = threading.Thread(target=lambda: said.extend(statuses))
+    got = [next(statuses)]
+    second = threading.Thread(target=lambda: got.extend(statuses))
     second.start()
     until(lambda: n_waiting(downloads) == 2)
     hold.set()
     thread.join()
     second.join()
     bad.close()
-    assert failed and words(said)[-1] == "success"
+    assert failed and words(got)[-1] == "success"
     assert_pulled(store, there)
 
 
-def test_a_server_that_ends_says_so_and_keeps_what_came(store, there):
+def test_a_server_shutdown_ends_the_pull_and_keeps_the_partial_files(store, there):
     spoil_each(there, lambda answer: replace(answer, stall=50))
     downloads = Downloads()
     statuses = pulling(store, there.host, downloads=downloads)
@@ -684,11 +690,11 @@ def test_a_server_that_ends_says_so_and_keeps_what_came(store, there):
     assert len(partials(store)) == 6
 
 
-# --- who asks ---
+# --- authentication ---
 
 
 def challenge(header, is_enough):
-    """A registry that answers 401 to all whose headers are not enough."""
+    """Answer 401 with `header` unless `is_enough(headers)`."""
 
     def spoil(request, answer):
         return answer if is_enough(request.headers) else Answer(401, {"WWW-Authenticate": header}, b"who?")
@@ -713,7 +719,11 @@ def test_basic_credentials_come_from_the_environment_or_dockers_file(store, ther
 
 
 class Tokens:
-    """A registry that wants a token, and the one who gives it to whomever `grants` says; it forgets after `uses`."""
+    """A registry that requires a token, and its token server.
+
+    grants   whether a request for a token is granted
+    uses     requests that a token is valid for
+    """
 
     def __init__(self, double, grants, uses=1000):
         self.double, self.grants, self.uses, self.given, self.left = double, grants, uses, [], {}
@@ -727,15 +737,15 @@ class Tokens:
             token = f"t{len(self.given)}"
             self.left[f"Bearer {token}"] = self.uses
             return Answer(200, body=json.dumps({"token": token}).encode())
-        said = request.headers.get("authorization")
-        if self.left.get(said, 0) > 0:
-            self.left[said] -= 1
+        header = request.headers.get("authorization")
+        if self.left.get(header, 0) > 0:
+            self.left[header] -= 1
             return self.inner(request)
-        wanted = f'Bearer realm="{self.double.url}/token",service="reg",scope="repository:lab/m:pull"'
-        return Answer(401, {"WWW-Authenticate": wanted})
+        challenge = f'Bearer realm="{self.double.url}/token",service="reg",scope="repository:lab/m:pull"'
+        return Answer(401, {"WWW-Authenticate": challenge})
 
 
-def test_a_token_for_anybody_is_asked_for_without_a_name(store, there, tmp_path):
+def test_an_anonymous_token_is_requested_first(store, there, tmp_path):
     keys = Credentials(keys=tmp_path)
     keys.ensure_key()
     tokens = Tokens(there, lambda request: True)
@@ -747,7 +757,7 @@ def test_a_token_for_anybody_is_asked_for_without_a_name(store, there, tmp_path)
     )
 
 
-def test_a_token_is_signed_for_as_ollama_does(store, there, tmp_path):
+def test_a_token_request_is_signed_as_ollama_signs_it(store, there, tmp_path):
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
     def is_signed(request):
@@ -770,20 +780,20 @@ def test_a_token_is_signed_for_as_ollama_does(store, there, tmp_path):
     assert abs(int(asked.query["ts"][0]) - time.time()) < 60
 
 
-def test_a_token_that_runs_out_is_renewed(store, there):
+def test_an_expired_token_is_renewed(store, there):
     tokens = Tokens(there, lambda request: True, uses=3)
     pull(store, there)
     assert_pulled(store, there)
     assert len(tokens.given) >= 3
 
 
-def test_a_token_that_runs_out_while_a_blob_is_sent_is_renewed(pushed, there):
+def test_a_token_that_expires_during_an_upload_is_renewed(pushed, there):
     tokens = Tokens(there, lambda request: True, uses=3)
     push(pushed, there)
     assert there.blobs[DIGEST] == WEIGHTS and len(tokens.given) >= 4
 
 
-def test_a_name_and_password_get_a_token_too(store, there):
+def test_a_token_is_requested_with_user_and_password(store, there):
     expected = "Basic " + base64.b64encode(b"u:p").decode()
     tokens = Tokens(there, lambda request: request.headers.get("authorization") == expected)
     with pytest.raises(Unauthorized, match="access denied; 401: not you"):
@@ -793,7 +803,7 @@ def test_a_name_and_password_get_a_token_too(store, there):
     assert len(tokens.given) == 1
 
 
-def test_a_realm_elsewhere_gets_nothing(store, there):
+def test_a_realm_at_another_host_gets_no_request(store, there):
     other = Registry()
     there.spoil = challenge(f'Bearer realm="{other.url}/token",service="s"', lambda headers: False)
     text = f'realm host "{other.host}" does not match original host "{there.host}"'
@@ -804,13 +814,13 @@ def test_a_realm_elsewhere_gets_nothing(store, there):
 
 
 @pytest.mark.parametrize("header", ["", "Negotiate", 'Bearer realm=""', "Bearer realm=http://["])
-def test_a_challenge_that_nobody_can_meet_is_an_error(store, there, header):
+def test_an_unsupported_challenge_is_an_error(store, there, header):
     there.spoil = challenge(header, lambda headers: False)
     with pytest.raises(RegistryError):
         pull(store, there)
 
 
-def test_the_key_is_opensshs_and_its_owners(tmp_path):
+def test_the_key_has_opensshs_format_and_is_private(tmp_path):
     keys = Credentials(keys=tmp_path / "new")
     assert keys.signature("GET", "http://x") == ""
     keys.ensure_key()
@@ -830,7 +840,7 @@ def test_the_key_is_opensshs_and_its_owners(tmp_path):
 
 @pytest.fixture
 def pushed(store, there):
-    """The store has lab/m of `there`, which has nothing any more."""
+    """A store with lab/m, pulled from `there`, which is then emptied."""
     pull(store, there)
     there.blobs.clear()
     there.manifests.clear()
@@ -838,11 +848,11 @@ def pushed(store, there):
     return store
 
 
-def test_a_pushed_model_is_the_same_there(pushed, there):
-    said = push(pushed, there)
+def test_a_pushed_model_is_the_stores_byte_for_byte(pushed, there):
+    got = push(pushed, there)
     layers = pushed.resolve(f"{there.host}/lab/m").manifest.all_layers
     blobs = [f"pushing {layer.digest[7:19]}" for layer in layers]
-    assert words(said) == ["retrieving manifest", *blobs, "pushing manifest", "success"]
+    assert words(got) == ["retrieving manifest", *blobs, "pushing manifest", "success"]
     assert there.blobs[DIGEST] == WEIGHTS and set(there.blobs) == {layer.digest for layer in layers}
     assert there.manifests["lab/m:latest"] == pushed.manifest_bytes(pushed.resolve(f"{there.host}/lab/m"))
     patches = [(request.headers["content-range"], len(request.body)) for request in there.asked("PATCH")][:5]
@@ -856,22 +866,22 @@ def test_a_pushed_model_is_the_same_there(pushed, there):
         and re.fullmatch("[0-9a-f]{32}-5", commit["etag"][0])
     )
     there.seen.clear()
-    assert words(push(pushed, there)) == words(said)
+    assert words(push(pushed, there)) == words(got)
     assert [request.method for request in there.seen] == ["HEAD"] * 3 + ["PUT"]
 
 
-def test_a_manifest_made_here_goes_without_its_last_newline(store, there):
+def test_a_blob_of_the_wrong_size_is_not_pushed(store, there):
     layers = [{"mediaType": MODEL, "digest": store.put_blob([b"w"])[0], "size": 1}]
     data = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers}).encode()
     store.write_manifest(ModelName.parse(f"{there.host}/lab/m"), data + b"\n")
     store.blobs.path(layers[0]["digest"]).write_bytes(b"{}")
-    with pytest.raises(BadManifest, match="2 bytes, expected 1"):
+    with pytest.raises(BadManifest, match="2 bytes, expected 1 as in its manifest"):
         push(store, there)
     store.blobs.path(layers[0]["digest"]).write_bytes(b"w")
     store.list()
 
 
-def test_relative_locations_and_a_broken_upload_are_fine(pushed, there):
+def test_an_upload_follows_relative_locations_and_is_retried(pushed, there):
     n_patches = []
 
     def spoil(request, answer):
@@ -896,19 +906,19 @@ def test_relative_locations_and_a_broken_upload_are_fine(pushed, there):
         ("PATCH", Answer(500, body=b"full"), "max retries exceeded: 500: full"),
         ("PATCH", Answer(416), "416"),
         ("PUT", Answer(400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}'), "400: .*DIGEST_INVALID"),
-        ("PATCH", Answer(202, body=b"xx", stall=1), "max retries exceeded: .*no byte for"),
+        ("PATCH", Answer(202, body=b"xx", stall=1), "max retries exceeded: .*no data for"),
     ],
     ids=range(7),
 )
-def test_a_push_that_fails_says_where(pushed, there, method, answer, expected):
+def test_a_failed_push_names_the_blob(pushed, there, method, answer, expected):
     there.spoil = lambda request, true: answer if request.method == method else true
     with pytest.raises(RegistryError, match=f"pushing {SHORT}: .*{expected}"):
         push(pushed, there)
     assert there.manifests == {}
 
 
-def test_parts_may_be_wanted_elsewhere(pushed, there):
-    """The registry keeps the upload's place and sends the bytes to another host, which is told nothing of us."""
+def test_an_upload_may_be_redirected_without_credentials(pushed, there):
+    """The registry redirects the bytes of each part to another host, which gets no credentials."""
     other, parts = Registry(), []
     other.answer = lambda request: parts.append(request) or Answer(200)
     there.spoil = challenge("Basic realm=x", lambda headers: "authorization" in headers)
@@ -923,9 +933,7 @@ def test_parts_may_be_wanted_elsewhere(pushed, there):
         return answer
 
     there.spoil = spoil
-    with pytest.raises(
-        RegistryError, match="DIGEST_INVALID"
-    ):  # of the second blob: the double does not keep all this up
+    with pytest.raises(RegistryError, match="DIGEST_INVALID"):  # at the second blob, which the double does not support
         push(pushed, there, credentials=Credentials("u", "p"))
     other.close()
     assert b"".join(part.body for part in parts[:5]) == WEIGHTS and DIGEST in there.blobs
@@ -946,7 +954,7 @@ def test_a_layer_is_mounted_from_the_model_it_came_from(pushed, there):
     assert len(there.asked("PATCH")) == 1  # the config
 
 
-def test_a_model_that_is_not_here_cannot_be_pushed(store, there):
+def test_a_missing_model_cannot_be_pushed(store, there):
     statuses = transfer.push(store, f"{there.host}/lab/none", True, Credentials(), RequestHandle())
     assert [next(statuses)["status"], next(statuses)["status"]] == ["retrieving manifest", "couldn't retrieve manifest"]
     with pytest.raises(
@@ -966,7 +974,7 @@ needs_docker_registry = pytest.mark.skipif(
 
 @pytest.fixture
 def debians(tmp_path):
-    """Called with what DockerRegistry takes, it starts one."""
+    """A function that starts a DockerRegistry with the given arguments."""
     started = []
 
     def start(**kwargs):
@@ -981,7 +989,7 @@ def debians(tmp_path):
 
 
 def copy_to(store, double, name="lab/m"):
-    """The model of WEIGHTS, under a name that is `double`'s."""
+    """Store the model of WEIGHTS under a name in the registry `double`."""
     layers = [replace(model_layer(store, MODEL, WEIGHTS), source="w.gguf"), model_layer(store, SYSTEM, b"S")]
     config = model_layer(store, "application/vnd.docker.container.image.v1+json", b'{"model_format":"gguf"}\n')
     from numllama.engine.store.manifest import Manifest
@@ -1016,7 +1024,7 @@ def test_a_model_goes_through_debians_registry_unchanged(store, debians, tmp_pat
 
 
 @needs_docker_registry
-def test_debians_registry_may_fail_on_the_way(store, debians, tmp_path):
+def test_debians_registry_with_failed_requests(store, debians, tmp_path):
     double, other = debians(), Store(tmp_path / "other")
     copy_to(store, double)
     seen = []
@@ -1034,8 +1042,8 @@ def test_debians_registry_may_fail_on_the_way(store, debians, tmp_path):
 
 
 @needs_docker_registry
-def test_debians_registry_may_die_and_come_back(store, debians, tmp_path, monkeypatch):
-    monkeypatch.setattr(retry, "PAUSE", 0.2)
+def test_a_pull_survives_a_restart_of_debians_registry(store, debians, tmp_path, monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.2)
     double, other = debians(), Store(tmp_path / "other")
     copy_to(store, double)
     push(store, double)
@@ -1055,7 +1063,7 @@ def test_debians_registry_may_die_and_come_back(store, debians, tmp_path, monkey
 
 
 @needs_docker_registry
-def test_debians_registry_asks_for_a_password(store, debians, tmp_path):
+def test_debians_registry_accepts_user_and_password(store, debians, tmp_path):
     bcrypt = "$2y$04$TbU4xbK6j7iS983QmYvMJePfv6kyjKs3dkvq9dnldO1IBJV3gnjw."  # of "password"
     (tmp_path / "htpasswd").write_text(f"user:{bcrypt}\n")
     double = debians(auth=f"auth:\n  htpasswd:\n    realm: r\n    path: {tmp_path / 'htpasswd'}\n")
@@ -1069,7 +1077,7 @@ def test_debians_registry_asks_for_a_password(store, debians, tmp_path):
 
 
 @needs_docker_registry
-def test_debians_registry_takes_a_token_for_each_scope(store, debians, tmp_path):
+def test_debians_registry_accepts_a_token_per_scope(store, debians, tmp_path):
     from datetime import datetime, timedelta
 
     from cryptography import x509
@@ -1085,7 +1093,7 @@ def test_debians_registry_takes_a_token_for_each_scope(store, debians, tmp_path)
     asked = []
 
     def token(request):
-        """Anybody may read, and who signs may write."""
+        """Grant pull without authentication, and push to signed requests."""
         asked.append(request)
         scopes = [scope.split(":") for scope in request.query.get("scope", [])]
         may = {"pull"} | ({"push"} if "authorization" in request.headers else set())
