@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import BadModelfile, BadName
-from ...engine.store.make.modelfile import Instruction, parse_modelfile, wishes
-from ...engine.store.make.sources import sources
+from ...engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile
+from ...engine.store.make.sources import find_sources
 from ...engine.store.name import ModelName
 from .client import Client, ServerError
 from .find import store_owner
@@ -32,8 +32,8 @@ def create_model(model: str, file: str | None = None, quantize: str = "") -> Non
     commands, folder = _modelfile(file)
     with closing(store_owner()) as models, Progress() as progress:
         progress.tell({"status": "gathering model components"})
-        said = wishes(commands)
-        said |= sources(commands, folder).uploaded(lambda path: _put(models, path, progress))
+        said = create_arguments(commands)
+        said |= find_sources(commands, folder).uploaded(lambda path: _put(models, path, progress))
         said |= {"quantize": quantize} if quantize else {}
         progress.follow(models.create(model, **said))
 

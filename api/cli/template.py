@@ -18,7 +18,7 @@ from ...engine.options import RequestOptions
 from ...engine.serve.prompting import full_history, render_prompt
 from ...engine.settings import Settings
 from ...engine.store import default_store
-from ...engine.store.make.modelfile import decoded, parse_modelfile, wishes
+from ...engine.store.make.modelfile import create_arguments, decode_text, parse_modelfile
 from ...engine.template import Message, Template, chat_messages, go, mark_images
 from ..wire.schema import ChatRequest
 from .find import is_gguf
@@ -80,7 +80,7 @@ def find(source: str) -> Source:
         return of_model(source)
     if path.suffix.lower() == ".gguf" or is_gguf(path):
         return Source(Template.from_gguf(GGUF.open(path)))
-    text, suffix = decoded(path.read_bytes()), path.suffix.lower()
+    text, suffix = decode_text(path.read_bytes()), path.suffix.lower()
     if suffix == ".modelfile" or (path.stem.lower() == "modelfile" and suffix not in JINJA | GO):
         return of_modelfile(source, text)
     is_jinja = suffix in JINJA or (suffix not in GO and "{%" in text)
@@ -98,7 +98,7 @@ def of_model(name: str) -> Source:
 
 
 def of_modelfile(source: str, text: str) -> Source:
-    said = wishes(parse_modelfile(text))
+    said = create_arguments(parse_modelfile(text))
     if "template" not in said:
         raise RequestError(f"{source}: there is no TEMPLATE in it; it has the one of the model in FROM")
     own = {"system": said.get("system", ""), "history": said.get("messages", ())}
@@ -124,7 +124,7 @@ def decoded_list(path: str, what: str) -> list[Any]:
 
 
 def text_in(path: str) -> str:
-    return sys.stdin.read() if path == "-" else decoded(Path(path).read_bytes())
+    return sys.stdin.read() if path == "-" else decode_text(Path(path).read_bytes())
 
 
 def json_of(text: str, path: str) -> Any:

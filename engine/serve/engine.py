@@ -332,13 +332,13 @@ class Engine:
         **more: Any,
     ) -> Iterator[dict]:
         """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
-        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), fits=check_fits, **more)
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), check_fits=check_fits, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None
     ) -> Iterator[dict]:
         """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
-        more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "fits": check_fits}
+        more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "check_fits": check_fits}
         return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
     def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict]:

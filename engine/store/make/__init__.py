@@ -1,1 +1,1 @@
-"""Making models: Modelfiles, conversion, quantization."""
+"""Creation of models: Modelfiles, conversion, quantization."""

@@ -1,10 +1,10 @@
-"""A model in Hugging Face's layout as GGUF: safetensors, config.json and a tokenizer become key-values and tensors.
+"""Conversion of a model in Hugging Face's layout to GGUF: safetensors, config.json and the tokenizer.
 
     model.layers.0.self_attn.q_proj.weight   ->   blk.0.attn_q.weight
     rms_norm_eps                             ->   llama.attention.layer_norm_rms_epsilon
 
-No weight changes: matrices keep their format, vectors become F32.  But queries and keys of a Llama are put in another
-order.  Hugging Face's code turns component i of a head together with i + n / 2; GGUF's "norm" pairing turns neighbours:
+Matrices keep their format; vectors become F32.  The rows of a Llama's query and key matrices are permuted, because
+Hugging Face's RoPE rotates component i of a head with i + n / 2, and GGUF's "norm" RoPE rotates neighbours:
 
     a0 a1 a2 b0 b1 b2   ->   a0 b0 a1 b1 a2 b2
 
@@ -31,7 +31,7 @@ from .convert_tokenizer import tokenizer_kv
 from .quantize import check_blocks, slices
 from .safetensors import read_safetensors
 
-MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
+MAX_JSON_BYTES = 256 << 20  # the largest known tokenizer.json has 35 MB
 F32 = FORMATS_BY_NAME["F32"]
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -40,12 +40,12 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-OUTSIDE = {
+GLOBAL_TENSORS = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-IN_LAYER = {
+LAYER_TENSORS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -56,15 +56,15 @@ IN_LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}  # a qwen3's
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}  # of qwen3
 BIASED = ("attn_q", "attn_k", "attn_v")
 
 
-def converted(files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Streamed]]:
-    """The key-values and tensors of the model that `files` hold, for the writer.
+def convert_model(files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Streamed]]:
+    """Convert a model to GGUF key-values and tensors.
 
-    files   by their names in the model's folder: config.json, *.safetensors, tokenizer.json or tokenizer.model, ...
-    Raises: ModelError for what is missing, RequestError for what is not as it should be
+    files   by name in the model's folder: config.json, *.safetensors, tokenizer.json or tokenizer.model, ...
+    Raises: ModelError for a missing file or tensor, RequestError for an invalid one
     """
     config = _json(files, "config.json")
     model = _Config(config)
@@ -79,7 +79,7 @@ def converted(files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Streamed]
     formats = [tensor.format.name for tensor in streamed if len(tensor.shape) == 2]
     more = {name: _json(files, name) for name in ("tokenizer_config.json", "generation_config.json") if name in files}
     tokenizer = _json(files, "tokenizer.json") if "tokenizer.json" in files else None
-    spm = read_limited(files["tokenizer.model"], MAX_JSON) if "tokenizer.model" in files else None
+    spm = read_limited(files["tokenizer.model"], MAX_JSON_BYTES) if "tokenizer.model" in files else None
     kv: dict[str, Any] = model.kv() | {"general.file_type": U32(FILE_TYPES[max(formats, key=formats.count)])}
     kv |= tokenizer_kv(tokenizer, spm, config, more, model.n_vocab)
     if "chat_template.jinja" in files:
@@ -88,7 +88,7 @@ def converted(files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Streamed]
 
 
 class _Config:
-    """What config.json says, checked."""
+    """The checked content of config.json."""
 
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
@@ -97,7 +97,7 @@ class _Config:
         if name not in ARCHITECTURES:
             raise RequestError(f"config.json: architecture {str(name)!r} is not one of {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[name]
-        self.in_layer = IN_LAYER | (HEAD_NORMS if self.architecture == "qwen3" else {})
+        self.in_layer = LAYER_TENSORS | (HEAD_NORMS if self.architecture == "qwen3" else {})
         self.n_layer, self.n_embd = self.count("num_hidden_layers"), self.count("hidden_size")
         self.n_head = self.count("num_attention_heads")
         self.n_head_kv = self.count("num_key_value_heads", self.n_head)
@@ -156,7 +156,7 @@ class _Config:
         return kv | ({f"{self.architecture}.rope.scaling.type": "linear"} if self.rope_type == "linear" else {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes that tensors have, by the end of their GGUF name."""
+        """Return the expected shapes of tensors, by the end of their GGUF name."""
         n_q, n_kv = self.n_head * self.n_head_dim, self.n_head_kv * self.n_head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "attn_q.weight": (n_q, self.n_embd),
@@ -172,20 +172,20 @@ class _Config:
         return shapes | dict.fromkeys(("ffn_gate.weight", "ffn_up.weight"), (self.n_ff, self.n_embd))
 
     def streamed(self, tensors: Mapping[str, Tensor]) -> list[Streamed]:
-        """The tensors under GGUF's names, in its order, every one of the shape that it must have."""
+        """Return the tensors with their GGUF names, after checking that none is missing and all shapes are right."""
         by_name: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if new := self.gguf_name(name):
                 by_name[new] = tensor
             elif not name.endswith("rotary_emb.inv_freq"):
-                raise RequestError(f"tensor {name[:100]!r} is not known of a {self.architecture}")
+                raise RequestError(f"tensor {name[:100]!r} is unknown in architecture {self.architecture}")
         if self.config.get("tie_word_embeddings"):
             by_name.pop("output.weight", None)
         shapes = self.shapes()
         needed = ["token_embd.weight", "output_norm.weight"]
         needed += [f"blk.{il}.{part}.weight" for il in range(self.n_layer) for part in self.in_layer.values()]
         if missing := [name for name in needed if name not in by_name]:
-            raise ModelError(f"{len(missing)} tensors are missing, {missing[0]!r} the first of them")
+            raise ModelError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
         streamed = []
         if self.rope_type == "llama3":
             factors = self.rope_factors()
@@ -199,8 +199,8 @@ class _Config:
         return streamed
 
     def gguf_name(self, name: str) -> str | None:
-        if name in OUTSIDE:
-            return OUTSIDE[name]
+        if name in GLOBAL_TENSORS:
+            return GLOBAL_TENSORS[name]
         found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.(.+)\.(weight|bias)", name)
         part = self.in_layer.get(found[2]) if found else None
         if not found or part is None or int(found[1]) >= self.n_layer or (found[3] == "bias" and part not in BIASED):
@@ -208,7 +208,7 @@ class _Config:
         return f"blk.{found[1]}.{part}.{found[3]}"
 
     def pieces(self, name: str, tensor: Tensor) -> Iterator[np.ndarray]:
-        """The blocks under that GGUF name, every weight looked at."""
+        """Yield the blocks of the tensor with that GGUF name, after checking every weight."""
         for start, blocks in slices(tensor):
             check_blocks(tensor, start, blocks)
         is_query, is_key = ".attn_q." in name, ".attn_k." in name
@@ -221,13 +221,16 @@ class _Config:
             yield from (blocks for _, blocks in slices(tensor))
 
     def rope_factors(self) -> np.ndarray:
-        """What Llama 3 divides each frequency by: long waves by `factor`, short ones by 1.  f32 [n_head_dim / 2]"""
+        """Return the divisor of each RoPE frequency in Llama 3: `factor` for long waves, 1 for short ones.
+
+        -> f32 [n_head_dim / 2]
+        """
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         factor, low, high, n_ctx = (self.number(self.rope, name) for name in names)
         if high <= low:
             raise RequestError(f"config.json: high_freq_factor is {high}, expected more than low_freq_factor, {low}")
         frequencies = self.rope_theta ** -(np.arange(0, self.n_head_dim, 2) / self.n_head_dim)
-        turns = n_ctx * frequencies / (2 * np.pi)  # that a wave makes in the window that it was trained on
+        turns = n_ctx * frequencies / (2 * np.pi)  # number of turns of each wave in the original context window
         smooth = np.clip((turns - low) / (high - low), 0, 1)
         return (1 / ((1 - smooth) / factor + smooth)).astype("<f4")
 
@@ -236,6 +239,6 @@ def _json(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     if name not in files:
         raise ModelError(f"open {name}: no such file or directory")
     try:
-        return read_json(read_limited(files[name], MAX_JSON), name, dict)
+        return read_json(read_limited(files[name], MAX_JSON_BYTES), name, dict)
     except BadManifest as error:
         raise RequestError(str(error).replace(str(files[name]), name)) from None

@@ -1,8 +1,9 @@
-"""A Hugging Face tokenizer as the key-values of a GGUF.
+"""Conversion of a Hugging Face tokenizer to GGUF key-values.
 
-tokenizer.json    byte-level BPE: pieces, merges, and the expression that cuts text into words
+tokenizer.json    byte-level BPE: pieces, merges, and the regular expression that splits text into words
 tokenizer.model   SPM, sentencepiece's protocol buffer: pieces with scores
-Special tokens and the chat template are in tokenizer_config.json, else in config.json.
+Special tokens and the chat template come from tokenizer_config.json, the special tokens' ids also from
+generation_config.json and config.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...errors import ModelError, RequestError
 from ...gguf.read import I32, STR, U32, ArrayType
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
-# tokenizer.ggml.pre by the expression of tokenizer.json
+# tokenizer.ggml.pre, by the regular expression in tokenizer.json
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -32,11 +33,11 @@ def tokenizer_kv(
     more: Mapping[str, Mapping[str, Any]],
     n_vocab: int,
 ) -> dict[str, Any]:
-    """The keys tokenizer.ggml.* and the chat template.
+    """Return the keys tokenizer.ggml.* and the chat template.
 
     tokenizer, spm   tokenizer.json, tokenizer.model
-    config, more     config.json; tokenizer_config.json and generation_config.json where they are
-    n_vocab          pieces that the embedding has; what the tokenizer leaves of them is filled up
+    config, more     config.json; tokenizer_config.json and generation_config.json, if present
+    n_vocab          rows of the embedding; missing pieces are filled up with padding
     Raises: RequestError, ModelError
     """
     if spm is not None:
@@ -78,14 +79,14 @@ def tokenizer_kv(
     if spm is not None:
         kv.setdefault("tokenizer.ggml.add_bos_token", True)
     template = own.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return kv | ({"tokenizer.chat_template": template} if isinstance(template, str) else {})
 
 
 def _added(tokenizer: Mapping[str, Any] | None, own: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Tokens beside the vocabulary, by id: `content` and whether they are `special`."""
+    """Return the added tokens by id, each with `content` and `special`."""
     listed = (tokenizer or {}).get("added_tokens") or []
     decoder = own.get("added_tokens_decoder") or {}
     entries = (
@@ -97,7 +98,7 @@ def _added(tokenizer: Mapping[str, Any] | None, own: Mapping[str, Any]) -> dict[
 
 
 def _bpe(tokenizer: Mapping[str, Any]) -> tuple[list[tuple[str, float, int]], dict[str, Any]]:
-    """Pieces and the keys of a byte-level BPE."""
+    """Return the pieces and the keys of a byte-level BPE."""
     model = tokenizer.get("model")
     vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
     if (
@@ -109,28 +110,28 @@ def _bpe(tokenizer: Mapping[str, Any]) -> tuple[list[tuple[str, float, int]], di
         raise RequestError("tokenizer.json: not a byte-level BPE, expected tokenizer.model beside it")
     merges = [" ".join(map(str, merge)) if isinstance(merge, list) else merge for merge in merges or []]
     if not all(isinstance(merge, str) for merge in merges) or not all(type(id) is int for id in vocab.values()):
-        raise RequestError("tokenizer.json: vocab and merges are not what a BPE has")
+        raise RequestError("tokenizer.json: invalid vocab or merges, expected token ids and pairs of tokens")
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise RequestError("tokenizer.json: the pieces' ids are not the numbers from 0 on")
+        raise RequestError(f"tokenizer.json: invalid ids in vocab, expected 0 to {len(vocab) - 1}")
     kv: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _pre(tokenizer.get("pre_tokenizer"))}
     kv["tokenizer.ggml.merges"] = ArrayType(STR)(merges)
     return [(text, 0.0, NORMAL) for text in sorted(vocab, key=vocab.__getitem__)], kv
 
 
 def _pre(step: Any) -> str:
-    """tokenizer.ggml.pre of a `pre_tokenizer`: an expression, then bytes."""
+    """Return tokenizer.ggml.pre for a `pre_tokenizer`: a Split by a known expression, then ByteLevel."""
     steps = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
     steps = [step for step in steps or [] if isinstance(step, dict)]
     patterns = [step.get("pattern") for step in steps if step.get("type") == "Split"]
     expression = str(patterns[0].get("Regex")) if patterns and isinstance(patterns[0], dict) else ""
     if len(patterns) > 1 or expression not in PRE or not any(step.get("type") == "ByteLevel" for step in steps):
         known = ", ".join(PRE.values())
-        raise RequestError(f"tokenizer.json: text is cut by {expression[:200]!r}, expected what one of {known} cuts by")
+        raise RequestError(f"tokenizer.json: unknown pre-tokenizer {expression[:200]!r}, expected that of {known}")
     return PRE[expression]
 
 
 def _spm(data: bytes) -> tuple[list[tuple[str, float, int]], dict[str, Any]]:
-    """Pieces and the keys of a sentencepiece model.  Source: sentencepiece_model.proto"""
+    """Return the pieces and the keys of a sentencepiece model.  Source: sentencepiece_model.proto"""
     pieces: list[tuple[str, float, int]] = []
     ids: dict[str, Any] = {"unknown": 0, "bos": 1, "eos": 2}
     for number, value in _fields(data):
@@ -138,7 +139,7 @@ def _spm(data: bytes) -> tuple[list[tuple[str, float, int]], dict[str, Any]]:
             entry = dict(_fields(value))
             text, score, type = entry.get(1, b""), entry.get(2, 0.0), entry.get(3, NORMAL)
             if not (isinstance(text, bytes) and isinstance(score, float) and isinstance(type, int)):
-                raise RequestError(f"tokenizer.model: piece {len(pieces)} is not what a piece is")
+                raise RequestError(f"tokenizer.model: invalid piece {len(pieces)}, expected text, score and type")
             pieces.append((text.decode("utf-8", "replace"), score, type))
         elif number == 2 and isinstance(value, bytes):  # trainer_spec: unk_id = 40, bos_id = 41, eos_id = 42
             spec = dict(_fields(value))
@@ -152,7 +153,7 @@ def _spm(data: bytes) -> tuple[list[tuple[str, float, int]], dict[str, Any]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """The fields of a protocol buffer's message: number and value; messages and text as bytes.
+    """Yield the fields of a protocol buffer message as (number, value); messages and text are bytes.
 
     Raises: RequestError
     """
@@ -189,4 +190,4 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
             else:
                 raise IndexError
     except (IndexError, struct.error):
-        raise RequestError(f"tokenizer.model: byte {at} is none of a protocol buffer") from None
+        raise RequestError(f"tokenizer.model: invalid protocol buffer at byte {at}") from None

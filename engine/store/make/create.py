@@ -1,7 +1,7 @@
-"""Making a model: from uploaded GGUF files or from another model, with texts and parameters of its own.
+"""Creation of a model from uploaded GGUF files or another model, with its own texts and parameters.
 
-A layer that is replaced is left out; what stays keeps its order, and the new ones follow it in the order template,
-system, licenses, parameters, messages.
+Inherited layers keep their order, without those that are replaced.  New layers follow in the order template, system,
+licenses, parameters, messages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .. import manifest as media
 from ..manifest import Config, Manifest, ManifestLayer
 from ..name import ModelName
 from ..store import Store
-from .modelfile import parse_modelfile, wishes
-from .sources import file_chunks, sources
-from .uploads import Fits, Status, adapter_layer, model_layers, quantized_layer
+from .modelfile import create_arguments, parse_modelfile
+from .sources import file_chunks, find_sources
+from .uploads import CheckFits, Status, adapter_layer, model_layers, quantized_layer
 
 
 def create(
@@ -45,22 +45,23 @@ def create(
     adapters: Mapping[str, str] | None = None,
     drop_system: bool = False,
     fetch: Callable[[str], Iterator[Status]] = lambda name: iter(()),
-    fits: Fits = lambda part, model: None,
+    check_fits: CheckFits = lambda part, model: None,
 ) -> Iterator[Status]:
-    """The model `name` in the making, told status by status; the last is {"status": "success"}.
+    """Create the model `name`, yielding statuses; the last one is {"status": "success"}.
 
-    from_       a model of the store, or one that `fetch` brings there, whose layers and config are taken over
-    files       the digests of uploaded blobs, by file name: a GGUF, or all parts of one, maybe with a projector
-    adapters    the same of an adapter
-    quantize    the file type that the weights are to have: Q8_0, Q4_K_M, ...
-    parameters  merged over the inherited ones, of which None takes one away
-    messages    replace the inherited ones; `license` (a text or several) is added
-    drop_system no inherited SYSTEM
-    info        overrides what the config says of the model: model_family, parameter_size, capabilities, ...
-    fits        says whether a new adapter or projector goes with the model, by raising ModelError
+    from_        a model whose layers and config are inherited; `fetch` is called with its name first
+    files        digests of uploaded blobs by file name: a GGUF or all its parts, maybe with projectors
+    adapters     digests of uploaded blobs by file name: an adapter
+    quantize     the new file type of the weights: Q8_0, Q4_K_M, ...
+    parameters   merged over the inherited parameters; None removes one
+    messages     replace the inherited messages
+    license      one text or several, added to the inherited licenses
+    drop_system  remove the inherited system text
+    info         override facts in the config: model_family, parameter_size, capabilities, ...
+    check_fits   is called with a new adapter or projector and the model; raises ModelError if it does not fit
 
-    The request is checked before the first status is asked for.
-    Raises: RequestError, BadName, BadDigest, ModelNotFound, NotYet; ModelError for blobs that are missing
+    Names and digests in the request are checked at once, before the first status.
+    Raises: RequestError, BadName, BadDigest, ModelNotFound, NotYet; ModelError for a missing blob
     """
     for digests in (files or {}, adapters or {}):
         for path, digest in digests.items():
@@ -85,10 +86,10 @@ def create(
             if quantize:
                 config, layers = yield from _quantized(store, config, layers, quantize)
         else:
-            config, layers = yield from model_layers(store, files or {}, quantize, fits)
-            stop, named = _named(store, layers)
+            config, layers = yield from model_layers(store, files or {}, quantize, check_fits)
+            stop, named = _known_format(store, layers)
         if adapters:
-            adapter = yield from adapter_layer(store, adapters, _weights(store, layers), fits)
+            adapter = yield from adapter_layer(store, adapters, _weights(store, layers), check_fits)
             layers = [*_without(layers, media.ADAPTER), adapter]
         if template:
             named = None
@@ -127,28 +128,28 @@ def create(
 def create_from_modelfile(
     store: Store, name: str, text: str, path: str = "", *, may_read: bool = False, **more: Any
 ) -> Iterator[Status]:
-    """The same of a Modelfile: its `text`, or else the file `path` of this machine.
+    """Create the model `name` from a Modelfile: its `text`, or else the local file `path`.
 
-    may_read   files of this machine may be read for whoever asks
-    more       `quantize`, `fetch` and `fits` of `create`
-    An empty SYSTEM takes an inherited one away.
+    may_read   whether the client may name local files
+    more       `quantize`, `fetch` and `check_fits` of `create`
+    An empty SYSTEM removes the inherited one.
     Raises: as `create`; BadModelfile
     """
     ModelName.parse_request(name)
     content: str | bytes = text
     if not text:
         if not may_read:
-            raise BadModelfile("path is a file of the server, which reads none for clients; send its text as modelfile")
+            raise BadModelfile("the server does not read local paths; send the Modelfile's text as `modelfile`")
         try:
             content = Path(path).expanduser().read_bytes()
         except (OSError, ValueError) as error:
             raise BadModelfile(f"error reading modelfile: {error}") from None
     commands = parse_modelfile(content)
-    said = wishes(commands)
+    arguments = create_arguments(commands)
     folder = Path(path).expanduser().parent if path and not text else Path.cwd()
-    found = sources(commands, folder if may_read else None)
-    said |= found.uploaded(lambda file: store.put_blob(file_chunks(file))[0])
-    return create(store, name, **said, **more, drop_system=said.get("system") == "")
+    found = find_sources(commands, folder if may_read else None)
+    arguments |= found.uploaded(lambda file: store.put_blob(file_chunks(file))[0])
+    return create(store, name, **arguments, **more, drop_system=arguments.get("system") == "")
 
 
 def _inherited(store: Store, from_: str) -> tuple[Config, list[ManifestLayer]]:
@@ -160,14 +161,14 @@ def _inherited(store: Store, from_: str) -> tuple[Config, list[ManifestLayer]]:
 def _weights(store: Store, layers: Sequence[ManifestLayer]) -> Path:
     models = [layer for layer in layers if layer.media_type == media.MODEL]
     if not models:
-        raise ModelError(f"no layer of type {media.MODEL}, expected one that the adapter is for")
+        raise ModelError(f"no layer of type {media.MODEL}, expected one for the adapter")
     return store.blob_path(models[-1].digest)
 
 
 def _quantized(
     store: Store, config: Config, layers: Sequence[ManifestLayer], name: str
 ) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
-    """The config and layers of a model whose weights are of file type `name`."""
+    """Quantize the model layers to the file type `name`; return the new config and layers."""
     changed = []
     for layer in layers:
         if layer.media_type == media.MODEL:
@@ -177,15 +178,18 @@ def _quantized(
 
 
 def _check_template(text: str) -> None:
-    """Raises: RequestError for a template that does not parse, in the words of Ollama"""
+    """Check that the template parses.  Raises: RequestError, with Ollama's text"""
     try:
         go.load_template(text)
     except BadTemplate as error:
         raise RequestError(f"template error: {error}") from None
 
 
-def _named(store: Store, layers: Sequence[ManifestLayer]) -> tuple[list[str], NamedTemplate | None]:
-    """What ends a turn in the format of a new model, and that format if the model's own template does not run here."""
+def _known_format(store: Store, layers: Sequence[ManifestLayer]) -> tuple[list[str], NamedTemplate | None]:
+    """Match the chat template in the weights with a known format.
+
+    -> the stop words of the format; the format itself, if the model's own template is unsupported
+    """
     own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
     if not isinstance(own, str) or (named := match(own)) is None:
         return [], None
@@ -206,7 +210,7 @@ def _params(store: Store, layers: Sequence[ManifestLayer]) -> dict[str, Any]:
 
 
 def _licenses(license: Any) -> list[str]:
-    """Raises: EngineError with the words of Go's decoder, which Ollama answers with 500."""
+    """Convert a request's `license` to a list.  Raises: EngineError, with the text of Go's decoder (status 500)"""
     if not license:
         return []
     if isinstance(license, str):
@@ -222,22 +226,22 @@ def _licenses(license: Any) -> list[str]:
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The layer's JSON: role and content, then what else a message has."""
+    """Render the JSON of the messages layer: role and content first, then the other fields."""
     keys = ("thinking", "images", "tool_calls", "tool_name", "tool_call_id")
-    told = []
+    rendered = []
     for message in messages:
         more = {key: message[key] for key in keys if message.get(key)}
         if "images" in more:
             more["images"] = [_base64(image) for image in more["images"]]
-        told.append({"role": message.get("role") or "", "content": message.get("content") or "", **more})
-    return "[" + ",".join(map(ordered_json_text, told)) + "]\n"
+        rendered.append({"role": message.get("role") or "", "content": message.get("content") or "", **more})
+    return "[" + ",".join(map(ordered_json_text, rendered)) + "]\n"
 
 
 def _base64(image: bytes | str) -> str:
     return base64.b64encode(image).decode() if isinstance(image, bytes) else image
 
 
-OVERRIDES: dict[str, str] = {  # a request's `info` -> the config's key
+OVERRIDES: dict[str, str] = {  # a key of a request's `info` -> the config's key
     "capabilities": "capabilities",
     "model_family": "model_family",
     "base_name": "base_name",
@@ -249,8 +253,8 @@ OVERRIDES: dict[str, str] = {  # a request's `info` -> the config's key
 
 
 def _overrides(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises: RequestError for a value of the wrong type; what is no field of `info` is ignored."""
-    wanted = {}
+    """Convert a request's `info` to keys of the config, ignoring unknown keys.  Raises: RequestError"""
+    overrides = {}
     for key, target in OVERRIDES.items():
         if (value := info.get(key)) is None:
             continue
@@ -265,8 +269,8 @@ def _overrides(info: Mapping[str, Any]) -> dict[str, Any]:
             good, expected = isinstance(value, str), "a string"
         if not good:
             raise RequestError(f'info field "{key}" must be {expected}')
-        wanted[target] = int(value) if key.endswith("_length") else value
-    return wanted
+        overrides[target] = int(value) if key.endswith("_length") else value
+    return overrides
 
 
 def _configured(config: Config, overrides: Mapping[str, Any]) -> Config:

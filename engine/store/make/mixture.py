@@ -1,8 +1,8 @@
-"""Which format each tensor gets when a model is quantized: llama-quantize's choice, tensor by tensor.
+"""Mixtures: the format of each tensor in a file type, as llama-quantize chooses it.
 
-A file type such as Q4_K_M is a mixture: most matrices get its base format, those that matter more get a longer one.
-As in llama.cpp's llama-quant.cpp, 0c1e57098, without an importance matrix; the exceptions it makes for Falcon and
-GLM-5 are left out.
+A file type such as Q4_K_M is a mixture: most matrices get its base format, the more important ones get more bits.
+As in llama.cpp's llama-quant.cpp, 0c1e57098, without an importance matrix, and without its exceptions for Falcon and
+GLM-5.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ...gguf.read import GGUF
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 IDS = {name: id for id, name in FILE_TYPES.items()}
-# What needs an importance matrix, or has no encoder here, or is no file type that llama-quantize makes
-NOT_MADE = {"Q2_K_S", "NVFP4", *(name for name in IDS if name.startswith(("IQ1", "IQ2", "IQ3")))}
+# File types that need an importance matrix, have no encoder here, or are not made by llama-quantize
+UNSUPPORTED = {"Q2_K_S", "NVFP4", *(name for name in IDS if name.startswith(("IQ1", "IQ2", "IQ3")))}
 
-# Parts of names of small matrices that lose more than they save; as in tensor_allows_quantization
-KEPT = re.compile(
+# Name patterns of small matrices that are not worth quantizing; as in tensor_allows_quantization
+KEPT_NAMES = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel|per_layer_model_proj|ssm_conv1d"
     r"|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|time_mix_(first|[wva][0-2]|g[12]|decay_w[12]|lerp_fused)\.weight"
     r"|attn_rel_b\.weight|\.position_embd|sam\.(pos_embd|neck\.|net_)|\.rel_pos|\.patch_(embd|merger)|a\.rvq\.codebook"
     r"|mm\.a\.code_embd|^position_embd\.weight$|^token_types\.weight$"
 )
-# Kinds of tensors by a part of their names; the first that fits counts
+# Kinds of tensors, as substrings of their names; the first match counts
 KINDS = (
     *("attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight", "attn_k.weight", "attn_q.weight", "attn_output.weight"),
     *("ffn_up", "ffn_gate", "ffn_down"),
 )
 LIKE_ATTN_V = ("attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight")
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-# The next best format where a row is no whole number of blocks
+# Replacement formats, with a smaller block, for rows that are not a whole number of blocks
 NARROWER = {
     **{"Q2_0": "Q4_0", "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "IQ4_XS": "IQ4_NL"},
     **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
@@ -46,28 +46,28 @@ NARROWER = {
 
 
 def file_type_of(name: str) -> str:
-    """The file type that `name` means, in whatever case.  Raises: EngineError in Ollama's words"""
+    """Return the file type called `name`, which is case-insensitive.  Raises: EngineError, with Ollama's text"""
     name = name.upper()
     known = ALIASES.get(name, name)
-    if known not in IDS or known in NOT_MADE:
+    if known not in IDS or known in UNSUPPORTED:
         supported = "supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0"
         raise EngineError(f"unsupported quantization type {name} - {supported}")
     return known
 
 
 def base_format(file_type: str) -> QuantFormat:
-    """The format that gives a file type its name: Q4_K of Q4_K_M."""
+    """Return the format in a file type's name: Q4_K for Q4_K_M."""
     return FORMATS_BY_NAME[re.sub(r"(?<=_K)_[SML]$|_MOE$", "", file_type)]
 
 
 def is_kept(tensor: Tensor) -> bool:
-    """Whether a tensor stays as it is in every mixture: a vector, a norm, a router, ..."""
+    """Return whether a tensor is never quantized: a vector, a norm, a router, ..."""
     is_vector = all(n == 1 for n in tensor.shape[:-1])
-    return is_vector or not tensor.name.endswith("weight") or bool(KEPT.search(tensor.name))
+    return is_vector or not tensor.name.endswith("weight") or bool(KEPT_NAMES.search(tensor.name))
 
 
 def tensor_formats(gguf: GGUF, file_type: str) -> dict[str, QuantFormat]:
-    """The format of every tensor of `gguf` as `file_type`, in the order of llama-quantize's file: by layer, by name."""
+    """Choose the format of every tensor of `gguf` in `file_type`; ordered as in llama-quantize's file."""
     base, model = base_format(file_type).name, _Model.of(gguf)
     is_mixed = base not in ("F32", "F16", "BF16")
     n_attn_v = sum(_kind(name) in LIKE_ATTN_V for name in gguf.tensors)
@@ -96,14 +96,17 @@ def tensor_formats(gguf: GGUF, file_type: str) -> dict[str, QuantFormat]:
                 chosen = _ffn_down(file_type, base, max(_place(name)[0], 0), model.n_layer)
             elif kind == "attn_output.weight":
                 chosen = _attn_output(file_type, base, model)
-            chosen = _fitting(chosen, tensor.shape[-1])
+            chosen = _storable(chosen, tensor.shape[-1])
         formats[name] = FORMATS_BY_NAME[chosen]
     return formats
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What the choice depends on beyond a tensor's name.  n_gqa: query heads for each key head, rounded down"""
+    """The model's sizes that the choice depends on.
+
+    n_gqa   query heads per key head, rounded down
+    """
 
     n_layer: int
     n_gqa: int
@@ -116,7 +119,7 @@ class _Model:
 
         def integer(key: str, default: int = 0) -> int:
             value: Any = gguf.kv.get(f"{architecture}.{key}", default)
-            if isinstance(value, np.ndarray) and value.size:  # one for each layer; the first counts
+            if isinstance(value, np.ndarray) and value.size:  # one per layer; the first counts
                 value = value[0].item()
             return value if isinstance(value, int) else default
 
@@ -127,7 +130,7 @@ class _Model:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Where a tensor stands: outside the layers first, then layer by layer, each by name."""
+    """Return a sort key: tensors outside the layers first, then by layer, then by name."""
     layer = re.match(r"blk\.(\d+)\.", name)
     return int(layer[1]) if layer else -1, name
 
@@ -139,12 +142,12 @@ def _kind(name: str) -> str:
 
 
 def _more(i: int, n: int) -> bool:
-    """Whether layer `i` of `n` is worth more bits: the first and last eighth, and every third between."""
+    """Return whether layer `i` of `n` gets more bits: the first and last eighth, and every third in between."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 def _attn_v(file_type: str, base: str, model: _Model, i: int, n: int) -> str:
-    """The values' matrix, the `i`-th of `n`: small where heads share it, and nothing averages its errors away."""
+    """Choose the format of value matrix `i` of `n`, which gets more bits: it is small and sensitive to errors."""
     match file_type:
         case "Q2_K":
             chosen = "Q4_K" if model.n_gqa >= 4 else "Q3_K"
@@ -188,8 +191,8 @@ def _attn_output(file_type: str, base: str, model: _Model) -> str:
     return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file_type, base)
 
 
-def _fitting(chosen: str, n_row: int) -> str:
-    """`chosen`, or what a row of `n_row` weights can be stored in instead."""
+def _storable(chosen: str, n_row: int) -> str:
+    """Return `chosen`, or a replacement whose blocks divide a row of `n_row` weights."""
     for name in (chosen, NARROWER.get(chosen, chosen)):
         if n_row % FORMATS_BY_NAME[name].block_size == 0:
             return name

@@ -1,7 +1,7 @@
-"""Another file type for a model: its GGUF with every tensor in the format that llama-quantize would choose.
+"""Quantization of a GGUF to another file type; the result equals llama-quantize's file byte for byte.
 
-Slices of a few megabytes are unpacked, checked and packed on two threads as the new file is written, so neither file
-is ever in memory.  The result is llama-quantize's file, byte for byte.
+While the new file is written, two threads dequantize, check and quantize slices of a few megabytes.  So neither file
+is ever held in memory.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ from ...gguf.read import GGUF, U32
 from ...gguf.write import Streamed
 from .mixture import IDS, is_kept, tensor_formats
 
-SOURCES = ("F32", "F16", "BF16")
+SOURCE_FORMATS = ("F32", "F16", "BF16")
 QUANTIZATION_VERSION = 2  # ggml.h GGML_QNT_VERSION
-SLICE = 1 << 20  # weights; 4 MB as float32
-THREADS = 2
+SLICE_WEIGHTS = 1 << 20  # 4 MB as float32
+N_THREADS = 2
 
 
-def quantized(gguf: GGUF, file_type: str) -> tuple[dict[str, Any], list[Streamed]]:
-    """The key-values and tensors of `gguf` as `file_type`, for the writer; the blocks are made when they are asked for.
+def quantize_model(gguf: GGUF, file_type: str) -> tuple[dict[str, Any], list[Streamed]]:
+    """Quantize `gguf` to `file_type`; return key-values and tensors for the writer, whose blocks are computed lazily.
 
-    Raises: EngineError in Ollama's words for a model that is quantized already; while the blocks are made, RequestError
-    for a weight that is not finite, or is none in its new format
+    Raises: EngineError, with Ollama's text, for a quantized model; while the blocks are computed, RequestError for a
+    weight that is not finite, or too large for its new format
     """
     quantizable = [tensor for tensor in gguf.tensors.values() if not is_kept(tensor)]
-    if gguf.unsupported or any(tensor.format.name not in SOURCES for tensor in quantizable):
+    if gguf.unsupported or any(tensor.format.name not in SOURCE_FORMATS for tensor in quantizable):
         raise EngineError("quantization is only supported for F16, BF16 and F32 models")
     dropped = ("general.quantization_version", "general.file_type", "split.no", "split.count", "split.tensors.count")
     kv: dict[str, Any] = {key: value for key, value in gguf.typed.items() if key not in dropped}
     kv |= {"general.quantization_version": U32(QUANTIZATION_VERSION), "general.file_type": U32(IDS[file_type])}
     tensors = [
-        Streamed(name, format, gguf.tensors[name].shape, _pieces(gguf.tensors[name], format))
+        Streamed(name, format, gguf.tensors[name].shape, _quantized_slices(gguf.tensors[name], format))
         for name, format in tensor_formats(gguf, file_type).items()
     ]
     return kv, tensors
 
 
-def is_already(gguf: GGUF, file_type: str) -> bool:
-    """Whether quantizing `gguf` to `file_type` would change no weight and no word about them."""
+def has_file_type(gguf: GGUF, file_type: str) -> bool:
+    """Return whether `gguf` already has `file_type`, in its metadata and in the formats of all tensors."""
     formats = tensor_formats(gguf, file_type)
     same = all(gguf.tensors[name].format is format for name, format in formats.items())
     return same and file_type_name(gguf.kv.get("general.file_type")) == file_type
 
 
 def check_weights(gguf: GGUF) -> None:
-    """Raises: RequestError for a tensor with a weight that is not finite"""
+    """Check that all weights are finite.  Raises: RequestError"""
     for tensor in gguf.tensors.values():
         for start, blocks in slices(tensor):
             check_blocks(tensor, start, blocks)
 
 
-def _pieces(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
-    """The blocks of `tensor` in `format`, a slice at a time; at most a few slices are on their way at once."""
+def _quantized_slices(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
+    """Yield the blocks of `tensor` in `format`, slice by slice; at most N_THREADS + 1 slices are pending."""
 
-    def piece(start: int, blocks: np.ndarray) -> np.ndarray:
+    def quantize_slice(start: int, blocks: np.ndarray) -> np.ndarray:
         check_blocks(tensor, start, blocks)
         if format is tensor.format:
             return blocks
@@ -72,38 +72,44 @@ def _pieces(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
         if (bad := _first_bad(format, packed)) is not None:
             weights = dequantize(tensor.format, blocks)[bad * format.block_size :][: format.block_size]
             largest = float(weights[np.argmax(np.abs(weights))])
-            where = _place(tensor, start + bad * format.block_size)
+            where = _index_of(tensor, start + bad * format.block_size)
             raise RequestError(
                 f"tensor {tensor.name!r} has weight {largest:g} near {where}, too large for {format.name}"
             )
         return packed
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        begun: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        pending: deque[Future[np.ndarray]] = deque()
         for start, blocks in slices(tensor):
-            begun.append(pool.submit(piece, start, blocks))
-            if len(begun) > THREADS:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(quantize_slice, start, blocks))
+            if len(pending) > N_THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def slices(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
-    """The first weight of each slice, and the slice's blocks [n]."""
-    blocks, step = tensor.blocks.reshape(-1), SLICE // tensor.format.block_size
+    """Yield the index of the first weight of each slice, and the slice's blocks [n]."""
+    blocks, step = tensor.blocks.reshape(-1), SLICE_WEIGHTS // tensor.format.block_size
     for i in range(0, len(blocks), step):
         yield i * tensor.format.block_size, blocks[i : i + step]
 
 
 def check_blocks(tensor: Tensor, start: int, blocks: np.ndarray) -> None:
-    """Raises: RequestError for a weight of `blocks` that is not finite; their first weight is number `start`."""
+    """Check that all weights of `blocks` are finite; `start` is the index of their first weight.
+
+    Raises: RequestError
+    """
     if (bad := _first_bad(tensor.format, blocks)) is not None:
-        where = _place(tensor, start + bad * tensor.format.block_size)
+        where = _index_of(tensor, start + bad * tensor.format.block_size)
         raise RequestError(f"tensor {tensor.name!r} has a weight that is not finite at {where}")
 
 
 def _first_bad(format: QuantFormat, blocks: np.ndarray) -> int | None:
-    """The first of `blocks` [n] with a weight that is not finite; of most formats only a scale can make one so."""
+    """Return the index of the first of `blocks` [n] with a weight that is not finite, or None.
+
+    In most formats it suffices to check the scales.
+    """
     fields = [blocks] if blocks.dtype.names is None else [blocks[name] for name in blocks.dtype.names]
     floats = [field for field in fields if field.dtype.kind == "f"]
     if not floats and format.type.name not in ("I8", "I16", "I32", "I64"):
@@ -116,6 +122,6 @@ def _first_bad(format: QuantFormat, blocks: np.ndarray) -> int | None:
     return int(np.argmax(bad)) if bad.any() else None
 
 
-def _place(tensor: Tensor, i: int) -> list[int]:
-    """The axes' indices of weight number `i`."""
+def _index_of(tensor: Tensor, i: int) -> list[int]:
+    """Return the index of weight `i` along each axis."""
     return [int(index) for index in np.unravel_index(min(i, prod(tensor.shape) - 1), tensor.shape)]

@@ -1,10 +1,10 @@
-"""safetensors files, read where they lie.
+"""A reader of safetensors files, which are mapped into memory.
 
     byte 0   n u64, little endian
-         8   JSON of n bytes: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
+         8   n bytes of JSON: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
      8 + n   the tensors' data, rows of little-endian numbers; offsets count from here
 
-The file is mapped, and no length is believed: each is compared with the bytes that there are.
+Every length is checked against the size of the file.
 Source: https://huggingface.co/docs/safetensors
 """
 
@@ -22,25 +22,25 @@ from ....kernels.tensor import Tensor
 from ...errors import RequestError
 
 FORMATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-MAX_HEADER = 100_000_000  # bytes, as in the library of that name
+MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 
 
 def read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of the file at `path`, by name.  Raises: RequestError, which calls the file `name`"""
+    """Read the tensors of the file at `path`, by name.  Raises: RequestError, which calls the file `name`"""
     size = path.stat().st_size
     if size < 8:
         raise RequestError(f"{name}: {size} bytes, expected a safetensors file")
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     n = int.from_bytes(data[:8], "little")
-    if n > min(MAX_HEADER, size - 8):
-        raise RequestError(f"{name}: found a header of {n} bytes, expected at most {min(MAX_HEADER, size - 8)}")
+    if n > min(MAX_HEADER_BYTES, size - 8):
+        raise RequestError(f"{name}: found a header of {n} bytes, expected at most {min(MAX_HEADER_BYTES, size - 8)}")
     try:
         header = json.loads(data[8 : 8 + n])
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise RequestError(f"{name}: the header is no JSON object")
+        raise RequestError(f"{name}: the header is not a JSON object")
     return {key: _tensor(key, entry, data, 8 + n, name) for key, entry in header.items() if key != "__metadata__"}
 
 
@@ -63,6 +63,8 @@ def _tensor(key: str, entry: object, data: mmap.mmap, start: int, file: str) -> 
     if len(offsets) != 2 or not 1 <= len(shape) <= 4 or offsets[1] - offsets[0] != n_bytes or not n_bytes:
         raise wrong
     if start + offsets[1] > len(data):
-        raise RequestError(f"{file}: tensor {key[:100]!r} ends {start + offsets[1] - len(data)} bytes behind the file")
+        raise RequestError(
+            f"{file}: tensor {key[:100]!r} ends {start + offsets[1] - len(data)} bytes past the end of the file"
+        )
     blocks = np.frombuffer(data, format.layout, prod(shape), start + offsets[0])
     return Tensor(key, format, tuple(shape), blocks.reshape(shape))

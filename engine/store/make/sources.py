@@ -1,4 +1,4 @@
-"""Where the weights of a Modelfile come from: another model, uploaded blobs, files or a folder of this machine."""
+"""The sources of a Modelfile's weights: another model, uploaded blobs, or local files and folders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ...errors import BadModelfile, BadName, ModelError
 from ..name import ModelName
 from .modelfile import Instruction
 
-CHUNK = 1 << 20
-# What a folder's weights can be, the first that there is; and what belongs to safetensors
+CHUNK_BYTES = 1 << 20
+# Patterns of a folder's weights, of which the first with a match counts; and of the files that belong to safetensors
 WEIGHTS = (
     ("model*.safetensors", "*/model*.safetensors"),
     ("adapter*.safetensors",),
@@ -25,25 +25,31 @@ BESIDE_WEIGHTS = ("*.json", "*/*.json", "chat_template.jinja", "tokenizer.model"
 
 @dataclass
 class Sources:
-    """What FROM and ADAPTER name.  files, adapters: by the name they are told under, a path or the digest of a blob"""
+    """The sources that FROM and ADAPTER name.
+
+    from_             the name of a model, or ""
+    files, adapters   by file name: a local path, or the digest of an uploaded blob
+    """
 
     from_: str = ""
     files: dict[str, Path | str] = field(default_factory=dict)
     adapters: dict[str, Path | str] = field(default_factory=dict)
 
     def uploaded(self, put: Callable[[Path], str]) -> dict[str, str | dict[str, str]]:
-        """The keywords for `create`, with what `put` makes of each path: its digest."""
+        """Upload the local files with `put`, which returns a digest; return the keyword arguments for `create`."""
 
         def digests(files: Mapping[str, Path | str]) -> dict[str, str]:
             return {name: put(file) if isinstance(file, Path) else file for name, file in files.items()}
 
-        said: dict[str, str | dict[str, str]] = {"from_": self.from_} if self.from_ else {"files": digests(self.files)}
-        return said | ({"adapters": digests(self.adapters)} if self.adapters else {})
+        arguments: dict[str, str | dict[str, str]]
+        arguments = {"from_": self.from_} if self.from_ else {"files": digests(self.files)}
+        return arguments | ({"adapters": digests(self.adapters)} if self.adapters else {})
 
 
-def sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
-    """What the instructions say of weights; paths are relative to `folder`.  No file is looked at where that is None.
+def find_sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
+    """Collect the sources that the instructions name.
 
+    folder   the folder that paths are relative to; None forbids access to local files
     Raises: BadModelfile, ModelError
     """
     found = Sources()
@@ -55,7 +61,7 @@ def sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
         if value.startswith("@"):
             files[value[1:]] = value[1:]
         elif path and path.exists():
-            files |= dict(listed(path))
+            files |= dict(list_weight_files(path))
         elif name == "adapter" or (folder is None and not _is_name(value)):
             raise BadModelfile(f"invalid model reference: {value}" if folder is None else f"{value}: no such file")
         else:
@@ -65,8 +71,8 @@ def sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
     return found
 
 
-def listed(path: Path) -> Iterator[tuple[str, Path]]:
-    """The file itself; of a folder its weights and what is beside them, by their names within it.
+def list_weight_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the file `path`, or the folder's weights and the files that belong to them, with their names in the folder.
 
     Raises: ModelError for a folder without weights, or with a link that leads out of it
     """
@@ -85,14 +91,14 @@ def listed(path: Path) -> Iterator[tuple[str, Path]]:
         yield file.relative_to(path).as_posix(), file
 
 
-def file_chunks(path: Path, tell: Callable[[int], None] = lambda n: None) -> Iterator[bytes]:
-    """The content of a file, piece by piece; `tell` hears how many bytes were read so far."""
+def file_chunks(path: Path, progress: Callable[[int], None] = lambda n: None) -> Iterator[bytes]:
+    """Yield the content of a file in chunks; `progress` is called with the number of bytes read so far."""
     n = 0
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             yield chunk
             n += len(chunk)
-            tell(n)
+            progress(n)
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:

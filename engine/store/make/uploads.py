@@ -1,7 +1,7 @@
-"""The layers that uploaded files make: a model and maybe its projector, an adapter; quantized on the way if asked for.
+"""Layers from uploaded files: a model, optionally quantized, its projectors, and an adapter.
 
-A GGUF is the layer itself, its digest stays.  Only a model in several files, one to be quantized and one in another
-format are written anew.  Errors name files as the client knows them.
+An uploaded GGUF becomes a layer as it is, with the same digest.  A new file is written only for a model in several
+files, a model to be quantized, and a model in another format.  Errors use the client's file names.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from .. import manifest as media
 from ..manifest import Config, ManifestLayer, check_digest
 from ..show import n_parameters
 from ..store import Store
-from .convert import converted
+from .convert import convert_model
 from .mixture import file_type_of
-from .quantize import check_weights, is_already, quantized
+from .quantize import check_weights, has_file_type, quantize_model
 
 Status = dict[str, Any]
-Fits = Callable[[GGUF, GGUF], None]  # raises ModelError where an adapter or projector does not go with a model
-PACE = 0.1  # seconds between two statuses about one file
-NO_DIGEST = "0000000000000000000"  # Ollama's, of a file that is being made
+CheckFits = Callable[[GGUF, GGUF], None]  # raises ModelError if an adapter or projector does not fit a model
+STATUS_INTERVAL_S = 0.1  # between two statuses of a file
+PENDING_DIGEST = "0000000000000000000"  # Ollama's digest in statuses of a file that is being written
 
 
 def model_layers(
-    store: Store, files: Mapping[str, str], quantize: str, fits: Fits
+    store: Store, files: Mapping[str, str], quantize: str, check_fits: CheckFits
 ) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
-    """The config and layers of a model that the blobs `files`, digests by file name, make.
+    """Create the config and layers of a model from the blobs `files`, which are digests by file name.
 
-    Raises: RequestError, ModelError for blobs that are missing, EngineError for `quantize`
+    Raises: RequestError, ModelError for a missing blob, EngineError for an invalid `quantize`
     """
     if not files:
         raise RequestError("unknown type")
     if any(path.endswith(".safetensors") for path in files):
         layer = yield from _converted(store, files)
-        return (yield from _as_wanted(store, layer, [], quantize))
+        return (yield from _model_with_projectors(store, layer, [], quantize))
     models: dict[str, GGUF] = {}
     projectors: dict[str, GGUF] = {}
     layers: dict[str, ManifestLayer] = {}
@@ -52,7 +52,7 @@ def model_layers(
         kind = gguf.kv.get("general.type")
         if kind == "adapter":
             raise RequestError(f"{path}: an adapter, expected a model")
-        is_part = gguf.kv.get("split.count", 1) != 1  # whose architecture the first one says
+        is_part = gguf.kv.get("split.count", 1) != 1  # only the first part has an architecture
         if not is_part and (_architecture(path, gguf) == "clip" or kind == "mmproj"):
             projectors[path], layers[path] = gguf, replace(layer, media_type=media.PROJECTOR)
         else:
@@ -65,17 +65,19 @@ def model_layers(
         if gguf.kv.get("split.count", 1) != 1:
             raise RequestError(f"{path}: one of {gguf.kv['split.count']} parts of a model, expected all of them")
     elif projectors and not models:
-        raise RequestError(f"{next(iter(projectors))}: a projector alone, expected its text model, too (another FROM)")
+        raise RequestError(
+            f"{next(iter(projectors))}: a projector without its text model, which another FROM must name"
+        )
     else:
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
     model = GGUF.open(store.blob_path(layer.digest))
     _architecture(next(iter(models)), model)
     for path, projector in projectors.items():
-        _check_fits(path, projector, model, fits)
-    return (yield from _as_wanted(store, layer, [layers[path] for path in projectors], quantize))
+        _check_part(path, projector, model, check_fits)
+    return (yield from _model_with_projectors(store, layer, [layers[path] for path in projectors], quantize))
 
 
-def _as_wanted(
+def _model_with_projectors(
     store: Store, layer: ManifestLayer, projectors: list[ManifestLayer], quantize: str
 ) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
     config = config_of(GGUF.open(store.blob_path(layer.digest)))
@@ -85,19 +87,19 @@ def _as_wanted(
 
 
 def _converted(store: Store, files: Mapping[str, str]) -> Generator[Status, None, ManifestLayer]:
-    """The layer of a model in Hugging Face's layout."""
+    """Convert a model in Hugging Face's layout to a layer."""
     yield {"status": "converting model"}
     if "config.json" not in files:
         raise ModelError("open config.json: no such file or directory")
-    kv, tensors = converted({path: uploaded_blob(store, path, digest) for path, digest in files.items()})
+    kv, tensors = convert_model({path: uploaded_blob(store, path, digest) for path, digest in files.items()})
     total = sum(tensor.nbytes for tensor in tensors)
-    return (yield from stored(store, gguf_chunks(kv, tensors), total, "converting model"))
+    return (yield from store_model_layer(store, gguf_chunks(kv, tensors), total, "converting model"))
 
 
 def adapter_layer(
-    store: Store, files: Mapping[str, str], model: Path, fits: Fits
+    store: Store, files: Mapping[str, str], model: Path, check_fits: CheckFits
 ) -> Generator[Status, None, ManifestLayer]:
-    """The layer of the one adapter in `files`, which is for the GGUF `model`."""
+    """Create the layer of the single adapter in `files`, for the GGUF `model`."""
     if any(path.endswith(".safetensors") for path in files):
         raise NotYet("create does not support adapters as safetensors yet")
     if len(files) != 1:
@@ -107,13 +109,13 @@ def adapter_layer(
     gguf, layer = _uploaded(store, path, digest)
     if gguf.kv.get("general.type") != "adapter":
         raise RequestError(f"{path}: general.type is {gguf.kv.get('general.type')!r}, expected 'adapter'")
-    _check_fits(path, gguf, GGUF.open(model), fits)
+    _check_part(path, gguf, GGUF.open(model), check_fits)
     return replace(layer, media_type=media.ADAPTER)
 
 
-def _check_fits(path: str, part: GGUF, model: GGUF, fits: Fits) -> None:
+def _check_part(path: str, part: GGUF, model: GGUF, check_fits: CheckFits) -> None:
     try:
-        fits(part, model)
+        check_fits(part, model)
     except ModelError as error:
         raise RequestError(str(error).replace(str(part.path), path)) from None
 
@@ -121,40 +123,45 @@ def _check_fits(path: str, part: GGUF, model: GGUF, fits: Fits) -> None:
 def quantized_layer(
     store: Store, config: Config, layer: ManifestLayer, name: str
 ) -> Generator[Status, None, tuple[Config, ManifestLayer]]:
-    """The config and model layer of what file type `name` makes of `layer`; itself, if it has that type already."""
+    """Quantize the model `layer` to the file type `name`; return it unchanged if it has that type."""
     file_type = file_type_of(name)
     gguf = GGUF.open(store.blob_path(layer.digest))
-    if not is_already(gguf, file_type):
-        kv, tensors = quantized(gguf, file_type)
-        told = f"quantizing {_file_type(gguf)} model to {file_type}"
-        layer = yield from stored(store, gguf_chunks(kv, tensors), sum(tensor.nbytes for tensor in tensors), told)
+    if not has_file_type(gguf, file_type):
+        kv, tensors = quantize_model(gguf, file_type)
+        status = f"quantizing {_file_type(gguf)} model to {file_type}"
+        layer = yield from store_model_layer(
+            store, gguf_chunks(kv, tensors), sum(tensor.nbytes for tensor in tensors), status
+        )
         yield {"status": "verifying conversion"}
     return replace(config, file_type=file_type), layer
 
 
-def stored(
-    store: Store, chunks: Iterable[bytes | memoryview], total: int, told: str
+def store_model_layer(
+    store: Store, chunks: Iterable[bytes | memoryview], total: int, status: str
 ) -> Generator[Status, None, ManifestLayer]:
-    """The model layer of what `chunks` are; told now and then how far it is.  total: about the bytes they are in all"""
+    """Store `chunks` as a model layer, yielding statuses with the text `status`.
+
+    total   the approximate number of bytes
+    """
     due = time.monotonic()
     with store.blob_writer() as writer:
         for chunk in chunks:
             writer.write(chunk)
             if time.monotonic() >= due:
-                due = time.monotonic() + PACE
-                yield {"status": told, "digest": NO_DIGEST, "total": total, "completed": min(writer.size, total)}
+                due = time.monotonic() + STATUS_INTERVAL_S
+                yield {"status": status, "digest": PENDING_DIGEST, "total": total, "completed": min(writer.size, total)}
         return ManifestLayer(media.MODEL, writer.commit(), writer.size)
 
 
 def config_of(gguf: GGUF) -> Config:
-    """What a list of models says of `gguf`."""
+    """Return the config of a model with the weights `gguf`."""
     architecture = gguf.kv["general.architecture"]
     size = parameter_size(n_parameters(gguf))
     return Config("gguf", architecture, (architecture,), size, file_type_name(gguf.kv.get("general.file_type")))
 
 
 def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, ManifestLayer]:
-    """The layer of the one file that all parts of a model make."""
+    """Merge all parts of a model into one layer."""
     in_order = sorted(parts, key=lambda path: parts[path].kv.get("split.no", -1))
     try:
         whole = join([parts[path] for path in in_order])
@@ -163,15 +170,15 @@ def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, 
         raise RequestError(str(error).replace(error.path, names[error.path])) from None
     if whole.unsupported:
         name, tensor = next(iter(whole.unsupported.items()))
-        raise RequestError(f"tensor {name!r} has type {tensor.type.name}, which can only be kept in the file it is in")
+        raise RequestError(f"tensor {name!r} has type {tensor.type.name}, which cannot be merged")
     kv = {key: value for key, value in whole.typed.items() if not key.startswith("split.")}
     total = sum(tensor.nbytes for tensor in whole.tensors.values())
     chunks = gguf_chunks(kv, whole.tensors.values(), whole.version, whole.byteorder)
-    return (yield from stored(store, chunks, total, f"merging {len(parts)} files"))
+    return (yield from store_model_layer(store, chunks, total, f"merging {len(parts)} files"))
 
 
 def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, ManifestLayer]:
-    """An uploaded GGUF, in the user's own folder, looked at to its last weight."""
+    """Open an uploaded GGUF and check all its weights; return it and its layer."""
     blob = uploaded_blob(store, path, digest)
     with open(blob, "rb") as file:
         if file.read(4) != b"GGUF":
@@ -188,13 +195,13 @@ def _uploaded(store: Store, path: str, digest: str) -> tuple[GGUF, ManifestLayer
 
 
 def uploaded_blob(store: Store, path: str, digest: str) -> Path:
-    """The file of an upload, in the user's own folder."""
+    """Return the path of an uploaded blob in the user's folder."""
     try:
         digest = check_digest(digest)
         store.adopt_blob(digest)
         return store.blob_path(digest)
     except BadDigest as error:
-        raise ModelError(str(error)) from None  # Ollama answers 500 here, and 400 to an empty one
+        raise ModelError(str(error)) from None  # Ollama responds with 500 here, and with 400 to an empty digest
     except FileNotFoundError:
         raise ModelError(f"open {digest.replace(':', '-')}: no such file or directory") from None
 
@@ -207,7 +214,7 @@ def _architecture(path: str, gguf: GGUF) -> str:
 
 
 def _file_type(gguf: GGUF) -> str:
-    """The file's own word for its type, or else the format of most of its weights."""
+    """Return the file type in the metadata, or else the format of most weights."""
     if (name := file_type_name(gguf.kv.get("general.file_type"))) in FILE_TYPES.values():
         return name
     n_weights: Counter[str] = Counter()

@@ -32,7 +32,7 @@ def test_a_model_is_made_copied_and_deleted(folder, numllama):
 
 
 def test_a_file_that_is_copied_in_pieces_was_not_kept(folder, numllama, monkeypatch):
-    monkeypatch.setattr("numllama.engine.store.make.sources.CHUNK", 1 << 10)
+    monkeypatch.setattr("numllama.engine.store.make.sources.CHUNK_BYTES", 1 << 10)
     lines = numllama("create", "pieces").err.splitlines()
     assert lines[1:3] == ["copying file s.gguf", "parsing GGUF"]
     assert numllama("rm", "pieces").status == 0

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's layout: what is made of them computes what Hugging Face's formulas say."""
+"""Conversion from Hugging Face's layout: the converted model computes Hugging Face's formulas."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.store import Store
-from numllama.engine.store.make.convert import converted
+from numllama.engine.store.make.convert import convert_model
 from numllama.engine.store.make.convert_tokenizer import LLAMA3
 from numllama.engine.store.make.create import create
 from numllama.kernels import numpy_kernels
@@ -101,7 +101,7 @@ def tokenizer_model():
 
 
 def folder(path, config, tensors, tokenizer, dtype="F32", **more):
-    """A model's folder, its tensors in two files; paths by name."""
+    """Write a model's folder, with its tensors in two files; return the paths by name."""
     path.mkdir()
     names = list(tensors)
     halves = names[: len(names) // 2], names[len(names) // 2 :]
@@ -118,7 +118,7 @@ def folder(path, config, tensors, tokenizer, dtype="F32", **more):
 
 
 def hugging_face_logits(config, weights, tokens, inv_freq):
-    """Hugging Face's Llama, written out: halves of a head turn together.  -> f64 [n_tok, n_vocab]"""
+    """Hugging Face's Llama, written out: RoPE rotates the two halves of a head.  -> f64 [n_tok, n_vocab]"""
     w = {name: x.astype(np.float64) for name, x in weights.items()}
     n_head, n_kv = config["num_attention_heads"], config["num_key_value_heads"]
     n_tok = len(tokens)
@@ -158,7 +158,7 @@ def hugging_face_logits(config, weights, tokens, inv_freq):
 
 
 def llama3_inv_freq(inv_freq, rope):
-    """transformers' _compute_llama3_parameters, in its own words."""
+    """The formula of transformers' _compute_llama3_parameters, with its variable names."""
     scaled = []
     low_wavelen = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
     high_wavelen = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
@@ -187,7 +187,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_converted_model_computes_what_hugging_faces_does(tmp_path, kind):
+def test_a_converted_model_computes_the_same_as_hugging_faces(tmp_path, kind):
     tokenizer = tokenizer_json()
     n_vocab = len(bpe_vocabulary()["tokenizer.ggml.tokens"])
     config = CONFIG | MODELS[kind] | {"vocab_size": n_vocab}
@@ -197,8 +197,8 @@ def test_converted_model_computes_what_hugging_faces_does(tmp_path, kind):
     store = Store(tmp_path / "store")
     files = folder(tmp_path / "hf", config, tensors, tokenizer)
     digests = {name: store.put_blob([path.read_bytes()])[0] for name, path in files.items()}
-    told = [status["status"] for status in create(store, "a", files=digests)]
-    assert (told[0], told[-1]) == ("converting model", "success")
+    statuses = [status["status"] for status in create(store, "a", files=digests)]
+    assert (statuses[0], statuses[-1]) == ("converting model", "success")
 
     n_head_dim = config.get("head_dim", 8)
     inv_freq = config["rope_theta"] ** -(np.arange(0, n_head_dim, 2) / n_head_dim)
@@ -219,20 +219,20 @@ def test_converted_model_computes_what_hugging_faces_does(tmp_path, kind):
 def test_matrices_keep_their_format(tmp_path, dtype, name):
     n_vocab = len(spm_vocabulary()["tokenizer.ggml.tokens"])
     config = CONFIG | {"vocab_size": n_vocab}
-    kv, tensors = converted(folder(tmp_path / "hf", config, weights(config, n_vocab), tokenizer_model(), dtype))
+    kv, tensors = convert_model(folder(tmp_path / "hf", config, weights(config, n_vocab), tokenizer_model(), dtype))
     assert {tensor.format.name for tensor in tensors if len(tensor.shape) == 2} == {name}
     assert {tensor.format.name for tensor in tensors if len(tensor.shape) == 1} == {"F32"}
     assert kv["general.file_type"].value == {"F16": 1, "BF16": 32}[name]
 
 
-def test_spm_comes_back_as_it_went(tmp_path):
+def test_spm_vocabulary_is_converted_unchanged(tmp_path):
     vocabulary = spm_vocabulary()
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
     config = CONFIG | {"vocab_size": n_vocab + 2}
     more = {
         "tokenizer_config": {"bos_token": {"content": "<s>"}, "chat_template": "{{ messages }}", "add_bos_token": True}
     }
-    kv, _ = converted(folder(tmp_path / "hf", config, weights(config, n_vocab + 2), tokenizer_model(), **more))
+    kv, _ = convert_model(folder(tmp_path / "hf", config, weights(config, n_vocab + 2), tokenizer_model(), **more))
     assert kv["tokenizer.ggml.tokens"].value == [
         *vocabulary["tokenizer.ggml.tokens"],
         f"[PAD{n_vocab}]",
@@ -244,7 +244,7 @@ def test_spm_comes_back_as_it_went(tmp_path):
     assert kv["tokenizer.chat_template"] == "{{ messages }}"
 
 
-def test_bpe_encodes_with_its_specials(tmp_path):
+def test_a_converted_bpe_encodes_special_tokens(tmp_path):
     n_vocab = len(bpe_vocabulary()["tokenizer.ggml.tokens"])
     config = CONFIG | {"vocab_size": n_vocab, "bos_token_id": n_vocab - 3, "eos_token_id": [n_vocab - 1, n_vocab - 2]}
     store = Store(tmp_path / "store")
@@ -256,8 +256,8 @@ def test_bpe_encodes_with_its_specials(tmp_path):
     assert tokenizer.eos == n_vocab - 1
 
 
-def test_a_trained_model_comes_back_weight_by_weight(kept, tmp_path):
-    """stories260K, put into Hugging Face's layout by its own rule, becomes the same GGUF tensors again."""
+def test_a_trained_model_is_converted_back_weight_by_weight(kept, tmp_path):
+    """stories260K, permuted into Hugging Face's layout, is converted back to the same GGUF tensors."""
     gguf = read_gguf(kept.model("stories260K-F32"))
     kv = {key.removeprefix("llama."): value for key, value in gguf.kv.items()}
     n_head, n_head_kv = kv["attention.head_count"], kv["attention.head_count_kv"]
@@ -288,7 +288,7 @@ def test_a_trained_model_comes_back_weight_by_weight(kept, tmp_path):
         else:
             tensors[f"{outside[parts[0]]}.weight"] = x
     spm = kept.path("stories260K/tok512.model").read_bytes()
-    new, streamed = converted(folder(tmp_path / "hf", config, tensors, spm))
+    new, streamed = convert_model(folder(tmp_path / "hf", config, tensors, spm))
     assert {tensor.name for tensor in streamed} == set(gguf.tensors)
     for tensor in streamed:
         got = np.concatenate([piece.reshape(-1) for piece in tensor.pieces])
@@ -311,26 +311,26 @@ def files(tmp_path):
         ({"architectures": None}, RequestError, "architecture 'None' is not one of"),
         ({"hidden_size": "x"}, RequestError, "hidden_size is 'x', expected a positive number"),
         ({"hidden_size": 64}, RequestError, r"has shape \[\d+(, \d+)?\], expected"),
-        ({"num_hidden_layers": 3}, ModelError, "9 tensors are missing, 'blk.2.attn_norm.weight' the first of them"),
-        ({"num_hidden_layers": 1}, RequestError, "'model.layers.1.+' is not known of a llama"),
+        ({"num_hidden_layers": 3}, ModelError, "9 tensors are missing, the first is 'blk.2.attn_norm.weight'"),
+        ({"num_hidden_layers": 1}, RequestError, "'model.layers.1.+' is unknown in architecture llama"),
         ({"vocab_size": 10}, RequestError, "expected"),
         ({"rope_scaling": {"type": "yarn"}}, RequestError, "rope scaling 'yarn' is not one of"),
         ({"rope_scaling": 3}, RequestError, "rope_scaling is '3', expected an object"),
         ({"rope_theta": -1}, RequestError, "rope_theta is '-1', expected a positive number"),
     ],
 )
-def test_config_that_does_not_fit_says_where(files, change, kind, message):
+def test_an_invalid_config_is_an_error_that_names_the_place(files, change, kind, message):
     config = json.loads(files["config.json"].read_text()) | change
     files["config.json"].write_text(json.dumps(config))
     with pytest.raises(kind, match=message):
-        converted(files)
+        convert_model(files)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
-def test_missing_file_is_named(files, name):
+def test_a_missing_file_is_named(files, name):
     del files[name]
     with pytest.raises(ModelError, match=f"open {name}: no such file or directory"):
-        converted(files)
+        convert_model(files)
 
 
 HEADERS = {
@@ -346,33 +346,33 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_hostile_safetensors_are_one_clear_line(files, header):
+def test_hostile_safetensors_are_a_one_line_error(files, header):
     text = json.dumps(header).encode()
     for raw in (struct.pack("<Q", len(text)) + text + bytes(8), struct.pack("<Q", 2**63) + text, b"", b"[" * 100_000):
         files["model-00001-of-00002.safetensors"].write_bytes(raw)
         with pytest.raises(RequestError, match=r"^model-00001-of-00002\.safetensors: [^\n]+$"):
-            converted(files)
+            convert_model(files)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff" * 40, b"\x0a\xff\x01x", b"\x0b", b"\x0a\x02\x18\x80", b"hello"])
-def test_hostile_tokenizer_model_is_one_clear_line(files, raw):
+def test_a_hostile_tokenizer_model_is_a_one_line_error(files, raw):
     files["tokenizer.model"].write_bytes(raw)
     with pytest.raises(EngineError, match="tokenizer"):
-        converted(files)
+        convert_model(files)
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"a": NaN}', "[" * 100_000, '{"model": {"type": "BPE", "vocab": {"a": 5}}}']
 )
-def test_hostile_json_is_one_clear_line(files, text):
+def test_hostile_json_is_a_one_line_error(files, text):
     del files["tokenizer.model"]
     files["tokenizer.json"] = files["config.json"].with_name("tokenizer.json")
     files["tokenizer.json"].write_text(text)
     with pytest.raises(RequestError, match=r"^tokenizer.json: [^\n]+$"):
-        converted(files)
+        convert_model(files)
 
 
-def test_weight_that_is_not_finite_makes_no_model(files, tmp_path):
+def test_a_weight_that_is_not_finite_is_refused(files, tmp_path):
     config = json.loads(files["config.json"].read_text())
     tensors = weights(config, config["vocab_size"])
     tensors["model.layers.1.self_attn.q_proj.weight"][3, 4] = np.nan

@@ -43,8 +43,8 @@ def test_uploaded_file_is_the_layer_itself(store, digest):
     assert (config["architecture"], config["os"]) == ("amd64", "linux")
 
 
-def test_layers_of_texts_are_byte_for_byte_ollamas(store, digest):
-    """The digests were recorded from Ollama, which made these layers of the same requests, in this order."""
+def test_text_layers_equal_ollamas_byte_for_byte(store, digest):
+    """The digests were recorded from Ollama, for the same requests in the same order."""
     list(create(store, "a", files={"m.gguf": digest}))
     got = statuses(
         store,
@@ -84,14 +84,14 @@ def test_layers_of_texts_are_byte_for_byte_ollamas(store, digest):
     assert model.params == {"temperature": 0.5, "top_p": 0.25, "stop": ["X", "Y"], "num_ctx": 128}
 
 
-def test_none_takes_an_inherited_parameter_away(store, digest):
+def test_none_removes_an_inherited_parameter(store, digest):
     list(create(store, "a", files={"m.gguf": digest}, parameters={"stop": ["X"], "top_k": 3}))
     list(create(store, "b", "a", parameters={"stop": None, "seed": None}))
     assert store.resolve("b").params == {"top_k": 3}
     assert "nil" not in show(store.resolve("b"))["modelfile"]
 
 
-def test_replaced_layers_leave_the_store_with_their_last_model(store, digest):
+def test_replaced_layers_are_deleted_with_the_last_model_that_names_them(store, digest):
     list(create(store, "a", files={"m.gguf": digest}, system="first"))
     list(create(store, "A", "a", system="second"))
     assert not store.has_blob("sha256:" + hashlib.sha256(b"first").hexdigest())
@@ -99,7 +99,7 @@ def test_replaced_layers_leave_the_store_with_their_last_model(store, digest):
     assert store.resolve("a").system == "second"
 
 
-def test_model_made_from_the_builtin_stands_alone(tmp_path, store, digest):
+def test_a_model_made_from_the_builtin_has_its_own_blobs(tmp_path, store, digest):
     list(create(store, "primer", files={"m.gguf": digest}, system="plain"))
     mine = Store(tmp_path / "mine", builtin=store.root)
     list(create(mine, "p2", "primer", system="other"))
@@ -174,7 +174,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("kind, message, request_", FAILURES, ids=[message for _, message, _ in FAILURES])
-def test_what_cannot_be_made_leaves_nothing(store, digest, kind, message, request_):
+def test_a_failed_create_leaves_no_model(store, digest, kind, message, request_):
     list(create(store, "a", files={"m.gguf": digest}))
     with pytest.raises(kind) as caught:
         list(create(store, "z", **request_))
@@ -190,7 +190,7 @@ def test_what_cannot_be_made_leaves_nothing(store, digest, kind, message, reques
         (b"GGUF\xff\xff\xff\xff", "m.gguf", "m.gguf: at byte 4"),
     ],
 )
-def test_file_that_is_no_model_is_named_as_the_client_knows_it(store, content, path, message):
+def test_an_invalid_file_is_named_as_the_client_named_it(store, content, path, message):
     uploaded, _ = store.put_blob([content])
     with pytest.raises(RequestError) as caught:
         list(create(store, "z", files={path: uploaded}))
@@ -203,10 +203,10 @@ def test_file_that_is_no_model_is_named_as_the_client_knows_it(store, content, p
     [
         ({}, "m.gguf: general.architecture is None"),
         (HEAD | {"general.type": "adapter"}, "m.gguf: an adapter, expected a model"),
-        ({"general.architecture": "clip"}, "m.gguf: a projector alone, expected its text model, too"),
+        ({"general.architecture": "clip"}, "m.gguf: a projector without its text model"),
     ],
 )
-def test_gguf_that_is_no_model_says_what_it_is(store, tmp_path, kv, message):
+def test_a_gguf_that_is_not_a_model_is_an_error_that_says_why(store, tmp_path, kv, message):
     write_gguf(tmp_path / "m.gguf", kv)
     uploaded, _ = store.put_blob([(tmp_path / "m.gguf").read_bytes()])
     with pytest.raises(RequestError) as caught:
@@ -214,7 +214,7 @@ def test_gguf_that_is_no_model_says_what_it_is(store, tmp_path, kv, message):
     assert str(caught.value).startswith(message)
 
 
-def test_parent_with_a_missing_layer_makes_no_child(store, digest):
+def test_a_parent_with_a_missing_layer_is_an_error(store, digest):
     list(create(store, "a", files={"m.gguf": digest}, system="gone"))
     store.blobs.remove("sha256:" + hashlib.sha256(b"gone").hexdigest())
     with pytest.raises(BadManifest, match="missing blob of model a:latest"):
@@ -236,7 +236,7 @@ def test_template_that_does_not_parse_is_refused(store, digest, template, messag
         store.resolve("a")
 
 
-def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(store, tmp_path):
+def test_an_unsupported_template_is_replaced_by_that_of_its_format(store, tmp_path):
     """docs/compatibility.md [181]"""
     jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja + "{% unknown %}")
@@ -248,4 +248,4 @@ def test_model_whose_own_template_does_not_run_here_gets_the_one_of_its_format(s
     runs = tiny_gguf(tmp_path / "runs.gguf", chat_template=jinja)
     statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
     assert store.resolve("b").template is None
-    assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # as Ollama gives to this format
+    assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # Ollama's stop words for this format

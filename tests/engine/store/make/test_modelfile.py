@@ -5,9 +5,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadModelfile, RequestError
-from numllama.engine.store.make.modelfile import Instruction, parse_modelfile, quoted, render_modelfile, wishes
+from numllama.engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile, quote, render_modelfile
 
-OURS = {  # what Ollama prints comes back without its quotes, tabs or line; ours does not
+OURS = {  # texts that Ollama renders so that parsing drops quotes, tabs or a line; ours survive
     "ms-p0005": 'PARAMETER stop """"q""""\n',
     "ms-p0014": 'SYSTEM "\ttab\t"\n',
     "ms-p0015": 'SYSTEM """"quoted""""\n',
@@ -15,7 +15,7 @@ OURS = {  # what Ollama prints comes back without its quotes, tabs or line; ours
 }
 
 
-def test_modelfile_has_ollamas_instructions_in_ollamas_order(kept):
+def test_the_modelfile_has_ollamas_instructions_in_ollamas_order(kept):
     for case in kept.json("go/modelfile_show"):
         shown = case["show"]
         given = {
@@ -48,8 +48,8 @@ def test_modelfile_has_ollamas_instructions_in_ollamas_order(kept):
         ("tab\t", '"tab\t"'),
     ],
 )
-def test_value_is_quoted_where_a_parser_would_change_it(value, expected):
-    assert quoted(value) == expected
+def test_a_value_is_quoted_if_a_parser_would_change_it(value, expected):
+    assert quote(value) == expected
 
 
 def test_stops_keep_their_order_and_parameters_are_sorted():
@@ -60,10 +60,10 @@ def test_stops_keep_their_order_and_parameters_are_sorted():
     )
 
 
-NOT_QUOTABLE = ("mf-p0086",)  # a line within ends with three quotes
+NOT_QUOTABLE = ("mf-p0086",)  # an inner line ends with three quotes
 
 
-def test_modelfiles_are_read_as_ollama_reads_them(kept):
+def test_modelfiles_are_parsed_as_ollama_parses_them(kept):
     n = 0
     for case in kept.json("go/modelfile"):
         text = base64.b64decode(case["b64"]) if "b64" in case else case["text"]
@@ -77,7 +77,7 @@ def test_modelfiles_are_read_as_ollama_reads_them(kept):
     assert n == 194
 
 
-def test_instructions_are_written_as_ollama_writes_them_and_come_back(kept):
+def test_instructions_are_rendered_as_ollama_renders_them_and_parsed_back(kept):
     for case in kept.json("go/modelfile"):
         if "commands" not in case:
             continue
@@ -89,17 +89,17 @@ def test_instructions_are_written_as_ollama_writes_them_and_come_back(kept):
             assert parse_modelfile(written) == commands, case["id"]
 
 
-def test_instructions_ask_for_what_ollamas_client_asks_for(kept):
+def test_instructions_become_the_request_that_ollamas_client_sends(kept):
     n = 0
     for case in kept.json("go/modelfile"):
         if "create_err" in case:
             with pytest.raises(RequestError) as caught:
-                wishes(parse_modelfile(case["text"]))
+                create_arguments(parse_modelfile(case["text"]))
             assert str(caught.value) == case["create_err"], case["id"]
         elif "create" in case:
             text = base64.b64decode(case["b64"]) if "b64" in case else case["text"]
             expected = {key: value for key, value in case["create"].items() if key != "from"}
-            got = {key: value for key, value in wishes(parse_modelfile(text)).items() if value != ""}
+            got = {key: value for key, value in create_arguments(parse_modelfile(text)).items() if value != ""}
             assert got == expected, case["id"]
         n += "create" in case or "create_err" in case
     assert n == 140
@@ -127,14 +127,14 @@ def can_be_quoted(text):
 
 
 @given(st.lists(COMMANDS, max_size=5), PRINTS)
-def test_what_is_written_comes_back(commands, model):
+def test_rendered_instructions_are_parsed_back(commands, model):
     commands = [Instruction("model", model), *commands]
     assume(all(can_be_quoted(command.value) for command in commands))
     assert parse_modelfile("".join(f"{command}\n" for command in commands)) == commands
 
 
 @given(st.text(max_size=80) | st.binary(max_size=80))
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     try:
         commands = parse_modelfile(text)
     except BadModelfile:
@@ -142,7 +142,7 @@ def test_any_text_is_read_or_refused(text):
     assert any(command.name == "model" for command in commands)
 
 
-def test_a_long_modelfile_is_read_in_one_go():
-    """A licence of a megabyte in a line for each word."""
+def test_a_long_modelfile_is_parsed():
+    """A license of a megabyte, with one word per line."""
     text = "word\n" * 200_000
     assert parse_modelfile(f'FROM x\nLICENSE """{text}"""')[1].value == text

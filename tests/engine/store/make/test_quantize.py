@@ -1,4 +1,4 @@
-"""Quantizing a model: llama-quantize's choice of formats, its bytes, and what it must not make."""
+"""Quantization of models: llama-quantize's choice of formats, its bytes, and refused inputs."""
 
 import hashlib
 import os
@@ -14,14 +14,14 @@ from numllama.engine.gguf.read import read_gguf
 from numllama.engine.gguf.write import gguf_chunks, write_gguf
 from numllama.engine.store.make import quantize
 from numllama.engine.store.make.mixture import file_type_of, tensor_formats
-from numllama.engine.store.make.quantize import check_weights, is_already, quantized
+from numllama.engine.store.make.quantize import check_weights, has_file_type, quantize_model
 from numllama.kernels.quants import FORMATS_BY_NAME
 from numllama.kernels.tensor import Tensor
 from tiny import tiny_gguf
 
 
 def llama(layers, dim, ffn, heads, kv, vocab, tied, experts=0, rope_freqs=False, **_):
-    """The key-values and the tensor table of a Llama of that shape, without data."""
+    """The key-values and tensor table of a Llama with these sizes, without data."""
     d_kv = dim // heads * kv
     shapes = {"token_embd.weight": (vocab, dim), "output_norm.weight": (dim,)}
     shapes |= {} if tied else {"output.weight": (vocab, dim)}
@@ -48,7 +48,7 @@ def llama(layers, dim, ffn, heads, kv, vocab, tied, experts=0, rope_freqs=False,
 
 
 def written_out(name):
-    """blk.0-1,4.attn_v.weight -> that of layers 0, 1 and 4"""
+    """Expand blk.0-1,4.attn_v.weight to the names in layers 0, 1 and 4."""
     if not (layers := re.fullmatch(r"blk\.([\d,-]+)\.(.*)", name)):
         return [name]
     spans = [span.split("-") for span in layers[1].split(",")]
@@ -71,12 +71,12 @@ def test_every_format_is_the_one_llama_quantize_chooses(kept):
 
 
 @pytest.mark.parametrize("name, expected", [("q4_k", "Q4_K_M"), ("Q3_K", "Q3_K_M"), ("bf16", "BF16"), ("Q8_0", "Q8_0")])
-def test_file_types_have_aliases_and_no_case(name, expected):
+def test_file_types_have_aliases_and_are_case_insensitive(name, expected):
     assert file_type_of(name) == expected
 
 
 @pytest.mark.parametrize("name", ["Q9", "IQ2_XS", "NVFP4", "Q2_K_S"])
-def test_what_is_not_made_is_refused_in_ollamas_words(name):
+def test_an_unsupported_file_type_is_refused_with_ollamas_text(name):
     expected = f"unsupported quantization type {name} - supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0"
     with pytest.raises(EngineError, match=re.escape(expected)):
         file_type_of(name)
@@ -106,57 +106,57 @@ def test_file_is_llama_quantizes_byte_for_byte(whole, file_type):
     recorded = whole.json("quantize_tiny256")["mixture"]
     gguf = read_gguf(whole.model("tiny256-F16"))
     got = hashlib.sha256()
-    for chunk in gguf_chunks(*quantized(gguf, file_type)):
+    for chunk in gguf_chunks(*quantize_model(gguf, file_type)):
         got.update(chunk)
     assert got.hexdigest() == recorded[file_type]["file_sha256"]
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("file_type", ["Q4_0", "Q8_0", "Q2_K", "Q4_K_M", "MXFP4_MOE", "IQ4_XS", "TQ1_0"])
-def test_a_mixture_of_experts_is_llama_quantizes_byte_for_byte(tmp_path, file_type):
+def test_a_mixture_of_experts_equals_llama_quantizes_byte_for_byte(tmp_path, file_type):
     folder = os.environ.get("NUMLLAMA_LLAMA_CPP") or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder")
     source, target = tiny_gguf(tmp_path / "m.gguf", n_expert=4, n_embd=256, n_ff=256), tmp_path / "q.gguf"
     command = [f"{folder}/llama-quantize", source, target, file_type]
     subprocess.run(command, check=True, capture_output=True)
-    assert b"".join(gguf_chunks(*quantized(read_gguf(source), file_type))) == target.read_bytes()
+    assert b"".join(gguf_chunks(*quantize_model(read_gguf(source), file_type))) == target.read_bytes()
 
 
-def test_slices_and_threads_change_no_byte(tmp_path, monkeypatch):
+def test_slices_and_threads_do_not_change_the_file(tmp_path, monkeypatch):
     gguf = read_gguf(tiny_gguf(tmp_path / "m.gguf"))
-    whole = b"".join(gguf_chunks(*quantized(gguf, "Q4_0")))
-    monkeypatch.setattr(quantize, "SLICE", 256)
-    monkeypatch.setattr(quantize, "THREADS", 3)
-    assert b"".join(gguf_chunks(*quantized(gguf, "Q4_0"))) == whole
+    whole = b"".join(gguf_chunks(*quantize_model(gguf, "Q4_0")))
+    monkeypatch.setattr(quantize, "SLICE_WEIGHTS", 256)
+    monkeypatch.setattr(quantize, "N_THREADS", 3)
+    assert b"".join(gguf_chunks(*quantize_model(gguf, "Q4_0"))) == whole
 
 
-def test_memory_is_that_of_a_few_slices(tmp_path, monkeypatch):
-    """Never more than a slice for each thread and one to be fetched are made but not yet written."""
+def test_only_a_few_slices_are_in_memory(tmp_path, monkeypatch):
+    """At most one slice per thread and one more have been quantized, but not yet written."""
     made = []
     pack = quantize.quantize
-    monkeypatch.setattr(quantize, "SLICE", 64)
+    monkeypatch.setattr(quantize, "SLICE_WEIGHTS", 64)
     monkeypatch.setattr(quantize, "quantize", lambda *args: made.append(1) or pack(*args))
-    _, tensors = quantized(read_gguf(tiny_gguf(tmp_path / "m.gguf")), "Q8_0")
+    _, tensors = quantize_model(read_gguf(tiny_gguf(tmp_path / "m.gguf")), "Q8_0")
     largest = max(tensors, key=lambda tensor: tensor.nbytes)
     for i, _ in enumerate(largest.pieces):
-        assert len(made) <= i + 1 + quantize.THREADS
+        assert len(made) <= i + 1 + quantize.N_THREADS
         if i == 20:
             break
 
 
-def test_model_that_is_quantized_already_is_refused(tmp_path):
+def test_a_quantized_model_is_refused(tmp_path):
     gguf = read_gguf(tiny_gguf(tmp_path / "m.gguf", quant="Q8_0"))
     with pytest.raises(EngineError, match="quantization is only supported for F16, BF16 and F32 models"):
-        quantized(gguf, "Q4_0")
+        quantize_model(gguf, "Q4_0")
 
 
-def test_only_a_file_that_says_its_type_is_that_already(tmp_path):
-    assert is_already(read_gguf(tiny_gguf(tmp_path / "a.gguf", general__file_type=0)), "F32")
-    assert not is_already(read_gguf(tiny_gguf(tmp_path / "b.gguf", general__file_type=0)), "F16")
-    assert not is_already(read_gguf(tiny_gguf(tmp_path / "c.gguf", general__file_type=1)), "F32")
+def test_a_file_has_a_type_only_if_its_metadata_says_so(tmp_path):
+    assert has_file_type(read_gguf(tiny_gguf(tmp_path / "a.gguf", general__file_type=0)), "F32")
+    assert not has_file_type(read_gguf(tiny_gguf(tmp_path / "b.gguf", general__file_type=0)), "F16")
+    assert not has_file_type(read_gguf(tiny_gguf(tmp_path / "c.gguf", general__file_type=1)), "F32")
 
 
 def with_weight(path, format, value, place=(3, 5)):
-    """A file with one matrix of ones but for one weight."""
+    """Write a file with a matrix of ones, except for one weight."""
     x = np.ones((8, 64), np.float32)
     x[place] = value
     format = FORMATS_BY_NAME[format]
@@ -174,7 +174,7 @@ def test_weight_that_is_not_finite_is_named(tmp_path, format, value):
     with pytest.raises(RequestError, match=expected):
         check_weights(gguf)
     with pytest.raises(RequestError, match=expected):
-        list(gguf_chunks(*quantized(gguf, "Q8_0")))
+        list(gguf_chunks(*quantize_model(gguf, "Q8_0")))
 
 
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
@@ -192,4 +192,4 @@ def test_scale_that_is_not_finite_is_found(tmp_path, format):
 def test_weight_too_large_for_its_format_is_named(tmp_path, file_type, value):
     gguf = with_weight(tmp_path / "m.gguf", "F32", value)
     with pytest.raises(RequestError, match=r"'blk.0.ffn_up.weight' has weight .* near \[3, .*, too large for"):
-        list(gguf_chunks(*quantized(gguf, file_type)))
+        list(gguf_chunks(*quantize_model(gguf, file_type)))

@@ -1,4 +1,4 @@
-"""What FROM and ADAPTER name, and a Modelfile that a server is sent."""
+"""Sources of FROM and ADAPTER, and Modelfiles sent to a server."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from numllama.engine.errors import BadModelfile, BadName, ModelError, RequestErr
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create, create_from_modelfile
 from numllama.engine.store.make.modelfile import parse_modelfile
-from numllama.engine.store.make.sources import listed, sources
+from numllama.engine.store.make.sources import find_sources, list_weight_files
 from tiny import tiny_gguf
 
 
@@ -31,21 +31,21 @@ def names(folder, *files):
     for file in files:
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).touch()
-    return [name for name, _ in listed(folder)]
+    return [name for name, _ in list_weight_files(folder)]
 
 
-def test_a_folder_is_its_weights_and_what_they_need(folder):
+def test_a_folder_yields_its_weights_and_the_files_they_need(folder):
     got = names(
         folder, "model-2.safetensors", "model-1.safetensors", "config.json", "tokenizer.model", "m.gguf", "README.md"
     )
     assert got == ["model-1.safetensors", "model-2.safetensors", "config.json", "tokenizer.model"]
 
 
-def test_a_folder_of_ggufs_is_them_alone(folder):
+def test_a_folder_of_ggufs_yields_only_them(folder):
     assert names(folder, "b.gguf", "a.gguf", "config.json", "c.bin") == ["a.gguf", "b.gguf"]
 
 
-def test_a_folder_without_weights_is_refused_in_ollamas_words(folder):
+def test_a_folder_without_weights_is_refused_with_ollamas_text(folder):
     with pytest.raises(ModelError, match="no Modelfile or safetensors files found"):
         names(folder, "config.json")
 
@@ -57,18 +57,18 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folder, tmp_path):
         names(folder)
 
 
-def test_a_path_that_is_there_is_a_file_and_any_other_a_name(folder):
+def test_an_existing_path_is_a_file_and_any_other_text_a_model_name(folder):
     names(folder, "m.gguf", "lora.gguf")
-    found = sources(parse_modelfile("FROM ./m.gguf\nADAPTER lora.gguf"), folder)
+    found = find_sources(parse_modelfile("FROM ./m.gguf\nADAPTER lora.gguf"), folder)
     assert (found.from_, list(found.files), list(found.adapters)) == ("", ["m.gguf"], ["lora.gguf"])
-    assert sources(parse_modelfile("FROM llama3"), folder).from_ == "llama3"
+    assert find_sources(parse_modelfile("FROM llama3"), folder).from_ == "llama3"
     with pytest.raises(BadModelfile, match="both the model 'llama3' and files"):
-        sources(parse_modelfile("FROM llama3\nFROM m.gguf"), folder)
+        find_sources(parse_modelfile("FROM llama3\nFROM m.gguf"), folder)
     with pytest.raises(BadModelfile, match=r"nope\.gguf: no such file"):
-        sources(parse_modelfile("FROM llama3\nADAPTER nope.gguf"), folder)
+        find_sources(parse_modelfile("FROM llama3\nADAPTER nope.gguf"), folder)
 
 
-def test_modelfile_of_a_client_makes_a_model_of_blobs(store, digest):
+def test_a_clients_modelfile_makes_a_model_from_blobs(store, digest):
     text = f"FROM @{digest}\nSYSTEM Be brief.\nPARAMETER stop a\nPARAMETER top_k 3\nMESSAGE user hi\nLICENSE MIT"
     list(create_from_modelfile(store, "a", text, quantize="Q8_0"))
     model = store.resolve("a")
@@ -76,7 +76,7 @@ def test_modelfile_of_a_client_makes_a_model_of_blobs(store, digest):
     assert (model.messages, model.config.file_type) == ([{"role": "user", "content": "hi"}], "Q8_0")
 
 
-def test_empty_system_of_a_modelfile_takes_an_inherited_one_away(store, digest):
+def test_an_empty_system_removes_the_inherited_one(store, digest):
     list(create(store, "a", files={"m.gguf": digest}, system="S"))
     list(create_from_modelfile(store, "b", 'FROM a\nSYSTEM ""'))
     list(create_from_modelfile(store, "c", "FROM a"))
@@ -84,18 +84,18 @@ def test_empty_system_of_a_modelfile_takes_an_inherited_one_away(store, digest):
 
 
 @pytest.mark.parametrize("reference", ["/etc/hostname", "./m.gguf", "../m.gguf", "~/m.gguf", "a b"])
-def test_no_file_of_a_server_is_read_for_a_client(store, tmp_path, monkeypatch, reference):
+def test_a_client_cannot_name_files_of_the_server(store, tmp_path, monkeypatch, reference):
     tiny_gguf(tmp_path / "m.gguf")
     monkeypatch.chdir(tmp_path)
     for instruction in ("FROM {}", "FROM a\nADAPTER {}"):
         with pytest.raises(BadModelfile, match=f"invalid model reference: {reference}"):
             create_from_modelfile(store, "z", instruction.format(reference))
-    with pytest.raises(BadModelfile, match="path is a file of the server"):
+    with pytest.raises(BadModelfile, match="the server does not read local paths"):
         create_from_modelfile(store, "z", "", str(tmp_path / "Modelfile"))
     assert store.digests() == set()
 
 
-def test_a_server_that_may_reads_the_file_and_what_is_beside_it(store, tmp_path):
+def test_a_server_with_permission_reads_the_modelfile_and_its_folder(store, tmp_path):
     tiny_gguf(tmp_path / "m.gguf")
     (tmp_path / "Modelfile").write_text("FROM ./m.gguf\nSYSTEM S")
     list(create_from_modelfile(store, "a", "", str(tmp_path / "Modelfile"), may_read=True))
@@ -114,6 +114,6 @@ def test_a_server_that_may_reads_the_file_and_what_is_beside_it(store, tmp_path)
         ("a", "FROM x\nDRAFT y", BadModelfile, "DRAFT is not supported"),
     ],
 )
-def test_what_is_wrong_about_a_modelfile_is_said_before_anything_is_made(store, name, text, kind, message):
+def test_an_invalid_modelfile_is_an_error_before_anything_is_created(store, name, text, kind, message):
     with pytest.raises(kind, match=message):
         create_from_modelfile(store, name, text)
