@@ -98,7 +98,7 @@ class Credentials:
             return ""  # no file, no entry for this host, or an entry of a credential helper
 
     def signature(self, method: str, url: str) -> str:
-        """Return the Authorization header that signs a request without a body, or "" if there is no key.
+        """Return the Authorization header that signs a request without a body, or "" without a key.
 
         The header is `<public key>:<signature>`.  Raises: StoreError for an unreadable key
         """

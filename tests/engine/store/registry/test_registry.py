@@ -102,7 +102,7 @@ def assert_pulled(store, double, name="lab/m"):
 
 
 def assert_no_model_and_valid_blobs(store):
-    """There is no manifest, and every blob has the digest in its name."""
+    """The store has no manifest, and every blob has the digest in its name."""
     assert store.names() == []
     for name in files(store):
         if "partial" not in name:
