@@ -1,1 +1,1 @@
-"""HTTP and the command line, on the engine."""
+"""The HTTP server and the command line."""

@@ -1,1 +1,1 @@
-"""Anthropic's routes, and the maps to and from Ollama's requests."""
+"""The route of Anthropic's API, and the conversion to and from Ollama's chat."""

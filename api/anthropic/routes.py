@@ -1,4 +1,4 @@
-"""Anthropic's route: messages."""
+"""The route of Anthropic's API: messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from ..wire.chat import answer_chat
-from ..wire.errors import body_of, reply
+from ..wire.errors import error_body, json_response
 from ..wire.request import Context, body
 from ..wire.sse import Event, send_events
-from ..wire.stream import whole
-from ..wire.tool_choice import as_call, choose
+from ..wire.stream import collect_chunks
+from ..wire.tool_choice import apply_tool_choice, parse_forced_call
 from .map import MessagesAnswer, chat_from_messages
 from .schema import MessagesRequest
 
@@ -19,18 +19,18 @@ router = APIRouter()
 
 
 @router.post("/v1/messages")
-async def messages(request: Annotated[MessagesRequest, body(MessagesRequest)], visit: Context) -> Response:
+async def messages(request: Annotated[MessagesRequest, body(MessagesRequest)], context: Context) -> Response:
     chat = chat_from_messages(request)
-    if chat.think and "thinking" not in await visit.run(visit.engine.capabilities, request.model):
+    if chat.think and "thinking" not in await context.run_in_thread(context.engine.capabilities, request.model):
         chat.think = None
-    must_call = choose(chat, request.tool_choice)
-    answer = await answer_chat(visit, chat)
-    pieces = as_call(visit.pieces()) if must_call else visit.pieces()
+    must_call = apply_tool_choice(chat, request.tool_choice)
+    answer = await answer_chat(context, chat)
+    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
     message = MessagesAnswer(request, answer.n_prompt)
     if request.stream:
         return await send_events(pieces, message.push, anthropic_error_event)
-    return reply(message.whole(await whole(pieces)), content_type="application/json")
+    return json_response(message.whole(await collect_chunks(pieces)), content_type="application/json")
 
 
 def anthropic_error_event(error: Exception) -> Event:
-    return "error", body_of(error, "/v1/messages")
+    return "error", error_body(error, "/v1/messages")

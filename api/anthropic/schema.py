@@ -1,4 +1,4 @@
-"""What /v1/messages takes, as the Go structs of Ollama's anthropic package say it; `engine/go/decode.py` reads them."""
+"""The body of /v1/messages, after the Go structs of Ollama's anthropic package; `engine/go/decode.py` decodes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OutputConfig:
 
 @dataclass
 class MessagesRequest:
-    """`system` and a message's content: text, or a list of blocks.  `options` is ours: Ollama's options."""
+    """`system` and a message's content: a string or a list of blocks.  `options` is an extension: Ollama's options."""
 
     go_name: ClassVar[str] = "anthropic.MessagesRequest"
     model: str = ""

@@ -1,1 +1,1 @@
-"""Ollama's routes."""
+"""The routes of Ollama's API."""

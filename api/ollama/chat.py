@@ -1,4 +1,4 @@
-"""POST /api/chat: a model's next turn in a conversation."""
+"""POST /api/chat: the assistant's next message in a conversation."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 
 from ..wire.answer import (
-    head,
+    empty_answer_fields,
+    head_fields,
     logprobs_field,
-    statistics,
+    statistics_fields,
     thinking_field,
     tool_calls_field,
-    without_text,
 )
 from ..wire.chat import answer_chat
-from ..wire.errors import reply
+from ..wire.errors import json_response
 from ..wire.request import Context, body
 from ..wire.schema import ChatRequest
-from ..wire.stream import Chunk, send
+from ..wire.stream import Chunk, send_answer
 
 router = APIRouter()
 
 
 @router.post("/api/chat")
-async def chat(request: Annotated[ChatRequest, body(ChatRequest)], visit: Context) -> Response:
-    answer = await answer_chat(visit, request)
+async def chat(request: Annotated[ChatRequest, body(ChatRequest)], context: Context) -> Response:
+    answer = await answer_chat(context, request)
     if answer.is_over:
         role = "assistant" if answer.done_reason else ""
-        return reply(head(request) | {"message": {"role": role, "content": ""}} | without_text(answer))
+        return json_response(
+            head_fields(request) | {"message": {"role": role, "content": ""}} | empty_answer_fields(answer)
+        )
 
     def shape(chunk: Chunk) -> dict[str, Any]:
         message = {"role": "assistant", "content": chunk.text} | thinking_field(chunk) | tool_calls_field(chunk)
         done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
-        return head(request) | {"message": message} | done | logprobs_field(answer, chunk) | statistics(visit, chunk)
+        return (
+            head_fields(request)
+            | {"message": message}
+            | done
+            | logprobs_field(answer, chunk)
+            | statistics_fields(context, chunk)
+        )
 
-    return await send(visit.pieces(), shape, request.stream)
+    return await send_answer(context.pieces(), shape, request.stream)

@@ -1,4 +1,4 @@
-"""POST /api/create, and the blobs that a model is made of: HEAD and POST /api/blobs/:digest."""
+"""POST /api/create, and HEAD and POST /api/blobs/:digest for the files that a model is created from."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..wire.errors import refusal, reply
+from ..wire.errors import error_response, json_response
 from ..wire.request import Context, RequestContext, body
 from ..wire.schema import CreateRequest
-from ..wire.stream import Lines
+from ..wire.stream import NDJSONResponse
 
 router = APIRouter()
 
-JSON = "application/json"  # progress has no charset
+JSON_WITHOUT_CHARSET = "application/json"  # the content type of Ollama's progress
 
 
 @router.head("/api/blobs/{digest}")
-async def has_blob(digest: str, visit: Context) -> Response:
-    there = await visit.run(visit.engine.store.has_blob, digest)
-    return Response() if there else reply({"error": f"blob {digest} not found"}, 404)
+async def has_blob(digest: str, context: Context) -> Response:
+    exists = await context.run_in_thread(context.engine.store.has_blob, digest)
+    return Response() if exists else json_response({"error": f"blob {digest} not found"}, 404)
 
 
 @router.post("/api/blobs/{digest}")
-async def put_blob(digest: str, request: Request, visit: Context) -> Response:
-    """The body is written as it comes; one that is there already is not even read."""
-    store = visit.engine.store
-    if await visit.run(store.has_blob, digest):
+async def put_blob(digest: str, request: Request, context: Context) -> Response:
+    """Store the body as it arrives.  An existing blob is not read again."""
+    store = context.engine.store
+    if await context.run_in_thread(store.has_blob, digest):
         return Response()
-    with await visit.run(store.blob_writer) as writer:
+    with await context.run_in_thread(store.blob_writer) as writer:
         async for chunk in request.stream():
-            await visit.run(writer.write, chunk)
-        await visit.run(writer.commit, digest)
+            await context.run_in_thread(writer.write, chunk)
+        await context.run_in_thread(writer.commit, digest)
     return Response(status_code=201)
 
 
 @router.post("/api/create")
-async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: Context) -> Response:
+async def create(request: Annotated[CreateRequest, body(CreateRequest)], context: Context) -> Response:
     quantize = request.quantize or request.quantization
     if (request.modelfile or request.path) and not request.from_ and request.files is None:
-        asked = (request.model, request.modelfile, request.path, quantize)
-        statuses = await visit.run(visit.engine.create_from_modelfile, *asked, visit.handle)
-        return await send_progress(visit, statuses, request.stream)
-    statuses = await visit.run(
-        visit.engine.create,
+        arguments = (request.model, request.modelfile, request.path, quantize)
+        statuses = await context.run_in_thread(context.engine.create_from_modelfile, *arguments, context.handle)
+        return await send_progress(context, statuses, request.stream)
+    statuses = await context.run_in_thread(
+        context.engine.create,
         request.model,
         request.from_,
         request.files,
@@ -60,26 +60,26 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], visit: 
         info=request.info,
         quantize=quantize,
         adapters=request.adapters,
-        handle=visit.handle,
+        handle=context.handle,
     )
-    return await send_progress(visit, statuses, request.stream)
+    return await send_progress(context, statuses, request.stream)
 
 
-async def send_progress(visit: RequestContext, statuses: Iterator[dict[str, Any]], stream: bool) -> Response:
-    """Each status on a line, or the last one alone; what goes wrong before the first line has a status of its own."""
-    lines = _in_threads(visit, statuses)
+async def send_progress(context: RequestContext, statuses: Iterator[dict[str, Any]], stream: bool) -> Response:
+    """Send each status as a line, or only the last one.  An error before the first line sets the HTTP status."""
+    lines = _in_threads(context, statuses)
     try:
         if stream:
-            return Lines(await anext(lines), lines)
-        return reply([line async for line in lines][-1], content_type=JSON)
+            return NDJSONResponse(await anext(lines), lines)
+        return json_response([line async for line in lines][-1], content_type=JSON_WITHOUT_CHARSET)
     except Exception as error:
-        return refusal(error, JSON)
+        return error_response(error, JSON_WITHOUT_CHARSET)
 
 
 async def _in_threads(
-    visit: RequestContext, statuses: Iterator[dict[str, Any]]
+    context: RequestContext, statuses: Iterator[dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """A client that leaves cancels its call, which a transfer hears."""
-    with visit.watched():
-        while (status := await visit.run(next, statuses, None)) is not None:
+    """Yield each status, computed in a worker thread.  If the client disconnects, the transfer is cancelled."""
+    with context.cancel_on_disconnect():
+        while (status := await context.run_in_thread(next, statuses, None)) is not None:
             yield status

@@ -1,4 +1,4 @@
-"""POST /api/generate: a model goes on from a prompt."""
+"""POST /api/generate: an answer to a single prompt."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ..wire.answer import head, logprobs_field, request_options, statistics, thinking_field, without_text
-from ..wire.errors import reply
+from ..wire.answer import (
+    empty_answer_fields,
+    head_fields,
+    logprobs_field,
+    request_options,
+    statistics_fields,
+    thinking_field,
+)
+from ..wire.errors import json_response
 from ..wire.request import Context, body
 from ..wire.schema import GenerateRequest
-from ..wire.stream import Chunk, send
+from ..wire.stream import Chunk, send_answer
 
 router = APIRouter()
 
 
 @router.post("/api/generate")
-async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], visit: Context) -> Response:
-    visit.log["model"] = request.model
-    answer = await visit.ask(
-        visit.engine.generate,
+async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], context: Context) -> Response:
+    context.log["model"] = request.model
+    answer = await context.start_answer(
+        context.engine.generate,
         request.model,
         request.prompt,
         request_options(request),
@@ -31,7 +38,7 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
         images=request.images,
     )
     if answer.is_over:
-        return reply(head(request) | {"response": ""} | without_text(answer))
+        return json_response(head_fields(request) | {"response": ""} | empty_answer_fields(answer))
 
     def shape(chunk: Chunk) -> dict[str, Any]:
         sent: dict[str, Any] = (
@@ -39,7 +46,7 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], v
         )
         if chunk.done_reason:
             ids = {} if request.raw else {"context": answer.context()}
-            sent |= {"done_reason": chunk.done_reason} | ids | statistics(visit, chunk)
-        return head(request) | sent | logprobs_field(answer, chunk)
+            sent |= {"done_reason": chunk.done_reason} | ids | statistics_fields(context, chunk)
+        return head_fields(request) | sent | logprobs_field(answer, chunk)
 
-    return await send(visit.pieces(), shape, request.stream)
+    return await send_answer(context.pieces(), shape, request.stream)

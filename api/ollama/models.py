@@ -1,4 +1,4 @@
-"""Models on disk and in memory: list, show, ps, copy, delete."""
+"""Models on disk and in memory: list, ps, show, copy, delete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from ...engine.errors import BadName, ModelNotFound, RequestError
 from ...engine.store import ModelName
-from ..wire.errors import reply
+from ..wire.errors import json_response
 from ..wire.request import Context, body
 from ..wire.schema import CopyRequest, DeleteRequest, ShowRequest
 
@@ -16,45 +16,47 @@ router = APIRouter()
 
 
 @router.api_route("/api/tags", methods=["GET", "HEAD"])
-async def tags(visit: Context) -> Response:
-    return reply({"models": await visit.run(visit.engine.list)})
+async def tags(context: Context) -> Response:
+    return json_response({"models": await context.run_in_thread(context.engine.list)})
 
 
 @router.get("/api/ps")
-async def ps(visit: Context) -> Response:
-    return reply({"models": await visit.run(visit.engine.ps)})
+async def ps(context: Context) -> Response:
+    return json_response({"models": await context.run_in_thread(context.engine.ps)})
 
 
 @router.post("/api/show")
-async def show(request: Annotated[ShowRequest, body(ShowRequest)], visit: Context) -> Response:
+async def show(request: Annotated[ShowRequest, body(ShowRequest)], context: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
-    shown = visit.engine.show
-    return reply(await visit.run(shown, request.model, request.verbose, request.system, request.options))
+    shown = context.engine.show
+    return json_response(
+        await context.run_in_thread(shown, request.model, request.verbose, request.system, request.options)
+    )
 
 
 @router.post("/api/copy")
-async def copy(request: Annotated[CopyRequest, body(CopyRequest)], visit: Context) -> Response:
+async def copy(request: Annotated[CopyRequest, body(CopyRequest)], context: Context) -> Response:
     for what, name in (("source", request.source), ("destination", request.destination)):
-        _parsed(name, f'{what} "{name}" is invalid')
+        _check_name(name, f'{what} "{name}" is invalid')
     try:
-        await visit.run(visit.engine.copy, request.source, request.destination)
+        await context.run_in_thread(context.engine.copy, request.source, request.destination)
     except ModelNotFound:
         raise ModelNotFound(request.source, f'model "{request.source}" not found') from None
     return Response()
 
 
 @router.delete("/api/delete")
-async def delete(request: Annotated[DeleteRequest, body(DeleteRequest)], visit: Context) -> Response:
+async def delete(request: Annotated[DeleteRequest, body(DeleteRequest)], context: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
-    _parsed(request.model, f'name "{request.model}" is invalid')
-    await visit.run(visit.engine.delete, request.model)
+    _check_name(request.model, f'name "{request.model}" is invalid')
+    await context.run_in_thread(context.engine.delete, request.model)
     return Response()
 
 
-def _parsed(name: str, refusal: str) -> None:
-    """Raises: BadName with `refusal`, or with what is wrong about a source suffix"""
+def _check_name(name: str, refusal: str) -> None:
+    """Check that `name` is valid.  Raises: BadName with the text `refusal`, or with the parser's text about a suffix"""
     try:
         ModelName.parse_request(name)
     except BadName as error:

@@ -1,12 +1,12 @@
-"""The heartbeat, the version, and that there is no cloud."""
+"""GET /, /api/version and /api/status: heartbeat, version, and cloud status (always disabled)."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from ..wire.errors import reply
+from ..wire.errors import json_response
 
-OLLAMA_VERSION = "0.33.0"  # the Ollama whose API this is: clients compare it
+OLLAMA_VERSION = "0.33.0"  # the Ollama release whose API this server implements; clients compare it
 
 router = APIRouter()
 
@@ -18,9 +18,9 @@ async def root() -> Response:
 
 @router.api_route("/api/version", methods=["GET", "HEAD"])
 async def version() -> Response:
-    return reply({"version": OLLAMA_VERSION})
+    return json_response({"version": OLLAMA_VERSION})
 
 
 @router.get("/api/status")
 async def status() -> Response:
-    return reply({"cloud": {"disabled": True, "source": "env"}})
+    return json_response({"cloud": {"disabled": True, "source": "env"}})

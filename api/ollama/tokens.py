@@ -1,9 +1,9 @@
-"""Text to token ids and back: POST /api/tokenize and /api/detokenize, as has been proposed for Ollama and never merged.
+"""POST /api/tokenize and /api/detokenize: text to token ids and back.  Proposed for Ollama, never merged there.
 
 {"model": "m", "content": "a cat"}   -> {"tokens": [264, 8415], "pieces": ["a", " cat"], ...}
 {"model": "m", "tokens": [264, 8415]} -> {"content": "a cat", ...}
 
-A piece that is not text by itself, as half a character, is a list of its bytes.  No model is loaded for this.
+A piece that is not valid UTF-8 on its own, such as half a character, is a list of bytes.  No model is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
-from ..wire.errors import reply
+from ..wire.errors import json_response
 from ..wire.request import Context, RequestContext, body
 from ..wire.schema import DetokenizeRequest, TokenizeRequest
 
@@ -20,23 +20,25 @@ router = APIRouter()
 
 
 @router.post("/api/tokenize")
-async def tokenize(request: Annotated[TokenizeRequest, body(TokenizeRequest)], visit: Context) -> Response:
-    asked = (request.model, request.content, request.add_special, request.parse_special)
-    tokens = await visit.run(visit.engine.tokenize, *asked)
+async def tokenize(request: Annotated[TokenizeRequest, body(TokenizeRequest)], context: Context) -> Response:
+    arguments = (request.model, request.content, request.add_special, request.parse_special)
+    tokens = await context.run_in_thread(context.engine.tokenize, *arguments)
     ids, pieces = [token.id for token in tokens], [piece_text(token.piece) for token in tokens]
-    return answer(visit, request.model, {"tokens": ids, "pieces": pieces})
+    return token_response(context, request.model, {"tokens": ids, "pieces": pieces})
 
 
 @router.post("/api/detokenize")
-async def detokenize(request: Annotated[DetokenizeRequest, body(DetokenizeRequest)], visit: Context) -> Response:
-    return answer(
-        visit, request.model, {"content": await visit.run(visit.engine.detokenize, request.model, request.tokens)}
+async def detokenize(request: Annotated[DetokenizeRequest, body(DetokenizeRequest)], context: Context) -> Response:
+    return token_response(
+        context,
+        request.model,
+        {"content": await context.run_in_thread(context.engine.detokenize, request.model, request.tokens)},
     )
 
 
-def answer(visit: RequestContext, model: str, found: dict[str, Any]) -> Response:
-    visit.log["model"] = model
-    return reply({"model": model} | found | {"total_duration": visit.elapsed})
+def token_response(context: RequestContext, model: str, found: dict[str, Any]) -> Response:
+    context.log["model"] = model
+    return json_response({"model": model} | found | {"total_duration": context.elapsed})
 
 
 def piece_text(piece: bytes) -> str | list[int]:

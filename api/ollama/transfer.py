@@ -1,4 +1,4 @@
-"""Models between the disk and a registry: POST /api/pull and /api/push."""
+"""POST /api/pull and /api/push: download and upload of models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ router = APIRouter()
 
 
 @router.post("/api/pull")
-async def pull(request: Annotated[PullRequest, body(PullRequest)], visit: Context) -> Response:
-    statuses = await visit.run(visit.engine.pull, request.model, request.insecure, visit.handle)
-    return await send_progress(visit, statuses, request.stream)
+async def pull(request: Annotated[PullRequest, body(PullRequest)], context: Context) -> Response:
+    statuses = await context.run_in_thread(context.engine.pull, request.model, request.insecure, context.handle)
+    return await send_progress(context, statuses, request.stream)
 
 
 @router.post("/api/push")
-async def push(request: Annotated[PushRequest, body(PushRequest)], visit: Context) -> Response:
+async def push(request: Annotated[PushRequest, body(PushRequest)], context: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
-    statuses = await visit.run(visit.engine.push, request.model, request.insecure, visit.handle)
-    return await send_progress(visit, statuses, request.stream)
+    statuses = await context.run_in_thread(context.engine.push, request.model, request.insecure, context.handle)
+    return await send_progress(context, statuses, request.stream)

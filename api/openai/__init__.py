@@ -1,1 +1,1 @@
-"""OpenAI's routes, and the maps to and from Ollama's requests."""
+"""The routes of OpenAI's API, and the conversion to and from Ollama's requests."""

@@ -1,8 +1,8 @@
-"""Between OpenAI's wire and Ollama's: completions and chats.  Pure functions, and two answers in the making.
+"""Conversion between OpenAI's completions, chats and embeddings and Ollama's.
 
 ChatCompletionRequest -> ChatRequest            chunks -> ChatCompletion.push -> chat.completion.chunk
 CompletionRequest     -> GenerateRequest        chunk  -> ChatCompletion.whole -> chat.completion
-EmbedRequest          -> EmbedRequest           piece  -> embeddings           -> list
+EmbedRequest          -> EmbedRequest           piece  -> embeddings_object    -> list
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
 
-EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
-EFFORTS |= {"xhigh": "max", "ultra": "max", "max": "max"}
-LONG = 1024  # tokens of a prompt
+THINK_OF_EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+THINK_OF_EFFORT |= {"xhigh": "max", "ultra": "max", "max": "max"}
+MIN_CACHED_PROMPT_TOKENS = 1024  # OpenAI reports cached tokens only for prompts of at least this length
 Prompt = str | Sequence[int]
 
 _DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
@@ -43,7 +43,7 @@ _DATA_URL = re.compile("data:(image/(jpeg|jpg|png|webp))?;base64,")
 
 
 def chat_from_completions(request: openai.ChatCompletionRequest) -> ollama.ChatRequest:
-    """The same question to /api/chat.  Raises: RequestError"""
+    """Convert to a request to /api/chat.  Raises: RequestError"""
     if not request.messages:
         raise RequestError("[] is too short - 'messages'")
     max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
@@ -54,7 +54,7 @@ def chat_from_completions(request: openai.ChatCompletionRequest) -> ollama.ChatR
         messages=messages_from_openai(request.messages),
         tools=request.tools,
         format=response_format(request.response_format),
-        think=think(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
+        think=think_from_effort(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         options=options_from_openai(request, max_tokens, [text for text in stop if isinstance(text, str)]),
@@ -62,11 +62,11 @@ def chat_from_completions(request: openai.ChatCompletionRequest) -> ollama.ChatR
 
 
 def generate_request(request: openai.CompletionRequest) -> ollama.GenerateRequest:
-    """The same question to /api/generate, all but the prompt.  Raises: RequestError"""
+    """Convert to a request to /api/generate, without the prompt.  Raises: RequestError"""
     stop = [request.stop] if isinstance(request.stop, str) else request.stop if isinstance(request.stop, list) else []
     for text in stop:
         if not isinstance(text, str):
-            raise RequestError(f"invalid type for 'stop' field: {go_type(text)}")
+            raise RequestError(f"invalid type for 'stop' field: {go_type_name(text)}")
     penalties = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
     return ollama.GenerateRequest(
         model=request.model,
@@ -79,18 +79,20 @@ def generate_request(request: openai.CompletionRequest) -> ollama.GenerateReques
 
 
 def embed_request(request: openai.OpenAIEmbedRequest) -> ollama.EmbedRequest:
-    """The same texts to /api/embed.  Raises: RequestError"""
+    """Convert to a request to /api/embed.  Raises: RequestError"""
     if request.encoding_format.lower() not in ("", "float", "base64"):
-        wrong = f"Invalid value for 'encoding_format' = {request.encoding_format}."
-        raise RequestError(f"{wrong} Supported values: ['float', 'base64'].")
+        problem = f"Invalid value for 'encoding_format' = {request.encoding_format}."
+        raise RequestError(f"{problem} Supported values: ['float', 'base64'].")
     if request.input in (None, []):
         raise RequestError("invalid input")
     texts = [""] if request.input == "" else request.input
     return ollama.EmbedRequest(request.model, texts, dimensions=request.dimensions, options=request.options)
 
 
-def prompts(request: openai.CompletionRequest) -> list[Prompt]:
-    """Text, or tokens; several of them are several prompts.  Several texts are for an echo only, as Ollama has it.
+def parse_prompts(request: openai.CompletionRequest) -> list[Prompt]:
+    """Return the prompts, each a string or a list of token ids.  Several strings are allowed only with `echo`.
+
+    Ollama accepts one string and nothing else.
 
     Raises: RequestError
     """
@@ -100,20 +102,20 @@ def prompts(request: openai.CompletionRequest) -> list[Prompt]:
     if isinstance(sent, list) and sent:
         if all(type(id) is int for id in sent):
             return [sent]
-        if all(_is_prompt(item) or (request.echo and isinstance(item, str)) for item in sent):
+        if all(_is_token_list(item) or (request.echo and isinstance(item, str)) for item in sent):
             return sent
     raise RequestError(
         f"json: cannot unmarshal {kind(sent)} into Go struct field CompletionRequest.prompt of type string"
     )
 
 
-def _is_prompt(item: Any) -> bool:
+def _is_token_list(item: Any) -> bool:
     return isinstance(item, list) and bool(item) and all(type(id) is int for id in item)
 
 
 def options_from_openai(request: openai.OpenAIRequest, max_tokens: int | None, stop: Sequence[str]) -> dict[str, Any]:
-    """OpenAI's defaults, what the request says, then the options that it has in Ollama's way."""
-    asked = {
+    """Return Ollama's options: OpenAI's defaults, overridden by the request's fields, then by its `options`."""
+    fields = {
         "num_predict": max_tokens,
         "seed": request.seed,
         "stop": list(stop) or None,
@@ -123,67 +125,70 @@ def options_from_openai(request: openai.OpenAIRequest, max_tokens: int | None, s
         "presence_penalty": request.presence_penalty,
         "logit_bias": logit_bias(request.logit_bias),
     }
-    return {"top_p": 1.0} | {name: value for name, value in asked.items() if value is not None} | request.options
+    return {"top_p": 1.0} | {name: value for name, value in fields.items() if value is not None} | request.options
 
 
 def logit_bias(sent: Any) -> Any:
-    """The option of that name, in OpenAI's range; it refuses what is no map of numbers.  Raises: RequestError"""
+    """Check that all values lie in OpenAI's range; the engine's option of the same name checks their types.
+
+    Raises: RequestError
+    """
     numbers = [x for x in sent.values() if isinstance(x, int | float)] if isinstance(sent, dict) else []
     if any(not -100 <= x <= 100 for x in numbers):
-        raise RequestError("logit_bias must have values between -100 and 100")
+        raise RequestError("logit_bias values must be between -100 and 100")
     return sent
 
 
-def response_format(wanted: openai.ResponseFormat | None) -> Any:
-    if wanted is None:
+def response_format(format: openai.ResponseFormat | None) -> Any:
+    if format is None:
         return None
-    if wanted.type == "json_schema":
-        return wanted.json_schema.schema if wanted.json_schema else None
-    return "json" if wanted.type == "json_object" else None
+    if format.type == "json_schema":
+        return format.json_schema.schema if format.json_schema else None
+    return "json" if format.type == "json_object" else None
 
 
-def think(effort: str | None) -> Any:
-    """Ollama's word for OpenAI's reasoning effort.  Raises: RequestError"""
+def think_from_effort(effort: str | None) -> Any:
+    """Convert OpenAI's reasoning effort to Ollama's `think`.  Raises: RequestError"""
     if not effort:
         return None
-    if effort != "none" and effort not in EFFORTS:
-        words = ", ".join(f'"{word}"' for word in EFFORTS)
+    if effort != "none" and effort not in THINK_OF_EFFORT:
+        words = ", ".join(f'"{word}"' for word in THINK_OF_EFFORT)
         raise RequestError(f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
-    return EFFORTS.get(effort, False)
+    return THINK_OF_EFFORT.get(effort, False)
 
 
 def messages_from_openai(sent: Sequence[openai.OpenAIMessage]) -> list[ollama.Message]:
-    """Ollama's messages.  A message in parts becomes as many messages.  Raises: RequestError"""
-    said = []
+    """Convert to Ollama's messages, one for each part of a message.  Raises: RequestError"""
+    messages = []
     names = {call.id: call.function.name for message in sent for call in message.tool_calls}
     for message in sent:
-        parts = list(contents(message))
+        parts = list(messages_of_parts(message))
         last = parts[-1]
         last.thinking = message.reasoning
-        last.tool_calls = [tool_call(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
+        last.tool_calls = [parse_tool_call(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
         if last.role == "tool":
             last.tool_name = message.name or names.get(message.tool_call_id, "")
             last.tool_call_id = message.tool_call_id
-        said += parts
-    return said
+        messages += parts
+    return messages
 
 
-def contents(message: openai.OpenAIMessage) -> Iterator[ollama.Message]:
-    role = role_of(message.role)
+def messages_of_parts(message: openai.OpenAIMessage) -> Iterator[ollama.Message]:
+    role = ollama_role(message.role)
     if isinstance(message.content, str) or (message.content is None and message.tool_calls):
         yield ollama.Message(role, message.content or "")
     elif isinstance(message.content, list) and message.content:
         for item in message.content:
-            text, images = part(item)
+            text, images = parse_part(item)
             yield ollama.Message(role, text, images=images)
     elif message.content == []:
         yield ollama.Message(role)
     else:
-        raise RequestError(f"invalid message content type: {go_type(message.content)}")
+        raise RequestError(f"invalid message content type: {go_type_name(message.content)}")
 
 
-def part(item: Any) -> tuple[str, list[bytes]]:
-    """The text or the image that a part of a message is, by the names of either of OpenAI's routes."""
+def parse_part(item: Any) -> tuple[str, list[bytes]]:
+    """Return the text and the images of a part of a message, of chat/completions or of responses."""
     kind = item.get("type") if isinstance(item, dict) else None
     if kind in ("text", "input_text", "output_text") and isinstance(item.get("text"), str):
         return item["text"], []
@@ -197,13 +202,13 @@ def part(item: Any) -> tuple[str, list[bytes]]:
     raise RequestError("invalid message format")
 
 
-def role_of(role: str) -> str:
-    """A developer's word is the system's: what OpenAI calls it since it has a system of its own."""
+def ollama_role(role: str) -> str:
+    """Return Ollama's name for a role: OpenAI's newer role `developer` is `system`."""
     return "system" if role == "developer" else role
 
 
 def image_from_openai(url: str) -> bytes:
-    """The bytes in a data URL."""
+    """Decode the image in a data URL."""
     if url.startswith(("http://", "https://")):
         raise RequestError("image URLs are not currently supported, please use base64 encoded data instead")
     if head := _DATA_URL.match(url):
@@ -214,8 +219,8 @@ def image_from_openai(url: str) -> bytes:
     raise RequestError("invalid image input")
 
 
-def tool_call(id: str, name: str, arguments: str) -> ollama.ToolCall:
-    """A call made earlier, whose arguments come as text."""
+def parse_tool_call(id: str, name: str, arguments: str) -> ollama.ToolCall:
+    """Convert a call from the conversation, whose arguments are JSON in a string."""
     try:
         value = loads(arguments.encode())
     except Exception:
@@ -225,8 +230,8 @@ def tool_call(id: str, name: str, arguments: str) -> ollama.ToolCall:
     return ollama.ToolCall(id, ollama.ToolCallFunction(name=name, arguments=ollama.Arguments(value)))
 
 
-def go_type(value: Any) -> str:
-    """What Go calls the type of a value in free JSON."""
+def go_type_name(value: Any) -> str:
+    """Return the name of the Go type that a JSON value decodes to."""
     names = {type(None): "<nil>", bool: "bool", int: "float64", float: "float64", str: "string"}
     return names.get(type(value), "[]interface {}" if isinstance(value, list) else "map[string]interface {}")
 
@@ -235,9 +240,9 @@ def go_type(value: Any) -> str:
 
 
 def openai_usage(*timings: Timings | None) -> dict[str, Any]:
-    """`usage`; and `truncated`, which is ours, if prompts were cut.
+    """Return `usage`, and the extension `truncated` if prompts were truncated.
 
-    What the cache knew is told of prompts as long as those whose cache OpenAI tells of; Ollama never tells.
+    Cached tokens are reported for prompts of at least MIN_CACHED_PROMPT_TOKENS.  Ollama never reports them.
     """
     known = [t for t in timings if t]
     n_prompt, n_sampled = sum(t.prompt_eval_count for t in known), sum(t.eval_count for t in known)
@@ -246,18 +251,18 @@ def openai_usage(*timings: Timings | None) -> dict[str, Any]:
         "completion_tokens": n_sampled,
         "total_tokens": n_prompt + n_sampled,
     }
-    if n_prompt >= LONG:
+    if n_prompt >= MIN_CACHED_PROMPT_TOKENS:
         usage |= {"prompt_tokens_details": {"cached_tokens": sum(t.prompt_eval_cached_count for t in known)}}
-    cut = [t for t in known if t.n_whole]
-    whole, kept = sum(t.n_whole for t in cut), sum(t.prompt_eval_count for t in cut)
-    return {"usage": usage} | ({"truncated": {"prompt_tokens": whole, "kept": kept}} if cut else {})
+    truncated = [t for t in known if t.n_whole]
+    whole, kept = sum(t.n_whole for t in truncated), sum(t.prompt_eval_count for t in truncated)
+    return {"usage": usage} | ({"truncated": {"prompt_tokens": whole, "kept": kept}} if truncated else {})
 
 
-def embeddings(request: openai.OpenAIEmbedRequest, last: Piece) -> dict[str, Any]:
-    """The vectors that `last` has, each as numbers or as the base64 of little-endian float32."""
+def embeddings_object(request: openai.OpenAIEmbedRequest, last: Piece) -> dict[str, Any]:
+    """Return the vectors of `last`, each as numbers or as the base64 of little-endian float32."""
     is_base64 = request.encoding_format.lower() == "base64"
     data = [
-        {"object": "embedding", "embedding": base64_of(vector) if is_base64 else vector, "index": i}
+        {"object": "embedding", "embedding": base64_vector(vector) if is_base64 else vector, "index": i}
         for i, vector in enumerate(last.embeddings)
     ]
     n = last.timings.prompt_eval_count if last.timings else 0
@@ -265,7 +270,7 @@ def embeddings(request: openai.OpenAIEmbedRequest, last: Piece) -> dict[str, Any
     return {"object": "list", "data": data, "model": request.model, "usage": usage}
 
 
-def base64_of(vector: np.ndarray) -> str:
+def base64_vector(vector: np.ndarray) -> str:
     return binascii.b2a_base64(vector.astype("<f4").tobytes(), newline=False).decode()
 
 
@@ -276,7 +281,7 @@ def openai_tool_calls(calls: Sequence[ParsedCall]) -> list[dict[str, Any]]:
 
 
 class ChatCompletion:
-    """An answer of /v1/chat/completions: `push` for one that streams, `whole` for one object."""
+    """An answer of /v1/chat/completions: `push` builds the events of a stream, `whole` a single object."""
 
     def __init__(self, request: openai.ChatCompletionRequest, answer: Answer):
         self._answer, self._model = answer, request.model
@@ -287,17 +292,17 @@ class ChatCompletion:
 
     def whole(self, chunk: Chunk) -> dict[str, Any]:
         self._called = bool(chunk.tool_calls)
-        message = {"role": "assistant", "content": chunk.text} | _thoughts(chunk) | _calls(chunk)
+        message = {"role": "assistant", "content": chunk.text} | _reasoning_field(chunk) | _tool_calls_field(chunk)
         choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
         return self._object("chat.completion", [choice]) | openai_usage(chunk.timings)
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
-        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        """Yield the events of `chunk`; after the last chunk also the usage, if requested, and "[DONE]"."""
         self._called = self._called or bool(chunk.tool_calls)
         if chunk.thinking:
-            yield self._chunk({"content": ""} | _thoughts(chunk))
+            yield self._chunk({"content": ""} | _reasoning_field(chunk))
         if chunk.text or chunk.tool_calls:
-            yield self._chunk({"content": chunk.text} | _calls(chunk), self._logprobs(chunk))
+            yield self._chunk({"content": chunk.text} | _tool_calls_field(chunk), self._logprobs(chunk))
         if chunk.done_reason:
             if self._role:
                 yield self._chunk({"content": ""})
@@ -323,37 +328,37 @@ class ChatCompletion:
         return {"logprobs": {"content": known["logprobs"]}} if known else {}
 
 
-def _thoughts(chunk: Chunk) -> dict[str, Any]:
+def _reasoning_field(chunk: Chunk) -> dict[str, Any]:
     return {"reasoning": chunk.thinking} if chunk.thinking else {}
 
 
-def _calls(chunk: Chunk) -> dict[str, Any]:
+def _tool_calls_field(chunk: Chunk) -> dict[str, Any]:
     return {"tool_calls": openai_tool_calls(chunk.tool_calls)} if chunk.tool_calls else {}
 
 
 class Completion:
-    """An answer of /v1/completions: `push` for one that streams, `whole` for choices that are there."""
+    """An answer of /v1/completions: `push` builds the events of a stream, `whole` a single object."""
 
     def __init__(self, request: openai.CompletionRequest, tokenizer: Tokenizer):
         self._request, self._tokenizer = request, tokenizer
         self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
         self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
-        self._at = 0  # characters told
+        self._n_sent = 0  # characters sent so far
 
     def whole(self, prompts: Sequence[Prompt], chunks: Sequence[Chunk]) -> dict[str, Any]:
-        """The answers to `prompts`, a choice for each."""
+        """Return the answers to `prompts` as one object, with a choice for each prompt."""
         choices = [
             self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
         ]
         return self._head | self._tail | {"choices": choices} | openai_usage(*(chunk.timings for chunk in chunks))
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
-        """The events of `chunk`; after the last one also the figures, if they were asked for, and the end."""
+        """Yield the events of `chunk`; after the last chunk also the usage, if requested, and "[DONE]"."""
         yield from self.events([self._choice(chunk)], openai_usage(chunk.timings) if chunk.timings else None)
-        self._at += len(chunk.text)
+        self._n_sent += len(chunk.text)
 
     def events(self, choices: list[dict[str, Any]], total: dict[str, Any] | None) -> Iterator[Event]:
-        """`choices`, and the end if these are the last: then there is the `total`."""
+        """Yield `choices` as an event; if `total` is given, the usage, if requested, and "[DONE]" follow."""
         include_usage = self._request.stream_options.include_usage
         so_far = openai_usage() if include_usage else {}
         yield "", self._head | {"choices": choices} | self._tail | so_far
@@ -363,19 +368,21 @@ class Completion:
             yield "", "[DONE]"
 
     def _choice(self, chunk: Chunk, index: int = 0, prompt: Prompt = ()) -> dict[str, Any]:
-        """`prompt`: as it was sent, so that an echo of text is that text, without BOS and the blank before it."""
+        """Build a choice.  An echo of a text `prompt` starts with that text, without BOS or the space that SPM adds."""
         front = max(chunk.text.find(prompt), 0) if self._request.echo and isinstance(prompt, str) else 0
-        told = {"text": chunk.text[front:], "index": index, "finish_reason": chunk.done_reason}
+        choice = {"text": chunk.text[front:], "index": index, "finish_reason": chunk.done_reason}
         if self._request.logprobs is None:
-            return told
-        return told | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._at - front)}
+            return choice
+        return choice | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._n_sent - front)}
 
 
 def classic_logprobs(tokenizer: Tokenizer, known: Sequence[Logprob], at: int = 0) -> dict[str, list[Any]]:
-    """Lists, an entry for each token: its text, its log-probability, the likeliest ones, where it begins in the text.
+    """Return lists with an entry per token: its text, log-probability, most likely alternatives, offset in the text.
 
-    The first token of a prompt has no probability; where it begins before the text (`at` < 0), it is left out.  A token
-    that is no whole character is written "bytes:\\xe2".  An answer's last token may be the one that says it is over.
+    at   offset of the first token in the text; negative if an echo starts with tokens that are not in it, such as BOS
+
+    The first token of a prompt has no probability; it is omitted if it lies before the text.  A token that is part of a
+    character is written as "bytes:\\xe2".  The last entry may be the end-of-generation token.
     """
     entries = []
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")

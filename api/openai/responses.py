@@ -1,6 +1,6 @@
-"""Between OpenAI's /v1/responses and Ollama's /api/chat, without any state: the input holds the whole conversation.
+"""Conversion between OpenAI's /v1/responses and Ollama's /api/chat.  Stateless: the input is the whole conversation.
 
-message items, thoughts, calls, results -> messages        chunks -> events that add items to the output
+message, reasoning, call and result items -> messages        chunks -> events that add items to the output
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..wire import schema as ollama
 from ..wire.answer import arguments_json
-from ..wire.errors import body_of
+from ..wire.errors import error_body
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
-from .map import LONG, part, role_of, think, tool_call
+from .map import MIN_CACHED_PROMPT_TOKENS, ollama_role, parse_part, parse_tool_call, think_from_effort
 
 # --- requests ---
 
 
 def chat_from_responses(request: openai.ResponsesRequest) -> ollama.ChatRequest:
-    """The same question to /api/chat.  Raises: RequestError"""
+    """Convert to a request to /api/chat.  Raises: RequestError"""
     if request.previous_response_id:
-        raise RequestError("previous_response_id is not supported: send the whole conversation as input")
+        raise RequestError("previous_response_id is not supported; send the whole conversation as input")
     first = [ollama.Message("system", request.instructions)] if request.instructions else []
-    asked = {"num_predict": request.max_output_tokens, "temperature": request.temperature, "top_p": request.top_p}
-    given = {name: value for name, value in asked.items() if value is not None}
+    fields = {"num_predict": request.max_output_tokens, "temperature": request.temperature, "top_p": request.top_p}
+    given = {name: value for name, value in fields.items() if value is not None}
     form = request.text.format if request.text else None
     return ollama.ChatRequest(
         model=request.model,
@@ -38,7 +38,7 @@ def chat_from_responses(request: openai.ResponsesRequest) -> ollama.ChatRequest:
         messages=[*first, *messages_from_responses(request.input)],
         tools=ollama.Tools(tool_from_responses(t) for t in request.tools if t.type == "function"),
         format=form and {"json_schema": form.schema, "json_object": "json"}.get(form.type),
-        think=think(request.reasoning.effort if request.reasoning else None),
+        think=think_from_effort(request.reasoning.effort if request.reasoning else None),
         options={"temperature": 1.0, "top_p": 1.0} | given | request.options,
     )
 
@@ -49,7 +49,7 @@ def tool_from_responses(offered: openai.FunctionTool) -> ollama.Tool:
 
 
 def messages_from_responses(input: Any) -> list[ollama.Message]:
-    """What the input says.  What the assistant thought, said and called in a row is one message.
+    """Convert the input to messages.  Consecutive reasoning, text and calls of the assistant form one message.
 
     Raises: RequestError
     """
@@ -57,56 +57,61 @@ def messages_from_responses(input: Any) -> list[ollama.Message]:
         return [ollama.Message("user", input)] if input else []
     if not isinstance(input, list):
         raise RequestError("input must be a string or a list of items")
-    said: list[ollama.Message] = []
+    messages: list[ollama.Message] = []
     names: dict[str, str] = {}
     for item in input:
         if not isinstance(item, dict):
-            raise RequestError("an item of input must be an object")
+            raise RequestError("input items must be objects")
         match item.get("type", "message"):
             case "message":
-                text, images = content(item.get("content"))
-                role = role_of(str(item.get("role", "")).lower())
-                message = _assistant(said, fresh=True) if role == "assistant" else _add(said, role)
+                text, images = parse_content(item.get("content"))
+                role = ollama_role(str(item.get("role", "")).lower())
+                message = _assistant(messages, fresh=True) if role == "assistant" else _add(messages, role)
                 message.content, message.images = text, images
             case "reasoning":
-                _assistant(said, fresh=True).thinking = _texts(item.get("content")) or _texts(item.get("summary"))
+                _assistant(messages, fresh=True).thinking = _join_texts(item.get("content")) or _join_texts(
+                    item.get("summary")
+                )
             case "function_call":
-                call = tool_call(*(str(item.get(key, "")) for key in ("call_id", "name", "arguments")))
+                call = parse_tool_call(*(str(item.get(key, "")) for key in ("call_id", "name", "arguments")))
                 names[call.id] = call.function.name
-                _assistant(said, fresh=False).tool_calls.append(call)
+                _assistant(messages, fresh=False).tool_calls.append(call)
             case "function_call_output":
-                message = _add(said, "tool")
-                message.content, message.images = content(item.get("output"))
+                message = _add(messages, "tool")
+                message.content, message.images = parse_content(item.get("output"))
                 message.tool_call_id = str(item.get("call_id", ""))
                 message.tool_name = names.get(message.tool_call_id, "")
             case kind:
                 raise RequestError(f"unknown input item type: {kind}")
-    return said
+    return messages
 
 
-def _add(said: list[ollama.Message], role: str) -> ollama.Message:
-    said.append(ollama.Message(role))
-    return said[-1]
+def _add(messages: list[ollama.Message], role: str) -> ollama.Message:
+    messages.append(ollama.Message(role))
+    return messages[-1]
 
 
-def _assistant(said: list[ollama.Message], *, fresh: bool) -> ollama.Message:
-    """The assistant's message to go on with: the last one, if it is the assistant's and, for `fresh`, only thought."""
-    last = said[-1] if said else None
-    goes_on = last and last.role == "assistant" and not (fresh and (last.content or last.tool_calls))
-    return last if goes_on and last else _add(said, "assistant")
+def _assistant(messages: list[ollama.Message], *, fresh: bool) -> ollama.Message:
+    """Return the assistant message to extend: the last message, or a new one.
+
+    fresh   extend it only if it has nothing but thinking
+    """
+    last = messages[-1] if messages else None
+    reusable = last and last.role == "assistant" and not (fresh and (last.content or last.tool_calls))
+    return last if reusable and last else _add(messages, "assistant")
 
 
-def content(value: Any) -> tuple[str, list[bytes]]:
-    """The text and the images of a message, given as text or in parts."""
+def parse_content(value: Any) -> tuple[str, list[bytes]]:
+    """Return the text and the images of a message's content: a string or a list of parts."""
     if isinstance(value, str):
         return value, []
     if not isinstance(value, list):
         raise RequestError("content must be a string or a list of parts")
-    parts = [part(item) for item in value]
+    parts = [parse_part(item) for item in value]
     return "".join(text for text, _ in parts), [image for _, images in parts for image in images]
 
 
-def _texts(parts: Any) -> str:
+def _join_texts(parts: Any) -> str:
     return "".join(str(item.get("text", "")) for item in parts or [] if isinstance(item, dict))
 
 
@@ -114,46 +119,46 @@ def _texts(parts: Any) -> str:
 
 
 class ResponsesAnswer:
-    """An answer of /v1/responses: `push` for one that streams, `whole` for one object.
+    """An answer of /v1/responses: `push` builds the events of a stream, `whole` a single object.
 
-    The output is a list of items: thoughts, text, calls.  In a stream one of the first two may be open.
+    The output is a list of items: reasoning, text, calls.  In a stream, at most one item is open: reasoning or text.
     """
 
     def __init__(self, request: openai.ResponsesRequest):
         self._request, self._n, self._created = request, random.randrange(10**6), int(time.time())
         self._output: list[dict[str, Any]] = []
-        self._open, self._text = "", ""  # the type of the open item, and all its text so far
+        self._open, self._text = "", ""  # the type of the open item, and its text so far
         self._n_events = 0
 
     def whole(self, chunk: Chunk) -> dict[str, Any]:
-        thoughts = [self._item("reasoning", chunk.thinking)] if chunk.thinking else []
+        reasoning = [self._item("reasoning", chunk.thinking)] if chunk.thinking else []
         text = [self._item("message", chunk.text)] if chunk.text or not chunk.tool_calls else []
-        return self._response([*thoughts, *text, *map(self._call, chunk.tool_calls)], chunk.timings)
+        return self._response([*reasoning, *text, *map(self._call_item, chunk.tool_calls)], chunk.timings)
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
-        """The events that a chunk causes: items and parts begin, grow and end as its kind of text changes."""
+        """Yield the events of `chunk`: items open and close as the answer changes between reasoning, text, calls."""
         if not self._n_events:
             yield self._event("response.created", response=self._response([]))
             yield self._event("response.in_progress", response=self._response([]))
         if chunk.thinking:
-            yield from self._say("reasoning", chunk.thinking)
+            yield from self._append("reasoning", chunk.thinking)
         if chunk.text or (chunk.done_reason and not self._open and not self._output):
-            yield from self._say("message", chunk.text)
+            yield from self._append("message", chunk.text)
         for call in chunk.tool_calls:
             yield from self._close()
-            yield from self._called(self._call(call))
+            yield from self._call_events(self._call_item(call))
         if chunk.done_reason:
             yield from self._close()
             yield self._event("response.completed", response=self._response(self._output, chunk.timings or Timings()))
 
     def failure(self, error: Exception) -> Event:
-        told = body_of(error, "/v1/")["error"]
-        return self._event("error", code=told["type"], message=told["message"], param=None)
+        sent = error_body(error, "/v1/")["error"]
+        return self._event("error", code=sent["type"], message=sent["message"], param=None)
 
-    # --- the steps of a stream ---
+    # --- the parts of a stream ---
 
-    def _say(self, kind: str, text: str) -> Iterator[Event]:
-        """More text for the item of this kind, which is begun if it is not open."""
+    def _append(self, kind: str, text: str) -> Iterator[Event]:
+        """Append text to the open item; if that is of another kind, close it and open a new one."""
         if self._open != kind:
             yield from self._close()
             self._open = kind
@@ -162,18 +167,18 @@ class ResponsesAnswer:
                 yield self._event("response.content_part.added", **self._place(kind), part=output_text(""))
         self._text += text
         if text:
-            yield self._event(f"{PREFIX[kind]}.delta", **self._place(kind), **EXTRA[kind], delta=text)
+            yield self._event(f"{EVENT_PREFIX[kind]}.delta", **self._place(kind), **EXTRA_FIELDS[kind], delta=text)
 
     def _close(self) -> Iterator[Event]:
         if not self._open:
             return
         kind, text, self._open, self._text = self._open, self._text, "", ""
-        yield self._event(f"{PREFIX[kind]}.done", **self._place(kind), **EXTRA[kind], text=text)
+        yield self._event(f"{EVENT_PREFIX[kind]}.done", **self._place(kind), **EXTRA_FIELDS[kind], text=text)
         if kind == "message":
             yield self._event("response.content_part.done", **self._place(kind), part=output_text(text))
         yield self._done(self._item(kind, text))
 
-    def _called(self, item: dict[str, Any]) -> Iterator[Event]:
+    def _call_events(self, item: dict[str, Any]) -> Iterator[Event]:
         place, text = {"item_id": item["id"], "output_index": len(self._output)}, item["arguments"]
         yield self._added(item | {"status": "in_progress", "arguments": ""})
         yield self._event("response.function_call_arguments.delta", **place, delta=text)
@@ -195,33 +200,33 @@ class ResponsesAnswer:
         self._n_events += 1
         return kind, {"type": kind, "sequence_number": self._n_events - 1, **data}
 
-    # --- what they say ---
+    # --- objects ---
 
     def _id(self, kind: str) -> str:
         return f"{'msg' if kind == 'message' else 'rs'}_{self._n}"
 
     def _item(self, kind: str, text: str | None) -> dict[str, Any]:
-        """Text or thoughts as an item, in progress where `text` is None."""
+        """Build an item of text or reasoning; in progress if `text` is None."""
         head = {"id": self._id(kind), "type": kind}
         if kind == "reasoning":
             return head | {"summary": [] if text is None else [{"type": "summary_text", "text": text}]}
         status = "in_progress" if text is None else "completed"
         return head | {"status": status, "role": "assistant", "content": [] if text is None else [output_text(text)]}
 
-    def _call(self, call: ParsedCall) -> dict[str, Any]:
+    def _call_item(self, call: ParsedCall) -> dict[str, Any]:
         head = {"id": f"fc_{self._n}_{call.index}", "type": "function_call", "status": "completed"}
         return head | {"call_id": call.id, "name": call.name, "arguments": arguments_json(call)}
 
     def _response(self, output: list[dict[str, Any]], timings: Timings | None = None) -> dict[str, Any]:
-        """The whole response; without `timings` it is still in progress."""
+        """Build the response object; without `timings` it is in progress."""
         r, t = self._request, timings
-        over = t is not None
+        completed = t is not None
         return {
             "id": f"resp_{self._n}",
             "object": "response",
             "created_at": self._created,
-            "completed_at": int(time.time()) if over else None,
-            "status": "completed" if over else "in_progress",
+            "completed_at": int(time.time()) if completed else None,
+            "status": "completed" if completed else "in_progress",
             "incomplete_details": None,
             "model": r.model,
             "previous_response_id": None,
@@ -251,8 +256,8 @@ class ResponsesAnswer:
         }
 
 
-PREFIX = {"message": "response.output_text", "reasoning": "response.reasoning_summary_text"}
-EXTRA: Mapping[str, dict[str, Any]] = {"message": {"logprobs": []}, "reasoning": {}}
+EVENT_PREFIX = {"message": "response.output_text", "reasoning": "response.reasoning_summary_text"}
+EXTRA_FIELDS: Mapping[str, dict[str, Any]] = {"message": {"logprobs": []}, "reasoning": {}}
 
 
 def output_text(text: str) -> dict[str, Any]:
@@ -264,7 +269,9 @@ def responses_usage(t: Timings) -> dict[str, Any]:
         "input_tokens": t.prompt_eval_count,
         "output_tokens": t.eval_count,
         "total_tokens": t.prompt_eval_count + t.eval_count,
-        "input_tokens_details": {"cached_tokens": t.prompt_eval_cached_count if t.prompt_eval_count >= LONG else 0},
+        "input_tokens_details": {
+            "cached_tokens": t.prompt_eval_cached_count if t.prompt_eval_count >= MIN_CACHED_PROMPT_TOKENS else 0
+        },
         "output_tokens_details": {"reasoning_tokens": 0},
     }
 
@@ -275,7 +282,7 @@ def _tool(offered: openai.FunctionTool) -> dict[str, Any]:
 
 
 def _format(request: openai.ResponsesRequest) -> dict[str, Any]:
-    wanted = request.text.format if request.text else None
-    if wanted is None or wanted.type != "json_schema":
-        return {"type": wanted.type if wanted and wanted.type else "text"}
-    return {"type": wanted.type, "name": wanted.name, "schema": wanted.schema, "strict": wanted.strict}
+    format = request.text.format if request.text else None
+    if format is None or format.type != "json_schema":
+        return {"type": format.type if format and format.type else "text"}
+    return {"type": format.type, "name": format.name, "schema": format.schema, "strict": format.strict}

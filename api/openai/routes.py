@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat/completions, completions, responses, embeddings, models."""
+"""The routes of OpenAI's API: chat/completions, completions, responses, embeddings, models."""
 
 from __future__ import annotations
 
@@ -13,101 +13,104 @@ from ...engine.serve.answer import Answer
 from ...engine.store import ModelName
 from ..wire.answer import request_options
 from ..wire.chat import answer_chat
-from ..wire.embed import vectors
-from ..wire.errors import body_of, reply
+from ..wire.embed import embed_texts
+from ..wire.errors import error_body, json_response
 from ..wire.request import Context, RequestContext, body
 from ..wire.sse import Event, reply_events, send_events
-from ..wire.stream import whole
-from ..wire.tool_choice import as_call, choose
+from ..wire.stream import collect_chunks
+from ..wire.tool_choice import apply_tool_choice, parse_forced_call
 from . import map as openai_map
-from .map import ChatCompletion, Completion, chat_from_completions, embed_request, generate_request, prompts
-from .responses import ResponsesAnswer
-from .responses import chat_from_responses as chat_of_responses
+from .map import ChatCompletion, Completion, chat_from_completions, embed_request, generate_request, parse_prompts
+from .responses import ResponsesAnswer, chat_from_responses
 from .schema import ChatCompletionRequest, CompletionRequest, OpenAIEmbedRequest, ResponsesRequest
 
-JSON = "application/json"
+JSON_WITHOUT_CHARSET = "application/json"
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(
-    request: Annotated[ChatCompletionRequest, body(ChatCompletionRequest)], visit: Context
+    request: Annotated[ChatCompletionRequest, body(ChatCompletionRequest)], context: Context
 ) -> Response:
     chat = chat_from_completions(request)
-    must_call = choose(chat, request.tool_choice)
-    completion = ChatCompletion(request, await answer_chat(visit, chat))
-    pieces = as_call(visit.pieces()) if must_call else visit.pieces()
+    must_call = apply_tool_choice(chat, request.tool_choice)
+    completion = ChatCompletion(request, await answer_chat(context, chat))
+    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
     if request.stream:
         return await send_events(pieces, completion.push, openai_error_event)
-    return reply(completion.whole(await whole(pieces)), content_type=JSON)
+    return json_response(completion.whole(await collect_chunks(pieces)), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.post("/v1/responses")
-async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], visit: Context) -> Response:
-    chat = chat_of_responses(request)
-    must_call = choose(chat, request.tool_choice)
-    await answer_chat(visit, chat)
-    pieces = as_call(visit.pieces()) if must_call else visit.pieces()
+async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], context: Context) -> Response:
+    chat = chat_from_responses(request)
+    must_call = apply_tool_choice(chat, request.tool_choice)
+    await answer_chat(context, chat)
+    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
     response = ResponsesAnswer(request)
     if request.stream:
         return await send_events(pieces, response.push, response.failure)
-    return reply(response.whole(await whole(pieces)), content_type=JSON)
+    return json_response(response.whole(await collect_chunks(pieces)), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.post("/v1/completions")
-async def completions(request: Annotated[CompletionRequest, body(CompletionRequest)], visit: Context) -> Response:
-    """Text is what the model's template makes of the prompt; an echo, and tokens, are what the model sees."""
-    asked = prompts(request)
-    answer = await ask_generate(visit, request, asked[0])
+async def completions(request: Annotated[CompletionRequest, body(CompletionRequest)], context: Context) -> Response:
+    """Answer one or several prompts.  Text is rendered by the model's template; token ids and `echo` are raw."""
+    prompts = parse_prompts(request)
+    answer = await start_completion(context, request, prompts[0])
     assert answer.model
     completion = Completion(request, answer.model.tokenizer)
-    if request.stream and not request.echo and len(asked) == 1:
-        return await send_events(visit.pieces(), completion.push, openai_error_event)
-    said = [await whole(visit.pieces())]
-    for prompt in asked[1:]:
-        visit = visit.again()
-        await ask_generate(visit, request, prompt)
-        said.append(await whole(visit.pieces()))
-    answered = completion.whole(asked, said)
+    if request.stream and not request.echo and len(prompts) == 1:
+        return await send_events(context.pieces(), completion.push, openai_error_event)
+    chunks = [await collect_chunks(context.pieces())]
+    for prompt in prompts[1:]:
+        context = context.fork()
+        await start_completion(context, request, prompt)
+        chunks.append(await collect_chunks(context.pieces()))
+    completed = completion.whole(prompts, chunks)
     if request.stream:
         return reply_events(
-            completion.events(answered["choices"], {k: v for k, v in answered.items() if k in ("usage", "truncated")})
+            completion.events(completed["choices"], {k: v for k, v in completed.items() if k in ("usage", "truncated")})
         )
-    return reply(answered, content_type=JSON)
+    return json_response(completed, content_type=JSON_WITHOUT_CHARSET)
 
 
-async def ask_generate(visit: RequestContext, request: CompletionRequest, prompt: str | Sequence[int]) -> Answer:
-    how = request_options(generate_request(request))
+async def start_completion(context: RequestContext, request: CompletionRequest, prompt: str | Sequence[int]) -> Answer:
+    options = request_options(generate_request(request))
     if request.echo:
-        how = replace(how, echo=True, truncate=False)
-    visit.log["model"] = request.model
-    return await visit.ask(visit.engine.generate, request.model, prompt, how, suffix=request.suffix, raw=request.echo)
+        options = replace(options, echo=True, truncate=False)
+    context.log["model"] = request.model
+    return await context.start_answer(
+        context.engine.generate, request.model, prompt, options, suffix=request.suffix, raw=request.echo
+    )
 
 
 @router.post("/v1/embeddings")
-async def embeddings(request: Annotated[OpenAIEmbedRequest, body(OpenAIEmbedRequest)], visit: Context) -> Response:
-    last = await vectors(visit, embed_request(request))
-    return reply(openai_map.embeddings(request, last), content_type=JSON)
+async def embeddings(request: Annotated[OpenAIEmbedRequest, body(OpenAIEmbedRequest)], context: Context) -> Response:
+    last = await embed_texts(context, embed_request(request))
+    return json_response(openai_map.embeddings_object(request, last), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.get("/v1/models")
-async def models(visit: Context) -> Response:
-    entries = [entry(listed["name"], listed) for listed in await visit.run(visit.engine.list)]
-    return reply({"object": "list", "data": entries}, content_type=JSON)
+async def models(context: Context) -> Response:
+    entries = [model_entry(listed["name"], listed) for listed in await context.run_in_thread(context.engine.list)]
+    return json_response({"object": "list", "data": entries}, content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.get("/v1/models/{name:path}")
-async def model(name: str, visit: Context) -> Response:
+async def model(name: str, context: Context) -> Response:
     if not name:
-        raise HTTPException(404)  # a path with a slash too many
-    return reply(entry(name, await visit.run(visit.engine.show, name)), content_type=JSON)
+        raise HTTPException(404)  # "/v1/models/": on_http_error redirects it to "/v1/models"
+    return json_response(
+        model_entry(name, await context.run_in_thread(context.engine.show, name)), content_type=JSON_WITHOUT_CHARSET
+    )
 
 
-def entry(name: str, shown: dict[str, Any]) -> dict[str, Any]:
+def model_entry(name: str, shown: dict[str, Any]) -> dict[str, Any]:
     changed = datetime.fromisoformat(shown["modified_at"])
     owner = ModelName.parse_request(name)[0].namespace
     return {"id": name, "object": "model", "created": int(changed.timestamp()), "owned_by": owner}
 
 
 def openai_error_event(error: Exception) -> Event:
-    return "", body_of(error, "/v1/")
+    return "", error_body(error, "/v1/")

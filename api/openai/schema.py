@@ -1,6 +1,6 @@
-"""What the OpenAI routes take, as the Go structs of Ollama's openai package say it; `engine/go/decode.py` reads them.
+"""Request bodies of OpenAI's API, after the Go structs of Ollama's openai package; `engine/go/decode.py` decodes them.
 
-Any is what the wire leaves open: a string or a list of parts, one stop string or several.
+A field of type Any has several forms: a string or a list of parts, one stop string or several.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Reasoning:
 
 @dataclass
 class OpenAIRequest:
-    """What the two kinds of completion have in common.  `options` is ours: Ollama's options, which come last."""
+    """The fields common to both kinds of completion.
+
+    `options` is an extension: Ollama's options, which take precedence over the other fields.
+    """
 
     model: str = ""
     stream: bool = False
@@ -97,7 +100,7 @@ class ChatCompletionRequest(OpenAIRequest):
 
 @dataclass
 class CompletionRequest(OpenAIRequest):
-    """`prompt`: text; token ids; a list of either where the prompt is to be echoed."""
+    """`prompt`: a string, a list of token ids, or a list of several prompts (of strings only with `echo`)."""
 
     go_name: ClassVar[str] = "openai.CompletionRequest"
     prompt: Any = ""
@@ -108,7 +111,7 @@ class CompletionRequest(OpenAIRequest):
 
 @dataclass
 class OpenAIEmbedRequest:
-    """`input`: a text or several."""
+    """`input`: a string or a list of strings."""
 
     go_name: ClassVar[str] = "openai.EmbedRequest"
     model: str = ""
@@ -145,7 +148,7 @@ class FunctionTool:
 
 @dataclass
 class ResponsesRequest:
-    """`input`: text, or items: messages, calls and their results, thoughts."""
+    """`input`: a string, or a list of items: messages, tool calls and their results, reasoning."""
 
     go_name: ClassVar[str] = "openai.ResponsesRequest"
     model: str = ""

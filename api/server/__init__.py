@@ -1,1 +1,1 @@
-"""The HTTP application, its guard, log and metrics."""
+"""The HTTP application: origin checks, request log and metrics around the routes of all APIs."""

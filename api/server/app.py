@@ -1,4 +1,4 @@
-"""The server: routes, who may use them, what errors become."""
+"""The ASGI application: routes, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUTERS = [
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The ASGI application that answers for `engine`."""
+    """Build the ASGI application that serves `engine`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -40,7 +40,7 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(title="numllama", redirect_slashes=False, openapi_url=None, lifespan=lifespan)
     app.state.engine = engine
     app.state.metrics = Metrics(engine)
-    # Threads wait in here for models to load, so there must be more of them than the queue of loads is long.
+    # Each request that waits for a load occupies a thread, so there must be more threads than the load queue holds.
     app.state.threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request")
     for router in ROUTERS:
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""A client's connection, which does not wait forever for a client that has stopped reading."""
+"""A client's connection, closed when the client stops reading."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ if TYPE_CHECKING:
 else:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-PATIENCE = 60.0  # seconds in which a client reads something of what waits for it: 48 KiB of 64
+STALL_TIMEOUT_S = 60.0  # ample for any client that still reads: 48 of the 64 buffered KiB have to go out in this time
 
 
 class Connection(AutoHTTPProtocol):
-    """uvicorn's, broken off once the client has read nothing for PATIENCE: its request ends as if it had left.
+    """uvicorn's connection, aborted when the client does not read for STALL_TIMEOUT_S, like a disconnect.
 
-    The transport says when more than 64 KiB wait for the client, and when it has read most of that; meanwhile nothing
-    more is written.
+    asyncio calls `pause_writing` when more than 64 KiB are buffered, and `resume_writing` when 16 KiB remain.  Nothing
+    is written in between.
     """
 
-    _end: asyncio.TimerHandle | None = None
+    _abort_timer: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._end = self.loop.call_later(PATIENCE, self.transport.abort)
+        self._abort_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._end:
-            self._end.cancel()
+        if self._abort_timer:
+            self._abort_timer.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._end:
-            self._end.cancel()
+        if self._abort_timer:
+            self._abort_timer.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
-        """An idle connection is closed, once what it still has is read or PATIENCE is over."""
+        """Close an idle connection when its buffer is empty, or after STALL_TIMEOUT_S."""
         if not self.transport.is_closing():
             super().timeout_keep_alive_handler()
-            self._end = self.loop.call_later(PATIENCE, self.transport.abort)
+            self._abort_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)

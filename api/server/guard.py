@@ -1,9 +1,9 @@
-"""Who may talk to this server: the Host header and the Origin header, checked before any route.
+"""Access checks on the Host and Origin headers, before any route.
 
-Host    only on a loopback listener, against DNS rebinding: a name that some web page made point here is refused
-Origin  CORS: pages of other origins get an answer only if their origin is allowed
+Host    on a loopback listener only, against DNS rebinding: the header must name this machine or a private network
+Origin  CORS: a web page from another origin is answered only if OLLAMA_ORIGINS allows that origin
 
-Refused is 403 with an empty body.
+A refused request gets status 403 and an empty body.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...engine.settings import Settings
 
-METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
-_STAINLESS = (  # what OpenAI's client sends
+ALLOWED_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
+_STAINLESS = (  # headers of OpenAI's client
     "Arch Async Custom-Poll-Interval Helper-Method Lang Os Package-Version Poll-Helper Retry-Count Runtime"
     " Runtime-Version Timeout"
 )
-HEADERS = ",".join(
+ALLOWED_HEADERS = ",".join(
     ["Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", "Openai-Beta"]
     + [f"X-Stainless-{name}" for name in _STAINLESS.split()]
 )
 
 
 class Guard:
-    """ASGI middleware with the rules of `settings`."""
+    """ASGI middleware that applies the rules of `settings`."""
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app = app
@@ -44,19 +44,19 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin", "")
         if self.check_host and not host_allowed(host):
-            return await _empty(send, 403)
+            return await _send_empty(send, 403)
         if not origin or origin in (f"http://{host}", f"https://{host}"):
             return await self.app(scope, receive, send)
         if not (self.any_origin or self.origins.fullmatch(origin)):
-            return await _empty(send, 403)
-        allowed = {"Access-Control-Allow-Origin": "*"} if self.any_origin else _mirrored(origin)
+            return await _send_empty(send, 403)
+        allowed = {"Access-Control-Allow-Origin": "*"} if self.any_origin else _allow_origin(origin)
         if scope["method"] == "OPTIONS":
             preflight = {
-                "Access-Control-Allow-Methods": METHODS,
-                "Access-Control-Allow-Headers": HEADERS,
+                "Access-Control-Allow-Methods": ALLOWED_METHODS,
+                "Access-Control-Allow-Headers": ALLOWED_HEADERS,
                 "Access-Control-Max-Age": "43200",
             }
-            return await _empty(send, 204, allowed | preflight)
+            return await _send_empty(send, 204, allowed | preflight)
 
         async def send_with_origin(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -67,22 +67,22 @@ class Guard:
 
 
 def _pattern(origin: str) -> str:
-    """A regular expression for `origin`, in which `*` stands for anything."""
+    """Return a regular expression for `origin`, where the first `*` matches anything."""
     return ".*".join(re.escape(part) for part in origin.split("*", 1))
 
 
-def _mirrored(origin: str) -> dict[str, str]:
+def _allow_origin(origin: str) -> dict[str, str]:
     return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
 
-async def _empty(send: Send, status: int, headers: dict[str, str] | None = None) -> None:
+async def _send_empty(send: Send, status: int, headers: dict[str, str] | None = None) -> None:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": b""})
 
 
 def host_allowed(host: str) -> bool:
-    """Whether a Host header names this machine or a private network."""
+    """Return whether a Host header names this machine or a private network."""
     name = re.sub(r":[0-9]*$", "", host) if host.count(":") == 1 or host.startswith("[") else host
     name = name.strip("[]").lower()
     try:
@@ -100,7 +100,7 @@ def _hostname() -> str:
 
 @cache
 def _addresses() -> frozenset[str]:
-    """Addresses that this machine's name resolves to."""
+    """Return the addresses that this machine's name resolves to."""
     try:
         return frozenset(str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None))
     except OSError:

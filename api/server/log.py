@@ -1,8 +1,8 @@
-"""The log: one line of key=value per request and event, on standard error.
+"""The log: one line of key=value pairs per request or event, on standard error.
 
     time=2026-01-31T12:00:00.123Z level=INFO msg=request method=POST path=/api/chat status=200 duration=1.2s ...
 
-Routes add what they know to `request.scope["log"]`.
+Routes add fields through `request.scope["log"]`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...engine.go.duration import format_duration
 from ...engine.go.times import rfc3339
 from ...engine.settings import TRACE
-from ..wire.errors import refusal
-from .guard import METHODS
+from ..wire.errors import error_response
+from .guard import ALLOWED_METHODS
 
 log = logging.getLogger("numllama.request")
 
 
 class LineFormatter(logging.Formatter):
-    """A record as one line of key=value, its `fields` after the message."""
+    """Formats a record as one line of key=value pairs, with its `fields` after the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -36,11 +36,11 @@ class LineFormatter(logging.Formatter):
             "msg": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        line = " ".join(f"{key}={_value(value)}" for key, value in fields.items())
+        line = " ".join(f"{key}={_quote_value(value)}" for key, value in fields.items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def _value(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     text = str(value)
     return (
         text
@@ -50,7 +50,7 @@ def _value(value: Any) -> str:
 
 
 def start_logging(debug: int) -> None:
-    """`debug` 1: also what matters to few; 2: prompts too."""
+    """Set up logging.  `debug` 0: INFO; 1: DEBUG; 2: TRACE, which includes prompts."""
     level = {0: logging.INFO, 1: logging.DEBUG}.get(debug, TRACE)
     logging.addLevelName(TRACE, "TRACE")
     handler = logging.StreamHandler(sys.stderr)
@@ -61,8 +61,10 @@ def start_logging(debug: int) -> None:
 
 
 class RequestLog:
-    """ASGI middleware: the outermost, so that whatever happens to a request ends in one line and never in a traceback
-    for the client."""
+    """The outermost ASGI middleware: logs each request in one line, and answers unexpected errors.
+
+    The client never sees a traceback.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -73,26 +75,26 @@ class RequestLog:
         began, status = time.perf_counter_ns(), 0
         scope["log"] = {}
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
-        except ClientDisconnect:  # in the middle of its body
+            await self.app(scope, receive, send_and_record)
+        except ClientDisconnect:  # while the body was being read
             status = 499
         except Exception as error:
-            answer = refusal(error, path=scope["path"])
+            answer = error_response(error, path=scope["path"])
             if not status:
-                await answer(scope, receive, send_and_note)
+                await answer(scope, receive, send_and_record)
         finally:
             duration = format_duration(time.perf_counter_ns() - began)
             facts = {"method": scope["method"], "path": scope["path"], "status": status, "duration": duration}
             log.info("request", extra={"fields": facts | scope["log"]})
             if "app" in scope:
-                # only names that are ours: a client could make up any number of others
-                method = scope["method"] if scope["method"] in METHODS.split(",") else "other"
+                # known routes and methods only: clients could create any number of label values
+                method = scope["method"] if scope["method"] in ALLOWED_METHODS.split(",") else "other"
                 route = getattr(scope.get("route"), "path", "other")
                 scope["app"].state.metrics.requests.labels(method, route, status).inc()

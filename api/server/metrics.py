@@ -1,8 +1,8 @@
-"""What a server has done and is doing, for Prometheus: GET /metrics.
+"""Metrics of the server in Prometheus' format: GET /metrics.
 
-counted as it happens     requests, tokens, times to the first token and between tokens
-read when asked           models in memory, their slots and queues
-by prometheus-client      this process: memory, processor, files
+counted per event         requests, tokens, time to the first token and between tokens
+read on each scrape       loaded models, their slots and queues
+from prometheus-client    the process: memory, CPU, open files
 """
 
 from __future__ import annotations
@@ -24,45 +24,52 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from ...engine.run.piece import Piece
 from ...engine.serve.engine import Engine
 
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The figures of one server."""
+    """The metrics of one server."""
 
     def __init__(self, engine: Engine):
         self.registry = r = CollectorRegistry()
-        self.requests = Counter("numllama_requests", "Requests answered", ["method", "route", "status"], registry=r)
-        self.prompt_tokens = Counter("numllama_prompt_tokens", "Tokens of prompts", registry=r)
-        self.cached_tokens = Counter("numllama_prompt_tokens_cached", "of them known to a cache", registry=r)
-        self.sampled_tokens = Counter("numllama_sampled_tokens", "Tokens of answers", registry=r)
-        self.embeddings = Counter("numllama_embeddings", "Texts made vectors", registry=r)
+        self.requests = Counter("numllama_requests", "HTTP requests", ["method", "route", "status"], registry=r)
+        self.prompt_tokens = Counter("numllama_prompt_tokens", "Prompt tokens", registry=r)
+        self.cached_tokens = Counter("numllama_prompt_tokens_cached", "Prompt tokens reused from the cache", registry=r)
+        self.sampled_tokens = Counter("numllama_sampled_tokens", "Sampled tokens", registry=r)
+        self.embeddings = Counter("numllama_embeddings", "Texts embedded", registry=r)
         self.first = Histogram(
-            "numllama_time_to_first_token_seconds", "From a request to its first token", buckets=SECONDS, registry=r
+            "numllama_time_to_first_token_seconds",
+            "Time from a request to its first token",
+            buckets=BUCKETS_S,
+            registry=r,
         )
         self.between = Histogram(
-            "numllama_inter_token_seconds", "From one token of an answer to the next", buckets=SECONDS, registry=r
+            "numllama_inter_token_seconds",
+            "Time between consecutive tokens of an answer",
+            buckets=BUCKETS_S,
+            registry=r,
         )
-        r.register(Now(engine))
+        r.register(StateCollector(engine))
         ProcessCollector(registry=r)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def answer(self, began: float) -> Stopwatch:
-        """What takes the times of one answer, asked for at `began` on the clock of perf_counter."""
+    def stopwatch(self, began: float) -> Stopwatch:
+        """Return a stopwatch for one answer, requested at `began` on the clock of perf_counter (seconds)."""
         return Stopwatch(self, began)
 
 
 class Stopwatch:
-    """Told of every piece, it knows the times between tokens."""
+    """Records token times and counts of one answer; `record` must be called with every piece."""
 
     def __init__(self, metrics: Metrics, began: float):
         self.metrics, self.last = metrics, began
         self.histogram = metrics.first
 
-    def see(self, piece: Piece) -> None:
+    def record(self, piece: Piece) -> None:
+        """Count the tokens of `piece`, and observe the time since the previous token."""
         if piece.token is not None:
             now = perf_counter()
             self.histogram.observe(now - self.last)
@@ -74,24 +81,24 @@ class Stopwatch:
         self.metrics.embeddings.inc(len(piece.embeddings))
 
 
-class Now:
-    """The collector of what is in memory at the moment."""
+class StateCollector:
+    """A Prometheus collector of the current state: loaded models, queues, slots, memory."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """What is read when somebody asks: models, queues, slots, memory."""
+        """Yield gauges with the current values.  Called on each scrape."""
         pool, loaded = self.engine.pool, self.engine.pool.loaded()
-        yield GaugeMetricFamily("numllama_loaded_models", "Models in memory", len(loaded))
-        yield GaugeMetricFamily("numllama_load_queue", "Loads going on or waiting", pool.n_waiting)
+        yield GaugeMetricFamily("numllama_loaded_models", "Loaded models", len(loaded))
+        yield GaugeMetricFamily("numllama_load_queue", "Model loads running or waiting", pool.n_waiting)
         families = [
             GaugeMetricFamily(f"numllama_model_{name}", about, labels=["model"])
             for name, about in (
-                ("bytes", "Weights and cache"),
-                ("slots", "Sequences that can be computed at once"),
-                ("running", "Sequences that are"),
-                ("waiting", "Requests that wait for a slot"),
+                ("bytes", "Bytes of weights and KV cache"),
+                ("slots", "Slots for concurrent sequences"),
+                ("running", "Sequences with a slot"),
+                ("waiting", "Requests waiting for a slot"),
             )
         ]
         for entry in loaded:

@@ -1,1 +1,1 @@
-"""Requests and answers as bytes: schemas, streams, errors."""
+"""The parts that Ollama's, OpenAI's and Anthropic's APIs share: schemas, streams, errors."""

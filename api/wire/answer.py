@@ -1,4 +1,4 @@
-"""What generate and chat say alike: how an answer is wanted, the figures and log-probabilities that come with it."""
+"""Fields common to the answers of generate and chat: options in; timings, counts and log-probabilities out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .stream import Chunk
 
 
 def request_options(request: AnswerRequest) -> RequestOptions:
-    """Raises: RequestError"""
+    """Convert a request's fields to the engine's options.  Raises: RequestError"""
     if not 0 <= request.top_logprobs <= 20:
         raise RequestError("top_logprobs must be between 0 and 20")
     return RequestOptions(
@@ -34,13 +34,13 @@ def request_options(request: AnswerRequest) -> RequestOptions:
     )
 
 
-def head(request: AnswerRequest) -> dict[str, Any]:
-    """The name as it was sent, and the time now."""
+def head_fields(request: AnswerRequest) -> dict[str, Any]:
+    """Return the first fields of every object: the model's name as the client sent it, and the current time."""
     return {"model": request.model, "created_at": rfc3339(time_ns())}
 
 
-def without_text(answer: Answer) -> dict[str, Any]:
-    """The end of an answer that is over before it began: a model loaded or unloaded, a prompt only rendered."""
+def empty_answer_fields(answer: Answer) -> dict[str, Any]:
+    """Return the last fields of an answer without text: a model loaded or unloaded, or a prompt only rendered."""
     if answer.done_reason:
         return {"done": True, "done_reason": answer.done_reason}
     images = {"image_count": answer.n_images} if answer.n_images else {}
@@ -48,12 +48,12 @@ def without_text(answer: Answer) -> dict[str, Any]:
 
 
 def thinking_field(chunk: Chunk) -> dict[str, str]:
-    """`thinking`, if there is any."""
+    """Return `thinking`, or nothing if the chunk has no thinking."""
     return {"thinking": chunk.thinking} if chunk.thinking else {}
 
 
 def tool_calls_field(chunk: Chunk) -> dict[str, Any]:
-    """`tool_calls`, if there are any."""
+    """Return `tool_calls`, or nothing if the chunk has no calls."""
     calls = [
         {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
         for call in chunk.tool_calls
@@ -66,20 +66,20 @@ def arguments_json(call: ParsedCall) -> str:
     return dumps(call.arguments).decode()
 
 
-def statistics(visit: RequestContext, chunk: Chunk) -> dict[str, Any]:
-    """The figures of the last object, of which a zero is left out; what the cache knew of the prompt, and what was cut.
+def statistics_fields(context: RequestContext, chunk: Chunk) -> dict[str, Any]:
+    """Return the durations and counts of the last object.  Zeros are omitted, as in Ollama.
 
-    The last two are ours: Ollama cuts and says nothing.
+    `prompt_eval_cached_count` and `truncated` are extensions; Ollama truncates prompts silently.
     """
     if not (t := chunk.timings):
         return {}
-    cut = {"truncated": {"prompt_tokens": t.n_whole, "kept": t.prompt_eval_count}} if t.n_whole else {}
-    figures: dict[str, Any] = {name: n for name, n in visit.figures(t).items() if n}
-    return figures | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | cut
+    truncated = {"truncated": {"prompt_tokens": t.n_whole, "kept": t.prompt_eval_count}} if t.n_whole else {}
+    fields: dict[str, Any] = {name: n for name, n in context.timing_fields(t).items() if n}
+    return fields | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | truncated
 
 
 def logprobs_field(answer: Answer, chunk: Chunk) -> dict[str, Any]:
-    """`logprobs` of a chunk, one entry for each of its tokens but the one that ends it, if they were asked for."""
+    """Return `logprobs`, one entry per token without the end-of-generation token, if the client requested them."""
     assert answer.model
     tokenizer = answer.model.tokenizer
     entries = [_entry(tokenizer, known) for known in chunk.logprobs if known.id not in tokenizer.eog]

@@ -1,4 +1,4 @@
-"""A chat with the engine, which all three wires ask for in the form of Ollama's request."""
+"""A chat with the engine, as requested by all three APIs in the form of Ollama's request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .request import RequestContext
 from .schema import ChatRequest
 
 
-async def answer_chat(visit: RequestContext, request: ChatRequest) -> Answer:
-    """Start the engine's answer to `request`, whichever wire the request came by."""
-    visit.log["model"] = request.model
-    return await visit.ask(
-        visit.engine.chat,
+async def answer_chat(context: RequestContext, request: ChatRequest) -> Answer:
+    """Start the engine's answer to `request`, whichever API it came through."""
+    context.log["model"] = request.model
+    return await context.start_answer(
+        context.engine.chat,
         request.model,
         [asdict(message) for message in request.messages],
         request_options(request),

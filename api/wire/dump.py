@@ -1,9 +1,9 @@
-"""OLLAMA_DEBUG_LOG_REQUESTS: what inference was asked for, in files from which it can be asked for again.
+"""OLLAMA_DEBUG_LOG_REQUESTS: inference requests saved to files, each with a script that sends it again.
 
     <temporary folder>/20260131T120000.123456-000001_api_chat_body.json
-                       20260131T120000.123456-000001_api_chat_request.sh     curl with that body
+                       20260131T120000.123456-000001_api_chat_request.sh     curl with this body
 
-Only the user who runs the server can read them; nobody removes them.
+Only the user who runs the server can read the files.  They are never deleted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-INFERENCE = (
+INFERENCE_PATHS = (
     "/api/generate",
     "/api/chat",
     "/api/embed",
@@ -36,33 +36,33 @@ INFERENCE = (
 
 
 class RequestDump:
-    """ASGI middleware that keeps the bodies of requests for inference."""
+    """ASGI middleware that saves the bodies of inference requests."""
 
     def __init__(self, app: ASGIApp):
         self.app, self.number = app, count(1)
         self.folder = Path(tempfile.mkdtemp(prefix="numllama-request-logs-"))
-        log.info("requests for inference are kept with their bodies: folder=%s", self.folder)
+        log.info("saving inference requests with their bodies: folder=%s", self.folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in INFERENCE:
+        if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
             return await self.app(scope, receive, send)
         body = bytearray()
 
-        async def receive_and_keep() -> Message:
+        async def receive_and_record() -> Message:
             message = await receive()
             body.extend(message.get("body", b""))
             return message
 
         try:
-            await self.app(scope, receive_and_keep, send)
+            await self.app(scope, receive_and_record, send)
         finally:
             try:
                 self.write(scope, bytes(body))
             except OSError as error:
-                log.warning("a request could not be kept: %s: %s", error.filename, error.strerror)
+                log.warning("cannot save a request: %s: %s", error.filename, error.strerror)
 
     def write(self, scope: Scope, body: bytes) -> None:
-        """The two files of one request.  Raises: OSError"""
+        """Write the body and the script of one request.  Raises: OSError"""
         headers, path = Headers(scope=scope), scope["path"]
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{next(self.number):06d}{re.sub('[^a-zA-Z0-9]', '_', path)}"
         content_type = f"Content-Type: {headers.get('content-type') or 'application/json'}"
@@ -73,4 +73,4 @@ class RequestDump:
         for file_name, content in ((file, body), (f"{name}_request.sh", script.encode())):
             with open(os.open(self.folder / file_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 out.write(content)
-        log.info("a request was kept: sh %s", self.folder / f"{name}_request.sh")
+        log.info("request saved; to send it again: sh %s", self.folder / f"{name}_request.sh")

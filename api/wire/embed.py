@@ -1,4 +1,4 @@
-"""Vectors from the engine, for the embedding routes of Ollama's and OpenAI's wires."""
+"""Embeddings from the engine, for the routes of Ollama's and OpenAI's APIs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .request import RequestContext
 from .schema import EmbedRequest
 
 
-async def vectors(visit: RequestContext, request: EmbedRequest) -> Piece:
-    """The piece that has the vectors of all texts.  Raises: RequestError"""
-    texts = texts_of(request.input)
-    wanted = RequestOptions(request.options, request.keep_alive, truncate=request.truncate)
-    visit.log["model"] = request.model
-    await visit.ask(visit.engine.embed, request.model, texts, wanted, dimensions=request.dimensions)
-    (piece,) = [piece async for piece in visit.pieces()]
+async def embed_texts(context: RequestContext, request: EmbedRequest) -> Piece:
+    """Embed all texts of `request` and return the piece with the vectors.  Raises: RequestError"""
+    texts = parse_input(request.input)
+    options = RequestOptions(request.options, request.keep_alive, truncate=request.truncate)
+    context.log["model"] = request.model
+    await context.start_answer(context.engine.embed, request.model, texts, options, dimensions=request.dimensions)
+    (piece,) = [piece async for piece in context.pieces()]
     return piece
 
 
-def texts_of(input: Any) -> list[str]:
-    """`input`, a text or several; none for an empty one.  Raises: RequestError"""
+def parse_input(input: Any) -> list[str]:
+    """Return `input`, a string or a list of strings, as a list; an empty string gives none.  Raises: RequestError"""
     texts = input if isinstance(input, list) else [] if input in (None, "") else [input]
     if not all(isinstance(text, str) for text in texts):
         raise RequestError("invalid input type")

@@ -1,11 +1,11 @@
-"""What an error is to a client: one table from the engine's classes to a status, and the body that carries it.
+"""Errors as HTTP responses: one table from the engine's classes to a status, and the body for each API.
 
-ModelNotFound            404        RequestError and its kin     400, in Ollama's words where clients match on them
+ModelNotFound            404        RequestError, subclasses     400, with Ollama's text where clients match on it
 NotYet                   501        QueueFull, ShuttingDown      503
 BadTemplate              500        BodyTooLarge                 413
-everything else          500
+any other                500
 
-The body is {"error": text}, and under /v1 what OpenAI's or Anthropic's clients look for.
+The body is {"error": text}, and under /v1 the error object of OpenAI or Anthropic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...engine.go.json import BodyTooLarge, DecodeError, NoBody, dumps
 
 log = logging.getLogger(__name__)
 
-STATUS: dict[type[Exception], int] = {
+STATUS_OF_ERROR: dict[type[Exception], int] = {
     DecodeError: 400,
     BodyTooLarge: 413,
     e.ModelNotFound: 404,
@@ -32,57 +32,57 @@ STATUS: dict[type[Exception], int] = {
     e.RequestError: 400,
     e.QueueFull: 503,
     e.ShuttingDown: 503,
-    e.Cancelled: 499,  # as Ollama logs it; nobody reads it
+    e.Cancelled: 499,  # for the log, as in Ollama; the client has disconnected
     e.EngineError: 500,
 }
 
 
-KIND = {400: "invalid_request_error", 404: "not_found_error"}  # under /v1
+ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error"}  # under /v1
 
 
 def status_of(error: Exception) -> int:
-    """The status of the nearest class in the table; 500 for what no one raised on purpose."""
-    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+    """Return the status of the nearest base class in the table; 500 for an unexpected error."""
+    return next((STATUS_OF_ERROR[cls] for cls in type(error).__mro__ if cls in STATUS_OF_ERROR), 500)
 
 
 def error_text(error: Exception) -> str:
-    """The one line that a client may see.  An error nobody foresaw goes to the log, with its traceback."""
+    """Return the line that the client sees.  An unexpected error is logged with its traceback."""
     if isinstance(error, e.EngineError | DecodeError):
         return str(error)
-    log.error("unforeseen error", exc_info=error)
+    log.error("unexpected error", exc_info=error)
     return f"internal error: {type(error).__name__}"
 
 
-JSON = "application/json; charset=utf-8"
+JSON_CONTENT_TYPE = "application/json; charset=utf-8"
 
 
-def reply(value: object, status: int = 200, content_type: str = JSON) -> Response:
+def json_response(value: object, status: int = 200, content_type: str = JSON_CONTENT_TYPE) -> Response:
     return Response(dumps(value), status, headers={"Content-Type": content_type})
 
 
-def refusal(error: Exception, content_type: str = JSON, path: str = "") -> Response:
-    return reply(body_of(error, path), status_of(error), content_type)
+def error_response(error: Exception, content_type: str = JSON_CONTENT_TYPE, path: str = "") -> Response:
+    return json_response(error_body(error, path), status_of(error), content_type)
 
 
-def body_of(error: Exception, path: str) -> dict[str, Any]:
-    """What carries `error` on the wire that is spoken at `path`."""
+def error_body(error: Exception, path: str) -> dict[str, Any]:
+    """Return the JSON body for `error`, in the form of the API that `path` belongs to."""
     if not path.startswith("/v1/"):
         return {"error": error_text(error)}
     text = "EOF" if isinstance(error, NoBody) else error_text(error)
-    kind = KIND.get(status_of(error), "api_error")
+    kind = ERROR_TYPES.get(status_of(error), "api_error")
     if not path.startswith("/v1/messages"):
         return {"error": {"message": text, "type": kind, "param": None, "code": None}}
     details = getattr(error, "details", None)
-    told = {"type": kind, "message": text} | ({"details": details} if details else {})
-    return {"type": "error", "error": told, "request_id": f"req_{secrets.token_hex(12)}"}
+    sent = {"type": kind, "message": text} | ({"details": details} if details else {})
+    return {"type": "error", "error": sent, "request_id": f"req_{secrets.token_hex(12)}"}
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    return refusal(error, path=request.url.path)
+    return error_response(error, path=request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the words of Go's router; a path with a slash too many is sent to the bare one."""
+    """Answer unknown paths and methods as Gin, Ollama's router, does; redirect a path with an extra trailing slash."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404 and (bare := _bare_path(request)):
         return _redirect(request, bare)
@@ -91,7 +91,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _bare_path(request: Request) -> str | None:
-    """The route that `request` would be without its trailing slash, if there is one."""
+    """Return the path without its trailing slash if that path has a route, else None."""
     path = request.url.path.rstrip("/")
     scope = {"type": "http", "path": path, "root_path": "", "method": request.method}
     matches = (route.matches(scope)[0].value for route in request.app.routes)

@@ -1,9 +1,9 @@
-"""One request on its way into the engine: a client that leaves ends what it asked for.
+"""The context of one HTTP request: it calls the engine in threads and cancels the work if the client disconnects.
 
-event loop       body -> request -> ask(verb)                           pieces() -> ...
-its own thread                          verb: resolve, load, render, submit
+event loop       body -> request -> start_answer(verb)                  pieces() -> ...
+worker thread                           verb: resolve, load, render, submit
 engine thread                                             deliver(piece) -- loop.call_soon_threadsafe --> outbox
-event loop       client gone -> call.cancel(), seen within a token
+event loop       client disconnects -> handle.cancel(), effective within one token
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ...engine.serve.engine import Engine
 
 T = TypeVar("T")
 
-MAX_BODY = 1 << 28  # bytes of JSON; what is larger, the files of models, comes as blobs
-MAX_UNREAD_PIECES = 10_000  # pieces of an answer that a client has not read: more of them are its end
-MAX_INLINE_BYTES = 1 << 20  # what is smaller is decoded at once: a few ms
+MAX_BODY_BYTES = 1 << 28  # of JSON; model files are uploaded as blobs
+MAX_UNREAD_PIECES = 10_000  # of an answer; a client that leaves more unread is cut off
+MAX_INLINE_BYTES = 1 << 20  # a smaller body is decoded on the event loop, in a few ms
 
 
 def body(cls: type[T]) -> Any:
-    """The dependency that reads a request's body as `cls`, whatever its content type."""
+    """Return a dependency that decodes the request's body as `cls`, ignoring the content type as Ollama does."""
 
     async def read(request: Request) -> T:
         content = bytearray()
         async for chunk in request.stream():
             content += chunk
-            if len(content) > MAX_BODY:
-                raise BodyTooLarge(f"the request's body is larger than {MAX_BODY >> 20} MiB")
+            if len(content) > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"request body exceeds the limit of {MAX_BODY_BYTES >> 20} MiB")
         if len(content) < MAX_INLINE_BYTES:
             return decode_json(cls, bytes(content))
         loop = asyncio.get_running_loop()
@@ -50,7 +50,7 @@ def body(cls: type[T]) -> Any:
 
 
 class RequestContext:
-    """A request to the engine, from the handler's entry to the last byte."""
+    """The state of one HTTP request, from the handler's entry to the last byte of the response."""
 
     def __init__(self, request: Request):
         self.handle = RequestHandle()
@@ -67,8 +67,8 @@ class RequestContext:
         """Nanoseconds since the handler's entry."""
         return perf_counter_ns() - self.handle.began
 
-    def figures(self, t: Timings) -> dict[str, int]:
-        """The six figures of an answer, nanoseconds and tokens, at its end."""
+    def timing_fields(self, t: Timings) -> dict[str, int]:
+        """Return the six durations (nanoseconds) and token counts at the end of an answer."""
         return {
             "total_duration": self.elapsed,
             "load_duration": self._load_duration,
@@ -78,15 +78,15 @@ class RequestContext:
             "eval_duration": t.eval_duration,
         }
 
-    async def run(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """What the blocking `verb` returns, in a thread of its own."""
+    async def run_in_thread(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run the blocking `verb` in a worker thread and return its result."""
         return await self._loop.run_in_executor(self._request.app.state.threads, partial(verb, *args, **kwargs))
 
-    async def ask(self, verb: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
-        """The answer that `verb` of the engine gives; its pieces go to the outbox."""
-        self._watch = asyncio.create_task(self._leave_with_client())
+    async def start_answer(self, verb: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+        """Call the engine's `verb` in a worker thread; the pieces of its answer arrive through `pieces`."""
+        self._watch = asyncio.create_task(self._cancel_when_disconnected())
         try:
-            answer = await self.run(verb, *args, handle=self.handle, deliver=self._deliver, **kwargs)
+            answer = await self.run_in_thread(verb, *args, handle=self.handle, deliver=self._deliver, **kwargs)
         except BaseException:
             self.end()
             raise
@@ -97,57 +97,58 @@ class RequestContext:
         return answer
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """What comes out of the outbox, up to the last piece, whose figures the log gets.  Closing it ends the request.
+        """Yield the answer's pieces up to the last one, whose timings are logged.  Closing it ends the request.
 
-        An answer that is over before it began has one empty piece.
+        An answer without text yields one empty piece.
         """
-        stopwatch = self._request.app.state.metrics.answer(self.handle.began / 1e9)
+        stopwatch = self._request.app.state.metrics.stopwatch(self.handle.began / 1e9)
         piece: Piece | Exception | None
         try:
             while True:
                 piece = await self._outbox.get()
                 if isinstance(piece, Exception):
                     raise piece
-                stopwatch.see(piece)
+                stopwatch.record(piece)
                 if piece.timings:
-                    self.log |= self.figures(piece.timings)
+                    self.log |= self.timing_fields(piece.timings)
                 yield piece
                 if piece.done_reason:
                     return
         finally:
-            piece = None  # an error holds this frame
+            piece = None  # the traceback of a raised error refers to this frame
             self.end()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """A client that leaves meanwhile ends what it asked for."""
-        self._watch = asyncio.create_task(self._leave_with_client())
+    def cancel_on_disconnect(self) -> Iterator[None]:
+        """Cancel the request if the client disconnects inside the `with` block."""
+        self._watch = asyncio.create_task(self._cancel_when_disconnected())
         try:
             yield
         finally:
             self.end()
 
-    def again(self) -> RequestContext:
-        """Another question of the same request."""
+    def fork(self) -> RequestContext:
+        """Return another context for the same HTTP request, for its next prompt."""
         return RequestContext(self._request)
 
     def end(self) -> None:
+        """Cancel the work that is still running, and stop watching the connection."""
         self.handle.cancel()
         if self._watch:
             self._watch.cancel()
-            self._watch = None  # a task holds what ended it, and that what it was about
+            self._watch = None  # breaks the cycle task -> exception -> traceback -> self
 
     def _deliver(self, piece: Piece | Exception) -> None:
-        """From any thread."""
+        """Queue `piece` for the event loop.  Called from any thread."""
         if self._outbox.qsize() > MAX_UNREAD_PIECES and not self.handle.cancelled:
-            too_slow = f"the client is too slow: {MAX_UNREAD_PIECES} pieces of its answer wait for it"
+            too_slow = f"client reads too slowly: more than {MAX_UNREAD_PIECES} pieces of its answer are unread"
             self.handle.cancel(lambda: CapacityError(too_slow))
         try:
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, piece)
-        except RuntimeError:  # the loop is closed: the server is going down
+        except RuntimeError:  # the event loop is closed: the server is shutting down
             self.handle.cancel()
 
-    async def _leave_with_client(self) -> None:
+    async def _cancel_when_disconnected(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self.handle.cancel()

@@ -1,6 +1,6 @@
-"""What the routes take, as the Go structs of Ollama's api package say it; `engine/go/decode.py` reads them.
+"""Request bodies, after the Go structs of Ollama's api package; `engine/go/decode.py` decodes them.
 
-Defaults are what an absent field means; None where being absent means something of its own.
+A default is the value of a missing field.  It is None where "missing" has a meaning of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...engine.go.json import DecodeError
 
 
 class KeepAlive(int):
-    """Nanoseconds that a model stays loaded; JSON has seconds or a duration."""
+    """How long a model stays loaded, in nanoseconds; in JSON, seconds or a Go duration."""
 
     @classmethod
     def from_json(cls, value: Any) -> int:
@@ -25,7 +25,7 @@ class KeepAlive(int):
 
 
 class Think(str):
-    """Whether a thinking model thinks, or how hard."""
+    """Whether a thinking model thinks: a boolean, or a level."""
 
     @classmethod
     def from_json(cls, value: Any) -> bool | str:
@@ -38,7 +38,7 @@ class Think(str):
 
 
 class Arguments(dict[str, Any]):
-    """Of a tool call, in the order of their keys."""
+    """The arguments of a tool call, in the order they were sent."""
 
     @classmethod
     def from_json(cls, value: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Tools(list[Tool]):
 
 @dataclass
 class AnswerRequest:
-    """What generate and chat have in common."""
+    """The fields common to generate and chat requests."""
 
     model: str = ""
     stream: bool = True
@@ -125,7 +125,7 @@ class ChatRequest(AnswerRequest):
 
 @dataclass
 class EmbedRequest:
-    """`input`: a text or several."""
+    """`input`: a string or a list of strings."""
 
     model: str = ""
     input: Any = None
@@ -145,7 +145,7 @@ class EmbeddingRequest:
 
 @dataclass
 class NameRequest:
-    """A model by either of its two fields."""
+    """A request that names a model in `model`, or in the older field `name`."""
 
     model: str = ""
     name: str = ""
@@ -177,7 +177,7 @@ class CopyRequest:
 class PullRequest(NameRequest):
     insecure: bool = False
     stream: bool = True
-    username: str = ""  # never used
+    username: str = ""  # accepted and ignored, as in Ollama
     password: str = ""
 
 
@@ -188,7 +188,7 @@ class PushRequest(PullRequest):
 
 @dataclass
 class TokenizeRequest(NameRequest):
-    """`content`, which proposals have also called `text` and `prompt`."""
+    """`text` and `prompt` are other names for `content`, from earlier proposals."""
 
     content: str = ""
     text: str = ""

@@ -1,8 +1,8 @@
-"""Server-sent events: what the streams of /v1 are made of.
+"""Server-sent events, the form of all streams under /v1.
 
-event: message_stop                 where the wire names its events
+event: message_stop                 only in APIs whose events have names
 data: {"type": "message_stop"}
-                                    a blank line ends each
+                                    a blank line ends each event
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from fastapi import Response
 
 from ...engine.go.json import dumps
 from ...engine.run.piece import Piece
-from .stream import Chunk, Lines, chunks
+from .stream import Chunk, NDJSONResponse, merge_pieces
 
-Event = tuple[str, Any]  # its name or "", its data: an object, or OpenAI's last word
+Event = tuple[str, Any]  # (name or "", data): the data is an object, or OpenAI's final "[DONE]"
 Push = Callable[[Chunk], Iterator[Event]]
-"""A chunk as the events that tell it."""
+"""Converts a chunk to events."""
 Failure = Callable[[Exception], Event]
 
 
 async def send_events(source: AsyncGenerator[Piece, None], push: Push, failure: Failure) -> Response:
-    """An answer event by event.  Raises what goes wrong before the first; `failure` tells what does later."""
+    """Send an answer as events.  An error before the first event is raised; `failure` converts a later one."""
     events = _events(source, push)
-    return Events(await anext(events), events, failure)
+    return EventStreamResponse(await anext(events), events, failure)
 
 
 def reply_events(events: Iterable[Event]) -> Response:
-    """Events that are all there."""
-    return Response(b"".join(map(frame, events)), headers={"Content-Type": Events.content_type})
+    """Return a response with `events` that are all known in advance."""
+    return Response(b"".join(map(encode_event, events)), headers={"Content-Type": EventStreamResponse.content_type})
 
 
 async def _events(source: AsyncGenerator[Piece, None], push: Push) -> AsyncGenerator[Event, None]:
-    async with aclosing(chunks(source)) as all_chunks:
+    async with aclosing(merge_pieces(source)) as all_chunks:
         async for chunk in all_chunks:
             for event in push(chunk):
                 yield event
 
 
-class Events(Lines):
-    """`first` and then each of `rest`, sent at once; `failure` makes the last one of a stream that broke."""
+class EventStreamResponse(NDJSONResponse):
+    """Server-sent events: `first`, then each of `rest`; `failure` makes the last event of a stream that fails."""
 
     content_type = "text/event-stream"
 
@@ -51,13 +51,13 @@ class Events(Lines):
         self._failure = failure
 
     def frame(self, value: Event) -> bytes:
-        return frame(value)
+        return encode_event(value)
 
     def failure(self, error: Exception) -> Event:
         return self._failure(error)
 
 
-def frame(event: Event) -> bytes:
+def encode_event(event: Event) -> bytes:
     name, data = event
     text = data.encode() if isinstance(data, str) else dumps(data)
     return (f"event: {name}\n".encode() if name else b"") + b"data: " + text + b"\n\n"

@@ -1,4 +1,4 @@
-"""An answer's pieces as a client sees them: chunks of text, as NDJSON or as one object."""
+"""Answers as HTTP responses: the engine's pieces merged into chunks, sent as NDJSON or as one object."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ...engine.go.json import dumps
 from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece, Timings
 from ...engine.sampling import Logprob
-from .errors import error_text, reply
+from .errors import error_text, json_response
 
 Objects = AsyncGenerator[dict[str, Any], None]
 
 
 @dataclass
 class Chunk:
-    """What can be shown and what is known of its tokens; `done_reason`, `timings` and `met` in the last one only."""
+    """A part of an answer: visible text, thinking or calls, and the log-probabilities of its tokens.
+
+    Only the last chunk has `done_reason`, `timings` and `met`, the stop string that ended the answer.
+    """
 
     text: str = ""
     thinking: str = ""
@@ -45,13 +48,13 @@ class Chunk:
 
 
 Shape = Callable[[Chunk], dict[str, Any]]
-"""A chunk as the object that a route sends."""
+"""Converts a chunk to the object that a route sends."""
 
 
-async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, None]:
-    """Pieces that show something, then a last chunk that does not.
+async def merge_pieces(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, None]:
+    """Yield a chunk for each piece with visible content, then a last chunk without.
 
-    A token whose text was held back counts with what follows.
+    A token whose text the engine holds back goes into the next chunk.
     """
     chunk = Chunk()
     async with aclosing(source):
@@ -64,35 +67,35 @@ async def chunks(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Chunk, N
                 yield replace(chunk, done_reason=piece.done_reason, timings=piece.timings, met=piece.met)
 
 
-async def whole(source: AsyncGenerator[Piece, None]) -> Chunk:
-    """All that comes, as one chunk."""
+async def collect_chunks(source: AsyncGenerator[Piece, None]) -> Chunk:
+    """Return the whole answer as one chunk."""
     total = Chunk()
-    async for chunk in chunks(source):
+    async for chunk in merge_pieces(source):
         total += chunk
     return total
 
 
-async def send(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) -> Response:
-    """An answer: objects on lines as they come, or one when all is there.
+async def send_answer(source: AsyncGenerator[Piece, None], shape: Shape, stream: bool) -> Response:
+    """Send an answer: a line for each chunk if `stream`, else one object at the end.
 
-    Raises what goes wrong before the first line, so that it still has a status of its own.
+    An error before the first line is raised, so that the response still gets the error's status.
     """
     if not stream:
-        return reply(shape(await whole(source)))
+        return json_response(shape(await collect_chunks(source)))
     objects = _objects(source, shape)
-    return Lines(await anext(objects), objects)
+    return NDJSONResponse(await anext(objects), objects)
 
 
 async def _objects(source: AsyncGenerator[Piece, None], shape: Shape) -> Objects:
-    async with aclosing(chunks(source)) as all_chunks:
+    async with aclosing(merge_pieces(source)) as all_chunks:
         async for chunk in all_chunks:
             yield shape(chunk)
 
 
-class Lines(Response):
-    """NDJSON: `first` and then each of `rest` on a line of its own, sent at once.
+class NDJSONResponse(Response):
+    """NDJSON: `first`, then each object of `rest`, one per line and sent immediately.
 
-    What goes wrong on the way is a last line {"error": ...}: the status has gone out long ago.
+    An error in between becomes a last line {"error": ...}, as the status has already been sent.
     """
 
     content_type = "application/x-ndjson"

@@ -1,6 +1,6 @@
-"""`tool_choice`: whether a model may, must or must not call a tool, and which.
+"""`tool_choice`: whether the model may, must or must not call a tool, and which one.
 
-A call that has to be made is an answer of a given form, so the form is asked for, and what comes is read as a call:
+A required call is generated as structured output: a schema constrains the answer, which is then parsed as a call.
 
     {"name": "get_weather", "arguments": {"city": "Paris"}}
 """
@@ -19,32 +19,34 @@ from ...engine.run.piece import Piece
 from .schema import ChatRequest, Tools
 
 
-def choose(request: ChatRequest, choice: Any) -> bool:
-    """Let `request` offer the tools that `choice` leaves; whether one of them has to be called.
+def apply_tool_choice(request: ChatRequest, choice: Any) -> bool:
+    """Restrict the tools of `request` to those that `choice` allows; return True if the model must call one.
 
-    choice   "auto", "none", "required"; or a tool by its name, in OpenAI's or Anthropic's way
+    choice   "auto", "none" or "required", or an object that names a tool, in OpenAI's or Anthropic's form
     Raises: RequestError
     """
-    kind, name = _meant(choice)
+    kind, name = _parse_choice(choice)
     if kind in ("", "auto"):
         return False
     if kind == "none":
         request.tools = Tools()
         return False
     if kind in ("function", "tool"):
+        names = [str(tool.function.get("name")) for tool in request.tools]
         request.tools = Tools(tool for tool in request.tools if tool.function.get("name") == name)
         if not request.tools:
-            raise RequestError(f"tool_choice names '{name}', which is not among the tools")
+            known = f"choose from {', '.join(names)}" if names else "the request has no tools"
+            raise RequestError(f"tool_choice names unknown tool '{name}'; {known}")
     elif kind not in ("required", "any"):
-        raise RequestError(f"tool_choice '{kind}' is not known; it can be auto, none, required or a function's name")
+        raise RequestError(f"unknown tool_choice '{kind}'; choose from auto, none, required, or name a function")
     if not request.tools:
-        raise RequestError(f"tool_choice is '{kind}', but there are no tools")
-    request.format = schema(request.tools)
+        raise RequestError(f"tool_choice '{kind}' requires at least one tool in tools")
+    request.format = call_schema(request.tools)
     return True
 
 
-def _meant(choice: Any) -> tuple[str, str]:
-    """What kind of choice it is, and the tool it names."""
+def _parse_choice(choice: Any) -> tuple[str, str]:
+    """Return the kind of choice, and the name of the tool or ""."""
     if isinstance(choice, str) or choice is None:
         return choice or "", ""
     if not isinstance(choice, dict):
@@ -54,49 +56,49 @@ def _meant(choice: Any) -> tuple[str, str]:
     return str(choice.get("type", "")), str(named.get("name", ""))
 
 
-def schema(tools: Tools) -> dict[str, Any]:
-    """The JSON schema of a call of one of `tools`."""
+def call_schema(tools: Tools) -> dict[str, Any]:
+    """Build the JSON schema of a call to one of `tools`."""
     parameters = {str(tool.function.get("name")): tool.function.get("parameters") for tool in tools}
-    place = {name: "#/$defs/" + name.replace("~", "~0").replace("/", "~1") for name in parameters}  # JSON pointers
+    pointers = {name: "#/$defs/" + name.replace("~", "~0").replace("/", "~1") for name in parameters}
     forms = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "arguments": {"$ref": place[name]}},
+            "properties": {"name": {"const": name}, "arguments": {"$ref": pointers[name]}},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
         for name in parameters
     ]
-    defs = {name: _moved(value or {"type": "object"}, place[name]) for name, value in parameters.items()}
+    defs = {name: _rebase_references(value or {"type": "object"}, pointers[name]) for name, value in parameters.items()}
     return (forms[0] if len(forms) == 1 else {"anyOf": forms}) | {"$defs": defs}
 
 
-def _moved(value: Any, root: str) -> Any:
-    """A schema whose references still mean the same when it stands at `root` of another one."""
+def _rebase_references(value: Any, root: str) -> Any:
+    """Rewrite the references in a schema for its new place at `root` of another schema."""
     if isinstance(value, list):
-        return [_moved(v, root) for v in value]
+        return [_rebase_references(v, root) for v in value]
     if not isinstance(value, dict):
         return value
-    moved = {k: _moved(v, root) for k, v in value.items()}
+    moved = {k: _rebase_references(v, root) for k, v in value.items()}
     if isinstance(value.get("$ref"), str) and value["$ref"].startswith("#"):
         moved["$ref"] = root + value["$ref"][1:]
     return moved
 
 
-async def as_call(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    """Pieces whose text is the form above, with a call in its place; text again where the form was not finished."""
+async def parse_forced_call(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """Replace the text of an answer in the form above by the call.  An incomplete form stays text."""
     text, called = "", False
     async with aclosing(source):
         async for piece in source:
             text, called = text + piece.text, called or bool(piece.tool_calls)
             if piece.done_reason and not called:
-                yield _call(text)
+                yield _call_piece(text)
             yield replace(piece, text="")
 
 
-def _call(text: str) -> Piece:
+def _call_piece(text: str) -> Piece:
     try:
-        said = json.loads(text)
-        return Piece("", tool_calls=(ParsedCall(said["name"], said["arguments"]),))
+        call = json.loads(text)
+        return Piece("", tool_calls=(ParsedCall(call["name"], call["arguments"]),))
     except (ValueError, KeyError, TypeError):
         return Piece(text)

@@ -1,4 +1,4 @@
-"""A server with tiny models in a store of its own."""
+"""Fixtures: a server with tiny models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GO_TEMPLATE = "{{ .Prompt }}{{ .Response }}"
 
 @pytest.fixture(scope="package")
 def models(tmp_path_factory):
-    """Files of tiny models, by name."""
+    """Create GGUF files of tiny models; return their folder."""
     folder = tmp_path_factory.mktemp("gguf")
     tiny_gguf(folder / "chat.gguf", seed=1, chat_template=CHAT_TEMPLATE)
     tiny_gguf(folder / "bare.gguf", seed=2)
@@ -27,7 +27,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def served(models, tmp_path_factory):
-    """Models: m (Jinja template), bare (none), go (a TEMPLATE layer), h (SYSTEM and MESSAGEs), e (embeddings)."""
+    """Start a server: m (Jinja template), bare (no template), go (TEMPLATE), h (SYSTEM, MESSAGE), e (embeddings)."""
     server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
     server.add("m", models / "chat.gguf", parameters={"temperature": 0, "num_predict": 8})
     server.add("bare", models / "bare.gguf", parameters={"temperature": 0, "num_predict": 8})
@@ -41,7 +41,7 @@ def served(models, tmp_path_factory):
 
 @pytest.fixture
 def slowly(monkeypatch):
-    """Tiny models take 5 ms a token, so that there is time to leave, also on a busy machine."""
+    """Slow tiny models down to 5 ms per token, so that a client can disconnect in time even on a busy machine."""
     step = Scheduler.step
 
     def slow_step(scheduler):
@@ -53,13 +53,13 @@ def slowly(monkeypatch):
 
 @pytest.fixture(scope="package")
 def model(served, models):
-    """The server with a model t as well, which may think and call tools."""
+    """Add a model t with thinking and tools to the server."""
     tiny_gguf(models / "tools.gguf", seed=4, chat_template=TEMPLATE)
     served.add("t", models / "tools.gguf")
     return served
 
 
 @pytest.fixture
-def says(monkeypatch):
-    """Called with texts, it makes every model say them."""
+def script(monkeypatch):
+    """Return a function that makes every model generate the given texts."""
     return Script(monkeypatch)

@@ -1,4 +1,4 @@
-"""generate and chat over HTTP: shapes, orders of keys, and what each field of a request does.
+"""generate and chat over HTTP: shapes, key order, and the effect of each request field.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -33,7 +33,7 @@ def rendered(served, path="/api/generate", **body):
     return served.ok(path, **body, _debug_render_only=True)["_debug_info"]["rendered_template"]
 
 
-def test_a_stream_is_chunks_and_one_last_object(served):
+def test_a_stream_is_chunks_and_a_final_object(served):
     *chunks, last = lines(served.post("/api/generate", model="m", prompt="once upon"))
     assert all(list(chunk) == HEAD and not chunk["done"] and chunk["response"] for chunk in chunks)
     assert list(last) == [*HEAD, "done_reason", "context", *STATISTICS, CACHED]
@@ -43,7 +43,7 @@ def test_a_stream_is_chunks_and_one_last_object(served):
     assert sum(last[part] for part in parts) <= last["total_duration"]
 
 
-def test_one_object_is_the_stream_put_together(served):
+def test_a_single_object_equals_the_joined_stream(served):
     chunks = lines(served.post("/api/generate", model="m", prompt="once upon"))
     whole = served.ok("/api/generate", model="m", prompt="once upon", stream=False)
     assert whole["response"] == "".join(chunk["response"] for chunk in chunks)
@@ -52,7 +52,7 @@ def test_one_object_is_the_stream_put_together(served):
     assert list(whole) == [*HEAD, "done_reason", "context", *STATISTICS, CACHED]
 
 
-def test_a_chat_streams_messages_of_the_assistant(served):
+def test_a_chat_streams_assistant_messages(served):
     *chunks, last = lines(served.post("/api/chat", model="m", messages=[{"role": "user", "content": "hello"}]))
     assert all(chunk["message"]["role"] == "assistant" and chunk["message"]["content"] for chunk in chunks)
     assert list(chunks[0]) == ["model", "created_at", "message", "done"]
@@ -72,13 +72,13 @@ def test_created_at_is_utc(served):
     )
 
 
-def test_what_the_model_says_goes_out_escaped_for_html(served, says):
-    says("<b>&é")
+def test_text_is_escaped_for_html_as_in_go(served, script):
+    script("<b>&é")
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)
     assert r'"response":"\u003cb\u003e\u0026é"' in answer.text
 
 
-def test_generate_renders_by_the_ggufs_template(served):
+def test_generate_uses_the_template_of_the_gguf(served):
     assert rendered(served, model="m", prompt="P") == "<|user|>P\n<|assistant|>"
     assert rendered(served, model="m", prompt="P", system="X") == "<|system|>X\n<|user|>P\n<|assistant|>"
 
@@ -106,13 +106,13 @@ def test_a_chat_without_any_template_is_chatml(served):
     assert got == "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_last_message_of_the_assistant_is_gone_on_with(served):
+def test_a_final_assistant_message_is_continued(served):
     """[87]"""
     messages = [{"role": "user", "content": "P"}, {"role": "assistant", "content": "I th"}]
     assert rendered(served, "/api/chat", model="m", messages=messages) == "<|user|>P\n<|assistant|>I th"
 
 
-def test_a_long_chat_loses_its_oldest_turns_but_no_system_message(served):
+def test_a_long_chat_drops_its_oldest_turns_but_no_system_message(served):
     """[88]"""
     turns = [{"role": "user", "content": f"n{i} " + "x" * 20} for i in range(8)]
     messages = [{"role": "system", "content": "S"}, *turns]
@@ -122,16 +122,16 @@ def test_a_long_chat_loses_its_oldest_turns_but_no_system_message(served):
     assert "n0" in everything
 
 
-def test_context_goes_on_where_the_last_answer_ended(served):
+def test_context_continues_after_the_last_answer(served):
     """[37]"""
     first = served.ok("/api/generate", model="bare", prompt="once", stream=False)
     second = served.ok("/api/generate", model="bare", prompt=" upon", context=first["context"], stream=False)
     assert second["prompt_eval_count"] > first["prompt_eval_count"] + first["eval_count"]
     shown = rendered(served, model="bare", prompt=" upon", context=first["context"])
-    assert shown.startswith(" once" + first["response"]) and shown.endswith(" upon")  # the blank is SPM's
+    assert shown.startswith(" once" + first["response"]) and shown.endswith(" upon")  # SPM adds the space
 
 
-def test_raw_gives_no_context(served):
+def test_raw_returns_no_context(served):
     """[36]"""
     assert "context" not in served.ok("/api/generate", model="bare", prompt="once", raw=True, stream=False)
 
@@ -161,7 +161,7 @@ def test_logprobs_are_one_entry_for_each_token(served):
     assert streamed == whole["logprobs"]
 
 
-def test_no_logprobs_unless_asked_for(served):
+def test_logprobs_are_sent_only_on_request(served):
     assert "logprobs" not in served.ok("/api/generate", model="m", prompt="a", top_logprobs=3, stream=False)
 
 
@@ -191,7 +191,7 @@ def test_an_empty_request_loads_or_unloads(served, path, text):
         assert ("m:latest" in loaded) == (reason == "load")
 
 
-def test_ps_says_what_is_loaded(served):
+def test_ps_lists_loaded_models(served):
     served.ok("/api/generate", model="m", keep_alive=-1, options={"num_ctx": 32})
     [entry] = [e for e in served.client.get("/api/ps").json()["models"] if e["name"] == "m:latest"]
     keys = ["name", "model", "size", "digest", "details", "expires_at", "size_vram", "context_length"]
@@ -199,7 +199,7 @@ def test_ps_says_what_is_loaded(served):
     assert entry["context_length"] == 32 and entry["size"] > 100_000 and entry["expires_at"] > "2200"
     served.ok("/api/generate", model="m", keep_alive="1m")
     [entry] = [e for e in served.client.get("/api/ps").json()["models"] if e["name"] == "m:latest"]
-    assert entry["context_length"] == 256 and entry["expires_at"] < "2200"  # without num_ctx it is the default again
+    assert entry["context_length"] == 256 and entry["expires_at"] < "2200"  # the default, as num_ctx is not set
 
 
 REFUSED = [
@@ -272,20 +272,20 @@ REFUSED = [
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("path", "body", "status", "text"), REFUSED, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_done_is_said_with_a_status(served, path, body, status, text, stream):
-    """[39], [44], [65], [66], [75] and [89] are among them."""
+def test_invalid_requests_get_a_status_and_a_text(served, path, body, status, text, stream):
+    """[39], [44], [65], [66], [75], [89] and others."""
     answer = served.post(path, **body, stream=stream)
     assert (answer.status_code, answer.json()) == (status, {"error": text})
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
 
 
-def test_what_asks_for_nothing_is_not_refused(served):
+def test_empty_fields_are_not_refused(served):
     """[40], [65]"""
     assert served.ok("/api/generate", model="m", prompt="a", raw=True, context=[], stream=False)["done"]
     assert served.ok("/api/generate", model="m", prompt="a", think=False, stream=False)["done"]
 
 
-def test_a_prompt_can_be_rendered_and_no_more(served):
+def test_a_prompt_can_be_rendered_without_an_answer(served):
     """[74]"""
     answer = served.ok("/api/generate", model="m", prompt="P", _debug_render_only=True)
     assert answer.pop("created_at") and answer == {
@@ -296,14 +296,14 @@ def test_a_prompt_can_be_rendered_and_no_more(served):
     }
 
 
-def test_a_prompt_beyond_the_window_is_cut(served):
+def test_a_prompt_beyond_the_context_is_truncated(served):
     """[75]"""
     body = {"model": "bare", "raw": True, "stream": False, "options": {"num_ctx": 64, "num_predict": 1}}
     for n in (100, 1000):
         assert 32 < served.ok("/api/generate", prompt="x" * n, **body)["prompt_eval_count"] <= 64
 
 
-def test_a_template_is_run_whether_the_models_or_the_requests(served):
+def test_a_request_can_replace_the_models_template(served):
     def prompt(**asked):
         answer = served.ok("/api/generate", **asked, _debug_render_only=True)
         return answer["_debug_info"]["rendered_template"]
@@ -314,8 +314,8 @@ def test_a_template_is_run_whether_the_models_or_the_requests(served):
     assert served.ok("/api/generate", model="go", prompt="a", raw=True, stream=False)["done"]
 
 
-def test_an_error_on_the_way_is_the_last_line(served, says):
-    says("a", error=RuntimeError("secret detail"))
+def test_an_error_during_the_stream_is_the_last_line(served, script):
+    script("a", error=RuntimeError("secret detail"))
     *_, last = lines(served.post("/api/generate", model="m", prompt="a"))
     assert last == {"error": "internal error: RuntimeError"}
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)

@@ -1,4 +1,4 @@
-"""Anthropic's wire: blocks in, blocks out."""
+"""Anthropic's API: blocks in, blocks out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASK = {"model": "t", "max_tokens": 50, "messages": HELLO}
 
 
 def events(answer):
-    """The events' data, whose type is their name."""
+    """Return the data of each event; check that its type equals the event's name."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/event-stream"
     blocks = [block.split("\n") for block in answer.text.removesuffix("\n\n").split("\n\n")]
@@ -24,8 +24,8 @@ def events(answer):
     return [data for _, data in got]
 
 
-def test_a_message_is_its_blocks(model, says):
-    says("<think>hm</think>", "See: ", CALL)
+def test_a_message_has_a_block_for_each_kind_of_content(model, script):
+    script("<think>hm</think>", "See: ", CALL)
     answer = model.post(PATH, **ASK, tools=[TOOL])
     assert answer.headers["content-type"] == "application/json"
     got = answer.json()
@@ -38,11 +38,11 @@ def test_a_message_is_its_blocks(model, says):
     assert got == {"type": "message", "role": "assistant", "model": "t", "stop_reason": "tool_use", "usage": usage}
 
 
-def test_a_message_streams_block_by_block(model, says):
-    says("<think>hm</think>", "See", ": ", CALL)
+def test_a_message_streams_block_by_block(model, script):
+    script("<think>hm</think>", "See", ": ", CALL)
     start, *blocks, delta, stop = events(model.post(PATH, **ASK, tools=[TOOL], stream=True))
     assert start["message"]["content"] == [] and start["message"]["usage"]["output_tokens"] == 0
-    assert start["message"]["usage"]["input_tokens"] > 20  # what the prompt has, before it is evaluated
+    assert start["message"]["usage"]["input_tokens"] > 20  # the length of the prompt, before prefill
     names = {"content_block_start": "start", "content_block_delta": "delta", "content_block_stop": "stop"}
     assert [(data["index"], names[data["type"]]) for data in blocks] == [
         *((0, "start"), (0, "delta"), (0, "stop")),
@@ -71,8 +71,8 @@ def test_a_message_streams_block_by_block(model, says):
         ({"met": "its own"}, {"stop_reason": "end_turn"}),
     ],
 )
-def test_why_it_ended(model, says, said, reason):
-    says("a", **said)
+def test_the_stop_reason_is_mapped(model, script, said, reason):
+    script("a", **said)
     got = model.ok(PATH, **ASK, stop_sequences=["STOP"])
     assert {key: got[key] for key in got if key.startswith("stop")} == reason
     assert events(model.post(PATH, **ASK, stop_sequences=["STOP"], stream=True))[-2]["delta"] == reason
@@ -87,15 +87,15 @@ def test_a_stop_sequence_is_named(served):
     assert (got["stop_reason"], got["stop_sequence"]) == ("stop_sequence", stop)
 
 
-def test_nothing_said_is_no_block(model, says):
-    says()
+def test_an_empty_answer_has_no_blocks(model, script):
+    script()
     assert model.ok(PATH, **ASK)["content"] == []
     kinds = [data["type"] for data in events(model.post(PATH, **ASK, stream=True))]
     assert kinds == ["message_start", "message_delta", "message_stop"]
 
 
-def test_the_conversation_goes_into_the_prompt(model, says):
-    says()
+def test_all_blocks_of_the_conversation_reach_the_prompt(model, script):
+    script()
     use = {"type": "tool_use", "id": "c1", "name": "get_weather", "input": {"b": 1, "a": 2}}
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "sunny"}]}
     messages = [
@@ -105,22 +105,22 @@ def test_the_conversation_goes_into_the_prompt(model, says):
     ]
     system = [{"type": "text", "text": "S"}]
     model.ok(PATH, model="t", max_tokens=5, messages=messages, system=system, thinking={"type": "disabled"})
-    assert says.prompt == (
+    assert script.prompt == (
         "<|system|>S\n<|user|>ab\n<|assistant|><think>hm</think>so"
         '<tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}</tool_call>\n'
         "<|tool|>sunny from get_weather\n<|user|>and?\n<|assistant|>"
     )
 
 
-def test_options_are_ollamas(model, says):
-    says()
+def test_parameters_become_ollamas_options(model, script):
+    script()
     model.ok(PATH, **ASK, temperature=0.5, top_p=0.25, top_k=3, stop_sequences=["a"], options={"seed": 1})
-    o = says.options
+    o = script.options
     assert (o.num_predict, o.temperature, o.top_p, o.top_k, o.stop, o.seed) == (50, 0.5, 0.25, 3, ("a",), 1)
 
 
 @pytest.mark.parametrize("kind", ["enabled", "adaptive", "disabled"])
-def test_a_model_that_cannot_think_is_not_asked_to(served, kind):
+def test_thinking_is_ignored_for_a_model_without_it(served, kind):
     thinking = {"type": kind, "budget_tokens": 1024}
     assert served.ok(PATH, model="m", max_tokens=2, messages=HELLO, thinking=thinking)["type"] == "message"
 
@@ -128,21 +128,21 @@ def test_a_model_that_cannot_think_is_not_asked_to(served, kind):
 @pytest.mark.parametrize(
     ("choice", "kind"), [({"type": "any"}, "tool_use"), ({"type": "tool", "name": "get_weather"}, "tool_use")]
 )
-def test_a_tool_may_have_to_be_used(model, says, choice, kind):
-    says('{"name": "get_weather", "arguments": {"city": "Rome"}}')
+def test_tool_choice_can_require_a_call(model, script, choice, kind):
+    script('{"name": "get_weather", "arguments": {"city": "Rome"}}')
     got = model.ok(PATH, **ASK, tools=[TOOL], tool_choice=choice)
     assert got["content"][0]["input"] == {"city": "Rome"} and got["stop_reason"] == kind
 
 
-def test_tools_are_offered_unless_none_may_be_used(model, says):
-    says()
+def test_tools_are_rendered_unless_tool_choice_is_none(model, script):
+    script()
     model.ok(PATH, **ASK, tools=[TOOL, {"type": "web_search_20250305", "name": "web_search"}])
-    assert '"name": "get_weather"' in says.prompt and "web_search" not in says.prompt
+    assert '"name": "get_weather"' in script.prompt and "web_search" not in script.prompt
     model.ok(PATH, **ASK, tools=[TOOL], tool_choice={"type": "none"})
-    assert "get_weather" not in says.prompt
+    assert "get_weather" not in script.prompt
 
 
-def test_an_output_format_is_kept_to(served):
+def test_an_output_format_constrains_the_answer(served):
     schema = {"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"], "additionalProperties": False}
     config = {"format": {"type": "json_schema", "schema": schema}}
     [block] = served.ok(PATH, model="m", max_tokens=80, messages=HELLO, output_config=config)["content"]
@@ -174,7 +174,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("body", "status", "text"), REFUSED, ids=lambda x: str(x)[:40])
-def test_what_cannot_be_done_is_said_as_anthropic_says_it(served, body, status, text):
+def test_errors_have_anthropics_form(served, body, status, text):
     kind = {400: "invalid_request_error", 404: "not_found_error"}[status]
     for stream in (False, True):
         answer = served.post(PATH, **body, stream=stream)
@@ -183,17 +183,17 @@ def test_what_cannot_be_done_is_said_as_anthropic_says_it(served, body, status, 
         assert (answer.status_code, got) == (status, {"type": "error", "error": {"type": kind, "message": text}})
 
 
-def test_a_body_that_is_none_is_an_end_of_file(served):
+def test_an_empty_body_is_an_eof_error(served):
     assert served.client.post(PATH, content=b" ").json()["error"]["message"] == "EOF"
 
 
-def test_a_client_that_counts_on_threads_is_told_to_send_everything(served):
+def test_a_thread_is_refused_with_the_code_that_clients_fall_back_on(served):
     answer = served.post(PATH, model="m", max_tokens=5, messages=HELLO, thread={"type": "create"})
     assert answer.status_code == 400
     assert answer.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
 
 
-def test_an_error_on_the_way_is_the_last_event(served, says):
-    says("a", error=RuntimeError("secret detail"))
+def test_an_error_during_the_stream_is_the_last_event(served, script):
+    script("a", error=RuntimeError("secret detail"))
     *_, last = events(served.post(PATH, model="m", max_tokens=5, messages=HELLO, stream=True))
     assert last["error"] == {"type": "api_error", "message": "internal error: RuntimeError"}

@@ -29,7 +29,7 @@ def test_ollama_generates(client):
     assert chunks[-1].total_duration > chunks[-1].eval_duration > 0
 
 
-def test_ollama_goes_on_from_a_context(client):
+def test_ollama_continues_from_a_context(client):
     first = client.generate("bare", "once", options={"num_predict": 4})
     assert client.generate("bare", " upon", context=first.context).prompt_eval_count > first.prompt_eval_count
 
@@ -44,7 +44,7 @@ def test_ollama_chats(client):
     assert client.chat("m", history).prompt_eval_count > whole.prompt_eval_count
 
 
-def test_ollama_lists_shows_and_tells_what_is_loaded(client):
+def test_ollama_lists_shows_and_reports_loaded_models(client):
     assert {"m:latest", "bare:latest"} <= {model.model for model in client.list().models}
     shown = client.show("m")
     assert shown.capabilities == ["completion"] and shown.modelinfo["general.architecture"] == "llama"
@@ -78,7 +78,7 @@ def test_ollamas_asynchronous_client_streams(ollama, served):
     assert "".join(asyncio.run(chat()))
 
 
-# --- a model that says what its script says (scripted.json, recorded models): "<tool>" makes it call get_weather ---
+# --- a scripted model (scripted.json, recorded models): "<tool>" makes it call get_weather ---
 
 GO_TEMPLATE = (
     "{{ if .Tools }}{{ .Tools }}\n{{ end }}{{ range .Messages }}{{ if .ToolCalls }}<tool_call>\n{{ range .ToolCalls }}"
@@ -89,12 +89,12 @@ GO_TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def scripted(served, kept):
-    """Its name.  It may think and call tools."""
+    """Create the scripted model, with thinking and tools; return its name."""
     served.add("scripted", kept.model("scripted-F16"), template=GO_TEMPLATE)
     return "scripted"
 
 
-def test_ollama_calls_a_python_function_and_hears_its_result(client, scripted):
+def test_ollama_calls_a_python_function_and_returns_its_result(client, scripted):
     def get_weather(city: str, days: int) -> str:
         """Weather of a city.
 
@@ -136,12 +136,12 @@ def test_ollama_streams_a_thinking_chat(client, scripted):
     assert "".join(chunk.message.thinking or "" for chunk in chunks) == "Six times seven makes forty-two. \n"
     assert "".join(chunk.message.content for chunk in chunks) == "Forty-two, I say."
     said = [bool(chunk.message.thinking) for chunk in chunks if chunk.message.thinking or chunk.message.content]
-    assert said == sorted(said, reverse=True)  # first it thinks, then it speaks
+    assert said == sorted(said, reverse=True)  # thinking first, then content
     plain = client.chat(scripted, [{"role": "user", "content": "<muse>"}], think=False)
     assert plain.message.thinking is None and plain.message.content.startswith("<think>")
 
 
-def test_ollama_makes_a_quantized_model_of_a_file(client, models):
+def test_ollama_creates_a_quantized_model_from_a_file(client, models):
     digest = client.create_blob(models / "chat.gguf")
     statuses = list(client.create("q", files={"chat.gguf": digest}, quantize="q8_0", stream=True))
     assert [statuses[0].status, statuses[-1].status] == ["parsing GGUF", "success"]

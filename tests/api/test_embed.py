@@ -35,7 +35,7 @@ def test_106_the_tokens_of_all_texts_are_counted(served):
     assert both["total_duration"] > both["load_duration"] > 0
 
 
-def test_107_a_text_too_long_is_cut_or_refused(served):
+def test_107_a_text_too_long_is_truncated_or_refused(served):
     long, small = "the dog and the boy " * 20, {"num_ctx": 16}
     answer = served.post("/api/embed", model="e", input=["a", long], truncate=False, options=small)
     assert (answer.status_code, answer.json()) == (400, {"error": "the input length exceeds the context length"})
@@ -53,19 +53,19 @@ def test_108_fewer_dimensions_have_length_one_again(served):
         np.testing.assert_array_equal(vectors(served, model="e", input="the dog", dimensions=all_of_them)[0], whole)
 
 
-def test_109_together_or_alone_the_bits_are_the_same(served):
+def test_109_a_batch_gives_the_same_bits_as_single_texts(served):
     texts = ["the dog", "", "once upon a time " * 9, "boy"] * 4
     together = served.ok("/api/embed", model="e", input=texts)["embeddings"]
     assert together == [served.ok("/api/embed", model="e", input=[text])["embeddings"][0] for text in texts]
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings"])
-def test_110_a_model_that_is_not_there_could_be_pulled(served, path):
+def test_110_a_missing_model_is_a_404_with_advice_to_pull(served, path):
     answer = served.post(path, model="x", input="a", prompt="a")
     assert (answer.status_code, answer.json()) == (404, {"error": 'model "x" not found, try pulling it first'})
 
 
-def test_111_the_old_route_has_one_vector_and_nothing_else(served):
+def test_111_the_old_route_returns_one_vector_and_nothing_else(served):
     vector = vectors(served, model="e", input="the dog")[0]
     assert served.ok("/api/embeddings", model="e", prompt="the dog") == {"embedding": vector.astype(float).tolist()}
     for body in ({"prompt": ""}, {}):
@@ -81,7 +81,7 @@ def test_112_a_model_must_be_named(served, path, status, text):
     assert (answer.status_code, answer.json()) == (status, {"error": text})
 
 
-def test_113_a_model_that_speaks_embeds_too(served):
+def test_113_a_text_model_embeds_too(served):
     assert vectors(served, model="bare", input=["the dog", "boy"]).shape == (2, WIDTH)
 
 
@@ -97,7 +97,7 @@ def test_encoders_embed(served, tmp_path, name):
     assert served.post("/api/chat", model=name, messages=[{"role": "user", "content": "x"}]).status_code == 400
 
 
-def test_a_model_that_embeds_does_not_speak(served):
+def test_an_embedding_model_does_not_generate(served):
     for path, verb, asked in (
         ("generate", "generate", {"prompt": "x"}),
         ("chat", "chat", {"messages": [{"role": "user"}]}),
@@ -107,7 +107,7 @@ def test_a_model_that_embeds_does_not_speak(served):
 
 
 @pytest.mark.parametrize("wrong", [1, {"a": 1}, [1], ["a", 1], [["a"]], True, [None]], ids=str)
-def test_what_is_no_text_is_refused(served, wrong):
+def test_invalid_input_is_refused(served, wrong):
     answer = served.post("/api/embed", model="e", input=wrong)
     assert (answer.status_code, answer.json()) == (400, {"error": "invalid input type"})
 
@@ -118,7 +118,7 @@ def test_numbers_have_the_digits_of_a_float32(served):
     assert all(len(number.lstrip("-0.").partition("e")[0]) <= 10 for number in numbers) and len(numbers) == WIDTH
 
 
-def test_205_openai_s_base64_is_the_same_vectors(served):
+def test_205_openai_base64_has_the_same_vectors(served):
     body = {"model": "e", "input": ["the dog", "boy"]}
     answer = served.ok("/v1/embeddings", **body)
     n = served.ok("/api/embed", **body)["prompt_eval_count"]
@@ -139,15 +139,15 @@ def test_205_openai_s_base64_is_the_same_vectors(served):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_openai_s_route_takes_an_empty_text_and_dimensions_and_options(served):
+def test_the_openai_route_accepts_an_empty_text_dimensions_and_options(served):
     (item,) = served.ok("/v1/embeddings", model="e", input="", dimensions=3)["data"]
     assert len(item["embedding"]) == 3
     long = served.ok("/v1/embeddings", model="e", input="the dog " * 50, options={"num_ctx": 16})
     assert long["usage"]["total_tokens"] == 16
 
 
-def test_a_client_that_leaves_ends_its_texts(served, slowly):
-    """4 at a time, in 5 ms at least, they would take 10 s."""
+def test_a_disconnect_cancels_the_remaining_texts(served, slowly):
+    """All texts would take 10 s: 4 at a time, at least 5 ms each."""
     vectors(served, model="e", input="the model is loaded")
     with pytest.raises(httpx.ReadTimeout):
         served.client.post("/api/embed", json={"model": "e", "input": ["the dog"] * 8000}, timeout=0.3)
@@ -155,7 +155,7 @@ def test_a_client_that_leaves_ends_its_texts(served, slowly):
     until(lambda: entry.runner.scheduler.idle and not entry.n_using)
 
 
-def test_texts_are_counted(served):
+def test_metrics_count_the_texts(served):
     def counted(name):
         lines = served.client.get("/metrics").text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,4 +1,4 @@
-"""A server survives what happens to it: clients that leave, files that change, disks and memory that end."""
+"""Faults that a server survives: disconnects, changed files, full disks, exhausted memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDLESS = {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}}
 
 @pytest.fixture
 def server(models, tmp_path):
-    """Two models, m and n, and one slot for each."""
+    """Start a server with the models m and n, with one slot each."""
     server = Served(Settings(models=tmp_path / "store", builtin=False, num_parallel=1))
     server.add("m", models / "bare.gguf")
     server.add("n", models / "chat.gguf")
@@ -43,11 +43,11 @@ def error_of(answer, status=500):
     return answer.json()["error"]
 
 
-# clients that leave
+# disconnects
 
 
 class Client:
-    """Asks, and hangs up when it is told to."""
+    """A client that sends a request, and disconnects on `hang_up`."""
 
     def __init__(self, server, **body):
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port)
@@ -60,7 +60,7 @@ class Client:
 
 @pytest.fixture
 def client(server):
-    """Called with a request, it asks."""
+    """Return a function that sends a request in a client."""
     clients = []
 
     def ask(**body):
@@ -73,7 +73,7 @@ def client(server):
 
 
 def running(server):
-    """The sequences of m that have a slot."""
+    """Return the sequences of m that have a slot."""
     loaded = [entry.runner for entry in server.engine.pool.loaded() if entry.model.name.short == "m:latest"]
     return [one.seq for runner in loaded for one in runner.scheduler.running]
 
@@ -83,7 +83,7 @@ def waiting(server):
 
 
 def is_free(server):
-    """Nobody waits, nobody runs, every slot is free."""
+    """Return whether nothing waits or runs and every slot is free."""
     pool = server.engine.pool
     runners = [entry.runner for entry in pool.loaded()]
     return (
@@ -93,7 +93,7 @@ def is_free(server):
     )
 
 
-def test_gone_while_another_model_loads(server, client, monkeypatch):
+def test_a_disconnect_while_another_model_loads(server, client, monkeypatch):
     gate, load = threading.Event(), server.engine._load
     monkeypatch.setattr(server.engine, "_load", lambda *args: gate.wait(10) and load(*args))
     first = client()
@@ -107,7 +107,7 @@ def test_gone_while_another_model_loads(server, client, monkeypatch):
     assert is_free(server) and say(server) and say(server, "n")
 
 
-def test_gone_while_its_model_loads(server, client, monkeypatch):
+def test_a_disconnect_while_its_model_loads(server, client, monkeypatch):
     gate, values = threading.Event(), []
 
     def loading(n_layer, tell, facts):
@@ -131,7 +131,7 @@ def test_gone_while_its_model_loads(server, client, monkeypatch):
     assert say(server)
 
 
-def test_gone_while_it_waits_for_a_slot(server, client, slowly):
+def test_a_disconnect_while_waiting_for_a_slot(server, client, slowly):
     expected = say(server)
     busy = client(prompt="a", options=ENDLESS)
     until(lambda: running(server))
@@ -145,7 +145,7 @@ def test_gone_while_it_waits_for_a_slot(server, client, slowly):
     assert say(server) == expected
 
 
-def test_gone_while_its_prompt_is_computed(server, client, slowly):
+def test_a_disconnect_during_prefill(server, client, slowly):
     expected = say(server)
     long = client(prompt="the cat and the dog " * 12, options=ENDLESS | {"num_batch": 1})
     until(lambda: any(seq.state is SequenceState.PREFILL and seq.n_cached > 3 for seq in running(server)))
@@ -155,7 +155,7 @@ def test_gone_while_its_prompt_is_computed(server, client, slowly):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_gone_while_it_is_answered(server, client, slowly, stream):
+def test_a_disconnect_during_decoding(server, client, slowly, stream):
     expected = say(server)
     one = client(prompt="a", options=ENDLESS, stream=stream)
     until(lambda: any(seq.n_sampled > 3 for seq in running(server)))
@@ -164,7 +164,7 @@ def test_gone_while_it_is_answered(server, client, slowly, stream):
     assert say(server) == expected
 
 
-# files that change
+# changed files
 
 
 def weights(server, name):
@@ -172,12 +172,12 @@ def weights(server, name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
-def test_a_model_whose_file_is_deleted_while_it_answers_goes_on(server, monkeypatch):
+def test_deleting_the_file_of_a_running_model_does_not_end_its_answer(server, monkeypatch):
     body = {"model": "m", "prompt": "a", "options": ENDLESS | {"num_predict": 50, "seed": 1}, "stream": False}
     expected, path, look = server.ok("/api/generate", **body)["response"], weights(server, "m"), Runner._look_at_files
 
     def delete(runner):
-        """Between two forward passes."""
+        """Delete the file between two forward passes."""
         if any(seq.n_sampled > 3 for seq in running(server)):
             path.unlink(missing_ok=True)
         look(runner)
@@ -190,11 +190,11 @@ def test_a_model_whose_file_is_deleted_while_it_answers_goes_on(server, monkeypa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
-def test_a_model_whose_file_is_cut_while_it_answers_says_so_and_harms_no_other(server, monkeypatch):
+def test_truncating_the_file_of_a_running_model_fails_only_that_model(server, monkeypatch):
     expected, path, look = say(server, "n"), weights(server, "m"), Runner._look_at_files
 
     def cut(runner):
-        """Between two forward passes."""
+        """Truncate the file between two forward passes."""
         if any(seq.n_sampled > 3 for seq in running(server)):
             os.truncate(path, 1000)
         look(runner)
@@ -206,14 +206,14 @@ def test_a_model_whose_file_is_cut_while_it_answers_says_so_and_harms_no_other(s
     assert "1000 bytes, expected" in error_of(server.post("/api/generate", model="m", prompt="a"))
 
 
-# disks that end
+# full disks
 
 
 def put(server, content):
     return server.client.post(f"/api/blobs/sha256:{hashlib.sha256(content).hexdigest()}", content=content)
 
 
-def test_a_store_that_cannot_be_made_is_named(tmp_path):
+def test_a_store_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     server = Served(Settings(models=tmp_path / "file" / "store"))
     try:
@@ -228,7 +228,7 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB."""
+    """Mount a file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
@@ -239,21 +239,21 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_stays(small_disk, models):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(small_disk, models):
     server = Served(Settings(models=small_disk, builtin=False))
     try:
         assert put(server, b"x" * 100_000).status_code == 201
         assert "no space left" in error_of(put(server, b"y" * 1_000_000)).lower()
         assert len(list((small_disk / "blobs").iterdir())) == 1
-        assert put(server, b"z" * 50_000).status_code == 201  # what fits, fits
+        assert put(server, b"z" * 50_000).status_code == 201  # a blob that fits is still stored
         assert server.client.get("/api/tags").json() == {"models": []}
     finally:
         server.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become someone else")
-def test_a_folder_that_may_not_be_written_is_named(tmp_path):
-    """Root may write everywhere, so the store is asked by a process of nobody's."""
+def test_an_unwritable_folder_is_named(tmp_path):
+    """Root can write everywhere, so the store runs in a process of an unprivileged user."""
     program = """
 import os, sys
 from numllama.engine.settings import Settings
@@ -271,10 +271,10 @@ except Exception as error:
     assert done.stdout.startswith("StoreError") and "ermission denied" in done.stdout
 
 
-# memory that ends
+# exhausted memory
 
 
-def test_a_model_too_large_for_memory_is_refused_and_harms_no_other(server, monkeypatch):
+def test_a_model_too_large_for_memory_is_refused_and_others_still_run(server, monkeypatch):
     expected = say(server, "n")
     with monkeypatch.context() as patch:
         patch.setattr("numllama.engine.serve.memory.available_memory", lambda: 100_000)
@@ -282,17 +282,17 @@ def test_a_model_too_large_for_memory_is_refused_and_harms_no_other(server, monk
     assert say(server, "m") and say(server, "n") == expected
 
 
-def test_many_slots_too_large_for_memory_are_told_before_they_are_made(server, monkeypatch):
+def test_slots_too_large_for_memory_are_refused_before_allocation(server, monkeypatch):
     monkeypatch.setattr(server.engine, "settings", Settings(num_parallel=10**7))
     began = time.monotonic()
     assert "model requires more system memory" in error_of(server.post("/api/generate", model="m", prompt="a"))
     assert time.monotonic() - began < 5
 
 
-# passes that fail
+# failing forward passes
 
 
-def test_a_forward_pass_that_fails_ends_those_in_it_and_no_other(server, monkeypatch):
+def test_a_failing_forward_pass_ends_only_the_sequences_in_it(server, monkeypatch):
     expected, step = say(server), Scheduler._plan
     with monkeypatch.context() as patch:
         patch.setattr(

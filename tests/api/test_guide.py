@@ -13,7 +13,7 @@ from serving import Served
 from numllama.engine.settings import Settings
 
 PATHS = ("/api/generate", "/api/chat", "/api/show", "/api/tags", "/api/ps", "/api/copy", "/api/delete")
-LATER = ("images", "tools", "format", "suffix", "template")  # what a request may have that is not answered yet
+LATER = ("images", "tools", "format", "suffix", "template")  # fields of requests that this test skips
 MADE = (
     "mario",
     "luigi",
@@ -30,7 +30,7 @@ MADE = (
 
 @pytest.fixture(scope="module")
 def guide(kept, tmp_path_factory):
-    """A server, what makes a model of the guide in it, and the guide's steps."""
+    """Start a server -> (server, function that creates a model of the guide, the guide's steps)."""
     server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False, kv_cache_type="f32"))
     steps = kept.json("transcripts/guide")["steps"]
 
@@ -45,7 +45,7 @@ def _is_ours(sent):
     try:
         body = sent["body"] if "body" in sent else json.loads(sent.get("text") or "{}")
     except ValueError:
-        body = {}  # one of the guide's mistakes
+        body = {}  # an error in the guide
     named = [str(body.get(key, "")) for key in ("model", "name", "source")]
     if sent["path"] == "/api/create":
         return body.get("model") in ("llama3.1", "llama3", "mistral") and "files" in body
@@ -58,7 +58,7 @@ def _is_ours(sent):
 
 
 def shape(value, key=""):
-    """Keys and kinds; of a list what its items have in common, of what depends on the model's text nothing."""
+    """Reduce a value to keys and types, without the parts that depend on the model's text."""
     if key in ("model_info", "modelfile", "parameters", "tensors"):
         return "..."
     if isinstance(value, dict):
@@ -72,7 +72,7 @@ def shape(value, key=""):
     return type(value).__name__
 
 
-def test_the_guides_requests_get_the_guides_answers(guide):
+def test_requests_of_the_guide_get_the_recorded_answers(guide):
     server, create, steps = guide
     seen = set()
     for step in steps:

@@ -1,4 +1,4 @@
-"""Images over HTTP: in every route that takes them, and what is said of those that cannot be looked at."""
+"""Images over HTTP: in every route that accepts them, and errors for invalid images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_ROWS = 16
 
 @pytest.fixture(scope="module")
 def seer(served, tmp_path_factory):
-    """The server with a tiny LLaVA, v."""
+    """Add a tiny LLaVA, v, to the server."""
     folder = tmp_path_factory.mktemp("llava")
     model = tiny_gguf(folder / "model.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=2048)
     mmproj = tiny_mmproj(folder / "mmproj.gguf")
@@ -34,21 +34,21 @@ def chat(served, *messages):
     return served.ok("/api/chat", model="v", messages=list(messages), stream=False)
 
 
-def test_generate_sees(seer):
+def test_generate_accepts_an_image(seer):
     one, two = (seer.ok("/api/generate", model="v", prompt="what?", images=[i], stream=False) for i in (ONE, TWO))
     blind = seer.ok("/api/generate", model="v", prompt="what?", stream=False)
     assert len({answer["response"] for answer in (one, two, blind)}) == 3
-    assert N_ROWS <= one["prompt_eval_count"] - blind["prompt_eval_count"] <= N_ROWS + 2  # a blank more is put in
+    assert N_ROWS <= one["prompt_eval_count"] - blind["prompt_eval_count"] <= N_ROWS + 2  # a space may be added
 
 
-def test_the_next_turn_knows_the_image_again(seer):
+def test_the_next_turn_reuses_the_image_from_the_cache(seer):
     first = {"role": "user", "content": "what is this?", "images": [TWO]}
     answer = chat(seer, first)
     again = chat(seer, first, answer["message"], {"role": "user", "content": "and why?"})
     assert again["prompt_eval_cached_count"] > N_ROWS
 
 
-def test_a_message_has_several_images(seer):
+def test_a_message_can_have_several_images(seer):
     both = chat(seer, {"role": "user", "content": "[img] or [img]?", "images": [ONE, TWO]})
     turned = chat(seer, {"role": "user", "content": "[img] or [img]?", "images": [TWO, ONE]})
     assert both["prompt_eval_count"] == turned["prompt_eval_count"] > 2 * N_ROWS
@@ -93,12 +93,12 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("path", "body"), [(path, body) for path, bodies in ASKED.items() for body in bodies])
-def test_other_wires_have_images_too(seer, path, body):
+def test_other_apis_accept_images(seer, path, body):
     usage = seer.ok(path, model="v", **body)["usage"]
     assert usage.get("prompt_tokens", usage.get("input_tokens")) > N_ROWS
 
 
-def test_what_an_anthropic_stream_says_first_counts_the_image(seer):
+def test_the_first_event_of_an_anthropic_stream_counts_the_image(seer):
     (body,) = ASKED["/v1/messages"]
     answer = seer.post("/v1/messages", model="v", stream=True, **body)
     assert f'"input_tokens":{seer.ok("/v1/messages", model="v", **body)["usage"]["input_tokens"]}' in answer.text
@@ -108,7 +108,7 @@ BROKEN = base64.b64encode(b"hello").decode()
 
 
 @pytest.mark.parametrize("image", [BROKEN, "", ONE[:200]])
-def test_what_is_no_image_is_a_bad_request(seer, image):
+def test_an_invalid_image_is_a_bad_request(seer, image):
     for stream in (True, False):
         answer = seer.post("/api/generate", model="v", prompt="what?", images=[image], stream=stream)
         assert answer.status_code == 400 and answer.json()["error"].startswith("image ")
@@ -129,7 +129,7 @@ def test_the_rendered_prompt_counts_its_images(seer):
     assert answer["_debug_info"] == rendered
 
 
-def test_what_is_told_of_the_projector_has_its_arrays_when_verbose(seer):
+def test_verbose_show_includes_the_projectors_arrays(seer):
     brief, verbose = (seer.ok("/api/show", model="v", verbose=verbose)["projector_info"] for verbose in (False, True))
     assert brief["clip.vision.image_mean"] is None and len(verbose["clip.vision.image_mean"]) == 3
     assert brief["clip.vision.patch_size"] == verbose["clip.vision.patch_size"] == 8

@@ -1,4 +1,4 @@
-"""Many requests at once, what they share, and how they end."""
+"""Concurrent requests: shared caches, slow clients, shutdown, several servers."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def ask(served, prompt, **options):
     return served.ok("/api/generate", model="bare", prompt=prompt, stream=False, options=GREEDY | options)
 
 
-# figures
+# timings and counts
 
 
-def test_what_the_cache_knew_is_said_and_changes_nothing(served):
+def test_cached_tokens_are_reported_and_change_no_answer(served):
     first, second = ask(served, "the little cat was in the world"), ask(served, "the little cat was in the world")
     assert first["response"] == second["response"]
     assert first["prompt_eval_count"] == second["prompt_eval_count"]
     assert second["prompt_eval_cached_count"] == second["prompt_eval_count"] - 1
 
 
-def test_a_cut_prompt_is_said_to_be_cut(served):
+def test_a_truncated_prompt_is_reported(served):
     long = "the cat and the dog " * 20
     whole = ask(served, long)
     assert "truncated" not in whole
@@ -47,7 +47,7 @@ def test_a_cut_prompt_is_said_to_be_cut(served):
     assert cut["truncated"] == {"prompt_tokens": whole["prompt_eval_count"], "kept": 32}
 
 
-def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
+def test_dropped_messages_are_reported_as_truncation(served):
     messages = [{"role": "user", "content": f"the cat {n}"} for n in range(20)]
     body = {"model": "m", "messages": messages, "stream": False, "options": GREEDY | {"num_ctx": 200}}
     cut = served.ok("/api/chat", **body)
@@ -59,7 +59,7 @@ def test_a_conversation_without_its_oldest_messages_is_said_to_be_cut(served):
 
 @pytest.fixture
 def never_reads(served, caplog):
-    """Asks for 2560 tokens with logprobs, some 6 MB, and reads nothing; what ended that is returned."""
+    """Request 2560 tokens with logprobs, about 6 MB, without reading; return the error that ended the request."""
     caplog.set_level("DEBUG", "numllama.engine.run.scheduler")
     options = {"num_predict": -1, "temperature": 3, "logit_bias": {"2": False}, "seed": 1}
     body = json.dumps({"model": "bare", "prompt": "a", "options": options, "logprobs": True, "top_logprobs": 20})
@@ -71,37 +71,37 @@ def never_reads(served, caplog):
             head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             stuck.sendall((head + body).encode())
             until(lambda: any(entry.n_using for entry in served.engine.pool.loaded()))
-            assert ask(served, "the cat")["done"]  # others are answered meanwhile
+            assert ask(served, "the cat")["done"]  # other clients are served meanwhile
             until(lambda: not any(entry.n_using for entry in served.engine.pool.loaded()), seconds=30)
         return [record.fields.get("error") for record in caplog.records if record.msg == "leaves"][-1]
 
     return leave
 
 
-def test_a_client_that_never_reads_is_broken_off(never_reads, monkeypatch):
-    monkeypatch.setattr("numllama.api.server.connection.PATIENCE", 0.05)
+def test_a_client_that_never_reads_is_disconnected(never_reads, monkeypatch):
+    monkeypatch.setattr("numllama.api.server.connection.STALL_TIMEOUT_S", 0.05)
     assert isinstance(never_reads(), Cancelled)
 
 
-def test_what_waits_for_a_client_is_bounded(never_reads, monkeypatch):
+def test_unread_pieces_are_bounded(never_reads, monkeypatch):
     monkeypatch.setattr("numllama.api.wire.request.MAX_UNREAD_PIECES", 200)
-    assert str(never_reads()) == "the client is too slow: 200 pieces of its answer wait for it"
+    assert str(never_reads()) == "client reads too slowly: more than 200 pieces of its answer are unread"
 
 
-def test_a_body_may_be_so_large_and_no_larger(served, monkeypatch):
-    from numllama.api.wire import request as visit
+def test_the_size_of_a_body_is_limited(served, monkeypatch):
+    from numllama.api.wire import request
 
-    monkeypatch.setattr(visit, "MAX_BODY", 3_000_000)
+    monkeypatch.setattr(request, "MAX_BODY_BYTES", 3_000_000)
     fits = served.post("/api/show", model="x" * 2_000_000)  # decoded in a thread
     assert fits.status_code == 400 and "error" in fits.json()
     answer = served.post("/api/show", model="x" * 3_000_000)
     assert answer.status_code == 413
-    assert answer.json() == {"error": "the request's body is larger than 2 MiB"}
+    assert answer.json() == {"error": "request body exceeds the limit of 2 MiB"}
 
 
 @pytest.fixture
 def visits(monkeypatch):
-    """Weak references to requests from now on, while nothing collects cycles."""
+    """Collect weak references to request contexts, with the garbage collector switched off."""
     refs, init = [], RequestContext.__init__
     monkeypatch.setattr(
         RequestContext, "__init__", lambda self, request: refs.append(weakref.ref(self)) or init(self, request)
@@ -112,7 +112,7 @@ def visits(monkeypatch):
 
 
 @pytest.mark.parametrize(("model", "n_lines"), [("bare", 1000), ("bare", 3), ("none", 1)])
-def test_nothing_stays_in_memory_of_one_who_was_answered_or_left_or_was_refused(served, slowly, visits, model, n_lines):
+def test_a_finished_request_leaves_nothing_in_memory(served, slowly, visits, model, n_lines):
     options = {"num_predict": 100, "temperature": 3, "logit_bias": {"2": False}}
     body = {"model": model, "prompt": "a", "options": options}
     with httpx.stream("POST", f"{served.url}/api/generate", json=body) as answer:
@@ -120,12 +120,12 @@ def test_nothing_stays_in_memory_of_one_who_was_answered_or_left_or_was_refused(
     until(lambda: visits and not any(ref() for ref in visits))
 
 
-# servers that are processes
+# servers in processes of their own
 
 
 @pytest.fixture
 def processes(models, tmp_path):
-    """Called, it starts one more `numllama serve`, with the model bare in a store of all: its URL and the process."""
+    """Return a function that starts a `numllama serve` on a shared store with the model `bare` -> (URL, process)."""
     engine = Engine(Settings(models=tmp_path, builtin=False))
     digest, _ = engine.store.put_blob([(models / "bare.gguf").read_bytes()])
     list(engine.create("bare", files={"bare.gguf": digest}))
@@ -148,7 +148,7 @@ def processes(models, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
-def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
+def test_running_streams_end_with_an_error_line_at_shutdown(processes):
     url, server = processes()
     wait_for(server)
     body = {
@@ -166,9 +166,9 @@ def test_streams_end_with_a_word_when_the_server_is_told_to_stop(processes):
     assert "Traceback" not in server.stderr.read()
 
 
-@pytest.mark.parametrize("cache", ["full", pytest.param("empty", marks=pytest.mark.slow)])  # half a minute of compiling
-def test_two_servers_share_store_and_cache_and_disturb_each_other_in_nothing(served, processes, tmp_path, cache):
-    """Both asked at once, from the first load on; then one is killed, and the other one stays."""
+@pytest.mark.parametrize("cache", ["full", pytest.param("empty", marks=pytest.mark.slow)])  # compiles for half a minute
+def test_two_servers_share_a_store_and_a_kernel_cache(served, processes, tmp_path, cache):
+    """Both get requests at once, from the first load on; then one is killed, and the other keeps working."""
     variables = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")} if cache == "empty" else {}
     begun = [processes(**variables) for _ in range(2)]
     for _, process in begun:
@@ -190,5 +190,5 @@ def test_two_servers_share_store_and_cache_and_disturb_each_other_in_nothing(ser
     assert ask(url, prompts[0]) == expected[0]
     httpx.post(
         f"{url}/api/copy", json={"source": "bare", "destination": "other"}
-    ).raise_for_status()  # no lock was left
+    ).raise_for_status()  # the killed process left no lock
     assert second.poll() is None

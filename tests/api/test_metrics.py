@@ -1,4 +1,4 @@
-"""What a server says about itself."""
+"""The metrics of a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving import until
 
 
 def figures(served):
-    """Every sample by its name and labels, as they stand in the text."""
+    """Return every sample by its name and labels, in the text format."""
     answer = served.client.get("/metrics")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
     lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
@@ -16,7 +16,7 @@ def figures(served):
 
 
 def grown(served, before):
-    """What is more than it was."""
+    """Return the increase of each sample that has grown."""
     after = figures(served)
     return {name: value - before.get(name, 0) for name, value in after.items() if value > before.get(name, 0)}
 
@@ -33,7 +33,7 @@ def test_an_answer_counts_its_tokens_and_their_times(served):
     assert grown(served, before)["numllama_prompt_tokens_cached_total"] >= said["prompt_eval_count"] - 1
 
 
-def test_requests_are_counted_by_route_and_status_never_by_what_a_client_makes_up(served):
+def test_requests_are_counted_by_known_routes_and_methods_only(served):
     before = figures(served)
     served.client.get("/api/tags"), served.post("/api/generate", model="nope"), served.client.get("/made/up")
     served.client.request("MADEUP", "/api/tags")
@@ -44,7 +44,7 @@ def test_requests_are_counted_by_route_and_status_never_by_what_a_client_makes_u
     assert not any("made" in name.lower() for name in routes)
 
 
-def test_what_is_loaded_has_slots_and_memory(served):
+def test_loaded_models_report_slots_and_memory(served):
     served.ok("/api/generate", model="bare", prompt="a", stream=False)
     now = figures(served)
     assert now['numllama_model_slots{model="bare:latest"}'] == 4

@@ -1,4 +1,4 @@
-"""OpenAI's wire: what it asks becomes Ollama's question, what is answered has OpenAI's shape (items 194-207)."""
+"""OpenAI's API: requests become requests to Ollama's routes, answers have OpenAI's form (items 194-207)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving import until
 
 from numllama.api.openai import schema as openai
 from numllama.api.openai.map import chat_from_completions
-from numllama.api.wire.tool_choice import schema
+from numllama.api.wire.tool_choice import call_schema
 from numllama.engine.go.decode import decode_json
 
 CHAT = "/v1/chat/completions"
@@ -22,7 +22,7 @@ USAGE = {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
 
 
 def events(answer):
-    """The data of each event, the last of which ends the stream."""
+    """Return the data of each event before the final [DONE]."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/event-stream" and answer.text.endswith("\n\n")
     *data, last = [block.removeprefix("data: ") for block in answer.text.removesuffix("\n\n").split("\n\n")]
@@ -31,7 +31,7 @@ def events(answer):
 
 
 def asked(**body):
-    """What /api/chat would have been sent."""
+    """Return the request to /api/chat that a completion is converted to."""
     body = {"messages": HELLO} | body
     return chat_from_completions(decode_json(openai.ChatCompletionRequest, json.dumps(body).encode()))
 
@@ -39,8 +39,8 @@ def asked(**body):
 # --- chat/completions ---
 
 
-def test_194_a_completion_is_one_object_unless_a_stream_is_wanted(model, says):
-    says("Hel", "lo")
+def test_194_a_completion_is_one_object_unless_streamed(model, script):
+    script("Hel", "lo")
     answer = model.post(CHAT, model="t", messages=HELLO)
     assert answer.headers["content-type"] == "application/json"
     got = answer.json()
@@ -51,8 +51,8 @@ def test_194_a_completion_is_one_object_unless_a_stream_is_wanted(model, says):
     assert got == head | {"choices": [choice], "usage": USAGE}
 
 
-def test_195_a_stream_says_the_role_once_and_ends_with_an_empty_delta(model, says):
-    says("Hel", "lo")
+def test_195_a_stream_has_the_role_once_and_ends_with_an_empty_delta(model, script):
+    script("Hel", "lo")
     chunks = events(model.post(CHAT, model="t", messages=HELLO, stream=True))
     assert [chunk["choices"] for chunk in chunks] == [
         [{"index": 0, "delta": {"role": "assistant", "content": "Hel"}, "finish_reason": None}],
@@ -63,28 +63,28 @@ def test_195_a_stream_says_the_role_once_and_ends_with_an_empty_delta(model, say
     assert all(chunk["object"] == "chat.completion.chunk" and "usage" not in chunk for chunk in chunks)
 
 
-def test_a_stream_that_says_nothing_still_has_a_role(model, says):
-    says()
+def test_an_empty_stream_has_a_role(model, script):
+    script()
     first, last = [chunk["choices"][0] for chunk in events(model.post(CHAT, model="t", messages=HELLO, stream=True))]
     assert first["delta"] == {"role": "assistant", "content": ""} and last["finish_reason"] == "stop"
 
 
-def test_196_usage_is_a_chunk_of_its_own_where_it_is_wanted(model, says):
-    says("Hel", "lo")
+def test_196_usage_is_a_separate_chunk_on_request(model, script):
+    script("Hel", "lo")
     options = {"include_usage": True}
     *_, last = events(model.post(CHAT, model="t", messages=HELLO, stream=True, stream_options=options))
     assert (last["choices"], last["usage"]) == ([], USAGE)
 
 
-def test_197_temperature_and_top_p_are_one_unless_something_else_is_said(model, says):
-    says()
+def test_197_temperature_and_top_p_default_to_one(model, script):
+    script()
     model.ok(CHAT, model="t", messages=HELLO)
-    assert (says.options.temperature, says.options.top_p) == (1.0, 1.0)
+    assert (script.options.temperature, script.options.top_p) == (1.0, 1.0)
     model.ok(CHAT, model="t", messages=HELLO, temperature=0.5, top_p=0, options={"top_k": 3, "temperature": 0.25})
-    assert (says.options.temperature, says.options.top_p, says.options.top_k) == (0.25, 0.0, 3)
+    assert (script.options.temperature, script.options.top_p, script.options.top_k) == (0.25, 0.0, 3)
 
 
-def test_what_is_asked_for_becomes_ollamas_options():
+def test_parameters_become_ollamas_options():
     said = asked(max_tokens=5, seed=7, stop="a", frequency_penalty=0.5, presence_penalty=-1)
     expected = {"num_predict": 5, "seed": 7, "stop": ["a"], "frequency_penalty": 0.5, "presence_penalty": -1.0}
     assert said.options == {"temperature": 1.0, "top_p": 1.0} | expected
@@ -102,7 +102,7 @@ def test_what_is_asked_for_becomes_ollamas_options():
         ({"reasoning": {"effort": "xhigh"}}, "max"),
     ],
 )
-def test_reasoning_effort_is_think(body, think):
+def test_reasoning_effort_becomes_think(body, think):
     assert asked(**body).think == think
 
 
@@ -114,22 +114,22 @@ def test_reasoning_effort_is_think(body, think):
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}, {"type": "object"}),
     ],
 )
-def test_202_response_format_is_format(response_format, format):
+def test_202_response_format_becomes_format(response_format, format):
     assert asked(response_format=response_format).format == format
 
 
-def test_parts_of_a_message_are_messages(model, says):
-    says()
+def test_parts_of_a_message_become_messages(model, script):
+    script()
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     model.ok(CHAT, model="t", messages=[{"role": "user", "content": parts}], reasoning_effort="none")
-    assert says.prompt == "<|user|>a\n<|user|>b\n<|assistant|>"
+    assert script.prompt == "<|user|>a\n<|user|>b\n<|assistant|>"
 
 
-def test_a_developer_is_the_system():
+def test_the_role_developer_becomes_system():
     assert asked(messages=[{"role": "developer", "content": "S"}]).messages[0].role == "system"
 
 
-def test_200_images_are_data_and_no_addresses():
+def test_200_images_are_data_urls_only():
     def part(url):
         return [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]
 
@@ -137,8 +137,8 @@ def test_200_images_are_data_and_no_addresses():
         assert asked(messages=part(url)).messages[0].images == [b"\0\0\0"]
 
 
-def test_calls_and_results_go_back_into_the_prompt(model, says):
-    says()
+def test_calls_and_results_reach_the_prompt(model, script):
+    script()
     call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"b": 1, "a": 2}'}}
     messages = [
         *HELLO,
@@ -146,14 +146,14 @@ def test_calls_and_results_go_back_into_the_prompt(model, says):
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
     model.ok(CHAT, model="t", messages=messages, reasoning_effort="none")
-    assert says.prompt == (
+    assert script.prompt == (
         '<|user|>hello\n<|assistant|><think>hm</think><tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}'
         "</tool_call>\n<|tool|>sunny from get_weather\n<|assistant|>"
     )
 
 
-def test_201_a_call_has_its_arguments_as_text(model, says):
-    says("See: ", CALL)
+def test_201_arguments_of_a_call_are_a_json_string(model, script):
+    script("See: ", CALL)
     [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER])["choices"]
     [call] = choice["message"].pop("tool_calls")
     assert choice["message"] == {"role": "assistant", "content": "See: "} and choice["finish_reason"] == "tool_calls"
@@ -162,8 +162,8 @@ def test_201_a_call_has_its_arguments_as_text(model, says):
     assert call == {"index": 0, "type": "function", "function": function}
 
 
-def test_a_call_streams_in_a_chunk_of_its_own(model, says):
-    says("See: ", CALL)
+def test_a_call_is_streamed_in_one_chunk(model, script):
+    script("See: ", CALL)
     chunks = events(model.post(CHAT, model="t", messages=HELLO, tools=[WEATHER], stream=True))
     first, second, last = [chunk["choices"][0] for chunk in chunks]
     assert first["delta"] == {"role": "assistant", "content": "See: "}
@@ -171,26 +171,26 @@ def test_a_call_streams_in_a_chunk_of_its_own(model, says):
     assert (last["delta"], last["finish_reason"]) == ({}, "tool_calls")
 
 
-def test_an_answer_cut_short_is_no_finished_call(model, says):
-    says(CALL, done_reason="length")
+def test_a_truncated_answer_does_not_finish_with_tool_calls(model, script):
+    script(CALL, done_reason="length")
     [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER])["choices"]
     assert choice["finish_reason"] == "length" and choice["message"]["tool_calls"]
 
 
-def test_thinking_is_reasoning(model, says):
-    says("<think>hm", "</think>yes")
+def test_thinking_becomes_reasoning(model, script):
+    script("<think>hm", "</think>yes")
     [choice] = model.ok(CHAT, model="t", messages=HELLO)["choices"]
     assert choice["message"] == {"role": "assistant", "content": "yes", "reasoning": "hm"}
     deltas = [c["choices"][0]["delta"] for c in events(model.post(CHAT, model="t", messages=HELLO, stream=True))]
     assert deltas == [{"role": "assistant", "content": "", "reasoning": "hm"}, {"content": "yes"}, {}]
 
 
-def test_203_too_many_tokens_is_length(served):
+def test_203_max_tokens_gives_finish_reason_length(served):
     got = served.ok(CHAT, model="m", messages=HELLO, max_tokens=3)
     assert got["choices"][0]["finish_reason"] == "length" and got["usage"]["completion_tokens"] == 3
 
 
-def test_207_log_probabilities_are_the_choices(served):
+def test_207_a_choice_has_its_log_probabilities(served):
     body = {"model": "m", "messages": HELLO, "max_tokens": 3, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     whole = served.ok(CHAT, **body)["choices"][0]["logprobs"]["content"]
     assert len(whole) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in whole)
@@ -202,16 +202,16 @@ def test_207_log_probabilities_are_the_choices(served):
 # --- tool_choice ---
 
 
-def test_with_tool_choice_none_there_are_no_tools(model, says):
-    says(CALL)
+def test_tool_choice_none_removes_the_tools(model, script):
+    script(CALL)
     [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER], tool_choice="none")["choices"]
-    assert choice["message"]["content"] == CALL and "<tools>" not in says.prompt
+    assert choice["message"]["content"] == CALL and "<tools>" not in script.prompt
 
 
 @pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-def test_a_call_that_is_required_is_an_answer_of_that_form(model, says, tool_choice):
+def test_a_required_call_is_parsed_from_structured_output(model, script, tool_choice):
     body = {"model": "t", "messages": HELLO, "tools": [WEATHER], "tool_choice": tool_choice}
-    says('{"name": "get_weather", ', '"arguments": {"city": "Rome"}}')
+    script('{"name": "get_weather", ', '"arguments": {"city": "Rome"}}')
     [choice] = model.ok(CHAT, **body)["choices"]
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "get_weather", "arguments": '{"city":"Rome"}'}
@@ -220,14 +220,14 @@ def test_a_call_that_is_required_is_an_answer_of_that_form(model, says, tool_cho
     assert first["delta"]["tool_calls"][0]["function"] == call["function"] and last["finish_reason"] == "tool_calls"
 
 
-def test_a_required_call_that_was_cut_short_is_text(model, says):
-    says('{"name": "get_wea', done_reason="length")
+def test_a_truncated_required_call_is_text(model, script):
+    script('{"name": "get_wea', done_reason="length")
     [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER], tool_choice="required")["choices"]
     assert choice["message"] == {"role": "assistant", "content": '{"name": "get_wea'}
     assert choice["finish_reason"] == "length"
 
 
-def test_an_untrained_model_calls_the_tool_it_has_to(model):
+def test_an_untrained_model_makes_the_required_call(model):
     city = {"type": "string", "enum": ["Oslo", "Rome"]}
     parameters = {"$defs": {"City": city}, "type": "object", "required": ["city"], "additionalProperties": False}
     parameters["properties"] = {"city": {"$ref": "#/$defs/City"}}
@@ -241,10 +241,10 @@ def test_an_untrained_model_calls_the_tool_it_has_to(model):
     assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
 
 
-def test_references_within_a_tool_still_mean_the_same():
+def test_references_within_a_tools_schema_are_rebased():
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "leaf": {"$ref": "#/$defs/x"}}}
     request = asked(tools=[{"type": "function", "function": {"name": "a/b", "parameters": tree}}])
-    got = schema(request.tools)
+    got = call_schema(request.tools)
     assert got["properties"]["arguments"] == {"$ref": "#/$defs/a~1b"}
     assert got["$defs"]["a/b"]["properties"] == {
         "left": {"$ref": "#/$defs/a~1b"},
@@ -252,7 +252,7 @@ def test_references_within_a_tool_still_mean_the_same():
     }
 
 
-# --- what is refused ---
+# --- errors ---
 
 TEXT = [{"role": "user", "content": "x"}]
 PART = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
@@ -296,19 +296,30 @@ REFUSED = [
         CHAT,
         {"model": "t", "messages": TEXT, "tool_choice": {"type": "function", "function": {"name": "f"}}},
         400,
-        "tool_choice names 'f', which is not among the tools",
+        "tool_choice names unknown tool 'f'; the request has no tools",
+    ),
+    (
+        CHAT,
+        {
+            "model": "t",
+            "messages": TEXT,
+            "tools": [WEATHER],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+        },
+        400,
+        "tool_choice names unknown tool 'f'; choose from get_weather",
     ),
     (
         CHAT,
         {"model": "t", "messages": TEXT, "tool_choice": "required"},
         400,
-        "tool_choice is 'required', but there are no tools",
+        "tool_choice 'required' requires at least one tool in tools",
     ),
     (
         CHAT,
         {"model": "t", "messages": TEXT, "tool_choice": "perhaps"},
         400,
-        "tool_choice 'perhaps' is not known; it can be auto, none, required or a function's name",
+        "unknown tool_choice 'perhaps'; choose from auto, none, required, or name a function",
     ),
     (
         "/v1/completions",
@@ -337,7 +348,7 @@ REFUSED = [
         "/v1/responses",
         {"model": "m", "input": "x", "previous_response_id": "resp_1"},
         400,
-        "previous_response_id is not supported: send the whole conversation as input",
+        "previous_response_id is not supported; send the whole conversation as input",
     ),
     ("/v1/embeddings", {"model": "nope", "input": "x"}, 404, 'model "nope" not found, try pulling it first'),
     ("/v1/embeddings", {"model": "e"}, 400, "invalid input"),
@@ -354,7 +365,7 @@ KIND = {400: "invalid_request_error", 404: "not_found_error"}
 
 
 @pytest.mark.parametrize(("path", "body", "status", "text"), REFUSED, ids=lambda x: str(x)[:40])
-def test_198_199_what_cannot_be_done_is_said_as_openai_says_it(model, path, body, status, text):
+def test_198_199_errors_have_openais_form(model, path, body, status, text):
     error = {"message": text, "type": KIND.get(status, "api_error"), "param": None, "code": None}
     for stream in (False, True):
         answer = model.post(path, **body, stream=stream)
@@ -362,18 +373,18 @@ def test_198_199_what_cannot_be_done_is_said_as_openai_says_it(model, path, body
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
-def test_a_body_that_is_none_is_an_end_of_file(served, path):
+def test_an_empty_body_is_an_eof_error(served, path):
     answer = served.client.post(path, content=b"")
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, "EOF")
 
 
-def test_other_paths_and_methods_are_the_routers(served):
+def test_unknown_paths_and_methods_get_the_routers_text(served):
     assert served.client.get("/v1/nope").text == "404 page not found"
     assert served.client.get(CHAT).text == "405 method not allowed"
 
 
-def test_an_error_on_the_way_is_the_last_event(served, says):
-    says("a", error=RuntimeError("secret detail"))
+def test_an_error_during_the_stream_is_the_last_event(served, script):
+    script("a", error=RuntimeError("secret detail"))
     body = {"model": "m", "messages": HELLO}
     error = {"message": "internal error: RuntimeError", "type": "api_error", "param": None, "code": None}
     answer = served.post(CHAT, **body, stream=True)
@@ -392,10 +403,12 @@ def test_an_error_on_the_way_is_the_last_event(served, says):
         ("/v1/messages", {"messages": HELLO}),
     ],
 )
-def test_a_client_that_leaves_ends_its_answer(served, slowly, monkeypatch, path, body):
+def test_a_disconnect_ends_the_answer(served, slowly, monkeypatch, path, body):
     served.ok("/api/generate", model="bare")
     for loaded in served.engine.pool.loaded():
-        monkeypatch.setattr(loaded.runner.model.tokenizer, "eog", frozenset())  # so that nothing else ends it
+        monkeypatch.setattr(
+            loaded.runner.model.tokenizer, "eog", frozenset()
+        )  # so that only the disconnect can end the answer
     body = {"model": "bare", "max_tokens": 100_000, "stream": True, "options": {"temperature": 2, "seed": 1}} | body
     with served.client.stream("POST", path, json=body) as answer:
         next(answer.iter_bytes())
@@ -406,16 +419,16 @@ def test_a_client_that_leaves_ends_its_answer(served, slowly, monkeypatch, path,
 # --- completions ---
 
 
-def test_204_a_completion_of_text(model, says):
-    says("Hel", "lo")
+def test_204_a_completion_has_text(model, script):
+    script("Hel", "lo")
     got = model.ok("/v1/completions", model="t", prompt="a")
     assert re.fullmatch(r"cmpl-\d+", got.pop("id")) and got.pop("created")
     head = {"object": "text_completion", "model": "t", "system_fingerprint": "fp_ollama"}
     assert got == head | {"choices": [{"text": "Hello", "index": 0, "finish_reason": "stop"}], "usage": USAGE}
 
 
-def test_a_completion_streams_its_text(model, says):
-    says("Hel", "lo")
+def test_a_completion_streams_its_text(model, script):
+    script("Hel", "lo")
     chunks = events(model.post("/v1/completions", model="t", prompt="a", stream=True))
     assert [chunk["choices"][0] for chunk in chunks] == [
         {"text": "Hel", "index": 0, "finish_reason": None},
@@ -429,7 +442,7 @@ def test_a_completion_streams_its_text(model, says):
     assert (last["choices"], last["usage"]) == ([], USAGE)
 
 
-def test_an_empty_prompt_is_answered_with_nothing(served):
+def test_an_empty_prompt_gives_an_empty_answer(served):
     [choice] = served.ok("/v1/completions", model="m", prompt="")["choices"]
     assert choice == {"text": "", "index": 0, "finish_reason": "stop"}
 
@@ -438,7 +451,7 @@ def score(served, prompt, **more):
     return served.ok("/v1/completions", model="bare", prompt=prompt, echo=True, logprobs=1, **more)["choices"]
 
 
-def test_an_echo_is_the_prompt_with_its_log_probabilities(served):
+def test_an_echo_has_the_prompt_and_its_log_probabilities(served):
     [choice] = score(served, "once upon", max_tokens=0)
     assert (choice["text"], choice["finish_reason"]) == ("once upon", "length")
     told = choice["logprobs"]
@@ -447,7 +460,7 @@ def test_an_echo_is_the_prompt_with_its_log_probabilities(served):
         assert value < 0 and top[token] == value and max(top.values()) >= value and len(top) <= 2
 
 
-def test_the_tokens_of_an_echo_are_those_that_were_sent(served):
+def test_an_echo_of_token_ids_has_the_same_tokens(served):
     tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
     ids = tokenizer.encode("once upon")
     [text] = score(served, "once upon", max_tokens=1, temperature=0)
@@ -459,7 +472,7 @@ def test_the_tokens_of_an_echo_are_those_that_were_sent(served):
     assert tokens["logprobs"]["top_logprobs"][0] is None and len(tokens["logprobs"]["tokens"]) == len(ids) + 1
 
 
-def test_several_prompts_are_several_choices(served):
+def test_each_prompt_gets_a_choice(served):
     got = served.ok("/v1/completions", model="bare", prompt=["once", "upon a"], echo=True, logprobs=1, max_tokens=0)
     assert [(choice["index"], choice["text"]) for choice in got["choices"]] == [(0, "once"), (1, "upon a")]
     assert got["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
@@ -470,7 +483,7 @@ def test_several_prompts_are_several_choices(served):
     assert [choice["text"] for choice in streamed["choices"]] == ["once", "upon a"]
 
 
-def test_half_characters_are_written_as_bytes(served):
+def test_tokens_that_are_part_of_a_character_are_written_as_bytes(served):
     tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
     ids = tokenizer.encode("é☕x", add_special=False)
     [choice] = score(served, [ids], max_tokens=0)
@@ -480,7 +493,7 @@ def test_half_characters_are_written_as_bytes(served):
     assert told["text_offset"] == [0, 1, 2, 2, 2, 3]
 
 
-def test_a_stream_tells_log_probabilities_too(served):
+def test_a_stream_has_log_probabilities(served):
     body = {"model": "bare", "prompt": "once", "max_tokens": 4, "logprobs": 1, "temperature": 0}
     [whole] = served.ok("/v1/completions", **body)["choices"]
     chunks = [chunk["choices"][0] for chunk in events(served.post("/v1/completions", **body, stream=True))]
@@ -488,8 +501,8 @@ def test_a_stream_tells_log_probabilities_too(served):
         assert list(chain.from_iterable(chunk["logprobs"][name] for chunk in chunks)) == whole["logprobs"][name]
 
 
-def test_the_closing_token_has_a_log_probability_where_prompts_are_scored(served, monkeypatch):
-    """A scorer takes all tokens between the context and the last one, so there has to be a last one."""
+def test_scored_prompts_include_the_closing_token(served, monkeypatch):
+    """A scorer uses the tokens between the context and the last entry, so the closing token must be there."""
     tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
     monkeypatch.setattr("numllama.engine.run.sequence.Sampler.sample", lambda *_, **__: tokenizer.eos)
     [choice] = score(served, "once upon", max_tokens=1)
@@ -501,7 +514,7 @@ def test_the_closing_token_has_a_log_probability_where_prompts_are_scored(served
 # --- models ---
 
 
-def test_206_models_are_those_of_tags(served):
+def test_206_models_equal_those_of_api_tags(served):
     got = served.client.get("/v1/models").json()
     tags = [entry["name"] for entry in served.client.get("/api/tags").json()["models"]]
     assert got["object"] == "list" and [entry["id"] for entry in got["data"]] == tags
@@ -510,7 +523,7 @@ def test_206_models_are_those_of_tags(served):
     assert one["id"] == "m" and one["created"] == next(e["created"] for e in got["data"] if e["id"] == "m:latest")
 
 
-def test_a_models_name_may_hold_slashes(served):
+def test_a_models_name_can_contain_slashes(served):
     served.engine.copy("m", "me/mine:v1")
     assert served.client.get("/v1/models/me/mine:v1").json()["owned_by"] == "me"
     served.engine.delete("me/mine:v1")
@@ -518,7 +531,7 @@ def test_a_models_name_may_hold_slashes(served):
     assert answer.status_code == 404 and answer.json()["error"]["message"] == "model 'none:latest' not found"
 
 
-def test_a_slash_too_many_is_sent_away(served):
+def test_an_extra_slash_is_redirected(served):
     answer = served.client.get("/v1/models/")
     assert (answer.status_code, answer.headers["location"]) == (301, "/v1/models")
 
@@ -527,7 +540,7 @@ def test_a_slash_too_many_is_sent_away(served):
 
 
 def responses(answer):
-    """The events' data, whose type is their name and whose numbers count."""
+    """Return the data of each event; check its type and sequence number."""
     blocks = [block.split("\n") for block in answer.text.removesuffix("\n\n").split("\n\n")]
     got = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
     assert all(name == data["type"] for name, data in got)
@@ -535,8 +548,8 @@ def responses(answer):
     return [data for _, data in got]
 
 
-def test_a_response_is_a_list_of_items(model, says):
-    says("<think>hm</think>", "See: ", CALL)
+def test_a_response_is_a_list_of_items(model, script):
+    script("<think>hm</think>", "See: ", CALL)
     tool = {"type": "function"} | WEATHER["function"]
     got = model.ok("/v1/responses", model="t", input="hello", tools=[tool])
     thought, message, call = got["output"]
@@ -547,8 +560,8 @@ def test_a_response_is_a_list_of_items(model, says):
     assert got["usage"]["total_tokens"] == 5 and got["tools"][0]["strict"] is None
 
 
-def test_a_response_streams_item_by_item(model, says):
-    says("<think>hm</think>", "See", ": ", CALL)
+def test_a_response_streams_item_by_item(model, script):
+    script("<think>hm</think>", "See", ": ", CALL)
     tool = {"type": "function"} | WEATHER["function"]
     got = responses(model.post("/v1/responses", model="t", input="hello", tools=[tool], stream=True))
     added, done = "response.output_item.added", "response.output_item.done"
@@ -568,8 +581,8 @@ def test_a_response_streams_item_by_item(model, says):
     assert got[0]["response"]["status"] == "in_progress" and got[-1]["response"]["status"] == "completed"
 
 
-def test_the_input_is_the_conversation(model, says):
-    says()
+def test_all_input_items_reach_the_prompt(model, script):
+    script()
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
@@ -578,7 +591,7 @@ def test_the_input_is_the_conversation(model, says):
         {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
     ]
     model.ok("/v1/responses", model="t", instructions="S", input=items, reasoning={"effort": "none"})
-    assert says.prompt == (
+    assert script.prompt == (
         "<|system|>S\n<|user|>ab\n<|assistant|><think>hm</think>so"
         '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>\n'
         "<|tool|>sunny from get_weather\n<|assistant|>"
@@ -590,13 +603,13 @@ def test_a_response_without_input_is_empty(served):
     assert got["output"][0]["content"][0]["text"] == "" and got["usage"]["total_tokens"] == 0
 
 
-def test_a_response_that_breaks_ends_with_an_error(served, says):
-    says("a", error=RuntimeError("secret detail"))
+def test_a_failing_response_ends_with_an_error_event(served, script):
+    script("a", error=RuntimeError("secret detail"))
     *_, last = responses(served.post("/v1/responses", model="m", input="a", stream=True))
     assert (last["type"], last["message"]) == ("error", "internal error: RuntimeError")
 
 
-def test_a_bias_on_tokens_is_theirs_by_id(served):
+def test_logit_bias_applies_to_token_ids(served):
     body = {"model": "bare", "prompt": [[1, 300]], "max_tokens": 3, "temperature": 0, "logprobs": 0}
     [plain] = served.ok("/v1/completions", **body)["choices"]
     [id] = served.ok("/api/tokenize", model="bare", content=plain["logprobs"]["tokens"][0], add_special=False)[
@@ -611,7 +624,7 @@ def test_a_bias_on_tokens_is_theirs_by_id(served):
 
 @pytest.mark.parametrize("bias", [{"x": 1}, {"300": "1"}, {"300": 101}, {"300": True}, {"99999": 1}, [1]])
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
-def test_a_bias_that_is_none_is_refused(served, route, bias):
+def test_an_invalid_logit_bias_is_refused(served, route, bias):
     body = {"model": "m", "prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
     answer = served.post(route, **body, logit_bias=bias)
     assert answer.status_code == 400 and "logit_bias" in answer.json()["error"]["message"]
@@ -619,7 +632,7 @@ def test_a_bias_that_is_none_is_refused(served, route, bias):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
-def test_a_long_prompt_says_what_the_cache_knew_and_a_cut_one_that_it_was(served, monkeypatch, route, stream):
+def test_usage_reports_cached_tokens_and_truncation(served, monkeypatch, route, stream):
     def ask(n, **options):
         text = "the cat and the dog " * n
         body = {"prompt": text, "messages": [{"role": "user", "content": text}], "options": {"num_ctx": 256} | options}
@@ -629,7 +642,7 @@ def test_a_long_prompt_says_what_the_cache_knew_and_a_cut_one_that_it_was(served
         return events(answer)[-1] if stream else answer.json()
 
     assert "prompt_tokens_details" not in ask(8)["usage"] and "truncated" not in ask(8)
-    monkeypatch.setattr("numllama.api.openai.map.LONG", 8)
+    monkeypatch.setattr("numllama.api.openai.map.MIN_CACHED_PROMPT_TOKENS", 8)
     usage = ask(8)["usage"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": usage["prompt_tokens"] - 1}
     if route == "/v1/completions":

@@ -1,4 +1,4 @@
-"""Conversations recorded with Ollama: what this server answers is what that one answered, to the last chunk."""
+"""Conversations recorded with Ollama: this server gives the same answers, down to the last chunk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORD = json.loads((Path(__file__).parents[1] / "golden" / "transcripts.json").
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """The server's answer to a step, by the model that the step is about."""
+    """Return a function that sends a recorded step, with its model, and returns the answer."""
     server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
     file = scripted_gguf(tmp_path_factory.mktemp("gguf") / "scripted.gguf", RECORD["scripts"])
     digest, _ = server.engine.store.put_blob([file.read_bytes()])
@@ -33,7 +33,7 @@ def ask(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", RECORD["steps"], ids=lambda step: step["shows"])
-def test_answers_are_those_of_ollama(ask, step):
+def test_answers_equal_ollamas(ask, step):
     answer = ask(step)
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert answer.status_code == step["status"]
@@ -42,7 +42,7 @@ def test_answers_are_those_of_ollama(ask, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("about", ["templates", "chat", "history", "tools", "thinking"])
-def test_all_that_was_recorded_agrees(whole, about):
+def test_all_recorded_steps_agree(whole, about):
     serve = f"{sys.executable} -c 'from numllama.api.cli import main; main()' serve"
     replay = [sys.executable, "replay.py", "--serve", serve, f"{about}.json"]
     done = subprocess.run(replay, cwd=whole.path("transcripts"), capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""What the server does whatever the model: paths, origins, models on disk, clients that leave, its log, its end."""
+"""The server apart from answers: paths, origins, models on disk, disconnects, log, shutdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JSON = "application/json; charset=utf-8"
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A server of the test's own, with an empty store; called with settings."""
+    """Return a function that starts a server with an empty store and the given settings."""
     servers = []
 
     def serve(**settings):
@@ -43,7 +43,7 @@ def fresh(tmp_path):
 # paths
 
 
-def test_the_root_says_that_it_runs(served):
+def test_the_root_reports_a_running_server(served):
     answer = served.client.get("/")
     assert (answer.text, answer.headers["content-type"]) == ("Ollama is running", "text/plain; charset=utf-8")
 
@@ -59,7 +59,7 @@ def test_the_version_is_one_that_clients_can_compare(served):
     assert re.fullmatch(r'\{"version":"\d+\.\d+\.\d+"\}', served.client.get("/api/version").text)
 
 
-def test_there_is_no_cloud(served):
+def test_the_cloud_is_reported_as_disabled(served):
     assert served.client.get("/api/status").json() == {"cloud": {"disabled": True, "source": "env"}}
 
 
@@ -74,12 +74,12 @@ def test_there_is_no_cloud(served):
         ("OPTIONS", "/api/chat", 405, "405 method not allowed"),
     ],
 )
-def test_unknown_paths_and_methods_are_refused_in_gins_words(served, method, path, status, text):
+def test_unknown_paths_and_methods_get_gins_text(served, method, path, status, text):
     answer = served.client.request(method, path)
     assert (answer.status_code, answer.text, answer.headers["content-type"]) == (status, text, "text/plain")
 
 
-def test_a_slash_too_many_is_sent_to_the_bare_path(served):
+def test_an_extra_trailing_slash_is_redirected(served):
     answer = served.client.get("/api/tags/")
     assert (answer.status_code, answer.headers["location"]) == (301, "/api/tags")
     assert answer.text == '<a href="/api/tags">Moved Permanently</a>.\n\n'
@@ -88,7 +88,7 @@ def test_a_slash_too_many_is_sent_to_the_bare_path(served):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "x"}])
-def test_the_content_type_of_a_body_does_not_matter(served, headers):
+def test_the_content_type_of_a_body_is_ignored(served, headers):
     answer = served.client.post("/api/show", content=b'{"model":"nope"}', headers=headers)
     assert answer.json() == {"error": "model 'nope:latest' not found"}
 
@@ -96,7 +96,7 @@ def test_the_content_type_of_a_body_does_not_matter(served, headers):
 # origins and hosts
 
 
-def test_a_local_page_may_ask(served):
+def test_a_local_page_is_allowed(served):
     answer = served.client.get("/api/tags", headers={"Origin": "http://localhost:3000"})
     assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert answer.headers["vary"] == "Origin"
@@ -118,14 +118,14 @@ def test_a_foreign_page_is_refused(served, method, origin):
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_the_servers_own_pages_are_no_foreigners(served):
+def test_pages_of_the_servers_own_origin_are_allowed(served):
     answer = served.client.get(
         "/api/tags", headers={"Origin": served.url.replace("127.0.0.1", "x.local"), "Host": f"x.local:{served.port}"}
     )
     assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
 
 
-def test_origins_can_be_added_one_by_one_or_all(fresh):
+def test_origins_can_be_allowed_one_by_one_or_all(fresh):
     server = fresh(origins=("https://*.example.com", *LOCAL_ORIGINS))
     assert server.client.get("/", headers={"Origin": "https://a.example.com"}).status_code == 200
     assert server.client.get("/", headers={"Origin": "https://example.org"}).status_code == 403
@@ -133,7 +133,7 @@ def test_origins_can_be_added_one_by_one_or_all(fresh):
     assert anyone.headers["access-control-allow-origin"] == "*"
 
 
-def test_a_foreign_name_for_a_loopback_listener_is_refused(served):
+def test_a_foreign_host_header_is_refused_on_loopback(served):
     for host, status in (
         ("evil.example", 403),
         ("8.8.8.8", 403),
@@ -162,7 +162,7 @@ def test_a_foreign_name_for_a_loopback_listener_is_refused(served):
         ("1.1.1.1:80", False),
     ],
 )
-def test_which_hosts_are_at_home(host, allowed):
+def test_local_and_private_hosts_are_allowed(host, allowed):
     assert host_allowed(host) == allowed
 
 
@@ -223,19 +223,19 @@ def test_a_model_from_blob_to_deletion(fresh, models):
         ("POST", "/api/blobs/sha256:12", {}, 400, "invalid digest format"),
     ],
 )
-def test_what_is_wrong_with_a_model_is_said_in_ollamas_words(served, method, path, body, status, text):
+def test_errors_about_models_have_ollamas_text(served, method, path, body, status, text):
     answer = served.client.request(method, path, json=body)
     assert (answer.status_code, answer.json()) == (status, {"error": text})
 
 
-def test_a_wrong_digest_is_told_with_the_right_one(fresh):
+def test_a_digest_mismatch_names_the_actual_digest(fresh):
     wanted, found = "sha256:" + "0" * 64, f"sha256:{hashlib.sha256(b'hello').hexdigest()}"
     answer = fresh().client.post(f"/api/blobs/{wanted}", content=b"hello")
     assert answer.status_code == 400
     assert answer.json() == {"error": f'digest mismatch, expected "{wanted}", got "{found}"'}
 
 
-def test_a_corrupt_file_is_an_error_and_no_crash(fresh, models):
+def test_a_corrupt_file_is_an_error_not_a_crash(fresh, models):
     server = fresh()
     server.add("m", models / "chat.gguf")
     blob = server.engine.store.resolve("m").weights
@@ -245,7 +245,7 @@ def test_a_corrupt_file_is_an_error_and_no_crash(fresh, models):
     assert server.client.get("/").status_code == 200
 
 
-def test_an_architecture_that_nobody_computes_is_named(fresh, models, tmp_path):
+def test_an_unsupported_architecture_is_named(fresh, models, tmp_path):
     from tiny import tiny_gguf
 
     server = fresh()
@@ -254,7 +254,7 @@ def test_an_architecture_that_nobody_computes_is_named(fresh, models, tmp_path):
     assert answer.status_code == 500 and "'mamba'" in answer.json()["error"]
 
 
-# clients that leave
+# disconnects
 
 
 def hang_up(connection, answer=None):
@@ -266,7 +266,7 @@ def hang_up(connection, answer=None):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many tokens the engine has made, whoever asked."""
+    """Count the tokens that the engine samples, for all requests."""
     made, sample = [], Sequence.sample
 
     def counting(*args):
@@ -278,7 +278,7 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_the_generation_within_a_token(served, slowly, counted, stream):
+def test_a_disconnect_ends_the_generation_within_a_token(served, slowly, counted, stream):
     body = {
         "model": "bare",
         "prompt": "a",
@@ -296,13 +296,13 @@ def test_a_client_that_leaves_ends_the_generation_within_a_token(served, slowly,
     hang_up(connection, answer)
     until(lambda: not entry.n_using)
     at_the_end = len(counted)
-    assert at_the_end < 2000  # of 2560 there would have been
+    assert at_the_end < 2000  # of 2560 without the disconnect
     time.sleep(0.05)
     assert len(counted) == at_the_end
-    assert served.ok("/api/generate", model="bare", prompt="a", stream=False)["done"]  # still there, still working
+    assert served.ok("/api/generate", model="bare", prompt="a", stream=False)["done"]  # the server still works
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(fresh, caplog):
+def test_an_interrupted_upload_leaves_no_file(fresh, caplog):
     server = fresh()
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.putrequest("POST", f"/api/blobs/sha256:{'0' * 64}")
@@ -317,7 +317,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(fresh, caplog):
     assert list(blobs.iterdir()) == []
 
 
-def test_whoever_waits_for_a_busy_model_gets_the_same_text_as_alone(served):
+def test_concurrent_requests_get_the_same_text_as_alone(served):
     def ask(n):
         body = {"model": "m", "prompt": f"once {n}", "stream": False, "options": {"num_predict": 30}}
         return httpx.post(f"{served.url}/api/generate", json=body, timeout=60).json()["response"]
@@ -334,7 +334,7 @@ def test_whoever_waits_for_a_busy_model_gets_the_same_text_as_alone(served):
 
 @pytest.fixture
 def loading(fresh, models, monkeypatch):
-    """A server where the model m is being loaded, for as long as the test lasts, and n is another one."""
+    """Return a function that starts a server with models m and n, where the load of m lasts until the test ends."""
     gates = []
 
     def begin(**settings):
@@ -356,7 +356,7 @@ def loading(fresh, models, monkeypatch):
         first.join(10)
 
 
-def test_a_client_that_leaves_the_queue_of_loads_is_forgotten(loading):
+def test_a_disconnect_in_the_load_queue_frees_its_place(loading):
     server = loading()
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("POST", "/api/generate", '{"model":"n"}')
@@ -365,7 +365,7 @@ def test_a_client_that_leaves_the_queue_of_loads_is_forgotten(loading):
     until(lambda: len(server.engine.pool._queue) == 1)
 
 
-def test_a_full_queue_is_503(loading):
+def test_a_full_load_queue_is_503(loading):
     answer = loading(max_queue=0).post("/api/generate", model="n")
     assert answer.status_code == 503
     assert answer.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
@@ -374,7 +374,7 @@ def test_a_full_queue_is_503(loading):
 # the log, and the process
 
 
-def test_each_request_is_one_line_in_the_log(served, caplog):
+def test_each_request_is_logged_in_one_line(served, caplog):
     with caplog.at_level(logging.INFO, "numllama.request"):
         served.ok("/api/generate", model="m", prompt="a", stream=False)
         served.post("/api/chat", model="nope", messages=[{}])
@@ -400,7 +400,7 @@ def test_a_port_in_use_is_one_line_and_exit_status_1(served, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM to catch")
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
+def test_serve_runs_until_a_signal(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""`format` over HTTP: a tiny random model, held to JSON."""
+"""`format` over HTTP, with a tiny random model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def streamed(server, path, **more):
 
 @pytest.fixture(scope="module")
 def thinker(served, models):
-    """The server with a model `th`, which may think and call tools, and says </think> as often as anything."""
+    """Add a model `th` with thinking and tools, for which </think> is as likely as any other token."""
     vocabulary = spm_vocabulary()
     pieces, types = (vocabulary[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
     pieces[-1], types[-1] = "</think>", 4  # user-defined, as in qwen3 and deepseek-r1
@@ -60,8 +60,8 @@ def thinker(served, models):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_json_is_an_object(served, seed):
-    """[46]  A model that closes it; one that does not says "length", and what it said is the beginning of one."""
+def test_format_json_gives_an_object(served, seed):
+    """[46]  An object is complete, or the reason is "length" and the text is the prefix of an object."""
     answer = generate(served, {**WHOLE, "seed": seed, "num_predict": 300}, format="json")
     if answer["done_reason"] == "stop":
         assert isinstance(json.loads(answer["response"]), dict)
@@ -70,7 +70,7 @@ def test_json_is_an_object(served, seed):
 
 
 @pytest.mark.parametrize("format", ["", None])
-def test_no_format_is_no_constraint(served, format):
+def test_an_empty_format_does_not_constrain(served, format):
     """[47]"""
     greedy = {"temperature": 0}
     assert generate(served, greedy, format=format)["response"] == generate(served, greedy)["response"]
@@ -78,20 +78,20 @@ def test_no_format_is_no_constraint(served, format):
 
 @pytest.mark.parametrize(("format", "quoted"), [("xml", r'"\"xml\""'), (1, '"1"'), (["json"], r'"[\"json\"]"')])
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
-def test_what_is_no_format_is_a_400(served, path, format, quoted):
+def test_an_invalid_format_is_a_400(served, path, format, quoted):
     """[48]"""
     answer = served.post(path, model="m", prompt="hello", messages=HELLO, format=format)
     assert answer.status_code == 400
     assert answer.json()["error"] == f'invalid format: {quoted}; expected "json" or a valid JSON Schema object'
 
 
-def test_a_model_is_loaded_whatever_the_format(served):
-    """docs/compatibility.md, "Checks of generate": an empty prompt (m) is answered before the format is read (o)."""
+def test_an_empty_prompt_loads_the_model_with_any_format(served):
+    """docs/compatibility.md, "Checks of generate": an empty prompt (m) is answered before the format is checked (o)."""
     assert served.ok("/api/generate", model="m", format="xml", stream=False)["done_reason"] == "load"
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_answer_validates_and_its_keys_come_in_order(served, seed):
+def test_an_answer_validates_and_has_the_schemas_key_order(served, seed):
     """[49]"""
     for answer in (generate(served, {**WHOLE, "seed": seed}, format=SCHEMA), chat(served, format=SCHEMA)):
         said = json.loads(answer["message"]["content"] if "message" in answer else answer["response"])
@@ -101,14 +101,14 @@ def test_an_answer_validates_and_its_keys_come_in_order(served, seed):
 
 
 @pytest.mark.parametrize("keyword", ["not", "uniqueItems", "dependentRequired", "contains"])
-def test_a_keyword_that_cannot_be_kept_to_is_a_400_that_names_it(served, keyword):
+def test_an_unsupported_keyword_is_a_400_that_names_it(served, keyword):
     schema = {"type": "object", "properties": {"a": {keyword: {}}}}
     answer = served.post("/api/chat", model="m", messages=HELLO, format=schema)
     assert answer.status_code == 400 and answer.json()["error"] == f'format: Unimplemented keys: ["{keyword}"]'
 
 
 @pytest.mark.parametrize("format", ["json", SCHEMA])
-def test_a_stream_says_the_same_and_ends(served, format):
+def test_a_stream_has_the_same_text(served, format):
     whole, lines = generate(served, format=format), streamed(served, "/api/generate", prompt="hello", format=format)
     assert "".join(line["response"] for line in lines) == whole["response"]
     assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
@@ -117,13 +117,13 @@ def test_a_stream_says_the_same_and_ends(served, format):
     assert "".join(line["message"]["content"] for line in lines) == chat(served, format=format)["message"]["content"]
 
 
-def test_a_raw_prompt_and_a_context_are_answered_so_too(served):
+def test_a_format_applies_to_raw_prompts_and_contexts(served):
     jsonschema.validate(json.loads(generate(served, format=SCHEMA, raw=True)["response"]), SCHEMA)
     context = generate(served, format=SCHEMA)["context"]
     jsonschema.validate(json.loads(generate(served, format=SCHEMA, context=context)["response"]), SCHEMA)
 
 
-def test_an_answer_cut_short_says_length_and_is_a_beginning(served):
+def test_a_truncated_answer_has_reason_length_and_is_a_prefix(served):
     whole = generate(served, format=SCHEMA)["response"]
     for num_predict in (1, 5):
         cut = generate(served, {**WHOLE, "num_predict": num_predict}, format=SCHEMA)
@@ -131,20 +131,20 @@ def test_an_answer_cut_short_says_length_and_is_a_beginning(served):
         assert whole.startswith(cut["response"])
 
 
-def test_a_stop_string_cuts_it(served):
+def test_a_stop_string_ends_a_constrained_answer(served):
     cut = generate(served, {**WHOLE, "stop": ['"age"']}, format=SCHEMA)
     assert cut["done_reason"] == "stop" and "age" not in cut["response"]
     assert json.loads(cut["response"] + '"age": 1}').keys() == {"name", "age"}
 
 
-def test_logprobs_are_of_the_whole_vocabulary(served):
-    """docs/compatibility.md, "Log-probabilities": a token that the grammar forces is not certain."""
+def test_logprobs_are_computed_before_the_grammar(served):
+    """docs/compatibility.md, "Log-probabilities": a token that the grammar forces has a probability below one."""
     answer = chat(served, format={"const": "ab"}, logprobs=True)
     assert "".join(entry["token"] for entry in answer["logprobs"]) == answer["message"]["content"] == '"ab"'
     assert all(entry["logprob"] < -0.01 for entry in answer["logprobs"])
 
 
-def test_a_model_that_thinks_is_held_once_it_has_thought(thinker):
+def test_a_format_applies_after_the_thinking(thinker):
     """[100]"""
     anything = {"temperature": 5, "top_k": 0, "top_p": 1, "seed": 2, "num_predict": 3000}
     message = chat(thinker, "th", anything, format=SCHEMA)["message"]
@@ -155,17 +155,17 @@ def test_a_model_that_thinks_is_held_once_it_has_thought(thinker):
     assert message["thinking"].startswith(cut["message"]["thinking"])
 
 
-def test_a_model_told_not_to_think_is_held_at_once(thinker):
+def test_a_format_applies_at_once_without_thinking(thinker):
     message = chat(thinker, "th", format={"const": "x"}, think=False)["message"]
     assert message == {"role": "assistant", "content": '"x"'}
 
 
-def test_an_answer_that_was_asked_for_as_json_is_no_tool_call(thinker):
+def test_a_structured_answer_is_not_parsed_as_a_tool_call(thinker):
     call = {"const": {"name": "get_weather", "arguments": {}}}
     message = chat(thinker, "th", format=call, tools=[WEATHER], think=False)["message"]
     assert json.loads(message["content"]) == call["const"] and "tool_calls" not in message
 
 
-def test_a_prompt_alone_needs_no_format(served):
+def test_rendering_a_prompt_ignores_the_format(served):
     rendered = served.ok("/api/chat", model="m", messages=HELLO, format="json", _debug_render_only=True, stream=False)
     assert rendered["_debug_info"]["rendered_template"]

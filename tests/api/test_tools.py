@@ -1,4 +1,4 @@
-"""Thinking and tools over HTTP: what a model says is scripted, everything around it is real.
+"""Thinking and tools over HTTP, with scripted model output; everything else is real.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -24,9 +24,9 @@ def test_the_model_can_think_and_call_tools(model):
     assert model.ok("/api/show", model="t")["capabilities"] == ["completion", "tools", "thinking"]
 
 
-def test_thinking_and_content_come_apart(model, says):
+def test_thinking_and_content_are_separated(model, script):
     """[98]"""
-    says("<thi", "nk>\nTwo and", " two.</thi", "nk>\n\nThe", " answer.")
+    script("<thi", "nk>\nTwo and", " two.</thi", "nk>\n\nThe", " answer.")
     whole = chat(model)
     assert whole["message"] == {"role": "assistant", "content": "The answer.", "thinking": "Two and two."}
     streamed = messages_of(model.post("/api/chat", model="t", messages=HELLO))
@@ -39,8 +39,8 @@ def test_thinking_and_content_come_apart(model, says):
     ]
 
 
-def test_generate_thinks_too_and_its_context_has_all_that_was_said(model, says):
-    says("<think>hm</think>", "yes")
+def test_generate_separates_thinking_and_its_context_has_all_tokens(model, script):
+    script("<think>hm</think>", "yes")
     whole = model.ok("/api/generate", model="t", prompt="a", stream=False)
     assert list(whole)[2:6] == ["response", "thinking", "done", "done_reason"]
     assert (whole["response"], whole["thinking"]) == ("yes", "hm")
@@ -48,9 +48,9 @@ def test_generate_thinks_too_and_its_context_has_all_that_was_said(model, says):
     assert engine.decode(whole["context"]).endswith("<think>hm</think>yes")
 
 
-def test_without_thinking_tags_are_text(model, says):
+def test_without_thinking_tags_are_text(model, script):
     """[99]"""
-    says("<think>hm</think>yes")
+    script("<think>hm</think>yes")
     assert chat(model, think=False)["message"] == {"role": "assistant", "content": "<think>hm</think>yes"}
 
 
@@ -59,22 +59,22 @@ def test_without_thinking_tags_are_text(model, says):
     [(None, "()"), (True, "()"), ("high", "(high)"), (False, "")],
     ids=["absent", "true", "high", "false"],
 )
-def test_the_template_is_told_whether_to_think(model, think, end):
+def test_think_reaches_the_template(model, think, end):
     answer = chat(model, think=think, _debug_render_only=True)
     assert answer["_debug_info"]["rendered_template"] == f"<|user|>hello\n<|assistant|>{end}"
 
 
 @pytest.mark.parametrize("done_reason", ["stop", "length"])
-def test_a_thought_that_never_ends_is_all_there_is(model, says, done_reason):
-    says("<think>I wonder", " whether</th", done_reason=done_reason)
+def test_unfinished_thinking_leaves_no_content(model, script, done_reason):
+    script("<think>I wonder", " whether</th", done_reason=done_reason)
     whole = chat(model)
     assert whole["message"] == {"role": "assistant", "content": "", "thinking": "I wonder whether</th"}
     assert whole["done_reason"] == done_reason
 
 
-def test_a_call_is_taken_out_of_the_text(model, says):
+def test_a_call_is_removed_from_the_text(model, script):
     """[90], [92], [93], [96]"""
-    says(
+    script(
         "Let me see.\n<tool_",
         'call>{"name": "get_',
         'weather", "arguments": {"city": "<P>", "a": 1}',
@@ -92,25 +92,25 @@ def test_a_call_is_taken_out_of_the_text(model, says):
     assert [len(message.get("tool_calls", ())) for message in streamed] == [0, 1, 0]
 
 
-def test_a_call_after_a_thought(model, says):
-    says("<think>use it</think>", '<tool_call>{"name": "get_weather", "arguments": {}}', "</tool_call>")
+def test_a_call_after_thinking(model, script):
+    script("<think>use it</think>", '<tool_call>{"name": "get_weather", "arguments": {}}', "</tool_call>")
     message = chat(model, tools=[WEATHER])["message"]
     assert (message["thinking"], message["content"]) == ("use it", "")
     assert message["tool_calls"][0]["function"]["arguments"] == {}
 
 
-def test_a_call_that_never_ends_is_no_text(model, says):
-    says("So: ", '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
+def test_an_unfinished_call_is_not_text(model, script):
+    script("So: ", '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
     whole = chat(model, tools=[WEATHER])
     assert (whole["message"], whole["done_reason"]) == ({"role": "assistant", "content": "So: "}, "length")
 
 
-def test_without_tools_a_call_is_text(model, says):
-    says(text := '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>')
+def test_without_tools_a_call_is_text(model, script):
+    script(text := '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>')
     assert chat(model)["message"]["content"] == text
 
 
-def test_calls_and_results_go_back_into_the_prompt(model):
+def test_calls_and_results_reach_the_prompt(model):
     """[95], [96]"""
     call = {"id": "call_12345678", "function": {"index": 0, "name": "get_weather", "arguments": {"b": 1, "a": 2}}}
     messages = [
@@ -126,7 +126,7 @@ def test_calls_and_results_go_back_into_the_prompt(model):
     )
 
 
-def test_deepseek_r1_does_not_see_its_old_thoughts(model, models):
+def test_deepseek_r1_does_not_get_earlier_thinking(model, models):
     messages = [*HELLO, {"role": "assistant", "content": "<think>hm</think>\n\nyes"}, *HELLO]
     shown = "<|user|>hello\n<|assistant|>{}yes\n<|user|>hello\n<|assistant|>"
     model.add("deepseek-r1:7b", models / "tools.gguf")

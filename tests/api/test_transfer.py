@@ -25,7 +25,7 @@ def registry():
 
 @pytest.fixture
 def other(tmp_path, monkeypatch):
-    """A second server, whose store is empty."""
+    """Start a second server with an empty store."""
     monkeypatch.setenv("HOME", str(tmp_path))
     server = Served(Settings(models=tmp_path / "other", builtin=False))
     yield server
@@ -34,7 +34,7 @@ def other(tmp_path, monkeypatch):
 
 @pytest.fixture
 def name(served, registry):
-    """Model m of the first server under a name that is the registry's."""
+    """Copy model m of the first server to a name in the registry."""
     name = f"{registry.host}/lab/m"
     served.post("/api/copy", source="m", destination=name)
     yield name
@@ -46,7 +46,7 @@ def lines(answer):
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-def test_a_model_goes_from_one_server_to_another_and_answers(served, other, registry, name):
+def test_a_model_moves_between_servers_and_answers(served, other, registry, name):
     said = lines(served.post("/api/push", model=name, insecure=True))
     assert [said[0], *said[-2:]] == [{"status": s} for s in ("retrieving manifest", "pushing manifest", "success")]
     said = lines(other.post("/api/pull", name=name, insecure=True))
@@ -58,7 +58,7 @@ def test_a_model_goes_from_one_server_to_another_and_answers(served, other, regi
     assert other.ok("/api/generate", **question)["response"] == served.ok("/api/generate", **question)["response"]
 
 
-def test_without_a_stream_there_is_one_object(served, other, registry, name):
+def test_without_a_stream_the_answer_is_one_object(served, other, registry, name):
     answer = served.post("/api/push", model=name, insecure=True, stream=False)
     assert (answer.json(), answer.headers["content-type"]) == ({"status": "success"}, "application/json")
     assert other.ok("/api/pull", model=name, insecure=True, stream=False) == {"status": "success"}
@@ -93,12 +93,12 @@ def test_without_a_stream_there_is_one_object(served, other, registry, name):
     ],
     ids=range(8),
 )
-def test_what_cannot_be_is_refused_before_the_first_line(served, path, body, status, error):
+def test_invalid_requests_are_refused_before_the_first_line(served, path, body, status, error):
     answer = served.post(path, **body)
     assert answer.status_code == status and re.match(error, answer.json()["error"])
 
 
-def test_what_goes_wrong_later_is_the_last_line(served, registry):
+def test_a_later_error_is_the_last_line(served, registry):
     said = lines(served.post("/api/pull", model=f"{registry.host}/lab/none", insecure=True))
     assert said == [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
     said = lines(served.post("/api/push", model=f"{registry.host}/lab/none", insecure=True))
@@ -107,7 +107,7 @@ def test_what_goes_wrong_later_is_the_last_line(served, registry):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_the_transfer(served, other, registry, name, monkeypatch, stream):
+def test_a_disconnect_ends_the_transfer(served, other, registry, name, monkeypatch, stream):
     monkeypatch.setattr(protocol, "STALL", 20)
     served.ok("/api/push", model=name, insecure=True, stream=False)
     registry.spoil = lambda request, answer: replace(answer, stall=60) if len(answer.body) > 1000 else answer
@@ -130,7 +130,7 @@ def test_a_client_that_leaves_ends_the_transfer(served, other, registry, name, m
 
 
 @pytest.mark.parametrize("ask", [lambda name: {"from": name}, lambda name: {"modelfile": f"FROM {name}\nSYSTEM S"}])
-def test_what_a_model_is_made_from_is_pulled(other, registry, monkeypatch, ask):
+def test_create_pulls_a_missing_base_model(other, registry, monkeypatch, ask):
     said = lines(other.post("/api/create", model="made", **ask("127.0.0.1:1/lab/m")))
     assert said[0] == {"status": "pulling manifest"}
     assert re.match('pull model manifest: Get "https://127.0.0.1:1/.* refused', said[1]["error"])

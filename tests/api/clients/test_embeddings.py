@@ -1,4 +1,4 @@
-"""What makes vectors for others, unmodified: every client gets those of /api/embed."""
+"""Unmodified clients for embeddings: each gets the vectors of /api/embed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-# These libraries warn of their own innards.
+# These libraries emit warnings about their own code.
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 TEXTS = ["the little dog", "", "once" + " upon a time" * 5]
 
@@ -43,7 +43,7 @@ def test_ollama(served, expected):
 
 @pytest.mark.parametrize("how", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}], ids=str)
 def test_openai(served, expected, how):
-    """Left to itself, it asks for base64."""
+    """The client requests base64 by default."""
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
         answer = client.embeddings.create(model="e", input=TEXTS, **how)
@@ -72,7 +72,7 @@ def test_llama_index(served, expected):
 
 @pytest.mark.parametrize("name", ["ollama/e", "openai/e"])
 def test_litellm(served, expected, name, monkeypatch):
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network for prices
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # without it, the library downloads a price list
     litellm = pytest.importorskip("litellm")
     how = (
         {"api_base": served.url} if name == "ollama/e" else {"api_base": f"{served.url}/v1", "encoding_format": "float"}

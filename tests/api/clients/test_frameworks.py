@@ -1,4 +1,4 @@
-"""Libraries that speak to Ollama or OpenAI for others, unmodified: a chat, a stream, tools, a form, an error."""
+"""Unmodified frameworks on Ollama's or OpenAI's API: chat, stream, tools, structured output, errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from scripted import HELLO, WEATHER
 
-# These libraries warn of their own innards.
+# These libraries emit warnings about their own code.
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -25,7 +25,7 @@ def sockets_are_left_to_the_collector():
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     age: int
@@ -39,27 +39,27 @@ def langchain(model):
     return pytest.importorskip("langchain_ollama").ChatOllama(model="t", base_url=model.url)
 
 
-def test_langchain_chats_and_streams(langchain, says):
-    says("<think>hm</think>", "Hel", "lo")
+def test_langchain_chats_and_streams(langchain, script):
+    script("<think>hm</think>", "Hel", "lo")
     assert langchain.invoke("hello").content == "Hello"
     assert "".join(chunk.content for chunk in langchain.stream("hello")) == "Hello"
 
 
-def test_langchain_calls_tools(langchain, says):
+def test_langchain_calls_tools(langchain, script):
     from langchain_core.messages import HumanMessage, ToolMessage
 
-    says(CALL)
+    script(CALL)
     history = [HumanMessage("hello")]
     asked = langchain.bind_tools([WEATHER]).invoke(history)
     [call] = asked.tool_calls
     assert (call["name"], call["args"]) == ("get_weather", {"city": "Paris"})
     history += [asked, ToolMessage("sunny", tool_call_id=call["id"])]
-    says("It is sunny.")
-    assert langchain.bind_tools([WEATHER]).invoke(history).content == "It is sunny." and "sunny" in says.prompt
+    script("It is sunny.")
+    assert langchain.bind_tools([WEATHER]).invoke(history).content == "It is sunny." and "sunny" in script.prompt
 
 
-def test_langchain_gets_a_form(langchain, says):
-    says(PERSON)
+def test_langchain_parses_structured_output(langchain, script):
+    script(PERSON)
     assert langchain.with_structured_output(Person).invoke("hello") == Person(name="Ada", age=36)
 
 
@@ -77,33 +77,33 @@ def llama_index(model):
     return pytest.importorskip("llama_index.llms.ollama").Ollama(model="t", base_url=model.url, context_window=256)
 
 
-def test_llama_index_chats_and_streams(llama_index, says):
-    says("Hel", "lo")
+def test_llama_index_chats_and_streams(llama_index, script):
+    script("Hel", "lo")
     assert llama_index.complete("hello").text == "Hello"
     assert [chunk.delta for chunk in llama_index.stream_complete("hello")][:2] == ["Hel", "lo"]
 
 
-def test_llama_index_calls_tools_and_gets_a_form(llama_index, says):
+def test_llama_index_calls_tools_and_parses_structured_output(llama_index, script):
     from llama_index.core.tools import FunctionTool
 
     def get_weather(city: str) -> str:
         """Weather of a city."""
         return "sunny"
 
-    says(CALL)
+    script(CALL)
     asked = llama_index.chat_with_tools([FunctionTool.from_defaults(get_weather)], user_msg="hello")
     [call] = llama_index.get_tool_calls_from_response(asked)
     assert (call.tool_name, call.tool_kwargs) == ("get_weather", {"city": "Paris"})
-    says(PERSON)
+    script(PERSON)
     assert llama_index.as_structured_llm(Person).complete("hello").raw == Person(name="Ada", age=36)
 
 
-# --- litellm, by way of either wire ---
+# --- litellm, through either API ---
 
 
 @pytest.fixture(params=["ollama_chat/t", "ollama/t", "openai/t"])
 def litellm(request, model, monkeypatch):
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network for prices
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # without it, the library downloads a price list
     module = pytest.importorskip("litellm")
 
     def completion(name=request.param, **more):
@@ -114,16 +114,16 @@ def litellm(request, model, monkeypatch):
     return completion
 
 
-def test_litellm_chats_and_streams(litellm, says):
-    says("Hel", "lo")
+def test_litellm_chats_and_streams(litellm, script):
+    script("Hel", "lo")
     assert litellm().choices[0].message.content == "Hello"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in litellm(stream=True)) == "Hello"
 
 
-def test_litellm_calls_tools(litellm, says):
+def test_litellm_calls_tools(litellm, script):
     if litellm.name.startswith("ollama/"):
         pytest.skip("litellm asks /api/generate for JSON here, in a way of its own")
-    says(CALL)
+    script(CALL)
     [call] = litellm(tools=[WEATHER]).choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
@@ -145,7 +145,7 @@ def pydantic_ai_model(model):
     return OpenAIChatModel("t", provider=OllamaProvider(base_url=f"{model.url}/v1"))
 
 
-def test_pydantic_ai_calls_a_function_and_answers(pydantic_ai_model, says):
+def test_pydantic_ai_calls_a_function_and_answers(pydantic_ai_model, script):
     from pydantic_ai import Agent
 
     agent = Agent(pydantic_ai_model)
@@ -153,23 +153,23 @@ def test_pydantic_ai_calls_a_function_and_answers(pydantic_ai_model, says):
     @agent.tool_plain
     def get_weather(city: str) -> str:
         """Weather of a city."""
-        says("It is sunny.")
+        script("It is sunny.")
         return f"{city}: sunny"
 
-    says(CALL)
+    script(CALL)
     assert agent.run_sync("hello").output == "It is sunny."
-    assert "Paris: sunny from get_weather" in says.prompt
+    assert "Paris: sunny from get_weather" in script.prompt
 
 
-def test_pydantic_ai_has_to_get_its_form(pydantic_ai_model, says):
-    """It asks for a call of a tool named final_result, with tool_choice "required"."""
+def test_pydantic_ai_requires_structured_output(pydantic_ai_model, script):
+    """The library requires a call to a tool named final_result, with tool_choice "required"."""
     from pydantic_ai import Agent
 
-    says('{"name": "final_result", "arguments": ' + PERSON + "}")
+    script('{"name": "final_result", "arguments": ' + PERSON + "}")
     assert Agent(pydantic_ai_model, output_type=Person).run_sync("hello").output == Person(name="Ada", age=36)
 
 
-def test_pydantic_ai_streams(pydantic_ai_model, says):
+def test_pydantic_ai_streams(pydantic_ai_model, script):
     import asyncio
 
     from pydantic_ai import Agent
@@ -178,7 +178,7 @@ def test_pydantic_ai_streams(pydantic_ai_model, says):
         async with Agent(pydantic_ai_model).run_stream("hello") as result:
             return [text async for text in result.stream_text(delta=True, debounce_by=None)]
 
-    says("Hel", "lo")
+    script("Hel", "lo")
     assert "".join(asyncio.run(stream())) == "Hello"
 
 
@@ -193,27 +193,27 @@ def test_pydantic_ai_streams(pydantic_ai_model, says):
         ("JSON_SCHEMA", PERSON),
     ],
 )
-def test_instructor_gets_its_form(model, says, mode, said):
+def test_instructor_parses_structured_output(model, script, mode, said):
     instructor, openai = pytest.importorskip("instructor"), pytest.importorskip("openai")
-    says(said)
+    script(said)
     client = instructor.from_openai(
         openai.OpenAI(base_url=f"{model.url}/v1", api_key="unused"), mode=instructor.Mode[mode]
     )
     got = client.chat.completions.create(model="t", messages=HELLO, response_model=Person, max_retries=0)
-    assert (got.name, got.age) == ("Ada", 36)  # of a class that is derived from Person
+    assert (got.name, got.age) == ("Ada", 36)  # an instance of a subclass of Person
 
 
 # --- llm with llm-ollama ---
 
 
-def test_llm_chats_and_streams(model, says, monkeypatch, tmp_path):
+def test_llm_chats_and_streams(model, script, monkeypatch, tmp_path):
     monkeypatch.setenv("OLLAMA_HOST", model.url)
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
     llm = pytest.importorskip("llm")
     pytest.importorskip("llm_ollama")
-    says("Hel", "lo")
+    script("Hel", "lo")
     t = llm.get_model("t:latest")
     assert t.prompt("hello", stream=False).text() == "Hello"
     assert list(t.prompt("hello", stream=True))[:2] == ["Hel", "lo"]
-    says(PERSON)
+    script(PERSON)
     assert json.loads(t.prompt("hello", schema=Person, stream=False).text()) == {"name": "Ada", "age": 36}

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, unmodified, scores a model that is served here."""
+"""The unmodified lm-evaluation-harness, scoring a served model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ metric_list: [{{metric: acc}}]
 
 
 def log_probability(model, context, continuation):
-    """ln p(continuation | context), as the engine has it.  Without BOS, as the harness asks."""
+    """Compute ln p(continuation | context) with the engine, without BOS, as in the harness."""
     tokenizer = model.tokenizer
     n_context = len(tokenizer.encode(context, add_special=False))
     ids = tokenizer.encode(context + continuation, add_special=False)
@@ -42,7 +42,7 @@ def log_probability(model, context, continuation):
     return sum(piece.logprob.logprob for piece in pieces[n_context:])
 
 
-def test_the_harness_scores_what_the_engine_scores(served, models, tmp_path, monkeypatch):
+def test_the_harness_scores_equal_the_engines(served, models, tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
@@ -74,5 +74,5 @@ def test_the_harness_scores_what_the_engine_scores(served, models, tmp_path, mon
         question = sample["doc"]
         expected = [log_probability(model, question["question"], choice) for choice in question["choices"]]
         scored = [float(answer[0][0]) for answer in sample["resps"]]
-        assert scored == pytest.approx(expected, abs=1e-9)  # the same numbers, by way of JSON
+        assert scored == pytest.approx(expected, abs=1e-9)  # the same numbers, after JSON
         assert sample["acc"] == (expected[question["answer"]] == max(expected))

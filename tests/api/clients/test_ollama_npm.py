@@ -22,7 +22,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def got(served, tmp_path_factory):
-    """What ollama.mjs has got."""
+    """Run ollama.mjs and return its results."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm")
     folder = tmp_path_factory.mktemp("npm")
@@ -37,14 +37,14 @@ def got(served, tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_a_function_is_called_and_its_result_heard(got):
+def test_a_function_is_called_and_its_result_sent_back(got):
     tools = got["tools"]
     assert tools["call"] == {"index": 0, "name": "get_weather", "arguments": {"city": "Paris", "days": 2}}
     assert tools["result"] == "Paris, 2 days of sun. <hello>"
     assert tools["answer"] == "Hello there. How are you today?" and "calls" not in tools
 
 
-def test_thoughts_are_streamed_and_then_content(got):
+def test_thinking_is_streamed_before_content(got):
     *said, last = got["thinking"]
     assert "".join(part.get("thinking", "") for part in said) == "Six times seven makes forty-two. \n"
     assert "".join(part["content"] for part in said) == "Forty-two, I say."
@@ -57,6 +57,6 @@ def test_an_unknown_model_is_an_error_with_its_status(got):
     assert got["refused"] == {"status": 404, "message": "model 'nope' not found"}
 
 
-def test_a_stream_can_be_broken_off(got, served):
+def test_a_stream_can_be_aborted(got, served):
     assert got["stopped"] == "AbortError"
     assert served.ok("/api/generate", model="scripted", prompt="<hello>", stream=False)["done_reason"] == "stop"

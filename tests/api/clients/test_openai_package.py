@@ -52,33 +52,33 @@ def test_log_probabilities(client):
     assert entries[0].logprob == entries[0].top_logprobs[0].logprob
 
 
-def test_tools_round_trip(client, says):
-    says("See: ", CALL)
+def test_tools_round_trip(client, script):
+    script("See: ", CALL)
     history = list(HELLO)
     asked = client.chat.completions.create(model="t", messages=history, tools=[WEATHER])
     [call] = asked.choices[0].message.tool_calls
     assert asked.choices[0].finish_reason == "tool_calls" and json.loads(call.function.arguments) == {"city": "Paris"}
     history += [asked.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
-    says("It is sunny.")
+    script("It is sunny.")
     told = client.chat.completions.create(model="t", messages=history, tools=[WEATHER])
-    assert told.choices[0].message.content == "It is sunny." and "sunny from get_weather" in says.prompt
+    assert told.choices[0].message.content == "It is sunny." and "sunny from get_weather" in script.prompt
 
 
-def test_tool_calls_stream(client, says):
-    says("See: ", CALL)
+def test_tool_calls_stream(client, script):
+    script("See: ", CALL)
     with client.chat.completions.stream(model="t", messages=HELLO, tools=[WEATHER]) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.tool_calls[0].function.arguments == '{"city":"Paris"}'
     assert final.choices[0].message.content == "See: "
 
 
-def test_structured_output_is_parsed(client, says):
-    says(PERSON)
+def test_structured_output_is_parsed(client, script):
+    script(PERSON)
     parsed = client.chat.completions.parse(model="t", messages=HELLO, response_format=Person)
     assert parsed.choices[0].message.parsed == Person(name="Ada", age=36)
 
 
-def test_structured_output_of_a_model_that_knows_nothing(client):
+def test_structured_output_of_an_untrained_model(client):
     schema = {"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"], "additionalProperties": False}
     format = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     whole = client.chat.completions.create(model="m", messages=HELLO, response_format=format, max_tokens=80)
@@ -100,8 +100,8 @@ def test_errors_have_their_classes(client):
         client.chat.completions.create(model="m", messages=[])
 
 
-def test_an_error_within_a_stream_is_raised(client, says):
-    says("a", error=RuntimeError("x"))
+def test_an_error_within_a_stream_is_raised(client, script):
+    script("a", error=RuntimeError("x"))
     with pytest.raises(openai.APIError, match="internal error"):
         list(client.chat.completions.create(model="t", messages=HELLO, stream=True))
 
@@ -119,8 +119,8 @@ def test_models(client):
     assert client.models.retrieve("m").owned_by == "library"
 
 
-def test_responses(client, says):
-    says("<think>hm</think>", "Hel", "lo")
+def test_responses(client, script):
+    script("<think>hm</think>", "Hel", "lo")
     whole = client.responses.create(model="t", input="hello")
     assert whole.output_text == "Hello" and whole.output[0].summary[0].text == "hm"
     with client.responses.stream(model="t", input="hello") as stream:
@@ -129,19 +129,19 @@ def test_responses(client, says):
     assert text == final.output_text == "Hello" and final.usage.total_tokens == 5
 
 
-def test_responses_call_tools(client, says):
+def test_responses_call_tools(client, script):
     tool = {"type": "function"} | WEATHER["function"]
-    says(CALL)
+    script(CALL)
     items = [{"role": "user", "content": "hello"}]
     asked = client.responses.create(model="t", input=items, tools=[tool])
     [call] = asked.output
     items += [*asked.output, {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
-    says("It is sunny.")
+    script("It is sunny.")
     assert client.responses.create(model="t", input=items, tools=[tool]).output_text == "It is sunny."
-    assert "sunny from get_weather" in says.prompt
+    assert "sunny from get_weather" in script.prompt
 
 
-def test_responses_are_parsed(client, says):
-    says(PERSON)
+def test_responses_are_parsed(client, script):
+    script(PERSON)
     parsed = client.responses.parse(model="t", input="hello", text_format=Person)
     assert parsed.output_parsed == Person(name="Ada", age=36)

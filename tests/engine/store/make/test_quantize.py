@@ -88,7 +88,7 @@ RECORDED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_
 @pytest.mark.parametrize("file_type", RECORDED.split())
 def test_tensors_are_llama_quantizes_byte_for_byte_and_in_its_order(kept, file_type):
     recorded = kept.json("quantize_tiny256")["mixture"][file_type]
-    kv, tensors = quantized(read_gguf(kept.model("tiny256-F16")), file_type)
+    kv, tensors = quantize_model(read_gguf(kept.model("tiny256-F16")), file_type)
     got = {}
     for tensor in tensors:
         content = hashlib.sha256()
