@@ -1,4 +1,4 @@
-"""The command `numllama`: one file per verb, imported when it is asked for."""
+"""The command `numllama`: one module per subcommand, imported on demand."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from .usage import call_app
 
 
 def main(args: list[str] | None = None) -> int:
-    """Do what `args`, or else the command line, says.  -> exit status"""
+    """Run the command with `args`, by default those of the process.  -> exit status"""
     return call_app(app, args)

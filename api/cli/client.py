@@ -1,4 +1,4 @@
-"""A server as the command line asks it: the engine's verbs over HTTP, answered with the engine's own pieces.
+"""A client of Ollama's API with the engine's methods; answers are the engine's own pieces.
 
 client = Client(Host.parse("127.0.0.1:11434"))
 for piece in client.generate("primer", "Why is the grass green?"):
@@ -23,27 +23,27 @@ from ...engine.run.piece import Piece, Timings
 from ...engine.settings import Host
 from ...engine.store.make.sources import file_chunks
 
-JSON = {"Content-Type": "application/json"}
-CONNECT_SECONDS = 10  # an address that swallows packets; one that refuses says so at once
+JSON_HEADERS = {"Content-Type": "application/json"}
+CONNECT_TIMEOUT_S = 10  # for an address that drops packets; a refused connection fails immediately
 
 
 class ServerError(Exception):
-    """What a server refused, in its own words."""
+    """An error response, with the server's text; or a failed connection, with `status` 0."""
 
     def __init__(self, message: str, status: int = 0):
         self.status = status
         super().__init__(message)
 
 
-class NoServer(ServerError):
-    """Nobody listens there."""
+class ServerNotRunning(ServerError):
+    """The connection was refused: no server listens at the address."""
 
 
 class Reply:
-    """What comes back from generate and chat, to be read like an engine's Answer: the pieces, then the figures.
+    """The answer to generate or chat, with the interface of the engine's Answer: an iterable of pieces.
 
-    is_over                         no piece will come: the model was only loaded or unloaded
-    total_duration, load_duration   nanoseconds, after the last piece
+    is_over                         there are no pieces: the model was only loaded or unloaded
+    total_duration, load_duration   nanoseconds, known after the last piece
     """
 
     def __init__(self, lines: Iterator[dict[str, Any]]):
@@ -55,7 +55,7 @@ class Reply:
             lines.close()  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Piece]:
-        """The pieces as they come.  Closing it hangs up, which ends the answer.  Raises: ServerError"""
+        """Yield pieces as they arrive.  Closing the iterator disconnects, ending the answer.  Raises: ServerError"""
         try:
             yield self._piece(self._first)
             for line in self._lines:
@@ -64,8 +64,8 @@ class Reply:
             self._lines.close()  # type: ignore[attr-defined]
 
     def _piece(self, line: dict[str, Any]) -> Piece:
-        said = line.get("message") or line
-        text, thinking = said.get("content") or said.get("response") or "", said.get("thinking") or ""
+        fields = line.get("message") or line
+        text, thinking = fields.get("content") or fields.get("response") or "", fields.get("thinking") or ""
         if not line.get("done"):
             return Piece(text, thinking=thinking)
         self.total_duration, self.load_duration = line.get("total_duration", 0), line.get("load_duration", 0)
@@ -75,44 +75,44 @@ class Reply:
 
 
 class Client:
-    """The server at `host`.  Every verb raises ServerError for what it refuses, NoServer where there is none."""
+    """A client of the server at `host`.  All methods raise ServerError for error responses and failed connections."""
 
     def __init__(self, host: Host):
         self.host = host.reachable
         self._http = httpx.Client(
             base_url=self.host.url,
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            trust_env=not self.host.is_loopback,  # no proxy stands between this machine and itself
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            trust_env=not self.host.is_loopback,  # a loopback address is never reached through a proxy
         )
 
     def close(self) -> None:
         self._http.close()
 
     def check(self) -> None:
-        """Raises: NoServer, ServerError for an address that is none"""
+        """Check that the server is reachable.  Raises: ServerNotRunning; ServerError, also for an invalid address"""
         self._send("HEAD", "/")
 
     def version(self) -> tuple[str, str]:
-        """Which program answers, and its version: ("numllama", "0.1.0"), ("ollama", "0.33.0")."""
+        """Return the server's program and version: ("numllama", "0.1.0"), ("ollama", "0.33.0")."""
         answer = self._send("GET", "/api/version")
         program, _, version = answer.headers.get("server", "").partition("/")
-        return (program, version) if program == "numllama" else ("ollama", _json(answer).get("version", ""))
+        return (program, version) if program == "numllama" else ("ollama", _decode_object(answer).get("version", ""))
 
     def list(self) -> list[dict[str, Any]]:
-        return _json(self._send("GET", "/api/tags")).get("models") or []
+        return _decode_object(self._send("GET", "/api/tags")).get("models") or []
 
     def ps(self) -> Sequence[dict[str, Any]]:
-        return _json(self._send("GET", "/api/ps")).get("models") or []
+        return _decode_object(self._send("GET", "/api/ps")).get("models") or []
 
     def show(self, name: str, verbose: bool = False) -> dict[str, Any]:
-        return _json(self._send("POST", "/api/show", {"model": name, "verbose": verbose}))
+        return _decode_object(self._send("POST", "/api/show", {"model": name, "verbose": verbose}))
 
     def capabilities(self, name: str) -> Sequence[str]:
-        """As Engine.capabilities; older servers do not tell."""
+        """Return the same as Engine.capabilities; empty if the server is too old to report them."""
         return self.show(name).get("capabilities") or []
 
     def unload(self, name: str) -> None:
-        """Have `name` leave memory; fine if it is not there."""
+        """Unload `name` from memory, if it is loaded."""
         self._send("POST", "/api/generate", {"model": name, "keep_alive": 0, "stream": False})
 
     def generate(
@@ -125,35 +125,35 @@ class Client:
         raw: bool = False,
         images: Sequence[bytes] = (),
     ) -> Reply:
-        """As Engine.generate.  What is refused before the first line raises ServerError with the status in front."""
+        """Generate an answer, as Engine.generate.  An error before the first line is raised with its HTTP status."""
         body = {"model": name, "prompt": prompt, "system": system, "raw": raw, "images": list(images)}
-        return Reply(self._lines("/api/generate", body | _wanted(request)))
+        return Reply(self._lines("/api/generate", body | _request_fields(request)))
 
     def chat(
         self, name: str, messages: Sequence[Mapping[str, Any]] = (), request: RequestOptions = DEFAULT_REQUEST
     ) -> Reply:
-        """As Engine.chat, and as `generate` about refusals."""
-        return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _wanted(request)))
+        """Generate the next message, as Engine.chat.  Errors are raised as in `generate`."""
+        return Reply(self._lines("/api/chat", {"model": name, "messages": list(messages)} | _request_fields(request)))
 
     def embed(
         self, name: str, texts: Sequence[str], request: RequestOptions = DEFAULT_REQUEST, *, dimensions: int = 0
     ) -> Iterator[Piece]:
-        """As Engine.embed: one piece, whose vectors are lists of numbers."""
-        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _wanted(request)
-        answer = _json(self._send("POST", "/api/embed", body))
+        """Embed `texts`, as Engine.embed: yields one piece, whose vectors are lists of numbers."""
+        body = {"model": name, "input": list(texts), "dimensions": dimensions} | _request_fields(request)
+        answer = _decode_object(self._send("POST", "/api/embed", body))
         timings = Timings(answer.get("load_duration", 0), answer.get("prompt_eval_count", 0))
         yield Piece("", done_reason="stop", timings=timings, embeddings=tuple(answer["embeddings"]))
 
     def pull(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
-        """The statuses of a model on its way from a registry.  Closing it hangs up, which ends the transfer."""
+        """Pull a model and yield its progress.  Closing the iterator disconnects, which ends the transfer."""
         return self._lines("/api/pull", {"model": name, "insecure": insecure})
 
     def push(self, name: str, insecure: bool = False) -> Iterator[dict[str, Any]]:
-        """The statuses of a model on its way to a registry."""
+        """Push a model and yield its progress."""
         return self._lines("/api/push", {"model": name, "insecure": insecure})
 
     def create(self, name: str, from_: str = "", **more: Any) -> Iterator[dict[str, Any]]:
-        """The statuses of a model in the making; `more` are the fields of the request."""
+        """Create a model and yield its progress; `more` are further fields of the request."""
         return self._lines("/api/create", {"model": name, **({"from": from_} if from_ else {})} | more)
 
     def copy(self, source: str, destination: str) -> None:
@@ -162,32 +162,34 @@ class Client:
     def delete(self, name: str) -> None:
         self._send("DELETE", "/api/delete", {"model": name})
 
-    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
-        """The digest of the file's content, which the server then has; `tell` hears how many bytes were sent."""
+    def put_file(self, path: Path, progress: Callable[[int], None]) -> str:
+        """Upload a file, unless the server has it, and return its digest.  `progress` is called with the bytes sent."""
         with open(path, "rb") as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         url = f"/api/blobs/{digest}"
-        with _one_line("HEAD", f"{self.host.url}{url}"):
-            is_there = self._http.head(url).is_success
-        if not is_there:
-            with _one_line("POST", f"{self.host.url}{url}"):
-                answer = self._http.post(url, content=file_chunks(path, tell))
+        with _transport_errors("HEAD", f"{self.host.url}{url}"):
+            exists = self._http.head(url).is_success
+        if not exists:
+            with _transport_errors("POST", f"{self.host.url}{url}"):
+                answer = self._http.post(url, content=file_chunks(path, progress))
             if answer.is_error:
                 raise ServerError(_error_text(answer), answer.status_code)
-        tell(path.stat().st_size)
+        progress(path.stat().st_size)
         return digest
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        with _one_line(method, f"{self.host.url}{path}"):
-            answer = self._http.request(method, path, content=_body(body), headers=JSON)
+        with _transport_errors(method, f"{self.host.url}{path}"):
+            answer = self._http.request(method, path, content=_encode_body(body), headers=JSON_HEADERS)
         if answer.is_error:
             raise ServerError(_error_text(answer), answer.status_code)
         return answer
 
     def _lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with (
-            _one_line("POST", f"{self.host.url}{path}"),
-            self._http.stream("POST", path, content=_body(body | {"stream": True}), headers=JSON) as answer,
+            _transport_errors("POST", f"{self.host.url}{path}"),
+            self._http.stream(
+                "POST", path, content=_encode_body(body | {"stream": True}), headers=JSON_HEADERS
+            ) as answer,
         ):
             if answer.is_error:
                 answer.read()
@@ -200,8 +202,8 @@ class Client:
                 yield value
 
 
-class _one_line:
-    """What goes wrong below HTTP, as a ServerError of one line."""
+class _transport_errors:
+    """A context that converts transport errors to a ServerError of one line."""
 
     def __init__(self, method: str, url: str):
         self.request = f'{method.capitalize()} "{url}"'
@@ -211,39 +213,39 @@ class _one_line:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, httpx.ConnectError) and "refused" in str(error).lower():
-            raise NoServer("could not connect to ollama server, run 'numllama serve' to start it") from None
+            raise ServerNotRunning("could not connect to ollama server, run 'numllama serve' to start it") from None
         if isinstance(error, httpx.TransportError | httpx.InvalidURL):
             reason = str(error).rpartition("] ")[2] or type(error).__name__
             raise ServerError(f"{self.request}: {reason[0].lower()}{reason[1:]}") from None
         if isinstance(error, json.JSONDecodeError):
-            raise ServerError(f"{self.request}: the answer is not what Ollama's API says") from None
+            raise ServerError(f"{self.request}: invalid response; the server does not implement Ollama's API") from None
 
 
-def _body(body: dict[str, Any] | None) -> bytes | None:
-    """`body` as JSON, images in it as base64."""
+def _encode_body(body: dict[str, Any] | None) -> bytes | None:
+    """Encode `body` as JSON, with images in base64."""
     if body is None:
         return None
     return json.dumps(body, default=lambda image: base64.b64encode(image).decode()).encode()
 
 
-def _json(answer: httpx.Response) -> dict[str, Any]:
+def _decode_object(answer: httpx.Response) -> dict[str, Any]:
     try:
         value = answer.json()
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ServerError(f"{answer.url}: the answer is not what Ollama's API says")
+        raise ServerError(f"{answer.url}: invalid response; the server does not implement Ollama's API")
     return value
 
 
 def _error_text(answer: httpx.Response) -> str:
     try:
-        return _json(answer)["error"]
+        return _decode_object(answer)["error"]
     except (ServerError, KeyError):
         return f"{answer.url}: {answer.status_code} {answer.reason_phrase}"
 
 
-def _wanted(request: RequestOptions) -> dict[str, Any]:
+def _request_fields(request: RequestOptions) -> dict[str, Any]:
     keep_alive = request.keep_alive
     body = {
         "options": dict(request.options),

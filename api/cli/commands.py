@@ -1,6 +1,7 @@
-"""What can be typed after `numllama`: verbs, arguments, flags.
+"""The commands of `numllama`, their arguments and flags.
 
-Ollama's, with its texts and exit codes; trace, `-o`, `--raw`, `--kernels` and GGUF files by path are ours.
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, template, warmup and bench; the flags -o,
+--raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .usage import Verb, Verbs, expect_at_least, expect_at_most, expect_exactly, usage_error
+from .usage import Command, CommandGroup, expect_at_least, expect_at_most, expect_exactly, usage_error
 
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
-    cls=Verbs,
+    cls=CommandGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings=HELP,
+    context_settings=CONTEXT_SETTINGS,
     subcommand_metavar="[COMMAND]",
 )
-verb = partial(app.command, cls=Verb)
-INSECURE = Option("--insecure", help="Use a registry that speaks plain HTTP")
+command = partial(app.command, cls=Command)
+INSECURE = Option("--insecure", help="Use plain HTTP for the registry")
 
 
-def words(metavar: str) -> Any:
-    """Arguments that are counted by the command, in Ollama's words."""
+def positional(metavar: str) -> Any:
+    """Declare positional arguments; the command checks their number itself, for Ollama's error texts."""
     return Argument(metavar=metavar, hidden=True)
 
 
@@ -48,56 +49,61 @@ def numllama(
     raise typer.Exit()
 
 
-@verb("serve")
-def serve(nothing: Annotated[list[str] | None, words("")] = None) -> None:
-    """Start the server (also: start)
+@command("serve")
+def serve(args: Annotated[list[str] | None, positional("")] = None) -> None:
+    """Start the server (alias: start)
 
-    OLLAMA_HOST says where it listens (127.0.0.1:11434), OLLAMA_MODELS where its models are (~/.ollama/models);
-    docs/environment.md has all variables.
+    OLLAMA_HOST sets the address (default 127.0.0.1:11434), OLLAMA_MODELS the folder of models (default
+    ~/.ollama/models). All variables: docs/environment.md.
     """
-    expect_exactly(0, nothing)
+    expect_exactly(0, args)
     from .serve import serve_forever
 
     serve_forever()
 
 
-@verb("run")
+@command("run")
 def run(
-    args: Annotated[list[str] | None, words("MODEL|FILE.gguf [PROMPT]")] = None,
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf [PROMPT]")] = None,
     option: Annotated[
         list[str] | None,
         Option(
             "-o",
             "--option",
             metavar="NAME=VALUE",
-            help="Set one of Ollama's options, e.g. temperature=0; again for more",
+            help="Set a model option, e.g. temperature=0 (repeatable)",
         ),
     ] = None,
     keepalive: Annotated[
-        str | None, Option(metavar="DURATION", help="How long the model stays loaded, e.g. 5m")
+        str | None, Option(metavar="DURATION", help="Duration to keep the model loaded, e.g. 5m")
     ] = None,
     nowordwrap: Annotated[bool, Option("--nowordwrap", help="Don't wrap words to the next line automatically")] = False,
     verbose: Annotated[bool, Option("--verbose", help="Show timings for response")] = False,
     think: Annotated[
-        str | None, Option(metavar="[LEVEL]", help="Have the model think: true/false or high/medium/low/max")
+        str | None, Option(metavar="[LEVEL]", help="Enable thinking: true/false or high/medium/low/max")
     ] = None,
-    hidethinking: Annotated[bool, Option("--hidethinking", help="Hide what the model thinks")] = False,
-    format: Annotated[str | None, Option(metavar="json|SCHEMA", help="Response format: json, or a JSON schema")] = None,
-    raw: Annotated[bool, Option("--raw", help="Give the model the prompt as it stands, without a template")] = False,
+    hidethinking: Annotated[bool, Option("--hidethinking", help="Hide thinking output")] = False,
+    format: Annotated[str | None, Option(metavar="json|SCHEMA", help="Response format: json or a JSON schema")] = None,
+    raw: Annotated[bool, Option("--raw", help="Send the prompt without applying the template")] = False,
     insecure: Annotated[bool, INSECURE] = False,
-    kernels: Annotated[str | None, Option(metavar="SET", help="Run in this process, with this set of kernels")] = None,
+    kernels: Annotated[
+        str | None, Option(metavar="SET", help="Run without a server, with this kernel set (see trace)")
+    ] = None,
     adapter: Annotated[
-        list[Path] | None, Option(metavar="FILE", help="Model files: apply this LoRA adapter; again for more")
+        list[Path] | None, Option(metavar="FILE", help="Apply a LoRA adapter; GGUF files only (repeatable)")
     ] = None,
     projector: Annotated[
-        Path | None, Option(metavar="FILE", help="Model files: see by this projector (mmproj)")
+        Path | None, Option(metavar="FILE", help="Use this vision projector (mmproj); GGUF files only")
     ] = None,
-    dimensions: Annotated[int, Option(metavar="N", help="Embedding models: keep so many dimensions; 0: all")] = 0,
+    dimensions: Annotated[int, Option(metavar="N", help="Truncate embeddings to N dimensions; 0 for all")] = 0,
     truncate: Annotated[
-        str, Option(metavar="[BOOL]", help="Embedding models: cut a text that is too long; false: refuse it")
+        str,
+        Option(
+            metavar="[BOOL]", help="Truncate inputs of embedding models that exceed the context; false to refuse them"
+        ),
     ] = "true",
 ) -> None:
-    """Run a model: answer a prompt, converse, or embed a text"""
+    """Run a model: answer a prompt, chat, or embed a text"""
     model, *prompt = expect_at_least(1, args)
     from .run import run_model
 
@@ -121,19 +127,19 @@ def run(
     )
 
 
-@verb("show")
+@command("show")
 def show(
-    args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None,
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf")] = None,
     license: Annotated[bool, Option("--license", help="Show license of a model")] = False,
     modelfile: Annotated[bool, Option("--modelfile", help="Show Modelfile of a model")] = False,
     parameters: Annotated[bool, Option("--parameters", help="Show parameters of a model")] = False,
     system: Annotated[bool, Option("--system", help="Show system message of a model")] = False,
     template: Annotated[bool, Option("--template", help="Show template of a model")] = False,
     verbose: Annotated[
-        bool, Option("-v", "--verbose", help="Show key-values and tensors, too; of a file always")
+        bool, Option("-v", "--verbose", help="Show metadata and tensors (always shown for a file)")
     ] = False,
     tokenizer: Annotated[
-        Path | None, Option(metavar="DIR", help="Write tokenizer.json and tokenizer_config.json there")
+        Path | None, Option(metavar="DIR", help="Write tokenizer.json and tokenizer_config.json to DIR")
     ] = None,
 ) -> None:
     """Show information for a model or any GGUF file"""
@@ -157,24 +163,24 @@ def show(
     print(show_model(model, parts[0] if parts else None, verbose), end="")
 
 
-@verb("list")
-def list_(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
-    """List models (also: ls)"""
+@command("list")
+def list_(args: Annotated[list[str] | None, positional("[PREFIX]")] = None) -> None:
+    """List models (alias: ls)"""
     from .list import list_models
 
     print(list_models(*expect_at_most(1, args)), end="")
 
 
-@verb("ps")
-def ps(args: Annotated[list[str] | None, words("[PREFIX]")] = None) -> None:
+@command("ps")
+def ps(args: Annotated[list[str] | None, positional("[PREFIX]")] = None) -> None:
     """List running models"""
     from .ps import loaded_models
 
     print(loaded_models(*expect_at_most(1, args)), end="")
 
 
-@verb("stop")
-def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
+@command("stop")
+def stop(args: Annotated[list[str] | None, positional("MODEL")] = None) -> None:
     """Stop a running model"""
     (model,) = expect_exactly(1, args)
     from .ps import stop_model
@@ -182,8 +188,10 @@ def stop(args: Annotated[list[str] | None, words("MODEL")] = None) -> None:
     stop_model(model)
 
 
-@verb("pull")
-def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
+@command("pull")
+def pull(
+    args: Annotated[list[str] | None, positional("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False
+) -> None:
     """Pull a model from a registry"""
     (model,) = expect_exactly(1, args)
     from .transfer import pull_model
@@ -191,8 +199,10 @@ def pull(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Ann
     pull_model(model, insecure)
 
 
-@verb("push")
-def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False) -> None:
+@command("push")
+def push(
+    args: Annotated[list[str] | None, positional("MODEL")] = None, insecure: Annotated[bool, INSECURE] = False
+) -> None:
     """Push a model to a registry"""
     (model,) = expect_exactly(1, args)
     from .transfer import push_model
@@ -200,25 +210,25 @@ def push(args: Annotated[list[str] | None, words("MODEL")] = None, insecure: Ann
     push_model(model, insecure)
 
 
-@verb("create")
+@command("create")
 def create(
-    args: Annotated[list[str] | None, words("MODEL")] = None,
+    args: Annotated[list[str] | None, positional("MODEL")] = None,
     file: Annotated[
         str | None, Option("-f", "--file", metavar="FILE", help='Name of the Modelfile (default "Modelfile")')
     ] = None,
     quantize: Annotated[
-        str, Option("-q", "--quantize", metavar="TYPE", help="Quantize model to this type, e.g. q4_K_M")
+        str, Option("-q", "--quantize", metavar="TYPE", help="Quantize model to this level, e.g. q4_K_M")
     ] = "",
 ) -> None:
-    """Create a model from a Modelfile, or from the weights in a folder"""
+    """Create a model from a Modelfile, or from the weights in the current folder"""
     (model,) = expect_exactly(1, args)
     from .create import create_model
 
     create_model(model, file, quantize)
 
 
-@verb("cp")
-def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) -> None:
+@command("cp")
+def cp(args: Annotated[list[str] | None, positional("SOURCE DESTINATION")] = None) -> None:
     """Copy a model"""
     source, destination = expect_exactly(2, args)
     from .create import copy_model
@@ -226,32 +236,32 @@ def cp(args: Annotated[list[str] | None, words("SOURCE DESTINATION")] = None) ->
     copy_model(source, destination)
 
 
-@verb("rm")
-def rm(args: Annotated[list[str] | None, words("MODEL [MODEL...]")] = None) -> None:
+@command("rm")
+def rm(args: Annotated[list[str] | None, positional("MODEL [MODEL...]")] = None) -> None:
     """Remove a model"""
     from .create import remove_models
 
     remove_models(expect_at_least(1, args))
 
 
-@verb("trace")
+@command("trace")
 def trace(
-    args: Annotated[list[str] | None, words("MODEL|FILE.gguf PROMPT")] = None,
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf PROMPT")] = None,
     kernels: Annotated[
-        str, Option(metavar="SET", help="The set of kernels: numpy-float32, numpy-float64, exact, ggml or numba")
+        str, Option(metavar="SET", help="Kernel set: numpy-float32, numpy-float64, exact, ggml or numba")
     ] = "numpy-float32",
     only: Annotated[
-        list[str] | None, Option(metavar="PATTERN", help="Names to show, e.g. 'ffn_*'; again for more")
+        list[str] | None, Option(metavar="PATTERN", help="Show only these names, e.g. 'ffn_*' (repeatable)")
     ] = None,
-    save: Annotated[Path | None, Option(metavar="FILE", help="Write the arrays into a safetensors file")] = None,
+    save: Annotated[Path | None, Option(metavar="FILE", help="Save all arrays to a safetensors file")] = None,
     beside: Annotated[
-        Path | None, Option(metavar="FILE", help="Compare with such a file, another engine's: docs/compare.md")
+        Path | None, Option(metavar="FILE", help="Compare with a file saved by another engine (docs/compare.md)")
     ] = None,
 ) -> None:
     """Show every named activation of one forward pass
 
-    PROMPT is what the model reads, without a template, marks such as <|user|> included; `numllama template` makes one
-    of a conversation.
+    PROMPT is tokenized as is, without a template; special tokens such as <|user|> are recognized. `numllama template`
+    renders a conversation to such a prompt.
     """
     model, prompt = expect_exactly(2, args)
     from .trace import trace_model
@@ -259,22 +269,26 @@ def trace(
     trace_model(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
 
 
-@verb("template")
+@command("template")
 def template(
-    args: Annotated[list[str] | None, words("FILE|MODEL")] = None,
-    messages: Annotated[str | None, Option(metavar="FILE", help="A conversation: the messages of a chat, JSON")] = None,
-    tools: Annotated[str | None, Option(metavar="FILE", help="The tools offered in it, JSON")] = None,
-    data: Annotated[str | None, Option(metavar="FILE", help="In place of messages: any JSON for a Go template")] = None,
+    args: Annotated[list[str] | None, positional("FILE|MODEL")] = None,
+    messages: Annotated[
+        str | None, Option(metavar="FILE", help="Conversation to render: JSON, the messages of a chat")
+    ] = None,
+    tools: Annotated[str | None, Option(metavar="FILE", help="Tools of the conversation: JSON")] = None,
+    data: Annotated[
+        str | None, Option(metavar="FILE", help="Execute a Go template on any JSON instead of messages")
+    ] = None,
     think: Annotated[
-        str | None, Option(metavar="[LEVEL]", help="As in a chat; without it, whatever can think does")
+        str | None, Option(metavar="[LEVEL]", help="Enable thinking; the default if the template supports it")
     ] = None,
 ) -> None:
-    """Show what a template makes of a conversation
+    """Render a conversation with a chat template
 
-    FILE is a GGUF, a Modelfile (by that name or extension) or a template's text. A text is Jinja if its name ends in
-    .jinja, .jinja2 or .j2, Go if it ends in .gotmpl, .tmpl or .go; any other is Jinja if it has "{%" in it, else Go.
-    What is no file is the name of a model. As in a chat, a last message of the assistant stays open, and after any
-    other one comes the beginning of the answer. Where a JSON file is wanted, - is what comes through a pipe.
+    The template is that of a GGUF file, a Modelfile, a template file or an installed model. Template files are Jinja
+    (.jinja, .jinja2, .j2) or Go (.gotmpl, .tmpl, .go); with any other extension, a file that contains "{%" is Jinja.
+    As in a chat, a final assistant message stays open, and any other message is followed by the start of the answer.
+    Use - to read a JSON file from standard input.
     """
     (source,) = expect_exactly(1, args)
     from .template import print_template
@@ -282,24 +296,24 @@ def template(
     print_template(source, messages=messages, tools=tools, data=data, think=think)
 
 
-@verb("warmup")
-def warmup(nothing: Annotated[list[str] | None, words("")] = None) -> None:
-    """Compile all kernels now, so that no first answer waits for it"""
-    expect_exactly(0, nothing)
+@command("warmup")
+def warmup(args: Annotated[list[str] | None, positional("")] = None) -> None:
+    """Compile all kernels ahead of the first request"""
+    expect_exactly(0, args)
     from .warmup import compile_all
 
     compile_all()
 
 
-@verb("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
-def bench(args: Annotated[list[str] | None, words("MODEL|FILE.gguf")] = None) -> None:
-    """Measure a model's speed, with --peer DIR beside llama.cpp's"""
+@command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def bench(args: Annotated[list[str] | None, positional("MODEL|FILE.gguf")] = None) -> None:
+    """Measure a model's speed; --peer DIR compares with llama.cpp"""
     from .bench import run_bench
 
     run_bench(args or [])
 
 
-@verb("help")
-def help_(ctx: typer.Context, args: Annotated[list[str] | None, words("[COMMAND]")] = None) -> None:
+@command("help")
+def help_(ctx: typer.Context, args: Annotated[list[str] | None, positional("[COMMAND]")] = None) -> None:
     """Help about any command"""
     app([*expect_at_most(1, args), "--help"], prog_name="numllama", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`numllama create`, `cp` and `rm`: models made, copied and deleted, by a server or in this process."""
+"""`numllama create`, `cp` and `rm`: create, copy and delete models, on a server or in this process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ...engine.errors import BadModelfile, BadName
 from ...engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile
 from ...engine.store.make.sources import find_sources
 from ...engine.store.name import ModelName
+from .backend import store_backend
 from .client import Client, ServerError
-from .find import store_owner
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from .find import Models
+    from .backend import Backend
 
 
 def create_model(model: str, file: str | None = None, quantize: str = "") -> None:
-    """Make `model` as the Modelfile `file` says: by default the one in this folder, or else of the weights in it.
+    """Create `model` from the Modelfile `file`; by default ./Modelfile, or the weights in the current folder.
 
     Raises: BadModelfile, EngineError, ServerError
     """
@@ -29,33 +29,33 @@ def create_model(model: str, file: str | None = None, quantize: str = "") -> Non
         ModelName.parse_request(model)
     except BadName:
         raise BadName(model, f"invalid model name: {model}") from None
-    commands, folder = _modelfile(file)
-    with closing(store_owner()) as models, Progress() as progress:
-        progress.tell({"status": "gathering model components"})
-        said = create_arguments(commands)
-        said |= find_sources(commands, folder).uploaded(lambda path: _put(models, path, progress))
-        said |= {"quantize": quantize} if quantize else {}
-        progress.follow(models.create(model, **said))
+    commands, folder = _read_modelfile(file)
+    with closing(store_backend()) as backend, Progress() as progress:
+        progress.show({"status": "gathering model components"})
+        fields = create_arguments(commands)
+        fields |= find_sources(commands, folder).uploaded(lambda path: _upload(backend, path, progress))
+        fields |= {"quantize": quantize} if quantize else {}
+        progress.follow(backend.create(model, **fields))
 
 
 def copy_model(source: str, destination: str) -> None:
-    with closing(store_owner()) as models:
-        models.copy(source, destination)
+    with closing(store_backend()) as backend:
+        backend.copy(source, destination)
     print(f"copied '{source}' to '{destination}'")
 
 
 def remove_models(names: Sequence[str]) -> None:
-    """Unload and delete one model after the other; the first that cannot be deleted ends it."""
-    with closing(store_owner()) as models:
+    """Unload and delete models one by one, up to the first that cannot be deleted."""
+    with closing(store_backend()) as backend:
         for name in names:
-            if isinstance(models, Client):
-                _unload(models, name)
-            models.delete(name)
+            if isinstance(backend, Client):
+                _unload(backend, name)
+            backend.delete(name)
             print(f"deleted '{name}'", flush=True)
 
 
-def _modelfile(file: str | None) -> tuple[list[Instruction], Path]:
-    """The instructions, and the folder that their paths start from."""
+def _read_modelfile(file: str | None) -> tuple[list[Instruction], Path]:
+    """Read the Modelfile; return its instructions and the folder that its relative paths start from."""
     path = Path(file or "Modelfile").expanduser()
     try:
         return parse_modelfile(path.read_bytes()), path.parent
@@ -65,12 +65,12 @@ def _modelfile(file: str | None) -> tuple[list[Instruction], Path]:
         return [Instruction("model", ".")], Path()
 
 
-def _put(models: Models, path: Path, progress: Progress) -> str:
-    """The digest of the file's content, which is then where the model is made."""
+def _upload(backend: Backend, path: Path, progress: Progress) -> str:
+    """Copy a file to the backend and return its digest."""
     size = path.stat().st_size
-    told = {"status": f"copying file {path.name}", "total": size}
-    progress.tell(told | {"completed": 0})  # a copy never goes on where another one was
-    return models.put_file(path, lambda n: progress.tell(told | {"completed": n}))
+    status = {"status": f"copying file {path.name}", "total": size}
+    progress.show(status | {"completed": 0})  # an interrupted copy starts over
+    return backend.put_file(path, lambda n: progress.show(status | {"completed": n}))
 
 
 def _unload(client: Client, name: str) -> None:

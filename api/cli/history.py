@@ -1,4 +1,4 @@
-"""What was typed, line by line, in the file that Ollama keeps too: the newest hundred lines."""
+"""The input history of conversations, in the file that Ollama also uses: the latest hundred lines."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from prompt_toolkit.history import History
 
-LIMIT = 100
+MAX_LINES = 100
 
 
 class LineHistory(History):
-    """Lines in `path`, one on each; with `enabled` off, nothing is remembered and nothing written.
+    """A history in the file `path`.  While `enabled` is False, no lines are added.
 
-    A line is remembered when `remember` is told, and not by the prompt, which leaves repetitions out.
+    Lines are added by `remember`, not by prompt_toolkit, which would skip repeated lines.
     """
 
     def __init__(self, path: Path, enabled: bool = True):
@@ -22,7 +22,7 @@ class LineHistory(History):
         self.path, self.enabled = path, enabled
 
     def load_history_strings(self) -> Iterable[str]:
-        """The newest first."""
+        """Return all lines, newest first."""
         return reversed(self._lines())
 
     def append_string(self, string: str) -> None:
@@ -32,16 +32,17 @@ class LineHistory(History):
         pass
 
     def remember(self, line: str) -> None:
+        """Add `line` to the history and to its file."""
         if not self.enabled or not line:
             return
         self._loaded_strings.insert(0, line)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in [*self._lines(), line][-LIMIT:]), encoding="utf-8")
+            temporary.write_text("".join(f"{line}\n" for line in [*self._lines(), line][-MAX_LINES:]), encoding="utf-8")
             os.replace(temporary, self.path)
         except OSError:
-            self.enabled = False  # a home that cannot be written is no reason not to talk
+            self.enabled = False  # an unwritable home must not end the conversation
 
     def _lines(self) -> list[str]:
         try:

@@ -1,4 +1,4 @@
-"""Images that a prompt names by their paths: `What is in ./cat.png?`"""
+"""Images given by path in a prompt: `What is in ./cat.png?`"""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from ...engine.errors import BadImage, RequestError
 from ...engine.vision.pixels import decode_image
 
-MAX_BYTES = 100 * 10**6  # as in Ollama's interactive.go, fb30760
-BEGIN = re.compile(r"""(?<![^\s"'(])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]""")
-END = re.compile(r"\.(?:jpe?g|png|webp)\b", re.IGNORECASE)
+MAX_IMAGE_BYTES = 100 * 10**6  # as in Ollama's interactive.go, fb30760
+PATH_START = re.compile(r"""(?<![^\s"'(])(?:~|\.{1,2}|[A-Za-z]:)?[/\\]""")
+PATH_END = re.compile(r"\.(?:jpe?g|png|webp)\b", re.IGNORECASE)
 
 
-def with_images(text: str) -> tuple[str, list[bytes]]:
-    """`text` without the paths of the images in it, and these.  What names no file stays.
+def extract_images(text: str) -> tuple[str, list[bytes]]:
+    """Remove the paths of images from `text`; return the rest and the images.  Paths without a file stay in the text.
 
-    A path begins with / ./ ../ ~/ or a drive, ends in .jpg .jpeg .png or .webp, and may stand in quotes; a blank in it
-    may be escaped by a backslash.
-    Raises: RequestError for a file that is no image
+    A path starts with / ./ ../ ~/ or a drive, ends in .jpg .jpeg .png or .webp, and may be quoted.  Spaces in it may be
+    escaped by backslashes.
+    Raises: RequestError for a file that is not an image
     """
     rest, images, at = "", [], 0
-    for begin, end, path in paths(text):
+    for begin, end, path in find_paths(text):
         images.append(read_image(path))
         print(f"Added image '{path}'", file=sys.stderr)
         if (quote := text[begin - 1 : begin]) in ("'", '"') and text[end : end + 1] == quote:
@@ -32,16 +32,18 @@ def with_images(text: str) -> tuple[str, list[bytes]]:
     return (rest + text[at:]).strip() if images else text, images
 
 
-def paths(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where the files named in `text` stand in it, and their paths."""
+def find_paths(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end and path of each existing image file named in `text`."""
     at = 0
-    while begin := BEGIN.search(text, at):
+    while begin := PATH_START.search(text, at):
         start, at = begin.span()
         line = text[start:].partition("\n")[0]
-        for end in END.finditer(line):
-            named = line[: end.end()]
-            if path := next((path for path in (named, re.sub(r"\\(.)", r"\1", named)) if file_exists(path)), None):
-                at = start + len(named)
+        for end in PATH_END.finditer(line):
+            candidate = line[: end.end()]
+            if path := next(
+                (path for path in (candidate, re.sub(r"\\(.)", r"\1", candidate)) if file_exists(path)), None
+            ):
+                at = start + len(candidate)
                 yield start, at, path
                 break
 
@@ -49,16 +51,16 @@ def paths(text: str) -> Iterator[tuple[int, int, str]]:
 def file_exists(path: str) -> bool:
     try:
         return Path(path).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, no home, a zero byte
+    except (OSError, RuntimeError, ValueError):  # name too long, unknown home, NUL character
         return False
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of an image.  Raises: RequestError"""
+    """Read and check an image file.  Raises: RequestError"""
     try:
         file = Path(path).expanduser()
-        if (size := file.stat().st_size) > MAX_BYTES:
-            raise BadImage(f"{size} bytes, expected at most {MAX_BYTES}")
+        if (size := file.stat().st_size) > MAX_IMAGE_BYTES:
+            raise BadImage(f"{size} bytes, expected at most {MAX_IMAGE_BYTES}")
         decode_image(data := file.read_bytes())
     except OSError as error:
         raise RequestError(f"Couldn't process file '{path}': {error.strerror}") from None

@@ -1,6 +1,6 @@
-"""Options as people type them, `temperature=0.2`, under Ollama's names and with its words for what is wrong.
+"""Options on the command line, `temperature=0.2`, with Ollama's names and error texts.
 
-The values are typed here and not yet checked: the engine knows their ranges.
+Values are converted to their types here; the engine checks their ranges.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ...engine.options import option_from_text
 
 
 def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["seed=1", "stop=a", "stop=b"]` -> {"seed": 1, "stop": ["a", "b"]}.  Raises: BadOptions"""
+    """Parse assignments: `["seed=1", "stop=a", "stop=b"]` -> {"seed": 1, "stop": ["a", "b"]}.  Raises: BadOptions"""
     texts: dict[str, list[str]] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise BadOptions(name, f"option '{assignment}' has no value, expected NAME=VALUE")
+            raise BadOptions(name, f"option '{assignment}' has no value; expected NAME=VALUE")
         texts.setdefault(name.strip(), []).append(text)
     return {name: option_from_text(name, values) for name, values in texts.items()}

@@ -1,4 +1,4 @@
-"""What a long task says of itself, on stderr: a line for each step, a bar for each file on its way."""
+"""Progress of a long task on stderr: a line for each step, a bar for each file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from .words import size
+from .format import format_size
 
 
 class Progress:
-    """Used as a context; `tell` takes statuses as a server sends them.
+    """A context that displays the statuses of pull, push and create.
 
-    A status with a total is a bar that fills while its words stay the same, and any other a line.  A bar that does not
-    begin at nothing says what was there.  What is no terminal gets each line once.
+    On a terminal, a status with a total is a bar, updated by the following statuses with the same text; any other is a
+    line.  Elsewhere each text is printed once.  Resumed transfers are announced by a line.
     """
 
     def __init__(self) -> None:
-        self._told, self._bars = "", {}  # type: ignore[var-annotated]
+        self._last_text, self._bars = "", {}  # type: ignore[var-annotated]
         self._display: Any = None
 
     def __enter__(self) -> Progress:
@@ -41,21 +41,21 @@ class Progress:
         if self._display:
             self._display.stop()
 
-    def tell(self, status: dict[str, Any]) -> None:
-        """A status as the server sends it: a line of words, or a bar where it has a total."""
-        words, total, completed = status.get("status", ""), status.get("total"), status.get("completed", 0)
-        if words != self._told and total and 0 < completed < total and words not in self._bars:
-            self._line(f"{words}: {size(completed)} of {size(total)} were kept")
+    def show(self, status: dict[str, Any]) -> None:
+        """Display a status as the server sends it: as a bar if it has a total, else as a line."""
+        text, total, completed = status.get("status", ""), status.get("total"), status.get("completed", 0)
+        if text != self._last_text and total and 0 < completed < total and text not in self._bars:
+            self._line(f"{text}: resuming at {format_size(completed)} of {format_size(total)}")
         if not self._display:
-            if words != self._told:
-                self._line(words)
+            if text != self._last_text:
+                self._line(text)
         elif total:
-            if words not in self._bars:
-                self._bars[words] = self._display.add_task(words, total=total, completed=completed)
-            self._display.update(self._bars[words], completed=completed, total=total)
+            if text not in self._bars:
+                self._bars[text] = self._display.add_task(text, total=total, completed=completed)
+            self._display.update(self._bars[text], completed=completed, total=total)
         else:
-            self._line(words)
-        self._told = words
+            self._line(text)
+        self._last_text = text
 
     def _line(self, text: str) -> None:
         if self._display:
@@ -64,6 +64,6 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def follow(self, statuses: Iterable[dict[str, Any]]) -> None:
-        """All of `statuses`, as they come."""
+        """Display all `statuses` as they arrive."""
         for status in statuses:
-            self.tell(status)
+            self.show(status)

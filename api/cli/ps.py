@@ -1,36 +1,36 @@
-"""`numllama ps` and `numllama stop`: what a server has loaded."""
+"""`numllama ps` and `numllama stop`: the models that a server has loaded."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from typing import Any
 
+from .backend import connect
 from .client import ServerError
-from .find import server
-from .words import seconds_until, size, table, until
+from .format import format_size, format_table, format_until, seconds_until
 
 
 def loaded_models(prefix: str = "") -> str:
-    """A table of the loaded models whose name begins with `prefix`, longest remaining lifetime first."""
-    with closing(server()) as client:
+    """Format a table of the loaded models whose name starts with `prefix`, longest remaining lifetime first."""
+    with closing(connect()) as client:
         loaded = client.ps()
     rows = [
         (
             model["name"],
             model["digest"][:12],
-            size(model["size"]),
+            format_size(model["size"]),
             processor(model),
             str(model.get("context_length", "")),
-            until(seconds_until(model["expires_at"])),
+            format_until(seconds_until(model["expires_at"])),
         )
         for model in loaded
         if model["name"].lower().startswith(prefix.lower())
     ]
-    return table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), *rows])
+    return format_table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), *rows])
 
 
 def processor(model: dict[str, Any]) -> str:
-    """Where the model lies: `100% CPU`, `100% GPU`, `48%/52% CPU/GPU`."""
+    """Format the processors that hold a model: `100% CPU`, `100% GPU`, `48%/52% CPU/GPU`."""
     n, on_gpu = model["size"], model.get("size_vram", 0)
     if not on_gpu:
         return "100% CPU"
@@ -41,8 +41,8 @@ def processor(model: dict[str, Any]) -> str:
 
 
 def stop_model(model: str) -> None:
-    """Have the server unload `model`; fine if it is not loaded.  Raises: ServerError"""
-    with closing(server()) as client:
+    """Unload `model` from the server, if it is loaded.  Raises: ServerError"""
+    with closing(connect()) as client:
         try:
             client.unload(model)
         except ServerError as error:

@@ -1,11 +1,11 @@
-"""`numllama run` on a terminal: a conversation, with a history and a few commands that begin with a slash."""
+"""`numllama run` on a terminal: the interactive conversation, with an input history and slash commands."""
 
 from __future__ import annotations
 
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -17,30 +17,27 @@ from ...engine.settings import Settings
 from .client import ServerError
 from .history import LineHistory
 from .session import Session
-from .slash import command
+from .slash import run_command
 
-if TYPE_CHECKING:
-    pass
-
-HINT = {">>> ": "Send a message (/? for help)", "... ": 'Use """ to end multi-line input'}
+PLACEHOLDERS = {">>> ": "Send a message (/? for help)", "... ": 'Use """ to end multi-line input'}
 
 
 class TypedText(NamedTuple):
-    """A message or a command; what stood in triple quotes is a message, whatever it begins with."""
+    """A message or a slash command.  Text in triple quotes is always a message."""
 
     text: str
     is_command: bool
 
 
 class ReplPrompt:
-    """Where people type."""
+    """The input prompt."""
 
     def __init__(self, history: LineHistory):
         self.history = history
-        self._session: PromptSession[str] = PromptSession(history=history, key_bindings=keys())
+        self._session: PromptSession[str] = PromptSession(history=history, key_bindings=key_bindings())
 
     def read(self) -> TypedText:
-        """The next message or command; triple quotes open one of several lines.  Raises: EOFError, KeyboardInterrupt"""
+        """Read a message or command; triple quotes start a multi-line one.  Raises: EOFError, KeyboardInterrupt"""
         line = self._line(">>> ")
         head, quotes, text = line.partition('"""')
         if not quotes or head.strip() not in ("", "/set system"):
@@ -50,22 +47,22 @@ class ReplPrompt:
         return TypedText(head + text.removesuffix('"""').strip("\n"), bool(head.strip()))
 
     def is_empty(self) -> bool:
-        """Whether nothing had been typed when the last `read` was broken off."""
+        """Return whether the line was empty when the last `read` was interrupted."""
         return not self._session.default_buffer.text
 
     def _line(self, prompt: str) -> str:
-        line = self._session.prompt(prompt, placeholder=partial(hint, prompt))
+        line = self._session.prompt(prompt, placeholder=partial(placeholder, prompt))
         self.history.remember(line)
         return line
 
 
-def hint(prompt: str) -> ANSI:
-    """What stands in an empty line, in grey, until the line is done."""
-    return ANSI("" if get_app().is_done else f"\x1b[38;5;245m{HINT[prompt]}\x1b[0m")
+def placeholder(prompt: str) -> ANSI:
+    """Return the grey text shown in an empty line, or nothing once the line is entered."""
+    return ANSI("" if get_app().is_done else f"\x1b[38;5;245m{PLACEHOLDERS[prompt]}\x1b[0m")
 
 
-def keys() -> KeyBindings:
-    """What prompt_toolkit does not bind by itself: Ctrl-G opens an editor."""
+def key_bindings() -> KeyBindings:
+    """Return the bindings that prompt_toolkit lacks by default: Ctrl-G opens an editor."""
     bindings = KeyBindings()
 
     @bindings.add("c-g")
@@ -76,11 +73,11 @@ def keys() -> KeyBindings:
 
 
 def converse(session: Session) -> None:
-    """Talk until /bye or Ctrl-D."""
+    """Run the conversation until /bye or Ctrl-D."""
     settings = Settings.from_env()
     session.history.enabled = not settings.nohistory
     if settings.editor:
-        os.environ["VISUAL"] = settings.editor  # what prompt_toolkit looks at first
+        os.environ["VISUAL"] = settings.editor  # the first variable that prompt_toolkit checks
     session.load()
     prompt = ReplPrompt(session.history)
     while True:
@@ -94,7 +91,7 @@ def converse(session: Session) -> None:
             return
         if typed.is_command:
             try:
-                if not command(session, typed.text):
+                if not run_command(session, typed.text):
                     return
             except (EngineError, ServerError) as error:
                 print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`numllama run`: one answer to a prompt, a conversation, or the vector of a text."""
+"""`numllama run`: an answer to a prompt, a conversation, or the embedding of a text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ...engine.errors import ContextFull, RequestError
 from ...engine.go.duration import parse_keep_alive
 from ...engine.options import FALSE, TRUE, RequestOptions
-from .find import models_for
+from .backend import backend_for
+from .display import AnswerDisplay, print_answer
 from .parameters import parse_parameters
-from .tell import Told, tell
 
 if TYPE_CHECKING:
-    from .find import Models
+    from .backend import Backend
 
 
 def run_model(
@@ -40,88 +40,88 @@ def run_model(
     dimensions: int = 0,
     truncate: str = "true",
 ) -> None:
-    """Answer what stands in `words` and comes through a pipe; on a terminal and without either, converse.
+    """Answer the prompt: piped input, then `words`.  Without either, on a terminal, start a conversation.
 
-    A model that sees is shown the images that the prompt names by their paths; one that only embeds gives the vector of
-    that text, as JSON.  A server pulls a model that it does not have.
-    Raises: whatever the engine or a server refuses
+    A vision model is given the images whose paths are in the prompt.  An embedding model prints the text's embedding as
+    JSON.  A server pulls a missing model.
+    Raises: EngineError, ServerError
     """
     keep_alive = None if keepalive is None else parse_keep_alive(keepalive)
     request = RequestOptions(
-        parse_parameters(options), keep_alive, think_value(think), format_value(format), truncate=False
+        parse_parameters(options), keep_alive, parse_think(think), parse_format(format), truncate=False
     )
     if interactive := not words and sys.stdin.isatty() and sys.stdout.isatty():
         if raw:
-            raise RequestError("--raw needs a prompt")
-    prompt = "" if interactive else " ".join([*piped(), *words])
-    cut = truth("--truncate", truncate)
-    models = models_for(model, kernels, adapters=adapters, projectors=projectors)
+            raise RequestError("--raw requires a prompt")
+    prompt = "" if interactive else " ".join([*read_stdin(), *words])
+    truncate_text = parse_bool_flag("--truncate", truncate)
+    backend = backend_for(model, kernels, adapters=adapters, projectors=projectors)
     try:
-        able = have_it_there(models, model, insecure)
+        capabilities = ensure_model(backend, model, insecure)
     except BaseException:
-        models.close()
+        backend.close()
         raise
-    if "embedding" in able:
-        with closing(models):
-            print_vector(models, model, prompt, replace(request, truncate=cut), dimensions)
+    if "embedding" in capabilities:
+        with closing(backend):
+            print_embedding(backend, model, prompt, replace(request, truncate=truncate_text), dimensions)
         return
     if interactive:
         from .repl import converse
         from .session import Session
 
-        session = Session(models, model, replace(request, truncate=True), kernels, verbose, wordwrap, hidethinking)
+        session = Session(backend, model, replace(request, truncate=True), kernels, verbose, wordwrap, hidethinking)
         with closing(session):
             converse(session)
         return
-    with closing(models):
+    with closing(backend):
         try:
             images: list[bytes] = []
-            if "vision" in able and not raw:
-                from .images import with_images
+            if "vision" in capabilities and not raw:
+                from .images import extract_images
 
-                prompt, images = with_images(prompt)
-            told = Told(wordwrap, hidethinking)
-            tell(lambda: models.generate(model, prompt, request, raw=raw, images=images), told, verbose)
+                prompt, images = extract_images(prompt)
+            display = AnswerDisplay(wordwrap, hidethinking)
+            print_answer(lambda: backend.generate(model, prompt, request, raw=raw, images=images), display, verbose)
         except ContextFull as full:
-            advice = f"{full.n_prompt} tokens, and the window has {full.n_ctx}; -o num_ctx=N sets it"
-            raise RequestError(f"{full}: {advice}, up to what the model was trained on") from None
+            found = f"{full.n_prompt} tokens in a context of {full.n_ctx}"
+            raise RequestError(f"{full}: {found}; set a larger one with -o num_ctx=N, up to the model's own") from None
 
 
-def piped() -> list[str]:
-    """What comes through standard input, unless that is a terminal, closed or empty."""
+def read_stdin() -> list[str]:
+    """Return the piped input as a list of one text, or an empty list."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return []
     text = sys.stdin.buffer.read().decode("utf-8", "replace")
     return [text] if text else []
 
 
-def print_vector(models: Models, model: str, text: str, request: RequestOptions, dimensions: int) -> None:
-    """Raises: RequestError for no text"""
+def print_embedding(backend: Backend, model: str, text: str, request: RequestOptions, dimensions: int) -> None:
+    """Print the embedding of `text` as JSON.  Raises: RequestError for an empty text"""
     from ...engine.go.json import dumps
 
     if not text:
         raise RequestError(f'embedding models require input text. Usage: numllama run {model} "your text here"')
-    (last,) = models.embed(model, [text], request, dimensions=dimensions)
+    (last,) = backend.embed(model, [text], request, dimensions=dimensions)
     print(dumps(last.embeddings[0]).decode())
 
 
-def have_it_there(models: Models, model: str, insecure: bool) -> Sequence[str]:
-    """What the model can do.  A server pulls one that it does not have, and says in few words what is wrong else."""
+def ensure_model(backend: Backend, model: str, insecure: bool) -> Sequence[str]:
+    """Return the model's capabilities; if the server does not have the model, pull it first."""
     from .client import Client, ServerError
     from .progress import Progress
 
     try:
-        return models.capabilities(model)
+        return backend.capabilities(model)
     except ServerError as error:
-        if error.status != 404 or not isinstance(models, Client):
+        if error.status != 404 or not isinstance(backend, Client):
             raise
         with Progress() as progress:
-            progress.follow(models.pull(model, insecure))
-        return models.capabilities(model)
+            progress.follow(backend.pull(model, insecure))
+        return backend.capabilities(model)
 
 
-def truth(flag: str, text: str) -> bool:
-    """Raises: RequestError for what is neither true nor false"""
+def parse_bool_flag(flag: str, text: str) -> bool:
+    """Parse a boolean as Go's strconv.ParseBool does.  Raises: RequestError"""
     if text not in TRUE + FALSE:
         raise RequestError(
             f'invalid argument "{text}" for "{flag}" flag: strconv.ParseBool: parsing "{text}": invalid syntax'
@@ -129,8 +129,8 @@ def truth(flag: str, text: str) -> bool:
     return text in TRUE
 
 
-def think_value(text: str | None) -> bool | str | None:
-    """What --think says.  Raises: RequestError"""
+def parse_think(text: str | None) -> bool | str | None:
+    """Parse the value of --think: a boolean or a level.  Raises: RequestError"""
     if text is None or text in ("high", "medium", "low", "max"):
         return text
     if text not in ("true", "false"):
@@ -138,11 +138,11 @@ def think_value(text: str | None) -> bool | str | None:
     return text == "true"
 
 
-def format_value(text: str | None) -> Any:
-    """What --format says: "json", or a schema.  Raises: RequestError"""
+def parse_format(text: str | None) -> Any:
+    """Parse the value of --format: "json" or a JSON schema.  Raises: RequestError"""
     if text in (None, "", "json"):
         return text or None
     try:
         return json.loads(text)
     except ValueError as error:
-        raise RequestError(f"--format is neither 'json' nor a JSON schema: {error}") from None
+        raise RequestError(f"invalid --format; expected json or a JSON schema: {error}") from None

@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def serve_forever(settings: Settings | None = None) -> None:
-    """Listen where OLLAMA_HOST says until SIGINT or SIGTERM; then unload and return.
+    """Serve at OLLAMA_HOST until SIGINT or SIGTERM, then unload all models and return.
 
-    Exits with status 1 and one line if that address cannot be had.
+    If the address is not available, prints one line and exits with status 1.
     """
     settings = settings or Settings.from_env()
     start_logging(settings.debug)
-    share_memory()
+    limit_malloc_arenas()
     for name in settings.without_effect:
-        log.info("%s is set and has no effect here", name)
+        log.info("%s is set but has no effect in numllama", name)
     try:
         listener = listen(settings)
     except OSError as error:
@@ -48,15 +48,15 @@ def serve_forever(settings: Settings | None = None) -> None:
     try:
         Credentials.from_env().ensure_key()
     except OSError as error:
-        log.warning("no key to sign for registries with: %s: %s", error.filename, error.strerror)
+        log.warning("cannot create the key for signing in to registries: %s: %s", error.filename, error.strerror)
     try:
         engine.store.prune()
     except StoreError as error:
-        log.warning("nothing is pruned: %s", error)
+        log.warning("cannot prune unused blobs: %s", error)
     config = uvicorn.Config(
         create_app(engine),
         http=Connection,
-        loop="asyncio",  # uvloop takes the lock of Python more often, for which the thread that computes has to wait
+        loop="asyncio",  # uvloop acquires the GIL more often, which delays the engine thread
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=3,
@@ -65,22 +65,22 @@ def serve_forever(settings: Settings | None = None) -> None:
     )
     server = Server(config, engine)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, server.handle_exit)  # uvicorn raises what it caught once more: then this takes it
+        signal.signal(number, server.handle_exit)  # uvicorn raises a captured signal again at the end
     log.info("listening on %s", settings.host.url)
     server.run(sockets=[listener])
 
 
-def share_memory() -> None:
-    """Threads share two heaps, where the C library is glibc: each of 16 would keep for itself what it once had."""
+def limit_malloc_arenas() -> None:
+    """Limit glibc to two malloc arenas.  With one per thread, freed memory would stay reserved in each."""
     M_ARENA_MAX = -8  # malloc.h
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which tells the engine when the end has come, so that every answer ends with a word about it.
+    """uvicorn's server; at shutdown it closes the engine first, so that every running answer ends with an error line.
 
-    Nothing outlives it by more than a moment: a load that is going on can't be told to stop.
+    After 4.5 seconds the process exits in any case, as a running load cannot be interrupted.
     """
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
@@ -97,11 +97,11 @@ class Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket bound to OLLAMA_HOST.  Raises: OSError"""
+    """Return a socket that listens at OLLAMA_HOST.  Raises: OSError"""
     host = settings.host
     family = socket.AF_INET6 if ":" in host.name else socket.AF_INET
     listener = socket.socket(family)
-    if os.name == "posix":  # elsewhere this would take a port from whoever has it
+    if os.name == "posix":  # on Windows this would take over a port in use
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host.name, host.port))

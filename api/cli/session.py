@@ -1,4 +1,4 @@
-"""A conversation on the command line, and how it is held."""
+"""The state of an interactive conversation."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 from ...engine.errors import EngineError, RequestError
 from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece
+from .backend import backend_for
 from .client import ServerError
-from .find import models_for
+from .display import AnswerDisplay, print_answer
 from .history import LineHistory
 from .spinner import Spinner
-from .tell import Told, tell
 
 if TYPE_CHECKING:
-    from .find import Models
+    from .backend import Backend
 
 
 @dataclass
 class Session:
-    """A conversation and how it is to be held.
+    """A conversation and its settings.
 
-    wanted     how its answers are
-    sees       the model takes images, which are named by their paths
-    messages   what was said, and each system message where it was set
-    system     the newest of those
+    request      options of all requests
+    has_vision   the model accepts images, given by path in a message
+    messages     the history, with each system message at the place where it was set
+    system       the latest system message
     """
 
-    models: Models
+    backend: Backend
     model: str
     request: RequestOptions = DEFAULT_REQUEST
     kernels: str | None = None
@@ -39,83 +39,84 @@ class Session:
     wordwrap: bool = True
     hide_thinking: bool = False
     system: str = ""
-    sees: bool = False
+    has_vision: bool = False
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     history: LineHistory = field(default_factory=lambda: LineHistory(Path.home() / ".ollama" / "history"))
 
-    def want(self, **how: Any) -> None:
-        """Have answers differ from now on."""
-        self.request = replace(self.request, **how)
+    def update_request(self, **changes: Any) -> None:
+        """Change the options of the following requests."""
+        self.request = replace(self.request, **changes)
 
     def close(self) -> None:
-        self.models.close()
+        self.backend.close()
 
     def load(self) -> None:
-        """Have the model ready, and show the conversation that it begins with.  Raises: ModelNotFound, ServerError"""
+        """Load the model, and print the messages that it comes with.  Raises: ModelNotFound, ServerError"""
         with Spinner(sys.stderr):
-            info = self.models.show(self.model)
-            self.sees = "vision" in (info.get("capabilities") or [])
-            self.models.generate(self.model, "", RequestOptions(self.request.options, self.request.keep_alive))
+            info = self.backend.show(self.model)
+            self.has_vision = "vision" in (info.get("capabilities") or [])
+            self.backend.generate(self.model, "", RequestOptions(self.request.options, self.request.keep_alive))
         for message in info.get("messages") or []:
             match message["role"]:
                 case "user":
                     print(f">>> {message['content']}")
                 case "assistant":
-                    Told(self.wordwrap).put(Piece(f"{message['content']}\n\n"))
+                    AnswerDisplay(self.wordwrap).put(Piece(f"{message['content']}\n\n"))
 
-    def change(self, model: str) -> None:
-        """Begin anew with `model`.  Raises: ModelNotFound, ServerError, and then nothing has changed"""
-        other = Session(models_for(model, self.kernels), model, replace(self.request, options={}), self.kernels)
+    def switch_model(self, model: str) -> None:
+        """Start a new conversation with `model`.  On an error nothing changes.  Raises: ModelNotFound, ServerError"""
+        other = Session(backend_for(model, self.kernels), model, replace(self.request, options={}), self.kernels)
         try:
             other.load()
         except BaseException:
             other.close()
             raise
         self.close()
-        self.models, self.model, self.request, self.system = other.models, model, other.request, ""
-        self.sees = other.sees
+        self.backend, self.model, self.request, self.system = other.backend, model, other.request, ""
+        self.has_vision = other.has_vision
         self.messages.clear()
 
-    def set_system(self, text: str, *, several_lines: bool) -> None:
-        """Have `text` said by the system.  It takes the place of one that nothing followed, if it is one line.
+    def set_system(self, text: str, *, multiline: bool) -> None:
+        """Add `text` as a system message.
 
-        As in Ollama's interactive.go, fb30760, where one of several lines is added to it.
+        A single-line message replaces a system message at the end of the history; a multi-line one is added after it.
+        As in Ollama's interactive.go, fb30760.
         """
-        if self.messages and self.messages[-1]["role"] == "system" and not several_lines:
+        if self.messages and self.messages[-1]["role"] == "system" and not multiline:
             self.messages.pop()
         self.system = text
         self.messages.append({"role": "system", "content": text})
 
     def clear(self) -> None:
-        """Forget what was said, but for the system message."""
+        """Clear the history, except for the system message."""
         self.messages.clear()
         if self.system:
-            self.set_system(self.system, several_lines=False)
+            self.set_system(self.system, multiline=False)
 
     def ask(self, text: str) -> None:
-        """Say `text`, and show what the model answers.  What Ctrl-C leaves of an answer is remembered as the answer.
+        """Send `text`, with the images whose paths are in it if the model has vision, and print the answer.
 
-        Images that `text` names by their paths are shown to a model that sees.
+        After Ctrl-C, the part received so far counts as the answer.
         """
         message: dict[str, Any] = {"role": "user", "content": text}
-        if self.sees:
-            from .images import with_images
+        if self.has_vision:
+            from .images import extract_images
 
             try:
-                message["content"], message["images"] = with_images(text)
+                message["content"], message["images"] = extract_images(text)
             except RequestError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return
         self.messages.append(message)
-        told = Told(self.wordwrap, self.hide_thinking)
+        display = AnswerDisplay(self.wordwrap, self.hide_thinking)
         try:
-            tell(lambda: self.models.chat(self.model, self.messages, self.request), told, self.verbose)
+            print_answer(lambda: self.backend.chat(self.model, self.messages, self.request), display, self.verbose)
         except KeyboardInterrupt:
             pass
         except (EngineError, ServerError) as error:
             self.messages.pop()
             print(f"error: {error}", file=sys.stderr)
             return
-        thoughts = {"thinking": told.thinking} if told.thinking else {}
-        self.messages.append({"role": "assistant", "content": told.text, **thoughts})
+        thinking = {"thinking": display.thinking} if display.thinking else {}
+        self.messages.append({"role": "assistant", "content": display.text, **thinking})
         print()

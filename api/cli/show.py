@@ -1,4 +1,4 @@
-"""`numllama show`: all about a model of the store, or about any GGUF file."""
+"""`numllama show`: information about an installed model or any GGUF file."""
 
 from __future__ import annotations
 
@@ -7,40 +7,43 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .find import is_file, model_file, models_for
-from .words import table
+from .backend import backend_for, is_file, model_file
+from .format import format_table
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
-ARRAY_WIDTH = 10  # of an array's beginning, in characters; as in Ollama's cmd.go, fb30760
+MAX_ARRAY_CHARS = 10  # as in Ollama's cmd.go, fb30760
 
 
 def show_model(model: str, part: str | None = None, verbose: bool = False) -> str:
-    """Sections about `model`, or one part of it as it is; a file's key-values and tensors are always among them."""
+    """Format information about `model`, or return one part of it unchanged.
+
+    For a GGUF file the metadata and tensors are always included.
+    """
     if is_file(model):
         from ...engine.store.show import show_file
 
         verbose, answer = True, show_file(Path(model).expanduser(), verbose=True)
     else:
-        with closing(models_for(model, as_told=True)) as models:
-            answer = models.show(model, verbose)
-    return f"{answer.get(part, '')}\n" if part else information(answer, verbose)
+        with closing(backend_for(model, require_named_host=True)) as backend:
+            answer = backend.show(model, verbose)
+    return f"{answer.get(part, '')}\n" if part else information_text(answer, verbose)
 
 
 def show_tokenizer(model: str, folder: Path) -> str:
-    """The files in `folder` that Hugging Face's libraries read, which are there now."""
+    """Write the tokenizer to `folder` in Hugging Face's format; return the paths, one per line."""
     from ...engine.gguf.read import GGUF
     from ...engine.tokenizer.export import write_tokenizer
 
     return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, folder.expanduser()))
 
 
-def information(answer: dict[str, Any], verbose: bool = False) -> str:
-    """What /api/show says, in sections."""
-    return "".join(f"  {title}\n{table(rows, '    ')}\n" for title, rows in sections(answer, verbose) if rows)
+def information_text(answer: dict[str, Any], verbose: bool = False) -> str:
+    """Format the answer of /api/show in sections."""
+    return "".join(f"  {title}\n{format_table(rows, '    ')}\n" for title, rows in sections(answer, verbose) if rows)
 
 
 def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """What `show` prints, section by section: its title, and rows of a name and values."""
+    """Yield each section: its title, and rows of a name and values."""
     details, info = answer.get("details") or {}, answer.get("model_info") or {}
     arch = info.get("general.architecture") or details.get("family")
     size = details.get("parameter_size") or parameter_count(info)
@@ -52,7 +55,7 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
         "quantization": details.get("quantization_level"),
         "requires": answer.get("requires"),
     }
-    yield "Model", facts_known(facts)
+    yield "Model", known_rows(facts)
     yield "Capabilities", [(word,) for word in answer.get("capabilities") or []]
     info_of_projector = answer.get("projector_info") or {}
     arch = info_of_projector.get("general.architecture")
@@ -62,18 +65,18 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
         "embedding length": info_of_projector.get(f"{arch}.vision.embedding_length"),
         "dimensions": info_of_projector.get(f"{arch}.vision.projection_dim"),
     }
-    yield "Projector", facts_known(facts)
+    yield "Projector", known_rows(facts)
     lines = [line.split(maxsplit=1) for line in answer.get("parameters", "").splitlines()]
     yield "Parameters", [(name, value) for name, value in lines]
     if verbose:
-        yield "Metadata", [(key, value_in_one_line(value)) for key, value in sorted(info.items()) if value is not None]
+        yield "Metadata", [(key, value_line(value)) for key, value in sorted(info.items()) if value is not None]
         tensors = answer.get("tensors") or []
         yield "Tensors", [(t["name"], t["type"], f"[{' '.join(map(str, t['shape']))}]") for t in tensors]
-    yield "System", beginning(answer.get("system", ""))
-    yield "License", beginning(answer.get("license", ""))
+    yield "System", first_lines(answer.get("system", ""))
+    yield "License", first_lines(answer.get("license", ""))
 
 
-def facts_known(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+def known_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
@@ -83,14 +86,14 @@ def parameter_count(info: dict[str, Any]) -> str:
     return parameter_size(int(info["general.parameter_count"])) if "general.parameter_count" in info else ""
 
 
-def value_in_one_line(value: Any) -> str:
-    """A value of the metadata: numbers in full, of an array the beginning, a text with lines as one."""
+def value_line(value: Any) -> str:
+    """Format a metadata value in one line; arrays are truncated after MAX_ARRAY_CHARS characters."""
     if not isinstance(value, list):
         return value_text(value)
     n, width = 0, 1
     for item in value:
         width += len(value_text(item)) + 2 * (n > 0)
-        if n and width > ARRAY_WIDTH:
+        if n and width > MAX_ARRAY_CHARS:
             break
         n += 1
     shown = " ".join(value_text(item) for item in value[:n])
@@ -102,14 +105,14 @@ def value_text(value: Any) -> str:
         case bool():
             return str(value).lower()
         case list():
-            return value_in_one_line(value)
+            return value_line(value)
         case str():
             return value if value.isprintable() else repr(value)[1:-1]
         case _:
             return f"{value}"
 
 
-def beginning(text: str) -> list[tuple[str, ...]]:
-    """Two lines of `text` that are not blank, and whether there are more."""
+def first_lines(text: str) -> list[tuple[str, ...]]:
+    """Return the first two non-blank lines of `text` as rows, and `...` if there are more."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return [(line,) for line in [*lines[:2], *["..."] * (len(lines) > 2)]]

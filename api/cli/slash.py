@@ -1,4 +1,4 @@
-"""The commands within a conversation: /set, /show, /load, /save, /list, /clear, /bye, /?."""
+"""The slash commands of a conversation: /set, /show, /load, /save, /list, /clear, /bye, /?."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from typing import Any
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
 from ...engine.go.fmt import literal_of_value, text_of_value
 from ...engine.options import KINDS, option_from_text
+from .backend import is_file
 from .client import ServerError
-from .find import is_file
 from .list import list_models
 from .session import Session
-from .show import PARTS, information
+from .show import PARTS, information_text
 
 HELP = '''Available Commands:
-  /set            Set what holds for this conversation
-  /show           Show what the model is made of
-  /load <model>   Begin anew with another model
-  /save <model>   Keep model, settings and conversation as a model
+  /set            Change session settings
+  /show           Show model information
+  /load <model>   Switch to another model
+  /save <model>   Save the session as a model
   /list           List models
-  /clear          Forget what was said
+  /clear          Clear the conversation
   /bye            Exit
   /?, /help       Help for a command
-  /? shortcuts    Help for keys
+  /? shortcuts    Help for keyboard shortcuts
 
-Use """ to begin a message of several lines.
+Use """ to begin a multi-line message.
 '''
-HELP_ON = {
+TOPIC_HELP = {
     "set": """Available Commands:
   /set parameter ...     Set a parameter
   /set system <string>   Set the system message
-  /set history           Remember what is typed
-  /set nohistory         Do not
-  /set wordwrap          Break lines between words
-  /set nowordwrap        Do not
-  /set format json       Have answers in JSON
-  /set noformat          Do not
-  /set think [level]     Have the model think first
-  /set nothink           Do not
-  /set verbose           Show counts and durations
-  /set quiet             Do not
+  /set history           Enable input history
+  /set nohistory         Disable input history
+  /set wordwrap          Enable word wrap
+  /set nowordwrap        Disable word wrap
+  /set format json       Enable JSON mode
+  /set noformat          Disable JSON mode
+  /set think [level]     Enable thinking
+  /set nothink           Disable thinking
+  /set verbose           Show timings after each answer
+  /set quiet             Hide timings
 """,
     "show": """Available Commands:
-  /show info         Architecture, sizes, capabilities
-  /show license      The model's licences
-  /show modelfile    The Modelfile that would make it
-  /show parameters   The model's parameters, and those set here
-  /show system       The system message
-  /show template     The prompt template
+  /show info         Show architecture, size and capabilities
+  /show license      Show the model's license
+  /show modelfile    Show the model's Modelfile
+  /show parameters   Show the model's and the session's parameters
+  /show system       Show the system message
+  /show template     Show the prompt template
 """,
     "shortcuts": """Available keyboard shortcuts:
   Ctrl + a            Move to the beginning of the line (Home)
   Ctrl + e            Move to the end of the line (End)
-   Alt + b            Move back a word
-   Alt + f            Move on a word
-  Ctrl + k            Delete what is after the cursor
-  Ctrl + u            Delete what is before the cursor
+   Alt + b            Move back one word
+   Alt + f            Move forward one word
+  Ctrl + k            Delete to the end of the line
+  Ctrl + u            Delete to the beginning of the line
   Ctrl + w            Delete the word before the cursor
 
   Ctrl + l            Clear the screen
-  Ctrl + g            Write the message in an editor
+  Ctrl + g            Edit the message in an editor
   Ctrl + c            Stop the answer
   Ctrl + d            Exit (/bye)
 """,
@@ -73,15 +73,15 @@ MISSING = {
 }
 
 
-def command(session: Session, line: str) -> bool:
-    """Do what `line` says; False ends the conversation."""
+def run_command(session: Session, line: str) -> bool:
+    """Run the command in `line`; return False to end the conversation."""
     verb, _, rest = line.partition(" ")
     rest = rest.strip()
     match verb:
         case "/bye" | "/exit":
             return False
         case "/?" | "/help":
-            print(HELP_ON.get(rest.lstrip("/"), HELP))
+            print(TOPIC_HELP.get(rest.lstrip("/"), HELP))
         case "/set":
             set_(session, rest)
         case "/show":
@@ -91,61 +91,61 @@ def command(session: Session, line: str) -> bool:
         case "/load":
             load_command(session, rest)
         case "/save":
-            save(session, rest)
+            save_command(session, rest)
         case "/list" | "/ls":
-            print(list_models(rest, as_told=False), end="")
+            print(list_models(rest, require_named_host=False), end="")
         case "/clear":
             session.clear()
             print("Cleared session context")
         case _:
-            unknown(line)
+            print_unknown(line)
     return True
 
 
-def unknown(line: str) -> None:
+def print_unknown(line: str) -> None:
     print(f"Unknown command '{line}'. Type /? for help")
 
 
 def set_(session: Session, rest: str) -> None:
-    """/set: a parameter, the system text, or how the conversation is shown."""
-    what, _, text = rest.partition(" ")
-    match what:
+    """Run /set: change a parameter, the system message, or a display setting."""
+    name, _, text = rest.partition(" ")
+    match name:
         case "":
-            print(HELP_ON["set"])
+            print(TOPIC_HELP["set"])
         case "history" | "nohistory":
-            session.history.enabled = what == "history"
+            session.history.enabled = name == "history"
         case "wordwrap" | "nowordwrap":
-            session.wordwrap = what == "wordwrap"
-            print(f"Set '{what}' mode.")
+            session.wordwrap = name == "wordwrap"
+            print(f"Set '{name}' mode.")
         case "verbose" | "quiet":
-            session.verbose = what == "verbose"
-            print(f"Set '{what}' mode.")
+            session.verbose = name == "verbose"
+            print(f"Set '{name}' mode.")
         case "system":
             if not text:
-                return print(HELP_ON["set"])
-            session.set_system(text, several_lines="\n" in text)
+                return print(TOPIC_HELP["set"])
+            session.set_system(text, multiline="\n" in text)
             print("Set system message.")
         case "format" if text == "json":
-            session.want(format="json")
+            session.update_request(format="json")
             print("Set format to 'json' mode.")
         case "format":
             print("Invalid or missing format. For 'json' mode use '/set format json'")
         case "noformat":
-            session.want(format=None)
+            session.update_request(format=None)
             print("Disabled format.")
         case "think" | "nothink":
-            set_think(session, what, text)
+            set_think(session, name, text)
         case "parameter":
             set_parameter(session, *text.split())
         case _:
-            unknown(f"/set {rest}")
+            print_unknown(f"/set {rest}")
 
 
-def set_think(session: Session, what: str, level: str) -> None:
-    if "thinking" not in (session.models.show(session.model).get("capabilities") or []):
+def set_think(session: Session, name: str, level: str) -> None:
+    if "thinking" not in (session.backend.show(session.model).get("capabilities") or []):
         print(f'warning: model "{session.model}" does not support thinking output')
-    session.want(think=(level or True) if what == "think" else False)
-    print(f"Set '{what}' mode to '{level}'." if level else f"Set '{what}' mode.")
+    session.update_request(think=(level or True) if name == "think" else False)
+    print(f"Set '{name}' mode to '{level}'." if level else f"Set '{name}' mode.")
 
 
 def set_parameter(session: Session, name: str = "", *texts: str) -> None:
@@ -156,49 +156,49 @@ def set_parameter(session: Session, name: str = "", *texts: str) -> None:
         print(f"Available Parameters:\n{kinds}  /set parameter stop <string> <string> ...\n")
         return
     try:
-        session.want(options={**session.request.options, name: option_from_text(name, texts)})
+        session.update_request(options={**session.request.options, name: option_from_text(name, texts)})
     except BadOptions as error:
         print(f"Couldn't set parameter: {literal_of_value(str(error))}")
     else:
         print(f"Set parameter '{name}' to '{', '.join(texts)}'")
 
 
-def show_command(session: Session, what: str) -> None:
-    """/show: the model, or one part of it."""
-    if what not in ("", "info", *PARTS):
-        return unknown(f"/show {what}")
-    if not what:
-        return print(HELP_ON["show"])
+def show_command(session: Session, part: str) -> None:
+    """Run /show: print information about the model, or one part of it."""
+    if part not in ("", "info", *PARTS):
+        return print_unknown(f"/show {part}")
+    if not part:
+        return print(TOPIC_HELP["show"])
     try:
-        answer = session.models.show(session.model)
+        answer = session.backend.show(session.model)
     except (EngineError, ServerError) as error:
         return print(f"error: {error}")
-    if what == "info":
-        return print(information(answer), end="")
-    own = session.system if what == "system" else ""
-    if what == "parameters":
-        print(parameters_text(answer.get(what, ""), session))
+    if part == "info":
+        return print(information_text(answer), end="")
+    set_here = session.system if part == "system" else ""
+    if part == "parameters":
+        print(parameters_text(answer.get(part, ""), session))
     else:
-        print(own or answer.get(what) or MISSING[what])
+        print(set_here or answer.get(part) or MISSING[part])
         print()
 
 
-def parameters_text(models: str, session: Session) -> str:
-    """The model's parameters and the session's, one on a line."""
-    own = [
+def parameters_text(of_model: str, session: Session) -> str:
+    """Format the model's and the session's parameters, one per line."""
+    of_session = [
         f"{name:<30} {'[' + ' '.join(value) + ']' if isinstance(value, list) else text_of_value(value)}"
         for name, value in session.request.options.items()
     ]
-    parts = [("Model defined parameters:", models.splitlines()), ("User defined parameters:", own)]
+    parts = [("Model defined parameters:", of_model.splitlines()), ("User defined parameters:", of_session)]
     shown = [f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in parts if lines]
     return "\n".join(shown) or f"{MISSING['parameters']}\n"
 
 
 def load_command(session: Session, model: str) -> None:
-    """Begin anew with `model`."""
+    """Run /load: switch to `model`."""
     print(f"Loading model '{model}'")
     try:
-        session.change(model)
+        session.switch_model(model)
     except ModelNotFound:
         print(f"Couldn't find model '{model}'")
     except ServerError as error:
@@ -207,17 +207,20 @@ def load_command(session: Session, model: str) -> None:
         print(f"error: {error}")
 
 
-def save(session: Session, model: str) -> None:
-    """Make `model` of the session's: its settings and everything said, the system's words among it, as in Ollama."""
+def save_command(session: Session, model: str) -> None:
+    """Run /save: create `model` from the session's model, settings and history.
+
+    As in Ollama, the history includes the system messages.
+    """
     if is_file(session.model):
-        return print("error: what is saved is a model of the store, and this one is a file")
-    more: dict[str, Any] = {
+        return print("error: cannot save a session with a GGUF file; import it with `numllama create` first")
+    fields: dict[str, Any] = {
         "system": session.system,
         "parameters": session.request.options,
         "messages": session.messages,
     }
     try:
-        for _ in session.models.create(model, session.model, **{key: value for key, value in more.items() if value}):
+        for _ in session.backend.create(model, session.model, **{key: value for key, value in fields.items() if value}):
             pass
         print(f"Created new model '{model}'")
     except (EngineError, ServerError) as error:

@@ -1,4 +1,4 @@
-"""A sign of life while nothing else can be shown: a model loads, kernels compile, a prompt is read."""
+"""A spinner for the time before the first token: model load, kernel compilation, prefill."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from threading import Event, Thread
 from typing import TextIO
 
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-PATIENCE, PACE = 0.5, 0.1  # seconds before the first frame, and between frames
+DELAY_S = 0.5  # a faster answer shows no spinner
+FRAME_S = 0.1
 
 
 class Spinner:
-    """Turns on `out`, if that is a terminal, from soon after it is entered until it is stopped or left."""
+    """A context that shows a spinner on `out`, if that is a terminal, from DELAY_S after entry until `stop`."""
 
     def __init__(self, out: TextIO):
         self.out, self._stopped = out, Event()
-        self._thread = Thread(target=self._turn, name="spinner", daemon=True)
+        self._thread = Thread(target=self._spin, name="spinner", daemon=True)
 
     def __enter__(self) -> Spinner:
         if self.out.isatty():
@@ -25,20 +26,20 @@ class Spinner:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the line as it was found.  Fine to say twice."""
+        """Remove the spinner.  May be called more than once."""
         if not self._stopped.is_set():
             self._stopped.set()
             if self._thread.ident is not None:
                 self._thread.join()
 
-    def _turn(self) -> None:
-        if self._stopped.wait(PATIENCE):
+    def _spin(self) -> None:
+        if self._stopped.wait(DELAY_S):
             return
         n = 0
         while not self._stopped.is_set():
             self._write(f"\r{FRAMES[n % len(FRAMES)]} ")
             n += 1
-            self._stopped.wait(PACE)
+            self._stopped.wait(FRAME_S)
         self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:

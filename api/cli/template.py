@@ -1,4 +1,4 @@
-"""`numllama template`: what a template makes of a conversation, without a model having to run."""
+"""`numllama template`: a conversation rendered by a chat template, without running a model."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from ...engine.store import default_store
 from ...engine.store.make.modelfile import create_arguments, decode_text, parse_modelfile
 from ...engine.template import Message, Template, chat_messages, go, mark_images
 from ..wire.schema import ChatRequest
-from .find import is_gguf
-from .run import think_value
+from .backend import is_gguf
+from .run import parse_think
 
-JINJA, GO = {".jinja", ".jinja2", ".j2"}, {".go", ".gotmpl", ".tmpl"}
+JINJA_SUFFIXES, GO_SUFFIXES = {".jinja", ".jinja2", ".j2"}, {".go", ".gotmpl", ".tmpl"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """A template, and what its model makes of the messages that are said to it."""
+class TemplateSource:
+    """A template, and the function that prepares messages for it, such as adding the model's system message."""
 
     template: Template
-    hears: Callable[[Sequence[Message]], Sequence[Message]] = list
+    prepare: Callable[[Sequence[Message]], Sequence[Message]] = list
 
 
-def print_template(source: str, **about: str | None) -> None:
-    """Print it to the last byte; only on a terminal its last line is ended."""
-    text = template_text(source, **about)
+def print_template(source: str, **inputs: str | None) -> None:
+    """Print the rendered text exactly; on a terminal, end its last line."""
+    text = template_text(source, **inputs)
     print(text, end="\n" if sys.stdout.isatty() and not text.endswith("\n") else "")
 
 
@@ -49,89 +49,94 @@ def template_text(
     data: str | None = None,
     think: str | None = None,
 ) -> str:
-    """What the template of `source` writes for the conversation, or the plain data, in those files; "-" is stdin.
+    """Render the template of `source`.
 
-    Raises: RequestError, BadTemplate, and whatever is wrong with a model
+    messages, tools, data   paths of JSON files, or "-" for stdin
+    Raises: RequestError, BadTemplate, ModelError
     """
     if (messages is None) == (data is None):
-        raise RequestError("expected either --messages, a conversation, or --data, any JSON for a Go template")
+        raise RequestError("expected either --messages FILE or --data FILE")
     if data is not None and (tools is not None or think is not None):
-        raise RequestError("--tools and --think belong to --messages; --data is all that its template sees")
-    found = find(source)
+        raise RequestError("--tools and --think require --messages; they cannot be combined with --data")
+    found = find_template(source)
     try:
         if data is not None:
             if found.template.language != "go":
-                raise RequestError(f"{source}: --data is for Go templates, this one is {found.template.language}")
-            return go.execute_template(found.template.text, json_of(text_in(data), data))
-        said, offered = talk(messages or "", tools)
-        thinks = think_value(think) if think is not None else "thinking" in found.template.capabilities or None
-        return render_prompt(found.template, mark_images(found.hears(said)), RequestOptions(think=thinks), offered)
+                raise RequestError(f"{source}: --data requires a Go template, found {found.template.language}")
+            return go.execute_template(found.template.text, parse_json(read_text(data), data))
+        conversation, offered = read_conversation(messages or "", tools)
+        thinking = parse_think(think) if think is not None else "thinking" in found.template.capabilities or None
+        return render_prompt(
+            found.template, mark_images(found.prepare(conversation)), RequestOptions(think=thinking), offered
+        )
     except BadTemplate as error:
         raise BadTemplate(f"{source}: {error}") from None
 
 
-def find(source: str) -> Source:
-    """The template that `source` means: a GGUF's, a Modelfile's, a text's, or that of a model in the store.
+def find_template(source: str) -> TemplateSource:
+    """Find the template of `source`: a GGUF file, a Modelfile, a template file, or the name of an installed model.
 
-    A text is Jinja or Go by its extension; another is Jinja if it has a tag `{%`, which Go does not know.
+    The extension of a template file determines its language.  With any other extension, a file with the tag `{%`,
+    which Go does not have, is Jinja.
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        return of_model(source)
+        return template_of_model(source)
     if path.suffix.lower() == ".gguf" or is_gguf(path):
-        return Source(Template.from_gguf(GGUF.open(path)))
+        return TemplateSource(Template.from_gguf(GGUF.open(path)))
     text, suffix = decode_text(path.read_bytes()), path.suffix.lower()
-    if suffix == ".modelfile" or (path.stem.lower() == "modelfile" and suffix not in JINJA | GO):
-        return of_modelfile(source, text)
-    is_jinja = suffix in JINJA or (suffix not in GO and "{%" in text)
-    return Source(Template(text, "jinja" if is_jinja else "go"))
+    if suffix == ".modelfile" or (path.stem.lower() == "modelfile" and suffix not in JINJA_SUFFIXES | GO_SUFFIXES):
+        return template_of_modelfile(source, text)
+    is_jinja = suffix in JINJA_SUFFIXES or (suffix not in GO_SUFFIXES and "{%" in text)
+    return TemplateSource(Template(text, "jinja" if is_jinja else "go"))
 
 
-def of_model(name: str) -> Source:
-    """Raises: ModelNotFound, BadManifest, BadGGUF"""
+def template_of_model(name: str) -> TemplateSource:
+    """Return the template of an installed model.  Raises: ModelNotFound, BadManifest, BadGGUF"""
     try:
         model = default_store().resolve(name)
     except (ModelNotFound, BadName):
-        raise ModelNotFound(name, f"'{name}' is no file, and no model of the store") from None
+        raise ModelNotFound(name, f"'{name}' is neither a file nor an installed model") from None
     layer = model.template if Settings.from_env().go_template else None
-    return Source(Template.from_gguf(GGUF.open(model.weights), layer), partial(full_history, model))
+    return TemplateSource(Template.from_gguf(GGUF.open(model.weights), layer), partial(full_history, model))
 
 
-def of_modelfile(source: str, text: str) -> Source:
-    said = create_arguments(parse_modelfile(text))
-    if "template" not in said:
-        raise RequestError(f"{source}: there is no TEMPLATE in it; it has the one of the model in FROM")
-    own = {"system": said.get("system", ""), "history": said.get("messages", ())}
-    return Source(Template(said["template"], "go"), partial(chat_messages, **own))
+def template_of_modelfile(source: str, text: str) -> TemplateSource:
+    fields = create_arguments(parse_modelfile(text))
+    if "template" not in fields:
+        raise RequestError(f"{source}: no TEMPLATE instruction; render the model in FROM instead")
+    first = {"system": fields.get("system", ""), "history": fields.get("messages", ())}
+    return TemplateSource(Template(fields["template"], "go"), partial(chat_messages, **first))
 
 
-def talk(messages: str, tools: str | None) -> tuple[list[Message], list[dict[str, Any]]]:
-    """Messages and tools from their files, as a chat takes them.  Raises: RequestError"""
-    said = decoded_list(messages, "messages")
-    offered = decoded_list(tools, "tools") if tools is not None else []
-    return [asdict(message) for message in said], [asdict(tool) for tool in offered]
+def read_conversation(messages: str, tools: str | None) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Read messages and tools from their files, in the form of a chat request.  Raises: RequestError"""
+    conversation = read_list(messages, "messages")
+    offered = read_list(tools, "tools") if tools is not None else []
+    return [asdict(message) for message in conversation], [asdict(tool) for tool in offered]
 
 
-def decoded_list(path: str, what: str) -> list[Any]:
-    text = text_in(path)
-    value = json_of(text, path)
+def read_list(path: str, field: str) -> list[Any]:
+    """Read a JSON file and decode it as a field of a chat request.  Raises: RequestError"""
+    text = read_text(path)
+    value = parse_json(text, path)
     if not isinstance(value, list):
-        raise RequestError(f"{path}: expected a list of {what}, found {json.dumps(value)[:40]}")
+        raise RequestError(f"{path}: expected a list of {field}, found {json.dumps(value)[:40]}")
     try:
-        return getattr(decode_json(ChatRequest, f'{{"{what}": {text}}}'.encode()), what)
+        return getattr(decode_json(ChatRequest, f'{{"{field}": {text}}}'.encode()), field)
     except DecodeError as error:
         raise RequestError(f"{path}: {error}") from None
 
 
-def text_in(path: str) -> str:
+def read_text(path: str) -> str:
     return sys.stdin.read() if path == "-" else decode_text(Path(path).read_bytes())
 
 
-def json_of(text: str, path: str) -> Any:
-    """Raises: RequestError that says where in the file"""
+def parse_json(text: str, path: str) -> Any:
+    """Parse `text`, the content of `path`.  Raises: RequestError with the line and column"""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RequestError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+        raise RequestError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from None
     except RecursionError:
         raise RequestError(f"{path}: nested too deeply") from None

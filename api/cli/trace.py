@@ -1,4 +1,4 @@
-"""`numllama trace`: every named value of one forward pass, as a table, maybe beside another engine's."""
+"""`numllama trace`: every named activation of one forward pass, alone or compared with another engine's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from ...engine.model.batch import Batch
 from ...engine.model.decoder import logits
 from ...engine.model.load import load_model
 from ...engine.model.trace import Trace, label, read_arrays
-from .find import kernel_set, local_model
+from .backend import kernel_set, local_model
 
-TOLERANCE = 1e-3  # of a value's standard deviation: more than float32 sums of another order make
+MAX_DIFFERENCE_STD = 1e-3  # in standard deviations; float32 sums in another order differ by less
 
 
 def trace_model(
     model: str, prompt: str, *, kernels: str, only: list[str], save: Path | None, beside: Path | None
 ) -> None:
-    """Run `prompt` through `model` once and print what passes: layer, name, shape, mean, standard deviation, range.
+    """Run one forward pass and print each activation: layer, name, shape, mean, standard deviation, range.
 
-    beside   a safetensors file of another engine's values under the same names: how far they are from ours, then
+    beside   a safetensors file of another engine's activations under the same names: print the differences instead
+             of the range
     """
     chosen, files = kernel_set(kernels), local_model(model)
     theirs = None if beside is None else read_arrays(beside)
@@ -34,37 +35,35 @@ def trace_model(
     ids = loaded.tokenizer.encode(prompt, add_special=True, parse_special=True)
     if not 0 < len(ids) <= loaded.hparams.n_ctx_train:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens, expected 1 to {loaded.hparams.n_ctx_train}, the model's window"
+            f"the prompt has {len(ids)} tokens; expected 1 to {loaded.hparams.n_ctx_train}, the model's context length"
         )
     seen = Trace(*only, kernels=chosen)
     cache = loaded.new_cache(len(ids), type="f64" if kernels.endswith("64") else "f32")
     hidden = loaded.family.hidden(loaded, Batch.of(ids), cache, chosen, seen)
     last = logits(loaded, hidden, chosen, seen)[0] if loaded.family.causal else None
     if not seen.values:
-        raise RequestError(
-            f"nothing is called {' or '.join(only)} in a forward pass; without --only all names are shown"
-        )
+        raise RequestError(f"no activation matches {' or '.join(only)}; run without --only to list all names")
 
-    parting = None if theirs is None else _parting(seen, theirs)
+    difference = None if theirs is None else _first_difference(seen, theirs)
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
-    console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_text(loaded, id)!r}' for id in ids)}", markup=False)
+    console.print(f"{len(ids)} tokens: {'  '.join(f'{id}={_token_text(loaded, id)!r}' for id in ids)}", markup=False)
     console.print(_table(seen, theirs))
-    if parting:
-        console.print(parting, markup=False)
+    if difference:
+        console.print(difference, markup=False)
     if last is not None:
-        console.print(f"most likely next: {_likely(loaded, last)}", markup=False)
+        console.print(f"most likely next: {_most_likely(loaded, last)}", markup=False)
     if save is not None:
         seen.save(save, tokens=json.dumps(ids), kernels=kernels)
         console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
 
 
-def _likely(model, logits: np.ndarray) -> str:
+def _most_likely(model, logits: np.ndarray) -> str:
     best = np.argsort(-logits, kind="stable")[:5]
     p = np.exp(logits[best] - logits.max()) / np.sum(np.exp(logits - logits.max()))
-    return "  ".join(f"{_text(model, id)!r} {p:.1%}" for id, p in zip(best, p, strict=True))
+    return "  ".join(f"{_token_text(model, id)!r} {p:.1%}" for id, p in zip(best, p, strict=True))
 
 
-def _text(model, id) -> str:
+def _token_text(model, id) -> str:
     return model.tokenizer.piece(int(id)).decode("utf-8", "replace")
 
 
@@ -72,21 +71,26 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.max(np.abs(ours.ravel() - theirs.astype(np.float64).ravel()), initial=0.0))
 
 
-def _parting(seen: Trace, theirs: Mapping[str, np.ndarray]) -> str:
-    """Where the two engines part.  Raises: RequestError"""
+def _first_difference(seen: Trace, theirs: Mapping[str, np.ndarray]) -> str:
+    """Describe the first activation that differs by more than MAX_DIFFERENCE_STD.  Raises: RequestError"""
     ours = {label(*key): value for key, value in seen.values.items()}
     common = [name for name in ours if name in theirs and theirs[name].size == ours[name].size]
     if not common:
-        raise RequestError(f"no value there has a name and size of these; names are {', '.join(list(ours)[:3])}, ...")
-    told = f"{len(common)} of {len(theirs)} values there compared"
+        raise RequestError(
+            f"no activations in common with the file; expected names such as {', '.join(list(ours)[:3])}"
+        )
+    compared = f"compared {len(common)} of {len(theirs)} arrays of the file"
     for name in common:
-        if not (difference := _difference(ours[name], theirs[name])) <= TOLERANCE * float(ours[name].std()):
-            return f"{told}; first to differ by more than {TOLERANCE:g} of its std: {name}, by {difference:.3g}"
-    return f"{told}; none differs by more than {TOLERANCE:g} of its std"
+        if not (found := _difference(ours[name], theirs[name])) <= MAX_DIFFERENCE_STD * float(ours[name].std()):
+            return f"{compared}; first to differ by more than {MAX_DIFFERENCE_STD:g} std: {name}, by {found:.3g}"
+    return f"{compared}; none differs by more than {MAX_DIFFERENCE_STD:g} std"
 
 
 def _table(seen: Trace, theirs: Mapping[str, np.ndarray] | None = None) -> Table:
-    """A row for each value.  theirs: how far it is from another engine's, in place of its range"""
+    """Build a table with a row for each activation.
+
+    theirs   another engine's activations: the maximum difference takes the place of the range
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer", "name", "shape"):
         table.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""How the command is spoken to: Ollama's words for a wrong command line, and one line for whatever goes wrong."""
+"""The command line's errors: usage errors in Ollama's words, and one line for every other error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-UsageError = typer.BadParameter.__mro__[1]  # whatever library of exceptions this typer brings
+UsageError = typer.BadParameter.__mro__[1]  # click.UsageError, also where typer bundles click
 
 
 def usage_error(message: str) -> Exception:
     return UsageError(message)  # type: ignore[call-arg]
 
 
-class Verbs(TyperGroup):
-    """The group of all verbs, which says what it does not know as Ollama does."""
+class CommandGroup(TyperGroup):
+    """The group of all commands, with Ollama's aliases and its text for an unknown command."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, {"ls": "list", "start": "serve"}.get(cmd_name, cmd_name))
@@ -29,34 +29,36 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class Verb(TyperCommand):
-    """A command, whose usage has its arguments as they are written."""
+class Command(TyperCommand):
+    """A command whose usage line shows the metavars of its arguments."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["[OPTIONS]", *(p.metavar for p in self.params if p.param_type_name == "argument" and p.metavar)]
 
 
 def expect_exactly(n: int, args: Sequence[str] | None) -> Sequence[str]:
-    """`args`, which must be `n`.  Raises: UsageError"""
+    """Return `args` if there are exactly `n`.  Raises: UsageError"""
     if len(args or ()) != n:
         raise usage_error(f"accepts {n} arg(s), received {len(args or ())}")
     return args or ()
 
 
 def expect_at_most(n: int, args: Sequence[str] | None) -> Sequence[str]:
+    """Return `args` if there are at most `n`.  Raises: UsageError"""
     if len(args or ()) > n:
         raise usage_error(f"accepts at most {n} arg(s), received {len(args or ())}")
     return args or ()
 
 
 def expect_at_least(n: int, args: Sequence[str] | None) -> Sequence[str]:
+    """Return `args` if there are at least `n`.  Raises: UsageError"""
     if len(args or ()) < n:
         raise usage_error(f"requires at least {n} arg(s), only received {len(args or ())}")
     return args or ()
 
 
-def said(error: Any) -> str:
-    """A usage error in Ollama's words."""
+def usage_message(error: Any) -> str:
+    """Return Ollama's text for a usage error."""
     name = getattr(error, "option_name", "")
     match type(error).__name__:
         case "NoSuchOption":
@@ -71,8 +73,8 @@ def said(error: Any) -> str:
             return error.format_message()
 
 
-def error_in_one_line(error: BaseException) -> str:
-    """What an error is to whoever typed the command."""
+def error_line(error: BaseException) -> str:
+    """Return the line that the user sees for `error`."""
     from ...engine.errors import EngineError
 
     match error:
@@ -83,28 +85,30 @@ def error_in_one_line(error: BaseException) -> str:
             return f"{where}{error.strerror.lower()}"
         case MemoryError():
             return "out of memory"
-        case ValueError() if str(error).startswith("NUMLLAMA_SIMD is"):  # kernels have no errors of their own
+        case ValueError() if str(error).startswith(
+            "NUMLLAMA_SIMD "
+        ):  # kernels import nothing of the engine, so they raise plain errors
             return str(error)
-        case _ if type(error).__name__ in ("ServerError", "NoServer"):
+        case _ if type(error).__name__ in ("ServerError", "ServerNotRunning"):
             return str(error)
-    return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; OLLAMA_DEBUG=1 shows where"
+    return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; set OLLAMA_DEBUG=1 for a traceback"
 
 
-def with_value(args: Sequence[str]) -> list[str]:
-    """`args` with the values that may be left out, `--think=true` for a bare `--think`; not after `--`."""
+def fill_flag_values(args: Sequence[str]) -> list[str]:
+    """Add the optional values to flags before `--`: a bare `--think` becomes `--think=true`."""
     end = list(args).index("--") if "--" in args else len(args)
     return [f"{arg}=true" if arg in ("--think", "--truncate") else arg for arg in args[:end]] + list(args[end:])
 
 
 def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:
-    """Do what the command line says.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
+    """Run the command line.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             status = app(
-                with_value(sys.argv[1:] if args is None else args), prog_name="numllama", standalone_mode=False
+                fill_flag_values(sys.argv[1:] if args is None else args), prog_name="numllama", standalone_mode=False
             )
         finally:
             sys.stdout.flush()
@@ -112,13 +116,13 @@ def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed into it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
         return 1
     except UsageError as error:  # type: ignore[misc]
-        message = said(error)
+        message = usage_message(error)
     except Exception as error:
         if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
             raise
-        message = error_in_one_line(error)
+        message = error_line(error)
     print(f"Error: {message}", file=sys.stderr)
     return 1

@@ -1,17 +1,17 @@
-"""`numllama --version`: which program a server is, and which one this is."""
+"""`numllama --version`: the versions of the server and of this program."""
 
 from __future__ import annotations
 
 from contextlib import closing
 
 from ... import __version__
-from .find import server_if_any
+from .backend import connect_if_running
 
 
 def version_text() -> str:
-    """Ollama's lines: the server's version, and this program's where it is another one or there is no server."""
+    """Return Ollama's lines: the server's version, then this program's if it differs or no server is running."""
     own = __version__
-    client = server_if_any()
+    client = connect_if_running()
     if client is None:
         return f"Warning: could not connect to a running Ollama instance\nWarning: client version is {own}\n"
     with closing(client):

@@ -1,4 +1,4 @@
-"""`numllama warmup`: compile the kernels now, so that no first answer waits for it."""
+"""`numllama warmup`: compilation of all kernels ahead of the first request."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...kernels.warmup import warmups
 
 
 def compile_all() -> None:
-    """Every kernel of the NUMBA set compiled, or found compiled; says where machine code is kept."""
+    """Compile every kernel of the NUMBA set that is not in the cache, and print where the machine code is cached."""
     jobs, began = warmups(), perf_counter()
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
-        for name, compile_it in jobs:
+        for name, compile_kernel in jobs:
             progress.update(task, description=name)
-            compile_it()
+            compile_kernel()
             progress.advance(task)
     folder = cache_folder()
-    where = f"kept in {folder}" if folder else "kept nowhere, as no folder can be written; NUMBA_CACHE_DIR names one"
+    where = f"cached in {folder}" if folder else "not cached, as no cache folder is writable; set NUMBA_CACHE_DIR"
     print(f"{len(jobs)} kernels ready in {perf_counter() - began:.1f} s, {where}")

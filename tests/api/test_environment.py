@@ -1,4 +1,4 @@
-"""Every variable of Ollama's environment: what it changes, or that it changes nothing."""
+"""The effect of every environment variable of Ollama, or its absence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DOCUMENT = ROOT / "docs" / "environment.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A store with the model m, which has a Go template and a Jinja one."""
+    """Create a store with the model m, which has a Go template and a Jinja template."""
     folder = tmp_path_factory.mktemp("store")
     store = default_store(Settings(models=folder, builtin=False))
     file = tiny_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", chat_template=CHAT_TEMPLATE)
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def engine(folder):
-    """The engine of an environment."""
+    """Return a function that creates an engine with the given variables."""
     engines = []
 
     def make(**variables):
@@ -76,12 +76,12 @@ def kept_after_prune(engine):
 
 
 def bytes_a_position(engine):
-    """2 layers, keys and values, 2 heads of 16 numbers."""
+    """Return the cache bytes per position: 2 layers, keys and values, 2 heads of 16 numbers."""
     cache = loaded(engine).runner.cache
     return cache.nbytes // (cache.n_ctx * cache.n_slot)
 
 
-# variable: its text, what is looked at, what that is with it and without it
+# variable: value, observed property, its value with and without the variable
 CASES = {
     "OLLAMA_KEEP_ALIVE": ("90s", lambda e: loaded(e).keep_alive, 90 * SECOND, 300 * SECOND),
     "OLLAMA_LOAD_TIMEOUT": ("7s", lambda e: e.pool.load_timeout, 7 * SECOND, 300 * SECOND),
@@ -101,28 +101,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_variable_changes_what_it_should(engine, name):
+def test_a_variable_has_its_effect(engine, name):
     text, look, with_it, without_it = CASES[name]
     assert look(engine(**{name: text})) == with_it
     assert look(engine()) == without_it
 
 
-def test_a_cache_that_there_is_not_is_told_and_done_without(engine, caplog):
+def test_an_unsupported_cache_type_is_logged_and_ignored(engine, caplog):
     assert loaded(engine(OLLAMA_KV_CACHE_TYPE="q3")).runner.cache.n_ctx == 256
     assert "OLLAMA_KV_CACHE_TYPE=q3" in caplog.text
 
 
-def test_ollama_host_is_listened_on():
+def test_ollama_host_is_the_listen_address():
     with listen(Settings.from_env({"OLLAMA_HOST": "127.0.0.2:0"})) as listener:
         assert listener.getsockname()[0] == "127.0.0.2"
 
 
-def test_ollama_models_is_the_folder_of_models(folder):
+def test_ollama_models_is_the_store(folder):
     assert Settings.from_env({"OLLAMA_MODELS": str(folder)}).models == folder
     assert Settings.from_env({}).models == Path.home() / ".ollama" / "models"
 
 
-def test_ollama_origins_may_ask(folder):
+def test_ollama_origins_are_allowed(folder):
     server = Served(Settings.from_env({"OLLAMA_MODELS": str(folder), "OLLAMA_ORIGINS": "https://a.example"}))
     try:
         for origin, status in (("https://a.example", 200), ("https://b.example", 403), ("http://localhost", 200)):
@@ -131,16 +131,16 @@ def test_ollama_origins_may_ask(folder):
         server.close()
 
 
-def test_ollama_nohistory_keeps_no_lines(monkeypatch):
+def test_ollama_nohistory_disables_the_history(monkeypatch):
     session = SimpleNamespace(history=SimpleNamespace(enabled=None), load=lambda: 1 / 0)
     for text, enabled in (("1", False), ("", True)):
         monkeypatch.setenv("OLLAMA_NOHISTORY", text)
-        with pytest.raises(ZeroDivisionError):  # the conversation itself is not wanted
+        with pytest.raises(ZeroDivisionError):  # stops before the conversation
             repl.converse(session)
         assert session.history.enabled == enabled
 
 
-def test_ollama_editor_is_what_an_editor_is_looked_for_under_first(monkeypatch):
+def test_ollama_editor_takes_precedence_over_other_editors(monkeypatch):
     monkeypatch.setenv("OLLAMA_EDITOR", "ed")
     monkeypatch.setenv("VISUAL", "vi")
     with pytest.raises(ZeroDivisionError):
@@ -159,12 +159,12 @@ def root_logger():
 @pytest.mark.parametrize(
     ("text", "level"), [("", logging.INFO), ("1", logging.DEBUG), ("true", logging.DEBUG), ("2", TRACE)]
 )
-def test_ollama_debug_says_more(root_logger, text, level):
+def test_ollama_debug_sets_the_log_level(root_logger, text, level):
     start_logging(Settings.from_env({"OLLAMA_DEBUG": text}).debug)
     assert root_logger.level == level
 
 
-def test_prompts_are_in_the_log_at_the_level_of_ollama_debug_2(engine, caplog):
+def test_ollama_debug_2_logs_prompts(engine, caplog):
     with caplog.at_level(logging.DEBUG):
         engine().generate("m", "secret")
     assert "secret" not in "".join(LineFormatter().format(record) for record in caplog.records)
@@ -173,14 +173,14 @@ def test_prompts_are_in_the_log_at_the_level_of_ollama_debug_2(engine, caplog):
     assert "go: secret" in "".join(LineFormatter().format(record) for record in caplog.records)
 
 
-def test_ollama_debug_log_requests_keeps_what_was_asked_so_that_it_can_be_asked_again(folder, tmp_path, monkeypatch):
+def test_ollama_debug_log_requests_saves_requests_that_can_be_sent_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = Served(Settings.from_env({"OLLAMA_MODELS": str(folder), "OLLAMA_DEBUG_LOG_REQUESTS": "1"}))
     try:
         asked = {"model": "m", "prompt": "a", "stream": False, "options": {"num_predict": 2, "temperature": 0}}
         answer = server.ok("/api/generate", **asked)
         assert server.client.post("/v1/chat/completions", content=b"{").status_code == 400
-        server.post("/api/show", model="m")  # no inference
+        server.post("/api/show", model="m")  # not an inference request
         [kept] = tmp_path.glob("numllama-request-logs-*")
         first, _, second, _ = sorted(kept.iterdir())
         assert json.loads(first.read_bytes()) == asked and second.read_bytes() == b"{"
@@ -202,7 +202,7 @@ def test_ollama_debug_log_requests_keeps_what_was_asked_so_that_it_can_be_asked_
 
 @pytest.fixture
 def proxy(monkeypatch):
-    """The address of one that answers nothing, and the first lines that it was sent."""
+    """Start a proxy that never answers -> (its URL, the first line of each request)."""
     asked, listener = [], socket.create_server(("127.0.0.1", 0))
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -222,7 +222,7 @@ def proxy(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "line"), [("HTTPS_PROXY", "CONNECT r.invalid:443"), ("HTTP_PROXY", "GET http://r.inv")]
 )
-def test_registries_are_asked_through_a_proxy(engine, proxy, monkeypatch, name, line):
+def test_registries_are_reached_through_a_proxy(engine, proxy, monkeypatch, name, line):
     def pull():
         with pytest.raises(RegistryError):
             list(engine().pull("r.invalid/a/m", insecure=name == "HTTP_PROXY"))
@@ -237,15 +237,15 @@ def test_registries_are_asked_through_a_proxy(engine, proxy, monkeypatch, name, 
     assert not proxy.asked
 
 
-def test_a_server_says_what_has_no_effect(root_logger, capsys):
-    """Before it listens: here it finds its port taken."""
+def test_a_server_logs_variables_without_effect(root_logger, capsys):
+    """The log lines come before listening, which fails here as the port is taken."""
     assert Settings.from_env(dict.fromkeys(WITHOUT_EFFECT, "1")).without_effect == WITHOUT_EFFECT
     assert Settings.from_env({}).without_effect == ()
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
         host = f"127.0.0.1:{taken.getsockname()[1]}"
         serve_forever(Settings.from_env({"OLLAMA_HOST": host, "OLLAMA_AUTH": "1", "OLLAMA_VULKAN": ""}))
     said = capsys.readouterr().err
-    assert "OLLAMA_AUTH is set and has no effect" in said and "OLLAMA_VULKAN" not in said
+    assert "OLLAMA_AUTH is set but has no effect" in said and "OLLAMA_VULKAN" not in said
 
 
 OLLAMAS = """
@@ -267,9 +267,11 @@ def test_every_variable_is_documented(name):
     assert ("no effect" in rows[0]) == (name in WITHOUT_EFFECT)
 
 
-def test_no_variable_that_is_read_is_left_out():
+def test_every_variable_that_the_code_reads_is_tested():
     sources = "".join(
         path.read_text() for folder in ("kernels", "engine", "api") for path in (ROOT / folder).rglob("*.py")
     )
-    read = set(re.findall(r"\b(?:OLLAMA|NUMLLAMA)_[A-Z_]+\b", sources)) - {"OLLAMA_VERSION"}  # a constant
+    read = set(re.findall(r"\b(?:OLLAMA|NUMLLAMA)_[A-Z_]+\b", sources)) - {
+        "OLLAMA_VERSION"
+    }  # a constant, not a variable
     assert {name for name in read if f"| `{name}` |" not in DOCUMENT.read_text()} == set()

@@ -1,4 +1,4 @@
-"""The command in this process: what it prints and returns."""
+"""Fixtures that run the command in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from numllama.api.cli import main
-from numllama.api.cli.client import Client, NoServer
+from numllama.api.cli.client import Client, ServerNotRunning
 from numllama.engine.store import default_store
 from numllama.engine.store.make.create import create
 from tiny import CHAT_TEMPLATE, tiny_gguf
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def numllama(capsys, monkeypatch):
-    """`numllama ARGS < stdin`."""
+    """Return a function that runs `numllama ARGS < stdin`."""
 
     def call(*args, stdin=""):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
@@ -36,7 +36,7 @@ def numllama(capsys, monkeypatch):
 
 @pytest.fixture(scope="package")
 def store(models, tmp_path_factory):
-    """A folder of models: m (Jinja template) and bare (none), greedy and brief."""
+    """Create a store with the models m (Jinja template) and bare (no template); both give short greedy answers."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OLLAMA_MODELS", str(folder))
@@ -53,10 +53,10 @@ def store(models, tmp_path_factory):
 
 @pytest.fixture
 def alone(store, monkeypatch):
-    """No server; that folder of models."""
+    """Run without a server, on the store above."""
 
     def refuse(self):
-        raise NoServer("could not connect to ollama server, run 'numllama serve' to start it")
+        raise ServerNotRunning("could not connect to ollama server, run 'numllama serve' to start it")
 
     monkeypatch.setattr(Client, "check", refuse)
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
@@ -66,7 +66,7 @@ def alone(store, monkeypatch):
 
 @pytest.fixture
 def with_server(served, store, monkeypatch):
-    """A server, whose models are not this machine's: its m is greedy and brief, too."""
+    """Run with a server that has a store of its own, with a different model m."""
     monkeypatch.setenv("OLLAMA_HOST", served.url)
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
     monkeypatch.setenv("NUMLLAMA_BUILTIN", "0")
@@ -75,5 +75,5 @@ def with_server(served, store, monkeypatch):
 
 @pytest.fixture(scope="package")
 def file(tmp_path_factory):
-    """A GGUF that is in no store."""
+    """Return the path of a GGUF outside of any store."""
     return str(tiny_gguf(tmp_path_factory.mktemp("file") / "chat.gguf", seed=1, chat_template=CHAT_TEMPLATE))

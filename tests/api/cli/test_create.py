@@ -1,4 +1,4 @@
-"""`create`, `cp`, `rm`: models made, copied and deleted, with a server and without."""
+"""`create`, `cp` and `rm`, with a server and without."""
 
 import shutil
 
@@ -10,14 +10,14 @@ from tiny import tiny_gguf
 
 @pytest.fixture(params=["alone", "with_server"])
 def folder(request, tmp_path, monkeypatch):
-    """A working folder with a GGUF in it; who keeps the models is either."""
+    """Change to a folder with a GGUF; run once without a server and once with one."""
     request.getfixturevalue(request.param)
     monkeypatch.chdir(tmp_path)
     tiny_gguf(tmp_path / "s.gguf", seed=3, general__file_type=0)
     return tmp_path
 
 
-def test_a_model_is_made_copied_and_deleted(folder, numllama):
+def test_a_model_is_created_copied_and_deleted(folder, numllama):
     (folder / "Modelfile").write_text("FROM ./s.gguf\nPARAMETER stop X\nSYSTEM You are Z.\n")
     status, out, err = numllama("create", "Z:v1")
     assert (status, out) == (0, "")
@@ -31,20 +31,20 @@ def test_a_model_is_made_copied_and_deleted(folder, numllama):
     assert (status, err) == (1, "Error: model 'z:v1' not found\n")
 
 
-def test_a_file_that_is_copied_in_pieces_was_not_kept(folder, numllama, monkeypatch):
+def test_a_copy_in_several_pieces_is_not_reported_as_resumed(folder, numllama, monkeypatch):
     monkeypatch.setattr("numllama.engine.store.make.sources.CHUNK_BYTES", 1 << 10)
     lines = numllama("create", "pieces").err.splitlines()
     assert lines[1:3] == ["copying file s.gguf", "parsing GGUF"]
     assert numllama("rm", "pieces").status == 0
 
 
-def test_a_model_is_made_of_the_weights_in_a_folder_and_quantized(folder, numllama):
+def test_a_model_is_created_from_weights_in_the_folder_and_quantized(folder, numllama):
     assert numllama("create", "q", "-q", "q8_0").err.splitlines()[-1] == "success"
     assert "Q8_0" in numllama("show", "q").out
     assert numllama("rm", "q").status == 0
 
 
-def test_a_modelfile_elsewhere_has_its_paths_from_there(folder, numllama, monkeypatch):
+def test_paths_in_a_modelfile_are_relative_to_it(folder, numllama, monkeypatch):
     (folder / "sub").mkdir()
     shutil.move(folder / "s.gguf", folder / "sub")
     (folder / "sub" / "file").write_text("FROM s.gguf")
@@ -62,7 +62,7 @@ def test_a_modelfile_elsewhere_has_its_paths_from_there(folder, numllama, monkey
         (["-q", "Q9"], "FROM s.gguf", "unsupported quantization type Q9 - supported types are F32, F16, Q4_K_S"),
     ],
 )
-def test_what_is_wrong_is_one_line(folder, numllama, args, text, expected):
+def test_errors_are_one_line(folder, numllama, args, text, expected):
     (folder / "Modelfile").write_text(text)
     status, out, err = numllama("create", "x", *args)
     assert (status, out) == (1, "")
@@ -70,18 +70,18 @@ def test_what_is_wrong_is_one_line(folder, numllama, args, text, expected):
     assert "x:latest" not in numllama("list").out
 
 
-def test_a_name_that_is_none_is_refused(folder, numllama):
+def test_an_invalid_name_is_refused(folder, numllama):
     assert numllama("create", "a b").err == "Error: invalid model name: a b\n"
     assert numllama("cp", "m", "a b").status == 1
 
 
-def test_a_server_hears_who_is_wrong_about_a_copy(with_server, numllama):
+def test_errors_of_a_server_name_the_argument(with_server, numllama):
     assert numllama("cp", "nope", "x").err == 'Error: model "nope" not found\n'
     assert numllama("cp", "m", "a b").err == 'Error: destination "a b" is invalid\n'
     assert numllama("rm", "a b").err == "Warning: unable to stop model 'a b'\nError: name \"a b\" is invalid\n"
 
 
-def test_a_file_that_the_server_has_is_not_sent_again(with_server, numllama, tmp_path, monkeypatch):
+def test_a_blob_that_the_server_has_is_not_uploaded_again(with_server, numllama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_gguf(tmp_path / "s.gguf", seed=4)
     assert numllama("create", "one").status == 0
@@ -90,7 +90,7 @@ def test_a_file_that_the_server_has_is_not_sent_again(with_server, numllama, tmp
     assert numllama("rm", "one", "two").status == 0
 
 
-def test_without_a_server_models_are_in_this_machines_store(alone, numllama, tmp_path, monkeypatch):
+def test_without_a_server_models_are_created_in_the_local_store(alone, numllama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Modelfile").write_text("FROM m\nSYSTEM Other.")
     assert numllama("create", "other").status == 0

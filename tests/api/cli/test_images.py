@@ -1,4 +1,4 @@
-"""Images that are named by their paths: in a prompt, in a conversation, here and by a server."""
+"""Images given by path: in a prompt and in a conversation, with and without a server."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from numllama.api.cli.find import models_for
-from numllama.api.cli.images import with_images
+from numllama.api.cli.backend import backend_for
+from numllama.api.cli.images import extract_images
 from numllama.api.cli.repl import converse
 from numllama.api.cli.session import Session
 from numllama.engine.errors import RequestError
@@ -26,7 +26,7 @@ GREEDY = {"temperature": 0, "num_predict": 6}
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with images, which is the working directory."""
+    """Change to a folder with images."""
     monkeypatch.chdir(tmp_path)
     for name, data in (("one.png", ONE), ("two.PNG", TWO), ("a b.jpg", ONE), ("fake.webp", b"no image")):
         (tmp_path / name).write_bytes(data)
@@ -48,30 +48,30 @@ CASES = {
 
 
 @pytest.mark.parametrize(("text", "expected"), CASES.items(), ids=CASES)
-def test_paths_of_images_are_taken_out_of_the_text(here, text, expected):
-    assert with_images(text) == expected
+def test_paths_of_images_are_removed_from_the_text(here, text, expected):
+    assert extract_images(text) == expected
 
 
-def test_absolute_paths_and_those_from_home(here, monkeypatch):
+def test_absolute_home_and_parent_paths_are_found(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
-    assert with_images(f"{here}/one.png ~/two.PNG ../{here.name}/one.png") == ("", [ONE, TWO, ONE])
+    assert extract_images(f"{here}/one.png ~/two.PNG ../{here.name}/one.png") == ("", [ONE, TWO, ONE])
 
 
-def test_it_is_said_which_files_were_taken(here, capsys):
-    with_images("./one.png or ./two.PNG")
+def test_added_files_are_reported(here, capsys):
+    extract_images("./one.png or ./two.PNG")
     assert capsys.readouterr().err == "Added image './one.png'\nAdded image './two.PNG'\n"
 
 
-def test_a_file_that_is_no_image_is_refused(here):
+def test_a_file_that_is_not_an_image_is_refused(here):
     with pytest.raises(
         RequestError, match=r"Couldn't process file './fake.webp': image .*expected a JPEG, PNG or WebP"
     ):
-        with_images("what is ./fake.webp?")
+        extract_images("what is ./fake.webp?")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A store with seer, a tiny LLaVA, and blind, the same without its projector."""
+    """Create a store with `seer`, a tiny LLaVA, and `blind`, the same without its projector."""
     folder = tmp_path_factory.mktemp("seeing")
     model = tiny_gguf(folder / "model.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=2048)
     mmproj = tiny_mmproj(folder / "mmproj.gguf")
@@ -98,23 +98,23 @@ def expected(prompt, *images):
         engine.close()
 
 
-def test_run_shows_a_model_the_image(seeing, numllama):
+def test_run_sends_the_image_to_a_vision_model(seeing, numllama):
     assert numllama("run", "seer", "what is ./one.png?") == (0, expected("what is ?", ONE), "Added image './one.png'\n")
     assert expected("what is ?", ONE) != expected("what is ?", TWO)
 
 
-def test_to_a_model_that_does_not_see_a_path_is_text(seeing, numllama):
+def test_a_path_is_text_for_a_model_without_vision(seeing, numllama):
     assert numllama("run", "blind", "./one.png").err == ""
 
 
-def test_what_is_no_image_ends_the_command(seeing, numllama):
+def test_an_invalid_image_ends_the_command(seeing, numllama):
     status, out, err = numllama("run", "seer", "what is ./fake.webp?")
     assert (status, out) == (1, "") and err.startswith("Error: Couldn't process file './fake.webp'")
 
 
 def test_a_conversation_remembers_images_and_saves_them(seeing, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    session = Session(models_for("seer"), "seer")
+    session = Session(backend_for("seer"), "seer")
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         keys.send_text("what is ./one.png?\rand this: ./fake.webp\rreally?\r/save kept\r\x04")
         converse(session)
@@ -122,13 +122,13 @@ def test_a_conversation_remembers_images_and_saves_them(seeing, tmp_path, monkey
     assert "Added image './one.png'" in err and "error: Couldn't process file './fake.webp'" in err
     assert [message.get("images") for message in session.messages] == [[ONE], None, [], None]
     assert "Created new model 'kept'" in out
-    answer = session.models.chat("kept", [{"role": "user", "content": "why?"}])
+    answer = session.backend.chat("kept", [{"role": "user", "content": "why?"}])
     assert answer.n_images == 1 and list(answer)[-1].done_reason
-    session.models.delete("kept")
+    session.backend.delete("kept")
     session.close()
 
 
-def test_a_server_is_sent_the_images(served, here, folder, numllama, monkeypatch):
+def test_images_are_sent_to_a_server(served, here, folder, numllama, monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", served.url)
     digests = {
         name: served.engine.store.put_blob([(folder / name).read_bytes()])[0] for name in ("model.gguf", "mmproj.gguf")
@@ -140,11 +140,11 @@ def test_a_server_is_sent_the_images(served, here, folder, numllama, monkeypatch
         == served.ok("/api/generate", model="seer", prompt="what is ?", images=[b64(ONE)], stream=False)["response"]
         + "\n"
     )
-    session = Session(models_for("seer"), "seer", sees=True)
+    session = Session(backend_for("seer"), "seer", has_vision=True)
     session.ask("./two.PNG")
     session.ask("again")
     assert len(session.messages) == 4 and session.messages[0]["images"] == [TWO]
-    session.models.unload("seer")
+    session.backend.unload("seer")
     session.close()
     served.engine.delete("seer")
 
@@ -171,9 +171,11 @@ def test_a_models_file_takes_a_projector_and_adapters(alone, here, folder, numll
     )
     assert plain != adapted
     twice = numllama("run", model, "hello", *brief, "--adapter", adapter, "--adapter", adapter).out
-    assert twice == adapted  # the same one once
+    assert twice == adapted  # the same adapter is applied once
 
 
-def test_a_name_takes_none_on_the_command_line(alone, numllama):
+def test_adapters_are_refused_for_a_model_name(alone, numllama):
     outcome = numllama("run", "m", "hello", "--adapter", "x.gguf")
-    assert outcome.err == "Error: --adapter and --projector go with a model's file, and 'm' is a name: see create\n"
+    assert (
+        outcome.err == "Error: --adapter and --projector require a GGUF file, and 'm' is a model name; see `create`\n"
+    )

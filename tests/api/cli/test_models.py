@@ -1,4 +1,4 @@
-"""`list`, `ps`, `stop`, `show`, `trace`, `--version`: what there is to know of models."""
+"""`list`, `ps`, `stop`, `show`, `trace` and `--version`."""
 
 import re
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from numllama.engine.model.load import load_model
 from numllama.kernels import NUMPY
 
 
-def test_a_store_is_listed(alone, numllama):
+def test_list_shows_the_local_store(alone, numllama):
     heading, *rows = numllama("list").out.splitlines()
     assert re.fullmatch(r"NAME           ID              SIZE      MODIFIED", heading)
     assert {row.split()[0] for row in rows} == {"m:latest", "bare:latest"}
@@ -26,18 +26,18 @@ def test_a_store_is_listed(alone, numllama):
     assert [row.split()[0] for row in numllama("ls").out.splitlines()[1:]] == [row.split()[0] for row in rows]
 
 
-def test_a_prefix_chooses_in_whatever_case(alone, numllama):
+def test_list_filters_by_prefix_ignoring_case(alone, numllama):
     assert [row.split()[0] for row in numllama("list", "BA").out.splitlines()] == ["NAME", "bare:latest"]
     assert numllama("list", "zzz").out == "NAME    ID    SIZE    MODIFIED\n"
 
 
-def test_a_server_lists_its_own(with_server, numllama):
+def test_list_shows_the_models_of_a_server(with_server, numllama):
     assert {row.split()[0] for row in numllama("list").out.splitlines()[1:]} == {
         f"{name}:latest" for name in ("m", "bare", "go", "h", "e")
     }
 
 
-def test_ps_shows_what_is_loaded_until_it_is_stopped(with_server, numllama):
+def test_ps_shows_loaded_models_until_they_are_stopped(with_server, numllama):
     for name in ("m", "bare", "h"):
         assert numllama("stop", name) == (0, "", "")
     assert numllama("ps") == (0, "NAME    ID    SIZE    PROCESSOR    CONTEXT    UNTIL\n", "")
@@ -52,12 +52,12 @@ def test_ps_shows_what_is_loaded_until_it_is_stopped(with_server, numllama):
     assert len(numllama("ps").out.splitlines()) == 1
 
 
-def test_a_model_that_is_not_there_cannot_be_stopped(with_server, numllama):
+def test_stopping_an_unknown_model_is_an_error(with_server, numllama):
     assert numllama("stop", "nope") == (1, "", 'Error: couldn\'t find model "nope" to stop\n')
     assert numllama("stop", "a b") == (1, "", "Error: invalid model name\n")
 
 
-def test_a_server_of_the_same_version_is_told_in_one_line(with_server, numllama, monkeypatch):
+def test_a_server_of_the_same_version_is_one_line(with_server, numllama, monkeypatch):
     monkeypatch.setattr("numllama.api.cli.client.Client.version", lambda self: ("numllama", version("numllama")))
     assert numllama("--version").out == f"numllama version is {version('numllama')}\n"
     monkeypatch.setattr("numllama.api.cli.client.Client.version", lambda self: ("ollama", "0.33.0"))
@@ -106,7 +106,7 @@ def test_a_model_is_shown_in_sections(alone, numllama):
         ("--template", "{{ .Prompt }}\n"),
     ],
 )
-def test_a_part_is_shown_as_it_is(alone, numllama, flag, expected):
+def test_a_part_is_shown_unchanged(alone, numllama, flag, expected):
     assert numllama("show", "m", flag).out == expected == numllama("show", flag, "M:latest").out
     assert numllama("show", "bare", "--system").out == "\n"
 
@@ -123,24 +123,24 @@ def test_the_tokenizer_is_written_as_files(alone, numllama, models, tmp_path):
         assert status == 0 and out.splitlines() == [str(path) for path in paths] and all(map(Path.exists, paths))
 
 
-def test_a_server_shows_what_it_has(with_server, numllama):
+def test_show_asks_the_server(with_server, numllama):
     assert numllama("show", "h", "--system").out == "S\n"
     assert numllama("show", "nope") == (1, "", "Error: model 'nope:latest' not found\n")
 
 
-def test_a_file_is_shown_with_its_values_and_tensors(alone, numllama, file):
+def test_a_file_is_shown_with_metadata_and_tensors(alone, numllama, file):
     out = numllama("show", file).out
     gguf = GGUF.open(file)
     missing = [name for name in gguf.tensors if f"\n    {name} " not in out]
     assert not missing and "token_embd.weight           F32    [64 " in out
     missing = [key for key in gguf.kv if f"\n    {key} " not in out]
-    assert missing == ["tokenizer.chat_template"]  # which --template shows
+    assert missing == ["tokenizer.chat_template"]  # shown by --template
     assert numllama("show", file, "--template").out == gguf.kv["tokenizer.chat_template"] + "\n"
     assert "\n    tokenizer.ggml.scores                     [0 0 0 ...+" in out
 
 
-def test_a_file_that_nothing_here_can_run_is_shown(alone, numllama, tmp_path):
-    """Made by another writer, with an architecture and types of values that no model here has."""
+def test_a_file_of_an_unsupported_architecture_is_shown(alone, numllama, tmp_path):
+    """A file of another writer, with an unknown architecture and value types that no model uses."""
     writer = GGUFWriter(tmp_path / "alien.gguf", "alien")
     writer.add_array("alien.names", ["x", "y"])
     writer.add_string("alien.note", "two\nlines")
@@ -158,7 +158,7 @@ def test_a_file_that_nothing_here_can_run_is_shown(alone, numllama, tmp_path):
         assert line in out, out
 
 
-def test_a_trace_names_every_value(alone, numllama, file, tmp_path):
+def test_a_trace_shows_every_activation(alone, numllama, file, tmp_path):
     status, out, err = numllama("trace", file, "hello", "--save", str(tmp_path / "out.safetensors"))
     assert (status, err) == (0, "")
     saved = load_file(tmp_path / "out.safetensors")
@@ -169,7 +169,7 @@ def test_a_trace_names_every_value(alone, numllama, file, tmp_path):
     assert f"saved {len(saved)} arrays to " in " ".join(out.split())
 
 
-def test_a_trace_can_be_of_some_names(alone, numllama, file, tmp_path):
+def test_a_trace_can_be_limited_to_some_names(alone, numllama, file, tmp_path):
     numllama(
         "trace",
         file,
@@ -189,29 +189,29 @@ def test_a_trace_can_be_of_some_names(alone, numllama, file, tmp_path):
     }
 
 
-def test_a_trace_says_where_another_engine_s_values_part(alone, numllama, file, tmp_path):
+def test_a_trace_names_the_first_difference_to_another_engine(alone, numllama, file, tmp_path):
     theirs = tmp_path / "theirs.safetensors"
     numllama("trace", file, "hello", "--save", str(theirs))
     arrays = load_file(theirs)
     out = numllama("trace", file, "hello", "--kernels", "numpy-float64", "--beside", str(theirs)).out
-    assert f"{len(arrays)} of {len(arrays)} values there compared; none differs by more than 0.001 of its std" in out
+    assert f"compared {len(arrays)} of {len(arrays)} arrays of the file; none differs by more than 0.001 std" in out
     arrays["ffn_up-1"] = arrays["ffn_up-1"].T + 0.5
     arrays["l_out-1"] = np.full(arrays["l_out-1"].size, np.nan, np.float32)
     save_file({**arrays, "kq-0": np.zeros(7), "theirs_alone": np.zeros(7)}, theirs)
     out = numllama("trace", file, "hello", "--beside", str(theirs)).out
     n = len(arrays) - 1
-    assert f"{n} of {n + 2} values there compared; first to differ by more than 0.001 of its std: ffn_up-1, by" in out
+    assert f"compared {n} of {n + 2} arrays of the file; first to differ by more than 0.001 std: ffn_up-1, by" in out
     assert re.search(r"0 +kq +\S+ x \d+ x \d+ +\S+ +\S+ +7 *\n", out) and re.search(r"l_out .* nan *\n", out)
 
 
-def test_a_trace_of_an_encoder_ends_with_what_is_hidden(alone, numllama, tmp_path):
+def test_a_trace_of_an_encoder_ends_with_the_hidden_states(alone, numllama, tmp_path):
     file = tiny_encoder(tmp_path / "bert.gguf")
     status, out, err = numllama("trace", str(file), "hello", "--save", str(tmp_path / "x"))
     assert (status, err) == (0, "") and "most likely" not in out
     assert list(load_file(tmp_path / "x"))[-1] == "result_embd"
 
 
-def test_a_trace_sees_a_model_with_its_adapters(alone, numllama, file, tmp_path):
+def test_a_trace_applies_the_models_adapters(alone, numllama, file, tmp_path):
     adapter = tiny_lora(tmp_path / "lora.gguf", file)
     (tmp_path / "Modelfile").write_text(f"FROM {file}\nADAPTER {adapter}\n")
     numllama("create", "adapted", "-f", str(tmp_path / "Modelfile"))
@@ -228,17 +228,17 @@ def test_a_trace_sees_a_model_with_its_adapters(alone, numllama, file, tmp_path)
     np.testing.assert_array_equal(adapted, expected)
 
 
-def test_a_trace_that_cannot_be_says_so(alone, numllama, file, tmp_path):
+def test_errors_of_trace_are_one_line(alone, numllama, file, tmp_path):
     save_file({"blk": np.zeros(2)}, alien := tmp_path / "alien")
     for args, message in [
-        (["m", "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32"),
+        (["m", "hi", "--kernels", "nope"], "unknown kernel set 'nope'; choose from numpy-float32, "),
         (["nope", "hi"], "model 'nope' not found"),
-        ([file, "hi", "--only", "nope"], "nothing is called nope in a forward pass"),
+        ([file, "hi", "--only", "nope"], "no activation matches nope; run without --only"),
         ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
         ([file, "hi", "--beside", file], "chat.gguf cannot be read as safetensors"),
-        ([file, "hi", "--beside", str(alien)], "no value there has a name and size of these; names are embd"),
-        ([file, "the " * 300], "expected 1 to 256, the model's window"),
+        ([file, "hi", "--beside", str(alien)], "no activations in common with the file; expected names such as embd"),
+        ([file, "the " * 300], "expected 1 to 256, the model's context length"),
         ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected a model"),
     ]:
         status, _, err = numllama("trace", *args)

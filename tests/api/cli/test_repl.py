@@ -1,4 +1,4 @@
-"""A conversation: what is typed, what is shown, what is remembered."""
+"""The interactive conversation: input, output, history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from numllama.api.cli.find import models_for
-from numllama.api.cli.history import LIMIT, LineHistory
+from numllama.api.cli.backend import backend_for
+from numllama.api.cli.history import MAX_LINES, LineHistory
 from numllama.api.cli.repl import converse
 from numllama.api.cli.session import Session
 from numllama.engine.errors import StoreError
@@ -25,16 +25,16 @@ CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 @pytest.fixture
 def session(alone, tmp_path, monkeypatch):
-    """With the greedy and brief model m."""
+    """Return a session with the model m."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    session = Session(models_for("m"), "m")
+    session = Session(backend_for("m"), "m")
     yield session
     session.close()
 
 
 @pytest.fixture
 def talk(session, capsys):
-    """What is shown when `typed` is typed, each with Enter, and then Ctrl-D."""
+    """Return a function that types lines, each with Enter, then Ctrl-D, and returns the output."""
 
     def talk(*typed):
         with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
@@ -46,30 +46,30 @@ def talk(session, capsys):
 
 
 def answer(session, *messages):
-    """What the model says to `messages`, role by role in turn."""
+    """Return the model's answer to `messages`, alternately of the user and the assistant."""
     roles = ("user", "assistant") * len(messages)
     asked = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
-    return "".join(piece.text for piece in session.models.chat("m", asked, RequestOptions()))
+    return "".join(piece.text for piece in session.backend.chat("m", asked, RequestOptions()))
 
 
-def test_a_conversation_is_remembered(session, talk):
+def test_each_message_is_sent_with_the_history(session, talk):
     first = answer(session, "hello")
     second = answer(session, "hello", first, "once")
     assert talk("hello", "once") == f"{first}\n\n{second}\n\n"
     assert [message["content"] for message in session.messages] == ["hello", first, "once", second]
 
 
-def test_cleared_it_begins_anew(session, talk):
+def test_clear_starts_over(session, talk):
     first = answer(session, "hello")
     assert talk("hello", "/clear", "hello") == f"{first}\n\nCleared session context\n{first}\n\n"
 
 
-def test_triple_quotes_hold_several_lines(session, talk):
+def test_triple_quotes_enclose_multi_line_messages(session, talk):
     talk('"""one', "/bye", 'two"""', '"""/bye"""')
     assert [message["content"] for message in session.messages[::2]] == ["one\n/bye\ntwo", "/bye"]
 
 
-def test_a_system_message_takes_the_place_of_the_models(session, talk):
+def test_a_system_message_replaces_the_models(session, talk):
     assert talk("/set system You are X.", "/show system") == "Set system message.\nYou are X.\n\n"
     assert session.messages == [{"role": "system", "content": "You are X."}]
     talk('/set system """Long', 'text."""')
@@ -86,7 +86,7 @@ def test_parameters_are_set_and_shown(session, talk):
     assert session.request.options == {"num_predict": 2, "stop": ["a", "b"]}
 
 
-def test_what_is_wrong_is_told_and_the_conversation_goes_on(session, talk):
+def test_errors_are_printed_and_the_conversation_continues(session, talk):
     shown = talk(
         "/set parameter bogus 1",
         "/set parameter top_p x",
@@ -120,33 +120,33 @@ def test_a_command_that_fails_does_not_end_the_conversation(session, talk, monke
     assert talk("/list", "/clear") == "Cleared session context\n"
 
 
-def test_a_refused_message_is_not_remembered(session, talk, capsys):
+def test_a_refused_message_is_not_added_to_the_history(session, talk, capsys):
     assert talk("/set parameter mirostat 9", "hello") == "Set parameter 'mirostat' to '9'\n"
     assert not session.messages
 
 
-def test_a_conversation_is_saved_and_gone_on_with(session, talk):
+def test_a_saved_conversation_can_be_loaded(session, talk):
     first = answer(session, "hello")
     shown = talk("hello", "/save kept", "/load kept", "/list kept")
     assert f"Created new model 'kept'\nLoading model 'kept'\n>>> hello\n{first}\n\nNAME" in shown
     assert session.model == "kept" and not session.messages
-    session.models.delete("kept")
+    session.backend.delete("kept")
 
 
-def test_the_models_parts_are_shown(talk, numllama):
+def test_parts_of_the_model_are_shown(talk, numllama):
     for part in ("license", "modelfile", "template", "system"):
         assert talk(f"/show {part}") == numllama("show", "m", f"--{part}").out + "\n"
     assert talk("/show info") == numllama("show", "m").out
 
 
-def test_a_system_message_is_saved_as_such(session, talk, numllama):
+def test_a_system_message_is_saved_as_system_and_message(session, talk, numllama):
     talk("/set system You are X.", "/save kept")
     modelfile = numllama("show", "kept", "--modelfile").out
     assert "SYSTEM You are X.\n" in modelfile and modelfile.count("MESSAGE system You are X.\n") == 1
-    session.models.delete("kept")
+    session.backend.delete("kept")
 
 
-def test_how_answers_are_wanted_can_change(session, talk):
+def test_format_and_think_can_be_set(session, talk):
     shown = talk("/set format json", "/set think high", "/set format xml")
     assert (session.request.format, session.request.think) == ("json", "high")
     assert shown.splitlines() == [
@@ -165,13 +165,13 @@ def test_help_names_every_command(talk):
         assert word in shown
 
 
-def test_ctrl_c_says_how_to_leave_only_on_an_empty_line(session, talk):
+def test_ctrl_c_prints_how_to_exit_only_on_an_empty_line(session, talk):
     assert talk(CTRL_C) == "Use Ctrl + d or /bye to exit.\n"
     assert talk(f"abc{CTRL_C}/show system") == "S.\n\n"
     assert not session.messages
 
 
-def test_lines_are_kept_for_the_next_time(session, talk, tmp_path):
+def test_input_lines_are_saved_to_the_history_file(session, talk, tmp_path):
     path = tmp_path / ".ollama" / "history"
     helped = talk("/? set")
     assert talk("/? set", "/set nohistory", "/? show").startswith(helped)
@@ -180,11 +180,11 @@ def test_lines_are_kept_for_the_next_time(session, talk, tmp_path):
     assert talk(f"{UP}{UP}") == helped
 
 
-def test_a_history_is_of_the_newest_lines(tmp_path):
+def test_the_history_keeps_the_newest_lines(tmp_path):
     history = LineHistory(tmp_path / "history")
-    for n in range(LIMIT + 5):
+    for n in range(MAX_LINES + 5):
         history.remember(f"{n}")
-    assert list(history.load_history_strings())[:: LIMIT - 1] == [f"{LIMIT + 4}", "5"]
+    assert list(history.load_history_strings())[:: MAX_LINES - 1] == [f"{MAX_LINES + 4}", "5"]
     history = LineHistory(tmp_path / "history" / "cannot")
     history.remember("x")
     assert not history.enabled
@@ -192,7 +192,7 @@ def test_a_history_is_of_the_newest_lines(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_on_a_terminal(alone, file, tmp_path):
-    """The whole command: an answer stopped by Ctrl-C, a line taken back, an end by Ctrl-D."""
+    """Run the whole command: stop an answer with Ctrl-C, delete a line, exit with Ctrl-D."""
     import fcntl
     import pty
     import termios
@@ -217,7 +217,7 @@ def test_on_a_terminal(alone, file, tmp_path):
         while not re.search(pattern, shown):
             assert select.select([terminal], [], [], 60)[0], shown
             data = os.read(terminal, 4096)
-            if b"\x1b[6n" in data:  # where is the cursor?
+            if b"\x1b[6n" in data:  # a request for the cursor position
                 os.write(terminal, b"\x1b[1;1R")
             shown += data.decode("utf-8", "replace")
         return shown

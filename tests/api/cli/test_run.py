@@ -1,4 +1,4 @@
-"""`numllama run` with a prompt: one answer, here or from a server, or one line about what is wrong."""
+"""`numllama run` with a prompt: an answer from this process or a server, or an error in one line."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numllama.api.cli.wrap import Wrapped
+from numllama.api.cli.wrap import WrappedOutput
 from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
@@ -26,42 +26,42 @@ def greedy(path, prompt, n=8):
 
 
 def rendered(text):
-    """As tiny.CHAT_TEMPLATE renders a question."""
+    """Return the prompt that tiny.CHAT_TEMPLATE renders for `text`."""
     return f"<|user|>{text}\n<|assistant|>"
 
 
-def test_a_file_answers_by_its_template(alone, numllama, file):
+def test_a_file_is_prompted_by_its_own_template(alone, numllama, file):
     expected = greedy(file, rendered("once upon"))
     assert numllama("run", file, "once", "upon", *BRIEF) == (0, f"{expected}\n", "")
 
 
-def test_raw_goes_round_the_template(alone, numllama, file):
+def test_raw_skips_the_template(alone, numllama, file):
     assert numllama("run", file, "once upon", "--raw", *BRIEF).out == greedy(file, "once upon") + "\n"
 
 
-def test_what_is_piped_in_comes_first(alone, numllama, file):
+def test_piped_input_comes_before_the_prompt(alone, numllama, file):
     expected = greedy(file, "there was a dog the")
     assert numllama("run", file, "the", "--raw", *BRIEF, stdin="there was a dog").out == f"{expected}\n"
     assert numllama("run", file, "--raw", *BRIEF, stdin="there was a dog the").out == f"{expected}\n"
 
 
-def test_a_model_of_the_store_has_its_parameters_and_system_text(alone, numllama, file):
+def test_an_installed_model_uses_its_parameters_and_system_message(alone, numllama, file):
     expected = greedy(file, f"<|system|>S.\n{rendered('hello')}")
     assert numllama("run", "m", "hello") == (0, f"{expected}\n", "")
 
 
-def test_without_a_prompt_the_model_is_loaded_and_says_nothing(alone, numllama):
+def test_without_a_prompt_the_model_is_only_loaded(alone, numllama):
     assert numllama("run", "m") == (0, "", "")
 
 
 @pytest.mark.parametrize("kernels", ["numpy-float32", "numpy-float64", "exact"])
-def test_sets_of_kernels_agree_on_the_likeliest_words(with_server, numllama, file, kernels):
-    """Even with a server, a wish for kernels is met in this process: where the server's h would say something else."""
+def test_kernel_sets_agree_on_greedy_text(with_server, numllama, file, kernels):
+    """--kernels runs in this process even if a server is running, whose model `h` would answer differently."""
     expected = greedy(file, f"<|system|>S.\n{rendered('hello')}")
     assert numllama("run", "m", "hello", "--kernels", kernels).out == f"{expected}\n"
 
 
-def test_figures_go_to_stderr(alone, numllama):
+def test_timings_go_to_stderr(alone, numllama):
     status, out, err = numllama("run", "m", "hello", "--verbose")
     assert status == 0 and out.count("\n") == 1
     names = [
@@ -76,12 +76,12 @@ def test_figures_go_to_stderr(alone, numllama):
     assert re.fullmatch(r"[\d.]+(m|µ)?s", figures["total duration"])
 
 
-def test_a_server_answers_the_same(with_server, numllama, file):
+def test_a_server_gives_the_same_answer(with_server, numllama, file):
     assert numllama("run", "m", "hello") == (0, greedy(file, rendered("hello")) + "\n", "")
     assert "eval count:           8 token(s)" in numllama("run", "m", "hello", "--verbose").err
 
 
-def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
+def test_errors_are_one_line(alone, numllama, file, models, tmp_path):
     (tmp_path / "text.gguf").write_text("hello")
     (tmp_path / "folder.gguf").mkdir()
     (tmp_path / "cut.gguf").write_bytes((models / "bare.gguf").read_bytes()[:5000])
@@ -101,9 +101,9 @@ def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
             'invalid value for --think: "maybe" (must be true, false, high, medium, low, or max)',
         ),
         ([file, "hi", "--think"], "does not support thinking"),
-        ([file, "hi", "--format", "xml"], "--format is neither 'json' nor a JSON schema: Expecting value"),
+        ([file, "hi", "--format", "xml"], "invalid --format; expected json or a JSON schema: Expecting value"),
         ([file, "hi", "--keepalive", "5x"], 'time: unknown unit "x" in duration "5x"'),
-        ([file, "hi", "--kernels", "nope"], "'nope' is no set of kernels; there are numpy-float32, "),
+        ([file, "hi", "--kernels", "nope"], "unknown kernel set 'nope'; choose from numpy-float32, "),
         ([file, "the " * 300], "the input length exceeds the context length: "),
         ([file, "--raw", ""], None),
     ]:
@@ -113,7 +113,7 @@ def test_one_line_says_what_is_wrong(alone, numllama, file, models, tmp_path):
         assert err.count("\n") == (message is not None)
 
 
-def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch):
+def test_an_unreadable_file_is_named(alone, numllama, file, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -129,12 +129,12 @@ def test_a_file_that_may_not_be_read_is_named(alone, numllama, file, monkeypatch
         (["m", "the " * 300], "400 Bad Request: the input length exceeds the context length"),
     ],
 )
-def test_what_a_server_refuses_is_told_with_its_status(with_server, numllama, args, message):
+def test_errors_of_a_server_include_the_status(with_server, numllama, args, message):
     assert numllama("run", *args) == (1, "", f"Error: {message}\n")
 
 
 @pytest.mark.parametrize("where", ["alone", "with_server"])
-def test_an_answer_can_be_wanted_in_json(request, numllama, where):
+def test_format_constrains_the_answer(request, numllama, where):
     request.getfixturevalue(where)
     schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": false}'
     out = numllama("run", "m", "hello", "--format", schema, "-o", "num_predict=200").out
@@ -142,7 +142,7 @@ def test_an_answer_can_be_wanted_in_json(request, numllama, where):
 
 
 @pytest.mark.parametrize("where", ["alone", "with_server"])
-def test_what_fails_on_the_way_is_told_after_what_came(request, numllama, file, monkeypatch, where):
+def test_an_error_during_the_answer_follows_the_text_so_far(request, numllama, file, monkeypatch, where):
     request.getfixturevalue(where)
     sample, drawn = Sampler.sample, []
 
@@ -160,19 +160,19 @@ def test_what_fails_on_the_way_is_told_after_what_came(request, numllama, file, 
     assert out.endswith("\n") and len(out) > 1 and expected.startswith(out[:-1])
 
 
-def test_ctrl_c_ends_the_answer_and_its_line(alone, numllama, file, monkeypatch):
-    put = Wrapped.put
+def test_ctrl_c_ends_the_answer_and_the_line(alone, numllama, file, monkeypatch):
+    put = WrappedOutput.put
 
     def interrupted(self, text):
         put(self, text)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Wrapped, "put", interrupted)
+    monkeypatch.setattr(WrappedOutput, "put", interrupted)
     status, out, err = numllama("run", file, "hello", *BRIEF)
     assert (status, err) == (130, "") and out.endswith("\n") and len(out) > 1
 
 
-def test_a_model_that_embeds_prints_a_vector(alone, numllama, models):
+def test_an_embedding_model_prints_a_vector(alone, numllama, models):
     file = str(models / "embed.gguf")
     (piece,) = Engine(file=FileModel.of(Path(file))).embed(file, ["the dog"])
     (expected,) = piece.embeddings
@@ -184,7 +184,7 @@ def test_a_model_that_embeds_prints_a_vector(alone, numllama, models):
     np.testing.assert_allclose(few, expected[:3] / np.linalg.norm(expected[:3]), rtol=1e-6)
 
 
-def test_a_server_s_vector_is_the_same(with_server, numllama, models):
+def test_a_server_gives_the_same_vector(with_server, numllama, models):
     assert numllama("run", "e", "the dog") == numllama("run", str(models / "embed.gguf"), "the dog")
 
 
@@ -196,7 +196,7 @@ def test_a_server_s_vector_is_the_same(with_server, numllama, models):
         (["the", "--truncate=maybe"], 'invalid argument "maybe" for "--truncate" flag: strconv.ParseBool: parsing'),
     ],
 )
-def test_a_text_that_cannot_be_embedded(alone, numllama, models, args, message):
+def test_errors_of_embedding_are_one_line(alone, numllama, models, args, message):
     file = str(models / "embed.gguf")
     status, out, err = numllama("run", file, *args)
     assert (status, out) == (1, "") and err.startswith(f"Error: {message.format(file)}"), err

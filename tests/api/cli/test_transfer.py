@@ -1,4 +1,4 @@
-"""`pull` and `push`, with a server and without, and what they say on the way."""
+"""`pull` and `push`, with a server and without, and their progress."""
 
 from __future__ import annotations
 
@@ -28,27 +28,30 @@ def test_a_server_pushes_and_pulls(with_server, registry, numllama):
     assert [err.splitlines()[0], *err.splitlines()[-2:]] == ["retrieving manifest", "pushing manifest", "success"]
     assert numllama("rm", name).status == 0
     status, out, err = numllama("pull", name, "--insecure")
-    told = err.splitlines()
+    shown = err.splitlines()
     assert (status, out) == (0, "")
-    assert [told[0], *told[-3:]] == ["pulling manifest", "verifying sha256 digest", "writing manifest", "success"]
-    assert told[1:-3] and all(re.fullmatch("pulling [0-9a-f]{12}", line) for line in told[1:-3])
+    assert [shown[0], *shown[-3:]] == [
+        "pulling manifest",
+        "verifying sha256 digest",
+        "writing manifest",
+        "success",
+    ]
+    assert shown[1:-3] and all(re.fullmatch("pulling [0-9a-f]{12}", line) for line in shown[1:-3])
     assert numllama("rm", name).status == 0
 
 
-def test_what_goes_wrong_is_one_line(with_server, registry, numllama):
+def test_errors_are_one_line(with_server, registry, numllama):
     assert numllama("pull", "a b") == (1, "", "Error: 400 Bad Request: invalid model name\n")
     name = f"{registry.host}/lab/none"
-    told = "pulling manifest\nError: pull model manifest: file does not exist\n"
-    assert numllama("pull", "--insecure", name) == (1, "", told)
+    shown = "pulling manifest\nError: pull model manifest: file does not exist\n"
+    assert numllama("pull", "--insecure", name) == (1, "", shown)
     status, _, err = numllama("push", "--insecure", name)
     assert status == 1 and err.splitlines()[:2] == ["retrieving manifest", "couldn't retrieve manifest"]
     assert re.match("Error: open .*: no such file or directory$", err.splitlines()[2])
     assert numllama("push").err == "Error: accepts 1 arg(s), received 0\n"
 
 
-def test_without_a_server_this_process_pulls_and_goes_on_from_what_was_kept(
-    alone, registry, numllama, monkeypatch, tmp_path
-):
+def test_without_a_server_this_process_pulls_and_resumes(alone, registry, numllama, monkeypatch, tmp_path):
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
     name = f"{registry.host}/lab/m"
     registry.publish("lab/m:latest", ("application/vnd.ollama.image.model", bytes(5_000_000)))
@@ -58,13 +61,13 @@ def test_without_a_server_this_process_pulls_and_goes_on_from_what_was_kept(
 
     registry.spoil = spoil
     status, _, err = numllama("pull", "--insecure", name)
-    assert status == 1 and "kept 2000000 of 5000000 bytes, pull again to resume" in err
+    assert status == 1 and "kept 2000000 of 5000000 bytes" in err
     registry.spoil = lambda request, answer: answer
     status, _, err = numllama("pull", "--insecure", name)
-    assert status == 0 and re.search(r"^pulling [0-9a-f]{12}: 2 MB of 5 MB were kept$", err, re.M)
+    assert status == 0 and re.search(r"^pulling [0-9a-f]{12}: resuming at 2 MB of 5 MB$", err, re.M)
 
 
-def test_ctrl_c_says_what_becomes_of_it(alone, registry, numllama, monkeypatch):
+def test_ctrl_c_prints_how_to_resume(alone, registry, numllama, monkeypatch):
     def interrupted(self, name, insecure):
         yield {"status": "pulling manifest"}
         raise KeyboardInterrupt
@@ -72,7 +75,7 @@ def test_ctrl_c_says_what_becomes_of_it(alone, registry, numllama, monkeypatch):
     monkeypatch.setattr("numllama.engine.serve.engine.Engine.pull", interrupted)
     status, _, err = numllama("pull", "x")
     assert status == 130
-    assert err == "pulling manifest\nwhat has come is kept: `numllama pull x` goes on from there\n"
+    assert err == "pulling manifest\ndownload interrupted; `numllama pull x` resumes it\n"
 
 
 class Terminal(io.StringIO):
@@ -80,7 +83,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_each_blob_has_a_bar_of_its_own(monkeypatch):
+def test_each_blob_has_its_own_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -94,10 +97,10 @@ def test_on_a_terminal_each_blob_has_a_bar_of_its_own(monkeypatch):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     bars = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-2:]
     assert all(re.search(r"pulling (a|b){12} .* 100% 2.0/2.0 MB .* 0:00:00", bar) for bar in bars)
-    assert "pulling aaaaaaaaaaaa: 1 MB of 2 MB were kept" in text
+    assert "pulling aaaaaaaaaaaa: resuming at 1 MB of 2 MB" in text
 
 
-def test_a_server_pulls_what_is_run(with_server, registry, numllama):
+def test_run_has_a_server_pull_a_missing_model(with_server, registry, numllama):
     name = f"{registry.host}/lab/m"
     numllama("cp", "m", name)
     numllama("push", "--insecure", name)
@@ -108,5 +111,5 @@ def test_a_server_pulls_what_is_run(with_server, registry, numllama):
     assert numllama("run", name, "hello") == (0, out, "")
     numllama("rm", name)
     status, out, err = numllama("run", "127.0.0.1:1/lab/x", "hi")
-    told = 'Error: pull model manifest: Get "https://127.0.0.1:1/v2/lab/x/manifests/latest": con.* refused'
-    assert (status, out) == (1, "") and re.fullmatch(f"pulling manifest\n{told}\n", err)
+    refused = 'Error: pull model manifest: Get "https://127.0.0.1:1/v2/lab/x/manifests/latest": con.* refused'
+    assert (status, out) == (1, "") and re.fullmatch(f"pulling manifest\n{refused}\n", err)

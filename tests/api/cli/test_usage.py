@@ -1,4 +1,4 @@
-"""The command line itself: what is said to a wrong one, help, start-up."""
+"""The command line itself: usage errors, help, start-up."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ DOWN = "could not connect to ollama server, run 'numllama serve' to start it"
         ),
     ],
 )
-def test_a_wrong_command_line_is_told_in_ollamas_words(numllama, args, message):
+def test_usage_errors_have_ollamas_text(numllama, args, message):
     assert numllama(*args) == (1, "", f"Error: {message}\n")
 
 
@@ -55,18 +55,18 @@ def test_help_on_a_command_lists_its_flags(numllama):
 @pytest.mark.parametrize(
     ("command", "arguments"), [("run", " MODEL|FILE.gguf [PROMPT]"), ("cp", " SOURCE DESTINATION"), ("serve", "")]
 )
-def test_help_on_a_command_begins_with_what_it_takes(numllama, command, arguments):
+def test_help_on_a_command_begins_with_its_arguments(numllama, command, arguments):
     out = numllama(command, "--help").out
     assert out.startswith(f"Usage: numllama {command} [OPTIONS]{arguments}\n\n") and "Arguments:" not in out
 
 
-def test_help_on_bench_is_of_its_own_flags(numllama):
+def test_help_on_bench_lists_the_benchmarks_flags(numllama):
     out = numllama("help", "bench").out
     assert out == numllama("bench", "--help").out and {"--peer", "--rounds", "--cpu"} <= set(out.split())
     assert numllama("bench").err == "Error: the following arguments are required: MODEL|FILE.gguf\n"
 
 
-def test_an_unforeseen_error_is_one_line_too(numllama, monkeypatch):
+def test_an_unexpected_error_is_one_line(numllama, monkeypatch):
     def fail():
         raise ZeroDivisionError("by\nnothing")
 
@@ -74,17 +74,17 @@ def test_an_unforeseen_error_is_one_line_too(numllama, monkeypatch):
     monkeypatch.delenv("OLLAMA_DEBUG", raising=False)
     outcome = numllama("--version")
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err == "Error: internal error: ZeroDivisionError: by nothing; OLLAMA_DEBUG=1 shows where\n"
+    assert outcome.err == "Error: internal error: ZeroDivisionError: by nothing; set OLLAMA_DEBUG=1 for a traceback\n"
 
 
 def test_system_errors_name_the_file():
-    assert usage.error_in_one_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
+    assert usage.error_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
 
 
-def test_vectors_that_there_are_not_are_a_users_mistake():
+def test_an_unknown_simd_level_is_reported_without_a_traceback():
     with pytest.raises(ValueError) as caught:
         choose_level("mmx", set())
-    assert usage.error_in_one_line(caught.value).startswith("NUMLLAMA_SIMD is 'mmx', expected one of ")
+    assert usage.error_line(caught.value).startswith("NUMLLAMA_SIMD is 'mmx', expected one of ")
 
 
 @pytest.mark.parametrize("args", [["ps"], ["stop", "x"]])
@@ -94,13 +94,13 @@ def test_ps_and_stop_need_a_server(alone, numllama, args):
 
 @pytest.mark.parametrize("args", [["list"], ["ls"], ["show", "m"]])
 def test_a_server_that_ollama_host_names_must_be_there(alone, numllama, monkeypatch, args):
-    """What this machine has would be the answer to another question."""
+    """The models of this machine would be the wrong answer."""
     assert numllama(*args).status == 0
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.9")
     assert numllama(*args) == (1, "", f"Error: {DOWN}\n")
 
 
-def test_a_version_without_a_server_is_this_programs(alone, numllama):
+def test_version_without_a_server_is_this_programs(alone, numllama):
     outcome = numllama("-v")
     assert outcome.status == 0
     assert outcome.out.startswith(
@@ -108,14 +108,14 @@ def test_a_version_without_a_server_is_this_programs(alone, numllama):
     )
 
 
-def test_a_host_that_does_not_exist_is_named(numllama, monkeypatch):
+def test_an_unknown_host_is_named(numllama, monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", "nohost.invalid:1")
     status, out, err = numllama("list")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith('Error: Head "http://nohost.invalid:1/": ')
 
 
-def test_closed_streams_are_no_mistake(store):
+def test_closed_standard_streams_are_not_an_error(store):
     environment = {"OLLAMA_MODELS": str(store), "HOME": "/nowhere"}
     command = f"'{sys.executable}' -c 'from numllama.api.cli import main; raise SystemExit(main())' list"
     for closed in ("", ">&-", "2>&-", "<&-"):
@@ -124,7 +124,7 @@ def test_closed_streams_are_no_mistake(store):
         assert done.stdout.startswith("NAME") == (closed != ">&-")
 
 
-def test_a_list_of_models_waits_for_no_library_of_numbers(store):
+def test_list_imports_no_heavy_library(store):
     script = """if True:
         import sys
         from numllama.api.cli import main

@@ -1,4 +1,4 @@
-"""An answer on its way to people: what is thought, what is said, and the figures."""
+"""Answers on the terminal: thinking, text, and timings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...engine.go.duration import SECOND, format_duration
 from ...engine.run.piece import Piece, Timings
 from .spinner import Spinner
-from .wrap import Wrapped, text_width
+from .wrap import WrappedOutput, text_width
 
 if TYPE_CHECKING:
     from ...engine.serve.answer import Answer
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Told:
-    """What of an answer has been shown.
+class AnswerDisplay:
+    """Prints the pieces of an answer, and keeps their text.
 
-    text, thinking   all that came, shown or not
+    text, thinking   everything received so far, including hidden thinking
     """
 
     wordwrap: bool = True
     hide_thinking: bool = False
     text: str = ""
     thinking: str = ""
-    screen: Wrapped = field(init=False)
+    screen: WrappedOutput = field(init=False)
 
     def __post_init__(self) -> None:
-        self.screen = Wrapped(sys.stdout, text_width(sys.stdout, self.wordwrap))
+        self.screen = WrappedOutput(sys.stdout, text_width(sys.stdout, self.wordwrap))
 
     def put(self, piece: Piece) -> None:
-        """Show it; thoughts between `Thinking...` and `...done thinking.`"""
+        """Print `piece`; thinking goes between the lines `Thinking...` and `...done thinking.`"""
         if piece.thinking and not self.hide_thinking:
             self.screen.put("" if self.thinking else "Thinking...\n")
             self.screen.put(piece.thinking)
@@ -47,25 +47,28 @@ class Told:
             self.text += piece.text
 
 
-def tell(ask: Callable[[], Answer | Reply], told: Told, verbose: bool = False) -> None:
-    """What `ask` answers, as it comes, an end to its last line and, if wanted, the figures.  Ctrl-C ends it."""
+def print_answer(ask: Callable[[], Answer | Reply], display: AnswerDisplay, verbose: bool = False) -> None:
+    """Call `ask` and print its answer as it arrives, then a newline and, if `verbose`, the timings.
+
+    KeyboardInterrupt ends the answer.
+    """
     timings = None
     with Spinner(sys.stderr) as spinner:
         answer = ask()
         if answer.is_over:
             return
-        with closing(iter(answer)) as pieces, told.screen:  # type: ignore[type-var]
+        with closing(iter(answer)) as pieces, display.screen:  # type: ignore[type-var]
             for piece in pieces:
                 if piece.text or piece.thinking:
                     spinner.stop()
-                    told.put(piece)
+                    display.put(piece)
                 timings = piece.timings
     if verbose and timings:
         print("\n" + timings_text(answer.total_duration, answer.load_duration, timings), end="", file=sys.stderr)
 
 
 def timings_text(total_duration: int, load_duration: int, t: Timings) -> str:
-    """Counts, durations and rates, one on a line; what is zero is left out.  Durations in nanoseconds"""
+    """Format counts, durations and rates, one per line, without zeros.  Durations are in nanoseconds."""
     lines = [
         ("total duration", total_duration and format_duration(total_duration)),
         ("load duration", load_duration and format_duration(load_duration)),

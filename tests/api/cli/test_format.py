@@ -1,8 +1,8 @@
-"""Sizes, ages and tables, as Ollama's format package prints them."""
+"""Sizes, times and tables, as formatted by Ollama's format package."""
 
 import pytest
 
-from numllama.api.cli.words import ago, size, span, table, until
+from numllama.api.cli.format import format_ago, format_size, format_span, format_table, format_until
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -24,7 +24,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
     ],
 )
 def test_sizes_have_one_decimal_below_ten(n_bytes, expected):
-    assert size(n_bytes) == expected
+    assert format_size(n_bytes) == expected
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def test_sizes_have_one_decimal_below_ten(n_bytes, expected):
         (730 * DAY, "2 years"),
     ],
 )
-def test_spans_are_a_word_or_two(seconds, expected):
-    assert span(seconds) == expected
+def test_durations_are_formatted_as_by_ollama(seconds, expected):
+    assert format_span(seconds) == expected
 
 
-def test_the_past_the_future_and_forever():
-    assert ago(3 * DAY) == "3 days ago"
-    assert until(299) == "4 minutes from now"
-    assert until(-1) == "Stopping..."
-    assert until(292 * 365 * DAY) == "Forever"
+def test_past_and_future_times_are_formatted_as_by_ollama():
+    assert format_ago(3 * DAY) == "3 days ago"
+    assert format_until(299) == "4 minutes from now"
+    assert format_until(-1) == "Stopping..."
+    assert format_until(292 * 365 * DAY) == "Forever"
 
 
-def test_columns_are_as_wide_as_their_widest_cell_and_four_blanks_apart():
-    assert table([("NAME", "ID"), ("a", "1"), ("longer", "")]) == "NAME      ID\na         1\nlonger\n"
+def test_columns_fit_their_widest_cell_and_are_four_spaces_apart():
+    assert format_table([("NAME", "ID"), ("a", "1"), ("longer", "")]) == "NAME      ID\na         1\nlonger\n"

@@ -1,8 +1,8 @@
-"""Thoughts and words of an answer, and where the one ends."""
+"""Thinking and text of an answer on the terminal, and the timings."""
 
 import pytest
 
-from numllama.api.cli.tell import Told, tell, timings_text
+from numllama.api.cli.display import AnswerDisplay, print_answer, timings_text
 from numllama.engine.run.piece import Piece, Timings
 
 PIECES = [
@@ -27,19 +27,19 @@ class Answer:
 @pytest.mark.parametrize(
     ("hide", "expected"), [(False, "Thinking...\nTwo and two.\n...done thinking.\n\nFour.\n"), (True, "Four.\n")]
 )
-def test_thoughts_stand_apart_or_are_hidden(capsys, hide, expected):
-    told = Told(hide_thinking=hide)
-    tell(lambda: Answer(PIECES), told)
+def test_thinking_is_set_apart_or_hidden(capsys, hide, expected):
+    display = AnswerDisplay(hide_thinking=hide)
+    print_answer(lambda: Answer(PIECES), display)
     assert capsys.readouterr().out == expected
-    assert (told.thinking, told.text) == ("Two and two.", "Four.")
+    assert (display.thinking, display.text) == ("Two and two.", "Four.")
 
 
-def test_an_answer_of_lines_gets_no_other_end(capsys):
-    tell(lambda: Answer([Piece("a\n"), Piece("", done_reason="stop")]), Told())
+def test_an_answer_that_ends_with_a_newline_gets_no_second_one(capsys):
+    print_answer(lambda: Answer([Piece("a\n"), Piece("", done_reason="stop")]), AnswerDisplay())
     assert capsys.readouterr().out == "a\n"
 
 
-def test_rates_are_tokens_by_seconds():
+def test_rates_are_tokens_per_second():
     timings = Timings(0, 10, 500_000_000, 30, 2_000_000_000)
     assert timings_text(2_600_000_000, 0, timings) == (
         "total duration:       2.6s\n"
