@@ -146,7 +146,7 @@ def quantize_q8_0(x):
 # --------------------------------------------------------------------------------------------------------------- Q8_1
 # Q8_1: 32 activations in 36 bytes.  x = d * q,  q in -127..127
 #   d   f16     scale, as in Q8_0
-#   s   f16     d * sum(q): what a block's minimum m is multiplied by in a dot product with Q4_1 or Q5_1
+#   s   f16     d * sum(q), the factor of a block's minimum m in a dot product with Q4_1 or Q5_1
 #   qs  i8[32]
 Q8_1 = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
 

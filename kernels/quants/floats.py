@@ -6,7 +6,7 @@ import numpy as np
 
 from ..half import bf16_to_f32, f32_to_bf16
 
-# F32 F64 F16 I8 I16 I32 I64: one weight is one number, an IEEE 754 float or a whole number in two's complement
+# F32 F64 F16 I8 I16 I32 I64: each number is one weight, an IEEE 754 float or a two's complement integer
 F32, F64, F16 = np.dtype("<f4"), np.dtype("<f8"), np.dtype("<f2")
 I8, I16, I32, I64 = np.dtype("<i1"), np.dtype("<i2"), np.dtype("<i4"), np.dtype("<i8")
 

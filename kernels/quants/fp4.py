@@ -30,7 +30,7 @@ def nearest_code(x, half):
 
 # -------------------------------------------------------------------------------------------------------------- MXFP4
 # MXFP4: 32 weights in 17 bytes.  w = 2**(e - 127) * E2M1(q)
-#   e   u8      E8M0: an exponent, nothing else
+#   e   u8      E8M0: only an exponent
 #   qs  u8[16]  as in Q4_0; E2M1 is 0 1/2 1 3/2 2 3 4 6 for q in 0..7, and minus these for q in 8..15
 MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 

@@ -76,7 +76,7 @@ def dequantize_iq2_xs(blocks):
 #   d       f16
 #   qs      u8[32]  lower eight bits of the codes, each a point of eight weights
 #   signs   u8[32]  bit i of byte j: weight 8 j + i is negative
-#   qh      u8[8]   upper two bits of the codes, four codes a byte, lowest bits first
+#   qh      u8[8]   upper two bits of the codes, four codes per byte, lowest bits first
 #   scales  u8[8]   as in IQ2_XS
 IQ2_S = np.dtype([("d", "<f2"), ("qs", "u1", 32), ("signs", "u1", 32), ("qh", "u1", 8), ("scales", "u1", 8)])
 

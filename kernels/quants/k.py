@@ -142,7 +142,7 @@ def row_maximum(x):
 # Q2_K: 256 weights in 84 bytes, 16 groups of 16.  w = d * scale * q - dmin * min,  q in 0..3
 #   scales  u8[16]  group j's scale in the low four bits, its min in the high four
 #   qs      u8[64]  weights 0..127 in the first 32 bytes: byte l holds weights l, l + 32, l + 64, l + 96, lowest bits
-#                   first; weights 128..255 the same way in the other 32
+#                   first; weights 128..255 likewise in the other 32
 #   d       f16     scale of the scales
 #   dmin    f16     scale of the mins
 Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
@@ -306,7 +306,7 @@ def quantize_q5_k(x):
 # --------------------------------------------------------------------------------------------------------------- Q6_K
 # Q6_K: 256 weights in 210 bytes, 16 groups of 16.  w = d * scale * (q - 32),  scale in -128..127, q in 0..63
 #   ql      u8[128] the lower four bits.  Weights 0..127 in the first 64 bytes: byte l holds weight l in the low four
-#                   bits, l + 64 in the high four; weights 128..255 the same way in the other 64
+#                   bits, l + 64 in the high four; weights 128..255 likewise in the other 64
 #   qh      u8[64]  the upper two bits, in the order of Q2_K's qs
 #   scales  i8[16]
 #   d       f16
@@ -342,7 +342,7 @@ def quantize_q6_k(x):
 # Q8_K: 256 activations in 292 bytes.  x = d * q,  q in -127..127
 #   d       f32      scale; the value largest in magnitude gets q = -127, so d has the opposite sign
 #   qs      i8[256]
-#   bsums   i16[16]  sums of 16 q each: what a group's minimum is multiplied by in a dot product with Q2_K, Q4_K, Q5_K
+#   bsums   i16[16]  sums of 16 q each, the factors of a group's minimum in dot products with Q2_K, Q4_K, Q5_K
 Q8_K = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)])
 
 

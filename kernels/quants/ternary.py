@@ -20,10 +20,10 @@ def largest_and_ratios(x):
 
 # -------------------------------------------------------------------------------------------------------------- TQ1_0
 # TQ1_0: 256 weights in 54 bytes.  w = d * (t - 1),  t in 0..2
-#   qs  u8[48]  five weights a byte: t of the first is the leading digit of a five-digit fraction in base 3, which the
+#   qs  u8[48]  five weights per byte: t of the first is the leading digit of a five-digit fraction in base 3, which the
 #               byte approximates from above as a fraction of 256.  Byte j < 32 holds weights j, j + 32, .. j + 128;
 #               byte 32 + j holds weights 160 + j, 160 + j + 16, .. 160 + j + 64
-#   qh  u8[4]   byte j holds weights 240 + j, 240 + j + 4, .. 240 + j + 12 the same way; the fifth digit is 0
+#   qh  u8[4]   byte j holds weights 240 + j, 240 + j + 4, .. 240 + j + 12 likewise; the fifth digit is 0
 #   d   f16
 TQ1_0 = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
 
@@ -64,7 +64,7 @@ def quantize_tq1_0(x):
 # -------------------------------------------------------------------------------------------------------------- TQ2_0
 # TQ2_0: 256 weights in 66 bytes.  w = d * (t - 1),  t in 0..2
 #   qs  u8[64]  weights 0..127 in the first 32 bytes: byte l holds weights l, l + 32, l + 64, l + 96, lowest bits first;
-#               weights 128..255 the same way in the other 32
+#               weights 128..255 likewise in the other 32
 #   d   f16
 TQ2_0 = np.dtype([("qs", "u1", 64), ("d", "<f2")])
 
