@@ -15,8 +15,8 @@ PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-server")
 
 def about(programs: Path) -> dict[str, str]:
     """Return the build's commit and the CPU features it uses."""
-    said = subprocess.run([programs / "llama-server", "--version"], capture_output=True, text=True)
-    commit = re.search(r"commit:? (\w+)", said.stdout + said.stderr)
+    output = subprocess.run([programs / "llama-server", "--version"], capture_output=True, text=True)
+    commit = re.search(r"commit:? (\w+)", output.stdout + output.stderr)
     return {"llama.cpp": commit[1] if commit else "unknown", "its features": " ".join(features(programs))}
 
 
@@ -33,8 +33,8 @@ def features(programs: Path) -> list[str]:
         "library.llama_print_system_info.restype = ctypes.c_char_p\n"
         "print(library.llama_print_system_info().decode())"
     )
-    said = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True).stdout
-    return re.findall(r"(\w+) = 1", said)
+    output = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True).stdout
+    return re.findall(r"(\w+) = 1", output)
 
 
 def seconds_until_healthy(programs: Path, path: str) -> float:

@@ -107,8 +107,8 @@ class BenchServer:
         async with client.stream("POST", self.url + self._path, json=self._body(prompt, n)) as answer:
             if answer.status_code != 200:
                 raise RuntimeError(f"{self.name}: {answer.status_code} {(await answer.aread()).decode()[:200]}")
-            async for said, counted in self._lines(answer):
-                first = first or (perf_counter() if said else 0.0)
+            async for text, counted in self._lines(answer):
+                first = first or (perf_counter() if text else 0.0)
                 counts = counted or counts
         ended = perf_counter()
         if not counts[1]:
