@@ -6,8 +6,8 @@ import pytest
 from numllama.kernels.packed import arena
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_memory_that_was_freed_is_used_again():
+@pytest.mark.skipif(sys.platform != "linux", reason="tests glibc's allocator")
+def test_freed_memory_is_reused():
     import resource
 
     def faults(n):
@@ -19,4 +19,4 @@ def test_memory_that_was_freed_is_used_again():
 
     arena.zeros(64)
     faults(1)
-    assert faults(10) < 1000  # of the 60,000 that glibc alone comes to
+    assert faults(10) < 1000  # glibc's default settings cause 60,000

@@ -10,36 +10,36 @@ from numllama.kernels.kv import CACHE_TYPES, new_cache, write
 from numllama.kernels.rounding import round_activations
 from rules import rules
 
-ALL = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])
+every_attention = pytest.mark.parametrize("attention", [attention_numpy, attention_exact, attention_ggml])
 
 
 def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-@ALL
+@every_attention
 def test_worked_example(attention):
-    # scores ln 3 and 0: the first value counts three times as much as the second
+    # scores ln 3 and 0: the first value's weight is three times the second's
     q = np.array([[[1.0]]], np.float32)
     k, v = np.array([[[np.log(3)]], [[0.0]]], np.float32), np.array([[[8.0]], [[0.0]]], np.float32)
     np.testing.assert_allclose(attention(q, k, v, 1, Attention(1.0)), [[6.0]], rtol=1e-6)
 
 
-@ALL
-def test_the_first_token_sees_itself_alone(attention):
+@every_attention
+def test_the_first_token_attends_only_to_itself(attention):
     q, k, v = random(4, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
     np.testing.assert_allclose(attention(q, k, v, 0, Attention(1.0))[0], np.tile(v[0, 0], 2), rtol=1e-6)
 
 
-@ALL
-def test_later_positions_are_never_seen(attention):
+@every_attention
+def test_later_positions_are_masked(attention):
     q, k, v = random(4, 2, 8), random(7, 1, 8), random(7, 1, 8, seed=1)
     before = attention(q, k, v, 3, Attention(1.0))[:3]
     k[6], v[6] = 1e4, -1e4
     np.testing.assert_array_equal(attention(q, k, v, 3, Attention(1.0))[:3], before)
 
 
-@ALL
+@every_attention
 def test_groups_of_queries_share_a_key_head(attention):
     q, k, v = random(3, 4, 8), random(3, 2, 8), random(3, 2, 8, seed=1)
     shared = attention(q, k, v, 0, Attention(0.5))
@@ -47,9 +47,9 @@ def test_groups_of_queries_share_a_key_head(attention):
     np.testing.assert_allclose(shared, own, rtol=1e-5, atol=1e-6)
 
 
-@ALL
+@every_attention
 @given(shift=st.floats(-50, 50))
-def test_what_moves_all_scores_alike_changes_nothing(attention, shift):
+def test_a_constant_added_to_all_scores_changes_nothing(attention, shift):
     q = np.concatenate([random(2, 1, 7), np.full((2, 1, 1), shift, np.float32)], axis=-1)
     k = np.concatenate([random(5, 1, 7), np.ones((5, 1, 1), np.float32)], axis=-1)
     v = random(5, 1, 8, seed=1)
@@ -60,7 +60,7 @@ def test_what_moves_all_scores_alike_changes_nothing(attention, shift):
     )
 
 
-def test_the_numpy_one_shows_its_scores_and_takes_others_back():
+def test_the_tap_receives_scores_and_can_replace_them():
     q, k, v = random(2, 2, 8), random(4, 1, 8), random(4, 1, 8, seed=1)
     seen = {}
 
@@ -75,14 +75,14 @@ def test_the_numpy_one_shows_its_scores_and_takes_others_back():
 
 
 @pytest.mark.parametrize("attention", [attention_exact, attention_ggml])
-def test_an_f16_cache_costs_f16_rounding(attention):
+def test_an_f16_cache_errs_by_f16_rounding(attention):
     q, k, v = random(3, 2, 16), random(9, 2, 16), random(9, 2, 16, seed=1)
     expected = attention_numpy(q.astype(np.float64), k, v, 6, Attention(0.25))
     got = attention(q, k.astype(np.float16), v.astype(np.float16), 6, Attention(0.25))
     np.testing.assert_allclose(got, expected, atol=4e-3)  # f16 keeps 11 bits: 5e-4 of scores up to 4
 
 
-@ALL
+@every_attention
 def test_worked_examples_of_each_rule(attention):
     q, k, v = np.ones((1, 1, 1), np.float32), np.full((3, 1, 1), np.log(3), np.float32), np.float32([8, 4, 0])
     v = v[:, None, None]  # three positions score ln 3 each; the query is the middle one, at position 1
@@ -92,10 +92,10 @@ def test_worked_examples_of_each_rule(attention):
 
     near = pytest.approx
     assert answer() == near(6)  # the mean of 8 and 4
-    assert answer(window=1) == near(4)  # itself alone
+    assert answer(window=1) == near(4)  # only its own value
     assert answer(causal=False) == near(4)  # the mean of all three
-    assert answer(causal=False, window=1) == near(2)  # itself and the one after it
-    assert answer(slopes=np.float32([np.log(3)])) == near(5)  # one position away counts a third: (8 / 3 + 4) / (4 / 3)
+    assert answer(causal=False, window=1) == near(2)  # its own value and the next one
+    assert answer(slopes=np.float32([np.log(3)])) == near(5)  # a position away weighs a third: (8 / 3 + 4) / (4 / 3)
     k[0] = 1e4
     assert answer(softcap=np.log(3)) == near((3 * 8 + np.exp(np.log(3) * np.tanh(1)) * 4) / (3 + 3 ** np.tanh(1)))
 
@@ -108,8 +108,8 @@ def test_worked_examples_of_each_rule(attention):
     first=st.sampled_from([0, 1, 250, 256]),
     cache_type=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
-@settings(deadline=None, max_examples=5 if config.DISABLE_JIT else 60)  # Python alone takes its time
-def test_every_set_agrees_whatever_the_rule(rule, group, d, n_tok, first, cache_type):
+@settings(deadline=None, max_examples=5 if config.DISABLE_JIT else 60)  # plain Python is slow
+def test_every_set_agrees_for_every_rule(rule, group, d, n_tok, first, cache_type):
     assume(d % 32 == 0 or cache_type[0] == "f")
     n_pos = first + n_tok
     q = random(n_tok, 4, d)
@@ -117,22 +117,22 @@ def test_every_set_agrees_whatever_the_rule(rule, group, d, n_tok, first, cache_
     expected = attention_numpy(q.astype(np.float64), k, v, first, rule)
     for kernels in SETS.values():
         got = kernels.attention(q, k, v, first, rule)
-        # ggml rounds queries, to f16 (a step of 5e-4) or to blocks (4e-3 of the largest): scores up to 30 move by 0.1
+        # ggml rounds queries, to f16 (steps of 5e-4) or to blocks (4e-3 of the maximum): scores up to 30 change by 0.1
         near = {"f32": 2e-5, "f16": 0.05}.get(cache_type, 0.3) if kernels.name == "ggml" else 2e-5
         np.testing.assert_allclose(got, expected, rtol=0, atol=near, err_msg=kernels.name)
 
 
 def cached(x, cache_type):
-    """As a cache keeps it."""
+    """Return `x` as stored in a cache of this type."""
     cache = new_cache(1, *x.shape, CACHE_TYPES[cache_type])[0]
     write(cache, x)
     return cache
 
 
 @pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
-def test_ggml_s_rounds_its_queries_where_the_cache_is_in_blocks(cache_type):
+def test_ggml_rounds_queries_if_the_cache_is_in_blocks(cache_type):
     q, k, v = random(3, 4, 32), *(cached(random(9, 2, 32, seed=seed), cache_type) for seed in (1, 2))
     expected = attention_numpy(round_activations(q, "Q8_0").astype(np.float64), k, v, 6, Attention(0.25))
     got = attention_ggml(q, k, v, 6, Attention(0.25))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
-    assert np.abs(got - attention_exact(q, k, v, 6, Attention(0.25))).max() > 1e-4  # and it does round
+    assert np.abs(got - attention_exact(q, k, v, 6, Attention(0.25))).max() > 1e-4  # queries were rounded

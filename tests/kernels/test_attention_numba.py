@@ -1,4 +1,4 @@
-"""The fast attention: its values over several tiles, and a query's bits whatever span it comes in."""
+"""The fast attention: values over several tiles, and results that do not depend on the span of queries."""
 
 from itertools import pairwise
 
@@ -32,23 +32,23 @@ def queries_and_cache(n_tok, n_pos, n_head, n_head_kv, d, cache_type="f16"):
 @pytest.mark.parametrize("cache_type", ["f16", "f32"])
 @pytest.mark.parametrize(
     "n_head, n_head_kv, d",
-    [(8, 2, 64), (4, 4, 128), (7, 1, 80), (4, 2, 8), (6, 2, 20)],  # a whole vector, several, and parts of one
+    [(8, 2, 64), (4, 4, 128), (7, 1, 80), (4, 2, 8), (6, 2, 20)],  # whole vectors, and partial ones (8, 20)
 )
-def test_several_tiles_are_one_softmax(n_head, n_head_kv, d, cache_type):
+def test_several_tiles_equal_one_softmax(n_head, n_head_kv, d, cache_type):
     q, k, v = queries_and_cache(5, 2 * TILE + 90, n_head, n_head_kv, d, cache_type)
     first = len(k) - len(q)
     expected = attention_numpy(q.astype(np.float64), k, v, first, Attention(0.2))
     got = attention_numba(q, k, v, first, Attention(0.2))
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # values of 1, 600 weights, scores up to 10: float32
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # float32: values around 1, 600 weights, scores to 10
 
 
 @pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("n_head, n_head_kv, d", [(8, 2, 64), (4, 4, 128), (7, 1, 96)])
-def test_so_are_they_in_blocks(n_head, n_head_kv, d, cache_type):
-    test_several_tiles_are_one_softmax(n_head, n_head_kv, d, cache_type)
+def test_several_tiles_in_blocks_equal_one_softmax(n_head, n_head_kv, d, cache_type):
+    test_several_tiles_equal_one_softmax(n_head, n_head_kv, d, cache_type)
 
 
-def test_keys_and_values_may_be_kept_as_different_types():
+def test_keys_and_values_may_have_different_types():
     q, k, _ = queries_and_cache(3, 40, 4, 2, 32, "q8_0")
     _, _, v = queries_and_cache(3, 40, 4, 2, 32, "f16")
     expected = attention_numpy(q.astype(np.float64), k, v, 37, Attention(0.2))
@@ -78,7 +78,7 @@ def test_a_query_s_bits_do_not_depend_on_the_span_or_the_threads(cuts, first, n_
 
 @given(cut=st.integers(1, 59), rule=rules(n_head=6, causal=st.just(False)))
 @settings(deadline=None, max_examples=20)
-def test_nor_where_all_keys_are_seen(cut, rule):
+def test_a_query_s_bits_do_not_depend_on_the_span_without_a_causal_mask(cut, rule):
     q, k, v = queries_and_cache(60, 300, 6, 2, 32)
     whole = attention_numba(q, k, v, 100, rule)
     pieces = [attention_numba(q[:cut], k, v, 100, rule), attention_numba(q[cut:], k, v, 100 + cut, rule)]
@@ -91,7 +91,7 @@ def each_exp(x, y):
         store(y, i, exp(load(f32x16, x, i)))
 
 
-def test_exp_is_right_to_a_ten_millionth_and_zero_for_what_is_hidden():
+def test_exp_is_accurate_to_1e_7_and_zero_for_hidden_scores():
     x = np.linspace(-87, 88, 1 << 16, dtype=np.float32)
     y = np.empty_like(x)
     each_exp(x, y)

@@ -11,12 +11,12 @@ ONE, ZERO = np.ones(3, np.float32), np.zeros(3, np.float32)
 
 
 def test_worked_example_of_the_cubic():
-    # at 0 the pixel itself, at 1 and 2 nothing, half way between two pixels 9/16 of each and -1/16 of the next ones
+    # weight 1 at distance 0, and 0 at 1 and 2; halfway between two pixels 9/16 of each and -1/16 of the next ones
     np.testing.assert_array_equal(bicubic(np.array([0, 1, -2, 0.5, -0.5, 1.5])), [1, 0, 0, 9 / 16, 9 / 16, -1 / 16])
 
 
 @pytest.mark.parametrize("n_in, n_out", [(1, 7), (150, 112), (64, 72), (1000, 3), (9, 9)])
-def test_weights_of_a_pixel_sum_to_one(n_in, n_out):
+def test_resize_weights_of_a_pixel_sum_to_one(n_in, n_out):
     first, weights = taps(n_in, n_out)
     np.testing.assert_allclose(weights.sum(axis=1) / 2**22, 1, atol=weights.shape[1] * 2**-23)  # each is rounded once
     used = first + np.maximum(np.cumsum(weights != 0, axis=1)[:, -1], 1)
@@ -28,8 +28,10 @@ def test_weights_of_a_pixel_sum_to_one(n_in, n_out):
     "width, height, to_width, to_height",
     [(150, 97, 112, 73), (64, 100, 72, 112), (7, 5, 112, 112), (1, 1, 14, 14), (3, 400, 2, 112), (40, 30, 40, 12)],
 )
-def test_resizing_gives_pillow_s_bytes(kernels, width, height, to_width, to_height):
-    image = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)  # overshoots
+def test_resizing_equals_pillow_to_the_byte(kernels, width, height, to_width, to_height):
+    image = np.random.default_rng([width, height]).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )  # noise, so that the cubic overshoots
     rows = Image.fromarray(image).resize((to_width, height), Image.Resampling.BICUBIC)
     expected = np.asarray(rows.resize((to_width, to_height), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(kernels.resize(image, to_width, to_height), expected)
@@ -43,7 +45,7 @@ def test_an_image_of_one_colour_keeps_it():
 def test_worked_example_of_patches():
     image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3) * 10
     got = patches(image, 2, ZERO, ONE) * 255
-    # patch 0 is columns 0 and 1: its reds, then its greens, then its blues, each row by row
+    # patch 0 is columns 0 and 1: red values, then green, then blue ones, each row by row
     np.testing.assert_allclose(got[0], [0, 30, 120, 150, 10, 40, 130, 160, 20, 50, 140, 170], rtol=1e-6)
     np.testing.assert_allclose(got[1, :4], [60, 90, 180, 210], rtol=1e-6)
 
@@ -67,7 +69,7 @@ def test_a_patch_s_embedding_is_a_convolution(kernels, format):
         for i in range(2)
         for j in range(3)
     ]
-    # pixels up to 2 become f16 (2^-11 of each) where ggml's do: 48 products of such errors
+    # ggml rounds pixels, of magnitude up to 2, to f16 (2^-11 of each): 48 products with such errors
     tolerance = 0.02 if kernels.name in ("ggml", "numba") else 3e-5
     np.testing.assert_allclose(kernels.patch_embd(tensor, image, mean, std), expected, atol=tolerance)
 
@@ -75,7 +77,7 @@ def test_a_patch_s_embedding_is_a_convolution(kernels, format):
 def test_worked_example_of_a_depthwise_convolution():
     x = np.array([[1.0, 2], [3, 4]])[:, :, None]
     right = np.zeros((1, 3, 3), np.float32)
-    right[0, 1, 2] = 1  # each pixel takes its right neighbour; there is none at the edge
+    right[0, 1, 2] = 1  # each pixel becomes its right neighbour, 0 at the edge
     np.testing.assert_array_equal(numpy_kernels(np.float64).depthwise(x, right)[:, :, 0], [[2, 0], [4, 0]])
 
 

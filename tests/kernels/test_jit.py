@@ -1,4 +1,4 @@
-"""The machine code of kernels: kept on disk, found again, done without where nothing can be written."""
+"""The cache of machine code: stored on disk, found again, skipped if no folder is writable."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from numba.core import config
 from numllama.kernels import jit
 from numllama.kernels.jit import inner, remove_old_caches
 
-# A module with one kernel of its own, run in a fresh process; prints the result and how often the cache was hit.
+# Runs a module with one kernel in a fresh process; prints the result, the cache hits, and whether there is a cache.
 PROGRAM = """
 from numllama.kernels.jit import kernel, cache_folder
 import sys; sys.path.insert(0, {folder!r})
@@ -48,8 +48,8 @@ def test_a_second_process_finds_the_machine_code_of_the_first(tmp_path):
     assert run(tmp_path, XDG_CACHE_HOME=cache, NUMBA_CACHE_DIR=cache) == ["10.0", "1", "True"]
 
 
-def test_no_machine_code_is_made_of_a_part_before_it_is_optimized_within_a_kernel(tmp_path):
-    """Calls by name would find it: kernels were forty times slower in the process that had compiled them."""
+def test_inner_functions_have_no_machine_code_of_their_own(tmp_path):
+    """Calls by name would find it: kernels were forty times slower in the process that compiled them."""
     program = """
 import sys; sys.path.insert(0, {folder!r}); import sums, numpy as np
 from numba import float64
@@ -62,8 +62,8 @@ print(is_there(sums.plus, (float64, float64)), is_there(sums.total, (float64[::1
     assert run(tmp_path, program, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == ["False", "True", "10.0"]
 
 
-def test_what_counts_no_references_calls_nothing_that_makes_arrays():
-    """It would never give them back.  (That it makes none itself, Numba sees; that it returns none, jit.py.)"""
+def test_functions_that_count_no_references_call_none_that_make_arrays():
+    """Such a call would leak the arrays.  Numba checks that the functions create none, jit.py that they return none."""
     plain, makers = {}, set()
     for path in Path(jit.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -78,8 +78,8 @@ def test_what_counts_no_references_calls_nothing_that_makes_arrays():
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
-def test_a_part_that_returns_an_array_has_to_say_so():
-    """A new one Numba refuses."""
+def test_a_function_that_returns_an_array_must_declare_it():
+    """Numba itself refuses a function that creates an array."""
 
     @inner
     def same(x):
@@ -89,9 +89,9 @@ def test_a_part_that_returns_an_array_has_to_say_so():
         same.compile((float64[::1],))
 
 
-def test_without_a_place_to_write_kernels_are_compiled_in_every_process(tmp_path):
+def test_without_a_writable_folder_every_process_compiles(tmp_path):
     (tmp_path / "file").write_text("")
-    nowhere = str(tmp_path / "file" / "below")  # a folder below a file: nobody can make it, root neither
+    nowhere = str(tmp_path / "file" / "below")  # a folder below a file: even root cannot create it
     assert run(tmp_path, NUMBA_CACHE_DIR=nowhere) == ["10.0", "0", "False"]
 
 

@@ -1,6 +1,6 @@
-"""Whole kernels at every level that this machine can run, each in a process of its own: a level is chosen at import.
+"""Whole kernels at every level that this machine supports, each in its own process, since a level is chosen at import.
 
-The processes run beside each other: in an empty cache of kernels they compile for seconds.
+The processes run in parallel: with an empty kernel cache they compile for seconds.
 """
 
 import os
@@ -40,7 +40,7 @@ print(simd.LEVEL)
 
 @pytest.fixture(scope="module")
 def processes():
-    """By its level, one that computes and compares."""
+    """Start one process per level, which computes and compares."""
     levels = [
         level
         for level, required in simd.REQUIRED_FEATURES.items()
@@ -60,6 +60,6 @@ def test_kernels_agree_with_their_references(level, processes):
     if not simd.REQUIRED_FEATURES[level] <= simd.cpu_features():
         pytest.skip(f"this CPU cannot run {level}; tests/kernels/test_simd.py lowers it to assembly")
     if level == simd.LEVEL:
-        pytest.skip(f"{level} is what every other test runs")
+        pytest.skip(f"all other tests run at {level}")
     out, err = processes[level].communicate()
     assert (out.strip(), processes[level].returncode) == (level, 0), err

@@ -1,4 +1,4 @@
-"""Quantization formats: their bytes against llama.cpp's, their floats against the gguf package's."""
+"""Quantization formats: their bytes compared with llama.cpp's, their floats with the gguf package's."""
 
 import json
 import runpy
@@ -29,7 +29,7 @@ def formats(condition=lambda format: True):
 
 
 def in_gguf(format):
-    """The gguf package stores F64 and whole numbers but does not turn them into floats."""
+    """Check whether the gguf package can dequantize the format; it cannot convert F64 and integers."""
     type = gguf.GGMLQuantizationType.__members__.get(format.name)
     return type in gguf.quants._type_traits or format.name in ("F32", "F16")
 
@@ -52,7 +52,7 @@ def test_every_type_that_is_not_retired_has_a_format():
 def test_ids_and_sizes_are_those_of_the_gguf_package(type):
     format = FORMATS_BY_NAME[type.name]
     assert format.type == type
-    if type.name != "Q8_1":  # there gguf has 40 bytes, the size of an older Q8_1 with float32 scales
+    if type.name != "Q8_1":  # gguf has 40 bytes here, the size of an older Q8_1 with float32 scales
         assert (format.block_size, format.block_bytes) == gguf.GGML_QUANT_SIZES[type]
 
 
@@ -68,7 +68,7 @@ def test_the_page_of_formats_is_up_to_date():
 
 
 @formats(lambda format: not format.can_quantize)
-def test_a_format_without_an_encoder_says_so(format):
+def test_quantizing_to_a_format_without_an_encoder_raises(format):
     with pytest.raises(CannotQuantize, match=f"cannot quantize to {format.name}: "):
         quantize(format, np.zeros(256, np.float32))
 
@@ -77,7 +77,7 @@ def test_a_format_without_an_encoder_says_so(format):
 
 
 def test_q4_0_by_hand():
-    x = np.arange(-16, 16, dtype=np.float32)  # -16 is largest in magnitude: d = -16 / -8 = 2, q = floor(x / 2 + 8.5)
+    x = np.arange(-16, 16, dtype=np.float32)  # extreme value -16: d = -16 / -8 = 2, q = floor(x / 2 + 8.5)
     blocks = quantize(FORMATS_BY_NAME["Q4_0"], x)
     assert blocks["d"] == 2
     assert [int(byte) & 15 for byte in blocks["qs"][0]] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
@@ -90,7 +90,7 @@ def test_q2_k_by_hand():
     blocks = np.zeros(1, FORMATS_BY_NAME["Q2_K"].layout)
     blocks["d"], blocks["dmin"] = 0.5, 0.25
     blocks["scales"][0, 0] = 3 | 2 << 4  # group 0: scale 3, min 2
-    blocks["qs"][0, 1] = 0b11_10_01_00  # weights 1, 33, 65, 97 get 0, 1, 2, 3
+    blocks["qs"][0, 1] = 0b11_10_01_00  # weights 1, 33, 65, 97 have codes 0, 1, 2, 3
     blocks["scales"][0, 2] = 1
     x = FORMATS_BY_NAME["Q2_K"].dequantize(blocks)[0]
     assert x[1] == 0.5 * 3 * 0 - 0.25 * 2
@@ -99,7 +99,7 @@ def test_q2_k_by_hand():
 
 def test_mxfp4_by_hand():
     blocks = quantize(FORMATS_BY_NAME["MXFP4"], np.array([6, -3, 0.5, 0.2] + [0] * 28, np.float32))
-    assert blocks["e"] == 127  # 6 lies in 4..8, whose exponent 2 is E2M1's own: 2**(127 - 127) * 6
+    assert blocks["e"] == 127  # 6 is in 4..8, the range of E2M1's largest exponent: 6 = 2**(127 - 127) * 6
     assert [int(byte) & 15 for byte in blocks["qs"][0][:4]] == [0b0_11_1, 0b1_10_1, 0b0_00_1, 0]
 
 
@@ -117,7 +117,7 @@ def test_q1_0_and_q2_0_by_hand():
     assert dequantize(FORMATS_BY_NAME["Q2_0"], blocks)[:4].tolist() == [-0.5, 0, 0.5, 1]
 
 
-def test_packed_codes_lie_as_drawn():
+def test_packed_codes_have_the_documented_order():
     assert pack(np.arange(12, dtype=np.uint8)[None], bits=4, run=3).tolist() == [[0x30, 0x41, 0x52, 0x96, 0xA7, 0xB8]]
 
 
@@ -148,7 +148,7 @@ def test_arithmetic_rounds_as_c_does():
 
 
 @formats(in_gguf)
-def test_random_blocks_mean_what_the_gguf_package_says(format):
+def test_random_blocks_dequantize_as_in_the_gguf_package(format):
     blocks = random_blocks(format, n=300)
     expected = from_gguf(format, blocks).reshape(300, -1)
     got = format.dequantize(blocks)
@@ -156,7 +156,7 @@ def test_random_blocks_mean_what_the_gguf_package_says(format):
 
 
 @formats(in_gguf)
-def test_infinite_and_nan_scales_are_values_not_warnings(format):
+def test_infinite_and_nan_scales_give_no_warnings(format):
     blocks = np.random.default_rng(1).integers(0, 256, (4000, format.block_bytes), np.uint8).view(format.layout)[:, 0]
     for field, (dtype, _) in (format.layout.fields or {}).items():
         if dtype == np.dtype("<f2"):
@@ -165,7 +165,7 @@ def test_infinite_and_nan_scales_are_values_not_warnings(format):
 
 
 @formats()
-def test_big_endian_blocks_mean_the_same(format):
+def test_big_endian_blocks_dequantize_to_the_same_weights(format):
     blocks = random_blocks(format, n=50)
     swapped = blocks.astype(format.layout.newbyteorder(">"))
     np.testing.assert_array_equal(format.dequantize(swapped), format.dequantize(blocks))
@@ -185,7 +185,7 @@ def test_rows_are_independent_and_keep_their_shape(format):
 
 
 @pytest.mark.parametrize("name", GOLDEN["weights"])
-def test_blocks_are_the_bytes_ggml_makes(name):
+def test_blocks_equal_ggml_s_bytes(name):
     rows = {kind: quantize(FORMATS_BY_NAME[name], x) for kind, x in rows_by_formula().items()}
     got = {kind: sha256(blocks.tobytes()).hexdigest()[:16] for kind, blocks in rows.items()}
     assert got == GOLDEN["weights"][name]
@@ -193,7 +193,7 @@ def test_blocks_are_the_bytes_ggml_makes(name):
 
 @pytest.fixture(scope="module")
 def recorded(kept):
-    """What llama-quantize made of two models, and their weights: {tensor name: f32}, {row names}."""
+    """Return the record of llama-quantize's output for two models, and their weights {tensor name: f32}."""
     golden = kept.json("quantize_tiny256")
 
     def weights(path):
@@ -207,7 +207,7 @@ PURE = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS F1
 
 
 @pytest.mark.parametrize("file_type", PURE)
-def test_a_layer_is_the_bytes_llama_quantize_writes(recorded, file_type):
+def test_a_layer_equals_llama_quantize_s_bytes(recorded, file_type):
     golden, weights, _ = recorded
     expected = {name: v for name, v in golden["pure"][file_type]["tensors"].items() if name.startswith("blk.0.")}
     got = {}
@@ -218,7 +218,7 @@ def test_a_layer_is_the_bytes_llama_quantize_writes(recorded, file_type):
 
 
 @pytest.mark.parametrize("file_type", [name for name in PURE if name != "F16"])
-def test_special_rows_are_the_bytes_llama_quantize_writes(recorded, file_type):
+def test_special_rows_equal_llama_quantize_s_bytes(recorded, file_type):
     golden, _, weights = recorded
     for name, expected in golden["edge"]["types"][file_type].items():
         blocks = quantize(FORMATS_BY_NAME[expected["type"]], weights[name])
@@ -231,9 +231,9 @@ def test_special_rows_are_the_bytes_llama_quantize_writes(recorded, file_type):
 
 # ---------------------------------------------------------------------------------------------------------- properties
 
-# Formats whose scale is an exact fraction of one weight, or is rounded enough to be found again.  A Q8_K scale is 1 / x
-# of a float32 and may come back one bit off; a K-quant searches.
-KEEPS = "F32 F64 F16 BF16 Q4_0 Q5_0 Q8_0 Q8_1 TQ1_0 TQ2_0 Q1_0 Q2_0 MXFP4".split()
+# Formats whose scale is an exact fraction of one weight, or is rounded enough to be reproduced.  A Q8_K scale is 1 / x
+# of a float32 and may differ by one bit; a K-quant searches its scales.
+IDEMPOTENT = "F32 F64 F16 BF16 Q4_0 Q5_0 Q8_0 Q8_1 TQ1_0 TQ2_0 Q1_0 Q2_0 MXFP4".split()
 weights = hnp.arrays(np.float32, (1, 256), elements=st.floats(-1000, 1000, width=32))
 
 
@@ -244,9 +244,9 @@ def test_zero_block_quantizes_to_zero(format):
         assert not format.dequantize(format.quantize(x)).any()
 
 
-@pytest.mark.parametrize("name", KEEPS)
+@pytest.mark.parametrize("name", IDEMPOTENT)
 @given(weights)
-def test_what_a_format_has_stored_it_stores_again(name, x):
+def test_quantizing_dequantized_weights_reproduces_them(name, x):
     format = FORMATS_BY_NAME[name]
     once = dequantize(format, quantize(format, x))
     np.testing.assert_array_equal(dequantize(format, quantize(format, once)), once)
@@ -256,7 +256,7 @@ def test_what_a_format_has_stored_it_stores_again(name, x):
 def test_a_weight_errs_by_less_than_a_step(x):
     amax = np.abs(x.reshape(-1, 32)).max(axis=1, keepdims=True)
     span = np.ptp(x.reshape(-1, 32), axis=1, keepdims=True)
-    half_float = np.float32(2**-10)  # what rounding the scale (and the minimum) to f16 adds, relative to amax
+    half_float = np.float32(2**-10)  # error from rounding the scale (and the minimum) to f16, relative to amax
     for name, step in {
         "Q4_0": amax / 8,
         "Q5_0": amax / 16,
@@ -270,7 +270,7 @@ def test_a_weight_errs_by_less_than_a_step(x):
 
 
 def test_more_bits_err_less():
-    """Root mean square error over root mean square, on noise: about 2**-bits, a K-quant below its plain neighbour."""
+    """Relative root mean square error on noise: about 2**-bits; a K-quant is better than its plain neighbour."""
     x = noise(64, 256)
 
     def error(name):
@@ -289,7 +289,7 @@ def test_more_bits_err_less():
 
 @pytest.fixture(scope="module")
 def ggml():
-    return Ggml.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libggml-base.so")
+    return Ggml.from_environment() or pytest.skip("needs NUMLLAMA_LLAMA_CPP, a folder with libggml-base.so")
 
 
 def block_format(format):
@@ -298,7 +298,7 @@ def block_format(format):
 
 @pytest.mark.peer
 @formats(block_format)
-def test_ggml_reads_the_same_floats(ggml, format):
+def test_ggml_dequantizes_to_the_same_floats(ggml, format):
     blocks = random_blocks(format, n=2000, seed=2)
     np.testing.assert_array_equal(
         format.dequantize(blocks).view(np.uint32), ggml.dequantize(format, blocks).view(np.uint32)
@@ -308,14 +308,14 @@ def test_ggml_reads_the_same_floats(ggml, format):
 @pytest.mark.peer
 @formats(lambda format: block_format(format) and format.can_quantize)
 @given(hnp.arrays(np.float32, (4, 256), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
-def test_ggml_makes_the_same_bytes_of_any_floats(ggml, format, x):
+def test_ggml_quantizes_any_floats_to_the_same_bytes(ggml, format, x):
     x = x.reshape(-1, format.block_size)
     assert quantize(format, x).tobytes() == ggml.quantize(format, x).tobytes()
 
 
 @pytest.mark.peer
 @formats(lambda format: block_format(format) and format.can_quantize)
-def test_ggml_makes_the_same_bytes_of_noise(ggml, format):
+def test_ggml_quantizes_noise_to_the_same_bytes(ggml, format):
     for exponent in (-60, -3, 0, 9, 63):
         x = np.ldexp(noise(2000, 256, stream=exponent % 64), exponent).reshape(-1, format.block_size)
         assert quantize(format, x).tobytes() == ggml.quantize(format, x).tobytes()

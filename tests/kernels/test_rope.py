@@ -13,7 +13,7 @@ def heads(style, position, x, **more):
 
 
 def test_worked_example():
-    # base 1 makes every pair turn by one radian per position: (1, 0) becomes (cos 2, sin 2) at position 2
+    # with base 1 every pair rotates by one radian per position: (1, 0) becomes (cos 2, sin 2) at position 2
     c, s = np.cos(2), np.sin(2)
     np.testing.assert_allclose(heads("norm", 2, [1, 0, 0, 1], base=1.0), [c, s, -s, c], atol=1e-15)
     np.testing.assert_allclose(heads("neox", 2, [1, 0, 0, 1], base=1.0), [c, -s, s, c], atol=1e-15)
@@ -29,18 +29,18 @@ def test_a_dot_product_depends_on_the_distance_only(style, a, b, c):
 
 
 @given(p=POSITION, back=POSITION)
-def test_turning_back_undoes(p, back):
+def test_negative_positions_rotate_back(p, back):
     x = [0.3, -1.0, 2.0, 0.7]
     turned = rope_numpy(heads("norm", p, x)[None, None], np.array([-back]), Rope("norm", 4))[0, 0]
     np.testing.assert_allclose(turned, heads("norm", p - back, x), atol=1e-9)
 
 
-def test_components_beyond_n_rot_stay():
+def test_components_from_n_rot_on_are_unchanged():
     x = np.arange(8.0)[None, None]
     assert (rope_numpy(x, np.array([5]), Rope("norm", 4))[..., 4:] == x[..., 4:]).all()
 
 
-def test_factors_and_scale_slow_the_turning():
+def test_factors_and_scale_lower_the_frequencies():
     factors = np.array([2.0, 8.0], np.float32)
     np.testing.assert_allclose(Rope("norm", 4, 100.0, 0.5, factors).freqs, [0.25, 0.1 / 16])
 
@@ -49,13 +49,13 @@ def test_factors_and_scale_slow_the_turning():
 def test_ggml_angles_drift_by_float32_only(factors):
     x = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
     positions, rope = np.array([0, 100, 2000], np.int32), Rope("neox", 8, 500000.0, 1.0, factors)
-    # position 2000 in float32 is an angle good to 2000 * 6e-8
+    # the float32 angle at position 2000 has an error of about 2000 * 6e-8
     np.testing.assert_allclose(rope_ggml(x, positions, rope), rope_numpy(x, positions, rope), atol=1e-3)
 
 
-def test_yarn_leaves_fast_pairs_alone_and_stretches_slow_ones():
-    # of 8 pairs of 10000 ** (-i / 8), trained on 1000 positions: pair 1 goes round 1000 * 0.316 / (2 pi) = 50 times,
-    # pair 2 15.9 times, pair 5 0.5 times;  32 times lies at 1.39, rounded down 1, once at 4.40, rounded up 5
+def test_yarn_keeps_high_frequencies_and_lowers_low_ones():
+    # 8 pairs of 10000 ** (-i / 8), trained on 1000 positions: pair 1 makes 1000 * 0.316 / (2 pi) = 50 turns, pair 2
+    # 15.9, pair 5 0.5.  32 turns correspond to i = 1.39, rounded down to 1; one turn to 4.40, rounded up to 5
     ramp = yarn_ramp(16, 10000.0, 1000)
     np.testing.assert_allclose(ramp, [1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
     rope = Rope("norm", 16, scale=0.25, ramp=ramp)
@@ -65,7 +65,7 @@ def test_yarn_leaves_fast_pairs_alone_and_stretches_slow_ones():
 
 
 @pytest.mark.parametrize("kernel", [rope_ggml, rope_numba])
-def test_ggml_s_angles_with_ramp_and_factor_are_the_definition_s(kernel):
+def test_ggml_s_angles_with_ramp_and_factor_equal_the_definition(kernel):
     rope = Rope("neox", 16, scale=0.25, ramp=yarn_ramp(16, 10000.0, 1000), attn_factor=1.5)
     x, positions = np.random.default_rng(0).standard_normal((3, 2, 20)).astype(np.float32), np.array([0, 7, 300])
     expected = rope_numpy(x.astype(np.float64), positions, rope)
@@ -74,7 +74,7 @@ def test_ggml_s_angles_with_ramp_and_factor_are_the_definition_s(kernel):
     np.testing.assert_array_equal(expected[..., 16:], x[..., 16:])
 
 
-def test_unstretched_turns_back_without_the_factor():
+def test_unstretched_rotates_back_without_the_factor():
     rope, x = Rope("neox", 16, attn_factor=1.5), np.ones((1, 1, 16))
     there = rope_numpy(x, np.array([5]), rope)
     back = rope_numpy(there, np.array([-5]), rope.unstretched)

@@ -1,4 +1,4 @@
-"""Every set of kernels against the definition in float64, operation by operation."""
+"""Every set of kernels compared with the float64 definition, operation by operation."""
 
 from dataclasses import fields
 
@@ -12,7 +12,7 @@ F64 = numpy_kernels(np.float64)
 OPERATIONS = [
     field.name
     for field in fields(Kernels)
-    if field.name not in ("name", "inside", "layers")  # each is many: tests/engine/test_whole.py
+    if field.name not in ("name", "inside", "layers")  # layers: see tests/engine/model/test_whole.py
 ]
 
 
@@ -47,8 +47,10 @@ ARGUMENTS = {
     ),
     "depthwise": (random(6, 6, 8), random(8, 3, 3), 2),
 }
-BY_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu", "patch_embd", "depthwise")]
-BY_HALF += [("numba", name) for _, name in BY_HALF]  # ggml's tables and convolutions: float16 in
+ROUNDED_TO_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu", "patch_embd", "depthwise")]
+ROUNDED_TO_HALF += [
+    ("numba", name) for _, name in ROUNDED_TO_HALF
+]  # ggml's tables and convolutions have float16 inputs
 
 
 def test_every_operation_has_arguments_here():
@@ -62,16 +64,16 @@ def test_operation_equals_the_float64_definition(set_name, operation):
     got = getattr(SETS[set_name], operation)(*arguments)
     wide = [a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a for a in arguments]
     expected = getattr(F64, operation)(*wide)
-    # one float32 rounding is 6e-8; sums over 64 terms, and ggml's float32 angles at position 11, cost about ten of them
-    # float16 has 11 bits: half a step of 2^-10 in, which gelu turns into 1.2 at most where it is not small, and one out
-    rtol, atol = (2e-3, 2e-3) if (set_name, operation) in BY_HALF else (1e-5, 2e-6)
+    # a float32 rounding is 6e-8; sums of 64 terms, and ggml's float32 angles at position 11, have about ten roundings.
+    # float16 has 11 bits: half a step of 2^-10 at the input, which gelu scales by at most 1.2, and one at the output
+    rtol, atol = (2e-3, 2e-3) if (set_name, operation) in ROUNDED_TO_HALF else (1e-5, 2e-6)
     np.testing.assert_allclose(got, expected, rtol, atol)
 
 
-ORDERED = [name for name in ("exact", "ggml", "numba") if name in SETS]  # sums in an order that no batch changes
+BATCH_INVARIANT = [name for name in ("exact", "ggml", "numba") if name in SETS]  # sums do not depend on the batch
 
 
-@pytest.mark.parametrize("set_name", ORDERED)
+@pytest.mark.parametrize("set_name", BATCH_INVARIANT)
 @pytest.mark.parametrize("format", ["F32", "F16", "Q4_0", "Q8_0"])
 def test_a_token_has_the_same_bits_in_any_batch(set_name, format):
     w, x = weight(70, 96, format=format), random(9, 96)
@@ -79,16 +81,16 @@ def test_a_token_has_the_same_bits_in_any_batch(set_name, format):
     np.testing.assert_array_equal(np.concatenate([matmul(w, x[t : t + 1]) for t in range(9)]), matmul(w, x))
 
 
-@pytest.mark.parametrize("set_name", ORDERED)
+@pytest.mark.parametrize("set_name", BATCH_INVARIANT)
 @pytest.mark.parametrize("format", ["F32", "Q4_0", "Q8_0"])
-def test_a_row_has_the_same_bits_whatever_others_choose(set_name, format):
+def test_a_row_s_bits_do_not_depend_on_the_experts_of_other_rows(set_name, format):
     w, x, chosen = weight(5, 70, 96, format=format), random(40, 96), np.random.default_rng(0).integers(0, 4, 40)
     experts, matmul = SETS[set_name].experts, SETS[set_name].matmul
     alone = [matmul(w.matrices[e], x[i : i + 1]) for i, e in enumerate(chosen)]
     np.testing.assert_array_equal(np.concatenate(alone), experts(w, x, chosen))
 
 
-@pytest.mark.parametrize("set_name", ORDERED)
+@pytest.mark.parametrize("set_name", BATCH_INVARIANT)
 @pytest.mark.parametrize("cache_type", [np.float32, np.float16])
 def test_a_query_has_the_same_bits_in_any_span(set_name, cache_type):
     q, k, v = random(6, 4, 16), random(9, 2, 16).astype(cache_type), random(9, 2, 16, seed=1).astype(cache_type)
@@ -98,11 +100,11 @@ def test_a_query_has_the_same_bits_in_any_span(set_name, cache_type):
 
 
 @pytest.mark.parametrize("format", ["Q4_0", "Q8_0"])
-def test_ggml_matmul_errs_by_half_a_step_of_the_activations_at_most(format):
+def test_ggml_matmul_errs_by_at_most_half_a_step_of_the_activations(format):
     w, x = weight(48, 64, format=format), random(5, 64)
     blocks = np.abs(x.reshape(5, 2, 32))
     step = np.repeat(blocks.max(-1), 32, axis=-1).reshape(5, 64) / 127
-    # q is off by half a step; the scale, kept as f16, by 2^-11 of up to 127 steps, that is 0.063 of one more
+    # a code errs by half a step; the f16 scale by 2^-11 of up to 127 steps, which is another 0.063 of a step
     bound = (0.5 + 0.063) * step @ np.abs(w.dequantize()).T
     error = np.abs(SETS["ggml"].matmul(w, x) - SETS["exact"].matmul(w, x))
-    assert (error <= bound).all() and error.max() > 1e-4  # and it does round
+    assert (error <= bound).all() and error.max() > 1e-4  # activations were rounded

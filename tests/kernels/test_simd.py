@@ -1,4 +1,4 @@
-"""Vectors in kernels: each machine's form against plain integers; forms that this machine lacks as assembly only."""
+"""Vector operations: each level compared with plain integers; levels that this machine lacks only as assembly."""
 
 import re
 
@@ -74,7 +74,7 @@ def test_dot4_adds_four_products_to_each_lane(level, signed):
 
 @compiled
 @pytest.mark.parametrize("level", simd.REQUIRED_FEATURES)
-def test_lookup_gives_each_code_its_value(level):
+def test_lookup_returns_the_value_of_each_code(level):
     if level not in SUPPORTED:
         pytest.skip(f"this CPU cannot run {level}")
 
@@ -136,13 +136,13 @@ def assert_lowers(build, result, arguments, triple, cpu, instruction):
     [
         ("", set(), "portable"),
         ("", {"avx2", "fma", "f16c"}, "avx2"),
-        ("", {"avx2", "fma"}, "portable"),  # half floats would need a library call
+        ("", {"avx2", "fma"}, "portable"),  # without F16C, half floats would need a library call
         ("portable", simd.REQUIRED_FEATURES["avx512vnni"], "portable"),
         ("", simd.REQUIRED_FEATURES["avx512vnni"] | {"sse2"}, "avx512vnni"),
         ("", {"neon", "dotprod"}, "neon"),
     ],
 )
-def test_the_best_possible_level_is_chosen_unless_another_is_asked_for(requested, features, level):
+def test_the_best_supported_level_is_the_default(requested, features, level):
     assert simd.choose_level(requested, features) == level
 
 
@@ -172,7 +172,7 @@ def all_halves(native, out):
 
 
 @compiled
-def test_every_finite_half_becomes_its_float():
+def test_every_finite_half_converts_to_its_float():
     got = np.empty(65536, np.float32)
     all_halves(HALVES, got)
     np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
@@ -190,14 +190,14 @@ def half_portable(typing, h):
 
 
 @compiled
-def test_the_portable_half_is_the_native_one_on_finite_values():
+def test_portable_and_native_half_conversions_agree_on_finite_values():
     got = np.empty(65536, np.float32)
     portable_halves(HALVES, got)
     np.testing.assert_array_equal(got[FINITE], HALVES.view(np.float16)[FINITE].astype(np.float32))
 
 
 def around_halves():
-    """Every finite half, the middles between neighbours, and what lies next to these on both sides.  -> f32 [n]"""
+    """Return every finite half, the midpoints between neighbours, and the floats next to each midpoint.  -> f32 [n]"""
     exact = HALVES.view(np.float16)[FINITE].astype(np.float32)
     ties = (exact[1:] + exact[:-1]) / 2
     return np.concatenate([exact, ties, np.nextafter(ties, np.float32(1)), np.nextafter(ties, np.float32(-1))])
@@ -216,7 +216,7 @@ def portable_round(typing, x):
 
 @compiled
 @pytest.mark.parametrize("portable", [False, True])
-def test_rounding_to_half_in_lanes_is_numpy_s(portable):
+def test_rounding_to_half_equals_numpy(portable):
     x = around_halves()
     x = x[np.abs(x) < 65520]
     x = np.resize(x, 16 * -(-x.size // 16))
@@ -241,7 +241,7 @@ def portable_half(typing, x):
 
 @compiled
 @pytest.mark.parametrize("portable", [False, True])
-def test_shortening_to_half_is_numpy_s(portable):
+def test_converting_to_half_equals_numpy(portable):
     x = around_halves()
     edges = [0, 1e-45, 65504, 65519.99, 65520, 65536, 1e30, np.inf, np.nan]
     x = np.resize(np.concatenate([x, np.float32(edges), -np.float32(edges)]), 16 * (x.size // 16 + 5))
@@ -275,5 +275,5 @@ def test_operators_work_lane_by_lane():
     mixture(x, y, out, 3)
     sums = x * y[:, None] + np.arange(3, dtype=np.float32)[:, None] - 0.5
     np.testing.assert_array_equal(out[:16], (np.maximum(sums[0], sums[1]) * 4).astype(np.int32) * 2)
-    assert out[16] == sums[2].sum() and out[17] == sums[2].max()  # halves and quarters: every order gives the same sum
+    assert out[16] == sums[2].sum() and out[17] == sums[2].max()  # exact in float32, so every order gives the same sum
     np.testing.assert_array_equal(out[18:], x)

@@ -10,12 +10,12 @@ def tensor(format="Q4_0", n_out=6, n_in=64):
     return Tensor("w", FORMATS_BY_NAME[format], (n_out, n_in), quantize(FORMATS_BY_NAME[format], x))
 
 
-def test_chosen_rows_are_those_of_the_whole():
+def test_selected_rows_equal_those_of_the_whole():
     w = tensor()
     np.testing.assert_array_equal(w.dequantize([5, 0, 5]), w.dequantize()[[5, 0, 5]])
 
 
-def test_bytes_and_elements_are_the_file_s():
+def test_bytes_and_elements_count_the_file_s_data():
     w = tensor()
     assert w.n_elements == 6 * 64 and w.nbytes == 6 * 2 * 18
 
@@ -30,7 +30,7 @@ def test_a_form_is_packed_once():
     assert w.form(pack) == w.form(pack) == (6, 64) and made == [w]
 
 
-def test_a_stack_s_matrices_are_its_parts_and_keep_their_forms():
+def test_each_matrix_of_a_stack_keeps_its_own_forms():
     x = np.random.default_rng(0).standard_normal((3, 6, 64), np.float32)
     w = Tensor("w", FORMATS_BY_NAME["Q4_0"], x.shape, quantize(FORMATS_BY_NAME["Q4_0"], x))
     np.testing.assert_array_equal([matrix.dequantize() for matrix in w.matrices], w.dequantize())
@@ -42,7 +42,7 @@ def len_of(tensor):
 
 
 @pytest.mark.parametrize("format", ["F32", "Q4_0"])
-def test_a_tensor_without_rows_means_an_array_without_rows(format):
+def test_a_tensor_without_rows_dequantizes_to_an_empty_array(format):
     w = Tensor(
         "w",
         FORMATS_BY_NAME[format],

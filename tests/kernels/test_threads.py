@@ -1,4 +1,4 @@
-"""One team of threads: every index once, from several callers, after a fork, with one thread and with two."""
+"""The team of threads: every index once, with several callers, after a fork, with one thread and with two."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from numllama.kernels import threads
 from numllama.kernels.jit import kernel
 from numllama.kernels.threads import parallel_for, run
 
-MUCH = 1e9  # work enough for helpers
+MUCH = 1e9  # enough work to use helpers
 
 
 @kernel
@@ -66,14 +66,14 @@ def test_callers_from_several_python_threads_do_not_disturb_each_other():
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="helpers need compiled kernels")
 def test_helpers_take_parts():
-    """Two parts that wait for each other end only if two threads run them."""
+    """Two parts that wait for each other finish only if two threads run them."""
     met = np.zeros(2, np.int64)
-    for _ in range(100):  # a helper may be late for one job
+    for _ in range(100):  # a helper may be too late for some jobs
         met[:] = 0
         run(meet, MUCH, met)
         if met.all():
             return
-    pytest.fail("the caller did every part of a hundred jobs")
+    pytest.fail("the caller ran every part of a hundred jobs")
 
 
 @kernel
@@ -93,7 +93,7 @@ def meet(team, met):
     parallel_for(team, meet_part, (met,), 2)
 
 
-def test_little_work_wakes_nobody():
+def test_little_work_starts_no_helpers():
     before = len(threading.enumerate())
     threads.limit(before + 8)
     run(count, threads.MIN_PARALLEL_WORK - 1, np.zeros(64, np.int64))
@@ -102,7 +102,7 @@ def test_little_work_wakes_nobody():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_computes_with_helpers_of_its_own():
+def test_a_forked_child_has_its_own_helpers():
     run(count, MUCH, np.zeros(64, np.int64))
     child = os.fork()
     if child == 0:
@@ -119,8 +119,8 @@ def test_a_limit_of_zero_means_one_thread_per_core():
 
 
 @pytest.mark.skipif(config.DISABLE_JIT or not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
-def test_helpers_need_no_library_of_threads():
-    """Neither OpenMP nor TBB nor Numba's work queue is loaded by a job that two threads share."""
+def test_helpers_need_no_threading_library():
+    """A job that two threads share loads neither OpenMP nor TBB nor Numba's work queue."""
     program = """
 import numpy as np
 from numllama.kernels import NUMBA, threads

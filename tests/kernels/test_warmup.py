@@ -19,7 +19,7 @@ for path in sys.argv[1:]:
     list(complete(load_model(path), "once upon a time", Options(num_predict=3)))
 """
 
-# Prepares two kernels in an empty cache; prints how many processes that took, and which of the two came from the cache.
+# Prepares two kernels in an empty cache; prints the number of processes started, and which kernels came from the cache.
 PREPARE = """
 import subprocess
 from numllama.kernels import warmup
@@ -38,17 +38,17 @@ print(len(begun))
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
-def test_two_processes_share_what_is_to_be_compiled(tmp_path):
+def test_two_processes_share_the_compilation(tmp_path):
     def run(n_core):
         environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         command = [sys.executable, "-c", PREPARE.format(n_core=n_core)]
         return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.split()
 
-    assert run(2) == ["1", "1", "0", "1"]  # the second process made rope, this one rms_norm; then all is there
+    assert run(2) == ["1", "1", "0", "1"]  # the other process compiled rope, this one rms_norm; then both are cached
     assert run(2) == ["0", "1", "1", "0"]
 
 
-def test_both_processes_have_as_much_to_do():
+def test_both_processes_take_about_the_same_time():
     names = [name for name, _ in warmup.warmups()]
     here, there = warmup.split_work(names)
     assert sorted(here + there) == sorted(names)
@@ -57,12 +57,15 @@ def test_both_processes_have_as_much_to_do():
         for half in (here, there)
     ]
     assert abs(seconds[0] - seconds[1] - warmup.START_S) < 0.5
-    assert warmup.split_work(["rms_norm", "softmax"]) == (["rms_norm", "softmax"], [])  # not worth a process
+    assert warmup.split_work(["rms_norm", "softmax"]) == (
+        ["rms_norm", "softmax"],
+        [],
+    )  # too little work for a second process
 
 
 @pytest.mark.slow
-def test_a_first_answer_compiles_nothing_after_a_warm_up(tmp_path):
-    """Half a minute: a cache folder of its own is filled, and no later file comes into it."""
+def test_a_generation_after_a_warm_up_compiles_nothing(tmp_path):
+    """Takes half a minute: fills an empty cache folder, then checks that a generation adds no file."""
     environ = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     models = [
         tiny_gguf(tmp_path / "norm.gguf", quant="Q4_0"),
