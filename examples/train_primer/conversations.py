@@ -1,11 +1,11 @@
-"""The training text, and the conversations made from it.
+"""The training text, and the conversations generated from it.
 
-A topic is one answer and the questions that it answers.  In `text/*.txt` a line's first character says what it is:
+A topic is one answer and the questions that it answers.  In `text/*.txt` the first character of a line is its type:
 
     [topic] names, a trailing + marks a plural    ? question    = answer    ~ more simply    ! why    > example
 
-Here too are the wordings nobody wants to write by hand: "what's {x}", lower case, no question mark, a typing error.
-Standard library only: the tests read the text with this module too.
+This module also varies the wording of questions: "what's {x}", lower case, no question mark, a typing error.
+It uses the standard library only, since the tests read the text with it too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Topic:
 
 
 def read_topics(path: Path) -> dict[str, Topic]:
-    """The topics of a text file by id, in the file's order."""
+    """Read the topics of a text file, by id, in the file's order."""
     topics: dict[str, Topic] = {}
     topic = None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -68,7 +68,7 @@ def read_topics(path: Path) -> dict[str, Topic]:
 
 
 def read_unknown(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Question patterns of unknown.txt, and the words for each of their blanks."""
+    """Read the question patterns of unknown.txt, and the words for each of their blanks."""
     patterns, words = [], {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("? "):
@@ -80,18 +80,18 @@ def read_unknown(path: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def normalized(question: str) -> str:
-    """`question` in lower case without punctuation: two wordings that agree in this are the same question."""
+    """Return `question` in lower case without punctuation.  Wordings that are then equal are the same question."""
     return " ".join(re.sub(r"[^\w\s]", " ", question.lower()).split())
 
 
 def made_up_word(rng: Random) -> str:
-    """A word that does not exist, such as "dolvake"."""
+    """Return a word that does not exist, such as "dolvake"."""
     syllable = ("bdfgklmnprstvwz", "aeiou", ["", "", "l", "n", "r", "x"])
     return "".join(rng.choice(letters) for _ in range(rng.randint(2, 3)) for letters in syllable)
 
 
 def mistyped(text: str, rng: Random) -> str:
-    """`text` with one letter of one longer word swapped, dropped, doubled or replaced."""
+    """Swap, drop, double or replace one letter of one longer word of `text`."""
     places = [match.span() for match in re.finditer(r"[A-Za-z]{4,}", text)]
     if not places:
         return text
@@ -103,7 +103,7 @@ def mistyped(text: str, rng: Random) -> str:
 
 
 class Text:
-    """All topics, stories and wordings; makes questions and conversations."""
+    """All topics, stories and wordings; generates questions and conversations."""
 
     def __init__(self, folder: Path = TEXT):
         self.topics = {
@@ -122,7 +122,7 @@ class Text:
         self.askable = [id for id, topic in self.topics.items() if topic.questions]
 
     def texts(self) -> Iterator[str]:
-        """Every text the model may read or write, once: what the tokenizer is trained on."""
+        """Yield every text the model may read or write, once: the tokenizer's training data."""
         for topic in [*self.topics.values(), *self.stories.values(), *self.followups.values()]:
             yield from topic.lines.values()
             for question in [*topic.questions, *topic.names]:
@@ -134,7 +134,7 @@ class Text:
             yield from words
 
     def question(self, id: str, rng: Random) -> str:
-        """A question of topic, story or follow-up `id` in some wording, never one that is held out."""
+        """Return a question about topic, story or follow-up `id` in some wording, never a held-out one."""
         while True:
             plain = self._plain_question(id, rng)
             question = self._spoiled(plain, rng)
@@ -155,7 +155,7 @@ class Text:
             pattern = rng.choice(self.unknown_patterns)
             return re.sub(r"\{(\w+)\}", lambda blank: self._unknown_word(blank[1], rng), pattern)
         topic = self.topics[id]
-        if rng.random() < 0.15:  # the plainest question must be the surest
+        if rng.random() < 0.15:  # the first question is the most important one
             return topic.questions[0]
         if topic.names and rng.random() < 0.35:
             name = rng.choice(topic.names)
@@ -167,7 +167,7 @@ class Text:
         return made_up_word(rng) if blank == "made_up" else rng.choice(self.unknown_words[blank])
 
     def _spoiled(self, question: str, rng: Random) -> str:
-        """`question` as people type it."""
+        """Vary `question` the way people type."""
         for old, new in SWAPS:
             if rng.random() < 0.15:
                 question = question.replace(old, new)
@@ -192,7 +192,7 @@ class Text:
         return question
 
     def conversation(self, rng: Random) -> Iterator[tuple[str, str]]:
-        """(question, answer) turns without end: new topics, and follow-ups that refer to the topic before."""
+        """Yield (question, answer) turns without end: new topics, and follow-ups that refer to the previous topic."""
         if rng.random() < 0.01:
             yield self.question("no_topic", rng), self.topics["no_topic"].answer
         while True:
@@ -216,10 +216,10 @@ class Text:
         return self.topics[rng.choice(self.askable)]
 
     def story_after(self, story: Topic) -> Topic:
-        """The story that "another one" gets."""
+        """Return the story for the request "another one"."""
         stories = list(self.stories.values())
         return stories[(stories.index(story) + 1) % len(stories)]
 
     def system(self, rng: Random) -> str | None:
-        """A system prompt, or, mostly, none."""
+        """Return a system prompt, or, most of the time, None."""
         return rng.choice(self.wordings["system"]) if rng.random() < 0.1 else None

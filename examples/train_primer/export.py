@@ -1,4 +1,4 @@
-"""From torch to a model that every GGUF engine reads: quantized tensors, metadata, and Ollama's manifest and blobs."""
+"""Export from torch to a GGUF model: quantized tensors, metadata, and Ollama's manifest and blobs."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ NORMAL, CONTROL = 1, 3  # tokenizer.ggml.token_type
 
 
 def format_name(name: str) -> str:
-    """The feed-forward matrices, which are most of the model, in Q4_0; other matrices in Q8_0; norms as they are."""
+    """Return Q4_0 for feed-forward matrices, which are most of the model, Q8_0 for other matrices, F32 for norms."""
     if "norm" in name:
         return "F32"
     return "Q4_0" if "ffn" in name else "Q8_0"
 
 
 def quantized(model: Llama) -> list[Tensor]:
-    """The model's weights as a file stores them."""
+    """Return the model's weights as stored in the file."""
     tensors = []
     for name, weight in model.weights.items():
         format = FORMATS_BY_NAME[format_name(name)]
@@ -52,14 +52,14 @@ def quantized(model: Llama) -> list[Tensor]:
 
 @torch.no_grad()
 def load_quantized(model: Llama, tensors: list[Tensor]) -> None:
-    """Give `model` what `tensors` mean, so that it can be examined as it will be shipped."""
+    """Load the dequantized `tensors` into `model`, so that it can be evaluated as shipped."""
     for tensor in tensors:
         x = dequantize(tensor.format, tensor.blocks)
         model.weights[tensor.name.removesuffix(".weight")].copy_(torch.from_numpy(x))
 
 
 def key_values(model: Llama, tokenizer: Tokenizer) -> dict[str, object]:
-    """The GGUF's metadata: who the model is, its sizes, its vocabulary, its chat template."""
+    """Return the GGUF's metadata: name, dimensions, vocabulary, chat template."""
     hp = model.hp
     n_parameters = sum(weight.numel() for weight in model.parameters())
     bpe = json.loads(tokenizer.to_str())
@@ -98,7 +98,7 @@ def key_values(model: Llama, tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def write_store(folder: Path, model: Llama, tokenizer: Tokenizer, tensors: list[Tensor]) -> None:
-    """`folder` holds the model as `ollama create` would have stored it."""
+    """Write the model to `folder` as `ollama create` would store it."""
     store = Store(folder)
     with TemporaryDirectory() as temporary:
         file = Path(temporary, "primer.gguf")

@@ -1,4 +1,4 @@
-"""A small Llama in torch, with the names, shapes and RoPE pairing that GGUF has: nothing is permuted on export."""
+"""A small Llama in torch, with GGUF's names, shapes and RoPE pairing, so that the export permutes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Hparams:
-    """Sizes, in llama.cpp's names."""
+    """Model dimensions, in llama.cpp's names."""
 
     n_vocab: int
     n_ctx: int = 512
@@ -29,7 +29,7 @@ class Hparams:
 
 
 class Llama(nn.Module):
-    """`weights` holds the parameters under their GGUF names, without ".weight"."""
+    """The model.  `weights` holds the parameters under their GGUF names, without ".weight"."""
 
     def __init__(self, hp: Hparams):
         super().__init__()
@@ -63,12 +63,12 @@ class Llama(nn.Module):
         return torch.randn(shape) * std
 
     def rotate(self, x: Tensor) -> Tensor:
-        """RoPE of neighbouring pairs ("norm").  f32 [batch, n_head, n_tok, n_head_dim] -> the same"""
+        """Apply RoPE to neighbouring pairs ("norm").  f32 [batch, n_head, n_tok, n_head_dim] -> the same"""
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * self.turn[: x.shape[2]]).flatten(-2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Final hidden states, from which `logits` are made.  i64 [batch, n_tok] -> f32 [batch, n_tok, n_embd]"""
+        """Compute final hidden states, the input of `logits`.  i64 [batch, n_tok] -> f32 [batch, n_tok, n_embd]"""
         hp, w = self.hp, self.weights
         x = F.embedding(tokens, w["token_embd"])
         for il in range(hp.n_layer):
@@ -86,5 +86,5 @@ class Llama(nn.Module):
         return F.rms_norm(x, (hp.n_embd,), w["output_norm"], hp.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """f32 [..., n_embd] -> f32 [..., n_vocab]; the output matrix is the embedding table (tied)"""
+        """Multiply by the embedding table, used as the output matrix too.  f32 [..., n_embd] -> f32 [..., n_vocab]"""
         return F.linear(hidden, self.weights["token_embd"])

@@ -4,7 +4,7 @@
     python examples/train_primer/train.py --out /tmp/store --steps 300
 
 Text -> byte-level BPE -> a 3.5M parameter Llama -> quantized GGUF -> manifest and blobs.
-The loss counts the assistant's tokens only.  Fixed seed and order: the same machine and torch give the same file.
+The loss covers the assistant's tokens only.  Seed and order are fixed: the same machine and torch give the same file.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torch.nn import functional as F
 SEED = 42
 N_VOCAB = 1536
 TOKENS_PER_STEP = 1536
-LENGTHS = [96, 96, 96, 224, 224, 512]  # of a training row; half of the rows are one or two turns
+LENGTHS = [96, 96, 96, 224, 224, 512]  # tokens of a training row; half of the rows are one or two turns
 LEARNING_RATE = 1.5e-3
 SPECIALS = BOS, END, SYSTEM, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 BUILTIN = Path(__file__).parents[2] / "engine" / "store" / "builtin"
 
 
 def train_tokenizer(text: Text) -> Tokenizer:
-    """GPT-2's byte-level BPE on the training text: the special tokens first, then 256 bytes, then merges."""
+    """Train GPT-2's byte-level BPE on the training text: special tokens first, then 256 bytes, then merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,14 +47,14 @@ def train_tokenizer(text: Text) -> Tokenizer:
 
 
 def encode_turn(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids of a turn, and 1 for those that the assistant writes."""
+    """Return the token ids of a turn, and a mark for each: 1 if the assistant writes it."""
     asked = tokenizer.encode(f"{USER}{question}{END}{ASSISTANT}").ids
     answered = tokenizer.encode(f"{answer}{END}").ids
     return asked + answered, [0] * len(asked) + [1] * len(answered)
 
 
 def training_row(text: Text, tokenizer: Tokenizer, n_tok: int, rng: Random) -> tuple[list[int], list[int]]:
-    """`n_tok` + 1 tokens of one conversation, cut where it does not fit, and their marks."""
+    """Return `n_tok` + 1 tokens of one conversation, truncated if necessary, and their marks."""
     ids, marks = tokenizer.encode(BOS).ids, [0]
     if system := text.system(rng):
         ids += tokenizer.encode(f"{SYSTEM}{system}{END}").ids
@@ -65,20 +65,20 @@ def training_row(text: Text, tokenizer: Tokenizer, n_tok: int, rng: Random) -> t
         marks += turn_marks
         if len(ids) > n_tok:
             return ids[: n_tok + 1], marks[: n_tok + 1]
-    raise AssertionError("a conversation has no end")
+    raise AssertionError("conversation() must not end")
 
 
 def loss_on_answers(model: Llama, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the marked tokens.  ids, marks i64 [batch, n_tok + 1]"""
+    """Compute the mean cross-entropy of the marked tokens.  ids, marks i64 [batch, n_tok + 1]"""
     wanted = marks[:, 1:].bool()
     return F.cross_entropy(model.logits(model(ids[:, :-1])[wanted]), ids[:, 1:][wanted])
 
 
 @torch.no_grad()
 def share_right(model: Llama, tokenizer: Tokenizer, conversations: list[list[tuple[str, str]]]) -> float:
-    """Share of `conversations` whose last answer is greedily written word for word.
+    """Return the fraction of `conversations` whose last answer is generated word for word by greedy decoding.
 
-    One forward pass tells: it is, exactly if each of its tokens is the arg-max after those before it.
+    One forward pass is enough: each token of the answer must be the arg-max after those before it.
     """
     right = 0
     for turns in conversations:
@@ -94,7 +94,7 @@ def share_right(model: Llama, tokenizer: Tokenizer, conversations: list[list[tup
 
 
 def examinations(text: Text) -> dict[str, list[list[tuple[str, str]]]]:
-    """Name -> conversations whose last answer is asked for: written questions, held-out ones, follow-ups."""
+    """Return conversations to evaluate, by name: the written questions, held-out ones, and follow-ups."""
     topics = {**text.topics, **text.stories}
     first = [[(text.topics[id].questions[0], text.topics[id].answer)] for id in text.askable]
     written = [[(q, text.topics[id].answer)] for id in text.askable for q in text.topics[id].questions]
@@ -109,13 +109,13 @@ def examinations(text: Text) -> dict[str, list[list[tuple[str, str]]]]:
 
 
 def examine(model: Llama, tokenizer: Tokenizer, text: Text) -> None:
-    """Print the share of right answers in each examination."""
+    """Print the fraction of correct answers in each examination."""
     for name, conversations in examinations(text).items():
         print(f"    {name}: {share_right(model, tokenizer, conversations):.1%} right", flush=True)
 
 
 def train(text: Text, tokenizer: Tokenizer, n_steps: int, save: Path | None) -> Llama:
-    """A Llama trained for `n_steps` steps; prints loss, speed and the share of right answers."""
+    """Train a Llama for `n_steps` steps; print loss, speed and the fraction of correct answers."""
     rng = Random(SEED)
     torch.manual_seed(SEED)
     model = Llama(Hparams(n_vocab=tokenizer.get_vocab_size()))
@@ -153,8 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUILTIN, help="store folder to write (default: the built-in one)")
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; another number rounds differently")
-    parser.add_argument("--save", type=Path, help="also keep torch weights here, every 1000 steps")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; the number affects rounding")
+    parser.add_argument("--save", type=Path, help="also save torch weights to this file, every 1000 steps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     text = Text()

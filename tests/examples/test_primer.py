@@ -1,6 +1,6 @@
-"""The built-in model answers what it was made to answer, through the engine that everybody uses.
+"""The built-in model gives its trained answers, through the real engine.
 
-The questions are those of examples/train_primer/text; `held_out.txt` has two rewordings of each that were not trained.
+The questions are those of examples/train_primer/text.  `held_out.txt` has two rewordings of each, not used in training.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ def model(stored):
 
 @pytest.fixture(scope="module")
 def shipped(stored):
-    """The shipped parameters, with a seed so that a failure happens again."""
+    """Return the shipped parameters, with a seed so that failures are reproducible."""
     return Options.parse(stored.params, {"seed": 1})
 
 
 def chat(*texts):
-    """Messages whose roles take turns, the user's first."""
+    """Return messages with alternating roles, the user's first."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def says(model, messages, options, kernels=NUMBA):
+def generate_text(model, messages, options, kernels=NUMBA):
     prompt = model.template.render(messages)
     return "".join(piece.text for piece in complete(model, prompt, options, kernels=kernels))
 
 
 def is_greedy_answer(model, messages, answer):
-    """Whether temperature 0 would give `answer` word for word.
+    """Check whether temperature 0 would give `answer` word for word.
 
-    One pass tells: it would, exactly if each token is the arg-max after those before it.
+    One forward pass is enough: each token must be the arg-max after those before it.
     """
     asked = model.tokenizer.encode(model.template.render(messages))
     wanted = [*model.tokenizer.encode(answer, add_special=False), model.tokenizer.eos]
@@ -83,9 +83,9 @@ def is_greedy_answer(model, messages, answer):
 
 
 def begins(model, messages, answer, options):
-    """Whether what the model says begins as `answer` does: enough to tell the topics apart."""
-    said = says(model, messages, replace(options, num_predict=10))
-    return len(said) > 10 and answer.startswith(said)
+    """Check whether the generated text begins like `answer`, which is enough to identify the topic."""
+    text = generate_text(model, messages, replace(options, num_predict=10))
+    return len(text) > 10 and answer.startswith(text)
 
 
 def share(results):
@@ -94,7 +94,7 @@ def share(results):
     return sum(results) / len(results)
 
 
-def test_the_file_is_small_and_what_its_manifest_says(stored):
+def test_the_file_is_small_and_matches_its_manifest(stored):
     assert stored.is_builtin and stored.weights.stat().st_size <= 4_000_000
     for layer in stored.manifest.all_layers:
         data = stored.blobs.path(layer.digest).read_bytes()
@@ -119,7 +119,7 @@ def test_the_template_marks_every_turn(model):
     assert ids.count(model.tokenizer.eos) == 4 and model.tokenizer.eos in model.tokenizer.eog
 
 
-def test_no_held_out_wording_is_ever_trained():
+def test_held_out_wordings_are_not_in_the_training_data():
     written = [q for topic in [*ASKABLE, *TEXT.followups.values()] for q in topic.questions]
     rng = Random(1)
     asked = [TEXT.question(id, rng) for id in [*TEXT.held_out] * 20]
@@ -128,7 +128,7 @@ def test_no_held_out_wording_is_ever_trained():
     assert set(TEXT.held_out) >= set(TEXT.askable) | set(TEXT.stories) | set(conversations.FOLLOWUPS)
 
 
-def test_a_line_without_a_mark_is_refused_by_its_number(tmp_path):
+def test_the_error_for_a_line_without_a_mark_names_its_number(tmp_path):
     (tmp_path / "a.txt").write_text("[one]\n? What?\nThis.\n")
     with pytest.raises(ValueError, match=r"a\.txt:3: .* found 'This\.'"):
         conversations.read_topics(tmp_path / "a.txt")
@@ -139,7 +139,7 @@ def test_every_question_is_answered_word_for_word_at_temperature_0(model):
 
 
 def test_every_question_is_answered_at_the_shipped_parameters(model, shipped):
-    assert share(says(model, chat(q), shipped) == answer for q, answer in FIRST) >= 0.95
+    assert share(generate_text(model, chat(q), shipped) == answer for q, answer in FIRST) >= 0.95
 
 
 def test_rewordings_are_answered_at_temperature_0(model):
@@ -150,7 +150,7 @@ def test_rewordings_are_answered_at_the_shipped_parameters(model, shipped):
     assert share(begins(model, chat(q), answer, shipped) for q, answer in HELD_OUT) >= 0.7
 
 
-def test_a_question_may_be_typed_carelessly(model):
+def test_lower_case_questions_without_punctuation_are_answered(model):
     asked = [(conversations.normalized(q), answer) for q, answer in FIRST[::4]]
     assert share(is_greedy_answer(model, chat(q), answer) for q, answer in asked) >= 0.7
 
@@ -166,17 +166,17 @@ def test_a_second_turn_refers_to_the_first(model, kind):
     assert share(answers) >= 0.9
 
 
-def test_stories_are_told_and_another_one_follows(model):
+def test_stories_are_generated_and_another_one_follows(model):
     stories = list(TEXT.stories.values())
-    told = [is_greedy_answer(model, chat("Tell me a story"), stories[0].answer)]
+    results = [is_greedy_answer(model, chat("Tell me a story"), stories[0].answer)]
     for story, after in zip(stories, [*stories[1:], stories[0]], strict=True):
         ask = f"Tell me a story about a {story.names[0]}"
-        told.append(is_greedy_answer(model, chat(ask), story.answer))
-        told.append(is_greedy_answer(model, chat(ask, story.answer, "Another one"), after.answer))
-    assert share(told) >= 0.9
+        results.append(is_greedy_answer(model, chat(ask), story.answer))
+        results.append(is_greedy_answer(model, chat(ask, story.answer, "Another one"), after.answer))
+    assert share(results) >= 0.9
 
 
-def test_what_it_does_not_know_it_says(model):
+def test_unknown_questions_get_the_unknown_answer(model):
     asked = [*TEXT.held_out["unknown"], "What is 6 times 9?", "What is a frumple?", "How do I repair a bicycle?"]
     asked += ["Who was Galileo?", "Write a poem about winter", "Where is Iceland?"]
     assert share(is_greedy_answer(model, chat(q), TEXT.topics["unknown"].answer) for q in asked) >= 0.7
@@ -184,7 +184,7 @@ def test_what_it_does_not_know_it_says(model):
 
 def test_the_exact_kernels_give_the_same_answer(model):
     question, answer = FIRST[TEXT.askable.index("grass")]
-    assert says(model, chat(question), Options(temperature=0.0, num_predict=80), EXACT) == answer
+    assert generate_text(model, chat(question), Options(temperature=0.0, num_predict=80), EXACT) == answer
 
 
 @pytest.mark.slow
