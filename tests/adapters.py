@@ -1,4 +1,4 @@
-"""LoRA files made on the spot, and what they mean."""
+"""Generated LoRA files, and the reference for their effect."""
 
 import os
 from dataclasses import replace
@@ -26,10 +26,10 @@ def tiny_lora(
     size: float = 1.0,
     **kv,
 ) -> str | os.PathLike[str]:
-    """An adapter at `path` for the GGUF `model`: random matrices for each of its `weights`, in every layer.
+    """Write an adapter for the GGUF `model` to `path`: random matrices for each of its `weights`, in every layer.
 
     size   0: an adapter that adds nothing
-    kv     more key-values, with "__" for ".", or others than these
+    kv     key-values to add or replace, with "__" for "."
     """
     base, format, random = GGUF.open(model), FORMATS_BY_NAME[quant], np.random.default_rng(seed)
     tensors = []
@@ -55,7 +55,7 @@ DOUBLES = replace(FORMATS_BY_NAME["F64"], dequantize=lambda blocks: blocks[:, No
 
 
 def merged(gguf):
-    """The adapted model `gguf` with its adapters added into its weights, in float64: the definition."""
+    """Return the adapted model `gguf` with its adapters added to its weights, in float64: the reference."""
 
     def whole(tensor):
         weights = tensor.dequantize().astype(np.float64)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and a second process that compiles for the later ones."""
+"""Fixtures for all tests, and a background process that compiles kernels for later tests."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["PYTHONPATH"] = str(Path(find_spec("numllama").origin).parents[1])
 
-# Compiling kernels on first use makes the first example slow, which is no fault of the code under test.
+# Kernels are compiled on first use, which makes the first example slow.
 settings.register_profile("default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
@@ -29,9 +29,10 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_finish(session):
-    """In a long run, what no early test uses is compiled beside those tests, which want one core.
+    """In a long run, compile the kernels that early tests do not use, beside those tests, which need one core.
 
-    In an empty cache that is most of what is compiled: products of other formats, then those of test_levels.py.
+    With an empty cache these are most of the compilation: products of other formats, then the kernels of
+    test_levels.py.
     """
     if len(session.items) < 1000 or session.config.option.collectonly:
         return
@@ -43,10 +44,10 @@ def pytest_collection_finish(session):
         return
     names = [name for name, _ in warmup.warmups() if name.endswith(" product")]
     jobs = [({}, [name for name in names if name not in ("F32 product", "F16 product")])]
-    of_a_level = ["Q4_0 product", "Q8_0 product", "Q6_K product", "MXFP4 product", "attention"]
+    level_kernels = ["Q4_0 product", "Q8_0 product", "Q6_K product", "MXFP4 product", "attention"]
     for level, required in simd.REQUIRED_FEATURES.items():
         if level != simd.LEVEL and required <= simd.cpu_features():
-            jobs.append(({"NUMLLAMA_SIMD": level}, of_a_level))
+            jobs.append(({"NUMLLAMA_SIMD": level}, level_kernels))
 
     def compile_beside():
         for variables, names in jobs:
@@ -57,7 +58,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory):
-    """Recordings of other programs, as every clone has them."""
+    """Return the recordings of other programs that are part of the repository."""
     from recordings import KEPT, Recordings
 
     return Recordings(KEPT, tmp_path_factory.mktemp("recorded"))
@@ -65,7 +66,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(kept):
-    """All recordings, for slow tests."""
+    """Return all recordings, for slow tests."""
     folder = os.environ.get("NUMLLAMA_SHARED")
     if not folder:
         pytest.skip("needs NUMLLAMA_SHARED, a folder of all recordings: tests/golden/README.md")
@@ -74,5 +75,5 @@ def whole(kept):
 
 @pytest.fixture(scope="session", params=["kept", pytest.param("whole", marks=pytest.mark.slow)])
 def recordings(request):
-    """Recordings of which a part is kept: that part, and among the slow tests the whole."""
+    """Return the recordings in the repository and, in slow tests, all recordings."""
     return request.getfixturevalue(request.param)

@@ -1,6 +1,6 @@
-"""A native ggml, called in this process: the reference whose bytes and floats the formats must meet.
+"""A native ggml, called in this process: the reference for the formats' bytes and floats.
 
-NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); written for commit 0c1e57098.
 """
 
 import ctypes
@@ -39,12 +39,12 @@ class Ggml:
 
     @classmethod
     def from_environment(cls):
-        """The build that NUMLLAMA_LLAMA_CPP names, or None."""
+        """Return the build that NUMLLAMA_LLAMA_CPP names, or None."""
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
     def quantize(self, format, x):
-        """What llama-quantize writes.  f32 [n, block_size] -> blocks [n]"""
+        """Quantize weights as llama-quantize does.  f32 [n, block_size] -> blocks [n]"""
         x = np.ascontiguousarray(x, np.float32)
         blocks = np.zeros(len(x), format.layout)
         written = self.base.ggml_quantize_chunk(
@@ -54,7 +54,7 @@ class Ggml:
         return blocks
 
     def dequantize(self, format, blocks):
-        """blocks [n] -> f32 [n, block_size]"""
+        """Dequantize blocks.  blocks [n] -> f32 [n, block_size]"""
         blocks = np.ascontiguousarray(blocks)
         x = np.zeros((len(blocks), format.block_size), np.float32)
         to_float = self.base.ggml_get_type_traits(format.type).contents.to_float
@@ -62,7 +62,7 @@ class Ggml:
         return x
 
     def activations(self, format, x):
-        """What the CPU code multiplies with: Q8_0, Q8_1 or Q8_K.  f32 [n, block_size] -> blocks [n]"""
+        """Quantize activations as the CPU code does: Q8_0, Q8_1 or Q8_K.  f32 [n, block_size] -> blocks [n]"""
         x = np.ascontiguousarray(x, np.float32)
         blocks = np.zeros(len(x), format.layout)
         encode = getattr(self.cpu, f"quantize_row_{format.name.lower().replace('k', 'K')}")

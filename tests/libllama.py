@@ -1,8 +1,8 @@
 """A native llama.cpp, called in this process: the reference for logits and embeddings.
 
-NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.  The plain
-computation, nothing rounded that need not be: CPU, one thread, weights not repacked, no flash attention, float32 keys
-and values, one micro-batch.
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); written for commit 0c1e57098.  The
+plainest configuration, without avoidable rounding: CPU, one thread, weights not repacked, no flash attention, float32
+keys and values, one micro-batch.
 """
 
 import ctypes
@@ -79,15 +79,15 @@ class LibLlama:
 
     @classmethod
     def from_environment(cls):
-        """The build that NUMLLAMA_LLAMA_CPP names, or None."""
+        """Return the build that NUMLLAMA_LLAMA_CPP names, or None."""
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
     def logits(self, path, tokens, adapters=None, cache="f32"):
-        """What the model in GGUF `path` makes of one text, at each of its positions.  -> f32 [n_tok, n_vocab]
+        """Compute the logits of the model in GGUF `path` at each position of one text.  -> f32 [n_tok, n_vocab]
 
-        adapters   strengths of LoRA files, by path
-        cache      what keys and values are kept as; in blocks only flash attention can read them
+        adapters   scales of LoRA files, by path
+        cache      type of the KV cache; blocks need flash attention
         """
         kept = {"type_k": TYPES[cache], "type_v": TYPES[cache], "flash_attn_type": int(cache != "f32")}
         with self._computed(path, tokens, adapters or {}, **kept) as (model, ctx):
@@ -95,7 +95,7 @@ class LibLlama:
             return np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (len(tokens), n_vocab)).copy()
 
     def embeddings(self, path, tokens, pooling=""):
-        """Final hidden states of one text, by the file's own `pooling` where it is "".
+        """Compute the final hidden states of one text; pooling "" uses the file's own.
 
         -> f32 [n_tok, n_embd] for "none", f32 [n_embd] for "mean", "cls" and "last"; not normalized
         """
@@ -108,11 +108,11 @@ class LibLlama:
 
     @contextmanager
     def _computed(self, path, tokens, adapters, **more):
-        """(model, context) after `tokens`, with an output for each; `more` context parameters."""
+        """Provide (model, context) after `tokens`, with an output for each; `more` are context parameters."""
         params = self.lib.llama_model_default_params()
         params.n_gpu_layers, params.use_extra_bufts = 0, False
         model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
-        assert model, f"llama.cpp does not load {path}"
+        assert model, f"llama.cpp cannot load {path}"
         params = self.lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
         params.n_threads = params.n_threads_batch = 1
@@ -120,15 +120,15 @@ class LibLlama:
         for name, value in more.items():
             setattr(params, name, value)
         ctx = self.lib.llama_init_from_model(model, params)
-        assert ctx, f"llama.cpp makes no context for {path}"
+        assert ctx, f"llama.cpp cannot create a context for {path}"
         loras = [self.lib.llama_adapter_lora_init(model, os.fsencode(adapter)) for adapter in adapters]
-        assert all(loras), f"llama.cpp does not load one of {', '.join(map(str, adapters))}"
+        assert all(loras), f"llama.cpp cannot load one of {', '.join(map(str, adapters))}"
         n = len(loras)
         scales = (ctypes.c_float * n)(*adapters.values())
         assert self.lib.llama_set_adapters_lora(ctx, (ctypes.c_void_p * n)(*loras), n, scales) == 0
         ids, outputs = np.array(tokens, np.int32), np.ones(len(tokens), np.int8)
         code = self.lib.llama_decode(ctx, LlamaBatch(len(ids), token=ids.ctypes.data, logits=outputs.ctypes.data))
-        assert code == 0, f"llama_decode answers {code}"
+        assert code == 0, f"llama_decode returned {code}"
         yield model, ctx
         self.lib.llama_free(ctx)
         self.lib.llama_model_free(model)

@@ -1,6 +1,6 @@
 """A native llama.cpp's tokenizer, called in this process: the reference for ids, pieces and text.
 
-NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); made with commit 0c1e57098.
+NUMLLAMA_LLAMA_CPP names the folder of a built llama.cpp's libraries (build/bin); written for commit 0c1e57098.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ class LlamaVocab:
         params = lib.llama_model_default_params()
         params.vocab_only = True
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        assert self._model, f"llama.cpp does not load {path}"
+        assert self._model, f"llama.cpp cannot load {path}"
         self._vocab = ctypes.c_void_p(lib.llama_model_get_vocab(ctypes.c_void_p(self._model)))
         self.n_vocab = lib.llama_vocab_n_tokens(self._vocab)
         self.bos, self.eos, self.eot = (self._id(name) for name in ("bos", "eos", "eot"))

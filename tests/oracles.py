@@ -1,4 +1,4 @@
-"""Other implementations, given our model files: what they make of one text, and how far two answers are apart.
+"""Other implementations that compute logits from our model files, and the distance between two results.
 
 transformers    Hugging Face's own code for each family, computing in float64 on the weights of a float32 GGUF
 xllamacpp       llama.cpp's server as published in a wheel, in its plainest configuration
@@ -18,21 +18,21 @@ from numllama.kernels import SETS
 
 
 def our_logits(path, tokens, kernels, gelu=""):
-    """What the model in GGUF `path` makes of one text by the set `kernels`.  -> float [n_tok, n_vocab]
+    """Compute the logits of the model in GGUF `path` for one text with the set `kernels`.  -> float [n_tok, n_vocab]
 
-    gelu    "ggml": from its table by float16, whatever the set; that alone moves a Gemma's logits by 4e-3
+    gelu    "ggml": use ggml's float16 table in any set; that alone changes a Gemma's logits by 4e-3
     """
     return forward(*run(path, tokens, kernels, gelu))
 
 
 def our_rows(path, tokens, kernels, gelu=""):
-    """As our_logits, before any word for it, and all that an encoder makes.  -> float [n_tok, n_embd]"""
+    """Compute the hidden states before the output matrix; an encoder's whole result.  -> float [n_tok, n_embd]"""
     model, *rest = run(path, tokens, kernels, gelu)
     return model.family.hidden(model, *rest)
 
 
 def run(path, tokens, kernels, gelu):
-    """Arguments of forward(): the model, one text as a batch, a cache, and how to compute."""
+    """Return the arguments of forward(): the model, one text as a batch, a cache, and the kernels."""
     model, how = load_model(path), SETS[kernels]
     if gelu:
         names = ("gelu", "gelu_mul")
@@ -42,25 +42,25 @@ def run(path, tokens, kernels, gelu):
 
 
 def in_f32(function, *arrays):
-    """The value of `function` there, as wide as what it was given."""
+    """Call `function` in float32 and convert its result to the type of the arguments."""
     return function(*(array.astype(np.float32) for array in arrays)).astype(arrays[0].dtype)
 
 
 def log_softmax(logits):
-    """-> f64 as `logits`"""
+    """Compute log-softmax.  -> f64, shape as `logits`"""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 def divergence(expected, got):
-    """How much likelier `expected` finds its next tokens than `got` does, in nats; the mean over positions (KL)."""
+    """Compute the Kullback-Leibler divergence of `got` from `expected`, in nats; the mean over positions."""
     p, q = log_softmax(expected), log_softmax(got)
     return (np.exp(p) * (p - q)).sum(axis=-1).mean()
 
 
 # --- transformers
 
-NAMES = {  # of a layer's tensors, GGUF: transformers
+NAMES = {  # tensor names, GGUF: transformers
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -82,7 +82,7 @@ GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-AROUND = {  # names of norms where one stands after each block too, by family
+AROUND = {  # names of norms in families that also have one after each block
     "gemma2": GEMMA,
     "gemma3": GEMMA,
     "glm4": {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
@@ -136,7 +136,7 @@ def granite(kv):
     }
 
 
-CLASSES = {  # by the first word of a model's name: its classes in transformers, what they need beside the sizes
+CLASSES = {  # by the first word of a model's name: its classes in transformers, and config values other than sizes
     "llama": ("LlamaConfig", "LlamaForCausalLM", plain),
     "mistral": ("MistralConfig", "MistralForCausalLM", lambda kv: {"sliding_window": None}),
     "mistral3": ("Ministral3Config", "Ministral3ForCausalLM", plain),
@@ -152,14 +152,14 @@ CLASSES = {  # by the first word of a model's name: its classes in transformers,
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", mixtral),
     "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
-# Rows of q and k reordered by llama.cpp's conversion, so that RoPE turns neighbours
+# Families whose rows of q and k llama.cpp's conversion reorders, so that RoPE rotates neighbours
 PERMUTED = ("llama", "mistral", "mistral3", "mixtral", "granite", "smollm3")
 
 
 def transformers_logits(path, name, tokens):
-    """What transformers makes of `tokens` at each position.  -> f64 [n_tok, n_vocab]
+    """Compute transformers' logits for `tokens` at each position.  -> f64 [n_tok, n_vocab]
 
-    path    a float32 GGUF;  name: its model's, which CLASSES knows by its first word
+    path    a float32 GGUF;  name: the model's name, whose first word is a key of CLASSES
     """
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     torch.set_num_threads(1)
@@ -206,7 +206,7 @@ def transformers_logits(path, name, tokens):
 
 
 def stretched(kv, gguf, n_head_dim):
-    """How the model turns, in a window stretched by YaRN or LongRoPE too."""
+    """Return the config values for RoPE, including windows stretched by YaRN or LongRoPE."""
     rope = {"rope_theta": float(kv("rope.freq_base", 10000.0)), "rope_type": kv("rope.scaling.type", "default")}
     if kv("rope.scaling.type") == "yarn":
         rope |= {"factor": float(kv("rope.scaling.factor"))}
@@ -222,7 +222,7 @@ def stretched(kv, gguf, n_head_dim):
     rope["partial_rotary_factor"] = int(kv("rope.dimension_count")) / n_head_dim
     before = {"original_max_position_embeddings": int(kv("rope.scaling.original_context_length", 0))}
     match rope["rope_type"]:
-        case "linear":  # as a family's own function says
+        case "linear":  # set by the family's own function
             return {}
         case "yarn":
             return {"rope_parameters": rope | before}
@@ -232,7 +232,7 @@ def stretched(kv, gguf, n_head_dim):
 
 
 def state(gguf, family, n_head, n_head_kv):
-    """The tensors of `gguf` under transformers' names, f64, as they were before llama.cpp's conversion."""
+    """Return the tensors of `gguf` under transformers' names, f64, as they were before llama.cpp's conversion."""
     names = NAMES | AROUND.get(family, {})
     arrays = {name: tensor.dequantize().astype(np.float64) for name, tensor in gguf.tensors.items()}
     arrays = {name: x for name, x in arrays.items() if not name.startswith("rope_")}
@@ -260,7 +260,7 @@ def state(gguf, family, n_head, n_head_kv):
 
 
 def separate(x, n_head):
-    """Rows (or biases) whose pairs lie side by side in each head -> first halves, then second."""
+    """Reorder rows (or biases) from adjacent pairs in each head to first halves, then second halves."""
     return x.reshape(n_head, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
@@ -268,7 +268,7 @@ def separate(x, n_head):
 
 
 def xllamacpp_logprobs(path, texts):
-    """Log-probabilities of what comes after each of `texts`, lists of token ids.  -> f64 [len(texts), n_vocab]"""
+    """Compute log-probabilities of the token after each of `texts`, lists of ids.  -> f64 [len(texts), n_vocab]"""
     xllamacpp = pytest.importorskip("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
@@ -279,7 +279,7 @@ def xllamacpp_logprobs(path, texts):
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server, n_vocab = xllamacpp.Server(params), GGUF.open(path).tensors["token_embd.weight"].shape[0]
     rows = np.full((len(texts), n_vocab), np.nan)
-    # 290, a word, is forced: probabilities come before any bias, but not beside half a character
+    # token 290, a word, is forced: probabilities are computed before the bias, but omitted for half a character
     for row, text in zip(rows, texts, strict=True):
         request = {
             "prompt": text,

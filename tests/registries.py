@@ -1,4 +1,4 @@
-"""Registries on loopback, whose answers a test can spoil: one of a few lines, and Debian's docker-registry."""
+"""Registries on loopback whose answers a test can manipulate: a minimal one, and Debian's docker-registry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """cut, stall: bytes of the body after which the connection ends, or nothing more comes."""
+    """An HTTP response.  After `cut` bytes of its body the connection is closed; after `stall` bytes it hangs."""
 
     status: int = 200
     headers: dict = field(default_factory=dict)
@@ -45,7 +45,7 @@ def digest_of(data):
 
 
 class Served:
-    """An HTTP server: `answer` says what, `spoil(request, answer)` what becomes of it; `seen` are the requests."""
+    """An HTTP server.  `answer` creates responses, `spoil(request, answer)` may change them, `seen` lists requests."""
 
     def __init__(self):
         self.spoil = lambda request, answer: answer
@@ -112,23 +112,23 @@ class Served:
             handler.connection.shutdown(socket.SHUT_RDWR)
 
     def asked(self, method, part=""):
-        """The requests of that method whose path has `part` in it."""
+        """Return the requests with that method whose path contains `part`."""
         return [request for request in self.seen if request.method == method and part in request.path]
 
     def ranges(self, digest):
-        """Those that were asked for, of one blob."""
+        """Return the Range headers of requests for a blob."""
         return [request.headers.get("range") for request in self.asked("GET", digest)]
 
 
 class Registry(Served):
-    """blobs: content by digest; manifests: bytes by `repository:tag`."""
+    """A minimal registry.  blobs: content by digest; manifests: bytes by `repository:tag`."""
 
     def __init__(self):
         self.blobs, self.manifests, self.uploads = {}, {}, {}
         super().__init__()
 
     def publish(self, name, *layers, config=b'{"model_format":"gguf","model_family":"llama"}'):
-        """The model `lab/m:latest`, or another `name`, of `layers`, (media type, content)."""
+        """Publish a model with the given `layers` (media type, content) under `name`."""
         described = []
         for media_type, content in [("application/vnd.docker.container.image.v1+json", config), *layers]:
             self.blobs[digest_of(content)] = content
@@ -178,10 +178,10 @@ class Registry(Served):
 
 
 class DockerRegistry(Served):
-    """Debian's, with its own files in `folder`, and in front of it this server, which is the address it knows.
+    """Debian's docker-registry with its files in `folder`, behind this server as a proxy.
 
-    auth   its `auth:` section, with {url} for that address
-    token  what GET /token answers, for an auth section that sends one there
+    auth   its `auth:` section, with {url} for the proxy's address
+    token  the handler of GET /token, for an auth section that refers to it
     """
 
     def __init__(self, folder, auth="", token=None):
@@ -232,7 +232,7 @@ class DockerRegistry(Served):
 
 
 def jwt(claims, key, certificate):
-    """A token as distribution wants it: signed with ES256 by `key`, whose certificate (DER) comes with it."""
+    """Return a token for docker-registry: signed with ES256 by `key`, with its certificate (DER) included."""
     from cryptography.hazmat.primitives.asymmetric import ec, utils
     from cryptography.hazmat.primitives.hashes import SHA256
 

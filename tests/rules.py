@@ -1,4 +1,4 @@
-"""Rules of attention for property tests: every kind of window, soft-cap, slopes and look ahead."""
+"""Attention rules for property tests: all combinations of window, soft-cap, slopes and causal mask."""
 
 import numpy as np
 from hypothesis import strategies as st

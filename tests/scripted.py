@@ -1,4 +1,4 @@
-"""Models that say what a test has them say: everything around them is real."""
+"""Models with predefined output, in an otherwise real engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numllama.engine.serve.runner import Runner
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import BYTE, CONTROL, NORMAL, UNKNOWN
 
-# Thinks in <think> tags, calls tools in <tool_call> tags.
+# A template with thinking in <think> tags and tool calls in <tool_call> tags.
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>"
@@ -31,10 +31,10 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 class Script:
-    """Called with texts, it makes every model say them, one a token; then it knows what the model was asked.
+    """Called with texts, it makes every model generate them, one per token, and records the request.
 
-    prompt    the text it was to go on from
-    options   and how
+    prompt    the prompt's text
+    options   the request's options
     """
 
     def __init__(self, monkeypatch):
@@ -42,11 +42,11 @@ class Script:
         self.prompt, self.options = None, None
 
     def __call__(self, *texts, done_reason="stop", met=None, error=None):
-        """`error` is raised where the last piece would be."""
+        """Set the output.  `error` is raised in place of the last piece."""
 
         def submit(runner, job):
             prompt = runner.model.tokenizer.decode(job.prompt, special=False)
-            self.prompt, self.options = prompt.removeprefix(" "), job.options  # the blank is SPM's
+            self.prompt, self.options = prompt.removeprefix(" "), job.options  # SPM adds the leading blank
             for text in texts:
                 job.deliver(Piece(text, token=1))
             job.finished()
@@ -56,27 +56,28 @@ class Script:
         self._monkeypatch.setattr(Runner, "submit", submit)
 
 
-# --- a model whose weights say it ---
+# --- a model whose weights define its output
 
 BLANK, USER_DEFINED = "\u2581", 4
 
 
 def scripted_gguf(path, scripts):
-    """A Llama that says after the token <hello> the pieces of scripts["hello"], one a token, whatever the sampler.
+    """Write a Llama that, after the token <hello>, generates the pieces of scripts["hello"], one per token.
 
-    A piece that comes again goes on as it did before, so ["la", "li", "la"] never ends.  Pieces like <0xE2> are bytes.
+    The output does not depend on the sampler.  A piece has one successor, so ["la", "li", "la"] never ends.  Pieces
+    like <0xE2> are bytes.
 
-    Attention and feed-forward are zero, so the residual stream is the last token's embedding, a unit vector; the output
-    matrix maps it to the token that comes next, whose logit is sqrt(n_embd), all others being 0.
+    Attention and feed-forward weights are zero, so the residual stream is the last token's embedding, a unit vector.
+    The output matrix maps it to the next token, whose logit is sqrt(n_embd); all other logits are 0.
     """
-    said = [piece.replace(" ", BLANK) for pieces in scripts.values() for piece in pieces]
+    all_pieces = [piece.replace(" ", BLANK) for pieces in scripts.values() for piece in pieces]
     characters = [BLANK, *map(chr, range(33, 127))]
     triggers = [f"<{name}>" for name in scripts]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *triggers]
     ids = {token: id for id, token in enumerate(tokens)}
-    for piece in said:
+    for piece in all_pieces:
         ids.setdefault(piece, len(ids))
-    n_said = len(ids) - len(tokens)
+    n_pieces = len(ids) - len(tokens)
 
     follows = {}
     for trigger, pieces in zip(triggers, scripts.values(), strict=True):
@@ -97,7 +98,9 @@ def scripted_gguf(path, scripts):
         **{f"blk.0.{name}": np.zeros(shape, np.float32) for name, shape in blk.items()},
     }
     kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(characters) + [USER_DEFINED] * len(triggers)
-    scores = np.r_[np.zeros(259), -10 - np.arange(len(characters)), np.zeros(len(triggers)), -1000 - np.arange(n_said)]
+    scores = np.r_[
+        np.zeros(259), -10 - np.arange(len(characters)), np.zeros(len(triggers)), -1000 - np.arange(n_pieces)
+    ]
     kv = {
         "general.architecture": "llama",
         "llama.block_count": 1,
@@ -111,7 +114,7 @@ def scripted_gguf(path, scripts):
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": list(ids),
         "tokenizer.ggml.scores": scores.astype(np.float32),
-        "tokenizer.ggml.token_type": kinds + [NORMAL] * n_said,
+        "tokenizer.ggml.token_type": kinds + [NORMAL] * n_pieces,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,

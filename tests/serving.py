@@ -1,4 +1,4 @@
-"""A real server on a real socket, within a test's own process."""
+"""A real server on a real socket, in the test's own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numllama.engine.settings import Host
 
 
 class Served:
-    """An engine behind HTTP at `url`, in a thread of this process, so that a test can look at both ends."""
+    """An engine behind HTTP at `url`, in a thread of this process, so that a test can inspect client and engine."""
 
     def __init__(self, settings):
         settings = replace(settings, host=Host(port=0))
@@ -40,7 +40,7 @@ class Served:
         assert not self._thread.is_alive()
 
     def add(self, name, path, **more):
-        """The GGUF at `path` as the model `name`."""
+        """Create the model `name` from the GGUF at `path`."""
         digest, _ = self.engine.store.put_blob([path.read_bytes()])
         list(self.engine.create(name, files={path.name: digest}, **more))
 
@@ -48,23 +48,23 @@ class Served:
         return self.client.post(path, json=body)
 
     def ok(self, path, **body):
-        """What a request that succeeds answers."""
+        """Send a request that must succeed and return its answer."""
         answer = self.post(path, **body)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
 
 def wait_for(process):
-    """`numllama serve`, whose stderr is a pipe, has said that it listens."""
-    said = []
+    """Wait until `numllama serve`, whose stderr is a pipe, reports that it listens."""
+    lines = []
     for line in process.stderr:
         if "listening on" in line:
             return
-        said.append(line)
-    raise AssertionError("".join(said))
+        lines.append(line)
+    raise AssertionError("".join(lines))
 
 
-KINDS = {  # figures that differ from run to run -> what is told of them
+KINDS = {  # fields that differ between runs -> replacement, pattern
     "created_at": ("time", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z"),
     "id": ("call_id", "call_[a-z0-9]{8}"),
     **{f"{name}_duration": ("duration", "[1-9][0-9]*") for name in ("total", "load", "prompt_eval", "eval")},
@@ -72,7 +72,7 @@ KINDS = {  # figures that differ from run to run -> what is told of them
 
 
 def figures(answer):
-    """An answer that can be compared with another; `prompt_eval_cached_count` is ours alone."""
+    """Replace the fields that differ between runs, and remove `prompt_eval_cached_count`, which only we have."""
     if isinstance(answer, list):
         return [figures(item) for item in answer]
     if not isinstance(answer, dict):
@@ -86,8 +86,8 @@ def _figure(key, value):
 
 
 def until(condition, seconds=5):
-    """Waits for what other threads bring about."""
+    """Wait until `condition` is true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this never came true"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""The documents against the code."""
+"""Tests that the documents agree with the code."""
 
 import doctest
 import re
@@ -20,19 +20,19 @@ TITLE = re.compile(r'docs/([\w-]+)\.md, "([^"]+)"')
 PATH = re.compile(rf"(?<![/\w.-])(?:{'|'.join((*CODE, 'docs'))})/[\w/.-]*\w")
 
 
-@pytest.mark.parametrize(("page", "least"), [("walkthrough", 40), ("compare", 8), ("add-a-format", 9)])
-def test_a_page_with_code_runs_as_it_stands(page, least, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "min_examples"), [("walkthrough", 40), ("compare", 8), ("add-a-format", 9)])
+def test_a_page_s_code_runs(page, min_examples, tmp_path, monkeypatch):
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))  # so that primer is the built-in one
     monkeypatch.delenv("NUMLLAMA_BUILTIN", raising=False)
     failed, tried = doctest.testfile(str(ROOT / f"docs/{page}.md"), module_relative=False, verbose=False)
-    assert tried >= least and failed == 0
+    assert tried >= min_examples and failed == 0
 
 
 def named_files(tree):
-    """Paths without suffix that a drawn tree names.
+    """Yield the paths, without suffix, that a drawn tree names.
 
-    A line is a folder `name/`, or names of files with single blanks between them; two blanks end the names.  Lines that
-    are indented by 30 or more continue a clause.  A file is in the nearest folder above it that is indented less.
+    A line is a folder `name/`, or names of files separated by single blanks; two blanks end the names.  Lines indented
+    by 30 or more continue a clause.  A file belongs to the nearest folder above it that is indented less.
     """
     folders = []  # (indent, name)
     for line in tree.splitlines():

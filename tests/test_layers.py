@@ -1,4 +1,4 @@
-"""Who may import whom: the picture in the README, read from the source."""
+"""The import rules between packages and rooms, checked against the source."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Lowest first.  A room imports from its own level and from those before it; docs/architecture.md draws this.
+# Lowest level first.  A room imports only from its own level and lower ones; docs/architecture.md has a diagram.
 LEVELS = {
     "engine": [
         ["errors", "handle", "options"],
@@ -21,9 +21,9 @@ LEVELS = {
     ],
     "api": [["wire"], ["ollama", "openai", "anthropic"], ["server"], ["cli"]],
 }
-# The three wires are siblings: none needs another, and they share only api/wire.
+# The three wires do not import one another; they share only api/wire.
 APART = {"api/ollama", "api/openai", "api/anthropic"}
-# Optional or heavy libraries are imported in one place each.
+# Optional or heavy libraries are imported only in these places.
 ONLY_IN = {
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
@@ -51,7 +51,7 @@ def sources():
 
 
 def imports(path):
-    """Modules that a source file names in any import: ours as "engine.model.decoder", others by their first word."""
+    """Yield the modules that a source file imports: ours as "engine.model.decoder", others by their first component."""
     package = list(path.parts[:-1])
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -69,10 +69,10 @@ def test_every_folder_is_read():
 
 
 @pytest.mark.parametrize("path", sources(), ids=str)
-def test_arrows_point_downwards(path):
+def test_packages_import_only_lower_ones(path):
     ours = {name.split(".")[0] for name in imports(path)} & set(FOLDERS)
     allowed = {"kernels": {"kernels"}, "engine": {"kernels", "engine"}, "api": {"engine", "kernels", "api"}}
-    if path.as_posix() == "api/cli/bench.py":  # the one place that runs a benchmark
+    if path.as_posix() == "api/cli/bench.py":  # the only file that runs a benchmark
         ours -= {"benchmarks"}
     if path.parts[0] in allowed:
         assert ours <= allowed[path.parts[0]]
@@ -101,16 +101,16 @@ def test_rooms_import_only_from_their_own_level_and_below(path):
                 assert parts[1] == room, f"{path} imports {name}"
 
 
-def test_no_files_import_one_another_in_a_circle():
-    """Not for types alone either: a file can be read when those that it imports have been."""
+def test_there_are_no_import_cycles():
+    """This includes imports for types only."""
     files = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in sources()}
     graph = {}
     for name, path in files.items():
         graph[name] = {m if m in files else m.rpartition(".")[0] for m in imports(path)} & set(files) - {name}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("path", sources(), ids=str)
-def test_each_library_has_its_place(path):
+def test_each_library_is_imported_only_in_its_place(path):
     for name in {name.split(".")[0] for name in imports(path)} & set(ONLY_IN):
         assert any(str(path).startswith(place) for place in ONLY_IN[name]), f"{path} imports {name}"

@@ -69,8 +69,8 @@ def numllama(request, tree, install):
     return [sys.executable, "-P", "-c", START, folder], {"PYTHONPATH": folder}
 
 
-def test_plain_names_stay_free():
-    """Hugging Face ships a `kernels`; ours must never answer to that name."""
+def test_top_level_names_are_not_claimed():
+    """Hugging Face publishes a package `kernels`; ours must not be importable under that name."""
     for name in ("kernels", "engine", "api"):
         spec = find_spec(name)
         assert spec is None or not str(spec.origin).startswith(str(ROOT))
@@ -100,9 +100,9 @@ def test_each_form_serves_with_its_version_and_its_built_in_model(numllama, tmp_
         try:
             wait_for(server)
             answer = httpx.get(f"{url}/api/tags")
-            said = subprocess.run([*command, "--version"], check=True, stdout=subprocess.PIPE, **process).stdout
+            output = subprocess.run([*command, "--version"], check=True, stdout=subprocess.PIPE, **process).stdout
         finally:
             server.terminate()
     assert answer.headers["server"] == f"numllama/{VERSION}"
     assert [model["name"] for model in answer.json()["models"]] == ["primer:latest"]
-    assert said == f"numllama version is {VERSION}\n"
+    assert output == f"numllama version is {VERSION}\n"

@@ -1,4 +1,4 @@
-"""Model files made on the spot: a few random layers of any family and a vocabulary of a few hundred pieces."""
+"""Generated model files: a few random layers of any family and a vocabulary of a few hundred pieces."""
 
 import os
 
@@ -15,8 +15,8 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # tokenizer.ggml.token_type
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 FAMILIES = {
-    # What tiny_gguf makes of a family where nothing else is asked for; keys without the architecture's name.  Windows,
-    # soft-caps and scales are such that two dozen tokens of a small model feel them.
+    # Defaults of tiny_gguf by family; keys without the architecture's name.  Windows, soft-caps and scales are so
+    # chosen that they affect two dozen tokens of a small model.
     "mistral3": {
         "n_head_dim": 32,
         "keys": {
@@ -24,7 +24,7 @@ FAMILIES = {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": 32.0,
             "rope.scaling.original_context_length": 8,
-            "rope.scaling.yarn_beta_fast": 1.0,  # so few turns within so small a window that both ends of the ramp show
+            "rope.scaling.yarn_beta_fast": 1.0,  # few turns, as the window is small: pairs at both ends of the ramp
             "rope.scaling.yarn_beta_slow": 0.125,
             "rope.scaling.yarn_log_multiplier": 0.5,
         },
@@ -48,7 +48,7 @@ FAMILIES = {
     "gemma3": {
         "tied": True,
         "n_head_dim": 32,
-        "n_layer": 7,  # the sixth sees everything
+        "n_layer": 7,  # the sixth has full attention
         "norms": (*HEAD_NORMS, *POST_NORMS),
         "keys": {
             "attention.sliding_window": 8,
@@ -61,7 +61,7 @@ FAMILIES = {
         "fused": ("attn_qkv", "ffn_up"),
         "keys": {"attention.sliding_window": 8, "rope.scaling.original_context_length": 256},
     },
-    "smollm3": {"n_layer": 4},  # the fourth does not turn
+    "smollm3": {"n_layer": 4},  # the fourth has no RoPE
     "glm4": {"bias": True, "norms": POST_NORMS, "fused": ("ffn_up",), "n_rot": 8},
     "granite": {
         "tied": True,
@@ -92,19 +92,19 @@ def tiny_gguf(
     n_ctx: int = 256,
     **kv,
 ) -> str | os.PathLike[str]:
-    """A model at `path`, the same bytes for the same arguments; milliseconds.
+    """Write a model to `path`, the same bytes for the same arguments, in milliseconds.
 
-    family         general.architecture; what it has unlike a Llama is in FAMILIES
+    family         general.architecture; FAMILIES holds the differences from a Llama
     quant          format of the matrices; norms, biases and factors are F32
     tokenizer      "spm" or "bpe" (byte-level, pre llama-bpe)
-    tied           no output.weight: the embedding serves for it
+    tied           no output.weight: the embedding is used instead
     bias           attn_q, attn_k and attn_v have biases
-    rope_factors   "freqs": rope_freqs.weight, as Llama 3 stretches its slow frequencies; "factors": Phi 3's, for long
+    rope_factors   "freqs": rope_freqs.weight, as Llama 3 stretches its low frequencies; "factors": Phi 3's, for long
                    windows and short ones
-    n_layer        0: the family's, or two;  so n_head_dim: the family's, or n_embd / n_head;  n_rot: n_head_dim
-    n_embd, n_ff   0: 64 and 96, or 256 and 512 where blocks are of 256
-    n_expert       0: the family's, or none; else as many experts a layer, and a router that chooses two of them
-    kv             more key-values, with "__" for ".", or others than these
+    n_layer        0: the family's, or two;  n_head_dim: the family's, or n_embd / n_head;  n_rot: n_head_dim
+    n_embd, n_ff   0: 64 and 96, or 256 and 512 for formats with blocks of 256
+    n_expert       0: the family's, or none; otherwise the number of experts per layer, two of which are used per token
+    kv             key-values to add or replace, with "__" for "."
     """
     format = FORMATS_BY_NAME[quant]
     n_embd = n_embd or max(64, format.block_size)
@@ -185,12 +185,12 @@ def tiny_gguf(
 
 
 def prefixes(words):
-    """Every beginning of two letters or more, after what it is merged from: those of "they" are th the they."""
+    """Return all prefixes of two letters or more, each after the one it is merged from: th the they."""
     return list(dict.fromkeys(word[:n] for word in words for n in range(2, len(word) + 1)))
 
 
 def spm_vocabulary():
-    """Pieces, scores and types as sentencepiece has them: specials, bytes, words and their beginnings, characters."""
+    """Return pieces, scores and types like sentencepiece's: specials, bytes, words and their prefixes, characters."""
     merged = prefixes(WORDS.replace(" ", " \u2581").split())
     characters = ["\u2581", *map(chr, range(33, 127)), "\u00e9"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *characters]
@@ -209,7 +209,7 @@ def spm_vocabulary():
 
 
 def bpe_vocabulary():
-    """Pieces and merges as GPT-2 has them, its 256 letters for bytes first, Llama 3's specials last."""
+    """Return pieces and merges as GPT-2 has them: 256 letters for bytes first, Llama 3's special tokens last."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     merged = prefixes(WORDS.replace(" ", " \u0120").split())

@@ -1,4 +1,4 @@
-"""Encoders made on the spot, as tests/tiny.py makes decoders: two random layers and a WordPiece vocabulary."""
+"""Generated encoders, like the decoders of tests/tiny.py: two random layers and a WordPiece vocabulary."""
 
 import numpy as np
 from vocabularies import wordpiece
@@ -7,7 +7,7 @@ from numllama.engine.gguf.write import write_gguf
 from numllama.kernels.quants import FORMATS_BY_NAME, quantize
 from tiny import WORDS
 
-# arguments of tiny_encoder that between them reach every line of engine/model/encoder.py
+# arguments of tiny_encoder that together reach every line of engine/model/encoder.py
 ENCODERS = {
     "bert": {"pooling": "cls"},
     "nomic-bert": {"family": "nomic-bert", "pooling": "mean", "gate": "apart", "fused": True, "bias": False},
@@ -36,13 +36,13 @@ def tiny_encoder(
     n_ctx=64,
     **kv,
 ):
-    """An encoder at `path`, the same bytes for the same arguments; milliseconds.
+    """Write an encoder to `path`, the same bytes for the same arguments, in milliseconds.
 
-    pooling   one of POOLINGS; "": the file does not say
-    gate      "apart": ffn_gate;  "within": ffn_up has its rows too, before its own;  "": none
+    pooling   one of POOLINGS; "": no key in the file
+    gate      "apart": ffn_gate;  "within": ffn_up holds its rows too, before its own;  "": no gate
     fused     attn_qkv in place of attn_q, attn_k and attn_v
-    qk_norm   attn_q_norm, attn_k_norm and attn_norm_2, as jina-embeddings-v2-base-code has them
-    kv        more key-values, with "__" for ".", or others than these
+    qk_norm   attn_q_norm, attn_k_norm and attn_norm_2, as in jina-embeddings-v2-base-code
+    kv        key-values to add or replace, with "__" for "."
     """
     format = FORMATS_BY_NAME[quant]
     vocabulary = wordpiece(*vocabulary_pieces())
@@ -67,7 +67,7 @@ def tiny_encoder(
             vector(f"{name}.bias", random.normal(0, 0.2, n_out))
 
     matrix("token_embd", n_vocab, n_embd, 1)
-    matrix("token_types", 2, n_embd, 0.3, F32)  # llama.cpp adds these two as they are, so converters leave them
+    matrix("token_types", 2, n_embd, 0.3, F32)  # llama.cpp adds these two in F32, so converters do not quantize them
     if family == "bert":
         matrix("position_embd", n_ctx, n_embd, 0.5, F32)
     norm("token_embd_norm")
@@ -107,7 +107,7 @@ def tiny_encoder(
 
 
 def vocabulary_pieces():
-    """Words and their beginnings, letters and signs, as they begin a word ("_"), and letters as they continue one."""
+    """Return words, their prefixes, letters and signs as word starts ("_"), then letters and endings within words."""
     words = sorted({word[:n] for word in WORDS.split() for n in range(2, len(word) + 1)})
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     return [*(f"_{piece}" for piece in [*words, *letters, *"0123456789.,!?"]), *letters, "ing", "ed"]

@@ -1,4 +1,4 @@
-"""Projector files made on the spot: three random layers of a CLIP tower, and LLaVA's or MobileVLM's projector."""
+"""Generated projector files: three random layers of a CLIP tower, and LLaVA's or MobileVLM's projector."""
 
 import io
 import os
@@ -28,14 +28,14 @@ def tiny_mmproj(
     class_embd: bool = True,
     **kv,
 ) -> str | os.PathLike[str]:
-    """An mmproj at `path`, the same bytes for the same arguments; milliseconds.
+    """Write an mmproj to `path`, the same bytes for the same arguments, in milliseconds.
 
     projector   "mlp", "mlp_norm", "ldp" or "ldpv2"
     quant       format of the matrices (the patch embedding: F32, or F16 with any other); vectors are F32
-    n_layer     in the file: one more than is run
+    n_layer     layers in the file; the last one is not used
     n_out       the text model's n_embd
-    swapped     ffn_up and ffn_down under each other's names, as in old files
-    kv          more key-values, with "__" for ".", or others than these; None leaves one out
+    swapped     exchange the names of ffn_up and ffn_down, as in old files
+    kv          key-values to add or replace, with "__" for "."; None removes one
     """
     format = FORMATS_BY_NAME[quant]
     random = np.random.default_rng(seed)
@@ -117,7 +117,7 @@ def tiny_mmproj(
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, so that resizing matters and JPEG does not destroy it.  u8 [height, width, 3]"""
+    """Return smooth colours with some noise, on which resizing has an effect.  u8 [height, width, 3]"""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(width, height)
     waves = np.stack([np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in random.uniform(0, 2, (3, 3))], axis=-1)
@@ -125,7 +125,7 @@ def picture(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray, format: str = "PNG", mode: str | None = None, **options) -> bytes:
-    """`pixels` as an image file."""
+    """Encode `pixels` as an image file."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

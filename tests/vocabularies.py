@@ -1,4 +1,4 @@
-"""Key-values of small vocabularies, as a GGUF has them."""
+"""Key-values of small vocabularies, as in a GGUF."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -7,12 +7,13 @@ from numllama.engine.tokenizer.vocab import BYTE_ALPHABET
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# what Google's rules for words and llama.cpp's read alike; \v and \f, for one, part words for llama.cpp alone
+# characters that Google's and llama.cpp's word splitting treat alike; \v and \f, for example, separate words only in
+# llama.cpp's
 ALIKE = st.characters(codec="latin-1", exclude_characters="\x0b\x0c\x1c\x1d\x1e\x1f\x85")
 
 
 def spm(*more, types=(), **kv):
-    """An SPM vocabulary: unknown, BOS, EOS, the bytes and `more` pieces (normal unless `types` say)."""
+    """Return an SPM vocabulary: unknown, BOS, EOS, the bytes and `more` pieces (normal unless given in `types`)."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *more]
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *types, *[NORMAL] * (len(more) - len(types))]
     return {
@@ -24,7 +25,7 @@ def spm(*more, types=(), **kv):
 
 
 def bpe(*more, types=(), merges=("t h", "th e"), pre="qwen2", **kv):
-    """A byte-level vocabulary: the bytes, "th", "the" and `more` pieces."""
+    """Return a byte-level vocabulary: the bytes, "th", "the" and `more` pieces."""
     tokens = [*BYTE_ALPHABET.values(), "th", "the", *more]
     kinds = [*[NORMAL] * 258, *types, *[NORMAL] * (len(more) - len(types))]
     return {
@@ -37,7 +38,7 @@ def bpe(*more, types=(), merges=("t h", "th e"), pre="qwen2", **kv):
 
 
 def wordpiece(*more, types=(), **kv):
-    """A WordPiece vocabulary: [PAD], [UNK], [CLS], [SEP], [MASK] and `more` pieces, "_" for U+2581."""
+    """Return a WordPiece vocabulary: [PAD], [UNK], [CLS], [SEP], [MASK] and `more` pieces, "_" for U+2581."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(piece.replace("_", "\u2581") for piece in more)]
     return {
         "tokenizer.ggml.model": "bert",
