@@ -1,4 +1,4 @@
-"""What encoders and projectors are made of: products with a bias, and layer norms."""
+"""Building blocks of vision towers and projectors: products with a bias, and layer norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .weights import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """x w^T + bias."""
+    """An affine map: x w^T + bias."""
 
     weight: Tensor
     bias: np.ndarray | None = None
@@ -30,7 +30,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """kernels.layer_norm with its weight and bias."""
+    """A layer norm with its weight and bias."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -40,18 +40,18 @@ class LayerNorm:
 
 
 def read_linear(file: Tensors, name: str, n_out: int | None, n_in: int) -> Linear:
-    """`name`.weight, and `name`.bias where the file has one.  n_out None: as many as there are"""
+    """Read `name`.weight, and `name`.bias if the file has one.  n_out None accepts any number of rows."""
     weight = file.tensor(f"{name}.weight", (n_out, n_in))
     return Linear(weight, read_vector(file, f"{name}.bias", weight.shape[0]))
 
 
 def read_layer_norm(file: Tensors, name: str, n: int) -> LayerNorm:
-    """`name`.weight and `name`.bias; a bias that the file leaves out is 0."""
+    """Read `name`.weight and `name`.bias; a missing bias is 0."""
     bias = read_vector(file, f"{name}.bias", n)
     weight = file.tensor(f"{name}.weight", (n,)).dequantize()
     return LayerNorm(weight, np.zeros(n, np.float32) if bias is None else bias)
 
 
 def read_vector(file: Tensors, name: str, n: int) -> np.ndarray | None:
-    """A vector of `n` numbers, None where the file leaves it out."""
+    """Read a vector of `n` numbers; None if the file lacks it."""
     return file.tensor(name, (n,)).dequantize() if name in file.gguf.tensor_offsets else None

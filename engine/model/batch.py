@@ -1,10 +1,10 @@
-"""What one forward pass works on: runs of new tokens from one or many sequences.
+"""The input of one forward pass: runs of new tokens from one or many sequences.
 
 tokens   [ 5 9 2 7 | 3 | 8 ]      three sequences share this pass:
 spans      slot 0    1   2        a prefill chunk of four tokens, two decode steps of one
-outputs  [ 3,        4,  5 ]      rows whose logits somebody wants
+outputs  [ 3,        4,  5 ]      rows whose logits are needed
 
-An image's rows stand among the tokens as ids below 0 (images.py): the batch brings what they are, in `embeds`.
+Ids below 0 stand for an image's rows (vision/prompt.py); `embeds` holds these rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tokens i64 [n_tok] of all spans, one after the other; `outputs` i32 [n_out] picks rows of them.
+    """The tokens of all spans.
 
-    embeds   float [n, n_embd] in place of the embeddings of the tokens below 0, in their order; None without any
+    tokens    i64 [n_tok], span after span
+    outputs   i32 [n_out], rows of `tokens` whose results are needed
+    embeds    float [n, n_embd], rows for the tokens below 0, in their order; None if there are no such tokens
     """
 
     tokens: np.ndarray
@@ -48,7 +50,7 @@ class Batch:
         outputs: Sequence[int] = (-1,),
         embeds: Mapping[int, np.ndarray] | None = None,
     ) -> Batch:
-        """One sequence's `tokens` at positions from `start`; by default the last one's logits are wanted.
+        """Make a batch of one sequence's `tokens` at positions from `start`; the default output is the last token.
 
         embeds   the row [n_embd] of each token below 0
         """
@@ -62,7 +64,7 @@ class Batch:
 
     @staticmethod
     def join(batches: Sequence[Batch]) -> Batch:
-        """All of `batches` as one, in this order."""
+        """Concatenate `batches` in this order."""
         if len(batches) == 1:
             return batches[0]
         starts = np.cumsum([0, *(len(batch.tokens) for batch in batches[:-1])])
@@ -78,7 +80,7 @@ class Batch:
 
     @cached_property
     def places(self) -> np.ndarray | None:
-        """Slot and position of each token, i64 [n_tok, 2], where each is of another span; else None."""
+        """Slot and position of each token, i64 [n_tok, 2]; None unless every span has one token."""
         if len(self.spans) != len(self.tokens):
             return None
         return np.array([(span.slot, span.start) for span in self.spans], np.int64).reshape(-1, 2)

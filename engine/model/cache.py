@@ -1,11 +1,11 @@
-"""The KV cache: what attention remembers, so that a token is computed once.
+"""The KV cache: keys and values of earlier positions, so that each token is computed once.
 
-    slot    one sequence's place: n_ctx positions of its own in every layer (memory = n_ctx x slots)
+    slot    room for one sequence: n_ctx positions of its own in every layer (memory = n_ctx x slots)
     layer   keys and values [n_slot, n_ctx, n_head_kv, n_head_dim], or as many blocks as hold n_head_dim;
-            keys are stored already turned by RoPE
+            keys are stored after RoPE
 
-`cache.k[il][slot]` prints what layer il remembers.  In memory a head's positions follow each other, since attention
-reads one head after the other: at 4096 positions 8 heads of 64 take 0.56 ms so, 0.98 ms with the heads inside.
+`cache.k[il][slot]` prints a slot's keys in layer il.  In memory the positions of one head are adjacent, since attention
+reads one head after the other: at 4096 positions, 8 heads of 64 take 0.56 ms, or 0.98 ms with the heads innermost.
 
 The types "q8_0" and "q4_0" keep blocks of 32 numbers under one scale, in 34 and 18 bytes where f16 takes 64.
 """
@@ -25,28 +25,28 @@ Ropes = Sequence[Rope | None]
 log = logging.getLogger(__name__)
 
 
-def usable_type(asked: str, n_head_dim: int) -> str:
-    """`asked`, or "f16" and a line in the log where there is no such type or it cannot keep heads of this size."""
+def usable_type(requested: str, n_head_dim: int) -> str:
+    """Return `requested`, or "f16" with a warning if that type is unknown or cannot hold heads of this size."""
     try:
-        row_bytes(asked, n_head_dim)
+        row_bytes(requested, n_head_dim)
     except KeyError:
-        log.warning("no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", asked)
+        log.warning("unknown cache type, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", requested)
     except ValueError as error:
-        log.warning("%s, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", error, asked)
+        log.warning("%s, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", error, requested)
     else:
-        return asked
+        return requested
     return "f16"
 
 
 def row_bytes(type: str, n_head_dim: int) -> int:
-    """Bytes of a head's keys at one position."""
+    """Return the bytes of one head's keys at one position."""
     return CACHE_TYPES[type].itemsize * n_kept(CACHE_TYPES[type], n_head_dim)
 
 
 class KVCache:
     """Keys and values per layer, slot, position and key head.
 
-    Raises: ValueError where heads are no whole blocks of the type.
+    Raises: ValueError if n_head_dim is not a multiple of the type's block size
     """
 
     def __init__(self, n_layer: int, n_head_kv: int, n_head_dim: int, n_ctx: int, n_slot: int = 1, type: str = "f16"):
@@ -72,20 +72,20 @@ class KVCache:
         write(self.v[il][where], v)
 
     def read(self, il: int, span: Span) -> tuple[np.ndarray, np.ndarray]:
-        """All that `span` may look at in layer `il`: keys and values of positions 0 .. its last, as views."""
+        """Return views of the keys and values that `span` attends to in layer `il`: positions 0 .. its last."""
         where = span.slot, slice(0, span.start + span.length)
         return self.k[il][where], self.v[il][where]
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Positions start .. end - 1 of slot `target` become those of `source`."""
+        """Copy positions start .. end - 1 from slot `source` to slot `target`."""
         for array in (*self.k, *self.v):
             array[target, start:end] = array[source, start:end]
 
     def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, ropes: Ropes) -> int:
-        """Forget `discard` positions after the first `keep`; later ones move down.  -> positions now cached
+        """Discard `discard` positions after the first `keep` and move later ones down.  -> positions now cached
 
-        Their keys are turned back by `discard` positions, which is what they would have been but for what they had
-        already seen of the forgotten ones: the values stay, as in llama.cpp.  ropes: of each layer, None for none
+        Keys that move are rotated back by `discard` positions; values stay unchanged.  Both were computed with the
+        discarded positions in view and keep that influence, as in llama.cpp.  ropes: each layer's, None without RoPE
         """
         source, target = slice(keep + discard, n_cached), slice(keep, n_cached - discard)
         positions = np.full(n_cached - keep - discard, -discard, np.int32)

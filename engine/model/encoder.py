@@ -1,12 +1,12 @@
 """Encoders: a whole text in, a vector for each of its tokens out.  bert, nomic-bert, jina-bert-v2.
 
     x = norm(rows of token_embd + row 0 of token_types + rows of position_embd)
-    each layer:   x = norm(x + attend(x))            every token looks at every other, before it and after
+    each layer:   x = norm(x + attend(x))            every token attends to every other, before and after it
                   x = norm(x + feed_forward(x))
 
-Unlike a decoder's, the norms stand after the sums, nothing is kept for later tokens, and no word is foretold: the rows
-of a text are pooled into its embedding.  Where a token stands is said by position_embd (bert), by RoPE (nomic-bert) or
-by a penalty on distance (jina-bert-v2): the family's `positions`.
+Unlike in a decoder, the norms follow the sums, nothing is cached, and no next token is predicted: the rows of a text
+are pooled into its embedding.  Positions are encoded by position_embd (bert), by RoPE (nomic-bert) or by ALiBi, a
+penalty on distance (jina-bert-v2); see the family's `positions`.
 
 Source: llama.cpp's src/models/bert.cpp, commit 0c1e57098.  Its GELU is the tanh form, where BERT was trained with erf.
 """
@@ -24,7 +24,7 @@ from .trace import Tap, no_tap
 
 
 def encoder_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-    """What the model makes of the tokens in `batch.outputs`.  -> float [n_out, n_embd]
+    """Return the final hidden states at `batch.outputs`.  -> float [n_out, n_embd]
 
     Each span is one whole text; `cache` has no layers.
     """
@@ -48,7 +48,7 @@ def encoder_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels,
 
 
 def encoder_attend(model: Model, il: int, x: np.ndarray, batch: Batch, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """What attention adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
+    """Return what attention adds to `x` in layer `il`.  x float [n_tok, n_embd] -> as x"""
     hp, blk = model.hparams, model.encoder.blk[il]
     q = linear(kernels, blk.attn_q, x, blk.attn_q_bias)
     k = linear(kernels, blk.attn_k, x, blk.attn_k_bias)
@@ -74,7 +74,7 @@ def encoder_attend(model: Model, il: int, x: np.ndarray, batch: Batch, kernels: 
 
 
 def encoder_feed_forward(model: Model, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """What the feed-forward block adds in layer `il`.  x float [n_tok, n_embd] -> as x"""
+    """Return what the feed-forward block adds to `x` in layer `il`.  x float [n_tok, n_embd] -> as x"""
     blk = model.encoder.blk[il]
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, x, blk.ffn_up_bias))  # [n_tok, n_ff]
     if blk.ffn_gate is None:
@@ -89,10 +89,11 @@ def encoder_feed_forward(model: Model, il: int, x: np.ndarray, kernels: Kernels,
 
 
 def alibi_slopes(n_head: int) -> np.ndarray:
-    """How fast each head's scores fall with distance.  -> f32 [n_head]
+    """Return the factor on distance that is subtracted from each head's scores.  -> f32 [n_head]
 
-    For a power of two, from 2^(-8 / n_head) down to 2^-8 by equal ratios; the heads beyond one take every other slope
-    of the next.  Source: Press, Smith & Lewis 2021, arXiv:2108.12409.
+    If n_head is a power of two, the slopes fall geometrically from 2^(-8 / n_head) to 2^-8.  Otherwise the heads beyond
+    the largest power of two take every other slope of the next power.
+    Source: Press, Smith & Lewis 2021, arXiv:2108.12409.
     """
     n = 1 << (n_head.bit_length() - 1)
     slopes = [2 ** (-8 * (h + 1) / n) for h in range(n)]

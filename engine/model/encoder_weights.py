@@ -11,14 +11,14 @@ from ...kernels import Tensor
 from ..gguf.read import GGUF
 from .architecture import Family
 from .hparams import Hparams
-from .weights import Tensors, cut
+from .weights import Tensors, split_rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncoderBlock:
-    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
+    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays; optional ones are None if the file lacks them.
 
-    A file's attn_qkv is here as attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows as ffn_gate and ffn_up.
+    A fused attn_qkv is split into attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows into ffn_gate and ffn_up.
     """
 
     attn_q: Tensor
@@ -49,7 +49,7 @@ class EncoderBlock:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncoderWeights:
-    """An encoder's tensors.  Of token_types only row 0 is there, "sentence A", which every token is."""
+    """An encoder's tensors.  token_types is row 0 alone, "sentence A", since every token has that type."""
 
     token_embd: Tensor
     token_embd_norm: np.ndarray
@@ -60,24 +60,23 @@ class EncoderWeights:
 
 
 def read_encoder_weights(gguf: GGUF, hp: Hparams, family: Family) -> EncoderWeights:
-    """The weights of `gguf`, their shapes checked against `hp`.
+    """Read the weights of `gguf` and check their shapes against `hp`.
 
-    Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
-    here computes with.
+    Raises: BadGGUF for a tensor that is missing or has another shape, UnsupportedArchitecture for an unused one
     """
     file, n_embd = Tensors(gguf), hp.n_embd
     n_type = gguf.kv.get("tokenizer.ggml.token_type_count", 1)
-    token_types = file.take("token_types.weight", (n_type, n_embd), optional=True)
+    token_types = file.read("token_types.weight", (n_type, n_embd), optional=True)
     learned = family.positions == "learned"
     weights = EncoderWeights(
-        token_embd=file.take("token_embd.weight", (hp.n_vocab, n_embd)),
-        token_embd_norm=file.take("token_embd_norm.weight", (n_embd,)),
-        token_embd_norm_bias=file.take("token_embd_norm.bias", (n_embd,)),
+        token_embd=file.read("token_embd.weight", (hp.n_vocab, n_embd)),
+        token_embd_norm=file.read("token_embd_norm.weight", (n_embd,)),
+        token_embd_norm_bias=file.read("token_embd_norm.bias", (n_embd,)),
         token_types=None if token_types is None else token_types.dequantize([0])[0],
-        position_embd=file.take("position_embd.weight", (hp.n_ctx_train, n_embd)) if learned else None,
+        position_embd=file.read("position_embd.weight", (hp.n_ctx_train, n_embd)) if learned else None,
         blk=tuple(_read_layer(file, f"blk.{il}", hp) for il in range(hp.n_layer)),
     )
-    file.finish()
+    file.check_all_used()
     return weights
 
 
@@ -106,15 +105,15 @@ def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderBlock:
     for whole, parts in fused.items():
         if parts:
             sizes = [shapes[part][0] for part in parts]
-            matrix = file.take(f"{blk}.{whole}.weight", (sum(sizes), hp.n_embd))
-            bias = file.take(f"{blk}.{whole}.bias", (sum(sizes),), optional=True)
-            found |= dict(zip(parts, cut(matrix, sizes), strict=True))
-            found |= dict(zip([f"{part}_bias" for part in parts], cut(bias, sizes), strict=True))
+            matrix = file.read(f"{blk}.{whole}.weight", (sum(sizes), hp.n_embd))
+            bias = file.read(f"{blk}.{whole}.bias", (sum(sizes),), optional=True)
+            found |= dict(zip(parts, split_rows(matrix, sizes), strict=True))
+            found |= dict(zip([f"{part}_bias" for part in parts], split_rows(bias, sizes), strict=True))
     for field in fields(EncoderBlock):
         if field.name not in found:
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
-            found[field.name] = file.take(f"{blk}.{name}.{suffix}", shape, optional=field.default is None)
+            found[field.name] = file.read(f"{blk}.{name}.{suffix}", shape, optional=field.default is None)
     for name in ("attn_q_norm", "attn_k_norm", "attn_norm_2"):
         if found[name] is not None and found[f"{name}_bias"] is None:
             found[f"{name}_bias"] = np.zeros(shapes[name], np.float32)

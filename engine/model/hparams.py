@@ -16,18 +16,20 @@ POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as
 
 @dataclass(frozen=True, eq=False)
 class Hparams:
-    """Sizes of a decoder, and what it multiplies by.
+    """A model's dimensions and scale factors.
 
-    n_head queries share n_head_kv keys of n_head_dim components; n_ff is the feed-forward block's width.  With
-    n_expert, each token goes through n_expert_used of them, n_ff_exp wide.  pooling is how an embedding model makes one
-    vector of a text's, one of POOLINGS, "" in a model that speaks.
-
-    attention       of each layer: scale, window, soft-cap
-    rope            of each layer, None where nothing turns
-    rope_long       instead of it in a window of more than n_ctx_orig positions; empty: nothing changes there
-    attn_temp       of queries, which are multiplied by 1 + attn_temp * ln(1 + position // n_ctx_orig)
-    embed_scale     embeddings are multiplied by it, residual_scale what a block adds
-    logit_scale     logits are divided by it, and with logit_softcap never beyond that
+    n_head, n_head_kv   query heads, and the key heads that they share; each has n_head_dim components
+    n_ff, n_ff_exp      width of the feed-forward block, and of one expert
+    n_expert            experts, of which each token uses n_expert_used; 0 without a mixture of experts
+    attention           scale, window and soft-cap of each layer
+    rope                RoPE of each layer, None for layers without
+    rope_long           RoPE in windows of more than n_ctx_orig positions; empty if `rope` applies there too
+    attn_temp           queries are multiplied by 1 + attn_temp * ln(1 + position // n_ctx_orig)
+    embed_scale         factor on embeddings
+    residual_scale      factor on what attention and the feed-forward block add
+    logit_scale         divisor of logits
+    logit_softcap       bound on the size of logits; 0 for none
+    pooling             an embedding model's way from rows to one vector, one of POOLINGS; "" for a generating model
     """
 
     n_layer: int
@@ -54,69 +56,74 @@ class Hparams:
     n_ff_exp: int = 0
 
     def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
-        """How each layer turns queries and keys in a window of `n_ctx` positions."""
+        """Return each layer's RoPE for a window of `n_ctx` positions."""
         return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope
 
 
 class Keys:
-    """The key-values of a file that begin with its architecture's name; `assumed` where the file leaves one out."""
+    """The key-values of a file that begin with its architecture's name, with the family's defaults for missing ones."""
 
     def __init__(self, gguf: GGUF, family: Family):
-        self.gguf, self.arch, self.assumed = gguf, family.name, family.assumed
+        self.gguf, self.arch, self.defaults = gguf, family.name, family.defaults
 
-    def fail(self, name: str, found: object, expected: str) -> BadGGUF:
+    def bad(self, name: str, found: object, expected: str) -> BadGGUF:
         key = f"{self.arch}.{name}"
         return BadGGUF(self.gguf.path, self.gguf.kv_offsets.get(key, 0), f"key '{key}' is {found}, expected {expected}")
 
     def get(self, name: str, default: object = None) -> object:
-        """The value as the file has it."""
-        return self.gguf.kv.get(f"{self.arch}.{name}", self.assumed.get(name, default))
+        """Return the value unchecked."""
+        return self.gguf.kv.get(f"{self.arch}.{name}", self.defaults.get(name, default))
 
-    def number(self, name: str, default: float | None = None, least: float = 1) -> float:
-        """Raises BadGGUF where it is none or too small, UnsupportedArchitecture where it has a value for each layer."""
+    def number(self, name: str, default: float | None = None, minimum: float = 1) -> float:
+        """Return a key's value as a number.
+
+        Raises: BadGGUF if it is not a number or too small, UnsupportedArchitecture if it differs between layers
+        """
         value = self.get(name, default)
         if value is None:
-            raise self.fail(name, "missing", "a number")
+            raise self.bad(name, "missing", "a number")
         if isinstance(value, np.ndarray):
             if len(value) and (value == value[0]).all():
                 value = value[0].item()
             else:
                 raise UnsupportedArchitecture(
                     self.arch,
-                    f"key '{self.arch}.{name}' differs from layer to layer, which this build does not compute",
+                    f"key '{self.arch}.{name}' differs from layer to layer, which this build does not support",
                 )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.fail(name, f"{value!r}", "a number")
-        if not least <= value < 2**31:
-            raise self.fail(name, value, f"a number from {least}")
+            raise self.bad(name, f"{value!r}", "a number")
+        if not minimum <= value < 2**31:
+            raise self.bad(name, value, f"a number from {minimum}")
         return float(value)
 
-    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """As number(), without its fraction."""
-        return int(self.number(name, default, least))
+    def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
+        """Return a key's value as an integer, its fraction dropped.  Raises as number()"""
+        return int(self.number(name, default, minimum))
 
 
 def read_hparams(gguf: GGUF, family: Family) -> Hparams:
-    """The hyperparameters of a GGUF of `family`.
+    """Read the hyperparameters of a GGUF of `family`.
 
-    Raises BadGGUF where one is missing or impossible, UnsupportedArchitecture where it asks for what is not computed.
+    Raises: BadGGUF for a missing or impossible value, UnsupportedArchitecture for an unsupported one
     """
     keys = Keys(gguf, family)
-    n_layer, n_embd, n_head = (keys.whole(name) for name in ("block_count", "embedding_length", "attention.head_count"))
+    n_layer, n_embd, n_head = (
+        keys.integer(name) for name in ("block_count", "embedding_length", "attention.head_count")
+    )
     if n_layer > (n_tensors := len(gguf.tensor_offsets)):
-        raise keys.fail("block_count", n_layer, f"no more than the file has tensors, {n_tensors}")
-    n_head_kv = keys.whole("attention.head_count_kv", n_head)
+        raise keys.bad("block_count", n_layer, f"no more than the file has tensors, {n_tensors}")
+    n_head_kv = keys.integer("attention.head_count_kv", n_head)
     if n_head % n_head_kv:
-        raise keys.fail("attention.head_count_kv", n_head_kv, f"a divisor of the head count, {n_head}")
-    n_head_dim = keys.whole("attention.key_length", n_embd // n_head)
-    if keys.whole("attention.value_length", n_head_dim) != n_head_dim:
+        raise keys.bad("attention.head_count_kv", n_head_kv, f"a divisor of the head count, {n_head}")
+    n_head_dim = keys.integer("attention.key_length", n_embd // n_head)
+    if keys.integer("attention.value_length", n_head_dim) != n_head_dim:
         raise UnsupportedArchitecture(
             family.name, f"key '{family.name}.attention.value_length' differs from the key length, {n_head_dim}"
         )
-    n_ff, n_expert = keys.whole("feed_forward_length"), keys.whole("expert_count", 0, least=0)
-    n_expert_used = keys.whole("expert_used_count", 0, least=min(n_expert, 1))
+    n_ff, n_expert = keys.integer("feed_forward_length"), keys.integer("expert_count", 0, minimum=0)
+    n_expert_used = keys.integer("expert_used_count", 0, minimum=min(n_expert, 1))
     if n_expert_used > n_expert:
-        raise keys.fail("expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
+        raise keys.bad("expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
 
     norm = "layer_norm" if keys.get("attention.layer_norm_epsilon") is not None else "layer_norm_rms"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
@@ -126,9 +133,9 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         raise BadGGUF(gguf.path, 0, "key 'tokenizer.ggml.tokens' is missing or empty, expected a vocabulary")
 
     windows = _windows(keys, family, n_layer)
-    scale = keys.number("attention.scale", 0, least=0) or family.attn_scale(n_layer, n_embd, n_head, n_head_dim)
-    softcap = keys.number("attn_logit_softcapping", 0, least=0)
-    n_ctx_train = keys.whole("context_length")
+    scale = keys.number("attention.scale", 0, minimum=0) or family.attn_scale(n_layer, n_embd, n_head, n_head_dim)
+    softcap = keys.number("attn_logit_softcapping", 0, minimum=0)
+    n_ctx_train = keys.integer("context_length")
     rope, rope_long = _ropes(keys, family, windows, n_head_dim, n_ctx_train)
     return Hparams(
         n_layer=n_layer,
@@ -139,82 +146,82 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_ff=n_ff,
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
-        norm_eps=keys.number(f"attention.{norm}_epsilon", least=0),
+        norm_eps=keys.number(f"attention.{norm}_epsilon", minimum=0),
         attention=tuple(Attention(scale, window, softcap) for window in windows),
         rope=rope,
         rope_long=rope_long,
-        n_ctx_orig=keys.whole("rope.scaling.original_context_length", n_ctx_train),
-        attn_temp=keys.number("attention.temperature_scale", 0, least=0),
-        embed_scale=keys.number("embedding_scale", 0, least=0) or family.embed_scale(n_embd),
-        residual_scale=keys.number("residual_scale", 0, least=0) or 1.0,
-        logit_scale=keys.number("logit_scale", 0, least=0) or 1.0,
-        logit_softcap=keys.number("final_logit_softcapping", 0, least=0),
+        n_ctx_orig=keys.integer("rope.scaling.original_context_length", n_ctx_train),
+        attn_temp=keys.number("attention.temperature_scale", 0, minimum=0),
+        embed_scale=keys.number("embedding_scale", 0, minimum=0) or family.embed_scale(n_embd),
+        residual_scale=keys.number("residual_scale", 0, minimum=0) or 1.0,
+        logit_scale=keys.number("logit_scale", 0, minimum=0) or 1.0,
+        logit_softcap=keys.number("final_logit_softcapping", 0, minimum=0),
         pooling=_pooling(keys),
         n_expert=n_expert,
         n_expert_used=n_expert_used,
-        n_ff_exp=keys.whole("expert_feed_forward_length", n_ff),
+        n_ff_exp=keys.integer("expert_feed_forward_length", n_ff),
     )
 
 
 def _pooling(keys: Keys) -> str:
     if keys.get("pooling_type") is None:
         return ""
-    kind = keys.whole("pooling_type", least=0)
+    kind = keys.integer("pooling_type", minimum=0)
     if kind not in range(len(POOLINGS)):
-        raise keys.fail("pooling_type", kind, f"one of {', '.join(f'{i} {name}' for i, name in enumerate(POOLINGS))}")
+        raise keys.bad("pooling_type", kind, f"one of {', '.join(f'{i} {name}' for i, name in enumerate(POOLINGS))}")
     return POOLINGS[kind]
 
 
 def _windows(keys: Keys, family: Family, n_layer: int) -> list[int]:
-    """How many positions each layer sees, 0 for all.  The pattern n: the last of every n layers sees all."""
-    window = keys.whole("attention.sliding_window", 0, least=0) if family.window_pattern else 0
+    """Return each layer's window in positions, 0 for all.  Pattern n: the last of every n layers sees all."""
+    window = keys.integer("attention.sliding_window", 0, minimum=0) if family.window_pattern else 0
     pattern = keys.get("attention.sliding_window_pattern", family.window_pattern)
     if isinstance(pattern, list | np.ndarray):
         if len(pattern) < n_layer or isinstance(pattern[0], str):
-            raise keys.fail("attention.sliding_window_pattern", f"{len(pattern)} long", f"one for each of {n_layer}")
+            raise keys.bad("attention.sliding_window_pattern", f"{len(pattern)} long", f"one for each of {n_layer}")
         return [window if windowed else 0 for windowed in pattern[:n_layer]]
-    pattern = keys.whole("attention.sliding_window_pattern", family.window_pattern, least=0)
+    pattern = keys.integer("attention.sliding_window_pattern", family.window_pattern, minimum=0)
     return [window if pattern == 0 or il % pattern < pattern - 1 else 0 for il in range(n_layer)]
 
 
 def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ctx_train: int):
-    """Hparams.rope and Hparams.rope_long."""
-    n_rot = keys.whole("rope.dimension_count", n_head_dim)
+    """Return Hparams.rope and Hparams.rope_long."""
+    n_rot = keys.integer("rope.dimension_count", n_head_dim)
     if n_rot % 2 or n_rot > n_head_dim:
-        raise keys.fail("rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
+        raise keys.bad("rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
     if np.any(np.asarray(keys.get("rope.dimension_sections", 0))):
         raise UnsupportedArchitecture(
             keys.arch,
-            f"key '{keys.arch}.rope.dimension_sections' asks for RoPE by sections, which is not computed here",
+            f"key '{keys.arch}.rope.dimension_sections' requires RoPE by sections, which this build does not support",
         )
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedArchitecture(
-            keys.arch, f"rope scaling '{kind}' is not computed by this build; none, linear, yarn and longrope are"
+            keys.arch, f"unsupported rope scaling '{kind}'; this build supports none, linear, yarn and longrope"
         )
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0, least=0), least=0) or 1.0
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0, minimum=0), minimum=0) or 1.0
     rope = Rope(
         family.rope_style,
         n_rot,
         keys.number("rope.freq_base", 10000.0),
         1.0 if kind == "none" else 1 / factor,
-        attn_factor=keys.number("rope.scaling.attn_factor", 1.0, least=0),
+        attn_factor=keys.number("rope.scaling.attn_factor", 1.0, minimum=0),
     )
     if kind == "yarn":
-        n_ctx_orig = keys.whole("rope.scaling.original_context_length", n_ctx_train)
+        n_ctx_orig = keys.integer("rope.scaling.original_context_length", n_ctx_train)
         if rope.base == 1:
-            raise keys.fail("rope.freq_base", 1, "more than 1 where YaRN stretches the window")
+            raise keys.bad("rope.freq_base", 1, "more than 1 where YaRN stretches the window")
         fast, slow = (keys.number(f"rope.scaling.yarn_beta_{name}", n, 1e-3) for name, n in (("fast", 32), ("slow", 1)))
         ramp = yarn_ramp(n_rot, rope.base, n_ctx_orig, fast, slow)
-        weight = keys.number("rope.scaling.yarn_log_multiplier", 0, least=0)
+        weight = keys.number("rope.scaling.yarn_log_multiplier", 0, minimum=0)
         stretch = yarn_stretch(factor) / yarn_stretch(factor, weight)
         rope = replace(rope, ramp=ramp, attn_factor=rope.attn_factor * stretch)
 
     def layers(factors: np.ndarray | None) -> tuple[Rope | None, ...]:
         full = replace(rope, factors=factors)
-        near = family.window_rope(full)
-        near = replace(near, base=keys.number("rope.freq_base_swa", near.base))
-        return tuple((near if window else full) if family.turns(il) else None for il, window in enumerate(windows))
+        local = family.window_rope(full)
+        local = replace(local, base=keys.number("rope.freq_base_swa", local.base))
+        return tuple((local if window else full) if family.uses_rope(il) else None for il, window in enumerate(windows))
 
     names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
     freqs, short, long = (_factors(keys.gguf, f"{name}.weight", n_rot) for name in names)

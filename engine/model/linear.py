@@ -1,4 +1,4 @@
-"""Products with a weight, what adapters add to it (lora.py) included: what every layer is made of."""
+"""Products with a weight, including what adapters add to it (lora.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...kernels import Kernels
 
 
 def linear(kernels: Kernels, w, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """x w^T, plus the bias where the file has one.  float [n_tok, n_in] -> float [n_tok, n_out]"""
+    """Return x w^T, plus `bias` if given.  float [n_tok, n_in] -> float [n_tok, n_out]"""
     y = kernels.matmul(w, x)
     for term in w.low_rank:
         y = y + term.scale * kernels.matmul(term.b, kernels.matmul(term.a, x))
@@ -16,7 +16,7 @@ def linear(kernels: Kernels, w, x: np.ndarray, bias: np.ndarray | None = None) -
 
 
 def experts(kernels: Kernels, w, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Each row's product with the expert that it chose.  float [n, n_in], i32 [n] -> float [n, n_out]"""
+    """Multiply each row by the expert chosen for it.  float [n, n_in], i32 [n] -> float [n, n_out]"""
     y = kernels.experts(w, x, chosen)
     for term in w.low_rank:
         y = y + term.scale * kernels.experts(term.b, kernels.experts(term.a, x, chosen), chosen)
@@ -24,7 +24,7 @@ def experts(kernels: Kernels, w, x: np.ndarray, chosen: np.ndarray) -> np.ndarra
 
 
 def embed(kernels: Kernels, w, ids: np.ndarray) -> np.ndarray:
-    """Rows `ids` of `w`.  i32 [n_tok] -> float [n_tok, n_embd]"""
+    """Look up rows `ids` of `w`.  i32 [n_tok] -> float [n_tok, n_embd]"""
     x = kernels.rows(w, ids)
     for term in w.low_rank:
         x = x + term.scale * kernels.matmul(term.b, kernels.rows(term.a, ids))

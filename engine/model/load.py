@@ -1,4 +1,4 @@
-"""A model from its files: weights, adapters, projector."""
+"""Loading a model from its files: weights, adapters, projector."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def load_model(
     projector: str | os.PathLike[str] | None = None,
     vision_order: str = "llama.cpp",
 ) -> Model:
-    """The model in a GGUF file.  Nothing is copied: weights stay in the mapped file until a kernel wants another form.
+    """Load the model in a GGUF file.  Weights stay in the mapped file until a kernel needs another layout.
 
-    adapters   LoRA files, and how strongly each is to be applied: 1 is as it was trained
-    projector, vision_order   the GGUF by which it sees (an "mmproj"), and its `order`: see load_vision
-    Raises BadGGUF, UnsupportedArchitecture; ModelError for an adapter alone.
+    adapters       LoRA files and the strength of each; 1 is as trained
+    projector      the GGUF of the vision tower and projector (an "mmproj")
+    vision_order   its `order`, see load_vision
+    Raises: BadGGUF, UnsupportedArchitecture; ModelError if `source` is an adapter
     """
     began = perf_counter_ns()
     gguf = source if isinstance(source, GGUF) else GGUF.open(source)
     if gguf.kv.get("general.type") == "adapter":
-        raise ModelError(f"{gguf.path}: an adapter, expected a model: ADAPTER in a Modelfile, or --adapter, applies it")
+        raise ModelError(f"{gguf.path}: an adapter, expected a model; apply it by ADAPTER in a Modelfile or --adapter")
     gguf = adapted(gguf, adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)
@@ -41,9 +42,9 @@ def load_model(
 
 
 def check_fits(part: GGUF, model: GGUF) -> None:
-    """Does nothing if `part`, an adapter or a projector, goes with `model`, by what their heads say.
+    """Check from the metadata that `part` (an adapter or projector) fits `model`.
 
-    A projector of a kind that is not computed here is not judged.  Raises: BadGGUF, ModelError
+    A projector of an unsupported type is accepted unchecked.  Raises: BadGGUF, ModelError
     """
     if part.kv.get("general.type") == "adapter":
         for _ in low_rank_terms(part, model, 1.0):

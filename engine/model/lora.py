@@ -1,18 +1,19 @@
-"""LoRA adapters: what fine-tuning adds to a model's matrices, kept beside them.
+"""LoRA adapters: low-rank terms that fine-tuning adds to a model's matrices, kept beside them.
 
     y = x W^T  +  scale * (x A^T) B^T        A [rank, n_in], B [n_out, rank]
 
-which is a product with W + scale * B A at the price of two thin ones, and leaves W as it lies in its file, quantized or
-not.  scale is alpha / rank times a strength of the user's choice, or that strength alone where alpha is 0.
+This equals a product with W + scale * B A.  It costs two thin products and leaves W in its file, quantized or not.
+scale is alpha / rank times a strength that the user chooses, or that strength alone if alpha is 0.
 
-An adapter is a GGUF with the name of the architecture that it was trained on, and
+An adapter is a GGUF with the base model's general.architecture, and
 
     general.type  "adapter"     adapter.type  "lora"     adapter.lora.alpha  f32
     <weight>.lora_a             <weight>.lora_b          for each matrix that it changes, e.g. blk.0.attn_q.weight
 
-Experts have an A and a B each: [n_expert, rank, n_in], [n_expert, n_out, rank].  Those of token_embd, whose rows are
-looked up, are the other way round: A [n_vocab, rank] is looked up, then multiplied by B [n_embd, rank].  They change
-what goes in, not what comes out, even where the same matrix serves as output: as in PEFT, where that is a layer apart.
+Each expert has its own A and B: [n_expert, rank, n_in], [n_expert, n_out, rank].  token_embd is looked up, not
+multiplied, so its terms are transposed: rows of A [n_vocab, rank] are looked up, then multiplied by B [n_embd, rank].
+They change only the input embeddings, even if the output matrix is tied to them: PEFT treats the two as separate
+layers.
 
 Source: Hu et al. 2021, arXiv:2106.09685; llama.cpp's llama-adapter.cpp, 0c1e57098.
 """
@@ -34,9 +35,9 @@ NOT_ADAPTED = ("position_embd.weight", "token_types.weight")  # an encoder's oth
 
 
 def adapted(gguf: GGUF, adapters: Mapping[str | os.PathLike[str], float]) -> GGUF:
-    """The model `gguf` whose tensors carry what `adapters`, strengths by path, add to them.
+    """Return `gguf` with the low-rank terms of `adapters` (strengths by path) attached to its tensors.
 
-    Raises: BadGGUF where one is none, or was made for another model
+    Raises: BadGGUF for a file that is not an adapter, or that was made for another model
     """
     tensors = dict(gguf.tensors)
     parts = list(gguf.parts)
@@ -49,14 +50,14 @@ def adapted(gguf: GGUF, adapters: Mapping[str | os.PathLike[str], float]) -> GGU
 
 
 def low_rank_terms(adapter: GGUF, model: GGUF, strength: float) -> Iterator[tuple[str, LowRank]]:
-    """What `adapter` adds to `model`, by the names of the model's tensors, checked to its last tensor."""
+    """Yield the model's tensor names and the terms that `adapter` adds to them.  Raises: BadGGUF if it does not fit"""
     check_kind(adapter, model)
     alpha = float(adapter.kv.get("adapter.lora.alpha", 0.0))
     used = set()
     for name in dict.fromkeys(name.rpartition(".lora_")[0] for name in adapter.tensor_offsets):
         if not name:
             continue
-        a, b = (_take(adapter, f"{name}.lora_{side}") for side in "ab")
+        a, b = (_factor(adapter, f"{name}.lora_{side}") for side in "ab")
         used |= {a.name, b.name}
         _check_shapes(adapter, model, name, a, b)
         rank = b.shape[-1]
@@ -64,11 +65,11 @@ def low_rank_terms(adapter: GGUF, model: GGUF, strength: float) -> Iterator[tupl
     for name in sorted(adapter.tensor_offsets.keys() - used):
         if not name.endswith("_norm.weight"):
             raise _bad(adapter, name, "is neither a .lora_a nor a .lora_b")
-        log.warning("%s: '%s' is left out, as llama.cpp does: norms are not adapted", adapter.path, name)
+        log.warning("%s: '%s' is ignored, as in llama.cpp: norms are not adapted", adapter.path, name)
 
 
 def check_kind(adapter: GGUF, model: GGUF) -> None:
-    """Raises BadGGUF unless `adapter` is a LoRA for `model`'s architecture."""
+    """Check that `adapter` is a LoRA for the architecture of `model`.  Raises: BadGGUF"""
     expected = {
         "general.type": "adapter",
         "adapter.type": "lora",
@@ -78,25 +79,29 @@ def check_kind(adapter: GGUF, model: GGUF) -> None:
         if adapter.kv.get(key) != value:
             raise adapter.bad(key, f"{key} is {adapter.kv.get(key, 'missing')!r}, expected {value!r}")
     if "adapter.alora.invocation_tokens" in adapter.kv:
-        raise adapter.bad("adapter.alora.invocation_tokens", "an activated LoRA, which this build does not compute")
+        raise adapter.bad("adapter.alora.invocation_tokens", "an activated LoRA, which this build does not support")
 
 
-def _take(adapter: GGUF, name: str) -> Tensor:
+def _factor(adapter: GGUF, name: str) -> Tensor:
     if name in adapter.unsupported:
         kind = adapter.unsupported[name].type.name
-        raise _bad(adapter, name, f"has ggml type {kind}, which this build does not compute")
+        raise _bad(adapter, name, f"has ggml type {kind}, which this build does not support")
     if name not in adapter.tensors:
         raise BadGGUF(adapter.path, 0, f"tensor '{name}' is missing, expected a .lora_a and a .lora_b of each weight")
     return adapter.tensors[name]
 
 
 def _check_shapes(adapter: GGUF, model: GGUF, name: str, a: Tensor, b: Tensor) -> None:
-    """Raises BadGGUF unless `a` and `b` fit the tensor `name` of `model`."""
+    """Check that `a` and `b` fit the tensor `name` of `model`.  Raises: BadGGUF"""
     weight = model.tensors.get(name)
     if weight is None or len(weight.shape) < 2:
-        raise _bad(adapter, a.name, "is for a matrix that the model does not have: was it made for another one?")
+        raise _bad(
+            adapter,
+            a.name,
+            "adapts a matrix that the model does not have; the adapter was probably made for another model",
+        )
     if name in NOT_ADAPTED:
-        raise _bad(adapter, a.name, "is for a matrix that this build does not adapt")
+        raise _bad(adapter, a.name, "adapts a matrix for which this build supports no adapters")
     *experts, n_out, n_in = weight.shape
     rank = b.shape[-1]
     shapes = ([*experts, rank, n_in], [*experts, n_out, rank])
@@ -107,5 +112,5 @@ def _check_shapes(adapter: GGUF, model: GGUF, name: str, a: Tensor, b: Tensor) -
             raise _bad(adapter, tensor.name, f"has shape {list(tensor.shape)}, expected {shape} for this model")
 
 
-def _bad(adapter: GGUF, name: str, what: str) -> BadGGUF:
-    return BadGGUF(adapter.path, adapter.tensor_offsets[name], f"tensor '{name}' {what}")
+def _bad(adapter: GGUF, name: str, problem: str) -> BadGGUF:
+    return BadGGUF(adapter.path, adapter.tensor_offsets[name], f"tensor '{name}' {problem}")

@@ -1,4 +1,4 @@
-"""A loaded model: what differs between families and files, and the weights themselves."""
+"""A loaded model: its architecture, hyperparameters and weights."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The feed-forward block as a mixture of experts: each token goes through the few that its router prefers.
+"""The feed-forward block as a mixture of experts: each token uses the few that the router prefers.
 
     probs  = softmax(router h)                      one for each expert
     chosen = the n_expert_used largest of them
     out    = sum over chosen e of  probs[e] / (sum of chosen probs) * down_e(silu(gate_e h) * up_e h)
 
-Source: Jiang et al. 2024, arXiv:2401.04088, whose softmax over the chosen logits alone is the same weights.
+Source: Jiang et al. 2024, arXiv:2401.04088; its softmax over the chosen logits alone gives the same weights.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from .linear import experts, linear
 from .model import Model
 from .trace import Tap
 
-MIN_WEIGHT_SUM = 2.0**-14  # of a sum that is divided by; as in llama-graph.cpp build_moe_ffn, 0c1e57098
+MIN_WEIGHT_SUM = (
+    2.0**-14
+)  # lower bound on a divisor, to avoid dividing by zero; as in llama-graph.cpp build_moe_ffn, 0c1e57098
 
 
 def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-    """What the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
+    """Return what the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
     hp, blk = model.hparams, model.decoder.blk[il]
     logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
@@ -32,7 +34,7 @@ def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) ->
     weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, MIN_WEIGHT_SUM))
 
     def each(w, x: np.ndarray) -> np.ndarray:
-        """The chosen experts' products.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
+        """Multiply rows by their experts.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
         return experts(kernels, w, x, chosen.reshape(-1))
 
     x = np.repeat(h, hp.n_expert_used, axis=0)
@@ -40,9 +42,9 @@ def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) ->
     gated = tap("ffn_moe_swiglu", il, kernels.silu_mul(gate, up))
     out = tap("ffn_moe_down", il, each(blk.ffn_down_exps, gated)).reshape(*chosen.shape, -1)
     weighted = tap("ffn_moe_weighted", il, out * weights[:, :, None])  # [n_tok, n_expert_used, n_embd]
-    return tap("ffn_moe_out", il, reduce(np.add, weighted.swapaxes(0, 1)))  # the most preferred first
+    return tap("ffn_moe_out", il, reduce(np.add, weighted.swapaxes(0, 1)))  # in order of preference
 
 
 def top_experts(probs: np.ndarray, n: int) -> np.ndarray:
-    """Where the `n` largest of each row are, in falling order; of equals the first.  -> i32 [n_tok, n]"""
+    """Return the indices of the `n` largest of each row, in descending order, ties by index.  -> i32 [n_tok, n]"""
     return np.argsort(-probs, axis=1, kind="stable")[:, :n].astype(np.int32)

@@ -2,8 +2,8 @@
 
     h = tap("attn_norm", il, kernels.rms_norm(...))
 
-Names are llama.cpp's callback names, so a trace lines up with another engine's dump.  A tap may return another
-value than it was given, which is all that ablation and patching need.
+Names are llama.cpp's callback names, so a trace lines up with another engine's dump.  A tap may return a
+different value, which is all that ablation and patching need.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INSIDE_ATTENTION = ("kq", "kq_soft_max")
 
 
 def no_tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
-    """Return `value`: the tap that looks at nothing.  About 80 ns."""
+    """Return `value`: the tap that does nothing.  About 80 ns."""
     return value
 
 
@@ -45,7 +45,7 @@ class Watch:
 
 
 def sees_values(tap: Tap) -> bool:
-    """Whether `tap` needs every value, so that layers must run in steps."""
+    """Return whether `tap` needs every value, so that layers must run in steps."""
     return tap is not no_tap and not isinstance(tap, Watch)
 
 
@@ -65,7 +65,8 @@ class Trace:
             for name in INSIDE_ATTENTION:
                 if name in self.patterns and name not in kernels.inside:
                     raise RequestError(
-                        f"'{name}' lies inside attention, which '{kernels.name}' kernels do not show; use numpy-float32"
+                        f"'{name}' is computed inside attention, where '{kernels.name}' kernels have no taps; "
+                        "use numpy-float32"
                     )
 
     def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
@@ -111,5 +112,5 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the arrays of a safetensors file.  Raises: RequestError"""
     try:
         return load_file(path)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:  # the last two: of a type that NumPy lacks
+    except (OSError, SafetensorError, KeyError, TypeError) as error:  # the last two: a type that NumPy lacks
         raise RequestError(f"{os.fspath(path)} cannot be read as safetensors: {error}") from None

@@ -18,9 +18,9 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Block:
-    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays.  What a file may leave out is None then.
+    """One block, `blk.<il>`: matrices are Tensors, vectors f32 arrays; optional ones are None if the file lacks them.
 
-    A file's attn_qkv is here as attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows as ffn_gate and ffn_up.
+    A fused attn_qkv is split into attn_q, attn_k and attn_v, and an ffn_up of 2 n_ff rows into ffn_gate and ffn_up.
     """
 
     attn_norm: np.ndarray
@@ -32,7 +32,7 @@ class Block:
     ffn_gate: Tensor | None = None
     ffn_up: Tensor | None = None
     ffn_down: Tensor | None = None
-    ffn_gate_inp: Tensor | None = None  # the router, and its experts; instead of the three above
+    ffn_gate_inp: Tensor | None = None  # the router, then the experts, which replace the three above
     ffn_gate_exps: Tensor | None = None
     ffn_up_exps: Tensor | None = None
     ffn_down_exps: Tensor | None = None
@@ -43,18 +43,18 @@ class Block:
     ffn_gate_bias: np.ndarray | None = None
     ffn_up_bias: np.ndarray | None = None
     ffn_down_bias: np.ndarray | None = None
-    attn_q_norm: np.ndarray | None = None  # of each head's query, before RoPE
+    attn_q_norm: np.ndarray | None = None  # applied to each head's query, before RoPE
     attn_k_norm: np.ndarray | None = None
-    post_attention_norm: np.ndarray | None = None  # of what the block adds
+    post_attention_norm: np.ndarray | None = None  # applied to what attention adds
     post_ffw_norm: np.ndarray | None = None
 
 
-FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}  # rows one after the other
+FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}  # concatenated by rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Weights:
-    """A decoder's tensors.  `output` is `token_embd` again where the file ties them."""
+    """A decoder's tensors.  `output` is `token_embd` if the file has no output matrix."""
 
     token_embd: Tensor
     output_norm: np.ndarray
@@ -63,16 +63,16 @@ class Weights:
 
 
 class Tensors:
-    """The tensors of a file: each is taken under its name, and its shape checked."""
+    """The tensors of a file, read by name with a check of their shape."""
 
     def __init__(self, gguf: GGUF):
         self.gguf = gguf
         self.used: set[str] = set()
 
-    def take(self, name: str, shape: Shape, optional: bool = False) -> Any:
-        """The tensor `name`: a matrix or a stack as it is, a vector as f32; None if `optional` and not there.
+    def read(self, name: str, shape: Shape, optional: bool = False) -> Any:
+        """Read a matrix or stack of matrices as a Tensor, a vector as f32; None if `optional` and missing.
 
-        Raises BadGGUF where it is missing or of another shape, UnsupportedArchitecture for a type not computed here.
+        Raises: BadGGUF if it is missing or has another shape, UnsupportedArchitecture for an unsupported type
         """
         if optional and name not in self.gguf.tensor_offsets:
             return None
@@ -80,14 +80,14 @@ class Tensors:
         return tensor if len(shape) > 1 else tensor.dequantize()
 
     def tensor(self, name: str, shape: Shape) -> Tensor:
-        """The tensor `name` as it is.  None in `shape` fits any number.  Raises as `take`."""
+        """Return the tensor `name`.  None in `shape` matches any number.  Raises as `read`"""
         self.used.add(name)
         if name in self.gguf.unsupported:
             kind = self.gguf.unsupported[name].type.name
             raise UnsupportedArchitecture(
                 str(self.gguf.kv.get("general.architecture")),
-                f"tensor '{name}' has ggml type {kind}, which this build does not compute; "
-                "docs/formats.md lists those it does",
+                f"tensor '{name}' has ggml type {kind}, which this build does not support; "
+                "docs/formats.md lists the supported types",
             )
         tensor = self.gguf.tensors.get(name)
         expected = str(list(shape)).replace("None", "any")
@@ -101,21 +101,21 @@ class Tensors:
             )
         return tensor
 
-    def finish(self, but: tuple[str, ...] = ()) -> None:
-        """Raises UnsupportedArchitecture for a tensor that nobody took: leaving it out would give wrong numbers.
+    def check_all_used(self, ignored: tuple[str, ...] = ()) -> None:
+        """Check that every tensor was read: ignoring one would give wrong numbers.  Raises: UnsupportedArchitecture
 
-        but   beginnings of names that may be left out all the same
+        ignored   prefixes of names that may remain unread
         """
         left = (self.gguf.tensors.keys() | self.gguf.unsupported.keys()) - self.used
-        if unused := sorted(name for name in left if not name.startswith(but)):
+        if unused := sorted(name for name in left if not name.startswith(ignored)):
             raise UnsupportedArchitecture(
                 str(self.gguf.kv.get("general.architecture")),
-                f"tensor '{unused[0]}' ({len(unused)} such) has no place in this family's computation",
+                f"tensor '{unused[0]}' is not used by this architecture ({len(unused)} such tensors)",
             )
 
 
-def cut(whole: Tensor | np.ndarray | None, sizes: Sequence[int]) -> list[Any]:
-    """`whole` in parts of `sizes` rows: what a file keeps as one and the computation wants apart.  None: Nones"""
+def split_rows(whole: Tensor | np.ndarray | None, sizes: Sequence[int]) -> list[Any]:
+    """Split a fused matrix or vector into parts of `sizes` rows.  None gives a None for each part."""
     ends = np.cumsum(sizes).tolist()
     return [_rows(whole, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
@@ -129,10 +129,9 @@ def _rows(whole: Any, part: slice) -> Any:
 
 
 def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
-    """The weights of `gguf`, their shapes checked against `hp`, with the norms that `family` has.
+    """Read the weights of `gguf`, with the norms that `family` has, and check their shapes against `hp`.
 
-    Raises BadGGUF for a tensor that is missing or of another shape, UnsupportedArchitecture for a tensor that nothing
-    here computes with.
+    Raises: BadGGUF for a tensor that is missing or has another shape, UnsupportedArchitecture for an unused one
     """
     n_q, n_kv = hp.n_head * hp.n_head_dim, hp.n_head_kv * hp.n_head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -167,30 +166,30 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             tensor = gguf.tensors.get(f"blk.{il}.{whole}.weight")
             if tensor is not None and tensor.shape == (sum(sizes), hp.n_embd):
                 file.used.add(tensor.name)
-                bias = file.take(f"blk.{il}.{whole}.bias", (sum(sizes),), optional=True)
-                found |= dict(zip(parts, cut(tensor, sizes), strict=True))
-                found |= dict(zip([f"{part}_bias" for part in parts], cut(bias, sizes), strict=True))
+                bias = file.read(f"blk.{il}.{whole}.bias", (sum(sizes),), optional=True)
+                found |= dict(zip(parts, split_rows(tensor, sizes), strict=True))
+                found |= dict(zip([f"{part}_bias" for part in parts], split_rows(bias, sizes), strict=True))
         for field in fields(Block):
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             if field.name in found or name not in shapes:
                 continue
             suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
-            found[field.name] = file.take(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
+            found[field.name] = file.read(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
         return Block(**found)
 
     if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors.keys() | gguf.unsupported.keys():
         raise UnsupportedArchitecture(
             str(gguf.kv.get("general.architecture")),
-            "each expert is a tensor of its own ('blk.0.ffn_gate.0.weight'), as in files made before April 2024; "
-            "expected 'blk.0.ffn_gate_exps.weight', which a conversion of today writes",
+            "each expert is a separate tensor ('blk.0.ffn_gate.0.weight'), as in files made before April 2024; "
+            "expected 'blk.0.ffn_gate_exps.weight': convert the model again with a current llama.cpp",
         )
-    token_embd = file.take("token_embd.weight", (hp.n_vocab, hp.n_embd))
-    output = file.take("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
+    token_embd = file.read("token_embd.weight", (hp.n_vocab, hp.n_embd))
+    output = file.read("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
     weights = Weights(
         token_embd=token_embd,
-        output_norm=file.take("output_norm.weight", (hp.n_embd,)),
+        output_norm=file.read("output_norm.weight", (hp.n_embd,)),
         output=replace(token_embd, low_rank=()) if output is None else output,
         blk=tuple(layer(il) for il in range(hp.n_layer)),
     )
-    file.finish()
+    file.check_all_used()
     return weights

@@ -33,7 +33,7 @@ class LayerCalls:
 
     @cached_property
     def fit(self) -> bool:
-        """Whether every layer can be one call: no experts, adapters, or formats without a kernel of their own."""
+        """Whether every layer can run as one call: no experts, adapters, or formats without a kernel of their own."""
         hp, act = self.model.hparams, self.model.family.act
         blks = zip(self.model.decoder.blk, self.k, strict=True)
         return not hp.attn_temp and all(LayerCall.fits(vars(blk), k, act) for blk, k in blks)

@@ -1,18 +1,18 @@
-"""Vision: an image in, rows that a text model takes for token embeddings out.  CLIP's tower, LLaVA's projectors.
+"""The vision tower: an image in, rows in place of token embeddings out.  CLIP's tower, LLaVA's projectors.
 
     image -> tiles of image_size x image_size pixels -> patches -> patch_embd
     x = [patches, class token] + position_embd
-    each layer:   x += attn(ln1(x))               every position sees every other
+    each layer:   x += attn(ln1(x))               every position attends to every other
                   x += ffn(ln2(x))
     rows = projector(x without its first row)
 
-The last layer of the file is not run: LLaVA takes the features before it.  `order` says where the class token stands:
+The last layer of the file is not run: LLaVA uses the features before it.  `order` is the place of the class token:
 
-    "llama.cpp"     after the patches, yet the first row is what is dropped: rows are patches 1 .. n - 1 and the class
-                    token.  What llama.cpp 0c1e57098 computes, and the default
+    "llama.cpp"     after the patches, but the first row is dropped: rows are patches 1 .. n - 1 and the class token,
+                    as in llama.cpp 0c1e57098; the default
     "huggingface"   before the patches, and dropped: rows are patches 0 .. n - 1, as the models were trained
 
-`tap` is shown values under the names that llama.cpp's clip.cpp has for them.
+Values pass through `tap` under the names of llama.cpp's clip.cpp.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .projector import PROJECTORS, Projector
 
 ORDERS = ("llama.cpp", "huggingface")
 PAD_COLOR = (122, 116, 104)  # CLIP's mean as bytes
-TILED_PAD_COLOR = (0, 0, 0)  # llama.cpp 0c1e57098 sets the other only for models without tiles
+TILED_PAD_COLOR = (0, 0, 0)  # llama.cpp 0c1e57098 sets PAD_COLOR only for models without tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class VisionHparams:
 
     n_layer     layers that are run, one less than the file's block_count
     ffn_op      "gelu", "gelu_quick" or "silu"
-    mean, std   f32 [3], of red green blue on a scale of 0 to 1
-    tiled       image sizes (width, height) that a large image is cut from, each of whole tiles (LLaVA 1.6)
+    mean, std   f32 [3], for red, green and blue between 0 and 1
+    tiled       sizes (width, height), in whole tiles, to which a large image is scaled (LLaVA 1.6)
     """
 
     n_layer: int
@@ -79,7 +79,7 @@ class Vision:
     """A loaded projector file: immutable, shared by all sequences.
 
     n_embd   width of a row: the text model's n_embd
-    n_rows   rows of an image; of one tile, where a large image has several (`hparams.tiled`): `encode` tells
+    n_rows   rows of one tile; a large image may have several tiles (`hparams.tiled`)
     """
 
     path: Path
@@ -100,18 +100,18 @@ class Vision:
 
     @property
     def n_rows(self) -> int:
-        return (self.hparams.image_size // self.hparams.patch_size) ** 2 // self.projector.shrinks
+        return (self.hparams.image_size // self.hparams.patch_size) ** 2 // self.projector.reduction
 
     def encode(self, image: bytes, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-        """What the text model reads instead of tokens.  JPEG, PNG or WebP -> float [n_rows, n_embd], or a multiple
+        """Encode a JPEG, PNG or WebP file to rows for the text model.  -> float [n_tiles * n_rows, n_embd]
 
-        The same image gives the same bits with any number of threads.  Raises BadImage.
+        The same image gives the same bits with any number of threads.  Raises: BadImage
         """
         tiles = tiles_of(decode_image(image), self.hparams, kernels)
         return np.concatenate([self.rows(tile, kernels, tap) for tile in tiles])
 
     def rows(self, tile: np.ndarray, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
-        """One tile's rows.  u8 [image_size, image_size, 3] -> float [n_rows, n_embd]"""
+        """Compute one tile's rows.  u8 [image_size, image_size, 3] -> float [n_rows, n_embd]"""
         hp = self.hparams
         x = kernels.patch_embd(self.patch_embd, tile, hp.mean, hp.std)  # [n_patch, n_embd]
         if self.patch_bias is not None:
@@ -132,7 +132,7 @@ class Vision:
         return tap("projected", -1, self.projector(x[first : first + n_patch], hp.norm_eps, kernels))
 
     def attend(self, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-        """What attention adds in layer `il`.  x float [n_pos, n_embd] -> as x"""
+        """Return what attention adds to `x` in layer `il`.  x float [n_pos, n_embd] -> as x"""
         hp, blk = self.hparams, self.blk[il]
         h = tap("layer_inp_normed", il, blk.ln1(x, hp.norm_eps, kernels))
         q, k, v = (
@@ -144,7 +144,7 @@ class Vision:
         return tap("attn_out", il, blk.attn_out(out, kernels))
 
     def feed_forward(self, il: int, x: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
-        """What the feed-forward block adds in layer `il`.  x float [n_pos, n_embd] -> as x"""
+        """Return what the feed-forward block adds to `x` in layer `il`.  x float [n_pos, n_embd] -> as x"""
         hp, blk = self.hparams, self.blk[il]
         h = tap("ffn_inp_normed", il, blk.ln2(x, hp.norm_eps, kernels))
         h = tap("ffn_up_b", il, blk.ffn_up(h, kernels))
@@ -158,14 +158,15 @@ def vision_activation(x: np.ndarray, op: str, kernels: Kernels) -> np.ndarray:
     return kernels.gelu(x) if op == "gelu" else kernels.quick_gelu(x)
 
 
-# --- what part of an image goes into which tile
+# --- tiles
 
 
 def tiles_of(image: np.ndarray, hp: VisionHparams, kernels: Kernels) -> list[np.ndarray]:
-    """The image as squares that the tower takes.  u8 [h, w, 3] -> u8 [image_size, image_size, 3] each
+    """Split an image into the tower's input squares.  u8 [h, w, 3] -> u8 [image_size, image_size, 3] each
 
-    One, the whole image centred; or, for a model with tiles, of an image larger than one its tiles row by row, and last
-    the whole image squeezed.  Source: llama.cpp 0c1e57098 mtmd-image.cpp, fixed_size and llava_uhd.
+    A model without tiles gets the whole image, centred.  A model with tiles gets the tiles of a larger image row by
+    row, then the whole image resized to a square.
+    Source: llama.cpp 0c1e57098 mtmd-image.cpp, fixed_size and llava_uhd.
     """
     size = hp.image_size
     if not hp.tiled:
@@ -180,7 +181,7 @@ def tiles_of(image: np.ndarray, hp: VisionHparams, kernels: Kernels) -> list[np.
 
 
 def centred(image: np.ndarray, width: int, height: int, color: tuple[int, int, int], kernels: Kernels) -> np.ndarray:
-    """`image` in the middle of a canvas of `color`, as large as fits.  u8 [h, w, 3] -> u8 [height, width, 3]
+    """Scale `image` to fit into the middle of a canvas of `color`.  u8 [h, w, 3] -> u8 [height, width, 3]
 
     Sizes are rounded up, in float32 as in llama.cpp 0c1e57098 mtmd-image.cpp img_tool::resize with PAD_CEIL.
     """
@@ -196,7 +197,7 @@ def centred(image: np.ndarray, width: int, height: int, color: tuple[int, int, i
 
 
 def best_size(w: int, h: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """Of `sizes` the one that keeps most of the image's pixels, and wastes least of its own where that is equal."""
+    """Choose from `sizes` the one that keeps most of the image's pixels; among equals, the one that wastes fewest."""
 
     def merit(size: tuple[int, int]) -> tuple[int, int]:
         scale = min(np.float32(size[0]) / np.float32(w), np.float32(size[1]) / np.float32(h))
@@ -210,12 +211,12 @@ def best_size(w: int, h: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, 
 
 
 def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None, order: str = "llama.cpp") -> Vision:
-    """The vision tower and projector in a GGUF file (architecture "clip", an "mmproj").
+    """Load the vision tower and projector of a GGUF file (architecture "clip", an "mmproj").
 
-    n_embd   width of the text model that is to read the rows, if known
-    order    "llama.cpp" or "huggingface": where the class token stands
+    n_embd   width of the text model, if known
+    order    place of the class token, "llama.cpp" or "huggingface"
 
-    Raises BadGGUF, UnsupportedArchitecture; ModelError where the rows do not fit the text model.
+    Raises: BadGGUF, UnsupportedArchitecture, BadOptions; ModelError if the rows do not fit the text model
     """
     if order not in ORDERS:
         raise BadOptions("order", f"order is '{order}', expected one of {', '.join(ORDERS)}")
@@ -237,17 +238,17 @@ def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None
         projector=PROJECTORS[kind](file, n),
         order=order,
     )
-    # not used in llama.cpp either: the last layer, and the row that LLaVA 1.6 was trained to see between rows of tiles
-    file.finish(but=(f"v.blk.{hp.n_layer}.", "v.image_newline", "model.image_newline"))
-    if n_patch % vision.projector.shrinks:
-        raise gguf.bad("clip.vision.image_size", f"{n_patch} patches, expected an even number a side for '{kind}'")
+    # not used in llama.cpp either: the last layer, and the row between rows of tiles with which LLaVA 1.6 was trained
+    file.check_all_used(ignored=(f"v.blk.{hp.n_layer}.", "v.image_newline", "model.image_newline"))
+    if n_patch % vision.projector.reduction:
+        raise gguf.bad("clip.vision.image_size", f"{n_patch} patches, expected an even number per side for '{kind}'")
     if n_embd is not None and n_embd != vision.n_embd:
         raise ModelError(f"{gguf.path}: rows are {vision.n_embd} wide, expected the text model's {n_embd}")
     return vision
 
 
 def read_layer(file: Tensors, hp: VisionHparams, name: str) -> VisionLayer:
-    """Old files have the names of ffn_up and ffn_down swapped: their shapes tell, as in llama.cpp."""
+    """Read one layer.  Old files swap the names of ffn_up and ffn_down; shapes decide, as in llama.cpp."""
     n, up, down = hp.n_embd, f"{name}.ffn_up", f"{name}.ffn_down"
     if file.tensor(f"{down}.weight", (None, None)).shape[1] == n:
         up, down = down, up
@@ -264,17 +265,17 @@ def read_layer(file: Tensors, hp: VisionHparams, name: str) -> VisionLayer:
 
 
 def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
-    """The sizes, and the projector's type.  Raises BadGGUF, UnsupportedArchitecture."""
+    """Read the hyperparameters and the projector's type.  Raises: BadGGUF, UnsupportedArchitecture"""
     kv = gguf.kv
 
     def refuse(message: str) -> UnsupportedArchitecture:
         return UnsupportedArchitecture(str(kv.get("general.architecture")), f"{gguf.path}: {message}")
 
-    def number(name: str, least: float = 1) -> int | float:
+    def number(name: str, minimum: float = 1) -> int | float:
         key = f"clip.vision.{name}"
         value = kv.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 2**31:
-            raise gguf.bad(key, f"key '{key}' is {value!r}, expected a number from {least}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value < 2**31:
+            raise gguf.bad(key, f"key '{key}' is {value!r}, expected a number from {minimum}")
         return value
 
     def colors(name: str) -> np.ndarray:
@@ -287,12 +288,14 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
     if kv.get("general.architecture") != "clip":
         raise refuse(f"architecture is '{kv.get('general.architecture')}', expected 'clip', a vision tower")
     if kv.get("clip.has_vision_encoder") is not True:
-        raise refuse("'clip.has_vision_encoder' is not true: this file sees no images")
+        raise refuse("key 'clip.has_vision_encoder' is not true: the file has no vision encoder")
     kind = kv.get("clip.projector_type", kv.get("clip.vision.projector_type"))
     if not isinstance(kind, str) or kind not in PROJECTORS:
-        raise refuse(f"projector type '{kind}' is not computed by this build; it computes {', '.join(PROJECTORS)}")
+        raise refuse(f"unsupported projector type '{kind}'; this build supports {', '.join(PROJECTORS)}")
     if "clip.vision.feature_layer" in kv:
-        raise refuse("'clip.vision.feature_layer' asks for features of several layers, which this build does not stack")
+        raise refuse(
+            "key 'clip.vision.feature_layer' requires features of several layers, which this build does not support"
+        )
     gelu, silu = (kv.get(key) is True for key in ("clip.use_gelu", "clip.use_silu"))
     if gelu and silu:
         raise gguf.bad("clip.use_silu", "both clip.use_gelu and clip.use_silu are true, expected one of them at most")
@@ -314,7 +317,7 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
         n_ff=int(number("feed_forward_length")),
         image_size=image_size,
         patch_size=patch_size,
-        norm_eps=float(number("attention.layer_norm_epsilon", least=0)),
+        norm_eps=float(number("attention.layer_norm_epsilon", minimum=0)),
         ffn_op="gelu" if gelu else "silu" if silu else "gelu_quick",
         mean=colors("image_mean"),
         std=std,
@@ -324,7 +327,7 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
 
 
 def read_tiled(gguf: GGUF, size: int) -> tuple[tuple[int, int], ...]:
-    """LLaVA 1.6's image_grid_pinpoints, which are whole tiles of `size`."""
+    """Read LLaVA 1.6's image_grid_pinpoints, which must be multiples of `size`."""
     key = "clip.vision.image_grid_pinpoints"
     flat = gguf.kv.get(key, ())
     numbers = [int(n) for n in flat] if isinstance(flat, np.ndarray | tuple) else [0]

@@ -1,4 +1,4 @@
-"""Keys and values in blocks: the logits that llama.cpp made with such a cache (tests/golden/make_caches.py)."""
+"""Quantized KV caches against logits that llama.cpp computed with them (tests/golden/make_caches.py)."""
 
 import runpy
 from pathlib import Path
@@ -27,23 +27,23 @@ def logits(model, kernels, type):
 
 
 @TYPES
-def test_ggml_s_kernels_meet_llama_cpp(model, type):
+def test_ggml_kernels_match_llama_cpp(model, type):
     recorded = np.load(GOLDEN["PATH"])[type]
     np.testing.assert_allclose(logits(model, "ggml", type), recorded, rtol=0, atol=2e-5)  # measured 2e-6
 
 
 @TYPES
 @pytest.mark.parametrize("kernels", [name for name in SETS if name != "ggml"])
-def test_without_rounding_the_queries_the_others_come_near(model, kernels, type):
+def test_kernels_that_do_not_round_queries_come_close(model, kernels, type):
     recorded = np.load(GOLDEN["PATH"])[type]
     exact = logits(model, "exact", "f32")
     got = logits(model, kernels, type)
     assert np.abs(got - recorded).max() < 0.05 * exact.std()  # measured 0.014 and 0.028
-    assert np.abs(got - exact).max() < {"q8_0": 0.05, "q4_0": 0.5}[type] * exact.std()  # what the blocks cost
+    assert np.abs(got - exact).max() < {"q8_0": 0.05, "q4_0": 0.5}[type] * exact.std()  # error of the cache type
 
 
 @pytest.mark.peer
-def test_llama_cpp_still_says_what_was_recorded():
+def test_llama_cpp_still_gives_the_recorded_logits():
     llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
     for type, expected in GOLDEN["record"](llama).items():
         np.testing.assert_allclose(np.load(GOLDEN["PATH"])[type], expected, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Encoders: what llama.cpp makes of the same files, what transformers makes of the same weights, and what must hold."""
+"""Encoders against llama.cpp's rows of the same files, and properties of their computation."""
 
 import runpy
 from pathlib import Path
@@ -41,7 +41,7 @@ def models(tmp_path_factory):
 
 
 def rows(model, texts, kernels=NUMPY, tap=lambda name, il, value: value):
-    """The rows of each of `texts`, which are computed together.  -> [float [n_tok, n_embd]]"""
+    """Compute the rows of each of `texts` in one batch.  -> [float [n_tok, n_embd]]"""
     batch = Batch.join([Batch.of(tokens, slot, outputs=range(len(tokens))) for slot, tokens in enumerate(texts)])
     out = model.family.hidden(model, batch, model.new_cache(64, len(texts)), kernels, tap)
     return np.split(out, np.cumsum([len(tokens) for tokens in texts])[:-1])
@@ -53,28 +53,28 @@ def cosines(a, b):
 
 @sets
 @names
-def test_float32_encoders_meet_llama_cpp(models, name, kernels):
+def test_float32_encoders_match_llama_cpp(models, name, kernels):
     expected = np.load(GOLDEN["path_of"](name))["F32"]
     (got,) = rows(models(name), [TOKENS], kernels)
     if name == "nomic-bert":
         np.testing.assert_allclose(got, expected, rtol=0, atol=3e-5)  # SwiGLU; measured 7e-6 at a deviation of 1
     else:
-        # ggml reads GELU from a table by float16: 11 bits, and a last bit of the input may turn one of them
-        like = kernels.name in ("ggml", "numba")
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 if like else 5e-3)  # measured 3e-4, 3e-3
-        assert np.median(np.abs(got - expected)) < (3e-5 if like else 1e-3)
+        # ggml looks GELU up by a float16 of 11 bits, which the last bit of the input may change
+        same_gelu = kernels.name in ("ggml", "numba")
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 if same_gelu else 5e-3)  # measured 3e-4, 3e-3
+        assert np.median(np.abs(got - expected)) < (3e-5 if same_gelu else 1e-3)
 
 
 @sets
 @names
 @pytest.mark.parametrize("format", ["F16", "Q8_0"])
-def test_other_formats_meet_llama_cpp(models, name, format, kernels):
-    """ggml rounds activations to the format of the weights' partner; the sets that do not are as far as that goes."""
+def test_other_formats_match_llama_cpp(models, name, format, kernels):
+    """ggml rounds activations to the partner format of the weights; other sets differ by that rounding."""
     expected = np.load(GOLDEN["path_of"](name))[format]
     (got,) = rows(models(name, format), [TOKENS], kernels)
     rounds = kernels.name in ("ggml", "numba")
     if format == "Q8_0" and rounds:
-        assert np.median(np.abs(got - expected)) < 1e-6  # measured 1e-7, and 2e-2 where a rounding turns
+        assert np.median(np.abs(got - expected)) < 1e-6  # measured 1e-7, and 2e-2 where a rounding flips
     assert cosines(expected, got).min() > (0.9999 if rounds or format == "F16" else 0.99)
 
 
@@ -89,7 +89,7 @@ def test_rows_are_pooled_as_llama_cpp_pools_them(name, pooling):
 
 @pytest.mark.peer
 @names
-def test_llama_cpp_still_says_what_was_recorded(name):
+def test_llama_cpp_still_gives_the_recorded_rows(name):
     llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
     expected, got = np.load(GOLDEN["path_of"](name)), GOLDEN["record"](llama, name)
     assert got.keys() == set(expected.files)
@@ -100,22 +100,22 @@ def test_llama_cpp_still_says_what_was_recorded(name):
 @pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
 @names
 @pytest.mark.parametrize("format", ["F32", "F16", "Q8_0"])
-@given(others=st.lists(st.integers(1, 40), max_size=4), place=st.integers(0, 4), n_thread=st.integers(1, 2))
+@given(others=st.lists(st.integers(1, 40), max_size=4), index=st.integers(0, 4), n_thread=st.integers(1, 2))
 @settings(deadline=None, max_examples=10)
-def test_a_text_has_the_same_bits_in_any_company(models, name, format, others, place, n_thread):
+def test_a_text_has_the_same_bits_in_any_batch(models, name, format, others, index, n_thread):
     model, dice = models(name, format), np.random.default_rng(0)
     threads.limit(1)
     (alone,) = rows(model, [TOKENS], SETS["numba"])
     threads.limit(n_thread)
     texts = [dice.integers(5, 120, n).tolist() for n in others]
-    texts.insert(place, TOKENS)
-    together = rows(model, texts, SETS["numba"])[min(place, len(others))]
+    texts.insert(index, TOKENS)
+    together = rows(model, texts, SETS["numba"])[min(index, len(others))]
     threads.limit(None)
     assert together.tobytes() == alone.tobytes()
 
 
 @names
-def test_every_token_sees_every_other(models, name):
+def test_every_token_attends_to_every_other(models, name):
     (one,), (other,) = rows(models(name), [TOKENS]), rows(models(name), [[*TOKENS[:-1], 50]])
     assert (np.abs(one - other).max(axis=1) > 1e-3).all()
 
@@ -127,12 +127,12 @@ def test_the_order_of_tokens_matters(models, name):
     assert np.abs(one[[*range(3), 4, 3]] - other[:5]).max() > 0.01
 
 
-def test_a_penalty_on_distance_knows_no_direction(models):
+def test_alibi_is_symmetric(models):
     (one,), (other,) = rows(models("jina-bert-v2"), [TOKENS]), rows(models("jina-bert-v2"), [TOKENS[::-1]])
     np.testing.assert_allclose(one, other[::-1], rtol=0, atol=1e-5)
 
 
-def test_slopes():
+def test_alibi_slopes_of_8_and_of_6_heads():
     assert alibi_slopes(8).tolist() == [2**-n for n in range(1, 9)]
     assert alibi_slopes(6).tolist() == [
         2**-2,
@@ -141,16 +141,18 @@ def test_slopes():
         2**-8,
         2**-1,
         2**-3,
-    ]  # of four heads, then every other of 8
+    ]  # those of four heads, then every other one of 8
 
 
-def test_rows_kept_as_one_are_those_kept_apart(tmp_path):
-    how = {"family": "nomic-bert", "gate": "apart", "bias": False}  # the same random numbers in both
-    one, other = (load_model(tiny_encoder(tmp_path / f"{fused}.gguf", fused=fused, **how)) for fused in (False, True))
+def test_fused_matrices_give_the_same_rows(tmp_path):
+    options = {"family": "nomic-bert", "gate": "apart", "bias": False}  # the same random numbers in both
+    one, other = (
+        load_model(tiny_encoder(tmp_path / f"{fused}.gguf", fused=fused, **options)) for fused in (False, True)
+    )
     np.testing.assert_array_equal(rows(one, [TOKENS]), rows(other, [TOKENS]))
 
 
-def test_what_is_inside_bears_llama_cpps_names(models):
+def test_traced_values_have_llama_cpp_s_names(models):
     trace = Trace()
     rows(models("jina-bert-v2-code"), [TOKENS], tap=trace)
     got = list(dict.fromkeys(name for name, _ in trace.values))
@@ -166,18 +168,18 @@ def test_an_encoder_does_not_generate(models):
 
 
 def changed(path, target, change):
-    """The model at `path` written to `target` with its tensors (name, format, shape, blocks) changed."""
+    """Write the model at `path` to `target`, its tensors (name, format, shape, blocks) passed through `change`."""
     gguf = read_gguf(path)
     tensors = [(t.name, t.format, t.shape, t.blocks) for t in gguf.tensors.values()]
     write_gguf(target, gguf.kv, change(tensors))
     return target
 
 
-def test_a_tensor_that_is_missing_or_left_over_is_named(tmp_path):
+def test_a_missing_or_unused_tensor_is_named(tmp_path):
     path = tiny_encoder(tmp_path / "a.gguf")
     without = changed(path, tmp_path / "b.gguf", lambda tensors: [t for t in tensors if t[0] != "position_embd.weight"])
     with pytest.raises(BadGGUF, match=r"tensor 'position_embd.weight' is missing"):
         load_model(without)
     more = changed(path, tmp_path / "c.gguf", lambda tensors: [*tensors, ("cls.weight", *tensors[0][1:])])
-    with pytest.raises(UnsupportedArchitecture, match=r"tensor 'cls.weight' \(1 such\) has no place"):
+    with pytest.raises(UnsupportedArchitecture, match=r"tensor 'cls.weight' is not used by this architecture"):
         load_model(more)

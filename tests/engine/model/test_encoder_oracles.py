@@ -1,7 +1,6 @@
-"""Rows of tiny encoders against transformers, which is given the same weights and computes in float64.
+"""Rows of tiny encoders against transformers with the same weights, in float64.
 
-transformers has no JinaBert of its own: its Bert takes the penalty on distance as an attention mask, and a gate is put
-where Bert has none.
+transformers has no JinaBert: here its Bert gets the ALiBi penalty as an attention mask, and a gated feed-forward block.
 """
 
 import runpy
@@ -48,7 +47,7 @@ NOMIC_BERT = {
 
 
 def weights(gguf, names):
-    """The tensors of `gguf` under transformers' `names`, f64."""
+    """Return the tensors of `gguf` under transformers' `names`, as f64."""
     found = {}
     for name, tensor in gguf.tensors.items():
         *layer, part, kind = name.split(".")
@@ -62,7 +61,7 @@ def weights(gguf, names):
 
 
 def transformers_rows(path, name):
-    """What transformers makes of TOKENS.  -> f64 [n_tok, n_embd]"""
+    """Compute the rows of TOKENS with transformers.  -> f64 [n_tok, n_embd]"""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     torch.set_num_threads(1)
     gguf = GGUF.open(path)
@@ -87,13 +86,13 @@ def transformers_rows(path, name):
         config = transformers.NomicBertConfig(**sizes, rope_parameters=rope)
         model, names = transformers.NomicBertModel(config, add_pooling_layer=False), NOMIC_BERT
     else:
-        config = transformers.BertConfig(**sizes, hidden_act="gelu_pytorch_tanh")  # llama.cpp's form of it
+        config = transformers.BertConfig(**sizes, hidden_act="gelu_pytorch_tanh")  # the form that llama.cpp uses
         model, names = transformers.BertModel(config, add_pooling_layer=False), BERT
     mask, state = None, weights(gguf, names)
     if name == "jina-bert-v2":
-        places, n = torch.arange(len(TOKENS)), 1 << int(np.log2(n_head))
+        positions, n = torch.arange(len(TOKENS)), 1 << int(np.log2(n_head))
         slopes = [2 ** (-8 * (h + 1) / n) if h < n else 2 ** (-4 * (2 * (h - n) + 1) / n) for h in range(n_head)]
-        mask = -torch.tensor(slopes).double()[None, :, None, None] * (places[:, None] - places).abs()
+        mask = -torch.tensor(slopes).double()[None, :, None, None] * (positions[:, None] - positions).abs()
         state["embeddings.position_embeddings.weight"] = np.zeros((n_ctx, n_embd))
 
         class Gated(torch.nn.Module):
@@ -114,9 +113,11 @@ def transformers_rows(path, name):
 
 
 @pytest.mark.parametrize("name", ["bert", "nomic-bert", "jina-bert-v2"])
-def test_transformers_makes_the_same_rows_of_the_same_weights(tmp_path, name):
+def test_rows_equal_those_of_transformers(tmp_path, name):
     path = GOLDEN["make"](tmp_path, name, "F32")
     model, batch = load_model(path), Batch.of(TOKENS, outputs=range(len(TOKENS)))
     got = model.family.hidden(model, batch, model.new_cache(64), numpy_kernels(np.float64))
-    tolerance = 1e-5 if name == "nomic-bert" else 1e-12  # angles of RoPE are float32 there; measured 1e-6 and 1e-14
+    tolerance = (
+        1e-5 if name == "nomic-bert" else 1e-12
+    )  # transformers computes RoPE angles in float32; measured 1e-6 and 1e-14
     np.testing.assert_allclose(got, transformers_rows(path, name), rtol=0, atol=tolerance)

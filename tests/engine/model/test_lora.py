@@ -1,4 +1,4 @@
-"""Adapters at run time: as if they had been merged into the weights, and as llama.cpp applies them."""
+"""Adapters at run time against merged weights and against llama.cpp."""
 
 import runpy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from numllama.engine.model.decoder import forward
 from numllama.engine.model.linear import linear
 from numllama.engine.model.load import load_model
 from numllama.engine.model.lora import adapted
-from numllama.engine.model.weights import cut
+from numllama.engine.model.weights import split_rows
 from numllama.kernels import SETS, numpy_kernels
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf
@@ -42,7 +42,7 @@ def logits(model, kernels=F64, tokens=TOKENS):
     return forward(model, Batch.of(tokens, outputs=range(len(tokens))), cache, kernels)
 
 
-def test_the_low_rank_term_with_a_pencil(tmp_path):
+def test_the_low_rank_term_by_hand(tmp_path):
     """W = [[1 2] [3 4]], A = [[1 1]], B = [[1] [0]], alpha 4 and rank 1: W + 4 B A = [[5 6] [3 4]]."""
     f32 = FORMATS_BY_NAME["F32"]
 
@@ -60,7 +60,7 @@ def test_the_low_rank_term_with_a_pencil(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*ALL, "all"])
-def test_an_adapter_is_worth_the_merged_weights(base, name):
+def test_an_adapter_equals_merged_weights(base, name):
     path = tiny_lora(base.with_name(f"{name}.gguf"), base, ALL if name == "all" else (name,))
     model = load_model(base, {path: 1})
     expected = logits(load_model(merged(model.gguf)))
@@ -69,13 +69,13 @@ def test_an_adapter_is_worth_the_merged_weights(base, name):
 
 
 @kernel_sets
-def test_every_set_of_kernels_applies_it(base, adapter, kernels):
+def test_every_kernel_set_applies_adapters(base, adapter, kernels):
     model = load_model(base, {adapter: 1})
     # float32 sums in other orders; logits have a standard deviation of 3
     np.testing.assert_allclose(logits(model, kernels), logits(model), rtol=0, atol=2e-4)
 
 
-def test_experts_are_adapted_each_by_its_own_matrices(tmp_path):
+def test_each_expert_has_its_own_adapter(tmp_path):
     base = tiny_gguf(tmp_path / "moe.gguf", n_expert=4)
     path = tiny_lora(tmp_path / "a.gguf", base, ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"))
     model = load_model(base, {path: 1})
@@ -84,10 +84,10 @@ def test_experts_are_adapted_each_by_its_own_matrices(tmp_path):
     assert np.abs(expected - logits(load_model(base))).max() > 0.05
 
 
-def test_what_a_file_keeps_as_one_matrix_is_adapted_in_its_parts(base, adapter):
+def test_an_adapted_fused_matrix_is_split_with_its_adapter(base, adapter):
     whole = load_model(base, {adapter: 1}).gguf.tensors["blk.0.attn_q.weight"]
     x = np.random.default_rng(0).standard_normal((3, 64))
-    parts = [linear(F64, part, x) for part in cut(whole, [16, 48])]
+    parts = [linear(F64, part, x) for part in split_rows(whole, [16, 48])]
     np.testing.assert_allclose(np.hstack(parts), linear(F64, whole, x), rtol=0, atol=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_adapters_may_be_quantized(base, quant):
     np.testing.assert_allclose(logits(model), logits(load_model(merged(model.gguf))), rtol=0, atol=1e-9)
 
 
-def test_several_add_up_each_as_strongly_as_asked(base, adapter):
+def test_several_adapters_add_up_with_their_strengths(base, adapter):
     other = tiny_lora(base.with_name("other.gguf"), base, seed=1, rank=2)
     model = load_model(base, {adapter: 0.5, other: -2})
     np.testing.assert_allclose(logits(model), logits(load_model(merged(model.gguf))), rtol=0, atol=1e-9)
@@ -120,7 +120,7 @@ def test_an_adapter_of_zeros_changes_no_bit(base, kernels):
     np.testing.assert_array_equal(logits(load_model(base, {path: 1}), kernels), logits(load_model(base), kernels))
 
 
-def test_where_the_embedding_serves_as_output_only_what_goes_in_is_adapted(tmp_path):
+def test_an_adapter_of_a_tied_embedding_leaves_the_output_unchanged(tmp_path):
     path = tiny_gguf(tmp_path / "tied.gguf", tied=True)
     adapter = tiny_lora(tmp_path / "a.gguf", path, ("token_embd",))
     model, plain = load_model(path, {adapter: 1}), load_model(path)
@@ -133,18 +133,18 @@ def test_where_the_embedding_serves_as_output_only_what_goes_in_is_adapted(tmp_p
 @kernel_sets
 def test_adapted_logits_depend_on_the_request_alone(base, adapter, kernels):
     if kernels.name.startswith("numpy"):
-        pytest.skip("BLAS sums in an order of its own")
+        pytest.skip("BLAS sums in its own order")
     model = load_model(base, {adapter: 1})
     alone = forward(model, Batch.of(TOKENS), model.new_cache(16), kernels)[-1]
     cache = model.new_cache(16, n_slot=2)
     for start in (0, 5, 6):
         mine = Batch.of(TOKENS[start : {0: 5, 5: 6, 6: 12}[start]], 1, start)
-        stranger = Batch.of([start + 5] * 3, 0, 0, outputs=())
-        got = forward(model, Batch.join([stranger, mine]), cache, kernels)[-1]
+        other = Batch.of([start + 5] * 3, 0, 0, outputs=())
+        got = forward(model, Batch.join([other, mine]), cache, kernels)[-1]
     assert got.tobytes() == alone.tobytes()
 
 
-def test_its_bytes_and_files_count(base, adapter):
+def test_a_model_s_bytes_and_files_include_its_adapters(base, adapter):
     plain, model = load_model(base), load_model(base, {adapter: 1})
     assert model.nbytes - plain.nbytes == sum(tensor.nbytes for tensor in GGUF.open(adapter).tensors.values())
     assert model.gguf.parts == (base, adapter)
@@ -156,27 +156,27 @@ WRONG = {
     "another architecture": ({"general.architecture": "llama"}, "general.architecture is 'llama', expected 'qwen2'"),
     "an activated one": (
         {"adapter.alora.invocation_tokens": ArrayType(U32)([1, 2])},
-        "an activated LoRA, which this build does not compute",
+        "an activated LoRA, which this build does not support",
     ),
 }
 
 
-@pytest.mark.parametrize(("kv", "says"), WRONG.values(), ids=WRONG)
-def test_what_is_no_adapter_for_the_model_is_refused(base, tmp_path, kv, says):
+@pytest.mark.parametrize(("kv", "message"), WRONG.values(), ids=WRONG)
+def test_an_unsuitable_adapter_is_refused(base, tmp_path, kv, message):
     path = tiny_lora(tmp_path / "a.gguf", base)
     gguf = GGUF.open(path)
     write_gguf(path, gguf.typed | kv, gguf.tensors.values())
-    with pytest.raises(BadGGUF, match=says):
+    with pytest.raises(BadGGUF, match=message):
         load_model(base, {path: 1})
 
 
-def test_what_has_no_place_in_the_model_is_refused(base, tmp_path):
-    def refused(change, says):
+def test_an_adapter_with_wrong_tensors_is_refused(base, tmp_path):
+    def refused(change, message):
         path = tiny_lora(tmp_path / "a.gguf", base, ("attn_q",))
         gguf = GGUF.open(path)
         tensors = [(t.name, t.format, t.shape, t.blocks) for t in gguf.tensors.values()]
         write_gguf(path, gguf.typed, change(tensors))
-        with pytest.raises(BadGGUF, match=says):
+        with pytest.raises(BadGGUF, match=message):
             load_model(base, {path: 1})
 
     def renamed(old, new):
@@ -187,24 +187,20 @@ def test_what_has_no_place_in_the_model_is_refused(base, tmp_path):
         return [(name, format, (3, n_in), blocks[:3]), *tensors[1:]]
 
     refused(lambda tensors: tensors[1:], "tensor 'blk.0.attn_q.weight.lora_a' is missing")
-    refused(
-        renamed("blk.0", "blk.7"), "tensor 'blk.7.attn_q.weight.lora_a' is for a matrix that the model does not have"
-    )
-    refused(
-        renamed("attn_q", "attn_norm"), "tensor 'blk.0.attn_norm.weight.lora_a' is for a matrix that the model does"
-    )
+    refused(renamed("blk.0", "blk.7"), "tensor 'blk.7.attn_q.weight.lora_a' adapts a matrix that the model does not")
+    refused(renamed("attn_q", "attn_norm"), "tensor 'blk.0.attn_norm.weight.lora_a' adapts a matrix that the model")
     refused(renamed("blk.0.attn_q", "blk.0.attn_k"), r"attn_k.weight.lora_b' has shape \[64, 4\], expected \[32, 4\]")
     refused(first_of_a, r"attn_q.weight.lora_a' has shape \[3, 64\], expected \[4, 64\] for this model")
     refused(renamed("attn_q.weight.lora_a", "attn_q.bias"), "'blk.0.attn_q.weight.lora_a' is missing")
 
 
-def test_norms_are_left_out_as_llama_cpp_does(base, tmp_path, caplog):
+def test_adapters_of_norms_are_ignored_as_in_llama_cpp(base, tmp_path, caplog):
     path = tiny_lora(tmp_path / "a.gguf", base, ("attn_q",))
     gguf = GGUF.open(path)
     norm = ("blk.0.attn_norm.weight", FORMATS_BY_NAME["F32"], (64,), np.ones(64, np.float32))
     write_gguf(path, gguf.typed, [*gguf.tensors.values(), norm])
     load_model(base, {path: 1})
-    assert "'blk.0.attn_norm.weight' is left out" in caplog.text
+    assert "'blk.0.attn_norm.weight' is ignored" in caplog.text
 
 
 # llama.cpp
@@ -220,18 +216,18 @@ def cases(tmp_path_factory):
 
 @kernel_sets
 @pytest.mark.parametrize("name", CASES)
-def test_logits_meet_those_of_llama_cpp(cases, name, kernels):
+def test_logits_match_those_of_llama_cpp(cases, name, kernels):
     base, adapters = cases
     got = logits(load_model(base, adapters[name]), kernels, GOLDEN["TOKENS"])[GOLDEN["OUTPUTS"]]
     expected = np.load(GOLDEN["FILE"])[name]
-    # Measured 1e-5.  ggml rounds an F16 weight's activations to F16, where a sum's last bit may tip one over: 8e-3
+    # Measured 1e-5.  ggml rounds the activations of F16 weights to F16; the last bit of a sum may flip that: 8e-3
     np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 if name == "F16" else 5e-5)
     if kernels.name in ("ggml", "numba"):
-        np.testing.assert_allclose(got[:2], expected[:2], rtol=0, atol=5e-5)  # none is tipped before the third
+        np.testing.assert_allclose(got[:2], expected[:2], rtol=0, atol=5e-5)  # none flips before the third
 
 
 @pytest.mark.peer
-def test_llama_cpp_still_says_what_was_recorded():
+def test_llama_cpp_still_gives_the_recorded_logits():
     llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
     got, expected = GOLDEN["record"](llama), np.load(GOLDEN["FILE"])
     for name in CASES:

@@ -1,4 +1,4 @@
-"""The forward pass against recorded logits, and against itself in other batches."""
+"""The forward pass against recorded logits, and in other batches."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ F64 = numpy_kernels(np.float64)
 
 
 def golden(recordings, name):
-    """A recorded model, its 32 tokens, what llama.cpp (or float64) made of them, and the columns of that."""
+    """Load a recorded model and its 32 tokens with their logits; shared/data/golden/README.md."""
     recorded = recordings.arrays(f"logits_{name}")
     return load_model(recordings.model(name)), recorded, recorded.get("columns", slice(None))
 
@@ -38,7 +38,7 @@ def test_numpy_float64_equals_the_recorded_float64(recordings, name):
 
 
 @pytest.mark.parametrize("kernels", [NUMPY, EXACT, GGML], ids=lambda kernels: kernels.name)
-def test_float32_models_meet_llama_cpp(recordings, kernels):
+def test_float32_models_match_llama_cpp(recordings, kernels):
     model, recorded, columns = golden(recordings, "stories260K-F32")
     got = logits(model, recorded["tokens"], kernels)[:, columns]
     # llama.cpp itself is 8e-6 from float64 here, at a standard deviation of 7
@@ -46,17 +46,17 @@ def test_float32_models_meet_llama_cpp(recordings, kernels):
 
 
 @pytest.mark.parametrize("name", ["tiny-spm-Q4_0", "tiny-spm-Q8_0", "stories260K-Q4_0"])
-def test_ggml_kernels_meet_llama_cpp_on_quantized_models(recordings, name):
+def test_ggml_kernels_match_llama_cpp_on_quantized_models(recordings, name):
     model, recorded, columns = golden(recordings, name)
     got = logits(model, recorded["tokens"], GGML)[:, columns]
     # measured 2e-6; the exact kernels are 0.1 to 0.3 away here, as llama.cpp rounds activations to 8 bits
     np.testing.assert_allclose(got, recorded["logits"], rtol=0, atol=1e-4)
 
 
-def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(recordings):
-    """stories260K-Q8_0 agrees up to position 14, where the float32 scale of one activation block in layer 3 lies on the
-    very middle of two f16 numbers: its last bit, which the order of sums decides, moves logits by 0.2.  With that bit
-    changed, all 32 positions agree."""
+def test_ggml_kernels_differ_from_llama_cpp_only_by_one_scale_between_two_f16(recordings):
+    """stories260K-Q8_0 agrees before position 14.  There one float32 scale of activations lies midway between two f16
+    numbers.  Its last bit depends on the order of sums and moves logits by 0.2.  With that bit changed, all 32
+    positions agree."""
     model, recorded, columns = golden(recordings, "stories260K-Q8_0")
     got = logits(model, recorded["tokens"], GGML)[:, columns]
     np.testing.assert_allclose(got[:14], recorded["logits"][:14], rtol=0, atol=1e-4)
@@ -74,7 +74,7 @@ def test_where_ggml_kernels_leave_llama_cpp_one_scale_lies_between_two_halves(re
 
 @pytest.fixture(scope="module", params=["norm-tied", "neox-bias", "factors", "gemma3", "phi3", "smollm3"])
 def model(request, tmp_path_factory):
-    """Tiny models that between them take every path of the forward pass."""
+    """Tiny models that together take every path of the forward pass."""
     more = {
         "norm-tied": {"tied": True},
         "neox-bias": {"family": "qwen2", "bias": True},
@@ -106,7 +106,7 @@ def test_chunks_change_nothing(model, kernels, type):
     for sizes in ([1] * 11, [4, 7], [8, 1, 1, 1], [3, 3, 3, 2]):
         got = in_chunks(model, kernels, sizes, type)
         if kernels.matmul is NUMPY.matmul:
-            # BLAS sums in an order that depends on the batch and on the CPU; OpenBLAS for Haswell: 1.9e-5 in float32
+            # the order of BLAS sums depends on the batch and on the CPU; OpenBLAS for Haswell: 1.9e-5 in float32
             np.testing.assert_allclose(got, whole, rtol=0, atol=5e-5 if type == "f32" else 1e-2)
         else:
             np.testing.assert_array_equal(got, whole)
@@ -147,14 +147,14 @@ def test_a_tap_sees_llama_cpp_s_names_and_may_replace_values(tmp_path):
     np.testing.assert_allclose(silenced, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_trace_refuses_to_look_where_a_fast_set_does_not():
-    with pytest.raises(RequestError, match="'kq_soft_max' lies inside attention"):
+def test_a_trace_refuses_values_that_a_kernel_set_does_not_expose():
+    with pytest.raises(RequestError, match="'kq_soft_max' is computed inside attention"):
         Trace("kq_soft_max", kernels=EXACT)
     Trace("*", kernels=EXACT)
 
 
-def test_a_shifted_window_equals_keys_turned_anew(model):
-    """Rotating cached keys back gives what they would be at the new positions, computed from the same hidden states."""
+def test_a_window_shift_rotates_keys_to_their_new_positions(model):
+    """Keys rotated back equal keys computed at the new positions from the same hidden states."""
     cache = model.new_cache(16, type="f32")
     trace = Trace("Kcur")
     forward(model, Batch.of(TOKENS), cache, EXACT, trace)
@@ -162,17 +162,17 @@ def test_a_shifted_window_equals_keys_turned_anew(model):
     assert cache.shift(0, 11, keep=2, discard=4, kernels=EXACT, ropes=model.hparams.ropes(16)) == 7
     positions = np.full(11, -4, np.int32)
     for il, rope in enumerate(model.hparams.rope):
-        turned = trace.values["Kcur", il]
+        expected = trace.values["Kcur", il]
         if rope is not None:
-            turned = EXACT.rope(turned, positions, rope.unstretched)
-        np.testing.assert_allclose(cache.k[il][0, 2:7], turned[6:], rtol=0, atol=1e-6)
+            expected = EXACT.rope(expected, positions, rope.unstretched)
+        np.testing.assert_allclose(cache.k[il][0, 2:7], expected[6:], rtol=0, atol=1e-6)
         np.testing.assert_array_equal(cache.k[il][0, :2], trace.values["Kcur", il][:2])
         np.testing.assert_array_equal(cache.v[il][0, 2:7], before[il][6:11])
 
 
-@pytest.mark.parametrize(("type", "parts"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4)])
-def test_a_window_shifts_in_every_type_of_cache(tmp_path, type, parts):
-    """As above, twice rounded to the cache's type: a part of the largest in the block."""
+@pytest.mark.parametrize(("type", "fraction"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4)])
+def test_every_cache_type_can_shift(tmp_path, type, fraction):
+    """Keys are rounded to the cache type twice, each time by a fraction of the block's largest number."""
     model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_head=2, n_head_kv=1))  # heads of 32
     exact, cache = model.new_cache(16, type="f32"), model.new_cache(16, n_slot=2, type=type)
     for il in range(model.hparams.n_layer):
@@ -185,17 +185,17 @@ def test_a_window_shifts_in_every_type_of_cache(tmp_path, type, parts):
     for expected, got in zip(exact.k + exact.v, cache.k + cache.v, strict=True):
         largest = np.abs(expected[0, :7]).max(axis=-1, keepdims=True)
         error = np.abs(numbers(got[1, :7], np.float32) - expected[0, :7])
-        assert (error <= 1.5 * parts * largest).all() and error.max() > 0
+        assert (error <= 1.5 * fraction * largest).all() and error.max() > 0
 
 
-def test_a_cache_that_cannot_keep_the_heads_is_f16(caplog):
+def test_an_unusable_cache_type_is_replaced_by_f16(caplog):
     assert [usable_type("q8_0", 64), usable_type("q8_0", 80), usable_type("q9", 64)] == ["q8_0", "f16", "f16"]
     unfit, unknown = [record.getMessage() for record in caplog.records]
     assert unfit == "a cache in blocks of 32 numbers cannot keep heads of 80, f16 is used: OLLAMA_KV_CACHE_TYPE=q8_0"
-    assert unknown == "no such cache, f16 is used: OLLAMA_KV_CACHE_TYPE=q9"
+    assert unknown == "unknown cache type, f16 is used: OLLAMA_KV_CACHE_TYPE=q9"
 
 
-def test_logits_are_the_output_matrix_times_what_is_hidden(model):
+def test_logits_are_the_output_matrix_times_the_hidden_states(model):
     batch = Batch.of(TOKENS, outputs=[3, 10])
     rows = model.family.hidden(model, batch, model.new_cache(32), EXACT)
     assert rows.shape == (2, model.hparams.n_embd)
@@ -204,7 +204,7 @@ def test_logits_are_the_output_matrix_times_what_is_hidden(model):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(None, ""), (0, "none"), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank")])
-def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
+def test_pooling_is_read_from_the_file(tmp_path, kind, name):
     more = {} if kind is None else {"llama__pooling_type": kind}
     assert load_model(tiny_gguf(tmp_path / "tiny.gguf", **more)).hparams.pooling == name
 
@@ -222,25 +222,25 @@ def test_the_file_says_how_a_text_becomes_one_vector(tmp_path, kind, name):
             "'llama.block_count' is 2147483647, expected no more than the file has tensors",
         ),
         ({"llama.block_count": 3}, BadGGUF, "tensor 'blk.2.attn_norm.weight' is missing"),
-        ({"llama.block_count": 1}, UnsupportedArchitecture, r"tensor 'blk.1.attn_k.weight' \(9 such\) has no place"),
+        ({"llama.block_count": 1}, UnsupportedArchitecture, r"'blk.1.attn_k.weight' is not used .* \(9 such tensors\)"),
         ({"llama.feed_forward_length": 7}, BadGGUF, "has shape .*, expected "),
         ({"llama.rope.dimension_count": 3}, BadGGUF, "is 3, expected an even number"),
         ({"llama.pooling_type": 5}, BadGGUF, "key 'llama.pooling_type' is 5, expected one of 0 none, 1 mean, 2 cls"),
         (
             {"llama.rope.dimension_sections": np.array([8, 4, 4, 0], np.int32)},
             UnsupportedArchitecture,
-            "'llama.rope.dimension_sections' asks for RoPE by sections",
+            "'llama.rope.dimension_sections' requires RoPE by sections",
         ),
-        ({"llama.rope.scaling.type": "dynamic"}, UnsupportedArchitecture, "rope scaling 'dynamic' is not computed"),
+        ({"llama.rope.scaling.type": "dynamic"}, UnsupportedArchitecture, "unsupported rope scaling 'dynamic'"),
         (
             {"general.architecture": "mamba"},
             UnsupportedArchitecture,
-            "architecture 'mamba' is not computed .* llama, .*qwen2",
+            "unsupported architecture 'mamba'; .* llama, .*qwen2",
         ),
         ({"general.architecture": None}, UnsupportedArchitecture, "architecture 'None'"),
     ],
 )
-def test_a_model_that_cannot_run_says_why_in_a_line(tmp_path, change, error, message):
+def test_a_model_that_cannot_run_is_refused_with_a_reason_in_one_line(tmp_path, change, error, message):
     from numllama.engine.gguf.read import GGUF
 
     gguf = GGUF.open(tiny_gguf(tmp_path / "tiny.gguf"))

@@ -1,4 +1,4 @@
-"""Mixtures of experts: who is chosen, with what weight, and that neighbours in a batch change nothing."""
+"""Mixtures of experts: the choice of experts, their weights, and independence from the rest of the batch."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,10 +34,10 @@ def tensor(x):
     return Tensor("w", FORMATS_BY_NAME["F32"], x.shape, x)
 
 
-def test_a_token_goes_through_the_two_experts_its_router_prefers():
-    """One component, three experts with gate 100 and up and down of their own: with silu(100) = 100, out = 100 up down.
+def test_a_token_uses_the_two_experts_that_the_router_prefers():
+    """One component, three experts with gate 100 and different up and down: silu(100) = 100, so out = 100 up down.
 
-    The router's logits 0, ln 2 and ln 6 are probabilities 1/9, 2/9 and 6/9; of the two chosen, 3/4 and 1/4 remain.
+    The router's logits 0, ln 2 and ln 6 are probabilities 1/9, 2/9 and 6/9; the two largest have weights 1/4 and 3/4.
     """
     blk = SimpleNamespace(
         ffn_gate_inp=tensor([[0], [np.log(2)], [np.log(6)]]),
@@ -51,12 +51,12 @@ def test_a_token_goes_through_the_two_experts_its_router_prefers():
     np.testing.assert_allclose(out, [[3 / 4 * 300 + 1 / 4 * 200]], rtol=1e-6)
 
 
-def test_of_equals_the_first_is_chosen():
+def test_ties_go_to_the_first_expert():
     assert top_experts(np.array([[0.2, 0.3, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]), 2).tolist() == [[1, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("kernels", ORDERED)
-def test_chunks_and_neighbours_change_no_bit(model, kernels):
+def test_chunks_and_other_sequences_change_no_bit(model, kernels):
     kernels = SETS[kernels]
     cache = model.new_cache(32, n_slot=2)
     whole = forward(model, Batch.of(TOKENS, outputs=range(11)), cache, kernels)
@@ -76,12 +76,12 @@ def test_a_tap_sees_llama_cpp_s_names(model):
         " ffn_moe_gate ffn_moe_up ffn_moe_swiglu ffn_moe_down ffn_moe_weighted ffn_moe_out"
     ).split()
     np.testing.assert_allclose(trace.values["ffn_moe_weights_norm", 0].sum(axis=1), 1, rtol=1e-6)
-    assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 5  # all have their turn
+    assert len(np.unique(trace.values["ffn_moe_topk", 1])) == 5  # every expert is chosen somewhere
 
 
-def test_a_router_s_and_its_experts_kernels_are_compiled_at_loading(model):
-    of_experts = {"F32 product", f"{model.weights.blk[0].ffn_up_exps.format.name} product", "softmax"}
-    assert of_experts <= set(needed(model)) & {name for name, _ in warmups()}
+def test_kernels_of_router_and_experts_are_compiled_at_loading(model):
+    expected = {"F32 product", f"{model.weights.blk[0].ffn_up_exps.format.name} product", "softmax"}
+    assert expected <= set(needed(model)) & {name for name, _ in warmups()}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_router_s_and_its_experts_kernels_are_compiled_at_loading(model):
         ({"llama.expert_feed_forward_length": 7}, r"'blk.0.ffn_gate_exps.weight' has shape .*, expected \[4, 7, 64\]"),
     ],
 )
-def test_a_mixture_that_cannot_run_says_why(tmp_path, change, message):
+def test_an_invalid_mixture_is_refused_with_a_reason(tmp_path, change, message):
     gguf = GGUF.open(tiny_gguf(tmp_path / "tiny.gguf", n_expert=4))
     kv = {key: value for key, value in {**gguf.kv, **change}.items() if value is not None}
     with pytest.raises(BadGGUF, match=message):
@@ -104,5 +104,5 @@ def test_a_mixture_that_cannot_run_says_why(tmp_path, change, message):
 def test_old_files_with_a_tensor_for_each_expert_are_refused(tmp_path):
     gguf = GGUF.open(tiny_gguf(tmp_path / "tiny.gguf", n_expert=4))
     tensors = {name.replace("ffn_gate_exps", "ffn_gate.0"): tensor for name, tensor in gguf.tensors.items()}
-    with pytest.raises(UnsupportedArchitecture, match="each expert is a tensor of its own"):
+    with pytest.raises(UnsupportedArchitecture, match="each expert is a separate tensor"):
         load_model(replace(gguf, tensors=tensors))

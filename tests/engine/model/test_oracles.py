@@ -1,4 +1,4 @@
-"""Logits of tiny models of every family against other implementations of it, given the same weights."""
+"""Logits of tiny models of every family against other implementations with the same weights."""
 
 import runpy
 from pathlib import Path
@@ -13,23 +13,23 @@ PREFIXES = [TOKENS[: t + 1] for t in OUTPUTS]
 pytestmark = [pytest.mark.oracle, pytest.mark.parametrize("name", GOLDEN["MODELS"])]
 
 
-def test_transformers_makes_the_same_logits_of_the_same_weights(tmp_path, name):
+def test_logits_equal_those_of_transformers(tmp_path, name):
     path = GOLDEN["make"](tmp_path, name, "F32")
     expected = transformers_logits(path, name, TOKENS)
-    # float64 on both sides, but transformers turns by float32 angles and norms in float32: measured 3e-6
+    # float64 on both sides, except for RoPE angles and norms in transformers, which are float32: measured 3e-6
     np.testing.assert_allclose(our_logits(path, TOKENS, "numpy-float64"), expected, rtol=0, atol=2e-5)
 
 
-def test_xllamacpp_finds_every_next_token_as_likely(tmp_path, name):
+def test_logprobs_match_xllamacpp(tmp_path, name):
     path = GOLDEN["make"](tmp_path, name, "F32")
     got = log_softmax(our_logits(path, TOKENS, "ggml")[OUTPUTS])
-    # float32 sums in other orders: measured 7e-6; 2e-4 where one of gemma3's gates lies between two float16
+    # float32 sums in other orders: measured 7e-6; 2e-4 where one of gemma3's gates lies between two float16 numbers
     atol = 5e-3 if name.startswith("gemma") else 5e-5
     np.testing.assert_allclose(got, xllamacpp_logprobs(path, PREFIXES), rtol=0, atol=atol)
 
 
-def test_xllamacpp_s_quantized_models_say_the_same(tmp_path, name):
-    """Its build sums in another order than a native one, and now and then that turns a rounding of an activation."""
+def test_quantized_models_match_xllamacpp(tmp_path, name):
+    """Its build sums in another order than a native one, which sometimes flips the rounding of an activation."""
     path = GOLDEN["make"](tmp_path, name, "Q8_0")
     got = our_logits(path, TOKENS, "ggml")[OUTPUTS]
     assert divergence(xllamacpp_logprobs(path, PREFIXES), got) < 1e-3  # llama.cpp's own variants are 5e-4 apart

@@ -1,4 +1,4 @@
-"""A layer in one call against its steps: the same bits, in logits and in the cache, for every family that has it."""
+"""Layers in one call against layers in steps: the same bits in logits and in the cache."""
 
 from dataclasses import replace
 
@@ -20,18 +20,18 @@ from tiny import tiny_gguf
 pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
 
 N_SLOT = 3
-IN_STEPS = "qwen3moe", "mistral3"  # experts; queries that grow sharper with their position
+IN_STEPS = "qwen3moe", "mistral3"  # experts; a query factor that depends on the position
 DENSE = [family.name for family in DECODERS if family.name not in IN_STEPS]
 
 
 def both(model, cache_type="f16", n_ctx=64):
-    """(kernels, cache) of layers in one call and of layers in steps."""
+    """Return (kernels, cache) for layers in one call and for layers in steps."""
     numba = SETS["numba"]
     return [(kernels, model.new_cache(n_ctx, N_SLOT, cache_type)) for kernels in (numba, replace(numba, layers=None))]
 
 
 def step(places, seed=0):
-    """One token at each of `places` (slot, position)."""
+    """Make a batch of one token at each of `places` (slot, position)."""
     tokens = np.random.default_rng(seed).integers(3, 200, len(places))
     return Batch(tokens, tuple(Span(*place, 1) for place in places), np.arange(len(places), dtype=np.int32))
 
@@ -46,7 +46,7 @@ def assert_equal(model, pair, batch):
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_dense_family_s_layers(tmp_path, family):
+def test_every_dense_family_gives_the_same_bits(tmp_path, family):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", family))
     pair = both(model)
     for position in range(12):  # more than the windows
@@ -55,7 +55,7 @@ def test_every_dense_family_s_layers(tmp_path, family):
 
 @pytest.mark.parametrize("cache_type", ["f16", "f32", "q8_0", "q4_0"])
 @pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K"])
-def test_formats_of_weights_and_caches(tmp_path, quant, cache_type):
+def test_every_weight_format_and_cache_type_gives_the_same_bits(tmp_path, quant, cache_type):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", quant=quant, n_head=2, n_embd=64 if quant != "Q4_K" else 0))
     pair = both(model, cache_type)
     for position in range(3):
@@ -63,13 +63,13 @@ def test_formats_of_weights_and_caches(tmp_path, quant, cache_type):
 
 
 @pytest.mark.parametrize("n_head", [8, 4, 1])  # heads of 8, 16 and 64
-def test_heads_of_a_part_of_a_vector_and_rows_of_a_part_of_a_group(tmp_path, n_head):
+def test_heads_smaller_than_a_vector_and_rows_not_in_whole_groups(tmp_path, n_head):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", quant="Q8_0", n_head=n_head, n_head_kv=1, n_ff=160))
     for position in range(3):
         assert_equal(model, both(model), step([(0, position), (1, 0), (2, 7)], position))
 
 
-def test_positions_beyond_the_angles_that_are_known_so_far(tmp_path):
+def test_positions_beyond_the_cached_rope_angles(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", llama__context_length=3000))
     pair = both(model, n_ctx=3000)
     for position in (0, 511, 512, 2600):
@@ -94,28 +94,26 @@ def test_a_tap_that_reads_values_gets_every_step(tmp_path):
     forward(model, batch, cache, kernels, trace)
     assert list(trace.values) == [("ffn_inp", 0), ("l_out", 0), ("ffn_inp", 1), ("l_out", 1)]
     forward(model, batch, cache, kernels, Watch(seen.append))
-    assert seen == [-1, 1, -1, -1]  # both layers are one call, and asked about once
+    assert seen == [-1, 1, -1, -1]  # both layers are one call, with one tap
 
 
 @pytest.mark.parametrize(
     "family, options", [("qwen3moe", {}), ("mistral3", {}), ("llama", {"quant": "TQ1_0"}), ("llama", {"n_expert": 4})]
 )
-def test_what_cannot_be_one_call_is_not(tmp_path, family, options):
+def test_unsupported_models_run_in_steps(tmp_path, family, options):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", family, **options))
     (kernels, cache), _ = both(model)
     assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
 
 
-@pytest.mark.parametrize(
-    "cause", ["a tensor that the call does not know", "an adapter", "a cache in float64", "another act"]
-)
-def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
+@pytest.mark.parametrize("cause", ["an unknown tensor", "an adapter", "a cache in float64", "another activation"])
+def test_a_layer_with_unsupported_parts_does_not_fit(tmp_path, cause):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     weights, k, act = dict(vars(model.weights.blk[0])), model.new_cache(8).k[0], "silu"
     assert LayerCall.fits(weights, k, act)
     if cause == "a cache in float64":
         k = model.new_cache(8, type="f64").k[0]
-    elif cause == "another act":
+    elif cause == "another activation":
         act = "relu"
     elif cause == "an adapter":
         q = weights["attn_q"]
@@ -126,7 +124,7 @@ def test_a_layer_that_the_call_would_get_wrong_does_not_fit(tmp_path, cause):
 
 
 @pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])
-def test_a_place_that_the_cache_does_not_have_is_an_error(tmp_path, place):
+def test_a_position_outside_the_cache_is_an_error(tmp_path, place):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
     with pytest.raises(IndexError, match=r"positions \[\[1, 5\], .*\], the cache has 3 slots of 64 positions"):
@@ -134,7 +132,7 @@ def test_a_place_that_the_cache_does_not_have_is_an_error(tmp_path, place):
     assert not any(array.any() for array in (*cache.k, *cache.v))
 
 
-def test_a_prompt_is_not_one_token_of_each(tmp_path):
+def test_a_prompt_runs_in_steps(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
     assert whole_layers(model, Batch.of([3, 4]), cache, kernels, no_tap) is None
@@ -149,7 +147,7 @@ def test_groups_hold_every_layer_once_and_the_last_may_be_short(n_layer, togethe
 
 
 def test_a_partial_last_group_runs(tmp_path, monkeypatch):
-    """5 layers, 2 to a call."""
+    """5 layers in calls of 2."""
     model = load_model(tiny_gguf(tmp_path / "m.gguf", n_layer=5))
     pair = both(model)
     n_weight = LayerCalls(model, pair[0][1])[0].n_weight
