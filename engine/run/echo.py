@@ -1,8 +1,8 @@
-"""The prompt as the beginning of its own answer, and how likely the model held each of its tokens.
+"""Echo: the prompt as the start of its own answer, with the log-probability of each token.
 
-tokens   The   cat   sat                     "The cat sat" is this likely:
+tokens   The   cat   sat                     log-probability of "The cat sat":
 logits    0     1     2                      ln p(cat | The) + ln p(sat | The cat)
-            \\     \\     \\_ what comes next
+            \\     \\     \\_ next token
              cat   sat
 """
 
@@ -25,15 +25,15 @@ from ..tokenizer.detokenize import Detokenizer
 from .piece import Piece
 from .sequence import Sequence, SequenceState
 
-MAX_LOGITS = 2**24  # so many at once, which is 64 MiB
+MAX_LOGITS = 2**24  # in one forward pass: 64 MiB
 
 
 class Echo:
-    """The prompt of `seq`, to be given out as its logits come.
+    """The prompt of `seq` as pieces, made from its logits chunk by chunk.
 
-    n_rows   tokens whose logits are computed at once
+    n_rows   tokens whose logits are computed in one pass
 
-    The first token has the log-probability nan: nothing stands before it.  Control tokens show their text.
+    The first token has the log-probability nan, since no logits precede it.  Control tokens have text, too.
     """
 
     def __init__(self, tokenizer: Tokenizer, seq: Sequence):
@@ -41,19 +41,19 @@ class Echo:
         self.n_rows = max(1, min(seq.options.num_batch, MAX_LOGITS // tokenizer.n_vocab))
 
     def pieces(self, start: int, logits: Collection[np.ndarray]) -> Iterator[Piece]:
-        """The tokens that follow positions start, start + 1, ..., whose logits are n of f32 [n_vocab]."""
+        """Yield the tokens after positions start, start + 1, ..., given the logits f32 [n_vocab] of these positions."""
         seq = self.seq
         if start == 0:
             yield Piece(self._text.push(seq.tokens[0]), seq.tokens[0], Logprob(seq.tokens[0], math.nan))
         following = seq.tokens[start + 1 : start + 1 + len(logits)]
-        for row, token in zip(logits, following, strict=False):  # after the prompt's last token nothing follows yet
+        for row, token in zip(logits, following, strict=False):  # the prompt's last position has no next token yet
             yield Piece(self._text.push(token), token, logprobs_of(row, token, seq.n_logprobs or 0))
 
 
 def echo(
     model: Model, seq: Sequence, cache: KVCache, kernels: Kernels, tap: Tap = no_tap
 ) -> Generator[Piece, None, np.ndarray]:
-    """Bring the prompt into the cache, and give it out token by token.  -> logits of its last token, f32 [n_vocab]"""
+    """Prefill the prompt and yield it token by token.  -> logits of its last token, f32 [n_vocab]"""
     echo = Echo(model.tokenizer, seq)
     seq.state = SequenceState.PREFILL
     while seq.n_cached < seq.n_prompt:

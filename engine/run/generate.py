@@ -64,7 +64,7 @@ def prefill(
     tap: Tap = no_tap,
     embeds: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Bring a prompt into the empty cache, `num_batch` tokens at a time.  -> logits of its last token, f32 [n_vocab]
+    """Prefill a prompt into the empty cache, `num_batch` tokens at a time.  -> logits of its last token, f32 [n_vocab]
 
     embeds   the row of each id below 0: an image's, see vision/prompt.py
     """

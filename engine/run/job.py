@@ -24,7 +24,7 @@ class Job:
     options, truncate, shift, n_logprobs, echo, shown, grammar, embeds   as for request.complete()
     n_whole    tokens of the prompt before messages were dropped; 0 if none were
     encoding   nanoseconds spent on encoding the prompt's images
-    pooling    how a prompt that is only embedded becomes one vector; "" for one that is answered
+    pooling    the pooling of a prompt to embed; "" for a prompt to answer
     """
 
     handle: RequestHandle

@@ -1,4 +1,4 @@
-"""What an answer is made of, wherever it comes from: text as it comes, and the figures at the end."""
+"""Pieces of an answer: its text token by token, then counts and durations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..parse import ParsedCall
 
-if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
+if TYPE_CHECKING:  # the client needs pieces, but no sampler
     from ..sampling import Logprob
 
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # a client of a server reads pieces and samples nothing
 class Timings:
     """Counts of tokens, and durations in nanoseconds, under Ollama's names.
 
-    prompt_eval_duration  spent on the prompt
-    eval_duration         from the end of the prompt to the last token
-    prompt_eval_cached_count   tokens of the prompt that the cache knew from before
-    n_whole               tokens of the prompt before it was cut; 0 where it was not
+    prompt_eval_duration       prefill
+    eval_duration              from the end of prefill to the last token
+    prompt_eval_cached_count   tokens of the prompt that were found in the cache
+    n_whole                    tokens of the prompt before it was truncated; 0 if it was not
     """
 
     load_duration: int = 0
@@ -32,15 +32,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a stream is made of: one for each sampled token, then a last one with `done_reason` and `timings`.
+    """One element of an answer's stream: one for each sampled token, then a last one with `done_reason` and `timings`.
 
-    text        what can be shown now; maybe empty, while half a character, a possible stop string or tag is held back
-    token       the sampled id, None in the last piece and wherever no token belongs
-    logprob     of that token, where logprobs were asked for
-    met         the stop string that ended it, in the last piece
-    thinking    what the model thinks, which comes before what it says
-    tool_calls  that became complete; there is no text in such a piece
-    embeddings  the vectors of texts that were only read, in the last piece: f32 [n_embd], from a server a list each
+    text        text to show now; empty while half a character, a possible stop string or a possible tag is held back
+    token       the sampled id; None in the last piece and in pieces without a token of their own
+    logprob     its log-probability, if requested
+    met         the stop string that ended the answer, in the last piece
+    thinking    thinking to show now; it precedes the text
+    tool_calls  tool calls that are now complete; such a piece has neither text nor thinking
+    embeddings  vectors of embedded texts, in the last piece: f32 [n_embd] each, or a list from a server
     """
 
     text: str

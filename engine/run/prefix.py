@@ -1,15 +1,15 @@
-"""What the cache already knows: the longest beginning of a prompt that lies in any slot is not computed again.
+"""Prefix reuse: the longest prefix of a prompt that is cached in any slot is not computed again.
 
     slot 0   You are a cat . Say miau </s>       busy
-    slot 1   You are a dog . Say                 free, for longest
+    slot 1   You are a dog . Say                 free, least recently used
     slot 2   You are a dog . What do you eat ?   free
 
-    "You are a dog . What do you drink ?"   goes on in slot 2, from "drink"
-    "You are a cat . Who are you ?"         goes into slot 1, over "You are a" which stands there, and "cat ." copied
+    "You are a dog . What do you drink ?"   gets slot 2 and continues at "drink"
+    "You are a cat . Who are you ?"         gets slot 1, keeps "You are a" and copies "cat ." from slot 0
 
-A slot's list holds the tokens whose keys and values lie at its positions 0, 1, ...: always true between two forward
-passes.  What a window shift has moved is no prefix of anything, so the list ends where the shift began.  Keys and
-values at a position depend on the tokens up to it alone, not on how they were computed: so the kernels promise.
+A slot's list holds the tokens whose keys and values are at its positions 0, 1, ...; it is exact between two forward
+passes.  Positions that a window shift has moved cannot be reused, so the list then ends where the shift began.  The
+kernels guarantee that keys and values depend only on the tokens up to their position, not on batches.
 """
 
 from __future__ import annotations
@@ -23,42 +23,44 @@ class Prefixes:
 
     def __init__(self, n_slot: int):
         self.held: list[list[int]] = [[] for _ in range(n_slot)]
-        self.free = deque(range(n_slot))  # the one that was used least recently first
+        self.free = deque(range(n_slot))  # the least recently used first
 
-    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """A free slot for `prompt`, and how many of its tokens stand there.
+    def acquire(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """Take a free slot for `prompt`.  -> the slot, and the number of prompt tokens cached in it
 
-        The one that holds most of it, unless that would cost the slot more than it gives; else the oldest.
+        The slot with the longest common prefix is chosen, unless it would lose more tokens than it provides; then the
+        least recently used one.
         """
-        slot = max(self.free, key=lambda slot: common(self.held[slot], prompt))
-        if 2 * common(self.held[slot], prompt) < len(self.held[slot]):
+        slot = max(self.free, key=lambda slot: common_prefix(self.held[slot], prompt))
+        if 2 * common_prefix(self.held[slot], prompt) < len(self.held[slot]):
             slot = self.free[0]
         self.free.remove(slot)
-        n = common(self.held[slot], prompt)
-        self.forget(slot, n)
+        n = common_prefix(self.held[slot], prompt)
+        self.truncate(slot, n)
         return slot, n
 
     def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """The slot, free or not, that holds most of `prompt`, and how many of its tokens."""
-        lengths = [common(held, prompt) for held in self.held]
+        """Find the slot, free or busy, with the longest prefix of `prompt`.  -> the slot, and the prefix's length"""
+        lengths = [common_prefix(held, prompt) for held in self.held]
         slot = max(range(len(lengths)), key=lengths.__getitem__)
         return slot, lengths[slot]
 
-    def wrote(self, slot: int, start: int, tokens: Sequence[int]) -> None:
-        """The cache now has `tokens` at positions from `start`."""
-        if start == len(self.held[slot]):  # elsewhere only after a shift
+    def record(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """Record that the cache has `tokens` at positions from `start`."""
+        if start == len(self.held[slot]):  # false only after a shift
             self.held[slot] += tokens
 
-    def forget(self, slot: int, n: int) -> None:
-        """What stands from position `n` on will be overwritten, or has moved."""
+    def truncate(self, slot: int, n: int) -> None:
+        """Record that positions from `n` will be overwritten, or have moved."""
         del self.held[slot][n:]
 
-    def give_back(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
+        """Mark the slot as free; its tokens stay cached."""
         self.free.append(slot)
 
 
-def common(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """Tokens that both begin with; never all of `prompt`, as nothing but its last token's pass gives its logits."""
+def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """Return the length of the common prefix, at most all but the last token of `prompt`, whose logits are needed."""
     n = max(0, min(len(held), len(prompt) - 1))
     if held[:n] == prompt[:n]:
         return n

@@ -1,9 +1,9 @@
-"""A request without a server: generate.py's loop, and what a request can ask for beyond ids.
+"""A request without a server: generate.py's loop, and the features of a request.
 
 text in, pieces of text out     special tokens, half characters held back, stop strings
-echo, log-probabilities         the prompt given out first; how likely each token was
-a window that is full           the prompt is truncated; later the older half is forgotten
-timings                         the counts and durations that the last piece carries
+echo, log-probabilities         the prompt as the start of the answer; each token's log-probability
+a full window                   the prompt is truncated; later the older half is discarded
+timings                         counts and durations in the last piece
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..sampling.grammar import Grammar
 from .echo import echo as echoed
 from .generate import prefill
 from .piece import Piece, Timings
-from .sequence import Sequence, SequenceState, kept, shift_window, truncated
+from .sequence import Sequence, SequenceState, resolve_num_keep, shift_window, truncated
 
 
 def complete(
@@ -49,7 +49,7 @@ def complete(
     prompt      text, parsed with special tokens and preceded by BOS if the file says so; or ids, used unchanged
     cache       one made by `model.new_cache` for options.num_ctx; made here if absent
     truncate    cut a prompt longer than the window, else raise ContextFull
-    shift       forget the older half of a full window and continue, else end with done_reason "length"
+    shift       discard the older half of a full window and continue, else end with done_reason "length"
     n_logprobs  report each token's log-probability and those of the n likeliest; None: neither
     embeds      the row of each id below 0: an image's, see vision/prompt.py
     shown       control tokens whose text is part of the answer; others have no text
@@ -64,7 +64,7 @@ def complete(
     n_whole = len(ids)
     if n_whole > options.num_ctx and not truncate:
         raise ContextFull(n_whole, options.num_ctx)
-    ids = truncated(ids, options.num_ctx, kept(options.num_keep, n_whole, tokenizer.add_bos))
+    ids = truncated(ids, options.num_ctx, resolve_num_keep(options.num_keep, n_whole, tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
     seq = Sequence(
         tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, embeds=embeds, shown=shown, grammar=grammar

@@ -35,7 +35,7 @@ from .embed import Pooled
 from .job import Job
 from .piece import Piece, Timings
 from .prefix import Prefixes
-from .sequence import Sequence, SequenceState, kept, shift_window, truncated
+from .sequence import Sequence, SequenceState, resolve_num_keep, shift_window, truncated
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Scheduler:
                 raise ContextFull(len(job.prompt), n_ctx)
             facts = {"num_ctx": n_ctx, "prompt": len(job.prompt), "num_keep": options.num_keep}
             log.warning("truncating input prompt", extra={"fields": facts})
-        prompt = truncated(job.prompt, n_ctx, kept(options.num_keep, len(job.prompt), tokenizer.add_bos))
+        prompt = truncated(job.prompt, n_ctx, resolve_num_keep(options.num_keep, len(job.prompt), tokenizer.add_bos))
         seq = Sequence(
             tokenizer,
             prompt,
@@ -176,7 +176,7 @@ class Scheduler:
             shown=job.shown,
             grammar=job.grammar,
         )
-        seq.slot, seq.n_cached = self.prefixes.take([] if job.echo or job.pooling else prompt)
+        seq.slot, seq.n_cached = self.prefixes.acquire([] if job.echo or job.pooling else prompt)
         seq.state = SequenceState.PREFILL
         facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
         log.debug("begins", extra={"fields": facts})
@@ -210,7 +210,7 @@ class Scheduler:
 
     def _next_token(self, one: Running) -> Batch:
         seq = one.seq
-        self.prefixes.forget(
+        self.prefixes.truncate(
             seq.slot, shift_window(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
         )
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
@@ -222,7 +222,7 @@ class Scheduler:
             source, n = self.prefixes.longest(seq.tokens)
             if n > seq.n_cached:
                 self.cache.copy(source, seq.slot, seq.n_cached, n)
-                self.prefixes.wrote(seq.slot, seq.n_cached, seq.tokens[seq.n_cached : n])
+                self.prefixes.record(seq.slot, seq.n_cached, seq.tokens[seq.n_cached : n])
                 one.n_reused += n - seq.n_cached
                 seq.n_cached = n
         n = seq.n_prompt - seq.n_cached
@@ -250,7 +250,7 @@ class Scheduler:
         """Sample and deliver after `part` is in the cache; `rows` are the results of its outputs, see `_compute`."""
         seq, job, start = one.seq, one.job, one.seq.n_cached
         job.handle.check()
-        self.prefixes.wrote(seq.slot, start, part.tokens.tolist())
+        self.prefixes.record(seq.slot, start, part.tokens.tolist())
         seq.n_cached += len(part.tokens)
         if seq.state is SequenceState.PREFILL:
             for piece in one.echo.pieces(start, rows) if one.echo else ():
@@ -292,7 +292,7 @@ class Scheduler:
         facts = {"slot": seq.slot, "sampled": seq.n_sampled, "known": one.n_reused, "reason": seq.done_reason}
         log.debug("leaves", extra={"fields": facts | ({"error": last} if isinstance(last, Exception) else {})})
         self.running.remove(one)
-        self.prefixes.give_back(seq.slot)
+        self.prefixes.release(seq.slot)
         conclude(one.job, last)
 
 

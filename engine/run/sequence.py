@@ -1,4 +1,4 @@
-"""One request as it runs: its tokens, its place in the cache, its rules for stopping, and the pieces it gives out.
+"""One running request: its tokens, its slot in the cache, its stop rules and its pieces.
 
 WAITING -> PREFILL -> DECODE -> DONE
 """
@@ -28,12 +28,12 @@ class SequenceState(Enum):
 class Sequence:
     """The state of one request.
 
-    tokens    prompt, then every sampled token, whatever a window shift has forgotten since
-    n_cached  positions that the cache holds for it in `slot`
-    options   clamped, so that num_ctx is the window: the positions it may use
-    embeds    the row of each token below 0: an image's, see images.py
-    shown     control tokens whose text counts: others say nothing
-    grammar   what its text is held to
+    tokens    the prompt, then every sampled token, including those that a window shift has discarded
+    n_cached  positions cached in `slot`
+    options   clamped, so that num_ctx is the window: the positions that it may use
+    embeds    the row of each token below 0: an image's, see vision/prompt.py
+    shown     control tokens whose text is part of the answer; others have no text
+    grammar   what the text must match
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Sequence:
         self.state = SequenceState.WAITING
         self.done_reason: str | None = None
         self.sampler = Sampler(options, tokenizer.n_vocab)
-        n_keep = kept(options.num_keep, len(prompt), tokenizer.add_bos)
-        self.n_keep = beside_images(prompt, min(n_keep, self.window - 4), -1)
-        self._words = [token for token in prompt if token >= 0]
+        n_keep = resolve_num_keep(options.num_keep, len(prompt), tokenizer.add_bos)
+        self.n_keep = align_to_images(prompt, min(n_keep, self.window - 4), -1)
+        self._text_tokens = [token for token in prompt if token >= 0]
         limit = 10 * self.window
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
         self._eog = tokenizer.eog
@@ -75,10 +75,10 @@ class Sequence:
         return self._text.met
 
     def sample(self, logits: np.ndarray) -> Piece:
-        """Draw the next token from `logits` f32 [n_vocab] and say what it adds; the last one sets `done_reason`."""
-        token = self.sampler.sample(logits, self._words, mask=self._grammar.mask() if self._grammar else None)
+        """Sample the next token from `logits` f32 [n_vocab] and return its piece; the last token sets `done_reason`."""
+        token = self.sampler.sample(logits, self._text_tokens, mask=self._grammar.mask() if self._grammar else None)
         self.tokens.append(token)
-        self._words.append(token)
+        self._text_tokens.append(token)
         if self._grammar:
             self._grammar.accept(token)
         logprob = None if self.n_logprobs is None else logprobs_of(logits, token, self.n_logprobs)
@@ -93,49 +93,50 @@ class Sequence:
         return piece
 
     def discards(self) -> int:
-        """Positions after the first `n_keep` that a full window forgets: half of them, and an image's to its end."""
+        """Return how many positions after the first `n_keep` a shift discards: half, and the rest of a cut image."""
         n = self.n_cached - self.n_keep
         oldest = len(self.tokens) - 1 - n  # the newest token is not in the cache yet
-        return beside_images(self.tokens, oldest + n // 2, 1) - oldest
+        return align_to_images(self.tokens, oldest + n // 2, 1) - oldest
 
     def end(self, reason: str) -> None:
+        """End the sequence with `done_reason`."""
         self.state, self.done_reason = SequenceState.DONE, reason
 
     def rest(self) -> str:
-        """Text still held back when the sequence ended otherwise than by a stop string."""
+        """Return the text that is still held back; empty after a stop string."""
         return self._text.flush()
 
 
-def kept(num_keep: int, n_prompt: int, add_bos: bool) -> int:
-    """Tokens of the prompt that outlive truncation and shift: num_keep and BOS; all where num_keep is negative."""
+def resolve_num_keep(num_keep: int, n_prompt: int, add_bos: bool) -> int:
+    """Return how many prompt tokens truncation and shift keep: num_keep and BOS, or all if num_keep is negative."""
     return n_prompt if num_keep < 0 else min(n_prompt, num_keep + add_bos)
 
 
 def truncated(prompt: list[int], window: int, n_keep: int) -> list[int]:
-    """`prompt` cut to `window` tokens: what is lost comes right after the first `n_keep`, so that it loses least.
+    """Cut `prompt` to `window` tokens by dropping the ones after the first `n_keep`.
 
-    An image goes whole.  Raises: ContextFull where the prompt ends in one that is too large
+    Images are dropped whole.  Raises: ContextFull if the prompt ends in an image larger than the window
     """
     if len(prompt) <= window:
         return prompt
-    n_keep = beside_images(prompt, min(n_keep, window - 1), -1)
-    start = beside_images(prompt, len(prompt) - (window - n_keep), 1)
+    n_keep = align_to_images(prompt, min(n_keep, window - 1), -1)
+    start = align_to_images(prompt, len(prompt) - (window - n_keep), 1)
     if start == len(prompt):
         raise ContextFull(len(prompt), window)
     return prompt[:n_keep] + prompt[start:]
 
 
-def beside_images(tokens: list[int], i: int, step: int) -> int:
-    """The place from `i` on, going by `step`, at which a cut leaves every image whole."""
+def align_to_images(tokens: list[int], i: int, step: int) -> int:
+    """Move index `i` by `step` until a cut before it leaves every image whole."""
     while 0 < i < len(tokens) and tokens[i] < 0 and tokens[i - 1] == tokens[i] + 1:
         i += step
     return i
 
 
 def shift_window(seq: Sequence, cache: KVCache, kernels: Kernels, ropes: Ropes) -> int:
-    """Make room for one token: if the window is full, forget the older half of what need not be kept.
+    """Make room for one token: if the window is full, discard the older half of the positions after `n_keep`.
 
-    -> the number of positions from the first that did not move
+    -> the number of leading positions that did not move
     """
     if seq.n_cached < seq.window - 1:
         return seq.n_cached

@@ -79,7 +79,7 @@ class Answer:
     def context(self) -> list[int]:
         """Return the prompt and the answer so far as ids, to be sent back as the next request's `context`."""
         assert self.model
-        text = self.prompt + "".join(self.split.said)
+        text = self.prompt + "".join(self.split.texts)
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 

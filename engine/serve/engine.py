@@ -33,7 +33,7 @@ from ..model.cache import usable_type
 from ..model.load import check_fits, load_model
 from ..model.model import Model
 from ..options import DEFAULT_REQUEST, Options, RequestOptions
-from ..run.embed import Vectors, pooling_of, reading, tokens_of
+from ..run.embed import Vectors, embedding_job, embedding_tokens, pooling_of
 from ..run.job import Job
 from ..run.split import Split
 from ..settings import TRACE, Settings
@@ -233,7 +233,7 @@ class Engine:
             prompts = []
             for text in texts:
                 handle.check()
-                prompts.append(tokens_of(text, tokenizer, n_ctx, request.truncate))
+                prompts.append(embedding_tokens(text, tokenizer, n_ctx, request.truncate))
         if not prompts:
             answer.is_over, answer.done_reason = True, "load"
             self.pool.release(loaded)
@@ -243,9 +243,9 @@ class Engine:
         vectors = Vectors(len(prompts), dimensions, handle, deliver or answer.put, release)
 
         def submit(i: int) -> None:
-            runner.submit(reading(handle, prompts[i], options, pooling, partial(vectors.take, i)))
+            runner.submit(embedding_job(handle, prompts[i], options, pooling, partial(vectors.add, i)))
 
-        vectors.begin(runner.cache.n_slot, submit)
+        vectors.start(runner.cache.n_slot, submit)
         return answer
 
     # --- tokens ---

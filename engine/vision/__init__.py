@@ -1,1 +1,1 @@
-"""Images in, rows for the text model out; images in a prompt."""
+"""Vision: images to rows for the text model, and images in prompts."""

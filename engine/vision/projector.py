@@ -1,12 +1,12 @@
-"""From the vision tower's patches to rows that the text model takes for embeddings.
+"""Projectors: from the vision tower's patches to rows in place of token embeddings.
 
-    mlp     two products with a GELU between (LLaVA 1.5, 1.6); with one product only, and
-            with a layer norm after each ("mlp" again in the file, for Yi-VL)
-    ldp     MobileVLM: depthwise convolutions over the square of patches, then a quarter of them
-    ldpv2   MobileVLM V2: means of 2 x 2 patches, and a convolution that tells them where they are
+    mlp     two products with a GELU between (LLaVA 1.5, 1.6); also one product alone, and two
+            with a layer norm after each (Yi-VL, whose files also say "mlp")
+    ldp     MobileVLM: depthwise convolutions over the grid of patches, then a quarter as many patches
+    ldpv2   MobileVLM V2: means of 2 x 2 patches, and a convolution that adds their position
 
 A projector is read from a file's tensors and is then a function of rows, x float [n_patch, n_embd] -> as x
-[n_patch / shrinks, n_out].  Source: llama.cpp 0c1e57098, mtmd models/llava.cpp.
+[n_patch / reduction, n_out].  Source: llama.cpp 0c1e57098, mtmd models/llava.cpp.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..model.weights import Tensors
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """gelu(first(x)), then second; each followed by its norm where there is one."""
+    """second(gelu(first(x))) with an optional norm after each product."""
 
     first: Linear
     norm: LayerNorm | None
     second: Linear | None
     last_norm: LayerNorm | None
     n_out: int
-    shrinks: int = 1
+    reduction: int = 1
 
     def __call__(self, x, eps, kernels):
         x = self.first(x, kernels)
@@ -43,7 +43,7 @@ class MLP:
 
 
 def read_mlp(file: Tensors, n_embd: int) -> MLP:
-    """From `mm.0`, and `mm.2` or Yi-VL's `mm.1`, `mm.3`, `mm.4`."""
+    """Read `mm.0`, and `mm.2` or Yi-VL's `mm.1`, `mm.3`, `mm.4`."""
     first = read_linear(file, "mm.0", None, n_embd)
     if "mm.3.weight" in file.gguf.tensor_offsets:  # Yi-VL: the norms are numbered too
         second = read_linear(file, "mm.3", None, first.n_out)
@@ -57,7 +57,7 @@ def read_mlp(file: Tensors, n_embd: int) -> MLP:
 
 @dataclass(frozen=True, eq=False)
 class MobileBlock:
-    """An inverted residual: each channel convolved, channels weighed by what the whole image has of them, mixed."""
+    """An inverted residual block: depthwise convolution, squeeze-and-excite over the whole image, product."""
 
     window: np.ndarray
     norm: LayerNorm
@@ -67,7 +67,7 @@ class MobileBlock:
     last_norm: LayerNorm
 
     def __call__(self, x, stride, eps, kernels):
-        """x float [h, w, n] -> as x [h / stride, w / stride, n]"""
+        """Apply the block.  x float [h, w, n] -> as x [h / stride, w / stride, n]"""
         x = kernels.depthwise(x, self.window, stride)
         h, w, n = x.shape
         x = hard_swish(self.norm(x.reshape(-1, n), eps, kernels))
@@ -79,14 +79,14 @@ class MobileBlock:
 
 @dataclass(frozen=True, eq=False)
 class LDP:
-    """Two products, a block that changes the patches, and a block that quarters their number."""
+    """Two products, a residual block, and a block of stride 2 that leaves a quarter of the patches."""
 
     first: Linear
     second: Linear
     one: MobileBlock
     two: MobileBlock
     n_out: int
-    shrinks: int = 4
+    reduction: int = 4
 
     def __call__(self, x, eps, kernels):
         x = square(self.second(kernels.gelu(self.first(x, kernels)), kernels))
@@ -95,7 +95,7 @@ class LDP:
 
 
 def read_ldp(file: Tensors, n_embd: int) -> LDP:
-    """From `mm.model.mlp` and `mm.model.mb_block`."""
+    """Read `mm.model.mlp` and `mm.model.mb_block`."""
     first = read_linear(file, "mm.model.mlp.1", None, n_embd)
     second = read_linear(file, "mm.model.mlp.3", None, first.n_out)
     n = second.n_out
@@ -117,14 +117,14 @@ def read_ldp(file: Tensors, n_embd: int) -> LDP:
 
 @dataclass(frozen=True, eq=False)
 class LDPv2:
-    """Two products, means of 2 x 2 patches, and to each what a window sees around it."""
+    """Two products, means of 2 x 2 patches, and a depthwise convolution that is added to them."""
 
     first: Linear
     second: Linear
     window: np.ndarray
     bias: np.ndarray
     n_out: int
-    shrinks: int = 4
+    reduction: int = 4
 
     def __call__(self, x, eps, kernels):
         x = square(self.second(kernels.gelu(self.first(x, kernels)), kernels))
@@ -135,7 +135,7 @@ class LDPv2:
 
 
 def read_ldpv2(file: Tensors, n_embd: int) -> LDPv2:
-    """From `mm.model.mlp` and `mm.model.peg`."""
+    """Read `mm.model.mlp` and `mm.model.peg`."""
     first = read_linear(file, "mm.model.mlp.0", None, n_embd)
     second = read_linear(file, "mm.model.mlp.2", None, first.n_out)
     n = second.n_out
@@ -148,20 +148,20 @@ PROJECTORS: dict[str, Callable[[Tensors, int], Projector]] = {"mlp": read_mlp, "
 
 
 def read_window(file: Tensors, name: str, n: int) -> np.ndarray:
-    """A depthwise convolution's weight, whose axis of one input channel most files leave out.  -> f32 [n, 3, 3]"""
+    """Read a depthwise convolution's weight; most files omit the axis of its one input channel.  -> f32 [n, 3, 3]"""
     tensor = file.gguf.tensors.get(name)
     one = (1,) if tensor is not None and len(tensor.shape) == 4 else ()
     return file.tensor(name, (n, *one, 3, 3)).dequantize().reshape(n, 3, 3)
 
 
 def square(x: np.ndarray) -> np.ndarray:
-    """Rows of patches as the square they were cut from.  [n_patch, n] -> [side, side, n]"""
+    """Reshape rows of patches to the square grid of the image.  [n_patch, n] -> [side, side, n]"""
     side = isqrt(len(x))
     return x.reshape(side, side, -1)
 
 
 def hard_sigmoid(x: np.ndarray) -> np.ndarray:
-    """Howard et al. 2019, arXiv:1905.02244."""
+    """Return clip((x + 3) / 6, 0, 1).  Source: Howard et al. 2019, arXiv:1905.02244."""
     return np.clip((x + 3) / 6, 0, 1)
 
 

@@ -1,11 +1,11 @@
-"""Images in a prompt: where the text says [img-0], rows of the vision tower stand in for token embeddings.
+"""Images in a prompt: rows of the vision tower replace token embeddings where the text says [img-0].
 
     USER: [img-0] What is this?
     1 3148 1001 29901 29871   -1 -2 -3 ... -64   1724 338 445 29973
 
-A row's id is below 0, and says which image's and which row it is: so whatever compares tokens, such as the search for a
-beginning that the cache knows, treats images as it treats text.  An id is only told once: not even in another request
-does it mean another picture.  Between the ids of two images one is left out, by which a cut knows where one ends.
+A row has an id below 0 that identifies the image and the row.  Code that compares tokens, such as the search for a
+cached prefix, thus treats images like text.  Ids are never reused: the same id never names a different image, even
+across requests.  One id is skipped between two images, so that a prompt is never cut within one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..tokenizer import Tokenizer
 from .tower import Vision
 
 MARK = re.compile(r"\[img-([0-9]{1,9})\]")
-KEPT = 128 << 20  # bytes of rows that are kept; an image of LLaVA 1.5 7B is 9 MB
+MAX_CACHED_BYTES = 128 << 20  # of rows; an image of LLaVA 1.5 7B takes 9 MB
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """What the vision tower made of an image.  rows float [n_rows, n_embd], named first, first - 1, ..."""
+class EncodedImage:
+    """An image's rows, float [n_rows, n_embd].  Their ids are first, first - 1, ..."""
 
     first: int
     rows: np.ndarray
@@ -41,26 +41,27 @@ class Encoded:
 
 
 class Images:
-    """The images that one loaded model has seen, by content; the last ones are kept.
+    """A loaded model's encoder for images, with a cache by content.
 
-    They are encoded in the thread of whoever asks, one at a time, while those in the runner's thread go on speaking.
+    Images are encoded in the caller's thread, one at a time, while the runner's thread continues to decode.
+    max_bytes   of cached rows; beyond it the least recently used images are dropped
     """
 
-    def __init__(self, vision: Vision, kernels: Kernels, most: int = KEPT):
-        self.vision, self.kernels, self.most = vision, kernels, most
-        self._known: OrderedDict[bytes, Encoded] = OrderedDict()  # the one that was used least recently first
-        self._next = -1
-        self._one_at_a_time = Lock()
+    def __init__(self, vision: Vision, kernels: Kernels, max_bytes: int = MAX_CACHED_BYTES):
+        self.vision, self.kernels, self.max_bytes = vision, kernels, max_bytes
+        self._cached: OrderedDict[bytes, EncodedImage] = OrderedDict()  # the least recently used first
+        self._next_id = -1
+        self._encode_lock = Lock()
 
     def prompt(
         self, tokenizer: Tokenizer, text: str, images: Sequence[bytes], handle: RequestHandle | None = None
     ) -> tuple[list[int], dict[int, np.ndarray]]:
-        """`text` as ids, with those of an image where its mark stands; and the rows of these.
+        """Return the ids of `text`, with an image's ids in place of its mark, and the row [n_embd] of each image id.
 
-        The text between images is encoded piece by piece, as llama.cpp does; a mark without an image stays text.
+        Each text between images is tokenized alone, as in llama.cpp; a mark without an image stays text.
         Raises: BadImage, Cancelled
         """
-        handle, encoded = handle or RequestHandle(), dict[int, Encoded]()
+        handle, encoded = handle or RequestHandle(), dict[int, EncodedImage]()
         ids = [] if tokenizer.first is None else [tokenizer.first]
         rows: dict[int, np.ndarray] = {}
         begin = 0
@@ -74,24 +75,24 @@ class Images:
         ids += tokenizer.encode(text[begin:], False)
         return ids if tokenizer.last is None else [*ids, tokenizer.last], rows
 
-    def encode(self, image: bytes, handle: RequestHandle) -> Encoded:
-        """Raises: BadImage, Cancelled"""
+    def encode(self, image: bytes, handle: RequestHandle) -> EncodedImage:
+        """Encode an image, or return it from the cache.  Raises: BadImage, Cancelled"""
 
         def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
             handle.check()
             return value
 
         key = sha256(image).digest()
-        while not self._one_at_a_time.acquire(timeout=0.1):
+        while not self._encode_lock.acquire(timeout=0.1):
             handle.check()
         try:
-            if key not in self._known:
+            if key not in self._cached:
                 rows = self.vision.encode(image, self.kernels, tap)
-                self._known[key] = Encoded(self._next, rows)
-                self._next -= len(rows) + 1
-            self._known.move_to_end(key)
-            while len(self._known) > 1 and sum(one.rows.nbytes for one in self._known.values()) > self.most:
-                self._known.popitem(last=False)
-            return self._known[key]
+                self._cached[key] = EncodedImage(self._next_id, rows)
+                self._next_id -= len(rows) + 1
+            self._cached.move_to_end(key)
+            while len(self._cached) > 1 and sum(image.rows.nbytes for image in self._cached.values()) > self.max_bytes:
+                self._cached.popitem(last=False)
+            return self._cached[key]
         finally:
-            self._one_at_a_time.release()
+            self._encode_lock.release()

@@ -1,4 +1,4 @@
-"""The promise: a request's logits, to the last bit, whatever shares its batch, however it is cut, on any threads."""
+"""Determinism: a request's logits have the same bits in any batch, in any chunks, on any number of threads."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 200, 40)]
 @pytest.fixture(scope="module", params=["Q4_0", "Q8_0", "F16", "Q4_0 experts", "Q8_0 gemma3"])
 def model(request, tmp_path_factory):
     path, (quant, *more) = tmp_path_factory.mktemp("models") / "tiny.gguf", request.param.split()
-    sort = {"experts": {"n_expert": 5}, "gemma3": {"family": "gemma3"}}[more[0]] if more else {}
-    return load_model(tiny_gguf(path, quant=quant, n_head=2, n_head_kv=1, **sort))
+    options = {"experts": {"n_expert": 5}, "gemma3": {"family": "gemma3"}}[more[0]] if more else {}
+    return load_model(tiny_gguf(path, quant=quant, n_head=2, n_head_kv=1, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +29,11 @@ def all_threads():
     threads.limit(None)
 
 
-def test_the_set_that_serves_has_the_values_of_ggml_s(model):
+def test_numba_kernels_match_ggml_kernels(model):
     batch = Batch.of(TOKENS, outputs=range(40))
     expected, got = (forward(model, batch, model.new_cache(40, type="f32"), kernels) for kernels in (GGML, NUMBA))
-    # float32 sums in another order; now and then one turns a rounding of an activation, which moves a logit by 0.07 at
-    # least (docs/compatibility.md, "Tolerances")
+    # float32 sums in another order; some flip the rounding of an activation, which moves a logit by at least 0.07
+    # (docs/compatibility.md, "Tolerances")
     np.testing.assert_allclose(got, expected, rtol=0, atol=0.1 * expected.std())
     assert np.median(np.abs(got - expected)) < 1e-3 * expected.std()
 
@@ -46,14 +46,14 @@ def test_the_set_that_serves_has_the_values_of_ggml_s(model):
 )
 @settings(deadline=None, max_examples=25)
 def test_logits_depend_on_the_request_alone(model, cuts, others, n_thread, type):
-    """`cuts` divide the prompt into chunks; with chunk i comes a span of others[i] tokens of a stranger."""
+    """`cuts` divide the prompt into chunks; chunk i shares its batch with others[i] tokens of another sequence."""
     threads.limit(1)
     alone = forward(model, Batch.of(TOKENS), model.new_cache(40, type=type), NUMBA)[0]
     threads.limit(n_thread)
-    cache, n_stranger = model.new_cache(80, n_slot=2, type=type), 0
+    cache, n_other = model.new_cache(80, n_slot=2, type=type), 0
     for i, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 40], strict=True)):
         mine = Batch.of(TOKENS[start:stop], 1, start)
-        stranger = Batch.of(list(range(5, 5 + others[i])), 0, n_stranger, outputs=())
-        n_stranger += others[i]
-        logits = forward(model, Batch.join([stranger, mine] if others[i] else [mine]), cache, NUMBA)[-1]
+        other = Batch.of(list(range(5, 5 + others[i])), 0, n_other, outputs=())
+        n_other += others[i]
+        logits = forward(model, Batch.join([other, mine] if others[i] else [mine]), cache, NUMBA)[-1]
     assert logits.tobytes() == alone.tobytes()

@@ -1,4 +1,4 @@
-"""The prompt echoed: each token with the probability that the model gave it."""
+"""Echo: each token of the prompt with its log-probability."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from numllama.kernels import NUMBA
 from tiny import tiny_gguf
 
 PROMPT = "once upon a time there was"
-SILENT = Options(num_predict=0, num_ctx=64)
+ECHO_ONLY = Options(num_predict=0, num_ctx=64)
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +23,19 @@ def model(tmp_path_factory):
     return load_model(tiny_gguf(tmp_path_factory.mktemp("echo") / "tiny.gguf", seed=5))
 
 
-def echo(model, prompt=PROMPT, options=SILENT, n_logprobs=0):
+def echo(model, prompt=PROMPT, options=ECHO_ONLY, n_logprobs=0):
     *pieces, last = complete(model, prompt, options, echo=True, n_logprobs=n_logprobs)
     return pieces, last
 
 
-def test_every_token_of_the_prompt_comes_and_none_after_it(model):
+def test_every_token_of_the_prompt_is_echoed_and_none_follows(model):
     pieces, last = echo(model)
     assert [piece.token for piece in pieces] == model.tokenizer.encode(PROMPT)
     assert last.done_reason == "length" and last.timings.eval_count == 0
     assert "".join(piece.text for piece in pieces).endswith(PROMPT)
 
 
-def test_a_probability_is_the_softmax_of_the_logits_before(model):
+def test_a_probability_is_the_softmax_of_the_preceding_logits(model):
     pieces, _ = echo(model)
     ids = [piece.token for piece in pieces]
     logits = forward(model, Batch.of(ids, outputs=range(len(ids))), model.new_cache(64), NUMBA)
@@ -46,13 +46,13 @@ def test_a_probability_is_the_softmax_of_the_logits_before(model):
 
 
 @pytest.mark.parametrize("num_batch", [1, 3, 512])
-def test_how_much_is_evaluated_at_once_changes_nothing(model, num_batch):
+def test_num_batch_changes_no_logprob(model, num_batch):
     expected = [piece.logprob for piece in echo(model, n_logprobs=3)[0][1:]]
-    got = [piece.logprob for piece in echo(model, options=replace(SILENT, num_batch=num_batch), n_logprobs=3)[0][1:]]
+    got = [piece.logprob for piece in echo(model, options=replace(ECHO_ONLY, num_batch=num_batch), n_logprobs=3)[0][1:]]
     assert got == expected
 
 
-def test_the_answer_after_an_echo_is_the_one_without(model):
+def test_an_echo_does_not_change_the_answer(model):
     options = Options(num_predict=6, num_ctx=64, temperature=1.5, seed=4)
     *expected, last = complete(model, PROMPT, options, n_logprobs=2)
     pieces, echoed_last = echo(model, options=options, n_logprobs=2)

@@ -1,4 +1,4 @@
-"""Whole texts, and the rules by which they end."""
+"""Generated texts against reference programs, and the rules by which they end."""
 
 from dataclasses import replace
 
@@ -25,14 +25,14 @@ def text(model, prompt, options, type="f32", **more):
 
 
 def test_stories260k_prints_the_reference_program_s_text(kept):
-    """karpathy's llama2.c prints its prompt, then the text, at temperature 0; its n counts the positions it filled."""
+    """karpathy's llama2.c prints its prompt, then the text, at temperature 0; its n counts positions."""
     expected = kept.path("stories260K/expected_stdout_t0_n200.txt").read_text()
     model = load_model(kept.model("stories260K-F32"))
     got = "Once upon a time" + text(model, "Once upon a time", replace(GREEDY, num_ctx=512, num_predict=200))
     assert got.startswith(expected.rstrip("\n")) and len(expected) > 400
 
 
-def test_tinystories_prints_what_llama_cpp_published(kept):
+def test_tinystories_prints_the_text_published_with_the_model(kept):
     for case in kept.json("tinystories-656k/published_llama_cpp_greedy"):
         model = load_model(kept.model(case["file"].removesuffix(".gguf")))
         options = replace(GREEDY, num_predict=case["new_tokens"])
@@ -41,8 +41,9 @@ def test_tinystories_prints_what_llama_cpp_published(kept):
 
 @pytest.mark.parametrize("kernels", [GGML, NUMBA], ids=lambda kernels: kernels.name)
 def test_tinystories_with_rounded_activations_is_llama_cpp_s_without_flash_attention(kept, kernels):
-    """In the first published text the two likeliest tokens once lie 0.017 apart, less than 8-bit activations are worth.
-    There llama.cpp 0c1e57098 itself says one thing with flash attention, and without it (-fa off -ctk f32 -ctv f32):"""
+    """In the first published text the logits of the two likeliest tokens are once 0.017 apart, less than the error of
+    8-bit activations.  There llama.cpp 0c1e57098 itself depends on flash attention; `expected` is its text without
+    (-fa off -ctk f32 -ctv f32)."""
     expected = (
         ", a little girl named Lily lived in a small house with her mom. Lily loved to play with her toys and read her"
         " favorite book. One day, she found a big, round book in her room. It was shiny and shiny.\nLily wanted to show"
@@ -53,7 +54,7 @@ def test_tinystories_with_rounded_activations_is_llama_cpp_s_without_flash_atten
 
 
 @pytest.mark.parametrize("kernels", [EXACT, GGML], ids=lambda kernels: kernels.name)
-def test_the_recorded_greedy_tokens_come_out_where_the_margin_is_clear(kept, kernels):
+def test_greedy_tokens_equal_the_recorded_ones_up_to_a_narrow_margin(kept, kernels):
     model = load_model(kept.model("stories260K-F32"))
     recorded = kept.arrays("logits_stories260K-F32")
     clear = int(np.argmax(recorded["greedy_margin"] < 1e-3)) or len(recorded["greedy_tokens"])
@@ -71,7 +72,7 @@ def run(model, prompt, options, **more):
     return pieces, last
 
 
-def test_num_predict_ends_with_length_and_counts(tiny):
+def test_num_predict_ends_the_text_with_reason_length(tiny):
     pieces, last = run(tiny, "once upon a time", replace(GREEDY, num_predict=5))
     assert len(pieces) == 5 and last.done_reason == "length"
     assert last.timings.eval_count == 5
@@ -87,16 +88,16 @@ def test_a_stop_string_is_cut_across_tokens(tiny):
     assert last.done_reason == "stop" and got == whole[: whole.index(stop)]
 
 
-def test_an_end_of_generation_token_ends_with_stop_and_counts(tiny):
+def test_an_end_of_generation_token_ends_the_text_with_reason_stop(tiny):
     eog = min(tiny.tokenizer.eog)
 
-    def wants_to_end(name, il, value):
+    def force_eog(name, il, value):
         if name == "result_output":
             value = value.copy()
             value[:, eog] = 1e6
         return value
 
-    pieces, last = run(tiny, "the cat", GREEDY, tap=wants_to_end)
+    pieces, last = run(tiny, "the cat", GREEDY, tap=force_eog)
     assert [piece.token for piece in pieces] == [eog] and last.done_reason == "stop"
     assert last.timings.eval_count == 1 and "".join(piece.text for piece in (*pieces, last)) == ""
 
@@ -107,12 +108,12 @@ def test_without_shift_a_full_window_ends_with_length(tiny):
     assert last.done_reason == "length" and len(ids) + len(pieces) == len(ids) + 6
 
 
-def test_with_shift_generation_outlives_the_window(tiny):
+def test_with_shift_generation_continues_beyond_the_window(tiny):
     _, last = run(tiny, "the cat", replace(GREEDY, num_ctx=16, num_predict=60))
     assert last.done_reason == "length" and last.timings.eval_count == 60
 
 
-def test_a_prompt_over_the_window_is_cut_or_refused(tiny):
+def test_a_prompt_longer_than_the_window_is_truncated_or_refused(tiny):
     ids = [tiny.tokenizer.bos, *range(10, 40)]
     _, last = run(tiny, ids, replace(GREEDY, num_ctx=16, num_predict=1))
     assert last.timings.prompt_eval_count == 16
@@ -120,7 +121,7 @@ def test_a_prompt_over_the_window_is_cut_or_refused(tiny):
         run(tiny, ids, replace(GREEDY, num_ctx=16), truncate=False)
 
 
-def test_truncation_keeps_the_front_and_the_end():
+def test_truncation_keeps_the_first_and_last_tokens():
     assert truncated(list(range(10)), 6, 2) == [0, 1, 6, 7, 8, 9]
 
 
@@ -131,14 +132,14 @@ def test_truncation_fills_the_window_and_keeps_the_last_token(n, window, n_keep)
 
 
 def test_num_batch_changes_nothing(tiny):
-    prompts = {
+    texts = {
         text(tiny, "once upon a time a cat and a dog", replace(Options(), seed=7, num_predict=12, num_batch=n))
         for n in (1, 3, 512)
     }
-    assert len(prompts) == 1
+    assert len(texts) == 1
 
 
-def test_logprobs_are_of_the_raw_distribution(tiny):
+def test_logprobs_ignore_temperature(tiny):
     pieces, _ = run(tiny, "the cat", replace(Options(), seed=1, num_predict=4, temperature=5.0), n_logprobs=3)
     for piece in pieces:
         assert piece.logprob.id == piece.token and piece.logprob.logprob <= 0
@@ -148,8 +149,8 @@ def test_logprobs_are_of_the_raw_distribution(tiny):
 
 @pytest.mark.parametrize("options", [GREEDY, Options(seed=7, temperature=1.5), Options(seed=1, repeat_penalty=1.3)])
 @pytest.mark.parametrize(("num_batch", "kernels"), [(512, NUMBA), (3, NUMBA), (3, GGML)])
-def test_the_loop_and_a_request_draw_the_same_ids(tmp_path, options, num_batch, kernels):
-    """generate() is the loop alone; complete() is the same with everything that a request can ask for."""
+def test_the_loop_and_a_request_sample_the_same_ids(tmp_path, options, num_batch, kernels):
+    """generate() is the loop alone; complete() adds the features of a request."""
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     ids = model.tokenizer.encode("once upon a time")
     options = replace(options, num_predict=20, num_ctx=64, num_batch=num_batch)

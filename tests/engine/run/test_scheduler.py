@@ -1,4 +1,4 @@
-"""Many sequences at once: each says what it would say alone, whatever the others do."""
+"""The scheduler: each sequence generates what it would alone, whatever the others do."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def grammars_of(model):
 
 @dataclass(eq=False)
 class Asked:
-    """A request as a test sees it: what it wants, and what it has got so far."""
+    """A request in a test, and its pieces so far."""
 
     prompt: list[int]
     options: Options = GREEDY
-    how: dict = field(default_factory=dict)
-    leaves_after: int | None = None  # pieces
-    gap: int = 0  # steps before the next one comes
-    format: str | dict | None = None  # what the answer is held to
+    settings: dict = field(default_factory=dict)
+    cancels_after: int | None = None  # pieces
+    gap: int = 0  # steps before the next request
+    format: str | dict | None = None  # enforced by a grammar
     pieces: list = field(default_factory=list, repr=False)
     n_finished: int = 0
 
@@ -54,24 +54,24 @@ class Asked:
         self.handle = RequestHandle()
 
     def job(self, scheduler):
-        how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.how
-        ends = {"deliver": self.deliver, "finished": self.finish}
+        settings = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | self.settings
+        callbacks = {"deliver": self.deliver, "finished": self.finish}
         return Job(
             handle=self.handle,
             prompt=self.prompt,
             options=self.options,
-            **how,
-            **ends,
+            **settings,
+            **callbacks,
             grammar=self.grammar(scheduler.model),
         )
 
     def grammar(self, model):
-        """A new one: it follows one answer."""
+        """Make the grammar of one answer."""
         return grammars_of(model).grammar(self.format) if self.format else None
 
     def deliver(self, piece):
         self.pieces.append(piece)
-        if len(self.pieces) == self.leaves_after:
+        if len(self.pieces) == self.cancels_after:
             self.handle.cancel()
 
     def finish(self):
@@ -82,8 +82,8 @@ class Asked:
         return self.n_finished > 0
 
     @property
-    def said(self):
-        """All that must not depend on anything but the request."""
+    def answer(self):
+        """Everything that must depend on the request alone."""
         return [seen(piece) for piece in self.pieces if isinstance(piece, Piece)]
 
     @property
@@ -95,15 +95,15 @@ class Asked:
         return self.pieces[-1].timings
 
     def alone(self, model, kernels=NUMBA, type="f16"):
-        """What generate() says."""
+        """Generate the answer with complete()."""
         cache = model.new_cache(self.options.num_ctx, type=type)
-        how = self.how | {"grammar": self.grammar(model)}
-        pieces = complete(model, self.prompt, self.options, kernels=kernels, cache=cache, **how)
+        settings = self.settings | {"grammar": self.grammar(model)}
+        pieces = complete(model, self.prompt, self.options, kernels=kernels, cache=cache, **settings)
         return [seen(piece) for piece in pieces]
 
 
 def seen(piece):
-    """All of a piece but its times; reprs, as the first logprob of an echo is nan."""
+    """Return a piece without its timings; logprobs as text, since the first one of an echo is nan."""
     return piece.text, piece.token, repr(piece.logprob), piece.done_reason, piece.met
 
 
@@ -112,7 +112,7 @@ def scheduler_of(model, n_slot=2, kernels=NUMBA, type="f16", **more):
 
 
 def served(scheduler, *asked):
-    """All of them from the beginning to the end."""
+    """Submit requests and run them to their end."""
     for one in asked:
         scheduler.submit(one.job(scheduler))
     finish(scheduler)
@@ -127,7 +127,7 @@ def finish(scheduler):
         assert steps < 2000
 
 
-# the same as alone
+# the same answers as alone
 
 ids = st.integers(259, 330)
 options = st.builds(
@@ -140,29 +140,31 @@ options = st.builds(
     repeat_penalty=st.sampled_from([1.0, 1.3]),
     stop=st.sampled_from([(), ("e",)]),
 )
-how = st.fixed_dictionaries(
+settings_of = st.fixed_dictionaries(
     {"shift": st.booleans(), "n_logprobs": st.sampled_from([None, 2]), "echo": st.sampled_from([False, False, True])}
 )
 
 
 @cache
-def common_beginnings():
-    """Prompts that share beginnings, some longer than the window."""
+def common_prefixes():
+    """Make prompts with common prefixes, some longer than the window."""
     random = np.random.default_rng(0)
     trunk = [1, *random.integers(259, 330, 40).tolist()]
     return [trunk[:n] for n in (1, 2, 7, 12, 20, 23, 24, 41)]
 
 
 formats = st.sampled_from([None, None, "json", {"type": "array", "items": {"enum": ["the", "they", 7]}, "minItems": 1}])
-prompts = st.builds(lambda head, tail: head + tail, st.sampled_from(common_beginnings()), st.lists(ids, max_size=4))
+prompts = st.builds(lambda head, tail: head + tail, st.sampled_from(common_prefixes()), st.lists(ids, max_size=4))
 mixes = st.lists(
-    st.builds(Asked, prompts, options, how, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats),
+    st.builds(
+        Asked, prompts, options, settings_of, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats
+    ),
     min_size=1,
     max_size=6,
 )
 
 
-def test_everyone_says_what_generate_says(model):
+def test_every_request_is_answered_as_alone(model):
     @settings(max_examples=25)
     @given(mix=mixes, n_slot=st.integers(1, 3), num_batch=st.sampled_from([1, 3, 7, 512]))
     def check(mix, n_slot, num_batch):
@@ -175,9 +177,9 @@ def test_everyone_says_what_generate_says(model):
         for one in mix:
             expected = one.alone(model)
             if isinstance(one.pieces[-1], Cancelled):
-                assert one.leaves_after and one.said == expected[: len(one.said)]
+                assert one.cancels_after and one.answer == expected[: len(one.answer)]
             else:
-                assert one.said == expected
+                assert one.answer == expected
             assert one.n_finished == 1
         assert len(scheduler.prefixes.free) == n_slot
 
@@ -186,69 +188,69 @@ def test_everyone_says_what_generate_says(model):
 
 @pytest.mark.parametrize("type", ["f16", "f32"])
 @pytest.mark.parametrize("kernels", [EXACT, GGML, NUMBA], ids=lambda kernels: kernels.name)
-def test_a_known_beginning_changes_no_bit(model, kernels, type):
-    """Known from its own slot, copied from a free one, copied from one that speaks."""
+def test_a_cached_prefix_changes_no_bit(model, kernels, type):
+    """The prefix is in the request's slot, or copied from a free slot, or copied from one that decodes."""
     scheduler = scheduler_of(model, 2, kernels, type)
     first, second, third = (
-        Asked([1, 300, 301, 302, 303, *tail], how={"n_logprobs": 3}) for tail in ([310], [311], [312, 313])
+        Asked([1, 300, 301, 302, 303, *tail], settings={"n_logprobs": 3}) for tail in ([310], [311], [312, 313])
     )
     served(scheduler, first)
     served(scheduler, second, third)
     assert [one.timings.prompt_eval_cached_count for one in (first, second, third)] == [0, 5, 5]
-    assert [one.said for one in (first, second, third)] == [
+    assert [one.answer for one in (first, second, third)] == [
         one.alone(model, kernels, type) for one in (first, second, third)
     ]
 
 
-def test_two_who_begin_alike_compute_it_once(model):
+def test_a_common_prefix_of_two_requests_is_computed_once(model):
     trunk = [1, *range(300, 315)]
     first, second = served(scheduler_of(model, num_batch=8), Asked([*trunk, 320]), Asked([*trunk, 330]))
     assert (first.timings.prompt_eval_cached_count, second.timings.prompt_eval_cached_count) == (0, len(trunk))
-    assert second.said == second.alone(model)
+    assert second.answer == second.alone(model)
 
 
-# what is known
+# cached prefixes
 
 
-def test_the_next_turn_of_a_conversation_computes_only_what_is_new(model):
+def test_the_next_turn_of_a_conversation_computes_only_new_tokens(model):
     scheduler = scheduler_of(model)
     [first] = served(scheduler, Asked([1, 300, 301]))
-    answer = [p.token for p in first.pieces if p.token is not None]
-    served(scheduler, Asked([1, 340]))  # somebody else's takes the other slot
-    [second] = served(scheduler, Asked([1, 300, 301, *answer, 302]))
-    assert second.timings.prompt_eval_cached_count == 3 + len(answer) - 1  # its last token was never evaluated
-    assert second.timings.prompt_eval_count == 3 + len(answer) + 1
+    generated = [p.token for p in first.pieces if p.token is not None]
+    served(scheduler, Asked([1, 340]))  # another request takes the other slot
+    [second] = served(scheduler, Asked([1, 300, 301, *generated, 302]))
+    assert second.timings.prompt_eval_cached_count == 3 + len(generated) - 1  # its last token was never computed
+    assert second.timings.prompt_eval_count == 3 + len(generated) + 1
 
 
-def test_after_a_window_shift_only_what_was_kept_is_known(model):
+def test_after_a_window_shift_only_the_kept_tokens_are_reused(model):
     scheduler = scheduler_of(model, n_slot=1)
     prompt = [1, *range(300, 310)]
     long = replace(GREEDY, num_predict=30, num_keep=3)
     [first] = served(scheduler, Asked(prompt, long))
     [again] = served(scheduler, Asked(prompt, long))
     assert again.timings.prompt_eval_cached_count == 4  # BOS and num_keep
-    assert again.said == first.said == first.alone(model)
+    assert again.answer == first.answer == first.alone(model)
 
 
-def test_what_a_cancelled_prompt_left_is_known(model):
+def test_the_prefix_of_a_cancelled_prompt_is_reused(model):
     scheduler = scheduler_of(model, n_slot=1, num_batch=4)
-    gone = Asked([1, *range(300, 315)])
-    scheduler.submit(gone.job(scheduler))
+    cancelled = Asked([1, *range(300, 315)])
+    scheduler.submit(cancelled.job(scheduler))
     scheduler.step(), scheduler.step()
-    gone.handle.cancel()
+    cancelled.handle.cancel()
     [other] = served(scheduler, Asked([1, *range(300, 315)]))
-    assert isinstance(gone.error, Cancelled) and other.timings.prompt_eval_cached_count == 8
-    assert other.said == other.alone(model)
+    assert isinstance(cancelled.error, Cancelled) and other.timings.prompt_eval_cached_count == 8
+    assert other.answer == other.alone(model)
 
 
-def test_a_cut_prompt_says_how_long_it_was(model):
+def test_a_truncated_prompt_reports_its_whole_length(model):
     [cut] = served(scheduler_of(model), Asked([1] * 40))
     assert (cut.timings.n_whole, cut.timings.prompt_eval_count) == (40, N_CTX)
     [whole] = served(scheduler_of(model), Asked([1] * N_CTX))
     assert whole.timings.n_whole == 0
 
 
-# whose turn it is
+# order
 
 
 def test_first_come_first_served(model):
@@ -260,21 +262,21 @@ def test_first_come_first_served(model):
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_long_prompt_does_not_keep_those_who_speak_waiting(model, monkeypatch):
+def test_a_long_prompt_does_not_delay_decoding_sequences(model, monkeypatch):
     monkeypatch.setattr(module, "PREFILL_WHILE_DECODING", 4)
     scheduler = scheduler_of(model, n_slot=2)
-    speaker, reader = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
-    scheduler.submit(speaker.job(scheduler))
+    decoding, prompt = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
+    scheduler.submit(decoding.job(scheduler))
     scheduler.step()
-    scheduler.submit(reader.job(scheduler))
-    for n in range(2, 9):  # 21 tokens, three a step
-        assert not reader.pieces
+    scheduler.submit(prompt.job(scheduler))
+    for n in range(2, 9):  # 21 tokens, three per step
+        assert not prompt.pieces
         scheduler.step()
-        assert len(speaker.pieces) == n
-    assert len(reader.pieces) == 1
+        assert len(decoding.pieces) == n
+    assert len(prompt.pieces) == 1
 
 
-def test_the_oldest_prompt_gets_all_the_room(model):
+def test_the_oldest_prompt_gets_the_whole_batch(model):
     scheduler = scheduler_of(model, num_batch=8)
     first, second = Asked([1, *range(300, 312)]), Asked([1, *range(320, 332)])
     for one in (first, second):
@@ -285,17 +287,17 @@ def test_the_oldest_prompt_gets_all_the_room(model):
     assert len(first.pieces) == 1 and not second.pieces
 
 
-def test_a_question_does_not_wait_for_a_book(model):
+def test_a_short_prompt_does_not_wait_for_a_long_one(model):
     scheduler = scheduler_of(model, num_batch=8, n_slot=4)
-    book, question = Asked([1, *range(300, 320)]), Asked([1, 330, 331])
-    another = Asked([1, 340, 341])
-    for one in (book, question, another):
+    long, short = Asked([1, *range(300, 320)]), Asked([1, 330, 331])
+    third = Asked([1, 340, 341])
+    for one in (long, short, third):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
-    assert [one.seq.n_cached for one in scheduler.running] == [5, 3, 0]  # and the book gets half the room at least
-    assert len(question.pieces) == 1 and not another.pieces
+    assert [one.seq.n_cached for one in scheduler.running] == [5, 3, 0]  # the long one gets at least half the batch
+    assert len(short.pieces) == 1 and not third.pieces
     scheduler.step()
-    assert len(another.pieces) == 1 and not book.pieces
+    assert len(third.pieces) == 1 and not long.pieces
 
 
 @pytest.mark.parametrize(("n_short", "cached"), [(4, [4, 4]), (5, [8, 0])])
@@ -308,53 +310,53 @@ def test_a_prompt_of_half_the_room_is_short(model, n_short, cached):
     assert [one.seq.n_cached for one in scheduler.running] == cached
 
 
-# ends
+# endings
 
 
-def test_whoever_leaves_a_pass_that_others_need_is_gone_after_it(model):
+def test_a_request_cancelled_within_a_shared_pass_ends_after_it(model):
     scheduler = scheduler_of(model)
-    stays, goes = Asked([1, 300]), Asked([1, 301])
-    for one in (stays, goes):
+    kept, cancelled = Asked([1, 300]), Asked([1, 301])
+    for one in (kept, cancelled):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
-    goes.handle.cancel()
+    cancelled.handle.cancel()
     finish(scheduler)
-    assert isinstance(goes.error, Cancelled) and len(goes.pieces) == 2
-    assert stays.said == stays.alone(model)
+    assert isinstance(cancelled.error, Cancelled) and len(cancelled.pieces) == 2
+    assert kept.answer == kept.alone(model)
 
 
-def test_a_pass_that_nobody_waits_for_is_not_finished(model, monkeypatch):
+def test_a_pass_ends_early_if_all_its_requests_are_cancelled(model, monkeypatch):
     scheduler, seen = scheduler_of(model), []
-    gone = Asked([1] * 20)
+    cancelled = Asked([1] * 20)
 
-    def tap(calls):
-        inner = Scheduler._tap(scheduler, calls)
-        return lambda name, il, value: seen.append(name) or gone.handle.cancel() or inner(name, il, value)
+    def tap(handles):
+        inner = Scheduler._tap(scheduler, handles)
+        return lambda name, il, value: seen.append(name) or cancelled.handle.cancel() or inner(name, il, value)
 
     monkeypatch.setattr(scheduler, "_tap", tap)
-    served(scheduler, gone)
-    assert isinstance(gone.error, Cancelled) and seen == ["embd"]
+    served(scheduler, cancelled)
+    assert isinstance(cancelled.error, Cancelled) and seen == ["embd"]
 
 
-def test_what_goes_wrong_with_one_is_no_matter_for_the_other(model):
+def test_an_error_of_one_request_does_not_affect_another(model):
     scheduler = scheduler_of(model)
-    good, bad, refused = Asked([1, 300]), Asked([1, 301]), Asked([1] * 40, how={"truncate": False})
-    got = bad.deliver
-    bad.deliver = lambda piece: got(piece) if isinstance(piece, Exception) else 1 / 0
+    good, bad, refused = Asked([1, 300]), Asked([1, 301]), Asked([1] * 40, settings={"truncate": False})
+    deliver = bad.deliver
+    bad.deliver = lambda piece: deliver(piece) if isinstance(piece, Exception) else 1 / 0
     served(scheduler, bad, good, refused)
     assert isinstance(bad.error, ZeroDivisionError) and isinstance(refused.error, ContextFull)
-    assert good.said == good.alone(model)
+    assert good.answer == good.alone(model)
 
 
-def test_whoever_can_take_no_piece_at_all_harms_nobody(model):
+def test_a_callback_that_always_fails_does_not_affect_another_request(model):
     scheduler, good = scheduler_of(model), Asked([1, 300])
     broken = Asked([1, 301])
     broken.deliver = lambda piece: 1 / 0
     served(scheduler, broken, good)
-    assert good.said == good.alone(model) and len(scheduler.prefixes.free) == 2
+    assert good.answer == good.alone(model) and len(scheduler.prefixes.free) == 2
 
 
-def test_stopping_ends_everyone(model):
+def test_stopping_ends_every_request(model):
     scheduler = scheduler_of(model, n_slot=1)
     asked = [Asked([1, 300]), Asked([1, 301])]
     for one in asked:
@@ -365,15 +367,15 @@ def test_stopping_ends_everyone(model):
     assert [str(one.error) for one in asked] == ["the server is shutting down"] * 2
 
 
-def test_the_same_text_over_and_over_is_cut_off(model):
-    def says_la(name, il, value):
+def test_an_answer_that_repeats_itself_is_ended(model):
+    def always_300(name, il, value):
         if name == "result_output":
             value = np.zeros_like(value)
             value[:, 300] = 1e3
         return value
 
     scheduler = scheduler_of(model)
-    scheduler._tap = lambda calls: says_la
+    scheduler._tap = lambda handles: always_300
     [got] = served(scheduler, Asked([1, 301], replace(GREEDY, num_predict=100)))
-    assert len(got.said) == module.MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
+    assert len(got.answer) == module.MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
     assert got.timings.eval_count == module.MAX_REPEATS + 2 and got.timings.prompt_eval_count == 2

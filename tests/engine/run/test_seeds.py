@@ -1,6 +1,6 @@
-"""Seed for seed, the texts that a real Ollama gave for a small trained model, and its greedy ones.
+"""Sampled and greedy texts against those that Ollama generated with a small trained model and the same seeds.
 
-Recorded on stories260K-F32 with an f32 cache and without flash attention, so that float16 plays no part.
+Recorded on stories260K-F32 with an f32 cache and without flash attention, so that no float16 rounding occurs.
 """
 
 import pytest
@@ -16,7 +16,7 @@ def model(kept):
 
 
 def prompts(kept, transcript):
-    """Each recorded (request, answer) of /api/generate that asks for a text after a plain prompt."""
+    """Yield each recorded (request, answer) of /api/generate with a plain prompt."""
     for step in kept.json(f"transcripts/{transcript}")["steps"]:
         request, answer = step["send"].get("body") or {}, step["got"].get("json") or {}
         if step["send"]["path"] == "/api/generate" and "response" in answer and "context" not in request:
@@ -33,7 +33,7 @@ def pieces(model, request, base):
 
 
 def differing(model, recorded, base):
-    """(options, expected, got) wherever the text, its end or its count is another than the recorded one."""
+    """Yield (options, expected, got) wherever text, done_reason or eval_count differ from the recording."""
     for request, answer in recorded:
         *body, last = pieces(model, request, base)
         got = "".join(piece.text for piece in body) + last.text, last.done_reason, last.timings.eval_count
@@ -42,20 +42,20 @@ def differing(model, recorded, base):
             yield request["options"], expected, got
 
 
-def test_a_seed_gives_the_text_that_ollama_gives(kept, model):
+def test_a_seed_gives_the_same_text_as_in_ollama(kept, model):
     recorded = list(prompts(kept, "seeds"))
     assert len(recorded) == 27
     assert list(differing(model, recorded, {})) == []
 
 
-def test_greedy_texts_are_ollamas(kept, model):
+def test_greedy_texts_equal_ollama_s(kept, model):
     recorded = list(prompts(kept, "greedy"))
     assert len(recorded) >= 11  # penalties, stop strings, a window that fills and shifts
     assert list(differing(model, recorded, {"temperature": 0})) == []
 
 
 @pytest.mark.parametrize(("transcript", "base"), [("seeds", {}), ("greedy", {"temperature": 0})])
-def test_logprobs_are_ollamas(kept, model, transcript, base):
+def test_logprobs_equal_ollama_s(kept, model, transcript, base):
     (request, answer), *_ = [pair for pair in prompts(kept, transcript) if pair[0].get("logprobs")]
     for piece, expected in zip(pieces(model, request, base), answer["logprobs"], strict=False):
         assert model.tokenizer.piece(piece.token) == bytes(expected["bytes"])
@@ -63,4 +63,4 @@ def test_logprobs_are_ollamas(kept, model, transcript, base):
         got = [model.tokenizer.piece(id) for id, _ in piece.logprob.top]
         assert got == [bytes(top["bytes"]) for top in expected["top_logprobs"]]
         for (_, logprob), top in zip(piece.logprob.top, expected["top_logprobs"], strict=True):
-            assert logprob == pytest.approx(top["logprob"], abs=2e-5)  # logits differ by some 1e-5 between the engines
+            assert logprob == pytest.approx(top["logprob"], abs=2e-5)  # logits differ by about 1e-5 between the engines

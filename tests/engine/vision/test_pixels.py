@@ -1,4 +1,4 @@
-"""Decoding: the pixels that stb_image would give, from JPEG, PNG and WebP alone, in bounded memory."""
+"""Decoding of images: the pixels of stb_image, from JPEG, PNG and WebP only, in bounded memory."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ PIXELS = picture(40, 30)
 
 
 def png(width, height, depth, color, rows=b"", extra=b""):
-    """A PNG file chunk by chunk, for what Pillow does not write."""
+    """Write a PNG file chunk by chunk, for formats that Pillow does not write."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -34,10 +34,10 @@ def test_lossless_files_give_their_pixels(file):
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_lossy_files_give_about_their_pixels(format):
     got = decode_image(encoded(PIXELS, format, quality=95)).astype(int)
-    assert np.abs(got - PIXELS).mean() < 10  # the noise, whose mean size is 10, is what they lose
+    assert np.abs(got - PIXELS).mean() < 10  # they lose the noise, whose mean size is 10
 
 
-def test_transparency_is_dropped_and_what_lies_under_it_kept():
+def test_alpha_is_dropped_and_the_colours_under_it_kept():
     rgba = np.dstack([PIXELS, np.zeros((30, 40), np.uint8)])
     np.testing.assert_array_equal(decode_image(encoded(rgba)), PIXELS)
 
@@ -65,37 +65,37 @@ def test_a_palette_is_looked_up():
     ],
     ids=["grey", "rgb", "grey and alpha"],
 )
-def test_of_16_bits_the_upper_8_stay(color, values, expected):
+def test_16_bits_are_reduced_to_the_upper_8(color, values, expected):
     rows = b"\0" + struct.pack(f">{len(values)}H", *values)
     np.testing.assert_array_equal(decode_image(png(2, 1, 16, color, rows)), [expected])
 
 
-def test_the_camera_s_orientation_is_not_looked_at():
+def test_exif_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     assert decode_image(encoded(PIXELS, "JPEG", exif=exif)).shape == (30, 40, 3)
 
 
-def test_an_animation_gives_its_first_picture():
+def test_an_animation_gives_its_first_frame():
     file, frames = io.BytesIO(), [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     np.testing.assert_array_equal(decode_image(file.getvalue()), PIXELS)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", encoded(PIXELS, "GIF"), encoded(PIXELS, "BMP"), b"<svg/>"])
-def test_what_is_none_of_the_three_is_refused(data):
+def test_other_formats_are_refused(data):
     with pytest.raises(BadImage, match="expected a JPEG, PNG or WebP file"):
         decode_image(data)
 
 
 @pytest.mark.parametrize(("format", "n"), [("JPEG", 4), ("PNG", 33)])
-def test_a_file_that_ends_within_its_head_is_said_to_be_damaged(format, n):
+def test_a_file_that_ends_within_its_header_is_reported_as_damaged(format, n):
     with pytest.raises(BadImage, match="image cannot be decoded: a part of the file is missing or damaged"):
         decode_image(encoded(PIXELS, format)[:n])
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_a_file_cut_anywhere_or_with_a_wrong_byte_is_an_error_or_an_image(format):
+def test_a_truncated_file_is_an_error_and_a_wrong_byte_gives_an_error_or_an_image(format):
     file = encoded(PIXELS, format)
     for n in range(12, len(file) - 12, len(file) // 40):
         with pytest.raises(BadImage):
@@ -111,12 +111,12 @@ def test_a_file_cut_anywhere_or_with_a_wrong_byte_is_an_error_or_an_image(format
 @pytest.mark.parametrize(
     "width, height", [(1 << 20, 1 << 11), (1 << 17, 1), (1 << 14, 1 << 13)], ids=["area", "side", "just too large"]
 )
-def test_a_file_that_would_unfold_too_far_is_refused_before_it_does(width, height):
+def test_too_large_an_image_is_refused_before_it_is_decompressed(width, height):
     with pytest.raises(BadImage, match=rf"image is {width} x {height} pixels"):
         decode_image(png(width, height, 8, 2))
 
 
-def test_a_webp_canvas_is_measured_before_it_is_made():
+def test_a_webp_canvas_is_checked_before_it_is_allocated():
     size = (1 << 24) - 1
     canvas = b"WEBPVP8X" + struct.pack("<IBBBB", 10, 0, 0, 0, 0) + size.to_bytes(3, "little") * 2
     with pytest.raises(BadImage, match="16777216 x 16777216"):
@@ -130,7 +130,7 @@ def test_an_image_as_large_as_allowed_is_decoded(monkeypatch):
         decode_image(encoded(picture(41, 30)))
 
 
-# --- beside stb_image
+# --- against stb_image
 
 
 def saved(image, format="PNG", **options):
@@ -140,7 +140,7 @@ def saved(image, format="PNG", **options):
 
 
 def kinds():
-    """Files of every kind, by name."""
+    """Make a file of every kind, by name."""
     random, image = np.random.default_rng(0), Image.fromarray(PIXELS)
     alpha = Image.fromarray(random.integers(0, 256, (30, 40), dtype=np.uint8))
     with_alpha = image.copy()
@@ -149,8 +149,8 @@ def kinds():
     files |= {
         "PNG RGBA": saved(with_alpha),
         "PNG 16 colours": saved(image.quantize(16)),
-        "PNG palette with a hole": saved(image.quantize(64), transparency=3),
-        "PNG colour that is clear": saved(image, transparency=(1, 2, 3)),
+        "PNG palette with a transparent entry": saved(image.quantize(64), transparency=3),
+        "PNG transparent colour": saved(image, transparency=(1, 2, 3)),
     }
     for depth, color, n_byte in ((2, 0, 2), (4, 0, 4), (16, 0, 16), (16, 2, 48), (16, 4, 32), (16, 6, 64)):
         rows = b"".join(b"\0" + random.bytes(n_byte) for _ in range(4))
@@ -162,7 +162,7 @@ def kinds():
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name, file", list(kinds().items()), ids=list(kinds()))
-def test_pixels_are_those_of_stb_image(name, file):
+def test_pixels_equal_those_of_stb_image(name, file):
     mtmd = LibMtmd.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libmtmd.so")
-    tolerance = 2 if name.startswith("JPEG") else 0  # two inverse cosine transforms, two ways to stretch colour
+    tolerance = 2 if name.startswith("JPEG") else 0  # two inverse cosine transforms, two ways to upsample colour
     np.testing.assert_allclose(decode_image(file).astype(int), mtmd.decoded(file).astype(int), rtol=0, atol=tolerance)

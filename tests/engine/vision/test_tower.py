@@ -1,4 +1,4 @@
-"""Images to rows: every set alike, both orders, every projector, and what is refused."""
+"""Images to rows: every kernel set, both orders, every projector, and invalid files."""
 
 import runpy
 from dataclasses import replace
@@ -27,7 +27,7 @@ def mmproj(tmp_path):
 
 
 @pytest.mark.parametrize("projector, n_rows", [("mlp", 16), ("mlp_norm", 16), ("ldp", 4), ("ldpv2", 4)])
-def test_all_sets_agree(tmp_path, projector, n_rows):
+def test_all_kernel_sets_agree(tmp_path, projector, n_rows):
     vision = load_vision(tiny_mmproj(tmp_path / "mmproj.gguf", projector), n_embd=64)
     expected = vision.encode(PICTURE, F64)
     assert expected.shape == (vision.n_rows, vision.n_embd) == (n_rows, 64)
@@ -47,7 +47,7 @@ def test_weights_may_have_any_format(tmp_path, quant):
 
 
 @pytest.mark.parametrize("act, op", [("clip__use_gelu", "gelu"), ("clip__use_silu", "silu"), ("clip__x", "gelu_quick")])
-def test_the_file_says_which_activation(tmp_path, act, op):
+def test_the_activation_is_read_from_the_file(tmp_path, act, op):
     vision = load_vision(tiny_mmproj(tmp_path / "mmproj.gguf", **{act: True}))
     assert vision.hparams.ffn_op == op
     up = Trace("ffn_*")
@@ -57,7 +57,7 @@ def test_the_file_says_which_activation(tmp_path, act, op):
     np.testing.assert_allclose(up.values[f"ffn_{op}", 0], z / (1 + np.exp(-factor * z)), atol=1e-4)
 
 
-def test_the_order_says_where_the_class_token_stands(mmproj):
+def test_the_two_orders_give_different_rows(mmproj):
     traces = {order: Trace("pre_ln", "projected") for order in ("llama.cpp", "huggingface")}
     for order, trace in traces.items():
         load_vision(mmproj, order=order).encode(PICTURE, F64, trace)
@@ -68,7 +68,7 @@ def test_the_order_says_where_the_class_token_stands(mmproj):
 
 
 def test_in_llama_cpp_s_order_the_last_row_is_the_class_token_s(mmproj):
-    """With attention cut off a position knows itself only, so the row must not change with the picture."""
+    """Without attention a position sees only itself, so the class token's row must not depend on the picture."""
 
     def alone(name, il, value):
         return np.zeros_like(value) if name == "attn_out" else value
@@ -84,7 +84,7 @@ def test_an_unknown_order_is_refused(mmproj):
         load_vision(mmproj, order="pytorch")
 
 
-def test_a_tower_without_class_token_keeps_every_patch(tmp_path):
+def test_a_tower_without_a_class_token_keeps_every_patch(tmp_path):
     vision = load_vision(tiny_mmproj(tmp_path / "mmproj.gguf", class_embd=False))
     trace = Trace("layer_out")
     assert vision.encode(PICTURE, F64, trace).shape == (16, 64)
@@ -114,7 +114,7 @@ def test_threads_change_no_bit(tmp_path):
     np.testing.assert_array_equal(*results)
 
 
-def test_the_picture_changes_every_row(mmproj):
+def test_every_row_depends_on_the_picture(mmproj):
     vision = load_vision(mmproj)
     one, two = (vision.encode(encoded(picture(seed=seed)), F64) for seed in (0, 1))
     assert (np.abs(one - two).max(axis=1) > 0.05).all()
@@ -126,8 +126,8 @@ def test_an_image_is_centred_on_clip_s_mean(mmproj):
     assert (tile[:8] == (122, 116, 104)).all() and (tile[8:24] == 255).all() and (tile[24:] == (122, 116, 104)).all()
 
 
-def test_worked_example_of_tiles(tmp_path):
-    """LLaVA 1.6: of 64 x 32, 32 x 64 and 64 x 64 an image of 50 x 20 keeps most in the first and wastes least."""
+def test_tiles_by_hand(tmp_path):
+    """LLaVA 1.6: an image of 50 x 20 keeps most pixels in 64 x 32 and in 64 x 64, and wastes fewer in 64 x 32."""
     sizes = np.array([64, 64, 32, 64, 64, 32], np.int32)
     path = tiny_mmproj(tmp_path / "mmproj.gguf", clip__vision__image_grid_pinpoints=sizes)
     vision = load_vision(path)
@@ -135,27 +135,31 @@ def test_worked_example_of_tiles(tmp_path):
     left, right, whole = tiles_of(image, vision.hparams, NUMPY)
     np.testing.assert_array_equal(whole, NUMPY.resize(image, 32, 32))
     canvas = np.hstack([left, right])
-    assert not canvas[:3].any() and not canvas[29:].any()  # 64 x 26 in the middle, on black
+    assert not canvas[:3].any() and not canvas[29:].any()  # 64 x 26, centred on black
     np.testing.assert_array_equal(canvas[3:29], NUMPY.resize(image, 64, 26))
     assert vision.encode(encoded(image), F64).shape == (3 * vision.n_rows, 64)
     assert vision.encode(encoded(picture(30, 20)), F64).shape == (vision.n_rows, 64)  # no larger than a tile
 
 
-def test_a_broken_image_is_refused(mmproj):
+def test_a_truncated_image_is_refused(mmproj):
     with pytest.raises(BadImage):
         load_vision(mmproj).encode(PICTURE[:100], F64)
 
 
-# --- files that are refused
+# --- invalid files
 
 
 @pytest.mark.parametrize(
     "kv, error, message",
     [
         ({"general__architecture": "llama"}, UnsupportedArchitecture, "architecture is 'llama', expected 'clip'"),
-        ({"clip__projector_type": "resampler"}, UnsupportedArchitecture, "type 'resampler' is not .* mlp, ldp, ldpv2"),
+        (
+            {"clip__projector_type": "resampler"},
+            UnsupportedArchitecture,
+            "projector type 'resampler'; .* mlp, ldp, ldpv2",
+        ),
         ({"clip__projector_type": None}, UnsupportedArchitecture, "projector type 'None'"),
-        ({"clip__has_vision_encoder": False}, UnsupportedArchitecture, "sees no images"),
+        ({"clip__has_vision_encoder": False}, UnsupportedArchitecture, "has no vision encoder"),
         ({"clip__vision__feature_layer": np.array([1, 2], np.int32)}, UnsupportedArchitecture, "several layers"),
         ({"clip__use_gelu": True, "clip__use_silu": True}, BadGGUF, "both"),
         ({"clip__vision__image_size": 33}, BadGGUF, "image_size is 33, expected a multiple of the patch size, 8"),
@@ -167,7 +171,11 @@ def test_a_broken_image_is_refused(mmproj):
         ({"clip__vision__patch_size": 0}, BadGGUF, "patch_size' is 0, expected a number from 1"),
         ({"clip__vision__patch_size": 16}, BadGGUF, r"'v.patch_embd.weight' has shape .* expected \[32, 3, 16, 16\]"),
         ({"clip__vision__block_count": 5}, BadGGUF, "tensor 'v.blk.3.ffn_down.weight' is missing"),
-        ({"clip__vision__block_count": 2}, UnsupportedArchitecture, r"tensor 'v.blk.2.*' \(16 such\) has no place"),
+        (
+            {"clip__vision__block_count": 2},
+            UnsupportedArchitecture,
+            r"tensor 'v.blk.2.*' is not used .* \(16 such tensors\)",
+        ),
         ({"clip__vision__block_count": "3"}, BadGGUF, "block_count' is '3', expected a number"),
         ({"clip__vision__embedding_length": None}, BadGGUF, "embedding_length' is None"),
         ({"clip__vision__attention__head_count": 5}, BadGGUF, "5 heads do not divide a width of 32"),
@@ -182,14 +190,14 @@ def test_a_broken_image_is_refused(mmproj):
         ({"clip__vision__image_grid_pinpoints": np.array([32])}, BadGGUF, "expected pairs"),
     ],
 )
-def test_what_cannot_be_computed_is_refused_by_name(tmp_path, kv, error, message):
+def test_an_unsupported_or_invalid_file_is_refused_with_the_reason(tmp_path, kv, error, message):
     path = tiny_mmproj(tmp_path / "mmproj.gguf", **kv)
     with pytest.raises(error, match=message):
         load_vision(path)
 
 
-def test_an_odd_number_of_patches_does_not_fit_mobilevlm(tmp_path):
-    with pytest.raises(BadGGUF, match="9 patches, expected an even number a side for 'ldp'"):
+def test_mobilevlm_needs_an_even_number_of_patches_per_side(tmp_path):
+    with pytest.raises(BadGGUF, match="9 patches, expected an even number per side for 'ldp'"):
         load_vision(tiny_mmproj(tmp_path / "mmproj.gguf", "ldp", image_size=24))
 
 
@@ -198,7 +206,7 @@ def test_rows_must_be_as_wide_as_the_text_model_s(mmproj):
         load_vision(mmproj, n_embd=2048)
 
 
-def test_a_tensor_without_a_place_is_refused(tmp_path, mmproj):
+def test_an_unused_tensor_is_refused(tmp_path, mmproj):
     gguf = GGUF.open(mmproj)
     tensors = [(name, w.format, w.shape, w.blocks) for name, w in gguf.tensors.items()]
     extra = [(name.replace("ln1", "ls1"), *rest) for name, *rest in tensors if name == "v.blk.0.ln1.weight"]
@@ -207,7 +215,7 @@ def test_a_tensor_without_a_place_is_refused(tmp_path, mmproj):
         load_vision(tmp_path / "more.gguf")
 
 
-# --- against llama.cpp's rows of the same files
+# --- against llama.cpp's rows for the same files
 
 
 def rows(vision, pixels, kernels):
@@ -216,22 +224,22 @@ def rows(vision, pixels, kernels):
 
 @pytest.mark.parametrize("name", GOLDEN["FILES"])
 @pytest.mark.parametrize("kernels", SETS.values(), ids=lambda kernels: kernels.name)
-def test_rows_meet_llama_cpp_s(tmp_path, name, kernels):
+def test_rows_match_llama_cpp(tmp_path, name, kernels):
     arrays = np.load(GOLDEN["PATH"])
     got = rows(load_vision(GOLDEN["make"](tmp_path, name)), arrays["pixels"], kernels)
     error = np.abs(got - arrays[name])
     if kernels.name not in ("ggml", "numba"):
-        # what rounding to f16 costs (rows deviate by 1 to 3), and with Q8_0 activations of 8 bits
+        # the error of rounding to f16, and with Q8_0 of rounding activations to 8 bits; rows deviate by 1 to 3
         assert error.max() < (0.3 if name == "mlp Q8_0" else 0.02)
     elif name == "mlp F16":
         assert error.max() < 0.02  # the recording machine (AVX512-FP16) also sums F16 products in f16
     else:
-        # the last bit of a sum may turn the rounding of an activation to f16: seen on some rows, 1e-3 at most
+        # the last bit of a sum may flip the rounding of an activation to f16: seen on some rows, 1e-3 at most
         assert np.median(error) < 1e-6 and error.max() < 5e-3
 
 
 @pytest.mark.peer
-def test_llama_cpp_still_says_what_was_recorded():
+def test_llama_cpp_still_gives_the_recorded_rows():
     mtmd = LibMtmd.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libmtmd.so")
     expected = np.load(GOLDEN["PATH"])
     got = GOLDEN["record"](mtmd, expected["pixels"])
@@ -245,36 +253,36 @@ def test_llama_cpp_still_says_what_was_recorded():
 
 @pytest.fixture
 def recorded(kept):
-    """The tower and what libmtmd and a float64 tower made of three images."""
+    """Load the tower, and the rows of three images by libmtmd and by a float64 tower."""
     vision = load_vision(kept.model("tiny-llava-mmproj-F32"), n_embd=64)
     return vision, kept.arrays("llava_tiny")
 
 
 @pytest.mark.parametrize("image", ["a_112x112", "b_150x97", "c_64x100"])
 @pytest.mark.parametrize("set_name", [name for name in ("ggml", "numba") if name in SETS])
-def test_recorded_pixels_become_the_recorded_rows(recorded, set_name, image):
+def test_recorded_pixels_give_the_recorded_rows(recorded, set_name, image):
     vision, arrays = recorded
     (tile,) = tiles_of(arrays[f"{image}_rgb"], vision.hparams, SETS[set_name])
     got, expected = vision.rows(tile, SETS[set_name]), arrays[f"{image}_embd"]
-    # of values around 1; a sum in another order may round a GELU to another f16
+    # values are around 1; a sum in another order may round a GELU to another f16
     np.testing.assert_allclose(got, expected, atol=2e-3)
     assert np.sqrt(np.mean((got - expected) ** 2)) < 1e-4
 
 
 @pytest.mark.parametrize(
-    "image, file, tolerance",  # JPEG's decoders differ by up to 2 of 255, the models' rows then by a few hundredths
+    "image, file, tolerance",  # JPEG decoders differ by up to 2 of 255, rows then by a few hundredths
     [("a_112x112", "a_112x112.png", 2e-3), ("b_150x97", "b_150x97.jpg", 0.1), ("c_64x100", "c_64x100.png", 2e-3)],
 )
-def test_recorded_files_become_the_recorded_rows(recorded, kept, image, file, tolerance):
+def test_recorded_files_give_the_recorded_rows(recorded, kept, image, file, tolerance):
     vision, arrays = recorded
     got = vision.encode(kept.path(f"images/{file}").read_bytes(), SETS["ggml"])
     np.testing.assert_allclose(got, arrays[f"{image}_embd"], atol=tolerance)
 
 
 @pytest.mark.parametrize("order, name", [("llama.cpp", "llamacpp"), ("huggingface", "hf")])
-def test_in_float64_both_orders_equal_the_recorded_towers(recorded, order, name):
+def test_both_orders_equal_the_recorded_float64_towers(recorded, order, name):
     vision, arrays = recorded
-    exact = replace(  # the recorded towers' numbers before the file made them float32
+    exact = replace(  # the numbers of the recorded towers, before the file rounded them to float32
         vision.hparams,
         norm_eps=1e-5,
         mean=np.array([0.48145466, 0.4578275, 0.40821073]),

@@ -1,4 +1,4 @@
-"""Vision beside transformers' LLaVA with the same weights."""
+"""Vision towers against transformers' LLaVA with the same weights."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tiny_llava import picture, tiny_mmproj
 
 pytestmark = pytest.mark.oracle
 
-NAMES = {  # ours to transformers', parts of names
+NAMES = {  # parts of names, ours to transformers'
     "v.blk": "vision_tower.encoder.layers",
     "ln1": "layer_norm1",
     "ln2": "layer_norm2",
@@ -30,7 +30,7 @@ NAMES = {  # ours to transformers', parts of names
 
 
 def llava(path, **config):
-    """transformers' LLaVA in float64, with the tower and projector of `path`."""
+    """Build transformers' LLaVA in float64, with the tower and projector of `path`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tower = transformers.CLIPVisionConfig(
@@ -52,10 +52,10 @@ def llava(path, **config):
 
 @pytest.mark.parametrize(
     "act, tolerance",
-    # LLaVA's own GELU is the one with erf, where llama.cpp has the tanh form: at most 5e-4 apart, seen through mm.2
+    # LLaVA's GELU uses erf, llama.cpp's the tanh form: at most 5e-4 apart before mm.2
     [("gelu_pytorch_tanh", 1e-9), ("gelu", 5e-3)],
 )
-def test_rows_equal_transformers_llava_s(tmp_path, act, tolerance):
+def test_rows_equal_those_of_transformers(tmp_path, act, tolerance):
     path = tiny_mmproj(tmp_path / "mmproj.gguf")
     vision, image = load_vision(path, order="huggingface"), picture(32, 32)
     model = llava(path, projector_hidden_act=act)
@@ -67,6 +67,6 @@ def test_rows_equal_transformers_llava_s(tmp_path, act, tolerance):
         expected = model.get_image_features(pixels, **layer).pooler_output[0].numpy()
 
     np.testing.assert_allclose(vision.rows(image, numpy_kernels(np.float64)), expected, rtol=0, atol=tolerance)
-    for kernels in SETS.values():  # float32, and f16 in ggml's places
+    for kernels in SETS.values():  # float32, and f16 where ggml rounds to it
         np.testing.assert_allclose(vision.rows(image, kernels), expected, rtol=0, atol=tolerance + 1e-2)
     assert np.abs(load_vision(path).rows(image, numpy_kernels(np.float64)) - expected).max() > 0.1  # the other order
