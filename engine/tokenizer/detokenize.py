@@ -38,7 +38,7 @@ class Detokenizer:
         return self.met is not None
 
     def push(self, id: int) -> str:
-        """Add a token and return the text that is now safe to show: often its piece, sometimes more, sometimes ""."""
+        """Add a token and return the text that may be shown now: often its piece, sometimes more or nothing."""
         if self.stopped:
             return ""
         self._held += self._utf8.decode(self._piece(id, self._special or id in self._shown))

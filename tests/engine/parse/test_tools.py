@@ -39,7 +39,7 @@ def split(tag, text, cuts=(), names=NAMES):
         ("<c>", '<c>{"name": "get"}<c>{"name": "get_time", "arguments": {}}', "", [("get_time", {})]),
         ("<c>", '<c>{not JSON} {"name": "get", "arguments": {}}', "", [("get", {})]),
         ("<c>", '<c>{"name": "get", "arguments": {"a": 1', "", []),  # never closed
-        ("<c>", "a <c is none", "a <c is none", []),
+        ("<c>", "a <c and b", "a <c and b", []),
         ("<c>", "1 <", "1 <", []),
         ("c", '{"name": "get"}', '{"name": "get"}', []),
         ("<get>", '<get>{"name": "get_time", "arguments": {}}', "", [("get_time", {})]),  # the tag names no tool
