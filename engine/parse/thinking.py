@@ -28,7 +28,7 @@ class ThinkingParser:
     def __init__(self, open: str, close: str, is_open: bool = False):
         self.open, self.close, self.is_open = open, close, is_open
         self._state = ThinkingState.OPENED if is_open else ThinkingState.BEFORE
-        self._blanks: list[str] = []  # white space before the opening tag; content if there is no tag
+        self._blanks: list[str] = []  # white space before the opening tag; content without a tag
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ The state is a stack of the symbols still expected, the next one first:
     }           nothing: the text is complete
 
 RULES maps each symbol to the bytes that it may begin with, and to the symbols expected after such a byte.  A symbol
-with "?" is optional and may be skipped.  No byte fits two rules, so there is no backtracking.  Source: RFC 8259.
+with "?" is optional and may be skipped.  No byte fits two rules, so backtracking is unnecessary.  Source: RFC 8259.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Sampler:
         self.biased = np.array([id for id, _ in options.logit_bias], np.intp)
         self.bias = np.array([bias for _, bias in options.logit_bias], np.float32)
         if len(self.biased) and self.biased.max() >= n_vocab:
-            wrong = f'option "logit_bias": there is no token {self.biased.max()}: the vocabulary ends at {n_vocab - 1}'
+            wrong = f'option "logit_bias": unknown token {self.biased.max()}: the vocabulary ends at {n_vocab - 1}'
             raise BadOptions("logit_bias", wrong)
         self.rng = Rng(options.seed)
         self.mu = 2 * options.mirostat_tau  # bits

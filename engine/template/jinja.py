@@ -260,7 +260,7 @@ def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Append MARK to the last text in `messages`.  Raises: BadTemplate if there is no text"""
+    """Append MARK to the last text in `messages`.  Raises: BadTemplate if they have none"""
     content = messages[-1].get("content") if messages else None
     if isinstance(content, str):
         return [*messages[:-1], messages[-1] | {"content": content + MARK}]

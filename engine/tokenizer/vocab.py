@@ -228,7 +228,7 @@ class Vocab:
 def split_merge(merge: str) -> tuple[str, str]:
     """Split a line of `tokenizer.ggml.merges` into left and right, at the first blank after the first character.
 
-    Raises: ModelError if there is no such blank.
+    Raises: ModelError if it has no such blank.
     """
     cut = merge.find(" ", 1)
     if cut < 0:

@@ -54,7 +54,7 @@ def test_a_bias_is_added_to_the_logits_before_everything_else():
 
 
 def test_a_bias_on_an_unknown_token_or_against_all_is_a_bad_option():
-    with pytest.raises(BadOptions, match="there is no token 50: the vocabulary ends at 49"):
+    with pytest.raises(BadOptions, match="unknown token 50: the vocabulary ends at 49"):
         tokens({"logit_bias": {"50": 1}}, rows(1))
     with pytest.raises(BadOptions, match="excludes every token"):
         tokens({"logit_bias": {str(id): False for id in range(N_VOCAB)}}, rows(1))
