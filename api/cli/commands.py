@@ -220,7 +220,7 @@ def create(
         str, Option("-q", "--quantize", metavar="TYPE", help="Quantize model to this level, e.g. q4_K_M")
     ] = "",
 ) -> None:
-    """Create a model from a Modelfile, or from the weights in the current folder"""
+    """Create a model from a Modelfile or local weights"""
     (model,) = expect_exactly(1, args)
     from .create import create_model
 

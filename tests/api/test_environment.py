@@ -67,7 +67,7 @@ def loaded(engine):
 
 def kept_after_prune(engine):
     blob = Path(engine.store.blobs.folder) / ("sha256-" + "0" * 64)
-    blob.write_text("nobody's")
+    blob.write_text("unreferenced")
     os.utime(blob, (0, 0))
     engine.store.prune()
     kept = blob.exists()
