@@ -18,7 +18,7 @@ from .cache import KVCache
 from .model import Model
 from .trace import Tap, sees_values
 
-PRODUCTS_PER_CALL = 1_000_000  # multiplications worth one call: about 0.1 ms
+PRODUCTS_PER_CALL = 1_000_000  # multiplications in one call, about 0.1 ms
 
 RunLayers = Callable[[Model, np.ndarray, Batch, KVCache, Kernels, Tap], np.ndarray]
 

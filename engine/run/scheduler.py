@@ -155,7 +155,7 @@ class Scheduler:
                 conclude(job, error)
 
     def _begin(self, job: Job) -> Running:
-        """Start `job` in a slot.  Raises: ContextFull; RequestError if an encoder is asked to generate"""
+        """Start `job` in a slot.  Raises: ContextFull; RequestError if an encoder is to generate"""
         if not job.pooling:
             require_decoder(self.model)
         began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx

@@ -1,1 +1,1 @@
-"""The server's verbs: models loaded on demand, answers under way."""
+"""Serving: models loaded on demand, and answers to concurrent requests."""

@@ -28,16 +28,16 @@ Deliver = Callable[[Piece | Exception], None]
 
 @dataclass(eq=False)
 class Answer:
-    """The answer to a request: pieces to come, or only that the model was loaded, unloaded, or the prompt rendered.
+    """The answer to a request: a stream of pieces, or only that a model was loaded or unloaded, or a prompt rendered.
 
-    done_reason     "load" or "unload"; otherwise None: the last piece has it
-    load_duration   nanoseconds from the call until the model was ready
+    done_reason     "load" or "unload"; None for a stream, whose last piece has it
+    load_duration   nanoseconds from the request until the model was ready
     prompt          the rendered text
     n_images        images in the prompt
-    n_prompt        tokens of the prompt, as far as the window holds them
-    is_over         no piece will come
-    handle          the request's, to cancel it
-    split           the splitter that its pieces pass through
+    n_prompt        tokens of the prompt, at most the window
+    is_over         there will be no pieces
+    handle          the request's handle, which cancels it
+    split           the splitter of its pieces
     """
 
     done_reason: str | None = None
@@ -73,11 +73,11 @@ class Answer:
 
     @property
     def total_duration(self) -> int:
-        """Nanoseconds since the call."""
+        """Nanoseconds since the request."""
         return perf_counter_ns() - self.handle.began
 
     def context(self) -> list[int]:
-        """Return the prompt and the answer so far as ids, to be sent back as the next request's `context`."""
+        """Return the prompt and the answer so far as ids, for the next request's `context`."""
         assert self.model
         text = self.prompt + "".join(self.split.texts)
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True)

@@ -1,16 +1,16 @@
 """The engine's verbs without HTTP, on one object.
 
-    Engine.generate, chat   -> Answer, whose pieces come as the model generates them
-    Engine.embed            -> Answer, whose one piece has the vectors of all texts
+    Engine.generate, chat   -> Answer, a stream of pieces
+    Engine.embed            -> Answer, one piece with the vectors of all texts
     Engine.list, show, ps, copy, delete, create            models on disk and in memory
     Engine.pull, push                                      models between the disk and a registry
 
-The way of an answer (docs/architecture.md, "The way of a chat"):
+The steps of an answer (docs/architecture.md, "The way of a chat"):
 
     prepare   resolve the name (ModelName, Store), check capabilities and options
     load      Pool: load the model or reuse it
     render    prompting.py: Template, trimmed to the window; Tokenizer
-    submit    Runner; from here on in its thread
+    submit    Runner, in whose thread the rest runs
     split     answer.py: each piece into thinking, tool calls and text
 """
 
@@ -56,11 +56,11 @@ from .runner import Runner, loading
 
 log = logging.getLogger(__name__)
 
-EMBEDDING_BATCH = 2048  # num_batch of a model that only embeds: no sequence waits for its next token
+EMBEDDING_NUM_BATCH = 2048  # default for a model that only embeds: no sequence waits for its next token
 
 
 class Token(NamedTuple):
-    """An id and the bytes that it adds to a text."""
+    """A token: its id and its bytes."""
 
     id: int
     piece: bytes
@@ -76,10 +76,10 @@ class Prepared(NamedTuple):
 
 
 class Engine:
-    """One store, one pool of loaded models, and everything that can be done with them.
+    """One store, one pool of loaded models, and the operations on them.
 
-    file      the one model there is, under whatever name: a GGUF that lies in no store
-    kernels   the set that answers
+    file      a GGUF outside the store that answers under every name; then it is the only model
+    kernels   the kernel set
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Engine:
         self.downloads = Downloads()
 
     def close(self) -> None:
-        """Everything ends: answers and downloads are told so, nothing more is written."""
+        """End all answers and downloads; the store is not written to afterwards."""
         self.store.blobs.is_closed = True
         self.downloads.close()
         self.pool.close()
@@ -120,13 +120,13 @@ class Engine:
         handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
-        """The continuation of one prompt.  An empty one only loads the model, or unloads it where keep_alive is 0.
+        """Answer one prompt.  An empty prompt only loads the model, or unloads it if keep_alive is 0.
 
-        prompt            text, or the very tokens that the model sees
-        suffix            what is to follow the answer
-        system, template  in place of the model's
-        context           what an earlier answer's `context` gave; the model's own messages are then left out
-        raw               the prompt is what the model sees
+        prompt            text, or token ids to use unchanged
+        suffix            text that is to follow the answer
+        system, template  replace the model's
+        context           ids from an earlier answer's `context`; replaces the Modelfile's messages
+        raw               use the prompt without a template
         The checks and their order: docs/compatibility.md, "Checks of generate".
         """
         handle = handle or RequestHandle()
@@ -170,9 +170,10 @@ class Engine:
         handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
-        """The next turn of a conversation.  None at all only loads the model, or unloads it where keep_alive is 0.
+        """Answer a conversation.  Without messages, only load the model, or unload it if keep_alive is 0.
 
-        A last message of the assistant is gone on with.  The checks: docs/compatibility.md, "Checks of chat".
+        If the last message is the assistant's, the answer continues it.
+        The checks: docs/compatibility.md, "Checks of chat".
         """
         handle = handle or RequestHandle()
         if not name:
@@ -197,7 +198,7 @@ class Engine:
                 own,
                 tools,
                 n_ctx=runner.options.num_ctx,
-                sees=bool(stored.projectors),
+                has_vision=bool(stored.projectors),
             )
             splitter = answer_splitter(own, rendered.text, request, tools)
             return self._submit(prepared, loaded, rendered, splitter, deliver)
@@ -212,10 +213,10 @@ class Engine:
         handle: RequestHandle | None = None,
         deliver: Deliver | None = None,
     ) -> Answer:
-        """A vector of length 1 for each of `texts`, which any model can make.  None at all only loads the model.
+        """Embed each of `texts` as a vector of length 1; any model can.  Without texts, only load the model.
 
-        dimensions   keep so many components, the first; 0: all
-        A text that is refused ends it for all of them.  The checks: docs/compatibility.md, "Checks of embed".
+        dimensions   number of leading components to keep; 0: all
+        An error with one text ends the request.  The checks: docs/compatibility.md, "Checks of embed".
         """
         handle = handle or RequestHandle()
         try:
@@ -251,17 +252,17 @@ class Engine:
     # --- tokens ---
 
     def tokenize(self, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[Token]:
-        """The tokens of `text`.  The model is not loaded for it.
+        """Tokenize `text` without loading the model.
 
-        add_special     BOS and EOS, where the vocabulary wants them
-        parse_special   "</s>" is one token
+        add_special     add BOS and EOS if the vocabulary says so
+        parse_special   parse "</s>" as one token
         """
         tokenizer = self._tokenizer(name)
         ids = tokenizer.encode(text, add_special, parse_special)
         return [Token(id, tokenizer.piece(id, special=True)) for id in ids]
 
     def detokenize(self, name: str, ids: Sequence[int]) -> str:
-        """The text of `ids`, special ones included.  Raises: RequestError for one that there is not"""
+        """Return the text of `ids`, special tokens included.  Raises: RequestError for an unknown id"""
         tokenizer = self._tokenizer(name)
         check_ids(tokenizer, ids)
         return tokenizer.decode(ids)
@@ -276,11 +277,11 @@ class Engine:
     # --- models ---
 
     def list(self) -> list[dict[str, Any]]:
-        """The store's models, the newest first, as /api/tags says them."""
+        """Return the store's models, newest first, in the form of /api/tags."""
         return [show.tags_entry(model) for model in self.store.list()]
 
     def ps(self) -> Sequence[dict[str, Any]]:
-        """The loaded models, longest remaining lifetime first, as /api/ps says them."""
+        """Return the loaded models, longest remaining lifetime first, in the form of /api/ps."""
         return [
             {
                 "name": entry.model.name.short,
@@ -298,7 +299,10 @@ class Engine:
     def show(
         self, name: str, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
     ) -> dict:
-        """All about a model, as /api/show says it.  Raises: ModelNotFound with the short form of `name`, ..."""
+        """Return a model's details in the form of /api/show.
+
+        Raises: BadName, CloudModel, ModelNotFound with the short form of `name`
+        """
         try:
             model = self._resolve(name)
         except ModelNotFound:
@@ -308,15 +312,18 @@ class Engine:
         return show.show(model, verbose, system, options)
 
     def capabilities(self, name: str) -> Sequence[str]:
-        """What the model can do, in Ollama's words.  Raises: BadName, ModelNotFound, CloudModel"""
+        """Return the model's capabilities under Ollama's names.  Raises: BadName, ModelNotFound, CloudModel"""
         return show.capabilities(self._resolve(name))
 
     def copy(self, source: str, destination: str) -> None:
-        """`destination` is what `source` is.  Raises: BadName, ModelNotFound"""
+        """Copy model `source` to `destination`.  Raises: BadName, ModelNotFound"""
         self.store.copy(ModelName.parse_request(source)[0], ModelName.parse_request(destination)[0])
 
     def delete(self, name: str) -> None:
-        """The model is gone from the disk; one that is loaded stays so.  Raises: ModelNotFound with `name` as asked"""
+        """Delete the model from disk.  If it is loaded, it stays loaded.
+
+        Raises: BadName, ModelNotFound with `name` unchanged
+        """
         try:
             self.store.delete(ModelName.parse_request(name)[0])
         except ModelNotFound:
@@ -331,46 +338,49 @@ class Engine:
         handle: RequestHandle | None = None,
         **more: Any,
     ) -> Iterator[dict]:
-        """The model `name` in the making, status by status; see store.create.  What it is made from may be pulled."""
+        """Create the model `name`, yielding statuses; see store.make.create.  A missing base model is pulled."""
         return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), check_fits=check_fits, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None
     ) -> Iterator[dict]:
-        """The same of a Modelfile's text, or of the file `path` if the settings allow that."""
+        """Create a model from a Modelfile's text, or from the file `path` if the settings allow that; see create()."""
         more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "check_fits": check_fits}
         return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
     def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict]:
-        """The statuses of a pull, up to its success; none where the model is here."""
+        """Pull the model unless it is here, yielding the statuses before "success"."""
         try:
             self._resolve(name)
         except ModelNotFound:
             yield from (status for status in self.pull(name, handle=handle) if status["status"] != "success")
 
     def pull(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
-        """The model `name` on its way from its registry, status by status; see store.transfer.
+        """Pull the model `name` from its registry, yielding statuses; see store.registry.transfer.
 
         Raises: BadName, CloudModel, before the first status
         """
-        asked, source = ModelName.parse_request(name)
+        requested, source = ModelName.parse_request(name)
         if source == "cloud":
             raise CloudModel("ollama cloud is disabled: remote model is unavailable")
-        asked = self.store.respell(asked)
-        return pull(self.store, self.downloads, asked, insecure, Credentials.from_env(), handle or RequestHandle())
+        requested = self.store.respell(requested)
+        return pull(self.store, self.downloads, requested, insecure, Credentials.from_env(), handle or RequestHandle())
 
     def push(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
-        """The model `name` on its way to its registry, status by status; see store.transfer."""
+        """Push the model `name` to its registry, yielding statuses; see store.registry.transfer."""
         return push(self.store, name, insecure, Credentials.from_env(), handle or RequestHandle())
 
-    def put_file(self, path: Path, tell: Callable[[int], None]) -> str:
-        """The digest of the file's content, which is in the store; `tell` hears how many bytes are."""
-        return self.store.put_blob(file_chunks(path, tell))[0]
+    def put_file(self, path: Path, progress: Callable[[int], None]) -> str:
+        """Store the file's content as a blob and return its digest.
 
-    # --- the way of an answer ---
+        progress   called with the number of bytes read so far
+        """
+        return self.store.put_blob(file_chunks(path, progress))[0]
+
+    # --- the steps of an answer ---
 
     def _acquire(self, prepared: Prepared) -> Loaded:
-        """Load the model, or reuse it.  Raises what loading raises"""
+        """Load the model, or reuse it.  Raises as Pool.acquire"""
         stored, options, request, handle = prepared
         return self.pool.acquire(stored, options, partial(self._load, stored, options), handle, request.keep_alive)
 
@@ -383,14 +393,14 @@ class Engine:
             raise
 
     def template_of(self, stored: LocalModel, model: Model) -> Template:
-        """Return the chat template of a loaded model: the TEMPLATE layer or the GGUF's own."""
+        """Return a loaded model's chat template: its TEMPLATE layer or the GGUF's own."""
         layer = stored.template if self.settings.go_template else None
         return Template.from_gguf(model.gguf, layer)
 
     def _submit(
         self, prepared: Prepared, loaded: Loaded, prompt: Prompt | None, splitter: Split, deliver: Deliver | None
     ) -> Answer:
-        """Tokenize `prompt` and give it to the runner.  Without a prompt the model was only to be loaded."""
+        """Tokenize `prompt` and submit it to the runner.  Without a prompt, only report the load."""
         stored, options, request, handle = prepared
         runner = loaded.runner
         answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
@@ -435,7 +445,7 @@ class Engine:
         return Answer("unload", is_over=True)
 
     def _resolve(self, name: str) -> LocalModel:
-        """Raises: BadName, ModelNotFound with the name as it was asked for, CloudModel."""
+        """Find the model `name` in the store.  Raises: BadName, CloudModel, ModelNotFound with `name` unchanged"""
         if self.file:
             return self.file
         if not name:
@@ -449,21 +459,21 @@ class Engine:
             raise ModelNotFound(name) from None
 
     def _options(self, stored: LocalModel, able: Sequence[str], request: Mapping[str, Any]) -> Options:
-        """Merge the server's options, the model's and the request's, the last one first.  Raises: BadOptions"""
-        num_batch = EMBEDDING_BATCH if "embedding" in able else None
-        ours = {"num_ctx": self.settings.context_length or None, "num_batch": num_batch}
-        return Options.parse(ours, stored.params, request)
+        """Merge the server's options, the model's and the request's; the request's win.  Raises: BadOptions"""
+        num_batch = EMBEDDING_NUM_BATCH if "embedding" in able else None
+        defaults = {"num_ctx": self.settings.context_length or None, "num_batch": num_batch}
+        return Options.parse(defaults, stored.params, request)
 
     def _load(self, model: LocalModel, options: Options, progress: LoadProgress) -> Runner:
         projector = next(iter(model.projectors), None)
         loaded = load_model(model.weights, dict.fromkeys(model.adapters, 1.0), projector, self.settings.vision_order)
-        asked = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache
-        cache_type = usable_type(asked, loaded.hparams.n_head_dim)
-        tap = loading(loaded.hparams.n_layer, progress.tell, {"model": model.name.short})
+        requested = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache
+        cache_type = usable_type(requested, loaded.hparams.n_head_dim)
+        tap = loading(loaded.hparams.n_layer, progress.report, {"model": model.name.short})
         return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
 
 
 @lru_cache(maxsize=2)
 def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer of a GGUF, for models that are not loaded."""
+    """Read the tokenizer of a GGUF, for models that are not loaded."""
     return from_gguf(GGUF.open(path).kv)

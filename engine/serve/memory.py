@@ -1,4 +1,4 @@
-"""What a model and its cache take, and what the machine has."""
+"""Memory: the size of a model and its cache, and the memory available."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..errors import OutOfMemory
 from ..model.cache import row_bytes
 from ..model.model import Model
 
-N_SLOT = 4  # sequences at once, where that many caches fit into a quarter of the memory that is free
+DEFAULT_SLOTS = 4  # if their caches fit into a quarter of the available memory; else 1
 
 
 def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
-    """Bytes of a cache; an encoder remembers nothing."""
+    """Return the bytes of a cache; 0 for an encoder, which caches nothing."""
     if not model.family.causal:
         return 0
     hp = model.hparams
@@ -21,14 +21,17 @@ def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
 
 
 def default_slots(model: Model, n_ctx: int, cache_type: str) -> int:
+    """Return the number of slots for a model if none is set."""
     available = available_memory()
-    return N_SLOT if available is None or 4 * cache_size(model, n_ctx, N_SLOT, cache_type) <= available else 1
+    fits = available is None or 4 * cache_size(model, n_ctx, DEFAULT_SLOTS, cache_type) <= available
+    return DEFAULT_SLOTS if fits else 1
 
 
 def check_memory(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> None:
-    """Raises: OutOfMemory when weights and cache are more than this machine could free.
+    """Check that weights and cache fit into the available memory.  Raises: OutOfMemory
 
-    Pages of mapped files count as free, since the system may drop them.  A machine that does not tell refuses nothing.
+    Pages of mapped files count as available, since the system may drop them.  Where the available memory is unknown,
+    every size passes.
     """
     cache = cache_size(model, n_ctx, n_slot, cache_type)
     needed, available = cache + model.nbytes, available_memory()
@@ -40,7 +43,7 @@ def check_memory(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> None
 
 
 def available_memory() -> int | None:
-    """Bytes that could be had without swapping, where the kernel says so (Linux)."""
+    """Return the bytes available without swapping; None if unknown (outside Linux)."""
     try:
         found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:

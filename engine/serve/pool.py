@@ -1,11 +1,11 @@
-"""Which models are loaded: on demand, for as long as they are wanted, as many as there is room for.
+"""The pool of loaded models: loaded on demand, unloaded after keep_alive, limited in number.
 
-    acquire   loaded and fitting?  ->  a lease at once
-              else into the queue of loads; at its head: unload what is in the way, load, a lease
-    release   the last lease back starts the countdown of keep_alive; at its end the model goes
+    acquire   loaded with suitable options?  ->  a lease at once
+              else into the queue of loads; at its head: make room, load, a lease
+    release   the last release starts the countdown of keep_alive; at its end the model is unloaded
 
-One lock guards it all.  Loading happens outside the lock, one at a time, in a thread of its own: who stalls is left
-behind.
+One lock guards the pool.  Models are loaded one at a time, outside the lock, each in its own thread: a load that stalls
+is abandoned.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .runner import Runner
 
 log = logging.getLogger(__name__)
 
-BUSY = "server busy, please try again.  maximum pending requests exceeded"
-MAX_WAIT_S = 86_400.0  # seconds: a wait without an end, in turns
+BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceeded"
+MAX_WAIT_S = 86_400.0  # longest single wait; FOREVER exceeds threading.TIMEOUT_MAX
 MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
 
 
@@ -38,9 +38,11 @@ MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
 class Loaded:
     """A model in memory.
 
-    model      as the store had it, under the name that loaded it
-    deadline   on the monotonic clock, while nobody uses it
-    leaving    takes no new requests: it goes as soon as the last one is done
+    model        as found in the store, under the name that loaded it
+    keep_alive   nanoseconds that it stays loaded while idle
+    n_using      leases
+    deadline     end of keep_alive in nanoseconds on the monotonic clock, while idle
+    draining     accepts no new requests and is unloaded after the last lease
     """
 
     model: LocalModel
@@ -48,46 +50,53 @@ class Loaded:
     keep_alive: int
     n_using: int = 0
     deadline: int = 0
-    leaving: bool = False
+    draining: bool = False
 
     @property
     def key(self) -> Path:
-        """What it is: names with the same weights share it."""
+        """The path of the weights; names with the same weights share a model."""
         return self.model.weights
 
     def serves(self, model: LocalModel, options: Options) -> bool:
-        """Whether a request for `model` with `options` can be answered without loading anew."""
+        """Return whether it can answer a request for `model` with `options` without a reload."""
         same = self.model.adapters == model.adapters and self.model.projectors == model.projectors
         return same and self.runner.serves(options)
 
     @property
     def expires_at(self) -> int:
-        """Nanoseconds since 1970; for one in use, as if it were idle from now on."""
+        """Nanoseconds since 1970; while in use, as if it became idle now."""
         return time_ns() + (self.keep_alive if self.n_using else self.deadline - monotonic_ns())
 
 
 class LoadProgress:
-    """How far a load is, as it tells; and whether anybody still waits for it."""
+    """The progress of a load.
+
+    fraction    loaded part of the model, 0 .. 1
+    reported    time of the last report, nanoseconds on the monotonic clock
+    """
 
     def __init__(self, is_wanted: Callable[[], bool]):
-        self.fraction, self.moved = 0.0, monotonic_ns()
+        self.fraction, self.reported = 0.0, monotonic_ns()
         self._is_wanted, self._outcome = is_wanted, Future[Runner]()
 
-    def tell(self, fraction: float) -> None:
-        """`fraction` of the model is loaded, 0 .. 1.  Raises Cancelled if nobody wants the rest."""
+    def report(self, fraction: float) -> None:
+        """Report that `fraction` of the model is loaded.  Raises: Cancelled if no request waits for it any more"""
         if self._outcome.cancelled() or not self._is_wanted():
             raise Cancelled()
-        self.fraction, self.moved = max(self.fraction, fraction), monotonic_ns()
+        self.fraction, self.reported = max(self.fraction, fraction), monotonic_ns()
 
     def watch(self, load: Load, timeout: int) -> Runner:
-        """What `load` returns.  Raises: LoadStalled when it tells nothing for `timeout` nanoseconds, what it raises."""
+        """Run `load` in a thread and return its result.
+
+        Raises: LoadStalled if it reports nothing for `timeout` nanoseconds, otherwise as `load`
+        """
         Thread(target=self._run, args=(load,), name="load", daemon=True).start()
         while True:
-            left = self.moved + timeout - monotonic_ns()
+            left = self.reported + timeout - monotonic_ns()
             wait([self._outcome], min(left / SECOND, MAX_WAIT_S))
             if self._outcome.done():
                 return self._outcome.result()
-            if self.moved + timeout <= monotonic_ns() and self._outcome.cancel():
+            if self.reported + timeout <= monotonic_ns() and self._outcome.cancel():
                 raise LoadStalled(self.fraction)
 
     def _run(self, load: Load) -> None:
@@ -99,7 +108,7 @@ class LoadProgress:
         else:
             if self._outcome.set_running_or_notify_cancel():
                 self._outcome.set_result(runner)
-            else:  # it came too late
+            else:  # abandoned
                 runner.close()
 
 
@@ -109,10 +118,10 @@ Load = Callable[[LoadProgress], Runner]
 class Pool:
     """The loaded models, by the path of their weights.
 
-    keep_alive     nanoseconds, for loads that do not say
-    max_loaded     models at once; 0 is MAX_LOADED
-    max_queue      loads that may wait while another one is going on
-    load_timeout   nanoseconds that a load may stand still
+    keep_alive     nanoseconds, for requests without their own
+    max_loaded     models loaded at once; 0: MAX_LOADED
+    max_queue      loads that may wait while another one runs
+    load_timeout   nanoseconds that a load may take without progress
     """
 
     def __init__(
@@ -131,13 +140,13 @@ class Pool:
         Thread(target=self._watch, name="keep-alive", daemon=True).start()
 
     def loaded(self) -> list[Loaded]:
-        """Everything in memory, longest remaining lifetime first."""
+        """Return the loaded models, longest remaining lifetime first."""
         with self._changed:
             return sorted(self._loaded.values(), key=lambda entry: entry.expires_at, reverse=True)
 
     @property
     def n_waiting(self) -> int:
-        """Loads going on or waiting."""
+        """Loads running or waiting."""
         return len(self._queue)
 
     def acquire(
@@ -148,17 +157,17 @@ class Pool:
         handle: RequestHandle,
         keep_alive: int | None = None,
     ) -> Loaded:
-        """A lease on `model`, loaded by `load` with `options` (clamped) if need be; `release` gives it back.
+        """Lease `model`, first loading it by `load` if it is not loaded with suitable `options`.
 
-        Blocks while other models load or have to finish first.
-        Raises: QueueFull, LoadStalled, Cancelled, ShuttingDown, what `load` raises.
+        Blocks while other loads run and while models that must be unloaded are in use.  `release` ends the lease.
+        Raises: QueueFull, LoadStalled, Cancelled, ShuttingDown, and as `load`
         """
         key = model.weights
         with self._changed:
             if entry := self._lease(model, options, keep_alive):
                 return entry
             if len(self._queue) > self.max_queue:  # the first one does not wait
-                raise QueueFull(BUSY)
+                raise QueueFull(BUSY_MESSAGE)
             self._queue.append(waiter := (key, handle))
             handle.on_cancel = self._wake
         try:
@@ -175,7 +184,7 @@ class Pool:
                 self._changed.notify_all()
 
     def _load(self, model: LocalModel, load: Load, handle: RequestHandle) -> Runner:
-        """What `load` returns; models are unloaded one after the other while there is too little memory for it."""
+        """Run `load`, unloading other models one after the other while it raises OutOfMemory."""
         while True:
             try:
                 return LoadProgress(partial(self.is_wanted, model, handle)).watch(load, self.load_timeout)
@@ -186,26 +195,26 @@ class Pool:
                     self._drop_when_idle(self._victim(), handle)
 
     def release(self, entry: Loaded) -> None:
-        """One lease back.  The last one starts the countdown."""
+        """End a lease.  The last one starts the countdown."""
         with self._changed:
             entry.n_using -= 1
             self._count_down(entry)
 
     def unload(self, model: LocalModel) -> None:
-        """The model goes as soon as nobody uses it.  Fine if it is not there."""
+        """Unload the model as soon as it is idle, if it is loaded."""
         with self._changed:
             if entry := self._loaded.get(model.weights):
                 entry.keep_alive = 0
                 self._count_down(entry)
 
     def is_wanted(self, model: LocalModel, handle: RequestHandle) -> bool:
-        """Whether anybody still waits for a load of `model` that `call` began."""
+        """Return whether a request still waits for the load of `model` that `handle` started."""
         with self._changed:
             waiting = [other for key, other in self._queue if key == model.weights]
             return not self._closed and any(not other.cancelled for other in [handle, *waiting])
 
     def close(self) -> None:
-        """Everything unloaded; everybody who waits or is answered is told that this is the end."""
+        """Unload every model; requests that wait or run end with ShuttingDown."""
         with self._changed:
             self._closed = True
             for _, handle in list(self._queue):
@@ -216,11 +225,11 @@ class Pool:
                 self._drop(entry)
             self._changed.notify_all()
 
-    # --- below, the lock is held, except in `_add` and `_wake`, which take it ---
+    # --- the lock is held below, except in `_add`, `_wake` and `_watch`, which acquire it ---
 
     def _lease(self, model: LocalModel, options: Options, keep_alive: int | None) -> Loaded | None:
         entry = self._loaded.get(model.weights)
-        if not entry or entry.leaving or not entry.serves(model, options):
+        if not entry or entry.draining or not entry.serves(model, options):
             return None
         entry.n_using += 1
         if keep_alive is not None:
@@ -228,21 +237,21 @@ class Pool:
         return entry
 
     def _make_room(self, key: Path, handle: RequestHandle) -> None:
-        """Unload an instance of `key` loaded otherwise, and others until there is room for one more."""
+        """Unload `key` if it is loaded with other options, then others until there is room for one more."""
         while entry := self._loaded.get(key) or (self._victim() if len(self._loaded) >= self.max_loaded else None):
             self._drop_when_idle(entry, handle)
 
     def _drop_when_idle(self, entry: Loaded, handle: RequestHandle) -> None:
-        entry.leaving = True
+        entry.draining = True
         try:
             self._wait(lambda: not entry.n_using, handle)
         except BaseException:
-            entry.leaving = False
+            entry.draining = False
             raise
         self._drop(entry)
 
     def _victim(self) -> Loaded:
-        """An idle one with the shortest keep_alive, else the busy one with the shortest."""
+        """Choose the model to unload: the one with the shortest keep_alive, idle ones first."""
         return min(self._loaded.values(), key=lambda e: (e.n_using > 0, e.keep_alive, e.key))
 
     def _wait(self, until: Callable[[], bool], handle: RequestHandle) -> None:
@@ -258,7 +267,7 @@ class Pool:
                 handle.check()
                 raise ShuttingDown()
             self._loaded[entry.key] = entry
-            if handle.cancelled:  # others want it
+            if handle.cancelled:  # other requests wait for it
                 self._count_down(entry)
                 handle.check()
             entry.n_using += 1
@@ -273,7 +282,7 @@ class Pool:
         if not entry.n_using:
             entry.deadline = min(monotonic_ns() + entry.keep_alive, FOREVER)
             self._changed.notify_all()
-            if not entry.keep_alive and not entry.leaving:
+            if not entry.keep_alive and not entry.draining:
                 self._drop(entry)
 
     def _drop(self, entry: Loaded) -> None:
@@ -291,11 +300,11 @@ class Pool:
             self._changed.notify_all()
 
     def _watch(self) -> None:
-        """The keep-alive thread: unloads what is idle and past its deadline, sleeps until the next deadline."""
+        """Unload idle models past their deadline, then sleep until the next deadline: the keep-alive thread."""
         with self._changed:
             while not self._closed:
                 now = monotonic_ns()
-                idle = [e for e in self._loaded.values() if not e.n_using and not e.leaving]
+                idle = [e for e in self._loaded.values() if not e.n_using and not e.draining]
                 for entry in idle:
                     if entry.deadline <= now:
                         self._drop(entry)

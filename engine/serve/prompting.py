@@ -39,7 +39,7 @@ class Prompt:
     """A rendered prompt.
 
     images     the images that the marks [img-0], [img-1], ... in the text stand for
-    ids        its tokens where they are known already; else the tokenizer makes them of the text
+    ids        its tokens, if already known; else the text is tokenized
     bos_once   the template may write the BOS text itself: keep only one of two BOS tokens
     plain      the answer has no thinking or tool calls to split off
     n_whole    tokens before messages were dropped; 0 if none were
@@ -53,7 +53,7 @@ class Prompt:
     n_whole: int = 0
 
     def encode(self, runner: Runner, handle: RequestHandle) -> tuple[list[int], Mapping[int, np.ndarray]]:
-        """Return the tokens and, for those below 0, the rows of the images they stand for.
+        """Return the tokens and, for those below 0, the image rows.
 
         Raises: BadImage, Cancelled
         """
@@ -137,26 +137,26 @@ def chat_prompt(
     tools: Sequence[Tool] = (),
     *,
     n_ctx: int,
-    sees: bool = False,
+    has_vision: bool = False,
 ) -> Prompt:
     """Render a conversation; with `request.truncate`, drop old messages until it fits into `n_ctx` tokens.
 
-    messages   the full history, see full_history()
-    sees       the model takes images, which count towards the window
+    messages     the full history, see full_history()
+    has_vision   the model takes images, which count towards the window
     Raises: BadTemplate
     """
 
     def measure(messages: Sequence[Message]) -> Measured:
         text = render_prompt(template, messages, request, tools)
         ids = tokenizer.encode(text)
-        n_images = sum(len(message.get("images") or ()) for message in messages) if sees else 0
+        n_images = sum(len(message.get("images") or ()) for message in messages) if has_vision else 0
         return Measured(text, ids, len(ids) + n_images * IMAGE_TOKENS)
 
     bos_once = template.language != "go"
     images, n_whole = images_of(messages), 0
     if request.truncate:
         messages, measured, n_whole = trim_to_context(messages, measure, n_ctx)
-        if not images:  # then no mark will change the text
+        if not images:  # then no image marks change the text
             return Prompt(measured.text, ids=measured.ids, bos_once=bos_once, n_whole=n_whole)
         images = images_of(messages)
     text = render_prompt(template, mark_images(messages), request, tools)
@@ -222,18 +222,18 @@ def trim_to_context(
 def dropped_for(excess: int, messages: Sequence[Message], n_token: int) -> int:
     """Estimate how many of the oldest messages hold `excess` tokens, if characters and tokens are in proportion."""
     lengths = [len(message["content"]) + 16 for message in messages]  # 16: about what a template adds
-    wanted = excess * sum(lengths) / n_token
+    remaining = excess * sum(lengths) / n_token
     for i, (message, length) in enumerate(zip(messages, lengths, strict=True), 1):
-        wanted -= 0 if message["role"] == "system" else length
-        if wanted <= 0:
+        remaining -= 0 if message["role"] == "system" else length
+        if remaining <= 0:
             return i
     return len(messages)
 
 
 def first_that_fits(fits: Callable[[int], bool], last: int, guess: int) -> int:
-    """Return the least n in 1 .. last with fits(n).  fits is monotone, and `last` is returned without being asked.
+    """Return the least n in 1 .. last with fits(n).  `fits` is monotone and never called with `last`.
 
-    Asks beside the guess first: a good one takes two calls, any one about log2(last).
+    The search starts at `guess`: a good guess takes two calls, a bad one about 2 log2(last).
     """
     low, high, step, at = 0, last, 1, min(max(guess, 1), last - 1)
     while high - low > 1:
@@ -247,13 +247,13 @@ def first_that_fits(fits: Callable[[int], bool], last: int, guess: int) -> int:
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
-    """Raises: RequestError for an id outside the vocabulary"""
+    """Check that `ids` are in the vocabulary.  Raises: RequestError"""
     for id in ids:
         if not 0 <= id < tokenizer.n_vocab:
-            raise RequestError(f"there is no token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
+            raise RequestError(f"unknown token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
 
 
 def text_of_ids(model: Model, ids: Sequence[int]) -> str:
-    """Return the text of ids that a request brings, special tokens included.  Raises: RequestError"""
+    """Return the text of a request's ids, special tokens included.  Raises: RequestError"""
     check_ids(model.tokenizer, ids)
     return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")

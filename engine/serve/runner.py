@@ -1,10 +1,10 @@
-"""A loaded model at work: its cache, its thread, and the requests that it answers.
+"""A loaded model's runner: its cache, its thread, and the requests that it answers.
 
 caller            runner's thread
 ------            ---------------
 submit(job)  -->  scheduler: waiting, first come first served, then a slot
                   step() ... deliver(piece) ... deliver(last piece)
-call.cancel()     seen between two steps; within one where nobody else is in it
+handle.cancel()   takes effect between two steps, or within one if every request in it is cancelled
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ from .memory import check_memory, default_slots
 
 log = logging.getLogger(__name__)
 
-SAY_EVERY = 5.0  # seconds between two lines in the log about a load
-VISION_CTX = 2048  # positions at least where images are to fit, as in Ollama
-N_TEXT = 64  # texts at once for an encoder, whose slots cost nothing
+LOG_INTERVAL_S = 5.0  # between two log lines about one load
+MIN_VISION_CTX = 2048  # smallest num_ctx of a vision model, as in Ollama
+N_ENCODER_SLOTS = 64  # an encoder's slots take no memory
 
 
-def loading(n_layer: int, tell: Callable[[float], None], facts: dict[str, Any]) -> Tap:
-    """The tap of a first forward pass, in which weights are packed and kernels compiled.
+def loading(n_layer: int, progress: Callable[[float], None], facts: dict[str, Any]) -> Tap:
+    """Make the tap for the first forward pass, which packs weights and compiles kernels.
 
-    It tells how far it is, in the log too if that takes long; what `tell` raises ends it.
+    progress   called with the fraction of layers done; an exception from it ends the pass
+    facts      fields of the log lines about a long load
     """
-    said = monotonic()
+    logged = monotonic()
 
-    def look(il: int) -> None:
-        nonlocal said
-        tell((il + 1) / n_layer)
-        if monotonic() - said > SAY_EVERY:
-            said = monotonic()
+    def check(il: int) -> None:
+        nonlocal logged
+        progress((il + 1) / n_layer)
+        if monotonic() - logged > LOG_INTERVAL_S:
+            logged = monotonic()
             log.info("loading", extra={"fields": facts | {"layer": f"{il + 1}/{n_layer}"}})
 
-    return Watch(look)
+    return Watch(check)
 
 
-def needed(model: Model) -> list[str]:
-    """What answers of `model` are made with, by the names of kernels in warmups()."""
+def kernel_names(model: Model) -> list[str]:
+    """Return the names, as in warmups(), of the kernels that `model` uses."""
     attached = [side for w in model.gguf.tensors.values() for term in w.low_rank for side in (term.a, term.b)]
     weights = [w for w in (*model.gguf.tensors.values(), *attached) if len(w.shape) > 1]
     if model.vision:
@@ -70,16 +71,16 @@ def needed(model: Model) -> list[str]:
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
     others = f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "cache", "whole layers", "rms_norm", "descending"
     router = ["softmax"] if model.hparams.n_expert else []
-    sight = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
-    return ["attention", *products, *others, *router, *sight]
+    vision = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
+    return ["attention", *products, *others, *router, *vision]
 
 
 class Runner:
     """One loaded model, one cache, one thread.
 
-    options   those it was loaded with, num_ctx within what the model was trained on
-    n_slot    sequences at once; 0: as many as seem right
-    tap       sees the first forward pass, which belongs to loading
+    options   load options, with num_ctx at most the model's context length
+    n_slot    sequences at once; 0: chosen by the available memory
+    tap       tap of the first forward pass, which is part of loading
     """
 
     def __init__(
@@ -93,15 +94,15 @@ class Runner:
     ):
         self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
-        n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_TEXT
+        n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_ENCODER_SLOTS
         check_memory(model, n_ctx, n_slot, cache_type)
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
-        # Made on first use, which is now, as they belong to loading: the tokenizer, packed weights, compiled kernels.
+        # Force the lazy parts now, so that their cost counts as load time: tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
         if kernels is NUMBA:
-            prepare(needed(model))
+            prepare(kernel_names(model))
         hidden = model.family.hidden(model, Batch.of([0]), self.cache, kernels, tap)
-        if model.family.causal and not model.hparams.pooling:  # else nothing is said, and no output matrix packed
+        if model.family.causal and not model.hparams.pooling:  # an embedding model never needs its output matrix
             logits(model, hidden, kernels, tap)
         if vision := model.vision:
             size = vision.hparams.image_size
@@ -121,26 +122,27 @@ class Runner:
         return self.model.nbytes + self.cache.nbytes
 
     def serves(self, options: Options) -> bool:
-        """Whether a request with `options` can be answered without loading the model anew."""
+        """Return whether a request with `options` can be answered without a reload."""
         reload = self.options.needs_reload(self._clamped(self.model, options))
         return not reload and not self.scheduler.stopped
 
     @staticmethod
     def _clamped(model: Model, options: Options) -> Options:
-        return options.clamped(model.hparams.n_ctx_train, *([VISION_CTX] if model.vision else []))
+        return options.clamped(model.hparams.n_ctx_train, *([MIN_VISION_CTX] if model.vision else []))
 
     def submit(self, job: Job) -> None:
+        """Queue `job` for the runner's thread."""
         self._jobs.put(job)
-        if self._is_over:  # it came too late
-            self._refuse()
+        if self._is_over:  # the thread will not see it
+            self._reject_queued()
 
     def close(self) -> None:
-        """Let the thread end when what was submitted is done.  Does not wait."""
+        """End the thread after all submitted jobs.  Does not wait."""
         self._jobs.put(None)
 
-    def stop(self, why: EngineError) -> None:
-        """End everything that was submitted with `why`, now, and then the thread.  Does not wait."""
-        self.scheduler.stopped = why
+    def stop(self, error: EngineError) -> None:
+        """End all submitted jobs with `error` now, then the thread.  Does not wait."""
+        self.scheduler.stopped = error
         self.close()
 
     def _work(self) -> None:
@@ -151,27 +153,27 @@ class Runner:
                 if job := self._jobs.get():
                     self.scheduler.submit(job)
                 is_open = job is not None
-                del job  # with it goes all that its caller held
-            self._look_at_files()
+                del job  # do not keep its caller's objects alive
+            self._check_files()
             try:
                 self.scheduler.step()
-            except Exception as error:  # a mistake of ours: nobody may wait forever for it
+            except Exception as error:  # a bug of ours: end every job, so that no client waits forever
                 self.scheduler.stopped = error
         self._is_over = True
-        self._refuse()
+        self._reject_queued()
 
-    def _look_at_files(self) -> None:
-        """A file that has become shorter ends everything: to touch what is gone of it would end the process.
+    def _check_files(self) -> None:
+        """End every job if a file was truncated: reading a lost page of its mapping would kill the process.
 
-        One that was deleted stays mapped whole.  Takes 2 us.
+        A deleted file stays mapped.  Takes 2 us.
         """
         for path, size in self._sizes.items():
             with suppress(OSError):
                 if (now := path.stat().st_size) < size:
-                    self.scheduler.stopped = ModelError(f"{path}: {now} bytes, {size} when it was loaded")
+                    self.scheduler.stopped = ModelError(f"{path} was truncated from {size} to {now} bytes")
 
-    def _refuse(self) -> None:
+    def _reject_queued(self) -> None:
         while not self._jobs.empty():
-            with suppress(Empty):  # others may be refusing, too
+            with suppress(Empty):  # other threads may empty the queue, too
                 if job := self._jobs.get_nowait():
                     conclude(job, self.scheduler.stopped or ShuttingDown())

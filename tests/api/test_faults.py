@@ -174,7 +174,7 @@ def weights(server, name):
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
 def test_deleting_the_file_of_a_running_model_does_not_end_its_answer(server, monkeypatch):
     body = {"model": "m", "prompt": "a", "options": ENDLESS | {"num_predict": 50, "seed": 1}, "stream": False}
-    expected, path, look = server.ok("/api/generate", **body)["response"], weights(server, "m"), Runner._look_at_files
+    expected, path, look = server.ok("/api/generate", **body)["response"], weights(server, "m"), Runner._check_files
 
     def delete(runner):
         """Delete the file between two forward passes."""
@@ -182,7 +182,7 @@ def test_deleting_the_file_of_a_running_model_does_not_end_its_answer(server, mo
             path.unlink(missing_ok=True)
         look(runner)
 
-    monkeypatch.setattr(Runner, "_look_at_files", delete)
+    monkeypatch.setattr(Runner, "_check_files", delete)
     assert server.ok("/api/generate", **body)["response"] == expected
     assert not path.exists()
     assert "missing blob of model m:latest" in error_of(server.post("/api/generate", model="m", prompt="a"))
@@ -191,7 +191,7 @@ def test_deleting_the_file_of_a_running_model_does_not_end_its_answer(server, mo
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
 def test_truncating_the_file_of_a_running_model_fails_only_that_model(server, monkeypatch):
-    expected, path, look = say(server, "n"), weights(server, "m"), Runner._look_at_files
+    expected, path, look = say(server, "n"), weights(server, "m"), Runner._check_files
 
     def cut(runner):
         """Truncate the file between two forward passes."""
@@ -199,9 +199,9 @@ def test_truncating_the_file_of_a_running_model_fails_only_that_model(server, mo
             os.truncate(path, 1000)
         look(runner)
 
-    monkeypatch.setattr(Runner, "_look_at_files", cut)
+    monkeypatch.setattr(Runner, "_check_files", cut)
     answer = server.post("/api/generate", model="m", prompt="a", options=ENDLESS)
-    assert "1000 bytes," in json.loads(answer.text.splitlines()[-1])["error"]
+    assert "to 1000 bytes" in json.loads(answer.text.splitlines()[-1])["error"]
     assert say(server, "n") == expected
     assert "1000 bytes, expected" in error_of(server.post("/api/generate", model="m", prompt="a"))
 

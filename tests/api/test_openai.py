@@ -333,7 +333,7 @@ REFUSED = [
         "/v1/completions",
         {"model": "m", "prompt": [[0, 99999]]},
         400,
-        "there is no token 99999: the vocabulary ends at 416",
+        "unknown token 99999: the vocabulary ends at 416",
     ),
     (
         "/v1/completions",

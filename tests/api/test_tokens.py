@@ -45,7 +45,7 @@ def test_tokenizing_loads_no_model(served):
     [
         ("/api/tokenize", {"content": "a"}, 400, "model is required"),
         ("/api/tokenize", {"model": "nope", "content": "a"}, 404, "model 'nope' not found"),
-        ("/api/detokenize", {"model": "bare", "tokens": [-1]}, 400, "there is no token -1: the vocabulary ends at 400"),
+        ("/api/detokenize", {"model": "bare", "tokens": [-1]}, 400, "unknown token -1: the vocabulary ends at 400"),
     ],
 )
 def test_errors_get_a_status_and_a_text(served, path, body, status, error):
@@ -62,4 +62,4 @@ def test_a_logit_bias_forces_or_bans_a_token(served):
 
     assert said(1000) == " the the the" and "the" not in said(False)
     answer = served.post("/api/generate", model="bare", prompt="a", options={"logit_bias": {"999999": 1}})
-    assert answer.status_code == 400 and "there is no token 999999" in answer.json()["error"]
+    assert answer.status_code == 400 and "unknown token 999999" in answer.json()["error"]

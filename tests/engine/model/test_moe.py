@@ -13,7 +13,7 @@ from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.model.moe import mixture, top_experts
 from numllama.engine.model.trace import Trace, no_tap
-from numllama.engine.serve.runner import needed
+from numllama.engine.serve.runner import kernel_names
 from numllama.kernels import NUMPY, SETS, Tensor
 from numllama.kernels.quants import FORMATS_BY_NAME
 from numllama.kernels.warmup import warmups
@@ -81,7 +81,7 @@ def test_a_tap_sees_llama_cpp_s_names(model):
 
 def test_kernels_of_router_and_experts_are_compiled_at_loading(model):
     expected = {"F32 product", f"{model.weights.blk[0].ffn_up_exps.format.name} product", "softmax"}
-    assert expected <= set(needed(model)) & {name for name, _ in warmups()}
+    assert expected <= set(kernel_names(model)) & {name for name, _ in warmups()}
 
 
 @pytest.mark.parametrize(

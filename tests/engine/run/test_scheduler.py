@@ -38,7 +38,7 @@ def grammars_of(model):
 
 
 @dataclass(eq=False)
-class Asked:
+class Request:
     """A request in a test, and its pieces so far."""
 
     prompt: list[int]
@@ -111,12 +111,12 @@ def scheduler_of(model, n_slot=2, kernels=NUMBA, type="f16", **more):
     return Scheduler(model, model.new_cache(N_CTX, n_slot, type), kernels, **more)
 
 
-def served(scheduler, *asked):
+def serve(scheduler, *requests):
     """Submit requests and run them to their end."""
-    for one in asked:
+    for one in requests:
         scheduler.submit(one.job(scheduler))
     finish(scheduler)
-    return asked
+    return requests
 
 
 def finish(scheduler):
@@ -157,7 +157,7 @@ formats = st.sampled_from([None, None, "json", {"type": "array", "items": {"enum
 prompts = st.builds(lambda head, tail: head + tail, st.sampled_from(common_prefixes()), st.lists(ids, max_size=4))
 mixes = st.lists(
     st.builds(
-        Asked, prompts, options, settings_of, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats
+        Request, prompts, options, settings_of, st.sampled_from([None, None, None, 1, 3]), st.integers(0, 6), formats
     ),
     min_size=1,
     max_size=6,
@@ -192,10 +192,10 @@ def test_a_cached_prefix_changes_no_bit(model, kernels, type):
     """The prefix is in the request's slot, or copied from a free slot, or copied from one that decodes."""
     scheduler = scheduler_of(model, 2, kernels, type)
     first, second, third = (
-        Asked([1, 300, 301, 302, 303, *tail], settings={"n_logprobs": 3}) for tail in ([310], [311], [312, 313])
+        Request([1, 300, 301, 302, 303, *tail], settings={"n_logprobs": 3}) for tail in ([310], [311], [312, 313])
     )
-    served(scheduler, first)
-    served(scheduler, second, third)
+    serve(scheduler, first)
+    serve(scheduler, second, third)
     assert [one.timings.prompt_eval_cached_count for one in (first, second, third)] == [0, 5, 5]
     assert [one.answer for one in (first, second, third)] == [
         one.alone(model, kernels, type) for one in (first, second, third)
@@ -204,7 +204,7 @@ def test_a_cached_prefix_changes_no_bit(model, kernels, type):
 
 def test_a_common_prefix_of_two_requests_is_computed_once(model):
     trunk = [1, *range(300, 315)]
-    first, second = served(scheduler_of(model, num_batch=8), Asked([*trunk, 320]), Asked([*trunk, 330]))
+    first, second = serve(scheduler_of(model, num_batch=8), Request([*trunk, 320]), Request([*trunk, 330]))
     assert (first.timings.prompt_eval_cached_count, second.timings.prompt_eval_cached_count) == (0, len(trunk))
     assert second.answer == second.alone(model)
 
@@ -214,10 +214,10 @@ def test_a_common_prefix_of_two_requests_is_computed_once(model):
 
 def test_the_next_turn_of_a_conversation_computes_only_new_tokens(model):
     scheduler = scheduler_of(model)
-    [first] = served(scheduler, Asked([1, 300, 301]))
+    [first] = serve(scheduler, Request([1, 300, 301]))
     generated = [p.token for p in first.pieces if p.token is not None]
-    served(scheduler, Asked([1, 340]))  # another request takes the other slot
-    [second] = served(scheduler, Asked([1, 300, 301, *generated, 302]))
+    serve(scheduler, Request([1, 340]))  # another request takes the other slot
+    [second] = serve(scheduler, Request([1, 300, 301, *generated, 302]))
     assert second.timings.prompt_eval_cached_count == 3 + len(generated) - 1  # its last token was never computed
     assert second.timings.prompt_eval_count == 3 + len(generated) + 1
 
@@ -226,27 +226,27 @@ def test_after_a_window_shift_only_the_kept_tokens_are_reused(model):
     scheduler = scheduler_of(model, n_slot=1)
     prompt = [1, *range(300, 310)]
     long = replace(GREEDY, num_predict=30, num_keep=3)
-    [first] = served(scheduler, Asked(prompt, long))
-    [again] = served(scheduler, Asked(prompt, long))
+    [first] = serve(scheduler, Request(prompt, long))
+    [again] = serve(scheduler, Request(prompt, long))
     assert again.timings.prompt_eval_cached_count == 4  # BOS and num_keep
     assert again.answer == first.answer == first.alone(model)
 
 
 def test_the_prefix_of_a_cancelled_prompt_is_reused(model):
     scheduler = scheduler_of(model, n_slot=1, num_batch=4)
-    cancelled = Asked([1, *range(300, 315)])
+    cancelled = Request([1, *range(300, 315)])
     scheduler.submit(cancelled.job(scheduler))
     scheduler.step(), scheduler.step()
     cancelled.handle.cancel()
-    [other] = served(scheduler, Asked([1, *range(300, 315)]))
+    [other] = serve(scheduler, Request([1, *range(300, 315)]))
     assert isinstance(cancelled.error, Cancelled) and other.timings.prompt_eval_cached_count == 8
     assert other.answer == other.alone(model)
 
 
 def test_a_truncated_prompt_reports_its_whole_length(model):
-    [cut] = served(scheduler_of(model), Asked([1] * 40))
+    [cut] = serve(scheduler_of(model), Request([1] * 40))
     assert (cut.timings.n_whole, cut.timings.prompt_eval_count) == (40, N_CTX)
-    [whole] = served(scheduler_of(model), Asked([1] * N_CTX))
+    [whole] = serve(scheduler_of(model), Request([1] * N_CTX))
     assert whole.timings.n_whole == 0
 
 
@@ -255,17 +255,17 @@ def test_a_truncated_prompt_reports_its_whole_length(model):
 
 def test_first_come_first_served(model):
     scheduler, order = scheduler_of(model, n_slot=2), []
-    asked = [Asked([1, 300 + i], replace(GREEDY, num_predict=1 + i)) for i in range(5)]
-    for i, one in enumerate(asked):
+    requests = [Request([1, 300 + i], replace(GREEDY, num_predict=1 + i)) for i in range(5)]
+    for i, one in enumerate(requests):
         one.finish = lambda i=i: order.append(i)
-    served(scheduler, *asked)
+    serve(scheduler, *requests)
     assert order == [0, 1, 2, 3, 4]
 
 
 def test_a_long_prompt_does_not_delay_decoding_sequences(model, monkeypatch):
     monkeypatch.setattr(module, "PREFILL_WHILE_DECODING", 4)
     scheduler = scheduler_of(model, n_slot=2)
-    decoding, prompt = Asked([1, 300], replace(GREEDY, num_predict=20)), Asked([1, *range(300, 320)])
+    decoding, prompt = Request([1, 300], replace(GREEDY, num_predict=20)), Request([1, *range(300, 320)])
     scheduler.submit(decoding.job(scheduler))
     scheduler.step()
     scheduler.submit(prompt.job(scheduler))
@@ -278,7 +278,7 @@ def test_a_long_prompt_does_not_delay_decoding_sequences(model, monkeypatch):
 
 def test_the_oldest_prompt_gets_the_whole_batch(model):
     scheduler = scheduler_of(model, num_batch=8)
-    first, second = Asked([1, *range(300, 312)]), Asked([1, *range(320, 332)])
+    first, second = Request([1, *range(300, 312)]), Request([1, *range(320, 332)])
     for one in (first, second):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
@@ -289,8 +289,8 @@ def test_the_oldest_prompt_gets_the_whole_batch(model):
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(model):
     scheduler = scheduler_of(model, num_batch=8, n_slot=4)
-    long, short = Asked([1, *range(300, 320)]), Asked([1, 330, 331])
-    third = Asked([1, 340, 341])
+    long, short = Request([1, *range(300, 320)]), Request([1, 330, 331])
+    third = Request([1, 340, 341])
     for one in (long, short, third):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
@@ -315,7 +315,7 @@ def test_a_prompt_of_half_the_room_is_short(model, n_short, cached):
 
 def test_a_request_cancelled_within_a_shared_pass_ends_after_it(model):
     scheduler = scheduler_of(model)
-    kept, cancelled = Asked([1, 300]), Asked([1, 301])
+    kept, cancelled = Request([1, 300]), Request([1, 301])
     for one in (kept, cancelled):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
@@ -327,44 +327,44 @@ def test_a_request_cancelled_within_a_shared_pass_ends_after_it(model):
 
 def test_a_pass_ends_early_if_all_its_requests_are_cancelled(model, monkeypatch):
     scheduler, seen = scheduler_of(model), []
-    cancelled = Asked([1] * 20)
+    cancelled = Request([1] * 20)
 
     def tap(handles):
         inner = Scheduler._tap(scheduler, handles)
         return lambda name, il, value: seen.append(name) or cancelled.handle.cancel() or inner(name, il, value)
 
     monkeypatch.setattr(scheduler, "_tap", tap)
-    served(scheduler, cancelled)
+    serve(scheduler, cancelled)
     assert isinstance(cancelled.error, Cancelled) and seen == ["embd"]
 
 
 def test_an_error_of_one_request_does_not_affect_another(model):
     scheduler = scheduler_of(model)
-    good, bad, refused = Asked([1, 300]), Asked([1, 301]), Asked([1] * 40, settings={"truncate": False})
+    good, bad, refused = Request([1, 300]), Request([1, 301]), Request([1] * 40, settings={"truncate": False})
     deliver = bad.deliver
     bad.deliver = lambda piece: deliver(piece) if isinstance(piece, Exception) else 1 / 0
-    served(scheduler, bad, good, refused)
+    serve(scheduler, bad, good, refused)
     assert isinstance(bad.error, ZeroDivisionError) and isinstance(refused.error, ContextFull)
     assert good.answer == good.alone(model)
 
 
 def test_a_callback_that_always_fails_does_not_affect_another_request(model):
-    scheduler, good = scheduler_of(model), Asked([1, 300])
-    broken = Asked([1, 301])
+    scheduler, good = scheduler_of(model), Request([1, 300])
+    broken = Request([1, 301])
     broken.deliver = lambda piece: 1 / 0
-    served(scheduler, broken, good)
+    serve(scheduler, broken, good)
     assert good.answer == good.alone(model) and len(scheduler.prefixes.free) == 2
 
 
 def test_stopping_ends_every_request(model):
     scheduler = scheduler_of(model, n_slot=1)
-    asked = [Asked([1, 300]), Asked([1, 301])]
-    for one in asked:
+    requests = [Request([1, 300]), Request([1, 301])]
+    for one in requests:
         scheduler.submit(one.job(scheduler))
     scheduler.step()
     scheduler.stopped = ShuttingDown()
     finish(scheduler)
-    assert [str(one.error) for one in asked] == ["the server is shutting down"] * 2
+    assert [str(one.error) for one in requests] == ["the server is shutting down"] * 2
 
 
 def test_an_answer_that_repeats_itself_is_ended(model):
@@ -376,6 +376,6 @@ def test_an_answer_that_repeats_itself_is_ended(model):
 
     scheduler = scheduler_of(model)
     scheduler._tap = lambda handles: always_300
-    [got] = served(scheduler, Asked([1, 301], replace(GREEDY, num_predict=100)))
+    [got] = serve(scheduler, Request([1, 301], replace(GREEDY, num_predict=100)))
     assert len(got.answer) == module.MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
     assert got.timings.eval_count == module.MAX_REPEATS + 2 and got.timings.prompt_eval_count == 2

@@ -40,24 +40,24 @@ def user(*contents):
     return [{"role": "user", "content": content} for content in contents]
 
 
-def test_an_answer_is_its_pieces(engine):
+def test_an_answer_yields_its_pieces(engine):
     pieces = list(engine.generate("m", "once", GREEDY))
     assert pieces[-1].done_reason == "length" and pieces[-1].timings.eval_count == 6
     assert pieces[-1].timings.eval_duration > 0
 
 
-def test_the_requests_options_come_after_the_models(engine):
+def test_a_request_uses_the_model_s_options(engine):
     assert list(engine.generate("m", "once"))[-1].timings.eval_count == 3
 
 
-def test_the_environments_num_ctx_comes_before_the_models(engine):
+def test_the_environment_sets_num_ctx(engine):
     small = Engine(Settings(models=engine.settings.models, builtin=False, context_length=32))
     assert small.chat("m", request=GREEDY).is_over
     assert [entry["context_length"] for entry in small.ps()] == [32]
     small.close()
 
 
-def test_a_chat_is_the_generation_of_its_rendering(engine):
+def test_a_chat_equals_a_raw_prompt_of_its_rendered_text(engine):
     answer = engine.chat("m", user("hello"), GREEDY)
     text = "".join(piece.text for piece in answer)
     assert answer.prompt == "<|user|>hello\n<|assistant|>"
@@ -73,7 +73,7 @@ def test_context_is_prompt_and_text_as_tokens_without_bos(engine):
     assert answer.context()[0] != tokenizer.bos
 
 
-def test_bos_comes_once_though_the_template_writes_it(engine, tmp_path):
+def test_bos_is_not_doubled_if_the_template_writes_it(engine, tmp_path):
     path = tiny_gguf(tmp_path / "b.gguf", chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
     digest, _ = engine.store.put_blob([path.read_bytes()])
     list(engine.create("b", files={"b.gguf": digest}))
@@ -92,7 +92,7 @@ def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(engine):
     assert engine.ps() == []
 
 
-def test_two_names_of_one_file_share_what_is_loaded(engine):
+def test_two_names_of_one_file_share_a_loaded_model(engine):
     engine.copy("m", "twin")
     engine.generate("m")
     engine.generate("twin")
@@ -100,7 +100,7 @@ def test_two_names_of_one_file_share_what_is_loaded(engine):
     engine.delete("twin")
 
 
-def test_an_error_of_the_model_reaches_whoever_reads(engine):
+def test_cancelling_raises_in_the_reader_of_the_pieces(engine):
     handle = RequestHandle()
     answer = engine.generate(
         "m",
@@ -115,23 +115,23 @@ def test_an_error_of_the_model_reaches_whoever_reads(engine):
         list(pieces)
 
 
-def test_a_model_with_an_adapter_answers_otherwise_than_without(engine, tmp_path):
+def test_an_adapter_changes_the_answer(engine, tmp_path):
     path = tiny_lora(tmp_path / "a.gguf", engine.store.resolve(ModelName.parse("m")).weights)
     digest, _ = engine.store.put_blob([path.read_bytes()])
     list(engine.create("adapted", "m", adapters={"a.gguf": digest}))
 
-    def said(name):
+    def tokens(name):
         return [piece.token for piece in engine.generate(name, "once", GREEDY)]
 
-    plain = said("m")
-    assert said("adapted") != plain
-    assert [entry["name"] for entry in engine.ps()] == ["adapted:latest"]  # the same weights, loaded anew
-    assert said("m") == plain
+    plain = tokens("m")
+    assert tokens("adapted") != plain
+    assert [entry["name"] for entry in engine.ps()] == ["adapted:latest"]  # the same weights, loaded again
+    assert tokens("m") == plain
     engine.delete("adapted")
 
 
 def a_part(kind, path, engine):
-    """An adapter or a projector that fits no model of `engine`."""
+    """Write an adapter or a projector that does not fit model "m" of `engine`."""
     model = engine.store.resolve("m").weights
     match kind:
         case "other kind":
@@ -149,23 +149,23 @@ def a_part(kind, path, engine):
     [
         ("other kind", "general.architecture is 'qwen2', expected 'llama'"),
         ("wider", r"'blk.0.attn_q.weight.lora_a' has shape \[4, 128\], expected \[4, 64\] for this model"),
-        ("deeper", r"'blk.\d.attn_q.weight.lora_a' is for a matrix that the model does not have"),
+        ("deeper", r"'blk.\d.attn_q.weight.lora_a' adapts a matrix that the model does not have"),
         ("projector", "rows are 32 wide, expected the text model's 64"),
     ],
 )
-def test_what_does_not_go_with_its_model_is_refused_when_that_is_made(engine, tmp_path, kind, message):
+def test_an_unsuitable_part_is_refused_when_the_model_is_created(engine, tmp_path, kind, message):
     digest, _ = engine.store.put_blob([a_part(kind, tmp_path / "part.gguf", engine).read_bytes()])
     weights = engine.store.resolve("m").weights_digest
     if kind == "projector":
-        made = engine.create("bad", files={"m.gguf": weights, "part.gguf": digest})
+        statuses = engine.create("bad", files={"m.gguf": weights, "part.gguf": digest})
     else:
-        made = engine.create("bad", "m", adapters={"part.gguf": digest})
+        statuses = engine.create("bad", "m", adapters={"part.gguf": digest})
     with pytest.raises(RequestError, match=f"^part.gguf: .*{message}"):
-        list(made)
+        list(statuses)
     assert "bad" not in {model.name.model for model in engine.store.list()}
 
 
-def test_unknown_names_are_told_as_they_were_asked_for(engine):
+def test_an_unknown_name_is_quoted_as_requested(engine):
     with pytest.raises(ModelNotFound, match=r"^model 'Nope' not found$"):
         engine.generate("Nope", "a")
     with pytest.raises(ModelNotFound, match=r"^model 'Nope:latest' not found$"):
@@ -180,23 +180,23 @@ def measured(n_token):
 
 
 def shortened(messages, size):
-    """`trim_to_context` where a character is a token."""
+    """Trim with one token per character.  -> the remaining contents"""
     return [
         m["content"]
-        for m in trim_to_context(messages, lambda some: measured(len("".join(m["content"] for m in some))), size)[0]
+        for m in trim_to_context(messages, lambda kept: measured(len("".join(m["content"] for m in kept))), size)[0]
     ]
 
 
-def test_the_oldest_messages_go_first():
+def test_the_oldest_messages_are_dropped_first():
     assert shortened(user("aa", "bb", "cc"), 6) == ["aa", "bb", "cc"]
     assert shortened(user("aa", "bb", "cc"), 5) == ["bb", "cc"]
 
 
-def test_the_last_message_stays_even_if_it_is_too_long():
+def test_the_last_message_is_kept_even_if_it_is_too_long():
     assert shortened(user("aa", "bbbbbb"), 3) == ["bbbbbb"]
 
 
-def test_system_messages_stay():
+def test_system_messages_are_kept():
     messages = [*user("aa"), {"role": "system", "content": "S"}, *user("bb", "cc")]
     assert shortened(messages, 3) == ["S", "cc"]
 
@@ -210,19 +210,19 @@ def test_a_conversation_that_just_fits_stays_whole():
 
 @given(st.integers(2, 300), st.data())
 def test_the_first_that_fits_is_found_from_any_guess(last, data):
-    expected, asked = data.draw(st.integers(1, last)), []
+    expected, calls = data.draw(st.integers(1, last)), []
 
     def fits(n):
-        asked.append(n)
+        calls.append(n)
         return n >= expected
 
     assert first_that_fits(fits, last, data.draw(st.integers(-5, 400))) == expected
-    assert all(0 < n < last for n in asked) and len(asked) == len(set(asked)) <= 2 * last.bit_length() + 2
+    assert all(0 < n < last for n in calls) and len(calls) == len(set(calls)) <= 2 * last.bit_length() + 2
 
 
 @pytest.fixture
 def counted(engine, monkeypatch):
-    """How often a template was rendered and a text tokenized."""
+    """Count how often a template is rendered and a text tokenized."""
     n = {"rendered": 0, "tokenized": 0}
 
     def count(cls, name, key):
@@ -247,7 +247,7 @@ def test_a_prompt_is_rendered_and_tokenized_once(engine, counted):
     assert counted == {"rendered": 2, "tokenized": 2}
 
 
-def test_a_conversation_that_is_too_long_is_measured_five_times_at_most(engine, counted):
+def test_a_long_conversation_is_measured_at_most_five_times(engine, counted):
     turns = user(*(f"once upon a time there was number {i}" for i in range(121)))
     answer = engine.chat("m", turns, GREEDY)
     list(answer)
@@ -255,14 +255,14 @@ def test_a_conversation_that_is_too_long_is_measured_five_times_at_most(engine, 
     assert 200 < answer.n_prompt <= 256
 
 
-def test_conversations_are_cut_where_ollama_cuts_them(kept):
-    """Recorded with a token for each word, and 768 for an image where the model sees."""
+def test_conversations_are_trimmed_as_in_ollama(kept):
+    """Recorded with one token per word, and 768 per image for vision models."""
     for case in kept.json("go/chat_truncation"):
         template = Template(case["template"], "go")
 
-        def size(some, template=template, case=case):
-            n_images = sum(len(message.get("images", ())) for message in some)
-            return measured(len(template.render(some).split()) + 768 * n_images * case["vision"])
+        def size(messages, template=template, case=case):
+            n_images = sum(len(message.get("images", ())) for message in messages)
+            return measured(len(template.render(messages).split()) + 768 * n_images * case["vision"])
 
         kept, _, _ = trim_to_context(case["messages"], size, case["num_ctx"])
         assert template.render(mark_images(kept)) == case["out"], case["id"]
@@ -273,34 +273,34 @@ def test_conversations_are_cut_where_ollama_cuts_them(kept):
 
 
 @pytest.mark.parametrize("format", [None, ""])
-def test_no_format_is_no_constraint(format):
+def test_without_a_format_there_is_no_grammar(format):
     assert grammar_for(None, format) is None
 
 
 @pytest.mark.parametrize(("format", "shown"), [("xml", r'"\"xml\""'), (1, '"1"'), ([], '"[]"'), (True, '"true"')])
-def test_what_is_no_format_is_quoted_as_go_does(format, shown):
+def test_an_invalid_format_is_quoted_as_in_go(format, shown):
     with pytest.raises(RequestError) as refusal:
         grammar_for(None, format)
     assert str(refusal.value) == f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
 
 
-def test_control_tokens_are_shown_where_calls_begin_with_them(engine, tmp_path, monkeypatch):
+def test_control_tokens_have_text_if_tool_calls_begin_with_them(engine, tmp_path, monkeypatch):
     text = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}</s>{{ c.function | tojson }}{% endfor %}"
     path = tiny_gguf(tmp_path / "t.gguf", chat_template=text + "{% endfor %}")
     digest, _ = engine.store.put_blob([path.read_bytes()])
     list(engine.create("t", files={"t.gguf": digest}))
     seen = []
 
-    def says(_, job):
+    def answer(_, job):
         seen.append(set(job.shown))
         job.deliver(Piece("</s>", token=2))
         job.finished()
         job.deliver(Piece('{"name": "f", "arguments": {}}', done_reason="stop"))
 
-    monkeypatch.setattr(Runner, "submit", says)
+    monkeypatch.setattr(Runner, "submit", answer)
     tools = [{"type": "function", "function": {"name": "f"}}]
     pieces = list(engine.chat("t", user("hello"), tools=tools))
-    assert [handle.name for piece in pieces for handle in piece.tool_calls] == ["f"]
+    assert [call.name for piece in pieces for call in piece.tool_calls] == ["f"]
     first, *_ = engine.chat("t", user("hello"))
     assert first.text == "</s>"
     assert seen == [{2}, set()]

@@ -1,4 +1,4 @@
-"""The pool with models that are nothing but their options: what is loaded when, and who waits for what."""
+"""The pool with fake models: when models are loaded and unloaded, and which requests wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MS = SECOND // 1000
 
 
 class FakeRunner:
-    """A runner that knows its options; `closed` once it was unloaded."""
+    """A runner with options only; `closed` after it was unloaded."""
 
     def __init__(self, options):
         self.options, self.closed = options, False
@@ -30,8 +30,8 @@ class FakeRunner:
     def close(self):
         self.closed = True
 
-    def stop(self, why):
-        self.why = why
+    def stop(self, error):
+        self.error = error
 
 
 def model(name, adapters=(), projectors=()):
@@ -40,24 +40,26 @@ def model(name, adapters=(), projectors=()):
 
 
 class Bench:
-    """A pool, and how often it loaded; `gate` holds a load back until it is set."""
+    """A pool with a record of its loads; `gate` blocks loads until it is set."""
 
     def __init__(self, **kwargs):
         self.pool, self.loads, self.gate = Pool(**kwargs), [], threading.Event()
         self.gate.set()
 
     def acquire(self, name="a", handle=None, keep_alive=None, attached=None, **options):
-        wanted = Options(**options)
+        requested = Options(**options)
 
         def load(progress):
             self.loads.append(name)
             self.gate.wait(5)
-            return FakeRunner(wanted)
+            return FakeRunner(requested)
 
-        return self.pool.acquire(model(name, **(attached or {})), wanted, load, handle or RequestHandle(), keep_alive)
+        return self.pool.acquire(
+            model(name, **(attached or {})), requested, load, handle or RequestHandle(), keep_alive
+        )
 
     def in_thread(self, *args, **kwargs):
-        """The result or error of `acquire`, in a thread of its own."""
+        """Call `acquire` in a new thread.  -> its thread, and later its value or error"""
         outcome = SimpleNamespace(value=None, error=None)
 
         def run():
@@ -89,20 +91,20 @@ def bench():
 
 
 def until(condition):
-    """Waits for what other threads bring about."""
+    """Wait up to 5 s until `condition()` is true."""
     end = time.monotonic() + 5
     while not condition():
-        assert time.monotonic() < end, "this never came true"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.002)
 
 
-def test_a_loaded_model_is_used_again(bench):
+def test_a_loaded_model_is_reused(bench):
     b = bench()
     assert b.acquire(temperature=0.1) is b.acquire(temperature=0.9)
     assert b.loads == ["a"]
 
 
-def test_other_load_options_load_it_anew_once_it_is_idle(bench):
+def test_other_load_options_reload_the_model_after_it_is_idle(bench):
     b = bench()
     first = b.acquire(num_ctx=64)
     second = b.in_thread(num_ctx=128)
@@ -115,7 +117,7 @@ def test_other_load_options_load_it_anew_once_it_is_idle(bench):
 
 
 @pytest.mark.parametrize("kind", ["adapters", "projectors"])
-def test_the_same_weights_with_something_else_attached_are_loaded_anew(bench, kind):
+def test_the_same_weights_with_other_adapters_or_projectors_are_reloaded(bench, kind):
     b = bench()
     b.pool.release(b.acquire(attached={kind: [Path("x")]}))
     b.pool.release(b.acquire(attached={kind: [Path("x")]}))
@@ -125,18 +127,18 @@ def test_the_same_weights_with_something_else_attached_are_loaded_anew(bench, ki
     assert b.loads == ["a"] * 3 and b.names() == ["a"]
 
 
-def test_a_model_goes_when_its_keep_alive_is_over(bench):
+def test_a_model_is_unloaded_after_its_keep_alive(bench):
     b = bench(keep_alive=30 * MS)
     lease = b.acquire()
     time.sleep(0.06)
-    assert b.names() == ["a"]  # the countdown has not begun
+    assert b.names() == ["a"]  # the countdown has not started
     b.pool.release(lease)
     assert b.names() == ["a"]
     until(lambda: not b.names())
     assert lease.runner.closed
 
 
-def test_use_starts_the_countdown_again(bench):
+def test_each_use_restarts_the_countdown(bench):
     b = bench(keep_alive=300 * MS)
     for _ in range(4):
         b.pool.release(b.acquire())
@@ -161,7 +163,7 @@ def test_keep_alive_zero_unloads_when_idle(bench):
     assert b.names() == []
 
 
-def test_unloading_waits_for_whoever_is_served(bench):
+def test_unloading_waits_for_running_requests(bench):
     b = bench()
     lease = b.acquire()
     b.pool.unload(model("a"))
@@ -170,11 +172,11 @@ def test_unloading_waits_for_whoever_is_served(bench):
     assert b.names() == [] and lease.runner.closed
 
 
-def test_unloading_what_is_not_loaded_is_fine(bench):
+def test_unloading_a_model_that_is_not_loaded_does_nothing(bench):
     bench().pool.unload(model("a"))
 
 
-def test_the_idle_one_with_the_shortest_keep_alive_makes_room(bench):
+def test_the_idle_model_with_the_shortest_keep_alive_is_unloaded_first(bench):
     b = bench(max_loaded=2)
     b.acquire("busy", keep_alive=1)
     b.pool.release(b.acquire("short", keep_alive=1000 * SECOND))
@@ -182,7 +184,7 @@ def test_the_idle_one_with_the_shortest_keep_alive_makes_room(bench):
     assert sorted(b.names()) == ["busy", "new"]
 
 
-def test_a_busy_one_makes_room_once_it_is_idle(bench):
+def test_a_busy_model_is_unloaded_after_it_is_idle(bench):
     b = bench(max_loaded=1)
     first = b.acquire("a")
     second = b.in_thread("b")
@@ -193,7 +195,7 @@ def test_a_busy_one_makes_room_once_it_is_idle(bench):
     assert b.names() == ["b"]
 
 
-def test_one_model_loads_at_a_time_in_the_order_of_asking(bench):
+def test_models_are_loaded_one_at_a_time_in_the_order_of_requests(bench):
     b = bench()
     b.gate.clear()
     waiting = []
@@ -207,7 +209,7 @@ def test_one_model_loads_at_a_time_in_the_order_of_asking(bench):
     assert b.loads == ["a", "b", "c"]
 
 
-def test_a_full_queue_refuses_at_once_but_not_what_is_loaded(bench):
+def test_a_full_queue_refuses_loads_but_not_loaded_models(bench):
     b = bench(max_queue=1)
     b.acquire("warm")
     b.gate.clear()
@@ -223,7 +225,7 @@ def test_a_full_queue_refuses_at_once_but_not_what_is_loaded(bench):
         outcome.thread.join(5)
 
 
-def test_two_who_want_the_same_model_share_one_load(bench):
+def test_two_requests_for_the_same_model_share_one_load(bench):
     b = bench()
     b.gate.clear()
     waiting = [b.in_thread("a"), b.in_thread("a")]
@@ -234,21 +236,21 @@ def test_two_who_want_the_same_model_share_one_load(bench):
     assert b.loads == ["a"] and waiting[0].value is waiting[1].value
 
 
-def test_whoever_leaves_the_queue_is_skipped(bench):
+def test_a_cancelled_request_leaves_the_queue(bench):
     b = bench()
     b.gate.clear()
     handle = RequestHandle()
     waiting = [b.in_thread("a"), b.in_thread("b", handle)]
     until(lambda: len(b.pool._queue) == 2)
     handle.cancel()
-    waiting[1].thread.join(5)  # while the other still loads
+    waiting[1].thread.join(5)  # while the other load still runs
     assert isinstance(waiting[1].error, Cancelled)
     b.gate.set()
     waiting[0].thread.join(5)
     assert b.loads == ["a"]
 
 
-def test_a_load_that_nobody_wants_any_more_is_dropped(bench):
+def test_a_load_whose_requests_are_all_cancelled_is_dropped(bench):
     b = bench()
     b.gate.clear()
     handle = RequestHandle()
@@ -260,17 +262,17 @@ def test_a_load_that_nobody_wants_any_more_is_dropped(bench):
     assert isinstance(outcome.error, Cancelled) and b.names() == []
 
 
-def test_giving_up_on_a_busy_model_leaves_it_in_service(bench):
+def test_cancelling_a_wait_for_a_busy_model_keeps_it_in_service(bench):
     b = bench()
     lease, handle = b.acquire(num_ctx=64), RequestHandle()
     outcome = b.in_thread("a", handle, num_ctx=128)
-    until(lambda: lease.leaving)
+    until(lambda: lease.draining)
     handle.cancel()
     outcome.thread.join(5)
     assert b.acquire(num_ctx=64) is lease
 
 
-def test_a_failed_load_leaves_nothing_behind(bench):
+def test_after_a_failed_load_the_model_can_be_loaded_again(bench):
     b = bench()
 
     def load(progress):
@@ -281,43 +283,43 @@ def test_a_failed_load_leaves_nothing_behind(bench):
     assert b.names() == [] and b.acquire("a")
 
 
-def test_a_load_that_stalls_is_left_behind_and_the_next_one_goes_on(bench):
+def test_a_stalled_load_is_abandoned_and_the_next_one_starts(bench):
     b = bench(load_timeout=50 * MS)
-    go_on, late = threading.Event(), FakeRunner(Options())
+    resume, late = threading.Event(), FakeRunner(Options())
 
     def load(progress):
-        progress.tell(0.27)
-        go_on.wait(5)
+        progress.report(0.27)
+        resume.wait(5)
         return late
 
     with pytest.raises(LoadStalled) as stalled:
         b.pool.acquire(model("a"), Options(), load, RequestHandle())
     assert str(stalled.value) == "timed out waiting for llama runner to start - progress 0.27 - "  # Ollama's words
     assert b.acquire("b")
-    go_on.set()
+    resume.set()
     until(lambda: late.closed)
     assert b.names() == ["b"]
 
 
-def test_a_load_that_gets_on_may_take_as_long_as_it_likes(bench):
+def test_a_load_that_reports_progress_has_no_time_limit(bench):
     b = bench(load_timeout=300 * MS)
 
     def load(progress):
         for n in range(4):
             time.sleep(0.1)
-            progress.tell(n / 4)
+            progress.report(n / 4)
         return FakeRunner(Options())
 
     assert b.pool.acquire(model("a"), Options(), load, RequestHandle())
 
 
-def test_a_stalled_load_ends_when_it_tells_again(bench):
+def test_an_abandoned_load_is_cancelled_at_its_next_report(bench):
     b, ended = bench(load_timeout=20 * MS), threading.Event()
 
     def load(progress):
         time.sleep(0.1)
         try:
-            progress.tell(0.5)
+            progress.report(0.5)
         except Cancelled:
             ended.set()
             raise
@@ -327,7 +329,7 @@ def test_a_stalled_load_ends_when_it_tells_again(bench):
     assert ended.wait(5)
 
 
-def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
+def test_out_of_memory_unloads_an_idle_model_and_retries(bench):
     b = bench()
     b.pool.release(b.acquire("old"))
 
@@ -340,7 +342,7 @@ def test_too_little_memory_unloads_what_is_idle_and_tries_again(bench):
     assert b.names() == ["big"]
 
 
-def test_too_little_memory_for_anything_is_an_error(bench):
+def test_out_of_memory_without_another_model_is_an_error(bench):
     def load(progress):
         raise OutOfMemory(2, 1, "too big")
 
@@ -348,7 +350,7 @@ def test_too_little_memory_for_anything_is_an_error(bench):
         bench().pool.acquire(model("big"), Options(), load, RequestHandle())
 
 
-def test_closing_tells_whoever_waits_or_is_answered(bench):
+def test_closing_ends_waiting_and_running_requests(bench):
     b = bench()
     busy = b.acquire("busy")
     b.gate.clear()
@@ -359,12 +361,12 @@ def test_closing_tells_whoever_waits_or_is_answered(bench):
     for outcome in waiting:
         outcome.thread.join(5)
         assert str(outcome.error) == "the server is shutting down"
-    assert str(busy.runner.why) == "the server is shutting down" and b.names() == []
+    assert str(busy.runner.error) == "the server is shutting down" and b.names() == []
     with pytest.raises(ShuttingDown):
         b.acquire("busy")
 
 
-def test_a_load_goes_on_while_anybody_wants_it(bench):
+def test_a_load_continues_while_a_request_waits_for_it(bench):
     b = bench()
     b.gate.clear()
     handle = RequestHandle()

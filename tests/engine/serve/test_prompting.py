@@ -1,4 +1,4 @@
-"""Which template writes a prompt: the request's, the model's layer, the GGUF's own, or none.
+"""The choice of the template for a prompt: the request's, the model's layer, the GGUF's own, or none.
 
 Numbers in brackets are those of docs/compatibility.md.
 """
@@ -16,7 +16,7 @@ from tiny import tiny_gguf
 RENDERED = RequestOptions(render_only=True)
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 TURNS = "{{ if .System }}[{{ .System }}]{{ end }}{{ .Prompt }}|{{ .Response }}/"
-HOLE = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ .Prompt }}{{ end }}"
+INFILL = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ .Prompt }}{{ end }}"
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +27,28 @@ def engine(tmp_path_factory):
         path = tiny_gguf(folder / f"{name}.gguf", **({"chat_template": jinja} if jinja else {}))
         list(engine.create(name, files={"m.gguf": engine.store.put_blob([path.read_bytes()])[0]}))
     list(engine.create("turns", from_="jinja", template=TURNS, system="S"))
-    list(engine.create("hole", from_="bare", template=HOLE))
+    list(engine.create("infill", from_="bare", template=INFILL))
     yield engine
     engine.close()
 
 
-def say(*turns):
+def messages(*turns):
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def test_models_layer_comes_before_the_ggufs_own(engine):
+def test_the_model_s_layer_takes_precedence_over_the_gguf_s_template(engine):
     assert engine.generate("turns", "p", RENDERED).prompt == "[S]p|"
     assert engine.generate("jinja", "p", RENDERED).prompt == "<user>p"
     assert engine.generate("bare", "p", RENDERED).prompt == "p"
 
 
-def test_without_go_templates_the_ggufs_own_is_left(engine):
+def test_without_go_templates_the_gguf_s_template_is_used(engine):
     without = Engine(replace(engine.settings, go_template=False), engine.store)
     assert without.generate("turns", "p", RENDERED).prompt == "<system>S<user>p"
     without.close()
 
 
-def test_requests_template_replaces_the_models(engine):
+def test_the_request_s_template_replaces_the_model_s(engine):
     """[43]"""
     assert engine.generate("turns", "p", RENDERED, template="<{{ .System }}{{ .Prompt }}>").prompt == "<Sp>"
     assert engine.generate("jinja", "p", RENDERED, template="{{ .Prompt }}{{ .Response }}tail").prompt == "p"
@@ -56,21 +56,21 @@ def test_requests_template_replaces_the_models(engine):
         engine.generate("turns", "p", RENDERED, template="{{ .Prompt")
 
 
-def test_suffix_wants_a_template_with_a_place_for_it(engine):
+def test_a_suffix_requires_a_template_that_uses_it(engine):
     """[44], [45]"""
-    assert engine.generate("hole", "a", RENDERED, suffix="b", system="S").prompt == "<pre>a<suf>b<mid>"
-    assert engine.generate("hole", "a", RENDERED).prompt == "a"
+    assert engine.generate("infill", "a", RENDERED, suffix="b", system="S").prompt == "<pre>a<suf>b<mid>"
+    assert engine.generate("infill", "a", RENDERED).prompt == "a"
     with pytest.raises(RequestError, match=r"^registry\.ollama\.ai/library/turns:latest does not support insert$"):
         engine.generate("turns", "a", RENDERED, suffix="b")
 
 
-def test_last_message_of_the_assistant_stays_open(engine):
+def test_a_last_message_of_the_assistant_stays_open(engine):
     """[87]"""
-    said = say(("user", "q"), ("assistant", "and so"))
-    assert engine.chat("turns", said, RENDERED).prompt == "[S]q|and so"
-    assert engine.chat("jinja", said, RENDERED).prompt == "<user>q<assistant>and so"
+    turns = messages(("user", "q"), ("assistant", "and so"))
+    assert engine.chat("turns", turns, RENDERED).prompt == "[S]q|and so"
+    assert engine.chat("jinja", turns, RENDERED).prompt == "<user>q<assistant>and so"
 
 
-def test_turns_before_the_last_are_written_whole(engine):
-    said = say(("user", "q"), ("assistant", "a"), ("user", "r"))
-    assert engine.chat("turns", said, RENDERED).prompt == "[S]q|a/r|"
+def test_earlier_turns_are_rendered_whole(engine):
+    turns = messages(("user", "q"), ("assistant", "a"), ("user", "r"))
+    assert engine.chat("turns", turns, RENDERED).prompt == "[S]q|a/r|"

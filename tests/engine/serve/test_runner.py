@@ -1,4 +1,4 @@
-"""A runner on a tiny model: order, cancelling, and what it reports."""
+"""A runner on a tiny model: order, cancelling, errors, memory and load progress."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def runner(model):
     assert not runner._thread.is_alive()
 
 
-class Asker:
-    """One job's pieces as they come, and whether it was finished before the last."""
+class Client:
+    """One job, its pieces, and whether `finished` was called before the last."""
 
-    def __init__(self, runner, prompt, options=GREEDY, **how):
+    def __init__(self, runner, prompt, options=GREEDY, **settings):
         self.handle, self.pieces, self.finished = RequestHandle(), SimpleQueue(), threading.Event()
-        how = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | how
+        settings = {"truncate": True, "shift": True, "n_logprobs": None, "echo": False} | settings
         runner.submit(
             Job(
                 handle=self.handle,
                 prompt=prompt,
                 options=options,
-                **how,
+                **settings,
                 deliver=self.pieces.put,
                 finished=self.finished.set,
             )
         )
 
     def rest(self):
-        """All pieces up to the last one, which may be an error."""
+        """Return all remaining pieces; the last one may be an error."""
         out = []
         while not (out and (isinstance(out[-1], Exception) or out[-1].done_reason)):
             out.append(self.pieces.get(timeout=20))
@@ -63,66 +63,66 @@ class Asker:
         return out
 
 
-def test_it_says_what_generate_says(model, runner):
+def test_a_job_is_answered_as_by_complete(model, runner):
     expected = list(complete(model, [1, 300, 301], GREEDY))
-    got = Asker(runner, [1, 300, 301]).rest()
+    got = Client(runner, [1, 300, 301]).rest()
     assert [p.token for p in got] == [p.token for p in expected]
     assert got[-1].done_reason == "length" and got[-1].timings.eval_count == 8
 
 
-def test_jobs_are_served_in_their_order_and_each_as_if_alone(runner):
-    alone = [[p.token for p in Asker(runner, [1, 300 + i]).rest()] for i in range(4)]
-    together = [Asker(runner, [1, 300 + i]) for i in range(4)]
-    assert [[p.token for p in asker.rest()] for asker in together] == alone
+def test_concurrent_jobs_are_answered_as_each_alone(runner):
+    alone = [[p.token for p in Client(runner, [1, 300 + i]).rest()] for i in range(4)]
+    together = [Client(runner, [1, 300 + i]) for i in range(4)]
+    assert [[p.token for p in client.rest()] for client in together] == alone
 
 
-def test_cancelling_ends_it_within_a_token(runner):
-    asker = Asker(runner, [1, 300], replace(GREEDY, num_predict=-1, temperature=2.0, seed=1))
-    asker.pieces.get(timeout=20)
-    asker.handle.cancel()
-    assert isinstance(asker.rest()[-1], Cancelled)
-    assert Asker(runner, [1, 300]).rest()[-1].done_reason == "length"  # and the runner goes on
+def test_cancelling_ends_a_job_within_a_token(runner):
+    client = Client(runner, [1, 300], replace(GREEDY, num_predict=-1, temperature=2.0, seed=1))
+    client.pieces.get(timeout=20)
+    client.handle.cancel()
+    assert isinstance(client.rest()[-1], Cancelled)
+    assert Client(runner, [1, 300]).rest()[-1].done_reason == "length"  # the runner still works
 
 
-def test_what_is_cancelled_while_it_waits_is_never_begun(runner):
-    first, second = Asker(runner, [1, 300]), Asker(runner, [1, 301])
+def test_a_job_cancelled_in_the_queue_never_starts(runner):
+    first, second = Client(runner, [1, 300]), Client(runner, [1, 301])
     second.handle.cancel()
     assert [type(p) for p in second.rest()] == [Cancelled]
     assert first.rest()[-1].done_reason == "length"
 
 
-def test_an_error_is_the_last_thing_delivered(runner):
-    [error] = Asker(runner, [1] * 100, truncate=False).rest()
+def test_an_error_is_the_last_delivery(runner):
+    [error] = Client(runner, [1] * 100, truncate=False).rest()
     assert isinstance(error, ContextFull)
 
 
-def test_stopping_ends_what_runs_and_what_waits_and_what_comes_too_late(model):
+def test_stopping_ends_running_waiting_and_late_jobs(model):
     runner = Runner(model, GREEDY, n_slot=1)
     endless = replace(GREEDY, num_predict=-1, temperature=2.0, seed=1)
-    first, second = Asker(runner, [1, 300], endless), Asker(runner, [1, 301], endless)
+    first, second = Client(runner, [1, 300], endless), Client(runner, [1, 301], endless)
     first.pieces.get(timeout=20)
     runner.stop(ShuttingDown())
     runner._thread.join(5)
-    late = Asker(runner, [1, 302])
-    for asker in (first, second, late):
-        assert str(asker.rest()[-1]) == "the server is shutting down"
+    late = Client(runner, [1, 302])
+    for client in (first, second, late):
+        assert str(client.rest()[-1]) == "the server is shutting down"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
-def test_a_file_that_is_deleted_or_cut_while_loaded(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow changes to a mapped file")
+def test_a_deleted_file_stays_usable_and_a_truncated_one_ends_every_job(tmp_path):
     path = tiny_gguf(tmp_path / "tiny.gguf")
     runner = Runner(load_model(path), GREEDY)
-    expected = [p.token for p in Asker(runner, [1, 300]).rest()]
+    expected = [p.token for p in Client(runner, [1, 300]).rest()]
     kept = path.rename(tmp_path / "elsewhere")
-    assert [p.token for p in Asker(runner, [1, 300]).rest()] == expected
+    assert [p.token for p in Client(runner, [1, 300]).rest()] == expected
     kept.rename(path)
     os.truncate(path, 1000)
-    [error] = Asker(runner, [1, 300]).rest()
-    assert re.search(r"1000 bytes, \d+ when it was loaded", str(error)) and not runner.serves(GREEDY)
+    [error] = Client(runner, [1, 300]).rest()
+    assert re.search(r"truncated from \d+ to 1000 bytes", str(error)) and not runner.serves(GREEDY)
     runner.close()
 
 
-def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeypatch):
+def test_there_are_four_slots_if_a_quarter_of_the_memory_holds_their_caches(model, monkeypatch):
     from numllama.engine.serve import memory as module
 
     four = module.cache_size(model, 64, 4, "f16")
@@ -132,33 +132,33 @@ def test_there_are_as_many_slots_as_a_quarter_of_the_memory_holds(model, monkeyp
         assert module.default_slots(model, 64, "f16") == n_slot
 
 
-def test_a_cancelled_load_ends_with_the_layer(model, monkeypatch):
+def test_a_cancelled_load_ends_after_the_current_layer(model, monkeypatch):
     from numllama.engine.serve.runner import loading
 
-    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a call of its own
-    told = []
+    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a separate call
+    fractions = []
 
-    def tell(fraction):
-        told.append(fraction)
-        if len(told) == 2:
+    def progress(fraction):
+        fractions.append(fraction)
+        if len(fractions) == 2:
             raise Cancelled()
 
     with pytest.raises(Cancelled):
-        Runner(model, GREEDY, tap=loading(2, tell, {}))
-    assert told == [0.0, 0.5]  # the embeddings, and the first of two layers
+        Runner(model, GREEDY, tap=loading(2, progress, {}))
+    assert fractions == [0.0, 0.5]  # the embeddings, and the first of two layers
 
 
-def test_a_long_load_says_how_far_it_is(model, monkeypatch, caplog):
+def test_a_long_load_logs_its_progress(model, monkeypatch, caplog):
     from numllama.engine.serve import runner as module
 
-    monkeypatch.setattr(module, "SAY_EVERY", 0.0)
-    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a call of its own
+    monkeypatch.setattr(module, "LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr("numllama.engine.model.whole.PRODUCTS_PER_CALL", 1)  # each layer is a separate call
     with caplog.at_level("INFO", "numllama.engine.serve.runner"):
         Runner(model, GREEDY, tap=module.loading(2, lambda fraction: None, {"model": "m"})).close()
     assert caplog.records[1].fields == {"model": "m", "layer": "1/2"}
 
 
-def test_a_cache_larger_than_memory_is_refused_before_it_is_made(model, monkeypatch):
+def test_a_cache_larger_than_memory_is_refused_before_it_is_allocated(model, monkeypatch):
     from numllama.engine.serve import memory as module
 
     monkeypatch.setattr(module, "available_memory", lambda: 100_000)
