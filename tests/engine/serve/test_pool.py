@@ -202,6 +202,7 @@ def test_models_are_loaded_one_at_a_time_in_the_order_of_requests(bench):
     for n, name in enumerate("abc"):
         waiting.append(b.in_thread(name))
         until(lambda n=n: len(b.pool._queue) == n + 1)
+    until(lambda: b.loads)  # the load runs in its own thread
     assert b.loads == ["a"]
     b.gate.set()
     for outcome in waiting:
