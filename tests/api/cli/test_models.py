@@ -234,7 +234,7 @@ def test_errors_of_trace_are_one_line(alone, numllama, file, tmp_path):
         (["m", "hi", "--kernels", "nope"], "unknown kernel set 'nope'; choose from numpy-float32, "),
         (["nope", "hi"], "model 'nope' not found"),
         ([file, "hi", "--only", "nope"], "no activation matches nope; run without --only"),
-        ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' lies inside attention"),
+        ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' is computed inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
         ([file, "hi", "--beside", file], "chat.gguf cannot be read as safetensors"),
         ([file, "hi", "--beside", str(alien)], "no activations in common with the file; expected names such as embd"),
