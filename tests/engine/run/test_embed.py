@@ -469,7 +469,7 @@ def test_an_embedding_model_never_computes_logits(tmp_path, monkeypatch):
     runner.close()
 
 
-# what llama.cpp makes of the same texts: tests/golden
+# against llama.cpp for the same tokens: tests/golden
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

@@ -301,10 +301,10 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model):
 
 
 @pytest.mark.parametrize(("n_short", "cached"), [(4, [4, 4]), (5, [8, 0])])
-def test_a_prompt_of_half_the_room_is_short(model, n_short, cached):
-    """Room for 8 tokens: a later prompt of 4 goes first, one of 5 waits."""
+def test_a_prompt_of_half_the_batch_is_short(model, n_short, cached):
+    """In a batch of 8 tokens, a later prompt of 4 comes first and one of 5 waits."""
     scheduler = scheduler_of(model, num_batch=8)
-    for one in (Asked([1, *range(300, 320)]), Asked([1, *range(330, 329 + n_short)])):
+    for one in (Request([1, *range(300, 320)]), Request([1, *range(330, 329 + n_short)])):
         scheduler.submit(one.job(scheduler))
     scheduler.step()
     assert [one.seq.n_cached for one in scheduler.running] == cached

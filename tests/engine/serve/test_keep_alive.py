@@ -1,4 +1,4 @@
-"""keep_alive of a model that is loaded already: the request's takes effect, and nothing is loaded again."""
+"""keep_alive of a loaded model: a request changes it without a reload."""
 
 from time import monotonic_ns
 
@@ -22,18 +22,18 @@ def engine(tmp_path):
 
 
 def left(engine):
-    """The loaded model, and seconds until it goes."""
+    """Return the loaded model, and the seconds until it is unloaded."""
     (loaded,) = engine.pool.loaded()
     return loaded, (loaded.deadline - monotonic_ns()) / SECOND
 
 
-def test_a_request_changes_the_time_that_is_left_and_loads_nothing(engine):
+def test_a_request_changes_the_keep_alive_of_a_loaded_model(engine):
     engine.generate("m", request=RequestOptions(keep_alive=FOREVER))
     first, seconds = left(engine)
     assert seconds > 1e9
     engine.generate("m", request=RequestOptions(keep_alive=60 * SECOND))
     second, seconds = left(engine)
     assert second is first and 50 < seconds <= 60
-    engine.generate("m")  # without one: as it was
+    engine.generate("m")  # without keep_alive: unchanged
     third, seconds = left(engine)
     assert third is first and 50 < seconds <= 60
