@@ -108,7 +108,7 @@ def test_a_later_error_is_the_last_line(served, registry):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_disconnect_ends_the_transfer(served, other, registry, name, monkeypatch, stream):
-    monkeypatch.setattr(protocol, "STALL", 20)
+    monkeypatch.setattr(protocol, "READ_TIMEOUT_S", 20)
     served.ok("/api/push", model=name, insecure=True, stream=False)
     registry.spoil = lambda request, answer: replace(answer, stall=60) if len(answer.body) > 1000 else answer
     body = {"model": name, "insecure": True, "stream": stream}
