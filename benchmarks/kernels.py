@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--format", nargs="+", default=[FORMATS[type].name for type in packed.PRODUCTS])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, threads.N_CORE])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 128])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 5, 8, 9, 64])  # one, two and three tiles
     parser.add_argument("--jsonl", help="append the rows to this file")
     options = parser.parse_args(argv)
 

@@ -52,7 +52,7 @@ from .tiles import (
 IQ4_STEPS, FP4_TWICE = STEPS.astype(np.int8), TWICE.astype(np.int8)
 
 
-@inner
+@kernel(inline="always")  # a call here would keep the sums in memory: LLVM inlines no body as long as that for 8 tokens
 def add_block(w, x, values, block, m, b, s, T):
     """s[t] becomes the dot product of a group's `block` and block b of token t."""
     L = min(T, LANES)
