@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 import zipfile
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +14,10 @@ from shutil import copytree, ignore_patterns
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
 from serving import wait_for
+
+from numllama import __version__
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "engine", "api", "benchmarks", "numllama")
@@ -106,3 +110,23 @@ def test_each_form_serves_with_its_version_and_its_built_in_model(numllama, tmp_
     assert answer.headers["server"] == f"numllama/{VERSION}"
     assert [model["name"] for model in answer.json()["models"]] == ["primer:latest"]
     assert output == f"numllama version is {VERSION}\n"
+
+
+def test_the_lowest_versions_are_those_that_pyproject_allows():
+    """Against the `packaging` library's reading of the requirements: each pin is allowed, and nothing below it is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
+    run = [sys.executable, ROOT / "scripts/lowest.py", "test"]
+    pins = [Requirement(line) for line in subprocess.check_output(run, text=True).splitlines()]
+    assert [pin.name for pin in pins] == [requirement.name for requirement in wanted]
+    for pin, requirement in zip(pins, wanted, strict=True):
+        (version,) = (clause.version for clause in pin.specifier)
+        assert requirement.specifier.contains(version)
+        assert not requirement.specifier.contains(f"{version}.dev0", prereleases=True)
+
+
+def test_a_release_has_one_version_and_one_date():
+    title = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert (__version__, title[1]) == (title[1], re.search(r"^version: (\S+)$", citation, flags=re.MULTILINE)[1])
+    assert title[2] == re.search(r"^date-released: (\S+)$", citation, flags=re.MULTILINE)[1]
