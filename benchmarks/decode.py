@@ -119,7 +119,7 @@ class Bench:
         if self.cpu:  # the cost of two more repetitions
             return 2 * n_token / self.difference([*command, "--no-warmup", "-r", 1], [*command, "--no-warmup", "-r", 3])
         (row,) = json.loads(self.output(*command, "-r", 1))
-        return row["avg_ts"]
+        return float(row["avg_ts"])
 
     def llama_batched_bench(self, n_thread: int, n_seq: int) -> float:
         """Return tokens per second of llama-batched-bench."""
@@ -128,7 +128,7 @@ class Bench:
             return STEPS * n_seq / self.difference([*command, "-ntg", STEPS], [*command, "-ntg", 2 * STEPS])
         lines = self.output(*command, "-ntg", STEPS, "--output-format", "jsonl").splitlines()
         (row,) = [json.loads(line) for line in lines if line.startswith("{")]
-        return row["speed_tg"]
+        return float(row["speed_tg"])
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
         """Return the CPU seconds of the command `more` minus those of `less`."""
@@ -150,10 +150,10 @@ def loaded(files: LocalModel) -> Model:
     return load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
 
 
-def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict]:
+def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict[str, Any]]:
     """Measure each task and thread count in turn, ours and then the peer's, in each of `rounds` rounds."""
     cells = [(task, n) for task in tasks for n in n_threads]
-    ours, peers, torch, others = ({cell: [] for cell in cells} for _ in range(4))  # type: dict, dict, dict, dict
+    ours, peers, torch, others = (dict[Any, list[Any]]((cell, []) for cell in cells) for _ in range(4))
     for i in range(rounds):
         for task, n in cells:
             report.show_progress(f"round {i + 1} of {rounds}: {task.name}, {n} thread{'s' * (n > 1)}")
@@ -190,7 +190,7 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
     return float(np.median(np.array(ours) / np.array(others)))
 
 
-def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict]:
+def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict[str, Any]]:
     """Measure memory and seconds of loading, as rows like those of tasks.  Here less is better."""
     rows, path = [], str(files.weights)
     report.show_progress("loading")
@@ -314,7 +314,7 @@ def legend(columns: list[str], options: argparse.Namespace, others: float | None
         yield f"This machine was busy: other processes used {others:.2g} cores.  --cpu --threads 1 is fairer then"
 
 
-def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict]:
+def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the prefill, decode and batch rows that were requested."""
     n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
     bench = Bench(files, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)

@@ -58,6 +58,6 @@ def seconds_until_healthy(programs: Path, path: str) -> float:
 
 def _is_healthy(port: int) -> bool:
     try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
     except OSError:  # HTTPError, for a status like 503, is a subclass
         return False

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +188,7 @@ class _Env:
         text = self.text("OLLAMA_DEBUG")
         return int(text) if text.isdigit() else int(self.flag("OLLAMA_DEBUG"))
 
-    def duration(self, name: str, default: int, forever_if) -> int:
+    def duration(self, name: str, default: int, forever_if: Callable[[int], bool]) -> int:
         """Parse a Go duration or a number of seconds, in nanoseconds; return `default` if the text is invalid."""
         text = self.text(name)
         if not text:

@@ -13,6 +13,7 @@ from ...engine.store import LocalModel, default_store
 
 if TYPE_CHECKING:  # both are slow to import, and a command needs at most one of them
     from ...engine.serve.engine import Engine
+    from ...kernels import Kernels
     from .client import Client
 
     Backend = Client | Engine
@@ -119,7 +120,7 @@ def store_backend() -> Backend:
     return Engine()
 
 
-def kernel_set(name: str):
+def kernel_set(name: str) -> Kernels:
     """Return the kernel set `name`.  Raises: RequestError, which lists the known sets"""
     from ...kernels import SETS
 

@@ -240,7 +240,7 @@ def _decode_object(answer: httpx.Response) -> dict[str, Any]:
 
 def _error_text(answer: httpx.Response) -> str:
     try:
-        return _decode_object(answer)["error"]
+        return str(_decode_object(answer)["error"])
     except (ServerError, KeyError):
         return f"{answer.url}: {answer.status_code} {answer.reason_phrase}"
 

@@ -123,7 +123,8 @@ def read_list(path: str, field: str) -> list[Any]:
     if not isinstance(value, list):
         raise RequestError(f"{path}: expected a list of {field}, found {json.dumps(value)[:40]}")
     try:
-        return getattr(decode_json(ChatRequest, f'{{"{field}": {text}}}'.encode()), field)
+        decoded: list[Any] = getattr(decode_json(ChatRequest, f'{{"{field}": {text}}}'.encode()), field)
+        return decoded
     except DecodeError as error:
         raise RequestError(f"{path}: {error}") from None
 

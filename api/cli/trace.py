@@ -15,6 +15,7 @@ from ...engine.errors import RequestError
 from ...engine.model.batch import Batch
 from ...engine.model.decoder import logits
 from ...engine.model.load import load_model
+from ...engine.model.model import Model
 from ...engine.model.trace import Trace, label, read_arrays
 from .backend import kernel_set, local_model
 
@@ -57,13 +58,13 @@ def trace_model(
         console.print(f"saved {len(seen.values)} arrays to {save}", markup=False)
 
 
-def _most_likely(model, logits: np.ndarray) -> str:
+def _most_likely(model: Model, logits: np.ndarray) -> str:
     best = np.argsort(-logits, kind="stable")[:5]
     p = np.exp(logits[best] - logits.max()) / np.sum(np.exp(logits - logits.max()))
     return "  ".join(f"{_token_text(model, id)!r} {p:.1%}" for id, p in zip(best, p, strict=True))
 
 
-def _token_text(model, id) -> str:
+def _token_text(model: Model, id: int) -> str:
     return model.tokenizer.piece(int(id)).decode("utf-8", "replace")
 
 

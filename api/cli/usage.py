@@ -14,7 +14,8 @@ UsageError = typer.BadParameter.__mro__[1]  # click.UsageError, also where typer
 
 
 def usage_error(message: str) -> Exception:
-    return UsageError(message)  # type: ignore[call-arg]
+    error: Exception = UsageError(message)
+    return error
 
 
 class CommandGroup(TyperGroup):
@@ -70,7 +71,7 @@ def usage_message(error: Any) -> str:
         case "MissingParameter":
             return "accepts 1 arg(s), received 0"
         case _:
-            return error.format_message()
+            return str(error.format_message())
 
 
 def error_line(error: BaseException) -> str:

@@ -30,8 +30,10 @@ class Think(str):
     @classmethod
     def from_json(cls, value: Any) -> bool | str:
         words = '"high", "medium", "low", "max", true, or false'
-        if isinstance(value, bool) or value in ("high", "medium", "low", "max"):
+        if isinstance(value, bool):
             return value
+        if value in ("high", "medium", "low", "max"):
+            return str(value)
         if isinstance(value, str):
             raise DecodeError(f'invalid think value: "{value}" (must be {words})')
         raise DecodeError(f"think must be a boolean or string ({words})")

@@ -203,9 +203,10 @@ def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
 
 
 def _integer(gguf: GGUF, key: str) -> int:
-    if type(gguf.kv.get(key)) is not int:
+    value = gguf.kv.get(key)
+    if type(value) is not int:
         raise gguf.bad(key, f"{key} is {gguf.kv_types.get(key, 'missing')}, expected an integer")
-    return gguf.kv[key]
+    return value
 
 
 def read_part(path: Path) -> GGUF:
@@ -301,7 +302,8 @@ class _Reader:
         raw = np.frombuffer(self.data, np.uint8, n, at)
         if (wrong := np.flatnonzero(raw > 1)).size:
             raise self.bad(at + int(wrong[0]), f"{what}: found a bool of {raw[wrong[0]]}, expected 0 or 1")
-        return raw.view(np.bool_).tolist()
+        flags: list[bool] = raw.view(np.bool_).tolist()
+        return flags
 
     def scalar(self, type: ValueType, what: str) -> Any:
         if type is STR:

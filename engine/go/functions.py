@@ -63,7 +63,7 @@ def _equal(a: Any, b: Any) -> bool:
             return False
         raise _differ(a, b)
     if kinds != {""}:
-        return a == b
+        return bool(a == b)
     if is_nil(a) or is_nil(b):
         return is_nil(a) == is_nil(b)
     if type_name(a) != type_name(b) and isinstance(a, dict) != isinstance(b, dict):
@@ -91,7 +91,7 @@ def _less(args: Sequence[Any]) -> bool:
         raise _differ(a, b)
     if kinds & {"bool", "complex"}:
         raise FunctionError("invalid type for comparison")
-    return a < b
+    return bool(a < b)
 
 
 def _less_or_equal(args: Sequence[Any]) -> bool:

@@ -28,7 +28,7 @@ class uint8(int):
     """A byte of a string."""
 
 
-class Slice(list):
+class Slice(list[Any]):
     """A slice of a named type.
 
     is_nil    it is null as JSON
@@ -42,7 +42,7 @@ class Slice(list):
         self.go_type, self.is_nil, self.as_text = go_type, is_nil, as_text
 
 
-class Map(dict):
+class Map(dict[str, Any]):
     """A map of a named type; `as_text` is its String method."""
 
     def __init__(self, items: Mapping[str, Any], go_type: str, as_text: Callable[[Any], str] | None = None):

@@ -13,7 +13,7 @@ from ...kernels import Rope
 
 def scale_by_head_dim(n_layer: int, n_embd: int, n_head: int, n_head_dim: int) -> float:
     """Return the scale of attention scores in most models: 1 / sqrt(n_head_dim)."""
-    return n_head_dim**-0.5
+    return float(n_head_dim**-0.5)
 
 
 @dataclass(frozen=True)

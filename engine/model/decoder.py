@@ -108,7 +108,8 @@ def attend(
 
 def query_temperature(hp: Hparams, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return the factor on each query: it grows with its position beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
-    return (1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)).astype(dtype)
+    factors: np.ndarray = 1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)
+    return factors.astype(dtype)
 
 
 def feed_forward(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
@@ -125,6 +126,7 @@ def gated(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> n
     name, act_mul = {"silu": ("ffn_swiglu", kernels.silu_mul), "gelu": ("ffn_geglu", kernels.gelu_mul)}[
         model.family.act
     ]
+    assert blk.ffn_gate and blk.ffn_up and blk.ffn_down
     gate = tap("ffn_gate", il, linear(kernels, blk.ffn_gate, h, blk.ffn_gate_bias))  # [n_tok, n_ff]
     up = tap("ffn_up", il, linear(kernels, blk.ffn_up, h, blk.ffn_up_bias))
     return tap("ffn_out", il, linear(kernels, blk.ffn_down, tap(name, il, act_mul(gate, up)), blk.ffn_down_bias))

@@ -60,6 +60,9 @@ class Hparams:
         return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope
 
 
+Ropes = tuple[Rope | None, ...]
+
+
 class Keys:
     """The key-values of a file that begin with its architecture's name, with the family's defaults for missing ones."""
 
@@ -184,7 +187,7 @@ def _windows(keys: Keys, family: Family, n_layer: int) -> list[int]:
     return [window if pattern == 0 or il % pattern < pattern - 1 else 0 for il in range(n_layer)]
 
 
-def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ctx_train: int):
+def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ctx_train: int) -> tuple[Ropes, Ropes]:
     """Return Hparams.rope and Hparams.rope_long."""
     n_rot = keys.integer("rope.dimension_count", n_head_dim)
     if n_rot % 2 or n_rot > n_head_dim:

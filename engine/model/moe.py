@@ -13,7 +13,7 @@ from functools import reduce
 
 import numpy as np
 
-from ...kernels import Kernels
+from ...kernels import Kernels, Tensor
 from .linear import experts, linear
 from .model import Model
 from .trace import Tap
@@ -26,6 +26,7 @@ MIN_WEIGHT_SUM = (
 def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:
     """Return what the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
     hp, blk = model.hparams, model.decoder.blk[il]
+    assert blk.ffn_gate_inp and blk.ffn_gate_exps and blk.ffn_up_exps and blk.ffn_down_exps
     logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
     chosen = tap("ffn_moe_topk", il, top_experts(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
@@ -33,7 +34,7 @@ def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) ->
     total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
     weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, MIN_WEIGHT_SUM))
 
-    def each(w, x: np.ndarray) -> np.ndarray:
+    def each(w: Tensor, x: np.ndarray) -> np.ndarray:
         """Multiply rows by their experts.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
         return experts(kernels, w, x, chosen.reshape(-1))
 

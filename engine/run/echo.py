@@ -62,4 +62,5 @@ def echo(
         seq.n_cached += len(chunk)
         yield from echo.pieces(start, logits)
     seq.state = SequenceState.DECODE
-    return logits[-1]
+    last: np.ndarray = logits[-1]
+    return last

@@ -92,7 +92,8 @@ def unit_vector(vector: np.ndarray, dimensions: int = 0) -> np.ndarray:
         raise RequestError("embedding contains NaN or Inf values")
     vector = vector[:dimensions] if dimensions > 0 else vector
     length = np.sqrt(np.square(vector, dtype=np.float64).sum())
-    return (vector / max(length, 1e-12)).astype(np.float32)
+    unit: np.ndarray = (vector / max(length, 1e-12)).astype(np.float32)
+    return unit
 
 
 def embedding_job(handle: RequestHandle, ids: list[int], options: Options, pooling: str, deliver: Deliver) -> Job:

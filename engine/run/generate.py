@@ -72,7 +72,8 @@ def prefill(
         chunk = ids[start : start + num_batch]
         outputs = [-1] if start + num_batch >= len(ids) else []
         logits = forward(model, Batch.of(chunk, 0, start, outputs, embeds), cache, kernels, tap)
-    return logits[0]
+    last: np.ndarray = logits[0]
+    return last
 
 
 def main(argv: list[str]) -> None:

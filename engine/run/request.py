@@ -79,9 +79,9 @@ def complete(
     prefilled = perf_counter_ns()
     if echo and options.num_predict == 0:
         seq.end("length")
-    while seq.state is not SequenceState.DONE:
+    while not seq.is_done:
         yield seq.sample(logits)
-        if seq.state is not SequenceState.DONE:
+        if not seq.is_done:
             shift_window(seq, cache, kernels, model.hparams.ropes(cache.n_ctx))
             (logits,) = forward(model, Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached), cache, kernels, tap)
             seq.n_cached += 1

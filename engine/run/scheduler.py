@@ -267,9 +267,9 @@ class Scheduler:
         else:
             piece = seq.sample(rows[-1])
             job.deliver(piece)
-            if self.guard and seq.state is not SequenceState.DONE and one.runs_away(piece.text):
+            if self.guard and not seq.is_done and one.runs_away(piece.text):
                 seq.end("length")
-        if seq.state is SequenceState.DONE:
+        if seq.is_done:
             self._leave(one, one.last_piece())
 
     def _tap(self, handles: list[RequestHandle]) -> Tap:

@@ -66,6 +66,11 @@ class Sequence:
         self._grammar = grammar
 
     @property
+    def is_done(self) -> bool:
+        """Whether the sequence has ended; done_reason says why."""
+        return self.state is SequenceState.DONE
+
+    @property
     def n_sampled(self) -> int:
         return len(self.tokens) - self.n_prompt
 

@@ -61,7 +61,8 @@ def candidates(ids: NDArray[np.integer], logits: NDArray[np.floating], mask: NDA
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Compute probabilities, with their sum taken from first to last.  f32 [n] -> f32 [n]"""
     e = np.exp(logits - logits.max())
-    return e / np.cumsum(e)[-1]
+    p: NDArray[np.float32] = e / np.cumsum(e)[-1]
+    return p
 
 
 def top_k(c: Candidates, k: int) -> Candidates:

@@ -298,7 +298,7 @@ class Engine:
 
     def show(
         self, name: str, verbose: bool = False, system: str = "", options: Mapping[str, Any] | None = None
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Return a model's details in the form of /api/show.
 
         Raises: BadName, CloudModel, ModelNotFound with the short form of `name`
@@ -337,25 +337,25 @@ class Engine:
         *,
         handle: RequestHandle | None = None,
         **more: Any,
-    ) -> Iterator[dict]:
+    ) -> Iterator[dict[str, Any]]:
         """Create the model `name`, yielding statuses; see store.make.create.  A missing base model is pulled."""
         return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), check_fits=check_fits, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None
-    ) -> Iterator[dict]:
+    ) -> Iterator[dict[str, Any]]:
         """Create a model from a Modelfile's text, or from the file `path` if the settings allow that; see create()."""
         more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "check_fits": check_fits}
         return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
-    def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict]:
+    def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict[str, Any]]:
         """Pull the model unless it is here, yielding the statuses before "success"."""
         try:
             self._resolve(name)
         except ModelNotFound:
             yield from (status for status in self.pull(name, handle=handle) if status["status"] != "success")
 
-    def pull(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
+    def pull(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict[str, Any]]:
         """Pull the model `name` from its registry, yielding statuses; see store.registry.transfer.
 
         Raises: BadName, CloudModel, before the first status
@@ -366,7 +366,7 @@ class Engine:
         requested = self.store.respell(requested)
         return pull(self.store, self.downloads, requested, insecure, Credentials.from_env(), handle or RequestHandle())
 
-    def push(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict]:
+    def push(self, name: str, insecure: bool = False, handle: RequestHandle | None = None) -> Iterator[dict[str, Any]]:
         """Push the model `name` to its registry, yielding statuses; see store.registry.transfer."""
         return push(self.store, name, insecure, Credentials.from_env(), handle or RequestHandle())
 

@@ -44,7 +44,7 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # buffered bytes that do not fit on a full disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class Blobs:
     def copy_from(self, path: Path, digest: str) -> None:
         """Copy the file `path`, whose content must have `digest`.  Raises: DigestMismatch"""
         with self.writer() as writer, open(path, "rb") as file:
-            shutil.copyfileobj(file, writer, 1 << 20)  # type: ignore[misc]
+            shutil.copyfileobj(file, writer, 1 << 20)
             writer.commit(digest)
 
     def remove(self, digest: str) -> None:

@@ -36,7 +36,7 @@ class ModelName:
     tag: str
     scheme: str = SCHEME
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for part, pattern in GRAMMAR.items():
             if not pattern.fullmatch(getattr(self, part)):
                 raise BadName(str(self))

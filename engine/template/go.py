@@ -134,7 +134,8 @@ class GoTemplate:
 
         As in Ollama, it is a separate template: templates from `define` are unavailable, and missingkey=zero is off.
         """
-        return run_steps(_ResponseCut().list(self.trees[""]))
+        cut: ListNode = run_steps(_ResponseCut().list(self.trees[""]))
+        return cut
 
     # --- derived properties ---
 

@@ -35,7 +35,7 @@ class Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
 
-    def parse(self, parser):
+    def parse(self, parser: Any) -> Any:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -46,33 +46,33 @@ class Metered(NodeTransformer):
     The filters return their value unchanged and charge the budget.  Constant folding at compile time is prevented too.
     """
 
-    def visit_TemplateData(self, node):
+    def visit_TemplateData(self, node: Any) -> Any:
         return nodes.Const(node.data, lineno=node.lineno)  # so that it passes through _finalize like any other value
 
-    def visit_For(self, node):
+    def visit_For(self, node: Any) -> Any:
         node = self.generic_visit(node)
         node.iter = _filter("_looped", node.iter)
         return node
 
-    def visit_Concat(self, node):
+    def visit_Concat(self, node: Any) -> Any:
         node = self.generic_visit(node)
         return _filter("_concat", node.nodes[0], *node.nodes[1:])
 
-    def visit_Getitem(self, node):
+    def visit_Getitem(self, node: Any) -> Any:
         node = self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
         bounds = (node.arg.start, node.arg.stop, node.arg.step)
         return _filter("_slice", node.node, *(bound or nodes.Const(None, lineno=node.lineno) for bound in bounds))
 
-    def visit_Compare(self, node):
+    def visit_Compare(self, node: Any) -> Any:
         node = self.generic_visit(node)
         node.expr = _filter("_compared", node.expr)
         for operand in node.ops:
             operand.expr = _filter("_compared", operand.expr)
         return node
 
-    def visit_Pair(self, node):
+    def visit_Pair(self, node: Any) -> Any:
         node = self.generic_visit(node)
         node.key = _filter("_compared", node.key)
         return node
@@ -87,7 +87,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -101,7 +101,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": _dict}
         del self.globals["lipsum"]
 
-    def _parse(self, source, name, filename):
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_TEXT:
             raise BudgetExceeded(f"{len(source)} characters, at most {MAX_TEXT} are allowed")
         if any(count >= MAX_TOKENS for count, _ in enumerate(self.lex(source))):
@@ -109,26 +109,27 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         if any(count >= MAX_NODES for count, _ in enumerate(tree.find_all(nodes.Node))):
             raise BudgetExceeded(f"more than {MAX_NODES} nodes")
-        return Metered().visit(tree)
+        metered: nodes.Template = Metered().visit(tree)
+        return metered
 
-    def call_binop(self, context, operator, left, right):
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _budget.get().operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context, obj, *args, **kwargs):
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
         budget.tick()
         if isinstance(obj, BuiltinMethodType):
             args = budget.method(obj.__self__, obj.__name__, args)
         return budget.charge_for(super().call(context, obj, *args, **kwargs))
 
-    def getitem(self, obj, argument):
+    def getitem(self, obj: Any, argument: Any) -> Any:
         _budget.get().weight(argument)  # looking up a nested tuple takes time
         return super().getitem(obj, argument)
 
-    def wrap_str_format(self, value):
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
-        return wrapped and functools.partial(_formatted, value.__self__, wrapped)
+        return functools.partial(_formatted, value.__self__, wrapped) if wrapped else None
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
@@ -148,7 +149,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
-    def metered(*args, **kwargs):
+    def metered(*args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
         budget.tick()
         paid = budget.filter(name, args[first:], kwargs)
@@ -278,7 +279,13 @@ def _cut(rendered: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

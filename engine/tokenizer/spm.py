@@ -36,7 +36,8 @@ def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
             utf8 = text.encode()
         except UnicodeEncodeError:
             return explain.encode(vocab, text)
-        return processor.EncodeAsIds(utf8)
+        ids: list[int] = processor.EncodeAsIds(utf8)
+        return ids
 
     return encode
 

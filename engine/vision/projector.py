@@ -17,6 +17,7 @@ from math import isqrt
 
 import numpy as np
 
+from ...kernels import Kernels
 from ..model.affine import LayerNorm, Linear, read_layer_norm, read_linear
 from ..model.weights import Tensors
 
@@ -32,7 +33,7 @@ class MLP:
     n_out: int
     reduction: int = 1
 
-    def __call__(self, x, eps, kernels):
+    def __call__(self, x: np.ndarray, eps: float, kernels: Kernels) -> np.ndarray:
         x = self.first(x, kernels)
         if self.norm:
             x = self.norm(x, eps, kernels)
@@ -66,7 +67,7 @@ class MobileBlock:
     mix: Linear
     last_norm: LayerNorm
 
-    def __call__(self, x, stride, eps, kernels):
+    def __call__(self, x: np.ndarray, stride: int, eps: float, kernels: Kernels) -> np.ndarray:
         """Apply the block.  x float [h, w, n] -> as x [h / stride, w / stride, n]"""
         x = kernels.depthwise(x, self.window, stride)
         h, w, n = x.shape
@@ -88,7 +89,7 @@ class LDP:
     n_out: int
     reduction: int = 4
 
-    def __call__(self, x, eps, kernels):
+    def __call__(self, x: np.ndarray, eps: float, kernels: Kernels) -> np.ndarray:
         x = square(self.second(kernels.gelu(self.first(x, kernels)), kernels))
         x = x + self.one(x, 1, eps, kernels)
         return self.two(x, 2, eps, kernels).reshape(-1, self.n_out)
@@ -126,7 +127,7 @@ class LDPv2:
     n_out: int
     reduction: int = 4
 
-    def __call__(self, x, eps, kernels):
+    def __call__(self, x: np.ndarray, eps: float, kernels: Kernels) -> np.ndarray:
         x = square(self.second(kernels.gelu(self.first(x, kernels)), kernels))
         side = len(x) // 2
         x = x[: 2 * side, : 2 * side].reshape(side, 2, side, 2, -1).mean(axis=(1, 3))
@@ -166,4 +167,5 @@ def hard_sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def hard_swish(x: np.ndarray) -> np.ndarray:
-    return x * hard_sigmoid(x)
+    y: np.ndarray = x * hard_sigmoid(x)
+    return y

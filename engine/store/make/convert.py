@@ -239,6 +239,7 @@ def _json(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     if name not in files:
         raise ModelError(f"open {name}: no such file or directory")
     try:
-        return read_json(read_limited(files[name], MAX_JSON_BYTES), name, dict)
+        content: dict[str, Any] = read_json(read_limited(files[name], MAX_JSON_BYTES), name, dict)
+        return content
     except BadManifest as error:
         raise RequestError(str(error).replace(str(files[name]), name)) from None

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NoReturn
@@ -34,6 +34,7 @@ MAX_REDIRECTS = 10
 RETRYABLE_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 REDIRECT_STATUSES = {301, 302, 303, 307, 308}
 
+Headers = Mapping[str, str]
 Content = bytes | Iterable[bytes] | None  # an iterable is iterated again for every retry
 
 
@@ -140,7 +141,9 @@ class RegistryClient:
                 self._open_responses.discard(response)
                 response.close()
 
-    def _follow_redirects(self, method, url, headers, content, trusted) -> httpx.Response:
+    def _follow_redirects(
+        self, method: str, url: httpx.URL, headers: Headers, content: Content, trusted: bool
+    ) -> httpx.Response:
         visited: list[httpx.URL] = []
         while True:
             visited.append(url)
@@ -161,14 +164,16 @@ class RegistryClient:
             if url.scheme not in ("http", "https") or (self.base.scheme, url.scheme) == ("https", "http"):
                 raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {path}")
 
-    def _send(self, method, url, headers, content: Content = None, authorization: str = "") -> httpx.Response:
+    def _send(
+        self, method: str, url: httpx.URL, headers: Headers, content: Content = None, authorization: str = ""
+    ) -> httpx.Response:
         more = {"Authorization": authorization} if authorization else {}
         content = content if content is None or isinstance(content, bytes) else iter(content)
         return self._http.send(
-            self._http.build_request(method, url, headers=headers | more, content=content), stream=True
+            self._http.build_request(method, url, headers={**headers, **more}, content=content), stream=True
         )
 
-    def _send_authorized(self, method, url, headers, content) -> httpx.Response:
+    def _send_authorized(self, method: str, url: httpx.URL, headers: Headers, content: Content) -> httpx.Response:
         used = self._authorization
         response = self._send(method, url, headers, content, used)
         if response.status_code != 401:
