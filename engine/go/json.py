@@ -74,7 +74,8 @@ def kind(value: Any) -> str:
 # --- Go's error messages for invalid JSON ---
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_STRING = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
+# Single characters come last: before 3.11.5 a possessive group keeps what its last alternative consumed (gh-106052).
+_STRING = re.compile(rb'(?:\\u[0-9a-fA-F]{4}|\\["\\/bfnrt]|[^"\\\x00-\x1f]++)*+')
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)?(?:(?<=[0-9])\.[0-9]*+)?(?:(?<=[0-9])[eE][+-]?[0-9]*+)?")
 
 
