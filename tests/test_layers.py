@@ -28,7 +28,7 @@ ONLY_IN = {
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],
-    "llguidance": ["engine/sampling/grammar.py"],
+    "llguidance": ["engine/sampling/grammar.py", "engine/sampling/trial.py"],
     "safetensors": ["engine/model/trace.py"],
     "prompt_toolkit": ["api/cli"],
     "typer": ["api/cli"],

@@ -21,12 +21,14 @@ import re
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from ..errors import BadGrammar, EngineError, ModelError
+from ..handle import RequestHandle
 from ..tokenizer import Tokenizer
 from .json_schema import narrowed
+from .trial import Trial, compiled
 
 Tags = tuple[str, str]
 
@@ -45,8 +47,8 @@ JSON = rf"""
     CODE: /[0-9a-cefA-CEF]/ HEX HEX HEX | /[dD][0-7]/ HEX HEX | /[dD][89abAB]/ HEX HEX "\\u" /[dD][c-fC-F]/ HEX HEX
     HEX: /[0-9a-fA-F]/
 """
+TRIAL = Trial()  # its child processes are shared by all models
 SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": True}
-LIMITS = LLParserLimits(verbose_errors=False)
 # The keyword that an error is about, for errors in which llguidance does not name it
 KEYWORD_OF_ERROR = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
@@ -86,17 +88,19 @@ class Grammars:
         tags: Tags | None = None,
         is_open: bool = False,
         shown: frozenset[int] = frozenset(),
+        handle: RequestHandle | None = None,
     ) -> Grammar:
-        """Compile the grammar of one answer.  The first call takes a second to prepare 128k tokens.
+        """Compile the grammar of one answer, a schema's on trial first.  The first call prepares the vocabulary.
 
         format, tags, is_open   as in `source`
         shown                   control tokens that count as text, because tags consist of them
-        Raises: BadGrammar, naming the keyword.
+        handle                  the request's, which may be cancelled
+        Raises: BadGrammar, naming the keyword; what ended the request
         """
         text = source(format, tags, is_open)
-        matcher = LLMatcher(self._tokens(shown), text, log_level=0, limits=LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # reports an error if the grammar allows no token at all
+        if isinstance(format, dict) and (error := TRIAL.check(text, handle)):
+            raise BadGrammar(_error_line(error))
+        matcher = compiled(text, self._tokens(shown))
         if matcher.is_error():
             raise BadGrammar(_error_line(matcher.get_error()))
         return Grammar(matcher, self._tokenizer.n_vocab)
@@ -143,10 +147,7 @@ class _Pieces:
 
 
 def _schema(schema: dict[str, Any]) -> str:
-    try:
-        return json.dumps(narrowed(schema) | {"x-guidance": SCHEMA})
-    except RecursionError:
-        raise BadGrammar("format: the schema is nested too deeply") from None
+    return json.dumps(narrowed(schema) | {"x-guidance": SCHEMA})
 
 
 def _error_line(error: str) -> str:

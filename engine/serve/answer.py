@@ -106,7 +106,11 @@ def splitting(split: Split, deliver: Deliver) -> Deliver:
 
 
 def grammar_for(
-    grammars: Grammars, format: Any, thinking: ThinkingParser | None = None, shown: frozenset[int] = frozenset()
+    grammars: Grammars,
+    format: Any,
+    thinking: ThinkingParser | None = None,
+    shown: frozenset[int] = frozenset(),
+    handle: RequestHandle | None = None,
 ) -> Grammar | None:
     """Make the grammar that enforces `format`; it applies after the thinking.  Raises: BadGrammar"""
     if format is None or format == "":
@@ -115,4 +119,4 @@ def grammar_for(
         quoted = literal_of_value(json_text(format))
         raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
     tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
-    return grammars.grammar(format, tags, is_open, shown)
+    return grammars.grammar(format, tags, is_open, shown, handle)

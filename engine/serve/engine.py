@@ -415,7 +415,7 @@ class Engine:
             self.pool.release(loaded)
             return answer
         shown = runner.model.tokenizer.controls(splitter.tags)
-        grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown)
+        grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown, handle)
         began = perf_counter_ns()
         ids, embeds = prompt.encode(runner, handle)
         encoding = perf_counter_ns() - began if embeds else 0

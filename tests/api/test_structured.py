@@ -100,11 +100,27 @@ def test_an_answer_validates_and_has_the_schemas_key_order(served, seed):
         assert answer["done"] and answer["done_reason"] == "stop"
 
 
-@pytest.mark.parametrize("keyword", ["not", "uniqueItems", "dependentRequired", "contains"])
-def test_an_unsupported_keyword_is_a_400_that_names_it(served, keyword):
-    schema = {"type": "object", "properties": {"a": {keyword: {}}}}
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("not", {}), ("uniqueItems", True), ("dependentRequired", {}), ("contains", {})]
+)
+def test_an_unsupported_keyword_is_a_400_that_names_it(served, keyword, value):
+    schema = {"type": "object", "properties": {"a": {keyword: value}}}
     answer = served.post("/api/chat", model="m", messages=HELLO, format=schema)
     assert answer.status_code == 400 and answer.json()["error"] == f'format: Unimplemented keys: ["{keyword}"]'
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": -(2**63)},  # llguidance recurses without end
+        {"$ref": "#/$defs/0", "$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(1000)}},
+        {"type": "integer", "multipleOf": 2**31},  # or computes without end
+    ],
+)
+def test_a_schema_that_breaks_the_compiler_costs_one_400(served, schema):
+    answer = served.post("/api/generate", model="m", prompt="hello", format=schema)
+    assert answer.status_code == 400 and answer.json()["error"].startswith("format: ")
+    assert generate(served, format={"const": 1})["response"] == "1"
 
 
 @pytest.mark.parametrize("format", ["json", SCHEMA])

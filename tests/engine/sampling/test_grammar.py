@@ -1,6 +1,7 @@
 """Constrained decoding: exactly JSON is allowed, both by llguidance and by the plain Python automaton."""
 
 import json
+from time import process_time
 
 import jsonschema
 import numpy as np
@@ -262,13 +263,71 @@ def test_an_unsupported_schema_gives_an_error_with_its_keyword(keyword, schema):
     assert text.startswith("format: ") and keyword in text and "\n" not in text
 
 
-def test_a_schema_nested_too_deeply_is_refused():
-    for depth in (200, 20_000):
-        schema = {}
-        for _ in range(depth):
-            schema = {"items": schema}
-        with pytest.raises(BadGrammar):
-            GRAMMARS["bpe"].grammar(schema)
+def nested(depth, step):
+    schema = {}
+    for _ in range(depth):
+        schema = step(schema)
+    return schema
+
+
+def chain(length, step):
+    """Return a schema whose $refs form a chain, each within a schema that `step` makes."""
+    links = {f"a{i}": step({"$ref": f"#/$defs/a{i + 1}"}) for i in range(length)}
+    return {"$ref": "#/$defs/a0", "$defs": links | {f"a{length}": {"type": "integer"}}}
+
+
+STEPS = {
+    "$ref": lambda inner: inner,
+    "properties": lambda inner: {"properties": {"x": inner}, "required": ["x"]},
+    "items": lambda inner: {"items": inner},
+    "anyOf": lambda inner: {"anyOf": [inner, {"type": "null"}]},
+    "allOf": lambda inner: {"allOf": [inner]},
+    "prefixItems": lambda inner: {"prefixItems": [inner]},
+    "additionalProperties": lambda inner: {"additionalProperties": inner},
+    "patternProperties": lambda inner: {"patternProperties": {"^x": inner}},
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_a_schema_nested_too_deeply_is_refused(step):
+    """1,000 levels overflow llguidance's stack, which ends the process."""
+    for schema in (nested(200, step), nested(20_000, step), chain(1000, step), chain(3000, step)):
+        if schema:
+            with pytest.raises(BadGrammar, match="nested too deeply"):
+                GRAMMARS["bpe"].grammar(schema)
+    GRAMMARS["bpe"].grammar(chain(20, step))
+
+
+def test_a_large_schema_is_refused_at_once():
+    with pytest.raises(BadGrammar, match="parts and values"):
+        GRAMMARS["bpe"].grammar({"enum": list(range(100_000))})
+    with pytest.raises(BadGrammar, match="characters"):
+        GRAMMARS["bpe"].grammar({"pattern": "a" * 100_000})
+
+
+@pytest.mark.parametrize("number", [2**31, 999_983, 1e300])
+def test_a_large_multiple_is_refused_at_once(number):
+    """An automaton of 2,147,483,648 states never ends."""
+    with pytest.raises(BadGrammar, match=r"multipleOf: \S+ is above the limit of 10000"):
+        GRAMMARS["bpe"].grammar({"type": "integer", "multipleOf": number})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"const": -(2**63)}, {"enum": [1, 1 - 2**63]}, {"type": "integer", "minimum": -1e19, "maximum": -1e19}],
+)
+def test_a_schema_that_crashes_llguidance_is_refused(schema):
+    with pytest.raises(BadGrammar):
+        GRAMMARS["bpe"].grammar(schema)
+    assert is_allowed("bpe", {"const": 1}, "1") is True
+
+
+def test_one_of_3000_constants_takes_no_time():
+    """Compare in pairs and it takes half a minute."""
+    began = process_time()
+    for constants in (range(3000), map(str, range(3000))):
+        GRAMMARS["bpe"].grammar({"oneOf": [{"const": constant} for constant in constants]})
+    assert process_time() - began < 5
 
 
 def test_the_schema_cannot_change_the_grammars_settings():
@@ -312,8 +371,8 @@ NAMED = {"type": "object", "properties": {"name": {"type": "string"}}, "required
         [CAT, NAMED],  # neither allows a property that the other requires
         [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],  # as pydantic writes a tagged union
         [{"type": "integer"}, {"type": "string"}, {"type": ["null", "boolean"]}],
-        [{"const": 1}, {"const": True}, {"enum": ["a", "b"]}],
         [CAT, False, {"const": None}],
+        [CAT | {"required": []}, DOG | {"required": []}],  # the tag becomes required
     ],
 )
 def test_one_of_is_any_of_if_alternatives_exclude_each_other(alternatives):
@@ -322,12 +381,16 @@ def test_one_of_is_any_of_if_alternatives_exclude_each_other(alternatives):
     GRAMMARS["bpe"].grammar(schema)
 
 
+def test_one_of_constants_is_an_enum_of_those_listed_once():
+    alternatives = [{"const": 1}, {"const": True}, {"enum": ["a", "b"]}, {"const": 1.0}, {"const": "b", "type": "null"}]
+    assert narrowed({"oneOf": alternatives}) == {"enum": [True, "a", "b"]}
+
+
 @pytest.mark.parametrize(
     "alternatives",
     [
         [CAT, CAT],
         [CAT, {"type": "object"}],
-        [{"const": 1}, {"enum": [1.0, 2]}],
         [{}, {"type": "null"}],
         [True, CAT],
         [{"type": "object", "properties": {"a": CAT}}, {"type": "object", "properties": {"a": DOG}}],

@@ -1,0 +1,171 @@
+"""oneOf as anyOf: possible where no answer can fit two of the alternatives.
+
+    {"oneOf": [{"const": "a"}, {"const": "b"}]}                  an enum of "a" and "b"
+    {"oneOf": [{"type": "integer"}, {"type": "string"}]}         different types
+    {"oneOf": [cat, dog]}, each with a constant `kind`           a property with different values; it becomes required
+    {"oneOf": [{"minimum": 1}, {"minimum": 2}]}                  refused: 3 fits both
+
+An alternative is enforced in a narrower form, which must exclude the other alternatives as the caller wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from ..errors import BadGrammar
+from .schema_check import TYPES, Schema, resolve
+
+Narrow = Callable[[Schema], Schema]
+
+MAX_PAIRED = 100  # alternatives that are compared in pairs
+MAX_STEPS = 10  # $refs, and properties within properties, that a comparison follows
+LABELS = {"title", "description", "default", "examples", "deprecated", "$comment"}
+JSON_TYPES = TYPES - {"integer"}  # an integer is a number
+
+
+def one_of_as_any_of(part: Schema, root: Schema, narrow: Narrow) -> Schema:
+    """Replace `oneOf` in `part` by `anyOf`, or by `enum` if the alternatives are constants.
+
+    root     the document in which a $ref is resolved
+    narrow   a schema -> the one that is enforced instead, which allows fewer answers
+    Raises: BadGrammar if an answer may fit two alternatives
+    """
+    alternatives = [one for one in part["oneOf"] if one is not False]
+    others = {keyword: value for keyword, value in part.items() if keyword != "oneOf"}
+    resolved = [target(one, root) for one in alternatives]
+    if all(one.keys() <= {"const", "enum", "type", *LABELS} and values(one) is not None for one in resolved):
+        return _both(others, {"enum": _listed_once(resolved)})
+    narrowed = [narrow(one) for one in resolved]
+    if tag := _tag(narrowed, root):
+        alternatives = [
+            one if tag in required(full) else _requiring(one, tag)
+            for one, full in zip(alternatives, resolved, strict=True)
+        ]
+    elif len(resolved) > MAX_PAIRED:
+        raise BadGrammar(f"format: oneOf: {len(resolved)} alternatives that share no property with constant values")
+    else:
+        for i, theirs in enumerate(resolved):
+            if not all(excludes(ours, theirs, root) for j, ours in enumerate(narrowed) if i != j):
+                raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that")
+    return _both(others, {"anyOf": alternatives})
+
+
+def _both(part: Schema, more: Schema) -> Schema:
+    """Return the schema of what fits both."""
+    if not part.keys() & more.keys():
+        return part | more
+    return part | {"allOf": [*part.get("allOf", []), more]}
+
+
+def _listed_once(alternatives: list[Schema]) -> list[Any]:
+    """Return the values that exactly one of the alternatives allows."""
+    allowed = [
+        {key: value for key, value in (values(one) or {}).items() if key[0] in types(one)} for one in alternatives
+    ]
+    n = Counter(key for one in allowed for key in one)
+    return [value for one in allowed for key, value in one.items() if n[key] == 1]
+
+
+def _tag(alternatives: list[Schema], root: Schema) -> str | None:
+    """Return a property that has other constant values in each alternative."""
+    if not all(types(one) == {"object"} for one in alternatives):
+        return None
+    maps = [_map(one, "properties") for one in alternatives]
+    for name in maps[0] if maps else ():
+        if not all(name in one for one in maps):
+            continue
+        listed = [values(target(one[name], root)) for one in maps]
+        keys = [set(one) for one in listed if one is not None]
+        if len(keys) == len(maps) and sum(map(len, keys)) == len(set().union(*keys)):
+            return name
+    return None
+
+
+def _requiring(alternative: Schema, name: str) -> Schema:
+    return _both(alternative, {"required": [name]})
+
+
+def excludes(a: Schema, b: Schema, root: Schema, steps: int = MAX_STEPS) -> bool:
+    """Return whether the schemas obviously exclude each other: by type, value, range or property."""
+    a, b = target(a, root), target(b, root)
+    shared = types(a) & types(b)
+    if not shared or (values(a) is not None and values(b) is not None and not values(a).keys() & values(b).keys()):  # type: ignore[union-attr]
+        return True
+    if steps == 0:
+        return False
+    if shared == {"number"}:
+        return _low(a) > _high(b) or _low(b) > _high(a)
+    if shared != {"object"}:
+        return False
+    needed = required(a) | required(b)
+    if any(_forbids(a, name) for name in required(b)) or any(_forbids(b, name) for name in required(a)):
+        return True
+    maps = _map(a, "properties"), _map(b, "properties")
+    return any(
+        excludes(maps[0][name], maps[1][name], root, steps - 1) for name in needed & maps[0].keys() & maps[1].keys()
+    )
+
+
+def _low(part: Schema) -> float:
+    return max(part.get("minimum", -inf), part.get("exclusiveMinimum", -inf))
+
+
+def _high(part: Schema) -> float:
+    return min(part.get("maximum", inf), part.get("exclusiveMaximum", inf))
+
+
+def _forbids(part: Schema, name: str) -> bool:
+    properties = _map(part, "properties")
+    is_closed = part.get("additionalProperties") is False and not part.get("patternProperties")
+    return properties.get(name) is False or (is_closed and name not in properties)
+
+
+def target(part: Any, root: Schema) -> Schema:
+    """Return `part`, or the schema that its $ref leads to; {} for True."""
+    for _ in range(MAX_STEPS):
+        if not isinstance(part, dict) or "$ref" not in part:
+            break
+        part = resolve(part["$ref"], root)
+    return part if isinstance(part, dict) else {"enum": []} if part is False else {}
+
+
+def types(part: Schema) -> set[str]:
+    """Return the types of valid answers; an integer is a number."""
+    said, listed = part.get("type"), values(part)
+    if said is not None:
+        return {"number" if type == "integer" else type for type in ([said] if isinstance(said, str) else said)}
+    return {type for type, _ in listed} if listed is not None else set(JSON_TYPES)
+
+
+def values(part: Schema) -> dict[tuple[str, str], Any] | None:
+    """Return the valid values by (type, spelling), if the schema lists them; true differs from 1, but 1.0 does not."""
+    listed = [part["const"]] if "const" in part else part.get("enum")
+    return None if listed is None else {value_key(value): value for value in listed}
+
+
+def value_key(value: Any) -> tuple[str, str]:
+    """Return the type and a spelling of `value` that equal values share."""
+    names = {bool: "boolean", str: "string", type(None): "null", dict: "object", list: "array"}
+    return names.get(type(value), "number"), json.dumps(_plain(value), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Replace floats that are whole by integers, so that 1.0 is spelled as 1."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def required(part: Schema) -> set[str]:
+    return set(part.get("required", ()))
+
+
+def _map(part: Schema, keyword: str) -> dict[str, Any]:
+    value: dict[str, Any] = part.get(keyword, {})
+    return value
