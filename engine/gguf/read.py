@@ -142,6 +142,11 @@ class GGUF:
         """The key-values with their types; `write_gguf` writes them back to the same bytes."""
         return {key: TypedValue(self.kv_types[key], value) for key, value in self.kv.items()}
 
+    def text(self, key: str) -> str:
+        """Return the text under `key`; "" if it is missing or of another type (an array is not comparable)."""
+        value = self.kv.get(key)
+        return value if isinstance(value, str) else ""
+
     def bad(self, key: str, message: str) -> BadGGUF:
         """Return an error about the value of `key`, or about the whole file if the key is missing."""
         return BadGGUF(self.path, self.kv_offsets.get(key, 0), message)

@@ -79,9 +79,9 @@ FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 
 def family_of(architecture: object) -> Family:
     """Return the family of `architecture`.  Raises: UnsupportedArchitecture, whose message lists the supported ones"""
-    if architecture not in FAMILIES:
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UnsupportedArchitecture(
             str(architecture),
             f"unsupported architecture '{architecture}'; this build supports {', '.join(sorted(FAMILIES))}",
         )
-    return FAMILIES[str(architecture)]
+    return FAMILIES[architecture]

@@ -31,7 +31,7 @@ def load_model(
     """
     began = perf_counter_ns()
     gguf = source if isinstance(source, GGUF) else GGUF.open(source)
-    if gguf.kv.get("general.type") == "adapter":
+    if gguf.text("general.type") == "adapter":
         raise ModelError(f"{gguf.path}: an adapter, expected a model; apply it by ADAPTER in a Modelfile or --adapter")
     gguf = adapted(gguf, adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
@@ -46,7 +46,7 @@ def check_fits(part: GGUF, model: GGUF) -> None:
 
     A projector of an unsupported type is accepted unchecked.  Raises: BadGGUF, ModelError
     """
-    if part.kv.get("general.type") == "adapter":
+    if part.text("general.type") == "adapter":
         for _ in low_rank_terms(part, model, 1.0):
             pass
         return

@@ -73,10 +73,10 @@ def check_kind(adapter: GGUF, model: GGUF) -> None:
     expected = {
         "general.type": "adapter",
         "adapter.type": "lora",
-        "general.architecture": model.kv.get("general.architecture"),
+        "general.architecture": model.text("general.architecture"),
     }
     for key, value in expected.items():
-        if adapter.kv.get(key) != value:
+        if adapter.text(key) != value:
             raise adapter.bad(key, f"{key} is {adapter.kv.get(key, 'missing')!r}, expected {value!r}")
     if "adapter.alora.invocation_tokens" in adapter.kv:
         raise adapter.bad("adapter.alora.invocation_tokens", "an activated LoRA, which this build does not support")

@@ -278,7 +278,7 @@ class Engine:
 
     def list(self) -> list[dict[str, Any]]:
         """Return the store's models, newest first, in the form of /api/tags."""
-        return [show.tags_entry(model) for model in self.store.list()]
+        return show.tags_entries(self.store.list())
 
     def ps(self) -> Sequence[dict[str, Any]]:
         """Return the loaded models, longest remaining lifetime first, in the form of /api/ps."""
@@ -288,7 +288,7 @@ class Engine:
                 "model": entry.model.name.short,
                 "size": entry.runner.nbytes,
                 "digest": entry.model.digest,
-                "details": show.details(entry.model),
+                "details": show.details(entry.model, entry.runner.model.gguf),
                 "expires_at": rfc3339(entry.expires_at, local=True),
                 "size_vram": 0,
                 "context_length": entry.runner.options.num_ctx,

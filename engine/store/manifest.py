@@ -133,6 +133,7 @@ OPTIONAL_KEYS = (
     *("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities"),
     *("context_length", "embedding_length", "base_name", "draft"),
 )
+OPTIONAL_TEXTS = ("renderer", "parser", "requires", "remote_host", "remote_model", "base_name")
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,15 @@ class Config:
         """Parse a config.  `path` is named in errors.  Raises: BadManifest"""
         value = read_json(data, path, dict)
         texts = {key: value.get(key) or "" for key in CONFIG_KEYS if key != "model_families"}
-        families = value.get("model_families") or []
-        if not all(isinstance(text, str) for text in [*texts.values(), *families]):
-            raise BadManifest(path, "the config's family, type and format must be text")
         more = {key: value[key] for key in OPTIONAL_KEYS if value.get(key)}
-        return cls(**texts, model_families=tuple(families), more=more)
+        lists = {"model_families": value.get("model_families") or [], "capabilities": more.get("capabilities", [])}
+        for key, text in (texts | {key: more.get(key, "") for key in OPTIONAL_TEXTS}).items():
+            if not isinstance(text, str):
+                raise BadManifest(path, f"the config's {key} is a {type(text).__name__}, expected text")
+        for key, items in lists.items():
+            if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+                raise BadManifest(path, f"the config's {key} is {str(items)[:40]}, expected a list of texts")
+        return cls(**texts, model_families=tuple(lists["model_families"]), more=more)
 
 
 def read_json(data: bytes, path: str | os.PathLike[str], kind: type) -> Any:

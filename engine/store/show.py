@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..go.fmt import literal_of_value
 from ..go.text import valid_text
 from ..go.times import rfc3339
 from ..template import Template
+from .blobs import os_errors_as_store_errors
 from .make.modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
 
@@ -49,7 +50,7 @@ def show(
         "parameters": _parameters(model.params),
         "template": BARE_TEMPLATE if model.template is None else model.template,
         "system": system,
-        "details": _details(model, head),
+        "details": _details(model, head.file_type),
         "messages": [{"role": message["role"], "content": message["content"]} for message in model.messages],
         "model_info": model_info(GGUF.open(model.weights), verbose) if verbose else dict(head.info),
         "projector_info": more[0] if more else {},
@@ -92,7 +93,7 @@ def tags_entry(model: LocalModel) -> dict[str, Any]:
     except EngineError as error:
         log.warning("model %s cannot be run: %s", model.name.short, error)
         head = _Head()
-    details = _details(model, head)
+    details = _details(model, head.file_type)
     details |= {key: value for key, value in head.lengths.items() if value}
     entry = {
         "name": model.name.short,
@@ -106,9 +107,24 @@ def tags_entry(model: LocalModel) -> dict[str, Any]:
     return entry | ({"capabilities": capabilities} if capabilities else {})
 
 
-def details(model: LocalModel) -> dict[str, Any]:
-    """Return the `details` of a model: its format, families, sizes and quantization."""
-    return _details(model, _head_of(model.weights))
+def details(model: LocalModel, gguf: GGUF) -> dict[str, Any]:
+    """Return the `details` of a loaded model: its format, families, sizes and quantization.
+
+    gguf   the weights as loaded: the file may have been deleted since
+    """
+    return _details(model, file_type_name(gguf.kv.get("general.file_type")))
+
+
+def tags_entries(models: Iterable[LocalModel]) -> list[dict[str, Any]]:
+    """Return the entries of `models` in /api/tags.  A model whose entry cannot be made is logged and left out."""
+    entries = []
+    for model in models:
+        try:
+            entries.append(tags_entry(model))
+        except Exception as error:  # one model, which a registry may have sent, must not hide all others
+            unexpected = None if isinstance(error, EngineError) else error
+            log.error("model %s is left out: %s", model.name.short, error, exc_info=unexpected)
+    return entries
 
 
 def capabilities(model: LocalModel, go_template: bool = True) -> list[str]:
@@ -140,13 +156,9 @@ class _Head:
 
     @classmethod
     def of(cls, gguf: GGUF) -> _Head:
-        architecture = gguf.kv.get("general.architecture")
-        architecture = architecture if isinstance(architecture, str) else ""
+        architecture = gguf.text("general.architecture")
         kinds = [kind for kind in ("vision", "audio") if f"{architecture}.{kind}.block_count" in gguf.kv]
-        if architecture != "clip" and gguf.kv.get("general.type") not in (
-            "adapter",
-            "mmproj",
-        ):  # which generate no text
+        if architecture != "clip" and gguf.text("general.type") not in ("adapter", "mmproj"):  # these generate no text
             is_encoder = gguf.kv.get(f"{architecture}.attention.causal") is False
             embeds = is_encoder or f"{architecture}.pooling_type" in gguf.kv
             kinds = ["embedding" if embeds else "completion", *kinds]
@@ -164,7 +176,8 @@ class _Head:
 
 
 def _head_of(path: Path) -> _Head:
-    status = path.stat()
+    with os_errors_as_store_errors():  # the file may have been deleted since the manifest was read
+        status = path.stat()
     return _head(path, status.st_size, status.st_mtime_ns)
 
 
@@ -173,9 +186,10 @@ def _head(path: Path, size: int, modified_ns: int) -> _Head:
     return _Head.of(GGUF.open(path))
 
 
-def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
+def _details(model: LocalModel, stored_type: str) -> dict[str, Any]:
+    """Return the details; `stored_type`, the file type of the weights, stands in for one that the config lacks."""
     config = model.config
-    file_type = config.file_type if config.file_type not in ("", "unknown") else head.file_type
+    file_type = config.file_type if config.file_type not in ("", "unknown") else stored_type
     return {
         "parent_model": model.parent,
         "format": config.model_format,
@@ -187,7 +201,7 @@ def _details(model: LocalModel, head: _Head) -> dict[str, Any]:
 
 
 def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> list[str]:
-    own = [word for word in model.config.more.get("capabilities") or [] if isinstance(word, str)]
+    own = model.config.more.get("capabilities") or []
     vision = ["vision"] if model.has_projector else []
     template = Template.from_gguf(head.jinja, model.template if go_template else None)
     return list(dict.fromkeys([*own, *head.kinds, *vision, *template.capabilities]))

@@ -285,7 +285,7 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
             raise gguf.bad(key, f"key '{key}' is {value!r}, expected numbers for red, green and blue")
         return value[:3].astype(np.float32)
 
-    if kv.get("general.architecture") != "clip":
+    if gguf.text("general.architecture") != "clip":
         raise refuse(f"architecture is '{kv.get('general.architecture')}', expected 'clip', a vision tower")
     if kv.get("clip.has_vision_encoder") is not True:
         raise refuse("key 'clip.has_vision_encoder' is not true: the file has no vision encoder")

@@ -206,6 +206,20 @@ def test_truncating_the_file_of_a_running_model_fails_only_that_model(server, mo
     assert "1000 bytes, expected" in error_of(server.post("/api/generate", model="m", prompt="a"))
 
 
+def test_a_deleted_model_that_is_loaded_still_runs_as_far_as_ps_and_metrics_tell(server):
+    say(server)
+    say(server, "n")
+    expected = server.client.get("/api/ps").json()["models"]
+    assert server.client.request("DELETE", "/api/delete", json={"model": "m"}).status_code == 200
+    assert not any(path.name.endswith(expected[0]["digest"]) for path in server.engine.store.blobs.folder.iterdir())
+    got = server.client.get("/api/ps").json()["models"]
+    assert sorted(entry["name"] for entry in got) == ["m:latest", "n:latest"]
+    moment = {"expires_at": ""}
+    assert [entry | moment for entry in got] == [entry | moment for entry in expected]
+    assert [entry["name"] for entry in server.client.get("/api/tags").json()["models"]] == ["n:latest"]
+    assert 'numllama_model_bytes{model="m:latest"}' in server.client.get("/metrics").text
+
+
 # full disks
 
 

@@ -49,7 +49,7 @@ def model_layers(
     for path, digest in files.items():
         yield {"status": "parsing GGUF"}
         gguf, layer = _uploaded(store, path, digest)
-        kind = gguf.kv.get("general.type")
+        kind = gguf.text("general.type")
         if kind == "adapter":
             raise RequestError(f"{path}: an adapter, expected a model")
         is_part = gguf.kv.get("split.count", 1) != 1  # only the first part has an architecture
@@ -107,7 +107,7 @@ def adapter_layer(
     ((path, digest),) = files.items()
     yield {"status": "parsing GGUF"}
     gguf, layer = _uploaded(store, path, digest)
-    if gguf.kv.get("general.type") != "adapter":
+    if gguf.text("general.type") != "adapter":
         raise RequestError(f"{path}: general.type is {gguf.kv.get('general.type')!r}, expected 'adapter'")
     _check_part(path, gguf, GGUF.open(model), check_fits)
     return replace(layer, media_type=media.ADAPTER)

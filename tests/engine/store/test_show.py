@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from numllama.engine.gguf.file_type import file_type_name, parameter_size
-from numllama.engine.gguf.read import F64, I32, ArrayType
+from numllama.engine.gguf.read import F64, GGUF, I32, ArrayType
 from numllama.engine.gguf.write import write_gguf
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create, create_from_modelfile
-from numllama.engine.store.show import capabilities, show, show_file, tags_entry
+from numllama.engine.store.manifest import MODEL, Manifest, ManifestLayer
+from numllama.engine.store.show import capabilities, show, show_file, tags_entries, tags_entry
 from tiny import tiny_gguf
 
 
@@ -121,6 +123,30 @@ def test_a_model_with_broken_weights_is_listed_with_the_facts_in_its_config(tmp_
     broken = tags_entry(Store(tmp_path / "models").resolve("m"))
     assert (broken["name"], broken["details"]["parameter_size"]) == ("m:latest", whole["details"]["parameter_size"])
     assert "cannot be run" in caplog.text
+
+
+ARRAYS = [np.float32([1, 2]), ["a", "b"], []]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=["numbers", "texts", "empty"])
+@pytest.mark.parametrize("key", [f"general.{name}" for name in ("type", "architecture", "file_type", "name")])
+def test_an_array_where_a_single_value_stands_hides_no_model(tmp_path, key, array):
+    path = tiny_gguf(tmp_path / "m.gguf")
+    model = stored(tmp_path, path)
+    write_gguf(path, GGUF.open(path).typed | {key: array if len(array) else ArrayType(I32)([])})
+    store = Store(tmp_path / "models")
+    pulled = ManifestLayer(MODEL, *store.put_blob([path.read_bytes()]))  # a pull does not read the file
+    store.write_manifest(model.name, Manifest(model.manifest.config, (pulled,)))
+    model = store.resolve("m")
+    assert [entry["name"] for entry in tags_entries([model])] == ["m:latest"]
+    assert show(model)["details"]["family"] == "llama"  # from the config
+
+
+def test_a_model_whose_entry_cannot_be_made_hides_no_other(tmp_path, caplog):
+    good = stored(tmp_path, tiny_gguf(tmp_path / "m.gguf"))
+    beyond_all_dates = replace(good, modified_ns=2**100)
+    assert tags_entries([beyond_all_dates, good]) == [tags_entry(good)]
+    assert "m:latest is left out" in caplog.text
 
 
 def test_a_store_written_by_ollama_is_shown_as_ollama_shows_it(tmp_path, kept):

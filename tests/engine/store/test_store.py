@@ -91,6 +91,19 @@ def test_list_starts_with_the_newest_model_and_leaves_out_broken_ones(store, cap
     assert "broken:latest is left out" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "key", ["model_format", "model_family", "model_families", "model_type", "file_type", "capabilities", "renderer"]
+)
+@pytest.mark.parametrize("value", [5, {"a": 1}, [1], True])
+def test_a_config_with_values_of_other_types_hides_no_other_model(store, caplog, key, value):
+    make(store, "good")
+    config = layer(store, CONFIG_TYPE, json.dumps({"model_format": "gguf", key: value}).encode())
+    weights = layer(store, MODEL, b"weights")
+    store.write_manifest(ModelName.parse("broken"), Manifest(config, (weights,)))
+    assert [model.name.model for model in store.list()] == ["good"]
+    assert f"broken:latest is left out: {store.blobs.path(config.digest)}: the config's {key} is" in caplog.text
+
+
 def test_an_empty_or_missing_folder_has_no_model(store):
     assert store.list() == []
     with pytest.raises(ModelNotFound, match="model 'x' not found"):
