@@ -106,6 +106,27 @@ class Unsupported(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class MappedFile:
+    """A file in memory.  Its descriptor stays open, so it is this file even after another took its path."""
+
+    path: Path
+    map: mmap.mmap
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes when it was mapped."""
+        return len(self.map)
+
+    def check(self) -> None:
+        """Check that the file still has its size: reading pages beyond its end would end the process (SIGBUS).
+
+        Takes 1 us.  Raises: ModelError if it was truncated
+        """
+        if (size := self.map.size()) < self.nbytes:
+            raise ModelError(f"{self.path} was truncated from {self.nbytes} to {size} bytes")
+
+
+@dataclass(frozen=True, eq=False)
 class GGUF:
     """An open model file, or the parts of a split model joined into one.
 
@@ -114,7 +135,7 @@ class GGUF:
     kv_types     the GGUF type of each value; `typed` has both
     tensors      by name, in file order.  The blocks of a big-endian file are big-endian
     unsupported  the tensors without a format
-    parts        the files: one, or those of a split model, then its adapters; `path` and all keys are of the first
+    mapped       the files: one, or those of a split model, then its adapters; `path` and all keys are of the first
     kv_offsets, tensor_offsets   the byte offset of each value and of each entry of the tensor table, for error messages
     """
 
@@ -126,7 +147,7 @@ class GGUF:
     kv_types: dict[str, ValueType | ArrayType]
     tensors: dict[str, Tensor] = field(repr=False)
     unsupported: dict[str, Unsupported]
-    parts: tuple[Path, ...]
+    mapped: tuple[MappedFile, ...]
     kv_offsets: dict[str, int] = field(repr=False)
     tensor_offsets: dict[str, int] = field(repr=False)
 
@@ -136,6 +157,11 @@ class GGUF:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUF:
         return read_gguf(path)
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The paths of `mapped`."""
+        return tuple(file.path for file in self.mapped)
 
     @property
     def typed(self) -> dict[str, TypedValue]:
@@ -192,7 +218,7 @@ def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
         parts[0],
         tensors=dict(parts[0].tensors),
         unsupported=dict(parts[0].unsupported),
-        parts=tuple(part.path for part in parts),
+        mapped=tuple(file for part in parts for file in part.mapped),
         tensor_offsets=dict(parts[0].tensor_offsets),
     )
     for part in parts[1:]:
@@ -250,8 +276,10 @@ class _Reader:
             found = f"general.alignment is {alignment if type is U32 else type}"
             raise self.bad(offsets["general.alignment"], f"{found}, expected a power of two as u32")
         tensors, unsupported, entries = self.tensors(n_tensors, alignment)
-        parts = (self.path,)
-        return GGUF(self.path, version, self.order, alignment, kv, types, tensors, unsupported, parts, offsets, entries)
+        mapped = (MappedFile(self.path, self.data),)
+        return GGUF(
+            self.path, version, self.order, alignment, kv, types, tensors, unsupported, mapped, offsets, entries
+        )
 
     def header(self) -> tuple[int, int, int]:
         """Read version, n_tensors and n_kv, and determine the byte order."""

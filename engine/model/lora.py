@@ -40,13 +40,13 @@ def adapted(gguf: GGUF, adapters: Mapping[str | os.PathLike[str], float]) -> GGU
     Raises: BadGGUF for a file that is not an adapter, or that was made for another model
     """
     tensors = dict(gguf.tensors)
-    parts = list(gguf.parts)
+    mapped = list(gguf.mapped)
     for path, strength in adapters.items():
         adapter = GGUF.open(path)
         for name, term in low_rank_terms(adapter, gguf, strength):
             tensors[name] = replace(tensors[name], low_rank=(*tensors[name].low_rank, term))
-        parts += adapter.parts
-    return replace(gguf, tensors=tensors, parts=tuple(parts))
+        mapped += adapter.mapped
+    return replace(gguf, tensors=tensors, mapped=tuple(mapped))
 
 
 def low_rank_terms(adapter: GGUF, model: GGUF, strength: float) -> Iterator[tuple[str, LowRank]]:

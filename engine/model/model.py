@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..gguf.file_type import parameter_size
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, MappedFile
 from ..template import Template
 from ..tokenizer import Tokenizer, from_gguf
 from ..vision.tower import Vision
@@ -49,16 +49,16 @@ class Model:
         return self.weights
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[MappedFile, ...]:
         """The files it is mapped from, including adapters and projector."""
-        return (*self.gguf.parts, *([self.vision.path] if self.vision else []))
+        return (*self.gguf.mapped, *([self.vision.file] if self.vision else []))
 
     @property
     def nbytes(self) -> int:
         """Bytes of its weights, including adapters and projector."""
         tensors = self.gguf.tensors.values()
         weights = sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
-        return weights + (self.vision.path.stat().st_size if self.vision else 0)
+        return weights + (self.vision.file.nbytes if self.vision else 0)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -96,6 +96,8 @@ class Runner:
         n_ctx = self.options.num_ctx
         n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_ENCODER_SLOTS
         check_memory(model, n_ctx, n_slot, cache_type)
+        for file in model.files:
+            file.check()
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
         # Force the lazy parts now, so that their cost counts as load time: tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
@@ -110,7 +112,6 @@ class Runner:
         self.images = Images(vision, kernels) if vision else None
         self.grammars = Grammars(model.tokenizer)
         self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
-        self._sizes = {path: path.stat().st_size for path in model.files}
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -167,10 +168,11 @@ class Runner:
 
         A deleted file stays mapped.  Takes 2 us.
         """
-        for path, size in self._sizes.items():
-            with suppress(OSError):
-                if (now := path.stat().st_size) < size:
-                    self.scheduler.stopped = ModelError(f"{path} was truncated from {size} to {now} bytes")
+        try:
+            for file in self.model.files:
+                file.check()
+        except ModelError as error:
+            self.scheduler.stopped = error
 
     def _reject_queued(self) -> None:
         while not self._jobs.empty():

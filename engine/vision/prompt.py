@@ -80,6 +80,7 @@ class Images:
 
         def tap(name: str, il: int, value: np.ndarray) -> np.ndarray:
             handle.check()
+            self.vision.file.check()
             return value
 
         key = sha256(image).digest()
@@ -87,6 +88,7 @@ class Images:
             handle.check()
         try:
             if key not in self._cached:
+                self.vision.file.check()
                 rows = self.vision.encode(image, self.kernels, tap)
                 self._cached[key] = EncodedImage(self._next_id, rows)
                 self._next_id -= len(rows) + 1

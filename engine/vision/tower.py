@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ...kernels import Attention, Kernels, Tensor
 from ..errors import BadOptions, ModelError, UnsupportedArchitecture
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, MappedFile
 from ..model.affine import LayerNorm, Linear, read_layer_norm, read_linear, read_vector
 from ..model.trace import Tap, no_tap
 from ..model.weights import Tensors
@@ -82,7 +81,7 @@ class Vision:
     n_rows   rows of one tile; a large image may have several tiles (`hparams.tiled`)
     """
 
-    path: Path
+    file: MappedFile
     hparams: VisionHparams
     patch_embd: Tensor
     patch_bias: np.ndarray | None
@@ -226,7 +225,7 @@ def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None
     class_embd = read_vector(file, "v.class_embd", n)
     n_pos = n_patch if class_embd is None else n_patch + 1
     vision = Vision(
-        path=Path(gguf.path),
+        file=gguf.mapped[0],
         hparams=hp,
         patch_embd=file.tensor("v.patch_embd.weight", (n, 3, hp.patch_size, hp.patch_size)),
         patch_bias=read_vector(file, "v.patch_embd.bias", n),

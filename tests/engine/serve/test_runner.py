@@ -10,8 +10,9 @@ from dataclasses import replace
 from queue import SimpleQueue
 
 import pytest
+from adapters import tiny_lora
 
-from numllama.engine.errors import Cancelled, ContextFull, OutOfMemory, ShuttingDown
+from numllama.engine.errors import Cancelled, ContextFull, ModelError, OutOfMemory, ShuttingDown
 from numllama.engine.handle import RequestHandle
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
@@ -19,6 +20,7 @@ from numllama.engine.run.job import Job
 from numllama.engine.run.request import complete
 from numllama.engine.serve.runner import Runner
 from tiny import tiny_gguf
+from tiny_llava import tiny_mmproj
 
 GREEDY = Options(temperature=0.0, num_predict=8, num_ctx=64)
 
@@ -120,6 +122,29 @@ def test_a_deleted_file_stays_usable_and_a_truncated_one_ends_every_job(tmp_path
     [error] = Client(runner, [1, 300]).rest()
     assert re.search(r"truncated from \d+ to 1000 bytes", str(error)) and not runner.serves(GREEDY)
     runner.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be changed there")
+@pytest.mark.parametrize("part", ["model", "adapter", "projector"])
+def test_a_file_that_is_cut_and_then_replaced_by_a_whole_one_is_not_read(tmp_path, part):
+    """The map is still of the cut file: reading it would end the process with SIGBUS."""
+    base = tiny_gguf(tmp_path / "model.gguf")
+    adapter = tiny_lora(tmp_path / "adapter.gguf", base)
+    projector = tiny_mmproj(tmp_path / "projector.gguf")
+    model = load_model(base, {adapter: 1.0}, projector)
+    runner = Runner(model, GREEDY)
+    path = tmp_path / f"{part}.gguf"
+    whole = path.read_bytes()
+    os.truncate(path, 1000)
+    (tmp_path / "repaired").write_bytes(whole)
+    os.replace(tmp_path / "repaired", path)
+    [error] = Asker(runner, [1, 300]).rest()
+    assert str(error) == f"{path} was truncated from {len(whole)} to 1000 bytes" and not runner.serves(GREEDY)
+    runner.close()
+    if part == "projector":
+        with pytest.raises(ModelError, match="to 1000 bytes"):
+            runner.images.encode(b"", RequestHandle())
+    assert model.nbytes > len(whole) / 2  # told from the map
 
 
 def test_there_are_four_slots_if_a_quarter_of_the_memory_holds_their_caches(model, monkeypatch):
