@@ -62,7 +62,8 @@ class Credentials:
     """The credentials of this machine.
 
     user, password   NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD
-    host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": every registry
+    host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": no registry does, because
+                     the client of a server chooses which registry a pull or push goes to
     docker           the config file that `docker login` writes
     keys             the folder of the ed25519 key
     """
@@ -85,7 +86,7 @@ class Credentials:
 
     def basic(self, host: str) -> str:
         """Return the Authorization header with user and password for `host`, or ""."""
-        if self.user and host.lower() != HOST and self.host.lower() in ("", host.lower()):
+        if self.user and host.lower() != HOST and self.host.lower() == host.lower():
             return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         return self._docker(host)
 

@@ -187,7 +187,10 @@ class RegistryClient:
                 self._authorization, self._method = authorization, kind
                 return response
             response.close()
-        advice = "set NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD, or run `docker login`"
+        advice = (
+            f"run `docker login {self.host}`, or set NUMLLAMA_REGISTRY_HOST={self.host}, NUMLLAMA_REGISTRY_USER and "
+            "NUMLLAMA_REGISTRY_PASSWORD where pulls and pushes run"
+        )
         raise Unauthorized("; ".join(["unauthorized: access denied", *rejections, advice]), 401)
 
     def _authorizations(self, challenge: Challenge, used: str, rejections: list[str]) -> Iterator[tuple[str, str]]:

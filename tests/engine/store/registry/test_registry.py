@@ -82,6 +82,10 @@ def push(store, double, name="lab/m", credentials=None):
     return list(transfer.push(store, name, True, credentials or Credentials(), RequestHandle()))
 
 
+def login(double):
+    return Credentials("u", "p", double.host)
+
+
 def words(statuses):
     """The distinct status texts, in order."""
     return list(dict.fromkeys(status["status"] for status in statuses))
@@ -417,7 +421,7 @@ def test_a_redirect_keeps_the_range_and_drops_the_authorization(store, there):
     inner = there.spoil
     elsewhere = to(f"{other.url}/v2/a/b/blobs/{DIGEST}x?signature=secret")
     there.spoil = lambda request, answer: elsewhere(answer) if DIGEST in request.path else inner(request, answer)
-    pull(store, there, credentials=Credentials("u", "p"))
+    pull(store, there, credentials=login(there))
     other.close()
     assert_pulled(store, there)
     assert len(other.seen) == 5
@@ -430,7 +434,7 @@ def test_an_error_after_a_redirect_hides_the_urls_secrets(store, there):
     other.spoil = lambda request, answer: Answer(401, {"WWW-Authenticate": "Basic realm=x"}, b"expired")
     spoil_each(there, to(f"{other.url}/v2/a/b/blobs/{DIGEST}?signature=secret"))
     with pytest.raises(RegistryError, match=f"{other.host}.*401 Unauthorized: expired") as refusal:
-        pull(store, there, credentials=Credentials("u", "p"))
+        pull(store, there, credentials=login(there))
     other.close()
     assert "secret" not in str(refusal.value)
     assert not any("authorization" in request.headers for request in other.seen)
@@ -712,10 +716,23 @@ def test_basic_credentials_come_from_the_environment_or_dockers_file(store, ther
     pull(store, there, credentials=Credentials(docker=docker))
     monkeypatch.setenv("NUMLLAMA_REGISTRY_USER", "u")
     monkeypatch.setenv("NUMLLAMA_REGISTRY_PASSWORD", "p")
+    monkeypatch.setenv("NUMLLAMA_REGISTRY_HOST", there.host)
     found = Credentials.from_env()
     assert found.basic(there.host) == expected and found.basic("registry.ollama.ai") == ""
     assert replace(found, host="h:1").basic(there.host) == "" and replace(found, host="h:1").basic("H:1") == expected
     assert "p" not in repr(found.password and found).replace("PosixPath", "").split("docker")[0].replace("password", "")
+
+
+def test_a_registry_that_no_variable_names_gets_no_password(store, there, monkeypatch):
+    """A client of a server chooses the registry, so it must not be able to choose who gets the server's password."""
+    monkeypatch.setenv("NUMLLAMA_REGISTRY_USER", "u")
+    monkeypatch.setenv("NUMLLAMA_REGISTRY_PASSWORD", "p")
+    monkeypatch.delenv("NUMLLAMA_REGISTRY_HOST", raising=False)
+    for challenged in (challenge('Basic realm="x"', lambda headers: False), Tokens(there, lambda request: False)):
+        there.spoil = challenged if callable(challenged) else lambda request, answer: answer
+        with pytest.raises(Unauthorized, match=f"set NUMLLAMA_REGISTRY_HOST={there.host}, NUMLLAMA_REGISTRY_USER and"):
+            pull(store, there, credentials=Credentials.from_env())
+    assert not any(request.headers.get("authorization", "").startswith("Basic") for request in there.seen)
 
 
 class Tokens:
@@ -749,7 +766,7 @@ def test_an_anonymous_token_is_requested_first(store, there, tmp_path):
     keys = Credentials(keys=tmp_path)
     keys.ensure_key()
     tokens = Tokens(there, lambda request: True)
-    pull(store, there, credentials=replace(keys, user="u", password="p"))
+    pull(store, there, credentials=replace(login(there), keys=tmp_path))
     assert_pulled(store, there)
     (asked,) = tokens.given
     assert (
@@ -798,7 +815,7 @@ def test_a_token_is_requested_with_user_and_password(store, there):
     tokens = Tokens(there, lambda request: request.headers.get("authorization") == expected)
     with pytest.raises(Unauthorized, match="access denied; 401: not you"):
         pull(store, there)
-    pull(store, there, credentials=Credentials("u", "p"))
+    pull(store, there, credentials=login(there))
     assert_pulled(store, there)
     assert len(tokens.given) == 1
 
@@ -808,7 +825,7 @@ def test_a_realm_at_another_host_gets_no_request(store, there):
     there.spoil = challenge(f'Bearer realm="{other.url}/token",service="s"', lambda headers: False)
     text = f'realm host "{other.host}" does not match original host "{there.host}"'
     with pytest.raises(Unauthorized, match=text):
-        pull(store, there, credentials=Credentials("u", "p"))
+        pull(store, there, credentials=login(there))
     other.close()
     assert other.seen == []
 
@@ -934,7 +951,7 @@ def test_an_upload_may_be_redirected_without_credentials(pushed, there):
 
     there.spoil = spoil
     with pytest.raises(RegistryError, match="DIGEST_INVALID"):  # at the second blob, which the double does not support
-        push(pushed, there, credentials=Credentials("u", "p"))
+        push(pushed, there, credentials=login(there))
     other.close()
     assert b"".join(part.body for part in parts[:5]) == WEIGHTS and DIGEST in there.blobs
     assert not any("authorization" in part.headers for part in parts)
@@ -1070,7 +1087,7 @@ def test_debians_registry_accepts_user_and_password(store, debians, tmp_path):
     copy_to(store, double)
     with pytest.raises(Unauthorized, match="access denied"):
         push(store, double)
-    known, other = Credentials("user", "password"), Store(tmp_path / "other")
+    known, other = Credentials("user", "password", double.host), Store(tmp_path / "other")
     push(store, double, credentials=known)
     pull(other, double, credentials=known)
     assert_same(store, other, double)
