@@ -47,6 +47,8 @@ def digest_of(data):
 class Served:
     """An HTTP server.  `answer` creates responses, `spoil(request, answer)` may change them, `seen` lists requests."""
 
+    address = "127.0.0.1"
+
     def __init__(self):
         self.spoil = lambda request, answer: answer
         self.seen = []
@@ -73,8 +75,9 @@ class Served:
         class Server(ThreadingHTTPServer):
             daemon_threads, block_on_close, request_queue_size = True, False, 64
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        self.server = Server((self.address, 0), Handler)
+        self.port = self.server.server_address[1]
+        self.host = f"{self.address}:{self.port}"
         self.url = f"http://{self.host}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
         self.thread.start()
@@ -187,12 +190,12 @@ class DockerRegistry(Served):
     def __init__(self, folder, auth="", token=None):
         super().__init__()
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+            self.registry_port = free.getsockname()[1]
         self.token, self.folder = token, folder
         (folder / "config.yml").write_text(
             "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
             f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
-            f"http: {{addr: '127.0.0.1:{self.port}', secret: s}}\n" + auth.replace("{url}", self.url)
+            f"http: {{addr: '127.0.0.1:{self.registry_port}', secret: s}}\n" + auth.replace("{url}", self.url)
         )
         self.start()
 
@@ -201,7 +204,7 @@ class DockerRegistry(Served):
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
             try:
-                return socket.create_connection(("127.0.0.1", self.port)).close()
+                return socket.create_connection(("127.0.0.1", self.registry_port)).close()
             except OSError:
                 time.sleep(0.02)
         raise AssertionError("docker-registry does not listen")
@@ -217,7 +220,7 @@ class DockerRegistry(Served):
     def answer(self, request):
         if request.path == "/token":
             return self.token(request)
-        relay = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        relay = http.client.HTTPConnection("127.0.0.1", self.registry_port, timeout=10)
         try:
             relay.request(request.method, request.target, request.body or None, request.headers)
             answer = relay.getresponse()

@@ -1,6 +1,7 @@
 """HTTP requests to a registry: authorization, redirects, timeouts and retries.
 
 Credentials are sent to the registry's own scheme, host and port only, wherever a redirect or Location points.
+A redirect, Location or token realm may lead to public addresses only, or to the registry's own.
 A request gives up about half a minute after the last megabyte of progress.
 """
 
@@ -24,6 +25,7 @@ from ...errors import Cancelled, RegistryError, Unauthorized
 from ..manifest import MAX_JSON_BYTES
 from ..name import HOST
 from . import retry
+from .address import check_destination
 from .auth import Challenge, Credentials
 from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable
 
@@ -147,6 +149,7 @@ class RegistryClient:
         visited: list[httpx.URL] = []
         while True:
             visited.append(url)
+            self._check_destination(url, visited)
             trusted = trusted and _origin(url) == _origin(self.base)  # a redirect back is not trusted again
             send = self._send_authorized if trusted else self._send
             response = send(method, url, headers, content)
@@ -161,8 +164,16 @@ class RegistryClient:
                 raise RegistryError(f"redirected in a circle: {path}")
             if len(visited) > MAX_REDIRECTS:
                 raise RegistryError(f"redirected more than {MAX_REDIRECTS} times: {path}")
-            if url.scheme not in ("http", "https") or (self.base.scheme, url.scheme) == ("https", "http"):
-                raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {path}")
+
+    def _check_destination(self, url: httpx.URL, visited: list[httpx.URL]) -> None:
+        """Check the scheme and the address of the last of `visited` URLs, which the registry chose unless it is first.
+
+        Raises: RegistryError
+        """
+        if url.scheme not in ("http", "https") or (self.base.scheme, url.scheme) == ("https", "http"):
+            path = " -> ".join(map(_without_secrets, visited))
+            raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {path}")
+        check_destination(url, self.base, self.credentials.host.lower() == self.host.lower())
 
     def _send(
         self, method: str, url: httpx.URL, headers: Headers, content: Content = None, authorization: str = ""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 from dataclasses import replace
 
+import httpx
 import pytest
 from registries import DOCKER_REGISTRY, Answer, DockerRegistry, Registry, digest_of, jwt
 from serving import until
@@ -32,6 +34,7 @@ from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.manifest import MODEL, SYSTEM
 from numllama.engine.store.registry import http, repository, retry, transfer
+from numllama.engine.store.registry.address import check_destination
 from numllama.engine.store.registry.auth import Credentials
 from numllama.engine.store.registry.download import Downloads
 
@@ -410,6 +413,12 @@ def test_an_unreachable_registry_is_an_error_at_once(store, there, monkeypatch):
 # --- redirects ---
 
 
+def named(hosts):
+    """A getaddrinfo that knows `hosts`, too."""
+    real = socket.getaddrinfo
+    return lambda host, *args, **kwargs: real(hosts.get(host, host), *args, **kwargs)
+
+
 def to(location, status=307):
     return lambda answer: Answer(status, {"Location": location})
 
@@ -466,6 +475,56 @@ def test_redirects_are_followed_to_http_only(store, there):
     spoil_each(there, to("file:///etc/passwd"))
     with pytest.raises(RegistryError, match="redirected from http to file"):
         pull(store, there)
+
+
+class Elsewhere(Registry):
+    """A registry at another loopback address, which stands for a service that only this machine can reach."""
+
+    address = "127.0.0.2"
+
+    def answer(self, request):
+        return Answer(403, body=b"internal")
+
+
+@pytest.fixture
+def internal():
+    service = Elsewhere()
+    yield service
+    service.close()
+
+
+@pytest.mark.parametrize("path", ["manifests", "blobs"])
+@pytest.mark.parametrize("spelling", ["127.0.0.2", "2130706434", "[::ffff:127.0.0.2]", "127.0.0.2.nip"])
+def test_a_redirect_into_a_private_network_is_refused(store, there, internal, path, spelling, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", named({"127.0.0.2.nip": "127.0.0.2"}))
+    elsewhere = to(f"http://{spelling}:{internal.port}/x")
+    there.spoil = lambda request, answer: elsewhere(answer) if path in request.path else answer
+    with pytest.raises(RegistryError, match=r"leads to .* \(127.0.0.2\), expected a public address"):
+        pull(store, there)
+    assert internal.seen == []
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "169.254.169.254", "fd00::1", "fe80::1", "0.0.0.0", "100.64.0.1"])
+def test_addresses_of_private_networks_are_not_public(address):
+    registry = httpx.URL("https://registry.ollama.ai")
+    url = httpx.URL(f"https://[{address}]/x" if ":" in address else f"https://{address}/x")
+    with pytest.raises(RegistryError, match="expected a public address"):
+        check_destination(url, registry)
+    check_destination(httpx.URL("https://1.1.1.1/x"), registry)
+    check_destination(url, httpx.URL(url).copy_with(path="/y"))  # the registry's own address
+    if address in ("10.1.2.3", "fd00::1"):
+        check_destination(url, registry, may_be_private=True)
+    elif address.startswith(("169", "fe80")):
+        with pytest.raises(RegistryError):
+            check_destination(url, registry, may_be_private=True)
+
+
+def test_an_upload_location_in_a_private_network_is_refused(pushed, there, internal):
+    location = Answer(202, {"Location": f"http://127.0.0.2:{internal.port}/part"})
+    there.spoil = lambda request, answer: location if request.method == "POST" else answer
+    with pytest.raises(RegistryError, match=r"leads to 127.0.0.2 "):
+        push(pushed, there)
+    assert internal.seen == []
 
 
 # --- resuming ---
@@ -554,6 +613,7 @@ import sys
 from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.registry import download, repository, retry, transfer
+from numllama.engine.store.registry.address import check_destination
 from numllama.engine.store.registry.auth import Credentials
 retry.PROGRESS_BYTES, download.RECORD_INTERVAL_S = 1000, 0
 repository.MIN_PART_BYTES, repository.MAX_PART_BYTES = 100_000, 1_000_000
