@@ -35,6 +35,9 @@ MIN_VERIFY_BYTES_PER_S = 100e6  # slowest speed at which a registry hashes an up
 MAX_REDIRECTS = 10
 RETRYABLE_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 REDIRECT_STATUSES = {301, 302, 303, 307, 308}
+# What storage hosts answer when the signature in a redirect has expired; the registry signs a new one
+EXPIRED_STATUSES = {400, 401, 403, 410}
+MAX_SUMMARY_CHARS = 200  # of a body in an error message
 
 Headers = Mapping[str, str]
 Content = bytes | Iterable[bytes] | None  # an iterable is iterated again for every retry
@@ -83,6 +86,10 @@ class RegistryClient:
     def expect_upload(self, n_bytes: int) -> None:
         """Raise the read timeout by the time in which the registry hashes `n_bytes`."""
         self._http.timeout = _timeout(n_bytes)
+
+    def is_own(self, url: httpx.URL) -> bool:
+        """Return whether `url` is at the registry itself, not at a host that it redirects to."""
+        return _origin(url) == _origin(self.base)
 
     def request(
         self,
@@ -150,7 +157,7 @@ class RegistryClient:
         while True:
             visited.append(url)
             self._check_destination(url, visited)
-            trusted = trusted and _origin(url) == _origin(self.base)  # a redirect back is not trusted again
+            trusted = trusted and self.is_own(url)  # a redirect back is not trusted again
             send = self._send_authorized if trusted else self._send
             response = send(method, url, headers, content)
             if response.status_code not in REDIRECT_STATUSES or method not in ("GET", "HEAD"):
@@ -222,7 +229,7 @@ class RegistryClient:
                 f"unauthorized: unknown authentication scheme '{challenge.scheme}', expected basic or bearer", 401
             )
         realm = httpx.URL(challenge.realm)
-        if _origin(realm) != _origin(self.base):
+        if not self.is_own(realm):
             theirs, ours = (url.netloc.decode("ascii", "replace") for url in (realm, self.base))
             raise Unauthorized(f'realm host "{theirs}" does not match original host "{ours}"', 401)
         kinds = ["signed", "anonymous"] if self.host.lower() == HOST else ["anonymous", "basic", "signed"]
@@ -286,8 +293,9 @@ def status_error(action: str, response: httpx.Response, body: bytes) -> Registry
 
 
 def body_summary(body: bytes) -> str:
-    """Return the beginning of a body as one line of text."""
-    return " ".join(body[:400].decode("utf-8", "replace").split())
+    """Return the beginning of a body as one line of text, without control characters."""
+    text = " ".join(body[: 4 * MAX_SUMMARY_CHARS].decode("utf-8", "replace").split())
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:MAX_SUMMARY_CHARS])
 
 
 def request_summary(response: httpx.Response) -> str:

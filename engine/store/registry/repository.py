@@ -22,7 +22,15 @@ from ...errors import RegistryError
 from ..manifest import MANIFEST_TYPE, digest_of
 from ..name import ModelName
 from .auth import Credentials
-from .http import RETRYABLE_STATUSES, RegistryClient, body_summary, read_small_body, request_summary, status_error
+from .http import (
+    EXPIRED_STATUSES,
+    RETRYABLE_STATUSES,
+    RegistryClient,
+    body_summary,
+    read_small_body,
+    request_summary,
+    status_error,
+)
 from .retry import Interrupted, RangesUnsupported, RetryBudget
 
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -112,7 +120,10 @@ class Repository:
             else:
                 reason = body_summary(read_small_body(response))
                 text = f"{request}: {status} {response.reason_phrase}: {reason}".removesuffix(": ")
-                raise Interrupted(text) if status in RETRYABLE_STATUSES else RegistryError(text, status)
+                is_retryable = status in RETRYABLE_STATUSES or (
+                    status in EXPIRED_STATUSES and not self._client.is_own(response.url)
+                )
+                raise Interrupted(text) if is_retryable else RegistryError(text, status)
             if (coding := response.headers.get("content-encoding", "identity")) != "identity":
                 raise RegistryError(f"{request}: found Content-Encoding '{coding}', expected 'identity'")
             yield _slice_chunks(response.iter_raw(), n_skipped, last - first + 1)

@@ -449,6 +449,38 @@ def test_an_error_after_a_redirect_hides_the_urls_secrets(store, there):
     assert not any("authorization" in request.headers for request in other.seen)
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 410])
+def test_an_expired_address_of_a_blob_store_is_replaced_by_asking_the_registry_again(store, there, status):
+    """Signed addresses of object stores expire within minutes: a long download outlives many of them."""
+    other, signed, valid = Registry(), [], {}
+
+    def answer(request):
+        valid[request.target] = valid.get(request.target, 0) + 1
+        first, last = map(int, re.findall(r"\d+", request.headers["range"]))
+        if valid[request.target] > 1 or len(valid) % 3 == 1:  # used up, or expired before it was used
+            return Answer(status, body=b"<Error><Code>ExpiredToken</Code></Error>")
+        span = f"bytes {first}-{last}/{len(WEIGHTS)}"
+        return Answer(206, {"Content-Range": span}, WEIGHTS[first : last + 1], cut=30_000)
+
+    def redirect(request, answer):
+        if DIGEST not in request.path:
+            return answer
+        signed.append(request)
+        return Answer(307, {"Location": f"{other.url}/blob?signature={len(signed)}"})
+
+    other.answer, there.spoil = answer, redirect
+    pull(store, there)
+    other.close()
+    assert_pulled(store, there)
+
+
+def test_a_refusal_of_the_registry_itself_is_an_error_at_once(store, there):
+    spoil_each(there, lambda answer: Answer(403, body=b"\x1b[31mno\r\n" + b"x" * 1000))
+    with pytest.raises(RegistryError, match="403 Forbidden: \ufffd\\[31mno x{192}$") as refusal:
+        pull(store, there)
+    assert refusal.value.status == 403 and len(there.ranges(DIGEST)) <= 5
+
+
 def test_a_location_may_be_relative(store, there):
     there.blobs[f"{DIGEST}x"] = WEIGHTS
     there.spoil = lambda request, answer: (
