@@ -27,7 +27,7 @@ from ..name import HOST
 from . import retry
 from .address import check_destination
 from .auth import Challenge, Credentials
-from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable
+from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable, retry_after
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0  # without a byte
@@ -127,7 +127,7 @@ class RegistryClient:
         with self.open(method, url, headers, content, trusted) as response:
             body = read_small_body(response)
         if response.status_code in RETRYABLE_STATUSES:
-            raise Interrupted(f"{response.status_code}: {body_summary(body) or response.reason_phrase}")
+            raise retryable_error(f"{response.status_code}: {body_summary(body) or response.reason_phrase}", response)
         return response, body
 
     @contextmanager
@@ -248,6 +248,8 @@ class RegistryClient:
             body = read_small_body(response)
         finally:
             response.close()
+        if response.status_code in RETRYABLE_STATUSES:
+            raise retryable_error(f"{request_summary(response)}: {response.status_code}", response)
         if response.status_code != 200:
             raise RegistryError(f"{response.status_code}: {body_summary(body)}", response.status_code)
         try:
@@ -290,6 +292,11 @@ def status_error(action: str, response: httpx.Response, body: bytes) -> Registry
     status = response.status_code
     reason = body_summary(body) or response.reason_phrase
     return RegistryError(f"{action}: {status}: {reason} ({request_summary(response)})", status)
+
+
+def retryable_error(message: str, response: httpx.Response) -> Interrupted:
+    """Return the error for a response with a retryable status, with the pause that its Retry-After header asks for."""
+    return Interrupted(message, retry_after(response.headers.get("retry-after", "")))
 
 
 def body_summary(body: bytes) -> str:

@@ -29,6 +29,7 @@ from .http import (
     body_summary,
     read_small_body,
     request_summary,
+    retryable_error,
     status_error,
 )
 from .retry import Interrupted, RangesUnsupported, RetryBudget
@@ -123,7 +124,7 @@ class Repository:
                 is_retryable = status in RETRYABLE_STATUSES or (
                     status in EXPIRED_STATUSES and not self._client.is_own(response.url)
                 )
-                raise Interrupted(text) if is_retryable else RegistryError(text, status)
+                raise retryable_error(text, response) if is_retryable else RegistryError(text, status)
             if (coding := response.headers.get("content-encoding", "identity")) != "identity":
                 raise RegistryError(f"{request}: found Content-Encoding '{coding}', expected 'identity'")
             yield _slice_chunks(response.iter_raw(), n_skipped, last - first + 1)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from email.utils import formatdate
 
 import httpx
 import pytest
@@ -233,6 +234,39 @@ def test_an_interrupted_part_is_resumed(store, there, spoiled):
     pull(store, there)
     assert_pulled(store, there)
     assert len(there.ranges(DIGEST)) == 6
+
+
+@pytest.mark.parametrize("part, status", [("manifests", 429), (DIGEST, 503), ("token", 429)])
+def test_a_registry_that_asks_for_a_pause_gets_it(store, there, part, status, monkeypatch):
+    """The pause of a second is longer than MAX_STALL_S here, and is not counted as a stall."""
+    Tokens(there, lambda request: True)
+    asked = []
+
+    def spoil(request, answer):
+        if part not in request.path or answer.status == 401:
+            return answer
+        asked.append(time.monotonic())
+        return Answer(status, {"Retry-After": "1"}) if len(asked) == 1 else answer
+
+    monkeypatch.setattr(repository, "MIN_PART_BYTES", 1_000_000)  # one part, so that its requests follow each other
+    there.spoil = spoil
+    pull(store, there)
+    assert_pulled(store, there)
+    assert 1 <= asked[1] - asked[0] < 3
+
+
+def test_a_long_pause_is_an_error_that_names_it(store, there):
+    there.spoil = lambda request, answer: Answer(429, {"Retry-After": "21600"}, b"rate limit")
+    with pytest.raises(RegistryError, match="429: rate limit; the registry asks to retry after 21600 seconds"):
+        pull(store, there)
+    assert len(there.seen) == 1
+
+
+def test_retry_after_is_a_number_of_seconds_or_a_date():
+    in_a_minute = formatdate(time.time() + 60, usegmt=True)
+    assert [retry.retry_after(text) for text in ("7", " 0 ", "", "soon", "-1", "1e9")] == [7, 0, 0, 0, 0, 0]
+    assert 58 <= retry.retry_after(in_a_minute) <= 60
+    assert retry.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
 def test_a_part_resumes_at_the_byte_where_it_was_cut(store, there):
