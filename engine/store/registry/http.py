@@ -228,11 +228,14 @@ class RegistryClient:
             raise Unauthorized(
                 f"unauthorized: unknown authentication scheme '{challenge.scheme}', expected basic or bearer", 401
             )
-        realm = httpx.URL(challenge.realm)
-        if not self.is_own(realm):
-            theirs, ours = (url.netloc.decode("ascii", "replace") for url in (realm, self.base))
-            raise Unauthorized(f'realm host "{theirs}" does not match original host "{ours}"', 401)
+        try:
+            realm = httpx.URL(challenge.token_url(signed=False))  # the URL that is requested, as httpx reads it
+        except (httpx.InvalidURL, ValueError):
+            raise Unauthorized(f"unauthorized: invalid realm {challenge.realm!r}, expected a URL", 401) from None
+        self._check_destination(realm, [self.base, realm])
         kinds = ["signed", "anonymous"] if self.host.lower() == HOST else ["anonymous", "basic", "signed"]
+        if not self.is_own(realm):  # Docker Hub's and GitLab's are at hosts of their own
+            kinds = ["anonymous"]
         for kind in sorted(kinds, key=lambda kind: kind != self._method):
             url = challenge.token_url(kind == "signed")
             header = basic if kind == "basic" else self.credentials.signature("GET", url) if kind == "signed" else ""
@@ -241,6 +244,9 @@ class RegistryClient:
                     yield kind, f"Bearer {self._token(url, header)}"
                 except RegistryError as error:
                     rejections.append(str(error))
+        if not self.is_own(realm):
+            theirs, ours = (url.netloc.decode("ascii", "replace") for url in (realm, self.base))
+            rejections.append(f'realm host "{theirs}" does not match original host "{ours}", so it gets no credentials')
 
     def _token(self, url: str, authorization: str) -> str:
         response = self._send("GET", httpx.URL(url), {}, None, authorization)

@@ -946,14 +946,46 @@ def test_a_token_is_requested_with_user_and_password(store, there):
     assert len(tokens.given) == 1
 
 
-def test_a_realm_at_another_host_gets_no_request(store, there):
-    other = Registry()
-    there.spoil = challenge(f'Bearer realm="{other.url}/token",service="s"', lambda headers: False)
+def with_realm_at(double, other, grants):
+    """Let `double` require a token of `other`, a server of its own."""
+    tokens = Tokens(other, grants)
+    inner, refused = double.answer, f'Bearer realm="{other.url}/token",service="reg",scope="repository:lab/m:pull"'
+    double.answer = lambda request: (
+        inner(request)
+        if request.headers.get("authorization") in tokens.left
+        else Answer(401, {"WWW-Authenticate": refused})
+    )
+    return tokens
+
+
+def test_a_realm_at_another_host_gives_anonymous_tokens(store, there, tmp_path):
+    """As the registries of Docker Hub and GitLab are set up."""
+    other, credentials = Registry(), replace(login(there), keys=tmp_path)
+    credentials.ensure_key()
+    tokens = with_realm_at(there, other, lambda request: True)
+    pull(store, there, credentials=credentials)
+    other.close()
+    assert_pulled(store, there)
+    assert tokens.given[0].query == {"service": ["reg"], "scope": ["repository:lab/m:pull"]}
+    assert not any("authorization" in request.headers for request in other.seen)
+
+
+def test_a_realm_at_another_host_never_gets_credentials(store, there, tmp_path):
+    other, credentials = Registry(), replace(login(there), keys=tmp_path)
+    credentials.ensure_key()
+    with_realm_at(there, other, lambda request: "authorization" in request.headers)
     text = f'realm host "{other.host}" does not match original host "{there.host}"'
     with pytest.raises(Unauthorized, match=text):
-        pull(store, there, credentials=login(there))
+        pull(store, there, credentials=credentials)
     other.close()
-    assert other.seen == []
+    assert other.seen and not any("authorization" in request.headers for request in other.seen)
+
+
+def test_a_realm_in_a_private_network_gets_no_request(store, there, internal):
+    there.spoil = challenge(f'Bearer realm="{internal.url}/token",service="s"', lambda headers: False)
+    with pytest.raises(RegistryError, match="leads to 127.0.0.2"):
+        pull(store, there)
+    assert internal.seen == []
 
 
 @pytest.mark.parametrize("header", ["", "Negotiate", 'Bearer realm=""', "Bearer realm=http://["])
