@@ -30,12 +30,18 @@ class BlobWriter:
     """A context manager that writes and hashes a blob chunk by chunk; without `commit`, the file is removed at exit.
 
     is_closed   once it returns True, `write` raises ShuttingDown, so that a long write ends in time
+    announce    is called with the digest before the blob is stored
     Raises: StoreError if the disk cannot be written
     """
 
-    def __init__(self, folder: Path, is_closed: Callable[[], bool] = lambda: False):
+    def __init__(
+        self,
+        folder: Path,
+        is_closed: Callable[[], bool] = lambda: False,
+        announce: Callable[[str], None] = lambda digest: None,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        self._is_closed = is_closed
+        self._is_closed, self._announce = is_closed, announce
         self.folder, self.size = folder, 0
         self._sha256 = hashlib.sha256()
         descriptor, temporary = tempfile.mkstemp(prefix="sha256-", dir=folder)  # a name that Ollama prunes, too
@@ -63,6 +69,7 @@ class BlobWriter:
         Raises: DigestMismatch if it is not `expected`; the blob is stored all the same, as in Ollama
         """
         digest = f"sha256:{self._sha256.hexdigest()}"
+        self._announce(digest)
         with os_errors_as_store_errors(self.folder):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -104,12 +111,17 @@ class Blobs:
             raise BadManifest(path, f"{found} bytes, expected {size} as in its manifest")
         return path
 
-    def writer(self) -> BlobWriter:
-        return BlobWriter(self.folder, lambda: self.is_closed)
+    def writer(self, announce: Callable[[str], None] = lambda digest: None) -> BlobWriter:
+        return BlobWriter(self.folder, lambda: self.is_closed, announce)
 
-    def put(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
+    def put(
+        self,
+        chunks: Iterable[bytes],
+        expected: str | None = None,
+        announce: Callable[[str], None] = lambda digest: None,
+    ) -> tuple[str, int]:
         """Store `chunks` as a blob; return its digest and size.  Raises: DigestMismatch"""
-        with self.writer() as writer:
+        with self.writer(announce) as writer:
             for chunk in chunks:
                 writer.write(chunk)
             return writer.commit(expected), writer.size

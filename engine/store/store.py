@@ -9,12 +9,13 @@ user's folder name blobs of that folder only, so a built-in blob is copied there
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,9 @@ from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFo
 from ..settings import Settings
 from . import manifest as media
 from .blobs import Blobs, BlobWriter, os_errors_as_store_errors, sync_folder
+from .keep import KeptBlobs, kept_digests
 from .lock import StoreLock
-from .manifest import Config, Manifest, ManifestLayer, digest_of, read_json, read_limited
+from .manifest import Config, Manifest, ManifestLayer, check_digest, digest_of, read_json, read_limited
 from .name import ModelName
 
 log = logging.getLogger("numllama.store")
@@ -151,7 +153,31 @@ class Store:
         self.builtin = Path(builtin) if builtin is not None else None
         self.keep_blobs = keep_blobs
         self.blobs = Blobs(self.root / "blobs")
-        self.lock = StoreLock(self.root)  # held from the check that a blob exists until a manifest names it
+        self.lock = StoreLock(self.root)
+        self._kept: KeptBlobs | None = None  # of the task that uses this store
+
+    @contextmanager
+    def keeping(self) -> Iterator[Store]:
+        """Yield the same store for one task that ends with `write_manifest`.
+
+        Until then no other task, of any process, deletes a blob that this one has resolved, opened, adopted or written
+        through the yielded store.  A kept blob of a model that is deleted meanwhile, if the task does not name it, stays
+        until the next `prune`.
+        """
+        task = copy.copy(self)
+        task._kept = KeptBlobs(self.root / "manifests")
+        try:
+            yield task
+        finally:
+            task._kept.close()
+
+    def keep(self, digests: Iterable[str]) -> None:
+        """Keep the blobs with these digests for the task of `keeping`, whether they exist or not."""
+        if self._kept:
+            with os_errors_as_store_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                with self.lock:
+                    self._kept.add(digests)
 
     # reading
 
@@ -169,9 +195,12 @@ class Store:
         """Return the model called `name`, which is case-insensitive.  Raises: ModelNotFound, BadName, BadManifest"""
         requested = name if isinstance(name, str) else name.short
         name = self.respell(name)
-        for root in self._roots:
-            if (root / "manifests" / name.path).is_file():
-                return self._read(root, name)
+        with self.lock if self._kept else nullcontext():
+            for root in self._roots:
+                with suppress(ModelNotFound):
+                    model = self._read(root, name)
+                    self.keep(layer.digest for layer in model.manifest.all_layers)
+                    return model
         raise ModelNotFound(requested)
 
     def manifest_bytes(self, model: LocalModel) -> bytes:
@@ -189,6 +218,8 @@ class Store:
                 for name in _names(root / "manifests"):
                     try:
                         models.setdefault(name, self._read(root, name))
+                    except ModelNotFound:
+                        pass  # deleted meanwhile
                     except EngineError as error:
                         log.warning("model %s is left out: %s", name.short, error)
         return sorted(models.values(), key=lambda model: (-model.modified_ns, model.name))
@@ -198,17 +229,26 @@ class Store:
         return (self.root, self.builtin) if self.builtin else (self.root,)
 
     def _read(self, root: Path, name: ModelName) -> LocalModel:
+        """Read the model `name` in `root`.  Raises: ModelNotFound, BadManifest, StoreError"""
         path = root / "manifests" / name.path
         with os_errors_as_store_errors():
-            data, modified_ns = read_limited(path), path.stat().st_mtime_ns
+            try:
+                data, modified_ns = read_limited(path), path.stat().st_mtime_ns
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise ModelNotFound(name.short) from None
         manifest = Manifest.from_bytes(data, path)
         digest, blobs = digest_of(data).removeprefix("sha256:"), Blobs(root / "blobs")
         model = LocalModel(name, manifest, Config(), digest, modified_ns, blobs, root == self.builtin)
         if manifest.config is None:
             return model
-        config = model._find(manifest.config)
-        with os_errors_as_store_errors():
-            return replace(model, config=Config.from_bytes(read_limited(config), config))
+        try:
+            config = model._find(manifest.config)
+            with os_errors_as_store_errors():
+                return replace(model, config=Config.from_bytes(read_limited(config), config))
+        except (BadManifest, StoreError):
+            if not path.is_file():  # deleted meanwhile
+                raise ModelNotFound(name.short) from None
+            raise
 
     # blobs
 
@@ -226,6 +266,7 @@ class Store:
 
     def blob_path(self, digest: str) -> Path:
         """Return the blob's path, in either folder.  Raises: FileNotFoundError, BadDigest, BadManifest"""
+        self.keep([check_digest(digest)])
         for root in self._roots:
             blobs = Blobs(root / "blobs")
             if blobs.has(digest):
@@ -235,18 +276,19 @@ class Store:
     def blob_writer(self) -> BlobWriter:
         """Return a context manager to write a new blob with."""
         with os_errors_as_store_errors():
-            return self.blobs.writer()
+            return self.blobs.writer(lambda digest: self.keep([digest]))
 
     def put_blob(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """Store `chunks` as a blob; return its digest and size.  Raises: DigestMismatch"""
         with os_errors_as_store_errors():
-            return self.blobs.put(chunks, expected)
+            return self.blobs.put(chunks, expected, lambda digest: self.keep([digest]))
 
     def adopt_blob(self, digest: str) -> None:
         """Copy a built-in blob to the user's folder, unless that folder has it.
 
         Raises: FileNotFoundError, BadDigest, BadManifest
         """
+        self.keep([check_digest(digest)])
         if not self.blobs.has(digest):
             path = self.blob_path(digest)
             with os_errors_as_store_errors():
@@ -291,6 +333,8 @@ class Store:
                 temporary.unlink(missing_ok=True)
                 raise
             sync_folder(path.parent)
+            if self._kept:
+                self._kept.close()  # the manifest keeps its blobs from here on
             return self._remove_unused(replaced)
 
     def copy(self, source: ModelName | str, destination: ModelName | str) -> None:
@@ -352,11 +396,11 @@ class Store:
             return ()
 
     def _named_digests(self) -> set[str] | None:
-        """Return the digests that the user's manifests name, or None if a manifest cannot be read.
+        """Return the digests that the user's manifests name or tasks keep, or None if a manifest cannot be read.
 
         A manifest counts even if its name is invalid here: another program may use it.
         """
-        named = set()
+        named = kept_digests(self.root / "manifests")
         for path in _files(self.root / "manifests"):
             try:
                 named |= {layer.digest for layer in Manifest.from_bytes(read_limited(path), path).all_layers}
@@ -424,6 +468,8 @@ def _remove_older(entry: os.DirEntry[str], oldest: float) -> None:
 
 
 def _remove_empty(folder: Path, stop: Path) -> None:
-    while folder != stop and not any(folder.iterdir()):
-        folder.rmdir()
+    """Delete `folder` and the folders above it, up to `stop`, as far as they are empty."""
+    while folder != stop and (not folder.is_dir() or not any(folder.iterdir())):
+        with suppress(FileNotFoundError):
+            folder.rmdir()
         folder = folder.parent

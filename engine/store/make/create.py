@@ -72,7 +72,7 @@ def create(
     target = ModelName.parse_request(name)[0]
     overrides = _overrides(info or {}) | {"renderer": renderer, "parser": parser, "requires": requires}
 
-    def statuses() -> Iterator[Status]:
+    def statuses(store: Store) -> Iterator[Status]:
         if not from_ and files is None:
             raise RequestError("neither 'from' or 'files' was specified")
         if template:
@@ -122,7 +122,11 @@ def create(
             store.write_manifest(store.respell(target), Manifest(written, tuple(layers)))
         yield {"status": "success"}
 
-    return statuses()
+    def statuses_while_kept() -> Iterator[Status]:
+        with store.keeping() as kept:
+            yield from statuses(kept)
+
+    return statuses_while_kept()
 
 
 def create_from_modelfile(

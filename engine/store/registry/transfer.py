@@ -50,6 +50,8 @@ def pull(
         manifest = Manifest.from_bytes(data, f"the manifest of {name.short}")
         if not manifest.layers:
             raise BadManifest(f"the manifest of {name.short}", "no layers; not a model")
+        store = stack.enter_context(store.keeping())
+        store.keep(layer.digest for layer in manifest.all_layers)
         started: list[Download] = []
         for layer in _distinct_layers(manifest):
             if _is_stored(store, layer):

@@ -16,7 +16,7 @@ from tiny import tiny_gguf
 # Creates and deletes models that share weights and texts, until it is killed or its time is over.
 RESTLESS = """
 import random, sys, time
-from numllama.engine.errors import EngineError
+from numllama.engine.errors import ModelNotFound
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create
 root, digest, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -33,7 +33,7 @@ while time.monotonic() < end:
             store.copy(name, f"c{choose.randrange(2)}")
         else:
             store.delete(name)
-    except EngineError:  # the other process has just deleted the model or a layer of it
+    except ModelNotFound:  # the other process has just deleted the model
         pass
 """
 
@@ -41,6 +41,16 @@ HOLDER = """
 import sys, time
 from numllama.engine.store import Store
 with Store(sys.argv[1]).lock:
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+KEEPER = """
+import sys, time
+from numllama.engine.store import Store
+with Store(sys.argv[1]).keeping() as task:
+    task.blob_path(sys.argv[2])
     print("in", flush=True)
     time.sleep(60)
 """
@@ -108,6 +118,19 @@ def test_two_processes_at_once_leave_complete_models(store):
             time.sleep(0.05)
         assert (one.returncode, two.returncode) == (0, 0)
     check(store)
+
+
+def test_a_task_of_a_killed_process_keeps_no_blob(store):
+    """A keep file is locked by its process; what a killed one leaves counts no longer, and is deleted."""
+    digest = store.put_blob([b"mine"])[0]
+    with process(KEEPER, "in", store.root, digest) as keeper:
+        assert len(list((store.root / "manifests").glob(".keep-*"))) == 1
+        store.prune(age_seconds=-1)
+        assert store.has_blob(digest)
+        keeper.kill()
+        keeper.wait()
+    store.prune(age_seconds=-1)
+    assert not store.has_blob(digest) and not list((store.root / "manifests").glob(".*"))
 
 
 def test_the_lock_is_released_when_its_process_is_killed(store):

@@ -133,6 +133,50 @@ def test_delete_keeps_blobs_of_other_models(store):
         store.delete("n/b:t")
 
 
+def test_a_blob_that_a_task_needs_outlives_the_model_that_named_it(store):
+    make(store, "a", b"shared")
+    shared, new = (hashlib.sha256(content).hexdigest() for content in (b"shared", b"new"))
+    with store.keeping() as task:
+        config = task.resolve("a").manifest.config
+        weights = layer(task, MODEL, b"shared")
+        made = layer(task, SYSTEM, b"new")
+        make(store, "b", b"new")
+        store.delete("a")
+        store.delete("b")
+        assert store.has_blob(f"sha256:{shared}") and store.has_blob(f"sha256:{new}")
+        task.write_manifest(ModelName.parse("c"), Manifest(config, (weights, made)))
+    assert store.resolve("c").system == "new"
+    store.delete("c")
+    assert files(store.root) == []
+
+
+def test_a_task_that_fails_keeps_nothing(store):
+    make(store, "a", b"A")
+    with pytest.raises(KeyError), store.keeping() as task:
+        task.resolve("a")
+        raise KeyError
+    store.delete("a")
+    assert files(store.root) == []
+
+
+def test_a_model_that_is_deleted_while_it_is_read_is_not_found(store, monkeypatch):
+    make(store, "a", b"A")
+    read = Manifest.from_bytes
+
+    def read_and_delete(data, path):
+        manifest = read(data, path)
+        if not made:
+            made.append(manifest)
+            store.delete("a")
+        return manifest
+
+    made = []
+    monkeypatch.setattr(Manifest, "from_bytes", read_and_delete)
+    with pytest.raises(ModelNotFound, match="model 'a' not found"):
+        store.resolve("a")
+    assert made
+
+
 def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
     make(store, "a", b"A")
     (store.root / "manifests/registry.ollama.ai/library/b").mkdir()
