@@ -320,17 +320,11 @@ class Store:
                     raise BadManifest(name.short, f"missing blob: {layer.digest}")
             replaced = self._layers_of(name)
             path = self.root / "manifests" / name.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(prefix=".manifest-", dir=self.root / "manifests", delete=False) as file:
-                temporary = Path(file.name)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             try:
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_atomically(path, self.root / "manifests", data)
             except OSError:
-                temporary.unlink(missing_ok=True)
+                _remove_empty(path.parent, self.root / "manifests")
                 raise
             sync_folder(path.parent)
             if self._kept:
@@ -465,6 +459,22 @@ def _remove_older(entry: os.DirEntry[str], oldest: float) -> None:
     with suppress(FileNotFoundError):
         if entry.stat().st_mtime < oldest:
             os.unlink(entry.path)
+
+
+def _write_atomically(path: Path, folder: Path, data: bytes) -> None:
+    """Write a temporary file in `folder`, then rename it to `path`.  Raises: OSError, after removing the file"""
+    descriptor, temporary = tempfile.mkstemp(prefix=".manifest-", dir=folder)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _remove_empty(folder: Path, stop: Path) -> None:

@@ -159,6 +159,25 @@ def test_a_task_that_fails_keeps_nothing(store):
     assert files(store.root) == []
 
 
+def test_a_manifest_that_cannot_be_written_leaves_no_file(store, monkeypatch):
+    make(store, "a", b"A")
+    before, data = files(store.root), store.manifest_bytes(store.resolve("a"))
+    full = OSError(28, "No space left on device")
+
+    def fail(*_):
+        raise full
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(StoreError, match="No space left on device"):
+                store.write_manifest(ModelName.parse("n/b"), data)
+            with pytest.raises(StoreError, match="No space left on device"):
+                store.copy("a", "n/b")
+        assert files(store.root) == before
+        assert not (store.root / "manifests/registry.ollama.ai/n").exists()
+
+
 def test_a_model_that_is_deleted_while_it_is_read_is_not_found(store, monkeypatch):
     make(store, "a", b"A")
     read = Manifest.from_bytes
