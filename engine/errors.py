@@ -201,3 +201,19 @@ class ShuttingDown(EngineError):
 
     def __init__(self, message: str = "the server is shutting down"):
         super().__init__(message)
+
+
+def system_error_line(error: BaseException) -> str | None:
+    """Return one line for an error that the machine causes, not a fault of this program; None for any other error.
+
+    Out of memory, a file or device that fails, and Python's limit on nesting.
+    """
+    match error:
+        case MemoryError():
+            return "out of memory"
+        case RecursionError():
+            return "nested too deeply for this program"
+        case OSError() if error.strerror:
+            where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+            return f"{where}{error.strerror.lower()}"
+    return None

@@ -76,22 +76,19 @@ def usage_message(error: Any) -> str:
 
 def error_line(error: BaseException) -> str:
     """Return the line that the user sees for `error`."""
-    from ...engine.errors import EngineError
+    from ...engine.errors import EngineError, system_error_line
 
     match error:
         case EngineError():
             return str(error)
-        case OSError() if error.strerror:
-            where = f"{error.filename}: " if error.filename else ""
-            return f"{where}{error.strerror.lower()}"
-        case MemoryError():
-            return "out of memory"
         case ValueError() if str(error).startswith(
             "NUMLLAMA_SIMD "
         ):  # kernels import nothing of the engine, so they raise plain errors
             return str(error)
         case _ if type(error).__name__ in ("ServerError", "ServerNotRunning"):
             return str(error)
+    if line := system_error_line(error):
+        return line
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; set OLLAMA_DEBUG=1 for a traceback"
 
 

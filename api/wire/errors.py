@@ -50,7 +50,7 @@ def error_text(error: Exception) -> str:
     if isinstance(error, e.EngineError | DecodeError):
         return str(error)
     log.error("unexpected error", exc_info=error)
-    return f"internal error: {type(error).__name__}"
+    return e.system_error_line(error) or f"internal error: {type(error).__name__}"
 
 
 JSON_CONTENT_TYPE = "application/json; charset=utf-8"

@@ -320,3 +320,21 @@ def test_an_error_during_the_stream_is_the_last_line(served, script):
     assert last == {"error": "internal error: RuntimeError"}
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)
     assert (answer.status_code, answer.json()) == (500, {"error": "internal error: RuntimeError"})
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (MemoryError("Unable to allocate"), "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply for this program"),
+        (OSError(5, "Input/output error", "/m/blob"), "/m/blob: input/output error"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+    ],
+    ids=["memory", "nesting", "file", "disk"],
+)
+def test_an_error_of_the_machine_is_no_internal_error(served, script, error, expected):
+    script("a", error=error)
+    *_, last = lines(served.post("/api/generate", model="m", prompt="a"))
+    assert last == {"error": expected}
+    answer = served.post("/api/generate", model="m", prompt="a", stream=False)
+    assert (answer.status_code, answer.json()) == (500, {"error": expected})

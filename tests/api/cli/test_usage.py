@@ -79,6 +79,9 @@ def test_an_unexpected_error_is_one_line(numllama, monkeypatch):
 
 def test_system_errors_name_the_file():
     assert usage.error_line(PermissionError(13, "Permission denied", "x.gguf")) == "x.gguf: permission denied"
+    assert usage.error_line(OSError(28, "No space left on device")) == "no space left on device"
+    assert usage.error_line(MemoryError()) == "out of memory"
+    assert usage.error_line(RecursionError()) == "nested too deeply for this program"
 
 
 def test_an_unknown_simd_level_is_reported_without_a_traceback():
