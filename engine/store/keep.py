@@ -6,7 +6,7 @@ of its own, which every process that shares the store reads before it deletes a 
 
     manifests/.keep-<random>      one digest per line
 
-The file is locked while its task runs.  A file that can be locked was left by a process that was killed, and is deleted.
+The file is locked while its task runs.  A file that can be locked was left by a killed process and is deleted.
 """
 
 from __future__ import annotations

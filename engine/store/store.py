@@ -161,8 +161,8 @@ class Store:
         """Yield the same store for one task that ends with `write_manifest`.
 
         Until then no other task, of any process, deletes a blob that this one has resolved, opened, adopted or written
-        through the yielded store.  A kept blob of a model that is deleted meanwhile, if the task does not name it, stays
-        until the next `prune`.
+        through the yielded store.  A kept blob of a model deleted meanwhile, if the task does not name it, stays until
+        the next `prune`.
         """
         task = copy.copy(self)
         task._kept = KeptBlobs(self.root / "manifests")

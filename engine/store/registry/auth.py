@@ -62,7 +62,7 @@ class Credentials:
     """The credentials of this machine.
 
     user, password   NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD
-    host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": no registry does, because
+    host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": none gets them, because
                      the client of a server chooses which registry a pull or push goes to
     docker           the config file that `docker login` writes
     keys             the folder of the ed25519 key

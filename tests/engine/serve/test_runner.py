@@ -138,7 +138,7 @@ def test_a_file_that_is_cut_and_then_replaced_by_a_whole_one_is_not_read(tmp_pat
     os.truncate(path, 1000)
     (tmp_path / "repaired").write_bytes(whole)
     os.replace(tmp_path / "repaired", path)
-    [error] = Asker(runner, [1, 300]).rest()
+    [error] = Client(runner, [1, 300]).rest()
     assert str(error) == f"{path} was truncated from {len(whole)} to 1000 bytes" and not runner.serves(GREEDY)
     runner.close()
     if part == "projector":
