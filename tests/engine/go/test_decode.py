@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from numllama.api.openai.schema import OpenAIEmbedRequest
 from numllama.api.wire.schema import ChatRequest, CopyRequest, CreateRequest, GenerateRequest
 from numllama.engine.go.decode import decode_json
 from numllama.engine.go.json import DecodeError, dumps, loads, syntax_error
@@ -139,3 +140,8 @@ def test_written_json_is_read_back(value):
 
 def test_html_is_escaped_and_other_text_is_raw():
     assert dumps({"a": "<b>&é\u2028🙂"}) == rb'{"a":"\u003cb\u003e\u0026' + "é".encode() + rb"\u2028" + '🙂"}'.encode()
+
+
+def test_a_struct_is_named_as_in_go_and_not_as_here():
+    with pytest.raises(DecodeError, match=r"into Go struct field EmbedRequest\.model of type string"):
+        decode_json(OpenAIEmbedRequest, b'{"model":1}')
