@@ -60,7 +60,7 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
                 threads.limit(n)
                 with machine.watch() as share:
                     t = seconds(lambda w=w, x=x: NUMBA.matmul(w, x))
-                form = w.form(packed.pack)
+                form = w.form(packed.pack_weight)
                 rows.append(
                     {
                         "kernel": "matmul",

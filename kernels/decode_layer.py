@@ -140,7 +140,7 @@ class LayerCall:
 
     def matrix(self, w: Tensor, bias: np.ndarray | None) -> tuple[int, ...]:
         """Return the MATRIX record of `w` and its bias."""
-        form = w.form(packed.pack)
+        form = w.form(packed.pack_weight)
         self.referenced.append(form)
         codes, scales = (a.ctypes.data for a in (form.codes, form.scales))
         sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements

@@ -29,7 +29,7 @@ from numba import types
 from numba.core import config
 from numba.core.compiler import Compiler
 from numba.core.typing.templates import signature
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
@@ -45,16 +45,44 @@ def kernel(function: Callable | None = None, **options):
     return compiled
 
 
-def inner(function: Callable | None = None, makes_arrays: bool = False):
+def inner(function: Callable | None = None, makes_arrays: bool = False, copied: bool = False):
     """Compile a function that only kernels call.  Their code contains it, so it needs no entry from Python and no file.
 
     makes_arrays   `@inner(makes_arrays=True)` for a function that allocates or returns an array.  Others do not count
                    references, which saves up to four locked instructions each time an array is passed on.
+    copied         inline every call in LLVM, however long the function, so that a call's constant argument is constant
+                   in its loops
     """
     if function is None:
-        return partial(inner, makes_arrays=makes_arrays)
-    options = {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": makes_arrays}
+        return partial(inner, makes_arrays=makes_arrays, copied=copied)
+    options = {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": makes_arrays, "forceinline": copied}
     return numba.njit(**FLAGS, **options)(function)
+
+
+def by_type(name: str, otherwise: Callable | None = None):
+    """Make a function for kernels to call, whose body depends on the type of its first argument.
+
+    scale = by_type("scale")
+    @scale.case(A, B)       the body for NamedTuple classes A and B; a vector type will do as well
+    otherwise               the body for every other type; without one such a call does not compile
+    """
+    cases: dict = {}
+
+    def choose(first, *args):
+        return cases.get(type(first), otherwise)(first, *args)
+
+    def case(*kinds):
+        def add(body):
+            cases.update(dict.fromkeys(kinds, body))
+            return body
+
+        return add
+
+    choose.__name__, choose.cases, choose.case = name, cases, case
+    options = FLAGS | {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": False}
+    body_for = lambda first, *args: cases.get(getattr(first, "instance_class", first), otherwise)  # noqa: E731
+    overload(choose, jit_options=options, strict=False)(body_for)
+    return choose
 
 
 class InnerCompiler(Compiler):

@@ -17,7 +17,7 @@ import numpy as np
 from numba.core import config
 
 from .jit import inner, kernel
-from .packed.tiles import extreme, magnitude, nearest
+from .packed.tiles import largest_in_magnitude, magnitude, nearest
 from .quants import block32
 from .rounding import activations_q8_0
 from .simd import convert, f32_to_half, f32x16, i8x16, i32x16, largest, load, maximum, minimum, splat, store, u8x16
@@ -152,7 +152,7 @@ def _write_head(x, start, d, a, at, kind):
             store(a, at + 9, convert(i8x16, nearest(high * per_d)))
             at += 17
         else:
-            step = extreme(x, i, BLOCK) / np.float32(-8)
+            step = largest_in_magnitude(x, i, BLOCK) / np.float32(-8)
             per_d = np.float32(1) / step if step != 0 else np.float32(0)
             low, high = _nibbles(load(f32x16, x, i) * per_d), _nibbles(load(f32x16, x, i + 16) * per_d)
             a[at] = f32_to_half(step)

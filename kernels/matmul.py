@@ -66,6 +66,6 @@ def matmul_numba(w, x):
     """Compute matmul_ggml on weights repacked for vectors; sums in float32, from the first block to the last.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
-    The kernels are in packed/.
+    The kernels are in packed/: one loop for all formats, and a section a format in formats.py.
     """
     return packed.matmul(w, x) if w.format.type in packed.PRODUCTS else packed.matmul_dequantized(w, x)

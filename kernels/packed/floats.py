@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import literally
 
-from ..jit import inner, kernel
+from ..jit import by_type, inner
 from ..simd import (
     bits,
     broadcast,
@@ -25,112 +25,126 @@ from ..simd import (
     zero,
 )
 from ..threads import parallel_for
-from .tiles import LANES, WIDE, Packed, fetch_ahead, multiply_tiles, new_tiles, place_of, put_sums
+from .pack import put_block
+from .tiles import (
+    LANES,
+    WIDE_TOKENS,
+    block_of,
+    fetch_ahead,
+    kernel_for,
+    multiply_tiles,
+    new_tiles,
+    packed_type,
+    put_sums,
+)
 
-F32, F16, BF16 = 0, 1, 2
-SUMS = 2 * WIDE  # of two groups: 24 of 32 registers, which leaves some for columns
+F32, F16, BF16 = packed_type("F32", __name__), packed_type("F16", __name__), packed_type("BF16", __name__)
+CODE_BYTES = {F32: 64, F16: 32, BF16: 32}  # of a column of 16 rows
+SUMS = 2 * WIDE_TOKENS  # of two groups: 24 of 32 registers, which leaves some for columns
 
-# --- packing, and filling tiles
-
-
-@inner
-def pack_numbers_part(blocks, codes, n_block, first, last):
-    for g in range(first, last):
-        for r in range(min(16, blocks.size // n_block - 16 * g)):
-            for i in range(n_block):
-                codes[(g * n_block + i) * 16 + r] = blocks[(16 * g + r) * n_block + i]
-
-
-@kernel
-def pack_32_bits(team, blocks, w, codes):
-    parallel_for(team, pack_numbers_part, (blocks.view(np.int32), codes, w.n_block), w.n_group)
-
-
-@kernel
-def pack_16_bits(team, blocks, w, codes):
-    parallel_for(team, pack_numbers_part, (blocks.view(np.int16), codes.view(np.int16), w.n_block), w.n_group)
+column_of = by_type("column_of")  # (w, i) -> f32x16, the i-th column of 16 rows, counted over all groups
+rounded_for = by_type("rounded_for")  # (w, x) -> f32, as ggml rounds a token's number before it meets such weights
 
 
-@inner
-def put_numbers(team, rows, x, kind):
-    parallel_for(team, put_numbers_part, (rows, x, kind), x.n_tile)
+@put_block.case(F32)
+def put_f32(w, lines, i, r, blocks, at):
+    for k in range(4):
+        w.codes[64 * i + 4 * r + k] = blocks[at + k]
+
+
+@put_block.case(F16, BF16)
+def put_f16(w, lines, i, r, blocks, at):
+    for k in range(2):
+        w.codes[32 * i + 2 * r + k] = blocks[at + k]
+
+
+@column_of.case(F32)
+def column_f32(w, i):
+    fetch_ahead(w, i, 64, 0)
+    return load(f32x16, w.codes, 64 * i)
+
+
+@column_of.case(F16)
+def column_f16(w, i):
+    fetch_ahead(w, i, 32, 0)
+    return half_to_f32(load(u16x16, w.codes, 32 * i))
+
+
+@column_of.case(BF16)
+def column_bf16(w, i):
+    fetch_ahead(w, i, 32, 0)
+    return bits(f32x16, convert(i32x16, load(u16x16, w.codes, 32 * i)) << 16)
+
+
+@rounded_for.case(F32)
+def not_rounded(w, x):
+    return x
+
+
+@rounded_for.case(F16)
+def rounded_to_half(w, x):
+    return round_to_half(x)
+
+
+@rounded_for.case(BF16)
+def rounded_to_bf16(w, x):
+    return round_to_bf16(x)
+
+
+# --- filling tiles
 
 
 @inner(makes_arrays=True)
-def put_numbers_part(rows, x, kind, first, last):
-    """Tiles first .. last of f32 `rows`, rounded."""
+def fill_some_numbers(w, rows, x, first, last):
+    """Round f32 `rows` to tiles first .. last; a lane without a token gets zeros."""
     n = x.n_block
     if x.n_tok == 1:
         for i in range(n):
-            x.d[i] = rounded(rows[i], kind)
+            x.d[i] = rounded_for(w, rows[i])
         return
-    nothing = np.zeros(n, np.float32)
+    zeros = np.zeros(n, np.float32)
     for tile in range(first, last):
-        a, b = row_of(rows, nothing, 4 * tile, x), row_of(rows, nothing, 4 * tile + 1, x)
-        c, e = row_of(rows, nothing, 4 * tile + 2, x), row_of(rows, nothing, 4 * tile + 3, x)
+        a, b = row_of(rows, zeros, 4 * tile, x), row_of(rows, zeros, 4 * tile + 1, x)
+        c, e = row_of(rows, zeros, 4 * tile + 2, x), row_of(rows, zeros, 4 * tile + 3, x)
         d = x.d[4 * tile * n : 4 * (tile + 1) * n]
         for i in range(n):
-            d[4 * i], d[4 * i + 1] = rounded(a[i], kind), rounded(b[i], kind)
-            d[4 * i + 2], d[4 * i + 3] = rounded(c[i], kind), rounded(e[i], kind)
+            d[4 * i], d[4 * i + 1] = rounded_for(w, a[i]), rounded_for(w, b[i])
+            d[4 * i + 2], d[4 * i + 3] = rounded_for(w, c[i]), rounded_for(w, e[i])
 
 
 @inner(makes_arrays=True)
-def row_of(rows, nothing, t, x):
-    return rows[t * x.n_block : (t + 1) * x.n_block] if t < x.n_tok else nothing
-
-
-@inner
-def rounded(value, kind):
-    """As ggml rounds a token's number before it meets weights of `kind`."""
-    if kind == F16:
-        return round_to_half(value)
-    return round_to_bf16(value) if kind == BF16 else value
+def row_of(rows, zeros, t, x):
+    return rows[t * x.n_block : (t + 1) * x.n_block] if t < x.n_tok else zeros
 
 
 # --- products
 
 
 @inner
-def column_of(w, block, kind):
-    """The block-th column of 16 rows as f32x16."""
-    literally(kind)
-    if kind == F32:
-        fetch_ahead(w, block, 64, 0)
-        return load(f32x16, w.codes, block * 64)
-    fetch_ahead(w, block, 32, 0)
-    halves = load(u16x16, w.codes, block * 32)
-    return half_to_f32(halves) if kind == F16 else bits(f32x16, convert(i32x16, halves) << 16)
+def dot_numbers(w, x, y, m_first, m_last, T, g_first, g_last):
+    """Multiply tiles m_first .. m_last, T tokens at a time, with groups g_first .. g_last, two groups at a time.
 
-
-@inner
-def dot_numbers(w, x, y, m_first, m_last, T, g_first, g_last, kind):
-    """`T` tokens at a time of tiles m_first .. m_last, for groups g_first .. g_last, two groups at a time.
-
-    A token's number, once broadcast, serves both: loads bound this loop before products do.
+    A token's number, once broadcast, serves both groups: loads bound this loop before products do.
     """
     literally(T)
-    literally(kind)
     for g in range(g_first, g_last - 1, 2):
-        sum_groups(w, x, y, m_first, m_last, T, g, 2, kind)
+        sum_groups(w, x, y, m_first, m_last, int(T), g, 2)
     if (g_last - g_first) % 2:
-        sum_groups(w, x, y, m_first, m_last, T, g_last - 1, 1, kind)
+        sum_groups(w, x, y, m_first, m_last, int(T), g_last - 1, 1)
 
 
-@inner
-def sum_groups(w, x, y, m_first, m_last, T, g, G, kind):
-    """As dot_numbers, for groups g .. g + G - 1."""
-    literally(T)
-    literally(G)
-    literally(kind)
+@inner(copied=True)
+def sum_groups(w, x, y, m_first, m_last, T, g, G):
+    """As dot_numbers, for groups g .. g + G - 1: Numba compiles the loop once, and LLVM once for each T and G."""
     L, sums, columns = min(T, LANES), registers(f32x16, SUMS), registers(f32x16, 2)
     for m in range(m_first, m_last, T // L):
         for s in range(T * G):
             sums[s] = zero(f32x16)
         for i in range(w.n_block):
             for u in range(G):
-                columns[u] = column_of(w, (g + u) * w.n_block + i, kind)
+                columns[u] = column_of(w, (g + u) * w.n_block + i)
             for t in range(T):
-                number = broadcast(f32x16, x.d, place_of(x, m, i, t, L))
+                number = broadcast(f32x16, x.d, block_of(x, m, i, t) * L + (t & 3))
                 for u in range(G):
                     sums[G * t + u] = fma(columns[u], number, sums[G * t + u])
         for t in range(T):
@@ -138,40 +152,13 @@ def sum_groups(w, x, y, m_first, m_last, T, g, G, kind):
                 put_sums(y, w, g + u, m, t, L, sums[G * t + u])
 
 
-@inner
-def dot_f32(w, x, y, m_first, m_last, T, g_first, g_last):
-    literally(T)
-    dot_numbers(w, x, y, m_first, m_last, T, g_first, g_last, F32)
+def matmul_for_numbers(format: type):
+    """Make the kernel that multiplies with weights packed as `format`, as products.matmul_for does."""
+    n_code = CODE_BYTES[format]
 
+    def matmul(team, rows, codes, scales, n_tok, n_block, y):
+        w, x = format(codes, scales, codes.size // (n_code * n_block), n_block), new_tiles(n_tok, n_block, 0, 0)
+        parallel_for(team, fill_some_numbers, (w, rows, x), x.n_tile)
+        multiply_tiles(team, dot_numbers, w, x, y)
 
-@inner
-def dot_f16(w, x, y, m_first, m_last, T, g_first, g_last):
-    literally(T)
-    dot_numbers(w, x, y, m_first, m_last, T, g_first, g_last, F16)
-
-
-@inner
-def dot_bf16(w, x, y, m_first, m_last, T, g_first, g_last):
-    literally(T)
-    dot_numbers(w, x, y, m_first, m_last, T, g_first, g_last, BF16)
-
-
-@kernel
-def matmul_f32(team, rows, codes, scales, n_tok, n_block, y):
-    w, x = Packed(codes, scales, codes.size // (64 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(team, rows, x, F32)
-    multiply_tiles(team, dot_f32, w, x, y)
-
-
-@kernel
-def matmul_f16(team, rows, codes, scales, n_tok, n_block, y):
-    w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(team, rows, x, F16)
-    multiply_tiles(team, dot_f16, w, x, y)
-
-
-@kernel
-def matmul_bf16(team, rows, codes, scales, n_tok, n_block, y):
-    w, x = Packed(codes, scales, codes.size // (32 * n_block), n_block), new_tiles(n_tok, n_block, 0)
-    put_numbers(team, rows, x, BF16)
-    multiply_tiles(team, dot_bf16, w, x, y)
+    return kernel_for(format, matmul)

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from numba import float64
 from numba.core import config
 
 from numllama.kernels import jit
-from numllama.kernels.jit import inner, remove_old_caches
+from numllama.kernels.jit import by_type, inner, kernel, remove_old_caches
 
 # Runs a module with one kernel in a fresh process; prints the result, the cache hits, and whether there is a cache.
 PROGRAM = """
@@ -69,13 +70,39 @@ def test_functions_that_count_no_references_call_none_that_make_arrays():
     for path in Path(jit.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
-            if "inner" in decorators:
+            if any(d in ("inner", "inner(copied=True)") or ".case(" in d for d in decorators):
                 called = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
                 plain[f"{path.stem}.{node.name}"] = called
             if "inner(makes_arrays=True)" in decorators:
                 makers.add(node.name)
     assert len(plain) > 50 and len(makers) > 10
     assert not {name: called & makers for name, called in plain.items() if called & makers}
+
+
+class Metres(NamedTuple):
+    n: int
+
+
+class Feet(NamedTuple):
+    n: int
+
+
+def test_the_type_of_the_first_argument_chooses_a_function_s_body():
+    length = by_type("length", otherwise=lambda x, factor: -1.0)
+
+    @length.case(Metres)
+    def length_in_metres(x, factor):
+        return float(factor * x.n)
+
+    @length.case(Feet)
+    def length_in_feet(x, factor):
+        return 0.3048 * factor * x.n
+
+    @kernel
+    def lengths():
+        return length(Metres(2), 3), length(Feet(10), 1), length(7, 1)
+
+    assert lengths() == (6.0, 3.048, -1.0)
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")

@@ -107,9 +107,9 @@ def test_a_byte_swapped_file_packs_to_the_same_groups(weight):
 
 @pytest.mark.parametrize("at_once", [1, 2000])  # bytes: a group at a time, and one or two
 def test_what_is_packed_at_once_changes_no_bit(weight, monkeypatch, at_once):
-    whole = packed.pack(weight)
-    monkeypatch.setattr(packed, "AT_ONCE", at_once)
-    parts = packed.pack(weight)
+    whole = packed.pack_weight(weight)
+    monkeypatch.setattr(packed, "PACK_CHUNK_BYTES", at_once)
+    parts = packed.pack_weight(weight)
     np.testing.assert_array_equal(parts.codes, whole.codes)
     np.testing.assert_array_equal(parts.scales, whole.scales)
 
