@@ -6,11 +6,13 @@ matmul_ggml     the values of llama.cpp on a CPU: activations are quantized firs
 matmul_numba    the values of matmul_ggml up to the order of sums, at speed
 """
 
+from functools import partial
+
 import numpy as np
 
 from . import packed
 from .jit import kernel
-from .rounding import round_activations
+from .rounding import quantize_activations, round_activations
 
 TILE = 64  # weight rows dequantized at a time: 64 rows of 8192 columns are 2 MB as float32
 
@@ -29,10 +31,15 @@ def matmul_exact(w, x):
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
     """
     n_out, _ = w.shape
+    return _sum_tiles(w.dequantize, n_out, x)
+
+
+def _sum_tiles(rows_of, n_out, x):
+    """The products of `x` with n_out rows, of which rows_of(ids) returns some, [len(ids), x.shape[1]]."""
     y = np.empty((len(x), n_out), np.float32)
     x = np.ascontiguousarray(x)
     for r in range(0, n_out, TILE):
-        columns = np.ascontiguousarray(w.dequantize(np.arange(r, min(r + TILE, n_out))).T)  # [n_in, TILE]
+        columns = np.ascontiguousarray(rows_of(np.arange(r, min(r + TILE, n_out))).T)  # [n_in, TILE]
         _sum_columns(columns, x, y[:, r : r + TILE])
     return y
 
@@ -58,8 +65,23 @@ def matmul_ggml(w, x):
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
     ggml multiplies the integers of both sides and sums the scaled blocks in float32.  Only its order of sums differs.
+    A block's minimum m is multiplied with the sum s of the activations' Q8_1 block, which is rounded to f16 by itself.
     """
-    return matmul_exact(w, round_activations(x, w.format.dot_with))
+    if w.format.dot_with != "Q8_1":
+        return matmul_exact(w, round_activations(x, w.format.dot_with))
+    s = quantize_activations(x, "Q8_1")["s"].astype(np.float32)  # [n_tok, n_in / 32]
+    return _sum_tiles(
+        partial(_without_minima, w), w.shape[0], np.concatenate([round_activations(x, "Q8_1"), s], axis=1)
+    )
+
+
+def _without_minima(w, ids):
+    """Rows of Q4_1 or Q5_1 with zeros for their minima, then the minima.  -> f32 [len(ids), n_in + n_in / 32]"""
+    blocks = w.blocks[ids]
+    minima = blocks["m"].astype(np.float32)
+    blocks["m"] = 0
+    rows = w.format.dequantize(blocks.reshape(-1)).reshape(len(ids), -1)
+    return np.concatenate([rows, minima], axis=1)
 
 
 def matmul_numba(w, x):

@@ -64,7 +64,7 @@ class Tiles(NamedTuple):
     q      i32 [n_tile, n_block, 8, L]       four i8 codes each: columns 4 j .. 4 j + 3
     d      f32 [n_tile, n_block, L]          scales
     start  i32 [n_tile, n_block, parts, L]   -bias * sum of the codes of 32 / parts columns
-    sums   f32 [n_tile, n_block, parts, L]   d * sum of the same codes
+    sums   f32 [n_tile, n_block, parts, L]   d * sum of the same codes; Q8_1's s where d is that of 32 columns
     """
 
     q: np.ndarray
@@ -129,16 +129,16 @@ def largest_in_magnitude(rows, start, n):
 
 @inner
 def factor_and_scale(rows, start, n_sub):
-    """Compute what a block's numbers are multiplied by, and its scale.  -> f32, f32
+    """Compute what a block's numbers are multiplied by, and its scale, not yet as f16.  -> f32, f32
 
-    Q8_0, 32 columns: 127 / amax, and amax / 127 as f16.  As ggml's x86 code does it, see rounding.py.
+    Q8_0 and Q8_1, 32 columns: 127 / amax, and amax / 127.  As ggml's x86 code does it, see rounding.py.
     Q8_K, 256 columns: -127 / the number largest in magnitude, and one over that.  As in ggml-quants.c
     quantize_row_q8_K_ref, 0c1e57098.
     """
     if n_sub == 1:
         amax = largest(maximum(magnitude(load(f32x16, rows, start)), magnitude(load(f32x16, rows, start + 16))))
         factor = np.float32(127) / amax if amax > 0 else np.float32(0)
-        return factor, round_to_half(amax / np.float32(127))
+        return factor, amax / np.float32(127)
     factor = np.float32(-127) / largest_in_magnitude(rows, start, 32 * n_sub)
     if np.isinf(factor):
         return np.float32(0), np.float32(0)
@@ -146,15 +146,20 @@ def factor_and_scale(rows, start, n_sub):
 
 
 @inner
-def put_columns(x, tile, b, lane, low, high, d):
-    """Write a token's block of 32 columns: codes `low` and `high` i32x16, scale `d`."""
+def put_columns(x, tile, b, lane, low, high, d, n_sub):
+    """Write a token's block of 32 columns: codes `low` and `high` i32x16, scale `d`.
+
+    Q8_0 has the scale as f16, and Q8_1 beside it d * sum as f16, from a `d` that is not rounded.
+    """
     n_lane, block = lanes(x), tile * x.n_block + b
     scatter(x.q, 8 * block * n_lane + lane, n_lane, bits(i32x4, convert(i8x16, low)))
     scatter(x.q, (8 * block + 4) * n_lane + lane, n_lane, bits(i32x4, convert(i8x16, high)))
-    x.d[block * n_lane + lane] = d
+    x.d[block * n_lane + lane] = round_to_half(d) if n_sub == 1 else d
     sum_low, sum_high = total(low), total(high)
     if x.parts == 1:
         put_sum(x, block * n_lane + lane, sum_low + sum_high, d)
+        if n_sub == 1:
+            x.sums[block * n_lane + lane] = round_to_half(x.sums[block * n_lane + lane])
     else:
         put_sum(x, 2 * block * n_lane + lane, sum_low, d)
         put_sum(x, (2 * block + 1) * n_lane + lane, sum_high, d)
@@ -189,7 +194,7 @@ def fill_some_tiles(rows, x, n_sub, first, last):
                     if t < x.n_tok:
                         low = at_most_127(load(f32x16, rows, start + 32 * i) * factor)
                         high = at_most_127(load(f32x16, rows, start + 32 * i + 16) * factor)
-                    put_columns(x, tile, b + i, lane, low, high, d)
+                    put_columns(x, tile, b + i, lane, low, high, d, n_sub)
 
 
 # --- reading and writing in a product; token t is counted from tile m, L = min(T, LANES)
