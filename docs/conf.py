@@ -5,6 +5,8 @@ sphinx-build -W docs site
 
 import os
 import re
+import shutil
+from pathlib import Path
 
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # kernels stay plain functions, whose docstrings and signatures can be read
 
@@ -28,6 +30,7 @@ suppress_warnings = [
     "ref.python",  # two classes of one name, as a name and its re-export: the link goes to the first
 ]
 autosummary_generate = True
+shutil.rmtree(Path(__file__).parent / "reference/python", ignore_errors=True)  # pages of modules that are gone
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": False}
