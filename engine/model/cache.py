@@ -66,18 +66,42 @@ class KVCache:
         return sum(array.base.nbytes for array in (*self.k, *self.v) if array.base is not None)
 
     def write(self, il: int, span: Span, k: np.ndarray, v: np.ndarray) -> None:
-        """Remember a span's keys and values in layer `il`.  k and v float [span.length, n_head_kv, n_head_dim]"""
+        """Remember a span's keys and values in layer `il`.  k and v float [span.length, n_head_kv, n_head_dim]
+
+        Raises: IndexError for a span outside the cache
+        """
+        self.check(span.slot, span.start, span.start + span.length)
         where = span.slot, slice(span.start, span.start + span.length)
         write(self.k[il][where], k)
         write(self.v[il][where], v)
 
     def read(self, il: int, span: Span) -> tuple[np.ndarray, np.ndarray]:
-        """Return views of the keys and values that `span` attends to in layer `il`: positions 0 .. its last."""
+        """Return views of the keys and values that `span` attends to in layer `il`: positions 0 .. its last.
+
+        Raises: IndexError for a span outside the cache
+        """
+        self.check(span.slot, span.start, span.start + span.length)
         where = span.slot, slice(0, span.start + span.length)
         return self.k[il][where], self.v[il][where]
 
+    def check(self, slot: int, start: int, end: int) -> None:
+        """Check that the cache has positions start .. end - 1 of `slot`.  Raises: IndexError
+
+        Slices would be cut at the cache's end, and compiled code would write behind it.
+        """
+        if not (0 <= slot < self.n_slot and 0 <= start <= end <= self.n_ctx):
+            raise IndexError(
+                f"positions {start} to {end} of slot {slot}, "
+                f"the cache has {self.n_slot} slots of {self.n_ctx} positions"
+            )
+
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Copy positions start .. end - 1 from slot `source` to slot `target`."""
+        """Copy positions start .. end - 1 from slot `source` to slot `target`.
+
+        Raises: IndexError for a slot or position outside the cache
+        """
+        self.check(source, start, end)
+        self.check(target, start, end)
         for array in (*self.k, *self.v):
             array[target, start:end] = array[source, start:end]
 
@@ -86,7 +110,10 @@ class KVCache:
 
         Keys that move are rotated back by `discard` positions; values stay unchanged.  Both were computed with the
         discarded positions in view and keep that influence, as in llama.cpp.  ropes: each layer's, None without RoPE
+        Raises: IndexError for a slot or positions outside the cache
         """
+        self.check(slot, keep, keep + discard)
+        self.check(slot, keep + discard, n_cached)
         source, target = slice(keep + discard, n_cached), slice(keep, n_cached - discard)
         positions = np.full(n_cached - keep - discard, -discard, np.int32)
         for k, v, rope in zip(self.k, self.v, ropes, strict=True):

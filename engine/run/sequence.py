@@ -57,7 +57,7 @@ class Sequence:
         self.done_reason: str | None = None
         self.sampler = Sampler(options, tokenizer.n_vocab)
         n_keep = resolve_num_keep(options.num_keep, len(prompt), tokenizer.add_bos)
-        self.n_keep = align_to_images(prompt, min(n_keep, self.window - 4), -1)
+        self.n_keep = align_to_images(prompt, max(0, min(n_keep, self.window - 4)), -1)
         self._text_tokens = [token for token in prompt if token >= 0]
         limit = 10 * self.window
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
@@ -98,10 +98,13 @@ class Sequence:
         return piece
 
     def discards(self) -> int:
-        """Return how many positions after the first `n_keep` a shift discards: half, and the rest of a cut image."""
+        """Return how many positions after the first `n_keep` a shift discards: half, and the rest of a cut image.
+
+        At least one, so that a window of any size has room for the next token.
+        """
         n = self.n_cached - self.n_keep
         oldest = len(self.tokens) - 1 - n  # the newest token is not in the cache yet
-        return align_to_images(self.tokens, oldest + n // 2, 1) - oldest
+        return align_to_images(self.tokens, oldest + max(1, n // 2), 1) - oldest
 
     def end(self, reason: str) -> None:
         """End the sequence with `done_reason`."""

@@ -5,12 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from numllama.engine.handle import RequestHandle
+from numllama.engine.model.batch import Batch, Span
 from numllama.engine.model.cache import KVCache
+from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
+from numllama.engine.run.job import Job
 from numllama.engine.run.request import complete
+from numllama.engine.run.scheduler import Scheduler
 from numllama.engine.run.sequence import Sequence, shift_window
-from numllama.kernels import NUMPY, Rope, numpy_kernels
+from numllama.kernels import NUMPY, SETS, Rope, numpy_kernels
 from tiny import tiny_gguf
 
 ROPE = Rope("norm", 8, 10000.0)
@@ -69,3 +74,62 @@ def test_the_text_does_not_depend_on_the_window_until_it_is_full(model):
     )
     n_same = next(i for i in range(len(wide)) if wide[i] != narrow[i])
     assert n_same >= 24 - 4
+
+
+@pytest.mark.parametrize("kernels", SETS)
+@pytest.mark.parametrize("n_ctx", range(1, 9))
+def test_a_window_of_any_size_shifts_and_goes_on(tmp_path, n_ctx, kernels):
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_ctx=n_ctx))
+    options = replace(Options(), temperature=0.0, num_predict=2 * n_ctx)
+    for n_prompt in (1, n_ctx, n_ctx + 3):
+        *pieces, last = complete(model, list(range(270, 270 + n_prompt)), options, kernels=SETS[kernels])
+        assert (len(pieces), last.done_reason) == (2 * n_ctx, "length")
+        *pieces, last = complete(model, list(range(270, 270 + n_prompt)), options, kernels=SETS[kernels], shift=False)
+        assert (len(pieces), last.done_reason) == (max(1, n_ctx - n_prompt), "length")
+
+
+def test_in_a_window_of_one_position_each_token_sees_itself_alone(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_ctx=1))
+    options = replace(Options(), temperature=0.0, num_predict=5)
+    *pieces, _ = complete(model, [270], options, kernels=NUMPY)
+    expected = [270]
+    for _ in pieces:
+        expected.append(int(forward(model, Batch.of(expected[-1:]), model.new_cache(8), NUMPY).argmax()))
+    assert [piece.token for piece in pieces] == expected[1:]
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3])
+def test_the_scheduler_generates_in_a_window_of_any_size(tmp_path, n_ctx):
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_ctx=n_ctx))
+    options = replace(Options(), temperature=0.0, num_predict=9)
+    scheduler, delivered = Scheduler(model, model.new_cache(n_ctx), guard=False), []
+    for _ in range(3):
+        scheduler.submit(
+            Job(handle=RequestHandle(), prompt=[270, 271, 272, 273][:n_ctx], options=options, deliver=delivered.append)
+        )
+    while not scheduler.idle:
+        scheduler.step()
+    assert [piece.done_reason for piece in delivered if piece.done_reason] == ["length"] * 3
+    assert len(delivered) == 3 * (9 + 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cache: cache.write(0, Span(0, 11, 2), np.zeros((2, 2, 8)), np.zeros((2, 2, 8))),
+        lambda cache: cache.write(0, Span(2, 0, 1), np.zeros((1, 2, 8)), np.zeros((1, 2, 8))),
+        lambda cache: cache.read(0, Span(0, 12, 1)),
+        lambda cache: cache.read(0, Span(-1, 0, 1)),
+        lambda cache: cache.copy(0, 2, 0, 1),
+        lambda cache: cache.copy(0, 1, 4, 3),
+        lambda cache: cache.shift(0, 13, 4, 2, NUMPY, [ROPE]),
+        lambda cache: cache.shift(0, 1, -3, 2, NUMPY, [ROPE]),  # a window of one position, once
+        lambda cache: cache.shift(0, 5, 2, 4, NUMPY, [ROPE]),
+    ],
+)
+def test_a_cache_refuses_slots_and_positions_that_it_lacks(call):
+    cache = KVCache(n_layer=1, n_head_kv=2, n_head_dim=8, n_ctx=12, n_slot=2)
+    with pytest.raises(
+        IndexError, match=r"positions -?\d+ to -?\d+ of slot -?\d, the cache has 2 slots of 12 positions"
+    ):
+        call(cache)
