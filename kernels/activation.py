@@ -152,7 +152,12 @@ def quick_gelu_numba(x):
 
 
 def activated_gate(kind, gate, up):
-    """Apply activation function `kind` to `gate` and multiply by `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
+    """Apply activation function `kind` to `gate` and multiply by `up`.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]
+
+    Raises: ValueError unless both have one shape
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"gate has shape {gate.shape} and up {up.shape}, expected one shape")
     gate, up = np.ascontiguousarray(gate, np.float32), np.ascontiguousarray(up, np.float32)
     y = np.empty_like(gate)
     run(activate_gate, 10 * y.size, kind, gate.reshape(-1), up.reshape(-1), y.reshape(-1))

@@ -21,7 +21,7 @@ from numba import literally
 from .activation import softmax_numpy
 from .exp import exp
 from .jit import inner, kernel
-from .kv import F16, F32, KINDS, Q8_0, has_padding, in_blocks, numbers, strided
+from .kv import BLOCK, F16, F32, KINDS, Q8_0, has_padding, in_blocks, numbers, strided
 from .rounding import round_activations
 from .simd import (
     broadcast,
@@ -68,6 +68,21 @@ class Attention:
         return max(0, i - self.window + 1) if self.window else 0, min(i + 1, n_pos) if self.causal else n_pos
 
 
+def check_heads(q, k, v, first, rule):
+    """Check that q, k, v and the rule's slopes have matching heads, and that each query's position has a key.
+
+    Raises: ValueError, IndexError
+    """
+    n_head_dim = k.shape[-1] * BLOCK if in_blocks(k.dtype) else k.shape[-1]
+    n_slope = q.shape[1] if rule.slopes is None else len(rule.slopes)
+    sizes = q.ndim == k.ndim == 3 and k.shape == v.shape and k.dtype == v.dtype and q.shape[2] == n_head_dim
+    if not sizes or not k.shape[1] or q.shape[1] % k.shape[1] or q.shape[1] != n_slope:
+        shapes = f"q {q.shape}, k {k.dtype} {k.shape}, v {v.dtype} {v.shape} and {n_slope} slopes"
+        raise ValueError(f"attention over {shapes}, expected as many keys as values, in heads of one size")
+    if not 0 <= first <= len(k) - len(q) or rule.window < 0:
+        raise IndexError(f"queries at positions {first} to {first + len(q) - 1}, expected 0 to {len(k) - 1}")
+
+
 def no_tap(name, value):
     """Return `value` unchanged: the tap that does nothing."""
     return value
@@ -78,10 +93,12 @@ def attention_numpy(q, k, v, first, rule, tap=no_tap):
 
     q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any cache type (kv.py)
     -> as q [n_tok, n_head * n_head_dim];  n_pos = first + n_tok
+    Raises: ValueError for other shapes, IndexError for queries at positions without keys
     `tap` is called with "kq" (before scale and mask, as in llama.cpp) and "kq_soft_max", both [n_head, n_tok, n_pos].
     Its return value replaces the array.
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
     """
+    check_heads(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
     group = n_head // n_head_kv
@@ -106,8 +123,9 @@ def attention_exact(q, k, v, first, rule, tap=no_tap):
     """Compute attention_numpy in float64, one position after the other: the sums do not depend on the batch.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
-    -> f32 [n_tok, n_head * n_head_dim]
+    -> f32 [n_tok, n_head * n_head_dim];  raises as attention_numpy
     """
+    check_heads(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     seen = np.array([rule.seen(first + t, len(k)) for t in range(n_tok)])
@@ -162,6 +180,7 @@ def attention_ggml(q, k, v, first, rule, tap=no_tap):
         return attention_exact(round_activations(q, "Q8_0"), k, v, first, rule)
     if k.dtype != np.float16:
         return attention_exact(q, k, v, first, rule)
+    check_heads(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     for t in range(n_tok):  # one query at a time: its sums do not depend on the batch
@@ -191,8 +210,9 @@ def attention_numba(q, k, v, first, rule, tap=no_tap):
     """Compute attention_numpy in float32.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
-    -> f32 [n_tok, n_head * n_head_dim]
+    -> f32 [n_tok, n_head * n_head_dim];  raises as attention_numpy
     """
+    check_heads(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
     q, k, v = np.ascontiguousarray(q, np.float32), kernel_layout(k), kernel_layout(v)

@@ -23,13 +23,14 @@ from . import packed
 from .activation import GELU, SILU, activate_gate
 from .attention import Attention, RuleRecord, attend_rows, slopes_of
 from .jit import Entry, inner, kernel
-from .kv import KINDS, VECTOR, Rows, strided, write_rows
+from .kv import BLOCK, KINDS, VECTOR, Rows, in_blocks, strided, write_rows
 from .norm import norm_rows
 from .packed.tiles import LANES
 from .rope import Rope, cos_and_sin_table, rotate_tokens
 from .tensor import Tensor
 from .threads import MIN_PARALLEL_WORK, ONE_THREAD, run
 
+SINGLE = np.dtype(np.float32)
 ACTS = {"silu": SILU, "gelu": GELU}
 MATRICES = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
 NORMS = "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"
@@ -109,6 +110,12 @@ class LayerCall:
         self.referenced: list[Any] = [k, v]  # keeps alive the arrays that the record's addresses point to
         self.n_weight = sum(weights[name].n_elements for name in MATRICES)
         n_q, n_embd = weights["attn_q"].shape
+        self.n_embd: int = n_embd
+        n_kv = k.shape[2] * (k.shape[3] * BLOCK if in_blocks(k.dtype) else k.shape[3])
+        if (k.shape, k.strides, k.dtype) != (v.shape, v.strides, v.dtype) or n_kv * n_head != n_q * k.shape[2]:
+            raise ValueError(
+                f"a cache of k {k.shape} and v {v.shape}, expected one layout, and heads of {n_q // n_head}"
+            )
         rows = strided(k[0])
         self.set(**{name: self.matrix(weights[name], weights.get(f"{name}_bias")) for name in MATRICES})
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
@@ -168,8 +175,14 @@ def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray)
 
     x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed in place
 
-    Raises: IndexError for a slot or position outside the cache
+    Raises: IndexError for a slot or position outside the cache, ValueError for another shape or layout of `x`
     """
+    if x.shape != (len(places), layers[0].n_embd) or x.dtype != SINGLE or not x.flags.c_contiguous:
+        raise ValueError(f"x is {x.dtype} {x.shape}, expected contiguous float32 {(len(places), layers[0].n_embd)}")
+    if places.shape[1:] != (2,):
+        raise ValueError(
+            f"places have shape {places.shape}, expected a slot and a position for each of {len(x)} tokens"
+        )
     addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
     while len(addresses):
         done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1))

@@ -75,7 +75,13 @@ def resample_numpy(image, axis, n):
 
 
 def resize_numba(image, width, height):
-    """Compute resize_numpy in compiled code.  u8 [h, w, 3] -> u8 [height, width, 3]"""
+    """Compute resize_numpy in compiled code.  u8 [h, w, 3] -> u8 [height, width, 3]
+
+    Raises: ValueError for an image of another kind, or an empty one
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(*image.shape, width, height) < 1:
+        found = f"found {image.dtype} {image.shape} to resize to {width} x {height}"
+        raise ValueError(f"{found}, expected u8 [h, w, 3] and sizes from 1")
     h, w, _ = image.shape
     rows = _resampled(np.ascontiguousarray(image), h, w, 3, width).reshape(h, width, 3)
     return _resampled(rows, 1, h, 3 * width, height).reshape(height, width, 3)

@@ -103,14 +103,29 @@ def numbers(cache, dtype):
 
 @np.errstate(all="ignore")
 def write_numpy(cache, x):
-    """Store x float [n, n_head_kv, n_head_dim] in `cache`, a view of the same positions."""
+    """Store x float [n, n_head_kv, n_head_dim] in `cache`, a view of the same positions.
+
+    Raises: ValueError if `x` has another shape
+    """
+    check_room(cache, x)
     if in_blocks(cache.dtype):
         x = ENCODERS[cache.dtype](x.astype(np.float32, copy=False).reshape(-1, BLOCK)).reshape(cache.shape)
     cache[...] = x
 
 
+def check_room(cache, x):
+    """Check that `cache` has exactly the positions, heads and numbers of `x`.  Raises: ValueError"""
+    n = cache.shape[-1] * BLOCK if in_blocks(cache.dtype) else cache.shape[-1]
+    if x.shape != (*cache.shape[:-1], n):
+        raise ValueError(f"x has shape {x.shape}, expected the cache's, {(*cache.shape[:-1], n)}")
+
+
 def write_numba(cache, x):
-    """Store like write_numpy, to the bit.  Exception: blocks below 4e-37, whose f16 scale is 0, may get other codes."""
+    """Store like write_numpy, to the bit.  Exception: blocks below 4e-37, whose f16 scale is 0, may get other codes.
+
+    Raises: ValueError if `x` has another shape
+    """
+    check_room(cache, x)
     if cache.dtype not in KINDS or not has_padding(cache):
         write_numpy(cache, x)
     elif x.size:

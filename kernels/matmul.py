@@ -25,11 +25,19 @@ def matmul_numpy(w, x):
     return x @ w.dequantize().astype(x.dtype, copy=False).T
 
 
+def check_columns(w, x):
+    """Check that the rows of `x` are as long as those of the matrix `w`.  Raises: ValueError"""
+    if x.ndim != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(f"x has shape {x.shape} and '{w.name}' {w.shape}, expected two matrices of as many columns")
+
+
 def matmul_exact(w, x):
     """Compute x w^T, with each sum in float64 from the first column to the last, then rounded once.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
+    Raises: ValueError for rows of another length than the weight's
     """
+    check_columns(w, x)
     n_out, _ = w.shape
     return _sum_tiles(w.dequantize, n_out, x)
 
@@ -69,6 +77,7 @@ def matmul_ggml(w, x):
     """
     if w.format.dot_with != "Q8_1":
         return matmul_exact(w, round_activations(x, w.format.dot_with))
+    check_columns(w, x)
     s = quantize_activations(x, "Q8_1")["s"].astype(np.float32)  # [n_tok, n_in / 32]
     return _sum_tiles(
         partial(_without_minima, w), w.shape[0], np.concatenate([round_activations(x, "Q8_1"), s], axis=1)
@@ -88,6 +97,7 @@ def matmul_numba(w, x):
     """Compute matmul_ggml on weights repacked for vectors; sums in float32, from the first block to the last.
 
     w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out]
-    The kernels are in packed/: one loop for all formats, and a section a format in formats.py.
+    The kernels are in packed/: one loop for all formats, and a section a format in formats.py.  Raises as matmul_exact.
     """
+    check_columns(w, x)
     return packed.matmul(w, x) if w.format.type in packed.PRODUCTS else packed.matmul_dequantized(w, x)

@@ -28,11 +28,19 @@ def rms_norm_ggml(x, weight, eps):
     return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
 
 
+def check_width(x, weight):
+    """Check that `weight` has one number for each column of `x`.  Raises: ValueError"""
+    if weight.shape != x.shape[-1:] or not weight.size:
+        raise ValueError(f"a weight of shape {weight.shape}, expected one number for each column of {x.shape}")
+
+
 def rms_norm_numba(x, weight, eps):
     """Compute rms_norm_numpy in float32; the squares of a row are summed in 16 lanes.
 
     x f32 [..., n_embd], weight f32 [n_embd] -> f32 [..., n_embd]
+    Raises: ValueError for a weight of another length than the rows
     """
+    check_width(x, weight)
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
     n_row = x.size // weight.size
@@ -90,7 +98,12 @@ def layer_norm_numba(x, weight, bias, eps):
     """Compute layer_norm_numpy in float32, in three passes: the mean in 16 lanes, the variance in 16 lanes, the result.
 
     x f32 [n_tok, n_embd], weight and bias f32 [n_embd] -> f32 [n_tok, n_embd]
+    Raises: ValueError for a weight or bias of another length than the rows, or more than two axes
     """
+    check_width(x, weight)
+    check_width(x, bias)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}, expected two axes")
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty_like(x)
     weight, bias = np.asarray(weight, np.float32), np.asarray(bias, np.float32)

@@ -138,11 +138,23 @@ def cos_and_sin_table(rope, n):
     return _tables[rope]
 
 
+def check_pairs(x, positions, rope):
+    """Check that `x` [n_tok, n_head, n_head_dim] has a token for each position and `rope`'s pairs in each head.
+
+    Raises: ValueError
+    """
+    if x.ndim != 3 or len(x) != len(positions) or not 0 <= rope.n_rot <= x.shape[2] or rope.n_rot % 2:
+        expected = f"one token for each of {len(positions)} positions, and heads of {rope.n_rot} numbers or more"
+        raise ValueError(f"x has shape {x.shape}, expected {expected}")
+
+
 def rope_numba(x, positions, rope):
     """Compute rope_ggml with cached tables.
 
     x f32 [n_tok, n_head, n_head_dim], positions i32 [n_tok] -> a new array as x
+    Raises: ValueError unless `x` has a token for each position and heads of at least n_rot numbers
     """
+    check_pairs(x, positions, rope)
     x, positions = np.ascontiguousarray(x, np.float32), np.asarray(positions, np.int32)
     y = np.empty_like(x)
     sizes, neighbours = x.shape[1:], rope.style == "norm"

@@ -19,20 +19,29 @@ MAX_INSERTION_K = 256  # up to this k, insertion into a sorted list is quicker t
 def descending_numpy(x, k):
     """Return the indices of the k largest values.  f32 [n], no NaN, k in 1 .. n -> int [k]
 
+    Raises: ValueError for another k
     Equal to argsort(-x, kind="stable")[:k].  40 of 128,256: argsort takes 12 ms, this 0.15, descending_numba 0.04.
     """
+    check_k(x, k)
     threshold = np.partition(x, len(x) - k)[len(x) - k]  # the k-th largest
     candidates = np.flatnonzero(x >= threshold)  # k indices, and more if others equal the k-th value
     return candidates[np.argsort(-x[candidates], kind="stable")][:k]
 
 
 def descending_numba(x, k):
-    """Compute descending_numpy in one pass."""
+    """Compute descending_numpy in one pass.  Raises as it does."""
+    check_k(x, k)
     if k > MAX_INSERTION_K or x.dtype != np.float32:
         return descending_numpy(x, k)
     where, values = np.empty(k, np.int64), np.empty(k, np.float32)
     _descending(np.ascontiguousarray(x), where, values)
     return where
+
+
+def check_k(x, k):
+    """Check that `x` has one axis and at least k values.  Raises: ValueError"""
+    if x.ndim != 1 or not 1 <= k <= len(x):
+        raise ValueError(f"the {k} largest of an array of shape {x.shape}, expected 1 to all of one axis")
 
 
 @kernel
