@@ -5,21 +5,27 @@
     fastmath      off: sums keep their written order, and so their bits
 
 Numba's own cache checks only the file that defines a function, so after an edit in an imported file it would run stale
-code.  Our cache has one folder per state of all kernel sources, `<user cache>/numllama/kernels-<key>`.  If no folder is
-writable, every process compiles from scratch.  NUMBA_CACHE_DIR moves the cache, NUMBA_DISABLE_JIT=1 turns compilation
-off.
+code.  Our cache has one folder per state of all kernel sources, `<user cache>/numllama/kernels-<key>`.  NUMBA_CACHE_DIR
+moves the cache, NUMBA_DISABLE_JIT=1 turns compilation off.
+
+The cache saves time and is never needed.  A folder that may only be read is read.  A file that is damaged, or belongs
+to another kernel, is ignored and replaced; what cannot be saved stays in this process.  Each is logged once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import pickle
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -27,12 +33,15 @@ import llvmlite
 import numba
 from numba import types
 from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.compiler import Compiler
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic, overload
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
+HASH_BYTES = hashlib.sha256().digest_size
+log = logging.getLogger(__name__)
 
 
 def kernel(function: Callable | None = None, **options):
@@ -163,54 +172,167 @@ def caller(callee):
 
 def enable_cache(compiled, folder: Path | None) -> None:
     """Make `compiled` load its machine code from `folder` and save it there; None: no caching."""
-    if folder is None:
-        return
-    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # Numba reads it only when caching is enabled
-    try:
-        compiled.enable_caching()
-    except RuntimeError:  # Numba cannot write to the folder
-        pass
-    finally:
-        config.CACHE_DIR = before
+    if folder is not None:
+        with suppress(OSError):  # a kernel without a source file
+            compiled._cache = KernelCache(compiled.py_func, folder)
+
+
+class KernelCache(FunctionCache):
+    """The machine code of one kernel in `folder`.  No state of the folder keeps the kernel from being compiled."""
+
+    def __init__(self, function: Callable, folder: Path):
+        self._name, self._py_func, self._folder = repr(function), function, folder
+        self._impl = KernelCode(function, folder)
+        self._cache_path = str(self._impl.folder)
+        self._cache_file = CheckedFile(self._cache_path, self._impl.filename_base, source_hash(self._impl._py_file))
+        self.enable()
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:
+            warn_once(f"damaged machine code in {self._folder} is compiled again", error)
+            return None
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:
+            warn_once(f"machine code cannot be saved in {self._folder}", error)
+
+
+class KernelCode(CompileResultCacheImpl):
+    """Numba's form of machine code, in a folder that need not be writable."""
+
+    def __init__(self, function: Callable, folder: Path):
+        self._py_file, self._lineno = function.__code__.co_filename, function.__code__.co_firstlineno
+        self._filename_base = f"{re.sub('[<>]', '', function.__qualname__)}-{self._lineno}"
+        self._locator, self.folder = self, folder / function.__module__
+
+    def ensure_cache_path(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(problem: str, reason: object) -> None:
+    """Log `problem`, unless this process has done so."""
+    if problem not in _warned:
+        _warned.add(problem)
+        log.warning("%s: %s", problem, str(reason) or type(reason).__name__)
+
+
+class CheckedFile(IndexDataCacheFile):
+    """Numba's index of a kernel's machine code, and its files, each with a hash of its content.
+
+    Numba executes what it reads.  A file also says what it is for, because two processes that save at the same time may
+    give their files the same name.
+    """
+
+    def save(self, key, data):
+        super().save(key, (key, data))
+
+    def load(self, key):
+        found, data = super().load(key) or (key, None)
+        if found != key:
+            raise ValueError("a file of other machine code")
+        return data
+
+    def _dump(self, obj):
+        content = super()._dump(obj)
+        return content + hashlib.sha256(content).digest()
+
+    def _load_data(self, name):
+        return self._checked(Path(self._data_path(name)).read_bytes())
+
+    def _load_index(self):
+        try:
+            with open(self._index_path, "rb") as file:
+                if pickle.load(file) != self._version:
+                    return {}
+                stamp, overloads = self._checked(file.read())
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            warn_once(f"damaged machine code in {Path(self._cache_path).parent} is compiled again", error)
+            return {}
+        return overloads if stamp == self._source_stamp else {}
+
+    @staticmethod
+    def _checked(data: bytes):
+        """Return the object in `data`.  Raises: ValueError if the hash at its end is another"""
+        content = data[:-HASH_BYTES]
+        if hashlib.sha256(content).digest() != data[-HASH_BYTES:]:
+            raise ValueError("the content has another hash")
+        return pickle.loads(content)
 
 
 @cache
-def cache_folder() -> Path | None:
-    """Return the folder for machine code, which exists and is writable, or None."""
+def find_cache() -> tuple[Path | None, str]:
+    """Return the folder for machine code, which exists and may be read-only, and ""; or None, and why."""
+    folder = Path("kernels")
     try:
         folder = user_cache() / f"kernels-{source_key()}"
-        if not folder.exists():
+        if not folder.is_dir():
             remove_old_caches(user_cache())
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # read-only, or no home directory
-        return None
-    return folder
+            folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # read-only, or no home directory
+        return None, f"cannot make {folder} ({error})"
+    return folder, ""
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for machine code, which exists and may be read-only, or None."""
+    return find_cache()[0]
+
+
+@cache
+def can_save() -> bool:
+    """Check whether machine code can be saved."""
+    try:
+        tempfile.TemporaryFile(dir=cache_folder()).close()
+    except OSError:
+        return False
+    return cache_folder() is not None
 
 
 def remove_old_caches(cache: Path, days: float = 30) -> None:
     """Delete the cache folders of other source states that have not changed for `days`."""
     for folder in cache.glob("kernels-*"):
-        if folder.stat().st_mtime < time.time() - days * 86400:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            if folder.stat().st_mtime < time.time() - days * 86400:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def user_cache() -> Path:
-    """Return the platform's folder for cached data."""
-    if config.CACHE_DIR:
-        return Path(config.CACHE_DIR) / "numllama"
+    """Return the platform's folder for cached data.
+
+    From the environment alone: Numba's own setting may come from a file .numba_config.yaml in the current folder, and
+    machine code from there would be executed.  For the same reason relative paths in XDG_CACHE_HOME are ignored, as its
+    specification demands.
+    """
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(folder) / "numllama"
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "numllama"
     if sys.platform == "darwin":
         return Path("~/Library/Caches/numllama").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "numllama"
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (folder if folder.is_absolute() else Path("~/.cache").expanduser()) / "numllama"
+
+
+@cache
+def source_hash(path: str) -> str:
+    """Return a hash of the source file at `path`."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def source_key() -> str:
     """Return a hash of everything that machine code depends on, except the CPU, which Numba checks itself."""
     key = hashlib.sha256()
     for part in (
-        platform.python_version(),
+        platform.python_version() + getattr(sys, "abiflags", ""),
         numba.__version__,
         llvmlite.__version__,
         os.environ.get("NUMLLAMA_SIMD", ""),

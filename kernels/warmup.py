@@ -4,7 +4,9 @@ Machine code is cached on disk (jit.py), so one run after an installation is eno
 kernel at a time, so two processes halve the time:
 
     prepare(names)                              compiles one half, while
-    python -m numllama.kernels.warmup NAMES     a second process compiles the other half, for both
+    python -P -m numllama.kernels.warmup NAMES  a second process compiles the other half, for both
+
+-P: Python would otherwise import modules, and so run code, from the current folder.
 """
 
 import gc
@@ -13,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +24,7 @@ import numpy as np
 
 from . import NUMBA, Attention
 from .decode_layer import compile_layers
-from .jit import cache_folder
+from .jit import cache_folder, can_save, find_cache, warn_once
 from .kv import write
 from .packed import PRODUCTS
 from .quants import FORMATS
@@ -67,12 +70,15 @@ OTHER_KERNEL_S, START_S = 0.3, 1.0
 def prepare(names: Sequence[str]) -> None:
     """Compile the kernels `names`, half of them in a second process.
 
-    Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a cache
-    this does nothing: each kernel is then compiled on its first call.
+    Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a folder
+    to save to this does nothing: each kernel is then compiled on its first call.
     """
+    folder, problem = find_cache()
+    if folder is None:
+        warn_once("machine code cannot be saved, every process compiles", problem)
     known = {name for name, _ in warmups()}
     missing = [name for name in names if name in known and not _is_compiled(name)]
-    if len(missing) < 2 or N_CORE == 1 or cache_folder() is None:
+    if len(missing) < 2 or N_CORE == 1 or not can_save():
         return
     here, there = split_work(missing)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -111,14 +117,18 @@ def _run_and_mark(name, job):
     """Run `job`, then create the marker file of `name` beside the machine code."""
     result = job()
     if marker := _marker(name):
-        marker.touch()
+        with suppress(OSError):
+            marker.touch()
     return result
 
 
 def _is_compiled(name) -> bool:
     """Check whether `name` has been compiled, by its marker file."""
-    marker = _marker(name)
-    return marker is not None and marker.exists()
+    try:
+        marker = _marker(name)
+        return marker is not None and marker.exists()
+    except OSError:
+        return False
 
 
 def _marker(name) -> Path | None:

@@ -7,7 +7,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...kernels.jit import cache_folder
+from ...kernels.jit import cache_folder, can_save, find_cache
 from ...kernels.warmup import warmups
 
 
@@ -21,6 +21,7 @@ def compile_all() -> None:
             progress.update(task, description=name)
             compile_kernel()
             progress.advance(task)
-    folder = cache_folder()
-    where = f"cached in {folder}" if folder else "not cached, as no cache folder is writable; set NUMBA_CACHE_DIR"
+    where = f"cached in {cache_folder()}"
+    if not can_save():
+        where = f"not saved, as {find_cache()[1] or f'{cache_folder()} cannot be written'}; set NUMBA_CACHE_DIR"
     print(f"{len(jobs)} kernels ready in {perf_counter() - began:.1f} s, {where}")

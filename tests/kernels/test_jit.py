@@ -22,6 +22,31 @@ from sums import total
 import numpy as np
 print(total(np.arange(5.0)), sum(total.stats.cache_hits.values()), cache_folder() is not None)
 """
+PROGRAM_WITH_LOG = (
+    """
+import logging, sys; logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from numllama.kernels import jit
+jit.log.propagate = False
+lines = []
+class Lines(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+jit.log.addHandler(Lines())
+"""
+    + PROGRAM
+    + """
+print(*lines)
+"""
+)
+# Makes every write into a cache folder fail; root may write to folders that are read-only
+READ_ONLY = """
+import builtins, errno, tempfile
+def open_for_reading(path, mode="r", *args, _open=open, **kwargs):
+    if set(mode) & set("wax+"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    return _open(path, mode, *args, **kwargs)
+builtins.open = open_for_reading
+"""
 SUMS = """
 from numllama.kernels.jit import inner, kernel
 @inner
@@ -121,6 +146,70 @@ def test_without_a_writable_folder_every_process_compiles(tmp_path):
     (tmp_path / "file").write_text("")
     nowhere = str(tmp_path / "file" / "below")  # a folder below a file: even root cannot create it
     assert run(tmp_path, NUMBA_CACHE_DIR=nowhere) == ["10.0", "0", "False"]
+
+
+def files(folder: Path, suffix: str) -> list[Path]:
+    return sorted(folder.rglob(f"*{suffix}"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle, of machine code or of an index."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lock(path: Path) -> None:
+    path.unlink()
+    path.mkdir()  # reading fails, as of a file of another user; root may read those
+
+
+DAMAGE = {"empty": lambda path: path.write_bytes(b""), "cut": cut, "flipped": flip, "unreadable": lock}
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_damaged_machine_code_is_compiled_again_and_named_once(tmp_path, suffix, damage):
+    cache = tmp_path / "cache"
+    run(tmp_path, NUMBA_CACHE_DIR=str(cache))
+    (path,) = files(cache, suffix)
+    DAMAGE[damage](path)
+    result, hits, _, *log = run(tmp_path, PROGRAM_WITH_LOG, NUMBA_CACHE_DIR=str(cache))
+    assert (result, hits) == ("10.0", "0")
+    if (suffix, damage) != (".nbc", "unreadable"):  # that counts as a missing file
+        assert log.count("again:") == 1 and str(path.parents[1]) in log
+    if damage != "unreadable":
+        assert run(tmp_path, NUMBA_CACHE_DIR=str(cache)) == ["10.0", "1", "True"]  # mended
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_machine_code_of_another_kernel_is_not_executed(tmp_path):
+    """Two processes that save at once may give their files one name; Numba would run the other's code."""
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    run(tmp_path, NUMBA_CACHE_DIR=str(cache))
+    run(tmp_path, PROGRAM.replace("np.arange(5.0)", "np.arange(5)"), NUMBA_CACHE_DIR=str(other))
+    (path,), (foreign,) = files(cache, ".nbc"), files(other, ".nbc")
+    path.write_bytes(foreign.read_bytes())
+    assert run(tmp_path, NUMBA_CACHE_DIR=str(cache)) == ["10.0", "0", "True"]
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_cache_that_may_only_be_read_is_used(tmp_path):
+    cache = tmp_path / "cache"
+    run(tmp_path, NUMBA_CACHE_DIR=str(cache))
+    assert run(tmp_path, READ_ONLY + PROGRAM, NUMBA_CACHE_DIR=str(cache)) == ["10.0", "1", "True"]
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_full_disk_keeps_the_machine_code_in_memory_and_is_named_once(tmp_path):
+    result, hits, _, *log = run(tmp_path, READ_ONLY + PROGRAM_WITH_LOG, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert (result, hits) == ("10.0", "0")
+    assert log.count("saved") == 1 and not files(tmp_path / "cache", ".nbc")
 
 
 def test_machine_code_of_older_sources_is_removed_after_a_month(tmp_path):
