@@ -90,7 +90,7 @@ def served(store: Path, n_thread: int) -> Iterator[Contender]:
         body = {"model": NAME, "input": list(texts), "options": {"num_thread": n_thread}}
         return np.array(ask_for_vectors(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
 
-    with running([sys.executable, "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
+    with running([sys.executable, "-P", "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
         yield Contender("server", vectors, lambda: cpu_seconds(process.pid))
 
 

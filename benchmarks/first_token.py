@@ -19,7 +19,7 @@ import numpy as np
 
 from . import machine, report
 
-SERVE = [sys.executable, "-c", "from numllama.api.cli import main; main()", "serve"]
+SERVE = [sys.executable, "-P", "-c", "from numllama.api.cli import main; main()", "serve"]
 
 
 def first_token(folder: str) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def features(programs: Path) -> list[str]:
         "library.llama_print_system_info.restype = ctypes.c_char_p\n"
         "print(library.llama_print_system_info().decode())"
     )
-    output = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True).stdout
+    output = subprocess.run([sys.executable, "-P", "-c", program, *names], capture_output=True, text=True).stdout
     return re.findall(r"(\w+) = 1", output)
 
 

@@ -53,7 +53,7 @@ def peak_memory(command: list[str]) -> int:
 
 
 def peak_memory_ours(files: LocalModel) -> int:
-    return peak_memory([sys.executable, "-m", __spec__.name, *map(str, [files.weights, *files.adapters])])
+    return peak_memory([sys.executable, "-P", "-m", __spec__.name, *map(str, [files.weights, *files.adapters])])
 
 
 def peak_memory_of_llama_bench(programs: Path, path: str) -> int:

@@ -82,7 +82,7 @@ def prepare(names: Sequence[str]) -> None:
         return
     here, there = split_work(missing)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    other = subprocess.Popen([sys.executable, "-m", __name__, *there], **quiet) if there else None
+    other = subprocess.Popen([sys.executable, "-P", "-m", __name__, *there], **quiet) if there else None
     try:
         compile_them(here)
     finally:

@@ -1,8 +1,10 @@
 """After a warm-up nothing is left to compile."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from numba.core import config
@@ -46,6 +48,37 @@ def test_two_processes_share_the_compilation(tmp_path):
 
     assert run(2) == ["1", "1", "0", "1"]  # the other process compiled rope, this one rms_norm; then both are cached
     assert run(2) == ["0", "1", "1", "0"]
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_no_process_runs_code_of_the_current_folder(tmp_path):
+    """The folder of a downloaded model may hold a numpy.py, or a .numba_config.yaml that names another cache."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "numpy.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\nraise SystemExit\n")
+    (folder / ".numba_config.yaml").write_text("cache_dir: own\n")
+    environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "NUMBA_CACHE_DIR")}
+    environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    command = [sys.executable, "-P", "-W", "ignore", "-c", PREPARE.format(n_core=2)]
+    out = subprocess.run(command, env=environ, cwd=folder, check=True, capture_output=True, text=True).stdout.split()
+    assert not (tmp_path / "executed").exists()
+    assert out == ["1", "1", "0", "1"] and not (folder / "own").exists()  # the other process did its half
+
+
+def test_every_python_that_the_package_starts_leaves_out_the_current_folder():
+    root = Path(warmup.__file__).parents[1]
+    paths = [
+        path
+        for name in ("api", "benchmarks", "engine", "kernels", "numllama", "scripts")
+        for path in (root / name).rglob("*.py")
+    ]
+    starts = [
+        (path.name, [ast.unparse(item) for item in node.elts[:2]])
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) == "sys.executable"
+    ]
+    assert len(starts) > 3 and not [start for start in starts if start[1][1] != "'-P'"]
 
 
 def test_both_processes_take_about_the_same_time():
