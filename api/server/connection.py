@@ -38,6 +38,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        """Parse `data`.  After the head of an offer to upgrade, begin again with the same head without the offer."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:

@@ -1,7 +1,9 @@
 """Text to token ids and back.
 
 Hello <|eot_id|>
-  vocab.py       the pieces, and which are special           fragments: "Hello ", 128009
+  vocab.py       the pieces, and which are special
+  special.py     special tokens, cut out of the text         fragments: "Hello ", 128009
+  chunks.py      fragments too long to be encoded at once
   spm.py bpe.py  each fragment of plain text to ids          9906, 220
   wordpiece.py   the same for BERT models, which put [CLS] and [SEP] around a text
   explain.py     the same in plain Python, with every step
@@ -12,12 +14,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from ..go.text import LONE_SURROGATE
 from . import explain as plain
 from .bpe import bpe_encoder
+from .chunks import Encoder, chunks
+from .special import SpecialTokens
 from .spm import spm_encoder
 from .vocab import SPACE, Attr, Vocab
 from .wordpiece import wordpiece_encoder
@@ -26,7 +31,6 @@ __all__ = ["Attr", "Tokenizer", "Vocab", "from_gguf"]
 
 log = logging.getLogger(__name__)
 
-_BLANKS = " \t\n\v\f\r"  # C's isspace
 _LONE_EXCEPT_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -36,17 +40,17 @@ def from_gguf(kv: Mapping[str, Any]) -> Tokenizer:
     Raises: ModelError, UnsupportedArchitecture: see Vocab.from_gguf.
     """
     vocab = Vocab.from_gguf(kv)
-    encoder = {"llama": spm_encoder, "bert": wordpiece_encoder}.get(vocab.model, bpe_encoder)
-    return Tokenizer(vocab, encoder(vocab))
+    encoder_of = {"llama": spm_encoder, "bert": wordpiece_encoder}.get(vocab.model, bpe_encoder)
+    return Tokenizer(vocab, encoder_of(vocab))
 
 
 class Tokenizer:
     """A vocabulary and the function that encodes plain text with it.  Immutable, safe to share between threads."""
 
-    def __init__(self, vocab: Vocab, encode_plain: Callable[[str], list[int]] | None = None):
-        """Use `encode_plain` (text without special tokens -> ids), or explain.py's encoder by default."""
+    def __init__(self, vocab: Vocab, encoder: Encoder | None = None):
+        """Use `encoder`, or explain.py's by default."""
         self.vocab = vocab
-        self._encode_plain = encode_plain or (lambda text: plain.encode(vocab, text))
+        self._encoder = encoder or Encoder(lambda text: plain.encode(vocab, text))
         self.eog: frozenset[int] = vocab.eog
         self.bos: int | None = vocab.roles.get("bos")
         self.eos: int | None = vocab.roles.get("eos")
@@ -60,19 +64,28 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"<Tokenizer {self.vocab.model}: {self.n_vocab} tokens, bos {self.bos}, eos {self.eos}>"
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special: bool = True,
+        parse_special: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[int]:
         """Encode `text` to ids, as llama_tokenize does.
 
         add_special     put `first` before and `last` after the text, if the vocabulary requires them
         parse_special   "<|eot_id|>" in the text is that token; otherwise only user-defined tokens are recognized
+        check           called between chunks of a long text; an error that it raises ends the encoding
         Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE replaces them with U+FFFD, SPM keeps them.
         """
         ids = [self.first] if add_special and self.first is not None else []
         for fragment in self.fragments(text, parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)
-            else:
-                ids += self._encode_plain(fragment)
+                continue
+            for chunk in chunks(fragment, self._encoder.boundary):
+                check()
+                ids += self._encoder.encode(chunk)
         if add_special and self.add_bos and ids[1:2] == [self.bos]:
             log.warning("the prompt begins with the BOS token %r, and the vocabulary adds another", self.bos)
         if add_special and self.last is not None:
@@ -98,7 +111,7 @@ class Tokenizer:
         """
         vocab = self.vocab
         prefix = SPACE if vocab.add_space_prefix and vocab.model == "llama" else ""
-        for part in self._partition(text, parse_special):
+        for part in (self._all_specials if parse_special else self._user_defined).partition(text):
             if isinstance(part, int):
                 yield part
                 continue
@@ -107,27 +120,17 @@ class Tokenizer:
             invalid = _LONE_EXCEPT_BYTES if vocab.model == "llama" else LONE_SURROGATE
             yield invalid.sub("\ufffd", part)
 
-    def _partition(self, text: str, parse_special: bool) -> Sequence[int | str]:
-        vocab = self.vocab
-        parts: list[int | str] = [text] if text else []
-        for id in vocab.specials:
-            piece = vocab.tokens[id]
-            if piece in text and (parse_special or not vocab.attr[id] & (Attr.CONTROL | Attr.UNKNOWN)):
-                parts = [x for part in parts for x in ([part] if isinstance(part, int) else self._cut(part, id))]
-        return parts
+    @cached_property
+    def _all_specials(self) -> SpecialTokens:
+        return SpecialTokens(self.vocab, self.vocab.specials)
 
-    def _cut(self, text: str, id: int) -> Iterator[int | str]:
-        """Split `text` at the piece of token `id`, and drop the blanks that this token absorbs on either side."""
-        attr = self.vocab.attr[id]
-        first, *rest = text.split(self.vocab.tokens[id])
-        stretches = [first, *(part.lstrip(_BLANKS) for part in rest)] if attr & Attr.RSTRIP else [first, *rest]
-        for n, part in enumerate(stretches):
-            last = n == len(stretches) - 1
-            part = part.rstrip(_BLANKS) if attr & Attr.LSTRIP and not last else part
-            if part:
-                yield part
-            if not last:
-                yield id
+    @cached_property
+    def _user_defined(self) -> SpecialTokens:
+        """The special tokens that are cut out even if special tokens are not parsed."""
+        attr = self.vocab.attr
+        return SpecialTokens(
+            self.vocab, [id for id in self.vocab.specials if not attr[id] & (Attr.CONTROL | Attr.UNKNOWN)]
+        )
 
     def controls(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the control tokens that occur in `texts`."""

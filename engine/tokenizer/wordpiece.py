@@ -13,12 +13,13 @@ Hangul syllable becomes its leading consonant.  All of \\p{M} is dropped, not on
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable
 from functools import lru_cache
 
 import regex
 
+from .chunks import Encoder
 from .vocab import SPACE, Vocab
 
 _BLANK = regex.compile(r"\p{White_Space}")
@@ -32,9 +33,13 @@ _SINGLE_CHARACTER_WORD = regex.compile(
 )
 
 
-def wordpiece_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
-    """Return an encoder: text without special tokens -> ids."""
-    return lambda text: [vocab.ids[piece] for word in normalized_words(vocab, text) for piece in pieces(vocab, word)]
+def wordpiece_encoder(vocab: Vocab) -> Encoder:
+    """Return the encoder of `vocab`."""
+
+    def encode(text: str) -> list[int]:
+        return [vocab.ids[piece] for word in normalized_words(vocab, text) for piece in pieces(vocab, word)]
+
+    return Encoder(encode, re.compile("[ \t\r\n]"))
 
 
 def normalized_words(vocab: Vocab, text: str) -> list[str]:
@@ -58,13 +63,13 @@ def _normalized(char: str, lowercase: bool, strip_accents: bool) -> str:
 
 def pieces(vocab: Vocab, word: str) -> list[str]:
     """Split `word` greedily into the longest matching pieces; return the unknown piece if no piece matches."""
-    rest, found = SPACE + word, []
-    while rest:
-        n = min(len(rest), vocab.longest)
-        while n and rest[:n] not in vocab.ids:
-            n -= 1
-        if n == 0:
+    rest, at, found = SPACE + word, 0, []
+    while at < len(rest):
+        end = min(len(rest), at + vocab.longest)
+        while end > at and rest[at:end] not in vocab.ids:
+            end -= 1
+        if end == at:
             return [vocab.tokens[vocab.roles["unk"]]]
-        found.append(rest[:n])
-        rest = rest[n:]
+        found.append(rest[at:end])
+        at = end
     return found
