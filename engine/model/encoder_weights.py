@@ -66,6 +66,8 @@ def read_encoder_weights(gguf: GGUF, hp: Hparams, family: Family) -> EncoderWeig
     """
     file, n_embd = Tensors(gguf), hp.n_embd
     n_type = gguf.kv.get("tokenizer.ggml.token_type_count", 1)
+    if not isinstance(n_type, int):
+        raise gguf.bad("tokenizer.ggml.token_type_count", f"token_type_count is {n_type!r}, expected a number")
     token_types = file.read("token_types.weight", (n_type, n_embd), optional=True)
     learned = family.positions == "learned"
     weights = EncoderWeights(

@@ -130,6 +130,8 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
 
     norm = "layer_norm" if keys.get("attention.layer_norm_epsilon") is not None else "layer_norm_rms"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list | None):
+        raise gguf.bad("tokenizer.ggml.tokens", "key 'tokenizer.ggml.tokens' is not an array of strings")
     embedding = gguf.tensors.get("token_embd.weight")
     n_vocab = len(tokens) if tokens is not None else embedding.shape[0] if embedding is not None else 0
     if not n_vocab:
@@ -198,7 +200,7 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
             f"key '{keys.arch}.rope.dimension_sections' requires RoPE by sections, which this build does not support",
         )
     kind = keys.get("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn", "longrope"):
+    if not isinstance(kind, str) or kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedArchitecture(
             keys.arch, f"unsupported rope scaling '{kind}'; this build supports none, linear, yarn and longrope"
         )

@@ -21,6 +21,7 @@ Source: Hu et al. 2021, arXiv:2106.09685; llama.cpp's llama-adapter.cpp, 0c1e570
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -52,7 +53,9 @@ def adapted(gguf: GGUF, adapters: Mapping[str | os.PathLike[str], float]) -> GGU
 def low_rank_terms(adapter: GGUF, model: GGUF, strength: float) -> Iterator[tuple[str, LowRank]]:
     """Yield the model's tensor names and the terms that `adapter` adds to them.  Raises: BadGGUF if it does not fit"""
     check_kind(adapter, model)
-    alpha = float(adapter.kv.get("adapter.lora.alpha", 0.0))
+    alpha = adapter.kv.get("adapter.lora.alpha", 0.0)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise adapter.bad("adapter.lora.alpha", f"adapter.lora.alpha is {alpha!r}, expected a number")
     used = set()
     for name in dict.fromkeys(name.rpartition(".lora_")[0] for name in adapter.tensor_offsets):
         if not name:
