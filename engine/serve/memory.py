@@ -1,8 +1,9 @@
-"""Memory: the size of a model and its cache, and the memory available."""
+"""Memory: the size of a model and its cache, and the memory available on the machine or in its container."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OutOfMemory
@@ -42,10 +43,47 @@ def check_memory(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> None
         )
 
 
-def available_memory() -> int | None:
-    """Return the bytes available without swapping; None if unknown (outside Linux)."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes available without swapping: the machine's or the container's, whichever are fewer.
+
+    root   the folder of proc/ and sys/
+    None if unknown (outside Linux)
+    """
+    found = re.search(r"MemAvailable: *(\d+) kB", _read(root / "proc/meminfo"))
+    machine = [int(found[1]) * 1024] if found else []
+    return min([*machine, *_left_in_cgroups(root)], default=None)
+
+
+def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """Yield the bytes that each control group of this process, and each group above it, may still allocate.
+
+    Pages of mapped files are charged to a group, and dropped when it reaches its limit.
+    Source: Linux, Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, names, prefix = root / "sys/fs/cgroup", ("memory.max", "memory.current"), ""
+        elif "memory" in controllers.split(","):
+            mount, prefix = root / "sys/fs/cgroup/memory", "total_"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = mount / path.strip("/")
+        if not (group / names[0]).exists():  # a container sees its own group as the mount's root
+            group = mount
+        for folder in (group, *group.parents):
+            limit, used = (_read(folder / name).strip() for name in names)
+            if limit.isdigit() and used.isdigit():  # not "max"
+                cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+                yield max(int(limit) - int(used) + sum(map(int, cached)), 0)
+            if folder == mount:
+                break
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file of the kernel, or "" if it cannot be read."""
     try:
-        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+        return path.read_text()
     except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+        return ""
