@@ -68,7 +68,8 @@ def options_from_anthropic(request: anthropic.MessagesRequest) -> dict[str, Any]
 
 def tool_from_anthropic(offered: anthropic.AnthropicTool) -> ollama.Tool:
     described = {"description": offered.description} if offered.description else {}
-    return ollama.Tool("function", function={"name": offered.name} | described | {"parameters": offered.input_schema})
+    known = {"name": offered.name} | described | {"parameters": offered.input_schema}
+    return ollama.Tool("function", function=ollama.ToolFunction(known))
 
 
 def messages_from_anthropic(sent: Sequence[anthropic.AnthropicMessage]) -> list[ollama.Message]:

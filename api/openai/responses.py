@@ -45,7 +45,8 @@ def chat_from_responses(request: openai.ResponsesRequest) -> ollama.ChatRequest:
 
 def tool_from_responses(offered: openai.FunctionTool) -> ollama.Tool:
     known = {"name": offered.name, "description": offered.description, "parameters": offered.parameters}
-    return ollama.Tool("function", function={key: value for key, value in known.items() if value is not None})
+    given = ollama.ToolFunction((key, value) for key, value in known.items() if value is not None)
+    return ollama.Tool("function", function=given)
 
 
 def messages_from_responses(input: Any) -> list[ollama.Message]:

@@ -79,11 +79,17 @@ class Message:
         self.role = self.role.lower()
 
 
+class ToolFunction(dict[str, Any]):
+    """An offered function as it was sent, since Jinja templates print all of it; its texts are checked."""
+
+    texts: ClassVar[tuple[str, ...]] = ("name", "description")
+
+
 @dataclass
 class Tool:
     type: str = ""
     items: Any = None
-    function: dict[str, Any] = field(default_factory=dict)
+    function: ToolFunction = field(default_factory=ToolFunction)
 
 
 class Tools(list[Tool]):

@@ -100,6 +100,8 @@ class _Decoding:
             return self.struct(hint, value, owner, path)  # type: ignore[arg-type]
         if get_origin(hint) is list or getattr(hint, "item", None):
             return self.items(hint, value, owner, path)
+        if getattr(hint, "texts", None) and isinstance(value, dict):
+            return self.open_object(hint, value, owner, path)
         if get_origin(hint) is dict and isinstance(value, dict):
             item = get_args(hint)[1]
             pairs = {k: self.value(item, v, owner, path) for k, v in value.items() if v is not None or item is Any}
@@ -113,6 +115,17 @@ class _Decoding:
         if hint is float and type(value) is int:
             return float(value)
         return value if type(value) is hint else self.mismatch(kind(value), hint, owner, path)
+
+    def open_object(self, hint: Any, value: dict[str, Any], owner: str, path: tuple[str, ...]) -> Any:
+        """Accept an object with any members of which `hint.texts` must be strings; null counts as absent there."""
+        kept = hint()
+        for key, item in value.items():
+            name = key.lower() if key.lower() in hint.texts else key
+            if name not in hint.texts:
+                kept[name] = self.value(Any, item, owner, (*path, name))
+            elif item is not None and (text := self.value(str, item, owner, (*path, name))) is not _WRONG:
+                kept[name] = text
+        return kept
 
     def items(self, hint: Any, value: Any, owner: str, path: tuple[str, ...]) -> Any:
         item = getattr(hint, "item", None) or get_args(hint)[0]

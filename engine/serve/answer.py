@@ -87,7 +87,7 @@ def answer_splitter(template: Template, prompt: str, request: RequestOptions, to
     """Make the splitter for the answer to `prompt`: thinking, tool calls and text, by the template's tags."""
     thoughts = template.thinking_tags if request.think else None
     calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON for `format` is not a call
-    names = [tool["function"].get("name", "") for tool in tools]
+    names = [tool["function"].get("name") or "" for tool in tools]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(WHITE_SPACE).endswith(thoughts[0])) if thoughts else None,
         ToolParser(calls, names) if calls else None,

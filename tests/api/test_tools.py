@@ -99,6 +99,19 @@ def test_a_call_after_thinking(model, script):
     assert message["tool_calls"][0]["function"]["arguments"] == {}
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+@pytest.mark.parametrize("name", [None, 5])
+def test_a_tool_without_a_name_gives_no_server_error(model, script, path, name):
+    script("yes")
+    body = {
+        "model": "t",
+        "messages": HELLO,
+        "stream": False,
+        "tools": [{"type": "function", "function": {"name": name}}],
+    }
+    assert model.post(path, **body).status_code == (200 if name is None else 400)
+
+
 def test_an_unfinished_call_is_not_text(model, script):
     script("So: ", '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
     whole = chat(model, tools=[WEATHER])

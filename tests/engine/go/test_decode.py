@@ -56,6 +56,21 @@ REFUSED = {
 }
 
 
+def test_the_texts_of_a_tool_are_strings_or_absent():
+    """Go's struct has strings there; everything else of the function is kept, in its order."""
+    tool = b'{"tools":[{"type":"function","function":%s}]}'
+    sent = b'{"parameters":{"z":null},"Name":null,"description":"d","strict":true}'
+    [got] = decode_json(ChatRequest, tool % sent).tools
+    assert got.function == {"parameters": {"z": None}, "description": "d", "strict": True}
+    [got] = decode_json(ChatRequest, tool % b'{"Name":"f"}').tools
+    assert got.function == {"name": "f"}
+    for key, value, found in [("name", b"5", "number"), ("description", b"[]", "array")]:
+        with pytest.raises(DecodeError) as refusal:
+            decode_json(ChatRequest, tool % (b'{"%s":%s}' % (key.encode(), value)))
+        field = f"ChatRequest.tools.function.{key}"
+        assert str(refusal.value) == f"json: cannot unmarshal {found} into Go struct field {field} of type string"
+
+
 @pytest.mark.parametrize("body", REFUSED, ids=lambda body: repr(body[:24]))
 def test_an_invalid_body_gives_gos_error(body):
     with pytest.raises(DecodeError) as refusal:
