@@ -380,7 +380,7 @@ def json_text(value: Any) -> str:
             return _object(struct.for_json().items())
         case Slice(go_type="api.PropertyType") as types if len(types) == 1:
             return json_text(types[0])
-        case Slice(is_nil=True):
+        case Slice(is_nil=True) | Map(is_nil=True):
             return "null"
         case dict() as map:
             return _object(sorted(map.items()))

@@ -43,11 +43,22 @@ class Slice(list[Any]):
 
 
 class Map(dict[str, Any]):
-    """A map of a named type; `as_text` is its String method."""
+    """A map of a named type.
 
-    def __init__(self, items: Mapping[str, Any], go_type: str, as_text: Callable[[Any], str] | None = None):
+    is_nil    it is null as JSON
+    as_text   its String method
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, Any],
+        go_type: str,
+        as_text: Callable[[Any], str] | None = None,
+        *,
+        is_nil: bool = False,
+    ):
         super().__init__(items)
-        self.go_type, self.as_text = go_type, as_text
+        self.go_type, self.as_text, self.is_nil = go_type, as_text, is_nil
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +123,9 @@ def unwrapped(value: Any) -> Any:
 
 
 def is_nil(value: Any) -> bool:
-    """Return whether `value` is missing, a nil pointer or a nil slice."""
+    """Return whether `value` is missing, a nil pointer, a nil slice or a nil map."""
     value = unwrapped(value)
-    return value is None or (isinstance(value, Slice) and value.is_nil)
+    return value is None or (isinstance(value, Slice | Map) and value.is_nil)
 
 
 def is_true(value: Any) -> bool:

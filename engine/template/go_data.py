@@ -99,14 +99,18 @@ def _tool(tool: Mapping[str, Any]) -> Struct:
     """Build a tool.  Its Function prints as JSON, which templates expect; Ollama prints a struct since late 2025."""
     function = _object(tool.get("function"))
     parameters = _object(function.get("parameters"))
-    properties = sorted(_object(parameters.get("properties")).items())
+    given = parameters.get("properties")
+    properties = sorted(_object(given).items())
     fields = {
         "Type": _text(parameters.get("type")),
         "Defs": go_value(parameters.get("$defs")),
         "Items": go_value(parameters.get("items")),
         "Required": _slice(_texts(parameters.get("required")), "[]string"),
         "Properties": Map(
-            {name: _property(_object(schema)) for name, schema in properties}, "template.templateProperties", json_text
+            {name: _property(_object(schema)) for name, schema in properties},
+            "template.templateProperties",
+            json_text,
+            is_nil=not isinstance(given, dict),
         ),
     }
     described = {
@@ -127,14 +131,15 @@ def _property(schema: Mapping[str, Any]) -> Struct:
     types = [schema["type"]] if isinstance(schema.get("type"), str) else _texts(schema.get("type"))
     choices = schema.get("anyOf") if isinstance(schema.get("anyOf"), list) else []
     any_of = [_property(_object(choice)) for choice in choices or ()]
-    inner = {name: _property(_object(value)) for name, value in _object(schema.get("properties")).items()}
+    given = schema.get("properties")
+    inner = {name: _property(_object(value)) for name, value in _object(given).items()}
     fields = {
         "AnyOf": _slice(any_of, "[]api.ToolProperty"),
         "Type": _slice(types, "api.PropertyType", _types_text),
         "Items": go_value(schema.get("items")),
         "Description": _text(schema.get("description")),
         "Enum": go_value(schema["enum"]) if isinstance(schema.get("enum"), list) else [],
-        "Properties": Struct("*api.ToolPropertiesMap", inner) if inner else None,
+        "Properties": Struct("*api.ToolPropertiesMap", inner) if isinstance(given, dict) else None,
         "Required": _slice(_texts(schema.get("required")), "[]string"),
     }
     alike = [choice.methods["ToTypeScriptType"]() for choice in any_of]

@@ -73,8 +73,38 @@ def test_calls_and_tools_print_as_json_with_gos_escapes():
     assert load_template(text).render([say("assistant", "", tool_calls=[call])]) == '{"a":"\\u003cb\\u003e","z":1}'
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "title": "dropped"}}}
     text = "{{ range .Messages }}{{ end }}{{ .Tools }}"
-    expected = '{"name":"f","description":"","parameters":{"type":"object","properties":{}}}'
+    expected = '{"name":"f","description":"","parameters":{"type":"object","properties":null}}'
     assert load_template(text).render([], [tool]) == f'[{{"type":"function","function":{expected}}}]'
+
+
+@pytest.mark.parametrize(
+    "function, properties",
+    [
+        ({}, "null"),
+        ({"parameters": None}, "null"),
+        ({"parameters": {}}, "null"),
+        ({"parameters": {"properties": None}}, "null"),
+        ({"parameters": {"properties": {}}}, "{}"),
+    ],
+)
+def test_properties_that_were_not_sent_print_as_null(function, properties):
+    """In Ollama they are a nil map then: encoding/json writes null, and %v nothing between the brackets."""
+    tools = [{"type": "function", "function": function}]
+    text = "{{ range .Messages }}{{ end }}{{ range .Tools }}{{ json .Function.Parameters.Properties }}{{ end }}"
+    assert load_template(text).render([], tools) == properties
+    shown = text.replace("json .Function.Parameters.Properties", ".Function.Parameters")
+    assert f'"properties":{properties}' in load_template(shown.replace(".Parameters", "")).render([], tools)
+    empty = text.replace("json .Function.Parameters.Properties", "len .Function.Parameters.Properties")
+    assert load_template(empty).render([], tools) == "0"
+
+
+def test_empty_properties_within_a_property_stay():
+    """A pointer to an empty map is not empty for encoding/json's omitempty."""
+    inner = {"a": {"type": "object", "properties": {}}, "b": {"type": "object"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": inner}}}
+    text = "{{ range .Messages }}{{ end }}{{ range .Tools }}{{ json .Function.Parameters.Properties }}{{ end }}"
+    expected = '{"a":{"type":"object","properties":{}},"b":{"type":"object"}}'
+    assert load_template(text).render([], [tool]) == expected
 
 
 json_values = st.recursive(
