@@ -106,6 +106,7 @@ class RequestOptions:
     n_logprobs    None: no log-probabilities; 0: those of sampled tokens; n: also those of the n likeliest tokens
     echo          the answer begins with the prompt, see echo.py
     render_only   return the rendered prompt without running the model
+    must_call     a chat's answer is a call of one of its tools, whatever `format` says
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +118,7 @@ class RequestOptions:
     n_logprobs: int | None = None
     echo: bool = False
     render_only: bool = False
+    must_call: bool = False
 
 
 DEFAULT_REQUEST = RequestOptions()

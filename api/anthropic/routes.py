@@ -11,7 +11,7 @@ from ..wire.errors import error_body, json_response
 from ..wire.request import Context, body
 from ..wire.sse import Event, send_events
 from ..wire.stream import collect_chunks
-from ..wire.tool_choice import apply_tool_choice, parse_forced_call
+from ..wire.tool_choice import apply_tool_choice
 from .map import MessagesAnswer, chat_from_messages
 from .schema import MessagesRequest
 
@@ -24,12 +24,11 @@ async def messages(request: Annotated[MessagesRequest, body(MessagesRequest)], c
     if chat.think and "thinking" not in await context.run_in_thread(context.engine.capabilities, request.model):
         chat.think = None
     must_call = apply_tool_choice(chat, request.tool_choice)
-    answer = await answer_chat(context, chat)
-    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
+    answer = await answer_chat(context, chat, must_call)
     message = MessagesAnswer(request, answer.n_prompt)
     if request.stream:
-        return await send_events(pieces, message.push, anthropic_error_event)
-    return json_response(message.whole(await collect_chunks(pieces)), content_type="application/json")
+        return await send_events(context.pieces(), message.push, anthropic_error_event)
+    return json_response(message.whole(await collect_chunks(context.pieces())), content_type="application/json")
 
 
 def anthropic_error_event(error: Exception) -> Event:

@@ -18,7 +18,7 @@ from ..wire.errors import error_body, json_response
 from ..wire.request import Context, RequestContext, body
 from ..wire.sse import Event, reply_events, send_events
 from ..wire.stream import collect_chunks
-from ..wire.tool_choice import apply_tool_choice, parse_forced_call
+from ..wire.tool_choice import apply_tool_choice
 from . import map as openai_map
 from .map import ChatCompletion, Completion, chat_from_completions, embed_request, generate_request, parse_prompts
 from .responses import ResponsesAnswer, chat_from_responses
@@ -34,23 +34,21 @@ async def chat_completions(
 ) -> Response:
     chat = chat_from_completions(request)
     must_call = apply_tool_choice(chat, request.tool_choice)
-    completion = ChatCompletion(request, await answer_chat(context, chat))
-    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
+    completion = ChatCompletion(request, await answer_chat(context, chat, must_call))
     if request.stream:
-        return await send_events(pieces, completion.push, openai_error_event)
-    return json_response(completion.whole(await collect_chunks(pieces)), content_type=JSON_WITHOUT_CHARSET)
+        return await send_events(context.pieces(), completion.push, openai_error_event)
+    return json_response(completion.whole(await collect_chunks(context.pieces())), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.post("/v1/responses")
 async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], context: Context) -> Response:
     chat = chat_from_responses(request)
     must_call = apply_tool_choice(chat, request.tool_choice)
-    await answer_chat(context, chat)
-    pieces = parse_forced_call(context.pieces()) if must_call else context.pieces()
+    await answer_chat(context, chat, must_call)
     response = ResponsesAnswer(request)
     if request.stream:
-        return await send_events(pieces, response.push, response.failure)
-    return json_response(response.whole(await collect_chunks(pieces)), content_type=JSON_WITHOUT_CHARSET)
+        return await send_events(context.pieces(), response.push, response.failure)
+    return json_response(response.whole(await collect_chunks(context.pieces())), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.post("/v1/completions")

@@ -55,13 +55,15 @@ class ToolParser:
     tags "{" and "[", which may also begin an ordinary answer: they count only at the beginning, possibly after white
     space, and if they are closed before a call is complete, the whole text is content.
 
-    The first name that occurs is used; of several at the same position, the longest.  The first object that is valid
-    JSON is used; brackets within strings do not count.  After a call, the search for both continues behind it.
+    The first name that occurs, also escaped as in JSON, is used; of several at the same position, the longest.  The
+    first object that is valid JSON is used; brackets within strings do not count.  After a call, the search for both
+    continues behind it.
     """
 
     def __init__(self, tag: str, names: Sequence[str]):
         self._tag, self._closing = tag, {"{": "}", "[": "]"}.get(tag)
-        self._names = sorted(set(names), key=len, reverse=True)
+        self._spelled = {json.dumps(name, ensure_ascii=False)[1:-1]: name for name in names} | {n: n for n in names}
+        self._names = sorted(self._spelled, key=len, reverse=True)
         self._name = re.compile("|".join(map(re.escape, self._names)) if self._names else "(?!)")
         self._state = ToolState.BEFORE
         self._buffer = ""  # BEFORE: a possible beginning of the tag; CALLS: the text from the tag on
@@ -152,11 +154,11 @@ class ToolParser:
         if not name:
             self._search_from = max(self._search_from, end + 1 - len(self._names[0])) if self._names else end
             return
-        arguments = _arguments(self._object, name[0])
+        arguments = _arguments(self._object, self._spelled[name[0]])
         self._object, self._call_end = None, max(self._end, name.end())
         self._search_from = self._call_end
         if arguments is not None:
-            yield ParsedCall(name[0], arguments, self._n_calls)
+            yield ParsedCall(self._spelled[name[0]], arguments, self._n_calls)
             self._n_calls += 1
 
     def _name_may_continue(self, buffer: str) -> bool:

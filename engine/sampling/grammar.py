@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..errors import BadGrammar, EngineError, ModelError
 from ..handle import RequestHandle
 from ..tokenizer import Tokenizer
+from .forced_call import ForcedCall
 from .json_schema import narrowed
 from .trial import Trial, compiled
 
@@ -53,14 +54,17 @@ SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": Tr
 KEYWORD_OF_ERROR = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
 
-def source(format: str | dict[str, Any], tags: Tags | None = None, is_open: bool = False) -> str:
+def source(format: str | dict[str, Any] | ForcedCall, tags: Tags | None = None, is_open: bool = False) -> str:
     """Build the grammar of an answer in `format`, in llguidance's dialect of Lark.
 
     tags     the tags around the model's thinking: unconstrained thinking may come before the answer
     is_open  the prompt already contains the opening tag
     Raises: BadGrammar
     """
-    answer = f"%lark {{{JSON}}}" if isinstance(format, str) else f"%json {_schema(format)}"
+    if isinstance(format, ForcedCall):
+        answer = format.rules(_schema)
+    else:
+        answer = f"%lark {{{JSON}}}" if isinstance(format, str) else f"%json {_schema(format)}"
     # where only one text is possible, it may still be spelled by different tokens, and the model chooses
     head = '%llguidance {"no_forcing": true}'
     if not tags:
@@ -84,13 +88,13 @@ class Grammars:
 
     def grammar(
         self,
-        format: str | dict[str, Any],
+        format: str | dict[str, Any] | ForcedCall,
         tags: Tags | None = None,
         is_open: bool = False,
         shown: frozenset[int] = frozenset(),
         handle: RequestHandle | None = None,
     ) -> Grammar:
-        """Compile the grammar of one answer, a schema's on trial first.  The first call prepares the vocabulary.
+        """Compile the grammar of one answer; one with schemas is compiled on trial first.  The first call prepares the vocabulary.
 
         format, tags, is_open   as in `source`
         shown                   control tokens that count as text, because tags consist of them
@@ -98,7 +102,7 @@ class Grammars:
         Raises: BadGrammar, naming the keyword; what ended the request
         """
         text = source(format, tags, is_open)
-        if isinstance(format, dict) and (error := TRIAL.check(text, handle)):
+        if not isinstance(format, str) and (error := TRIAL.check(text, handle)):
             raise BadGrammar(_error_line(error))
         matcher = compiled(text, self._tokens(shown))
         if matcher.is_error():

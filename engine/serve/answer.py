@@ -17,6 +17,7 @@ from ..options import RequestOptions
 from ..parse import ThinkingParser, ToolParser
 from ..run.piece import Piece
 from ..run.split import Split
+from ..sampling.forced_call import ForcedCall
 from ..sampling.grammar import Grammar, Grammars
 from ..template import (
     Template,
@@ -86,12 +87,17 @@ class Answer:
 def answer_splitter(template: Template, prompt: str, request: RequestOptions, tools: Sequence[Tool] = ()) -> Split:
     """Make the splitter for the answer to `prompt`: thinking, tool calls and text, by the template's tags."""
     thoughts = template.thinking_tags if request.think else None
-    calls = template.tool_tag if tools and request.format in (None, "") else None  # JSON for `format` is not a call
+    forced = request.format if isinstance(request.format, ForcedCall) else None
+    calls = None  # JSON for `format` is not a call
+    if forced:
+        calls = forced.form.tag
+    elif tools and request.format in (None, ""):
+        calls = template.tool_tag
     names = [tool["function"].get("name") or "" for tool in tools]
     return Split(
         ThinkingParser(*thoughts, is_open=prompt.rstrip(WHITE_SPACE).endswith(thoughts[0])) if thoughts else None,
         ToolParser(calls, names) if calls else None,
-        (*(thoughts or ()), *([calls] if calls else [])),
+        (*(thoughts or ()), *(forced.texts if forced else [calls] if calls else [])),
     )
 
 
@@ -115,8 +121,13 @@ def grammar_for(
     """Make the grammar that enforces `format`; it applies after the thinking.  Raises: BadGrammar"""
     if format is None or format == "":
         return None
-    if format != "json" and not isinstance(format, dict):
+    if format != "json" and not isinstance(format, dict | ForcedCall):
         quoted = literal_of_value(json_text(format))
         raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
     tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
-    return grammars.grammar(format, tags, is_open, shown, handle)
+    try:
+        return grammars.grammar(format, tags, is_open, shown, handle)
+    except BadGrammar as error:
+        if not isinstance(format, ForcedCall):
+            raise
+        raise BadGrammar(f"tools: {str(error).removeprefix('format: ')}") from None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -36,6 +37,7 @@ from ..options import DEFAULT_REQUEST, Options, RequestOptions
 from ..run.embed import Vectors, embedding_job, embedding_tokens, pooling_of
 from ..run.job import Job
 from ..run.split import Split
+from ..sampling.forced_call import ForcedCall
 from ..settings import TRACE, Settings
 from ..store import LocalModel, ModelName, Store, default_store, show
 from ..store.make.create import create, create_from_modelfile
@@ -191,6 +193,9 @@ class Engine:
             if not messages:
                 return self._submit(prepared, loaded, None, Split(), deliver)
             runner, own = loaded.runner, self.template_of(stored, loaded.runner.model)
+            if request.must_call:
+                request = replace(request, format=ForcedCall(own.call_form, tools))
+                prepared = prepared._replace(request=request)
             rendered = chat_prompt(
                 full_history(stored, messages),
                 request,

@@ -137,7 +137,15 @@ class Template:
         """The text that tool calls begin with in an answer; None if they cannot be recognized."""
         if self.language == "go":
             return self._go.tool_tag if self._go else None
-        return tags.tool_tag(lambda said, tools: self.render(said, tools, said[-1]["role"] == "user"))
+        return tags.tool_tag(self._render_probe)
+
+    @property
+    def call_form(self) -> tags.CallForm:
+        """The form in which the template shows a tool call."""
+        return tags.call_form(self._render_probe, self.tool_tag)
+
+    def _render_probe(self, said: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        return self.render(said, tools, said[-1]["role"] == "user")
 
     @property
     def _go(self) -> go.GoTemplate | None:

@@ -129,7 +129,7 @@ def test_thinking_is_ignored_for_a_model_without_it(served, kind):
     ("choice", "kind"), [({"type": "any"}, "tool_use"), ({"type": "tool", "name": "get_weather"}, "tool_use")]
 )
 def test_tool_choice_can_require_a_call(model, script, choice, kind):
-    script('{"name": "get_weather", "arguments": {"city": "Rome"}}')
+    script('<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>')
     got = model.ok(PATH, **ASK, tools=[TOOL], tool_choice=choice)
     assert got["content"][0]["input"] == {"city": "Rome"} and got["stop_reason"] == kind
 

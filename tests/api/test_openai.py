@@ -13,7 +13,6 @@ from serving import until
 
 from numllama.api.openai import schema as openai
 from numllama.api.openai.map import chat_from_completions
-from numllama.api.wire.tool_choice import call_schema
 from numllama.engine.go.decode import decode_json
 
 CHAT = "/v1/chat/completions"
@@ -209,9 +208,9 @@ def test_tool_choice_none_removes_the_tools(model, script):
 
 
 @pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-def test_a_required_call_is_parsed_from_structured_output(model, script, tool_choice):
+def test_a_required_call_is_parsed_from_the_models_own_form(model, script, tool_choice):
     body = {"model": "t", "messages": HELLO, "tools": [WEATHER], "tool_choice": tool_choice}
-    script('{"name": "get_weather", ', '"arguments": {"city": "Rome"}}')
+    script('<tool_call>{"name": "get_weather", ', '"arguments": {"city": "Rome"}}', "</tool_call>")
     [choice] = model.ok(CHAT, **body)["choices"]
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "get_weather", "arguments": '{"city":"Rome"}'}
@@ -220,10 +219,10 @@ def test_a_required_call_is_parsed_from_structured_output(model, script, tool_ch
     assert first["delta"]["tool_calls"][0]["function"] == call["function"] and last["finish_reason"] == "tool_calls"
 
 
-def test_a_truncated_required_call_is_text(model, script):
-    script('{"name": "get_wea', done_reason="length")
+def test_a_truncated_required_call_is_dropped_like_any_other(model, script):
+    script('<tool_call>{"name": "get_wea', done_reason="length")
     [choice] = model.ok(CHAT, model="t", messages=HELLO, tools=[WEATHER], tool_choice="required")["choices"]
-    assert choice["message"] == {"role": "assistant", "content": '{"name": "get_wea'}
+    assert choice["message"] == {"role": "assistant", "content": ""}
     assert choice["finish_reason"] == "length"
 
 
@@ -239,17 +238,6 @@ def test_an_untrained_model_makes_the_required_call(model):
     [call] = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "get_weather"
     assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
-
-
-def test_references_within_a_tools_schema_are_rebased():
-    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "leaf": {"$ref": "#/$defs/x"}}}
-    request = asked(tools=[{"type": "function", "function": {"name": "a/b", "parameters": tree}}])
-    got = call_schema(request.tools)
-    assert got["properties"]["arguments"] == {"$ref": "#/$defs/a~1b"}
-    assert got["$defs"]["a/b"]["properties"] == {
-        "left": {"$ref": "#/$defs/a~1b"},
-        "leaf": {"$ref": "#/$defs/a~1b/$defs/x"},
-    }
 
 
 # --- errors ---

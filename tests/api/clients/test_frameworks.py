@@ -165,7 +165,7 @@ def test_pydantic_ai_requires_structured_output(pydantic_ai_model, script):
     """The library requires a call to a tool named final_result, with tool_choice "required"."""
     from pydantic_ai import Agent
 
-    script('{"name": "final_result", "arguments": ' + PERSON + "}")
+    script('<tool_call>{"name": "final_result", "arguments": ' + PERSON + "}</tool_call>")
     assert Agent(pydantic_ai_model, output_type=Person).run_sync("hello").output == Person(name="Ada", age=36)
 
 
@@ -188,7 +188,7 @@ def test_pydantic_ai_streams(pydantic_ai_model, script):
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
-        ("TOOLS", '{"name": "Person", "arguments": ' + PERSON + "}"),  # by tool_choice
+        ("TOOLS", '<tool_call>{"name": "Person", "arguments": ' + PERSON + "}</tool_call>"),  # by tool_choice
         ("JSON", PERSON),
         ("JSON_SCHEMA", PERSON),
     ],
