@@ -1,6 +1,5 @@
 """Products on repacked weights: the values of the GGML set, and a token's bits whatever is computed beside it."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

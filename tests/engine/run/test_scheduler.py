@@ -209,6 +209,16 @@ def test_a_common_prefix_of_two_requests_is_computed_once(model):
     assert second.answer == second.alone(model)
 
 
+def test_only_tokens_that_were_not_cached_before_count_as_copied(model):
+    """Both slots know 3 tokens when the requests come; 1 more is copied from the slot that has read on: 4, not 7."""
+    scheduler, one_token = scheduler_of(model, n_slot=2, num_batch=2), replace(GREEDY, num_predict=1)
+    serve(scheduler, Request([1, 300, 301, 340], one_token), Request([1, 300, 301, 350], one_token))
+    ahead, behind = Request([1, 300, 301, 302, 310]), Request([1, 300, 301, 302, 320])
+    serve(scheduler, ahead, behind)
+    assert sorted(one.timings.prompt_eval_cached_count for one in (ahead, behind)) == [3, 4]
+    assert [one.answer for one in (ahead, behind)] == [one.alone(model) for one in (ahead, behind)]
+
+
 # cached prefixes
 
 
@@ -300,6 +310,19 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model):
     assert len(third.pieces) == 1 and not long.pieces
 
 
+def test_a_prompt_is_read_by_a_token_a_step_where_decoding_takes_the_whole_batch(model, monkeypatch):
+    monkeypatch.setattr(module, "PREFILL_WHILE_DECODING", 1)
+    scheduler = scheduler_of(model)
+    decoding, prompt = Request([1, 300], replace(GREEDY, num_predict=20)), Request([1, 310, 311, 312])
+    scheduler.submit(decoding.job(scheduler))
+    scheduler.step()
+    scheduler.submit(prompt.job(scheduler))
+    for n in (2, 3, 4):  # BOS is copied from the other slot
+        scheduler.step()
+        assert [one.seq.n_cached for one in scheduler.running if one.job.handle is prompt.handle] == [n]
+    assert len(prompt.pieces) == 1
+
+
 @pytest.mark.parametrize(("n_short", "cached"), [(4, [4, 4]), (5, [8, 0])])
 def test_a_prompt_of_half_the_batch_is_short(model, n_short, cached):
     """In a batch of 8 tokens, a later prompt of 4 comes first and one of 5 waits."""
@@ -323,6 +346,23 @@ def test_a_request_cancelled_within_a_shared_pass_ends_after_it(model):
     finish(scheduler)
     assert isinstance(cancelled.error, Cancelled) and len(cancelled.pieces) == 2
     assert kept.answer == kept.alone(model)
+
+
+def test_a_pass_goes_on_if_only_the_first_of_its_requests_is_cancelled(model, monkeypatch):
+    scheduler = scheduler_of(model)
+    cancelled, kept = Request([1, 300]), Request([1, 301])
+
+    def tap(handles):
+        inner = Scheduler._tap(scheduler, handles)
+        return lambda name, il, value: cancelled.handle.cancel() or inner(name, il, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_tap", tap)
+        for one in (kept, cancelled):  # the later, short one is the first in the pass
+            scheduler.submit(one.job(scheduler))
+        scheduler.step()
+    finish(scheduler)
+    assert isinstance(cancelled.error, Cancelled) and kept.answer == kept.alone(model)
 
 
 def test_a_pass_ends_early_if_all_its_requests_are_cancelled(model, monkeypatch):

@@ -104,6 +104,11 @@ class TestByPencil:
     def test_mirostat_v2(self, mu, kept):
         assert ids(mirostat_v2(SHUFFLED, mu)) == kept  # surprise in bits: 1, 2, 3, 3
 
+    def test_mirostat_v2_keeps_a_surprise_of_exactly_mu(self):
+        """Four equal logits: each has exactly 2 bits."""
+        four = Candidates(np.arange(4, dtype=np.int32), np.zeros(4, np.float32))
+        assert ids(mirostat_v2(four, 2.0)) == [0, 1, 2, 3] and ids(mirostat_v2(four, 1.99)) == [0]
+
     def test_mirostat_v1_on_zipfs_law(self):
         harmonic = 1 / np.arange(1, 101)  # s = 1, so k = 2**5 / ln 1000 = 4.63
         assert zipf_k(harmonic / harmonic.sum(), mu=5, n_vocab=1000, n=1000) == 4
