@@ -167,12 +167,13 @@ def _characters(text: str) -> list[str]:
 def _or_bytes(vocab: Vocab, symbol: str) -> list[int]:
     """Return the id of `symbol`, or the ids of its bytes if it is not a piece.
 
-    A byte without a token becomes UNK in SPM (where llama.cpp aborts) and nothing in BPE (as in llama.cpp).
+    A byte without a token becomes UNK in SPM (where llama.cpp aborts) and nothing in BPE (as in llama.cpp, which
+    looks up the bytes of the symbol's spelling: only ASCII characters are pieces of one byte).
     """
     if symbol in vocab.ids:
         return [vocab.ids[symbol]]
     if vocab.model != "llama" and vocab.pre.byte_level:
-        return []
+        return [vocab.ids[char] for char in symbol if char.isascii() and char in vocab.ids]
     unk = vocab.roles.get("unk") if vocab.model == "llama" else None
     ids = [vocab.byte_ids[byte] for byte in symbol.encode("utf-8", "surrogateescape")]
     return [id for id in (unk if id is None else id for id in ids) if id is not None]

@@ -92,7 +92,7 @@ class Vocab:
                   (WordPiece)
     tokens        piece of each id, as spelled in the file;  ids: the inverse
     scores        f32 [n_vocab] or None;  SPM merges the pair whose piece has the highest
-    merges        "left right", best first;  for BPE only
+    merges        "left right", best first;  for BPE only.  A merge may name pieces that the vocabulary lacks
     attr          i64 [n_vocab], Attr
     roles         id of the token with each role: bos eos eot eom unk sep pad mask fim_pre ...; a missing role is absent
     eog           the ids that end a generation
@@ -134,11 +134,13 @@ class Vocab:
 
         scores = merges = None
         if model == "llama":
-            scores = np.asarray(_array(kv, "scores", float, len(tokens)), np.float32)
+            scores = np.zeros(len(tokens), np.float32)
+            if "tokenizer.ggml.scores" in kv:
+                scores = np.asarray(_array(kv, "scores", float, len(tokens)), np.float32)
             if np.isnan(scores).any():
                 raise ModelError(f"'tokenizer.ggml.scores' is not a number for token {int(np.isnan(scores).argmax())}")
         elif model != "bert":
-            merges = list(dict.fromkeys(_array(kv, "merges", str)))  # a pair named twice keeps its first rank
+            merges = _merges(kv)
         attr = np.full(len(tokens), Attr.NORMAL, np.int64)
         if "tokenizer.ggml.token_type" in kv:
             types = np.asarray(_array(kv, "token_type", int, len(tokens)))
@@ -226,13 +228,8 @@ class Vocab:
 
 
 def split_merge(merge: str) -> tuple[str, str]:
-    """Split a line of `tokenizer.ggml.merges` into left and right, at the first blank after the first character.
-
-    Raises: ModelError if it has no such blank.
-    """
-    cut = merge.find(" ", 1)
-    if cut < 0:
-        raise ModelError(f"'tokenizer.ggml.merges' has {merge!r}, expected two pieces with a blank between")
+    """Split one of Vocab.merges into left and right, at the first blank after the first character."""
+    cut = merge.index(" ", 1)
     return merge[:cut], merge[cut + 1 :]
 
 
@@ -278,7 +275,8 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
 def _array(kv: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> Any:
     """Return the array `tokenizer.ggml.NAME`, whose elements are `kind`.
 
-    Raises: ModelError if it is missing, of another type, or not `length` long.
+    Elements after the first `length` are dropped, as in llama.cpp.
+    Raises: ModelError if it is missing, of another type, or shorter than `length`
     """
     key = f"tokenizer.ggml.{name}"
     if key not in kv:
@@ -287,15 +285,28 @@ def _array(kv: Mapping[str, Any], name: str, kind: type, length: int | None = No
     wanted = {str: "strings", int: "integers", float: "numbers"}[kind]
     if isinstance(array, np.ndarray):
         good = array.dtype.kind in {str: "", int: "iu", float: "iuf"}[kind] or len(array) == 0
+        exact = np.dtype(np.float32 if kind is float else np.int32)  # llama.cpp refuses other widths
+        if good and array.dtype != exact and len(array):
+            raise ModelError(f"{key!r} is an array of {array.dtype}, expected {exact}")
     else:
         good = isinstance(array, (list, tuple)) and all(
-            isinstance(x, (int, float) if kind is float else kind) for x in array
+            isinstance(x, (int, float) if kind is float else kind) and not isinstance(x, bool) for x in array
         )
     if not good:
         raise ModelError(f"{key!r} is not an array of {wanted}")
-    if length is not None and len(array) != length:
+    if length is not None and len(array) < length:
         raise ModelError(f"{key!r} has {len(array)} elements, 'tokenizer.ggml.tokens' has {length}")
-    return array
+    return array[:length]
+
+
+def _merges(kv: Mapping[str, Any]) -> list[str]:
+    """Return the merges in the order of their ranks; a pair named twice keeps its first rank."""
+    lines = _array(kv, "merges", str)
+    merges = [line for line in dict.fromkeys(lines) if line.find(" ", 1) > 0]
+    if len(merges) < len(set(lines)):
+        odd = next(line for line in lines if line.find(" ", 1) < 0)
+        log.warning("'tokenizer.ggml.merges' has lines without two pieces, which are ignored, such as %r", odd[:100])
+    return merges
 
 
 def _flag(kv: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -321,7 +332,9 @@ def _roles(kv: Mapping[str, Any], model: str, pre: Pre, ids: Mapping[str, int], 
             if id in (_NO_TOKEN, -1):
                 continue
             if not 0 <= id < len(ids):
-                raise ModelError(f"{key!r} is {id}, but the vocabulary has {len(ids)} tokens")
+                default = f"{roles[role]} is used" if role in roles else "it is ignored"
+                log.warning("'%s' is %d, but the vocabulary has %d tokens: %s", key, id, len(ids), default)
+                continue
             roles[role] = int(id)
     for role, spellings in _ROLES.items():
         if role not in roles:
