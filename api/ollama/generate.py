@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
+from ...engine.run.piece import Piece
 from ..wire.answer import (
     empty_answer_fields,
     head_fields,
@@ -37,6 +40,16 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], c
         raw=request.raw,
         images=request.images,
     )
+    ids: list[int] = []
+
+    async def pieces() -> AsyncGenerator[Piece, None]:
+        """Yield the pieces; before the last one, tokenize prompt and answer for `context`, which may take a while."""
+        async with aclosing(context.pieces()) as source:
+            async for piece in source:
+                if piece.done_reason and not request.raw:
+                    ids.extend(await context.run_in_thread(answer.context, context.handle.check))
+                yield piece
+
     if answer.is_over:
         return json_response(head_fields(request) | {"response": ""} | empty_answer_fields(answer))
 
@@ -45,8 +58,8 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], c
             {"response": chunk.text} | thinking_field(chunk) | {"done": chunk.done_reason is not None}
         )
         if chunk.done_reason:
-            ids = {} if request.raw else {"context": answer.context()}
-            sent |= {"done_reason": chunk.done_reason} | ids | statistics_fields(context, chunk)
+            sent |= {"done_reason": chunk.done_reason} | ({} if request.raw else {"context": ids})
+            sent |= statistics_fields(context, chunk)
         return head_fields(request) | sent | logprobs_field(answer, chunk)
 
-    return await send_answer(context.pieces(), shape, request.stream)
+    return await send_answer(pieces(), shape, request.stream)

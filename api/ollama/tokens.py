@@ -21,10 +21,12 @@ router = APIRouter()
 
 @router.post("/api/tokenize")
 async def tokenize(request: Annotated[TokenizeRequest, body(TokenizeRequest)], context: Context) -> Response:
-    arguments = (request.model, request.content, request.add_special, request.parse_special)
-    tokens = await context.run_in_thread(context.engine.tokenize, *arguments)
-    ids, pieces = [token.id for token in tokens], [piece_text(token.piece) for token in tokens]
-    return token_response(context, request.model, {"tokens": ids, "pieces": pieces})
+    def found() -> dict[str, Any]:
+        arguments = (request.model, request.content, request.add_special, request.parse_special)
+        tokens = context.engine.tokenize(*arguments)
+        return {"tokens": [token.id for token in tokens], "pieces": [piece_text(token.piece) for token in tokens]}
+
+    return token_response(context, request.model, await context.run_in_thread(found))
 
 
 @router.post("/api/detokenize")

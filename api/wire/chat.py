@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from ...engine.serve.answer import Answer
 from .answer import request_options
@@ -16,10 +17,11 @@ async def answer_chat(context: RequestContext, request: ChatRequest, must_call: 
     must_call   the answer is a call of one of the request's tools
     """
     context.log["model"] = request.model
-    return await context.start_answer(
-        context.engine.chat,
-        request.model,
-        [asdict(message) for message in request.messages],
-        replace(request_options(request), must_call=must_call),
-        tools=[asdict(tool) for tool in request.tools],
-    )
+    options = replace(request_options(request), must_call=must_call)
+
+    def chat(**more: Any) -> Answer:
+        """Start the answer, in a worker thread: a conversation may have many messages to convert."""
+        messages, tools = ([asdict(item) for item in items] for items in (request.messages, request.tools))
+        return context.engine.chat(request.model, messages, options, tools=tools, **more)
+
+    return await context.start_answer(chat)

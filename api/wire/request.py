@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 1 << 28  # of JSON; model files are uploaded as blobs
 MAX_UNREAD_PIECES = 10_000  # of an answer; a client that leaves more unread is cut off
-MAX_INLINE_BYTES = 1 << 20  # a smaller body is decoded on the event loop, in a few ms
+MAX_INLINE_BYTES = 1 << 16  # a smaller body is decoded on the event loop, in a few ms
 
 
 def body(cls: type[T]) -> Any:

@@ -131,6 +131,12 @@ class _Decoding:
         item = getattr(hint, "item", None) or get_args(hint)[0]
         if not isinstance(value, list):
             return self.mismatch(kind(value), hint, owner, path)
+        if (
+            item is int
+            and all(type(v) is int for v in value)
+            and (not value or -(2**63) <= min(value) <= max(value) < 2**63)
+        ):
+            return value
         got = [item() if v is None else self.value(item, v, owner, path) for v in value]
         return [v for v in got if v is not _WRONG]
 

@@ -13,6 +13,7 @@ SECOND = 1_000_000_000
 FOREVER = 2**63 - 1  # Go's largest Duration, 292 years, which Ollama stores for a negative keep_alive
 
 _UNITS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
+_NOT_PRINTABLE = re.compile("[^ -\x7f]")
 _TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^.0-9]*)")
 
 
@@ -21,19 +22,18 @@ def parse_duration(text: str) -> int:
 
     Raises: BadOptions with Go's text for a missing number or unit, an unknown unit, or more than 63 bits.
     """
-    invalid = BadOptions("keep_alive", f"time: invalid duration {_quoted(text)}")
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if unsigned == "0":
         return 0
     if not unsigned:
-        raise invalid
-    total = 0
-    while unsigned:
-        term = _TERM.match(unsigned)
+        raise _invalid(text)
+    total = at = 0
+    while at < len(unsigned):
+        term = _TERM.match(unsigned, at)
         assert term, "the pattern matches an empty string, hence any"
         whole, fraction, unit = term.group(1).lstrip("0"), (term[2] or "")[:19], term[3]
         if (not term[1] and not term[2]) or len(whole) > 19:
-            raise invalid
+            raise _invalid(text)
         if not unit:
             raise BadOptions("keep_alive", f"time: missing unit in duration {_quoted(text)}")
         if unit not in _UNITS:
@@ -41,10 +41,16 @@ def parse_duration(text: str) -> int:
         # as in Go: the fraction keeps 63 bits of digits, is multiplied in float64 and truncated to a nanosecond
         fraction = fraction[:18] if int(fraction or 0) > FOREVER else fraction
         total += int(whole or 0) * _UNITS[unit] + int(int(fraction or 0) * (_UNITS[unit] / 10 ** len(fraction)))
-        unsigned = unsigned[term.end() :]
+        if total > FOREVER + 1:  # the first overflow ends it, whatever follows
+            raise _invalid(text)
+        at = term.end()
     if total > FOREVER + text.startswith("-"):
-        raise invalid
+        raise _invalid(text)
     return -total if text.startswith("-") else total
+
+
+def _invalid(text: str) -> BadOptions:
+    return BadOptions("keep_alive", f"time: invalid duration {_quoted(text)}")
 
 
 def format_duration(nanoseconds: int) -> str:
@@ -85,4 +91,4 @@ def _decimal(n: int, unit: int) -> str:
 def _quoted(text: str) -> str:
     """Quote `text` as Go's time package does: every byte outside printable ASCII as \\x and two digits."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if " " <= c < "\x80" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in plain) + '"'
+    return '"' + _NOT_PRINTABLE.sub(lambda c: "".join(f"\\x{b:02x}" for b in c[0].encode()), plain) + '"'

@@ -60,14 +60,29 @@ def pooling_of(hp: Hparams) -> str:
     return hp.pooling if hp.pooling in ("mean", "cls", "last") else "mean"
 
 
-def embedding_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, truncate: bool = True) -> list[int]:
+def refuse_far_too_long(text: str, tokenizer: Tokenizer, n_ctx: int) -> None:
+    """Refuse a text with more characters than `n_ctx` of the longest pieces have, before time is spent on its tokens.
+
+    Raises: ContextFull
+    """
+    most = tokenizer.max_chars_per_token
+    if most and len(text) > n_ctx * most:
+        raise ContextFull(len(text) // most, n_ctx)
+
+
+def embedding_tokens(
+    text: str, tokenizer: Tokenizer, n_ctx: int, truncate: bool = True, check: Callable[[], None] = lambda: None
+) -> list[int]:
     """Tokenize `text`, cut at its end to fit into the window.
 
     The kept part of a long text is tokenized again, as in Ollama; SPM then adds its leading blank twice.
+    check   called between chunks of a long text; what it raises ends the encoding
     Raises: RequestError if there are no tokens, ContextFull if they do not fit and `truncate` is
     False, or if cutting leaves none
     """
-    ids = tokenizer.encode(text)
+    if not truncate:
+        refuse_far_too_long(text, tokenizer, n_ctx)
+    ids = tokenizer.encode(text, check=check)
     if not ids:
         raise RequestError("the input has no tokens, and the model's vocabulary adds none")
     if len(ids) <= n_ctx:

@@ -94,7 +94,9 @@ class Grammars:
         shown: frozenset[int] = frozenset(),
         handle: RequestHandle | None = None,
     ) -> Grammar:
-        """Compile the grammar of one answer; one with schemas is compiled on trial first.  The first call prepares the vocabulary.
+        """Compile the grammar of one answer; one with schemas is compiled on trial first.
+
+        The first call prepares the vocabulary.
 
         format, tags, is_open   as in `source`
         shown                   control tokens that count as text, because tags consist of them

@@ -77,11 +77,14 @@ class Answer:
         """Nanoseconds since the request."""
         return perf_counter_ns() - self.handle.began
 
-    def context(self) -> list[int]:
-        """Return the prompt and the answer so far as ids, for the next request's `context`."""
+    def context(self, check: Callable[[], None] = lambda: None) -> list[int]:
+        """Return the prompt and the answer so far as ids, for the next request's `context`.
+
+        check   called between chunks of a long text; what it raises ends it
+        """
         assert self.model
         text = self.prompt + "".join(self.split.texts)
-        return self.model.tokenizer.encode(text, add_special=False, parse_special=True)
+        return self.model.tokenizer.encode(text, add_special=False, parse_special=True, check=check)
 
 
 def answer_splitter(template: Template, prompt: str, request: RequestOptions, tools: Sequence[Tool] = ()) -> Split:

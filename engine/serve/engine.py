@@ -204,6 +204,7 @@ class Engine:
                 tools,
                 n_ctx=runner.options.num_ctx,
                 has_vision=bool(stored.projectors),
+                check=handle.check,
             )
             splitter = answer_splitter(own, rendered.text, request, tools)
             return self._submit(prepared, loaded, rendered, splitter, deliver)
@@ -239,7 +240,7 @@ class Engine:
             prompts = []
             for text in texts:
                 handle.check()
-                prompts.append(embedding_tokens(text, tokenizer, n_ctx, request.truncate))
+                prompts.append(embedding_tokens(text, tokenizer, n_ctx, request.truncate, handle.check))
         if not prompts:
             answer.is_over, answer.done_reason = True, "load"
             self.pool.release(loaded)
@@ -422,7 +423,7 @@ class Engine:
         shown = runner.model.tokenizer.controls(splitter.tags)
         grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown, handle)
         began = perf_counter_ns()
-        ids, embeds = prompt.encode(runner, handle)
+        ids, embeds = prompt.encode(runner, handle, request.truncate)
         encoding = perf_counter_ns() - began if embeds else 0
         answer.n_prompt = min(len(ids), runner.options.num_ctx)
         runner.submit(

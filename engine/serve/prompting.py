@@ -16,6 +16,7 @@ from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
 from ..parse import without_old_thoughts
+from ..run.embed import refuse_far_too_long
 from ..store import LocalModel
 from ..template import (
     Message,
@@ -52,16 +53,21 @@ class Prompt:
     plain: bool = False
     n_whole: int = 0
 
-    def encode(self, runner: Runner, handle: RequestHandle) -> tuple[list[int], Mapping[int, np.ndarray]]:
+    def encode(
+        self, runner: Runner, handle: RequestHandle, truncate: bool = True
+    ) -> tuple[list[int], Mapping[int, np.ndarray]]:
         """Return the tokens and, for those below 0, the image rows.
 
-        Raises: BadImage, Cancelled
+        Without `truncate`, a text that is certainly too long for the window is refused before it is tokenized.
+        Raises: BadImage, Cancelled, ContextFull
         """
         tokenizer, ids, embeds = runner.model.tokenizer, self.ids, dict[int, np.ndarray]()
+        if ids is None and not truncate:
+            refuse_far_too_long(self.text, tokenizer, runner.options.num_ctx)
         if ids is None and self.images and runner.images:
             ids, embeds = runner.images.prompt(tokenizer, self.text, self.images, handle)
         elif ids is None:
-            ids = tokenizer.encode(self.text)
+            ids = tokenizer.encode(self.text, check=handle.check)
         twice = self.bos_once and tokenizer.add_bos and ids[:2] == [tokenizer.bos] * 2
         return (ids[1:] if twice else ids), embeds
 
@@ -138,17 +144,19 @@ def chat_prompt(
     *,
     n_ctx: int,
     has_vision: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Prompt:
     """Render a conversation; with `request.truncate`, drop old messages until it fits into `n_ctx` tokens.
 
     messages     the full history, see full_history()
     has_vision   the model takes images, which count towards the window
+    check        called now and then while long texts are tokenized; what it raises ends the rendering
     Raises: BadTemplate
     """
 
     def measure(messages: Sequence[Message]) -> Measured:
         text = render_prompt(template, messages, request, tools)
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, check=check)
         n_images = sum(len(message.get("images") or ()) for message in messages) if has_vision else 0
         return Measured(text, ids, len(ids) + n_images * IMAGE_TOKENS)
 
@@ -248,7 +256,7 @@ def first_that_fits(fits: Callable[[int], bool], last: int, guess: int) -> int:
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
     """Check that `ids` are in the vocabulary.  Raises: RequestError"""
-    for id in ids:
+    for id in (min(ids), max(ids)) if ids else ():
         if not 0 <= id < tokenizer.n_vocab:
             raise RequestError(f"unknown token {id}: the vocabulary ends at {tokenizer.n_vocab - 1}")
 
@@ -256,4 +264,5 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
 def text_of_ids(model: Model, ids: Sequence[int]) -> str:
     """Return the text of a request's ids, special tokens included.  Raises: RequestError"""
     check_ids(model.tokenizer, ids)
-    return b"".join(model.tokenizer.piece(id, special=True) for id in ids).decode("utf-8", "replace")
+    pieces = {id: model.tokenizer.piece(id, special=True) for id in set(ids)}
+    return b"".join(map(pieces.__getitem__, ids)).decode("utf-8", "replace")

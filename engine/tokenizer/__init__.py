@@ -24,7 +24,7 @@ from .bpe import bpe_encoder
 from .chunks import Encoder, chunks
 from .special import SpecialTokens
 from .spm import spm_encoder
-from .vocab import SPACE, Attr, Vocab
+from .vocab import BYTE_ALPHABET, SPACE, Attr, Vocab
 from .wordpiece import wordpiece_encoder
 
 __all__ = ["Attr", "Tokenizer", "Vocab", "from_gguf"]
@@ -60,6 +60,15 @@ class Tokenizer:
         is_bert = vocab.model == "bert"  # always adds [CLS] and [SEP], whatever the file says
         self.first: int | None = self.bos if self.add_bos or is_bert else None  # added before a text
         self.last: int | None = vocab.roles["sep"] if is_bert else self.eos if self.add_eos else None  # and after it
+
+    @cached_property
+    def max_chars_per_token(self) -> int | None:
+        """The most characters of a text that become one token; None if some may become none."""
+        vocab = self.vocab
+        bytewise = vocab.model == "gpt2" and vocab.pre.byte_level
+        covered = set(BYTE_ALPHABET.values()) <= vocab.ids.keys() if bytewise else None not in vocab.byte_ids
+        absorbs = (vocab.attr & (Attr.LSTRIP | Attr.RSTRIP)).any()
+        return vocab.longest if covered and not absorbs and vocab.model != "bert" else None
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.vocab.model}: {self.n_vocab} tokens, bos {self.bos}, eos {self.eos}>"

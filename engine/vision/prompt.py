@@ -69,10 +69,10 @@ class Images:
             if (n := int(mark[1])) >= len(images):
                 continue
             image = encoded[n] = encoded.get(n) or self.encode(images[n], handle)
-            ids += [*tokenizer.encode(text[begin : mark.start()], False), *image.ids]
+            ids += [*tokenizer.encode(text[begin : mark.start()], False, check=handle.check), *image.ids]
             rows |= zip(image.ids, image.rows, strict=True)
             begin = mark.end()
-        ids += tokenizer.encode(text[begin:], False)
+        ids += tokenizer.encode(text[begin:], False, check=handle.check)
         return ids if tokenizer.last is None else [*ids, tokenizer.last], rows
 
     def encode(self, image: bytes, handle: RequestHandle) -> EncodedImage:

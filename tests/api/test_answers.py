@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 
 import pytest
+
+from numllama.engine.tokenizer import Tokenizer
 
 STATISTICS = [
     "total_duration",
@@ -338,3 +341,16 @@ def test_an_error_of_the_machine_is_no_internal_error(served, script, error, exp
     assert last == {"error": expected}
     answer = served.post("/api/generate", model="m", prompt="a", stream=False)
     assert (answer.status_code, answer.json()) == (500, {"error": expected})
+
+
+def test_the_event_loop_encodes_no_text(served, monkeypatch):
+    """A long prompt would keep all other clients waiting."""
+    threads, encode = set(), Tokenizer.encode
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda *args, **more: threads.add(threading.current_thread().name) or encode(*args, **more)
+    )
+    for path in ("/api/generate", "/api/chat", "/v1/completions", "/api/embed", "/api/tokenize"):
+        texts = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "input": "a", "content": "a"}
+        for stream in (False, True):
+            assert served.post(path, model="m", stream=stream, options={"num_predict": 1}, **texts).status_code == 200
+    assert threads and all(name.startswith("request") for name in threads)

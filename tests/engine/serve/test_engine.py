@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from adapters import tiny_lora
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.errors import Cancelled, ModelNotFound, RequestError
+from numllama.engine.errors import Cancelled, ContextFull, ModelNotFound, RequestError
 from numllama.engine.handle import RequestHandle
 from numllama.engine.options import RequestOptions
 from numllama.engine.run.piece import Piece
@@ -44,6 +46,44 @@ def test_an_answer_yields_its_pieces(engine):
     pieces = list(engine.generate("m", "once", GREEDY))
     assert pieces[-1].done_reason == "length" and pieces[-1].timings.eval_count == 6
     assert pieces[-1].timings.eval_duration > 0
+
+
+def test_a_prompt_far_too_long_is_refused_before_it_is_tokenized(engine, monkeypatch):
+    expected = len(list(engine.generate("m", "once", GREEDY)))
+    tokenizer = engine.pool.loaded()[0].runner.model.tokenizer
+    whole = replace(GREEDY, truncate=False)
+    text = "x" * (256 * tokenizer.vocab.longest)
+    refused = "the input length exceeds the context length"
+    with pytest.raises(ContextFull, match=refused):  # 256 tokens at least, and more in fact
+        list(engine.generate("m", text, whole, raw=True))
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    for answer in (engine.generate, engine.embed):
+        with pytest.raises(ContextFull, match=refused):
+            answer("m", [text + "x"] if answer == engine.embed else text + "x", whole)
+    monkeypatch.undo()
+    assert len(list(engine.generate("m", "once", GREEDY))) == expected and engine.pool.loaded()[0].n_using == 0
+
+
+def test_a_disconnect_ends_the_tokenizing_of_a_long_prompt(engine):
+    handle, calls = RequestHandle(), []
+
+    def check():
+        calls.append(None)
+        if len(calls) > 2:
+            handle.cancel()
+        RequestHandle.check(handle)
+
+    handle.check = check
+    for verb, prompt in (
+        (engine.generate, "the cat " * 100_000),
+        (engine.chat, user("the cat " * 100_000)),
+        (engine.embed, ["the cat " * 100_000]),
+    ):
+        handle.cancelled = False
+        calls.clear()
+        with pytest.raises(Cancelled):
+            verb("m", prompt, GREEDY, handle=handle)
+        assert len(calls) == 3
 
 
 def test_a_request_uses_the_model_s_options(engine):

@@ -106,6 +106,16 @@ def test_a_cancelled_request_ends_between_chunks():
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_no_token_has_more_characters_than_said(kind):
+    tokenizer = from_gguf({"general.architecture": "llama"} | VOCABULARIES[kind])
+    most = tokenizer.max_chars_per_token
+    assert (most is None) == (kind == "wordpiece")
+    longest = max((x for x in tokenizer.vocab.tokens if "<" not in x), key=len).replace("Ġ", " ").replace("▁", " ")
+    for text in ("the " * 99, " " * 99, "\n" * 99, "字" * 99, longest * 99):
+        assert most is None or len(tokenizer.encode(text)) * most >= len(text)
+
+
 # special tokens
 
 

@@ -299,7 +299,7 @@ def test_the_window_of_a_vision_model_has_at_least_2048_positions(engine):
 def test_the_projector_counts_as_memory_and_its_file_is_checked(files, model):
     runner, text_runner = (Runner(one, Options(num_ctx=2048), n_slot=1) for one in (model, load_model(files[0])))
     assert runner.nbytes - text_runner.nbytes == files[1].stat().st_size
-    assert set(runner._sizes) == set(files)
+    assert {file.path for file in runner.model.files} == set(files)
     runner.close()
     text_runner.close()
 
