@@ -158,9 +158,11 @@ class _Decoding:
         return value
 
     def mismatch(self, what: str, hint: Any, owner: str, path: tuple[str, ...]) -> Any:
+        if self.wrong:
+            return _WRONG
         field = ".".join((owner, *path))
         name = getattr(hint, "go_alias", None) or go_name(hint)
-        self.wrong = self.wrong or f"json: cannot unmarshal {what} into Go struct field {field} of type {name}"
+        self.wrong = f"json: cannot unmarshal {what} into Go struct field {field} of type {name}"
         return _WRONG
 
 

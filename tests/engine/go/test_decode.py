@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numllama.api.openai.schema import OpenAIEmbedRequest
 from numllama.api.wire.schema import ChatRequest, CopyRequest, CreateRequest, GenerateRequest
 from numllama.engine.go.decode import decode_json
-from numllama.engine.go.json import DecodeError, dumps, loads, syntax_error
+from numllama.engine.go.json import MAX_VALUES, BodyTooLarge, DecodeError, dumps, loads, syntax_error
 
 FIELD = "json: cannot unmarshal {} into Go struct field GenerateRequest.{} of type {}"
 REFUSED = {
@@ -160,3 +160,32 @@ def test_html_is_escaped_and_other_text_is_raw():
 def test_a_struct_is_named_as_in_go_and_not_as_here():
     with pytest.raises(DecodeError, match=r"into Go struct field EmbedRequest\.model of type string"):
         decode_json(OpenAIEmbedRequest, b'{"model":1}')
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(monkeypatch):
+    """64 MiB of `[]` would take 1.8 GB."""
+    decode_json(GenerateRequest, b'{"options":{"x":[' + b"1," * (MAX_VALUES - 9) + b"1]}}")
+    with monkeypatch.context() as patch:
+        patch.setattr("numllama.engine.go.json._decoder", None)
+        for value in (b"[]", b"{}", b"1"):
+            with pytest.raises(BodyTooLarge, match="limit of 2097152 JSON values"):
+                loads(b'{"context":[' + (value + b",") * (MAX_VALUES + 1) + b"1]}")
+    text = "a, [b] {" * (MAX_VALUES // 2) + '"'
+    assert loads(json.dumps({"prompt": text}).encode()) == {"prompt": text}  # signs within a text do not count
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (b"", "unexpected EOF"),
+        (b'"a', "unexpected EOF"),
+        (b'"a"]x', "invalid character 'x' at position 1200013"),
+        (b"NaN]}", "invalid value NaN"),
+        (b'"\\q"]}', r"invalid character '\\' at position 1200010"),
+    ],
+)
+def test_an_error_far_inside_a_long_body_is_told_without_a_second_scan(monkeypatch, end, message):
+    monkeypatch.setattr("numllama.engine.go.json.syntax_error", None)
+    with pytest.raises(DecodeError) as refused:
+        loads(b'{"stop":[' + b'"a",' * 300_000 + end)
+    assert str(refused.value) == message
