@@ -20,7 +20,9 @@ MAX_TEXT = 1 << 16  # characters of a template; the longest of 42 published ones
 MAX_TOKENS = 20_000
 MAX_NODES = 4_000  # of the syntax tree; compiling takes 0.1 ms for each, the largest published one has 1,286
 BASE_CHARS = 2_000_000  # allowed for an empty conversation
-CHARS_PER_CHAR = 128  # allowed in addition for each character of the conversation
+CHARS_PER_CHAR = 128  # allowed in addition for each character of the conversation,
+LARGE_CHARS = 1 << 16  # but from here on
+CHARS_PER_LARGE_CHAR = 16  # only so many: the hungriest of 18 published templates takes 6 of a long conversation
 BASE_SECONDS = 0.5
 SECONDS_PER_CHAR = 1e-5
 MAX_BITS = 4096  # of an integer
@@ -39,7 +41,8 @@ class Budget:
     def __init__(self, given: Any):
         self.left = 1 << 40
         n_given = self.weight(given)
-        self.left = BASE_CHARS + CHARS_PER_CHAR * n_given
+        n_large = max(n_given - LARGE_CHARS, 0)
+        self.left = BASE_CHARS + CHARS_PER_CHAR * (n_given - n_large) + CHARS_PER_LARGE_CHAR * n_large
         self.seconds = BASE_SECONDS + SECONDS_PER_CHAR * n_given
         self.deadline = thread_time() + self.seconds
 

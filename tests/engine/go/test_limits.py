@@ -1,10 +1,11 @@
+import tracemalloc
 from time import thread_time
 
 import pytest
 
 from numllama.engine.errors import BadTemplate
 from numllama.engine.go import limits
-from numllama.engine.template import jinja
+from numllama.engine.template import go, jinja
 
 HELLO = [{"role": "user", "content": "Hello"}]
 NESTED = "{% set ns = namespace(t=[1]) %}{% for i in range(60) %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}"
@@ -99,6 +100,21 @@ def test_recorded_hostile_templates_fail_or_stay_within_limits(kept, hurry):
 )
 def test_the_budget_does_not_change_the_output(text, expected):
     assert jinja.render_jinja(text, HELLO) == expected
+
+
+@pytest.mark.parametrize(
+    "escapes", ["js (js (js (js (js .Prompt))))", "urlquery (js (html .Prompt))", "js | js | js | js"]
+)
+def test_escapes_of_a_long_text_are_charged_before_they_are_made(escapes):
+    """`urlquery (js (html ...))` of 15 MB took 9.3 GB."""
+    source = f"{{{{ {'.Prompt | ' if '|' in escapes else ''}{escapes} }}}}"
+    prompt = "\\<" * 500_000
+    tracemalloc.start()
+    with pytest.raises(BadTemplate, match="makes far more text than the conversation has"):
+        go.execute_template(source, {"Prompt": prompt})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * len(prompt)
 
 
 def test_a_long_conversation_has_a_larger_budget():
