@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from ...engine.go.text import one_line
+
 SECONDS_PER = {"minute": 60, "hour": 3600, "day": 86_400, "year": 365 * 86_400}
 
 
@@ -54,7 +56,11 @@ def seconds_until(moment: str) -> float:
 
 
 def format_table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Format rows of cells as lines, with four spaces between columns."""
+    """Format rows of cells as lines, with four spaces between columns.
+
+    Names, keys and values come from files and servers: control characters are escaped.
+    """
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{indent}{line}".rstrip() + "\n" for line in lines)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...engine.errors import BadImage, RequestError
+from ...engine.go.text import one_line
 from ...engine.vision.pixels import decode_image
 
 MAX_IMAGE_BYTES = 100 * 10**6  # as in Ollama's interactive.go, fb30760
@@ -25,7 +26,7 @@ def extract_images(text: str) -> tuple[str, list[bytes]]:
     rest, images, at = "", [], 0
     for begin, end, path in find_paths(text):
         images.append(read_image(path))
-        print(f"Added image '{path}'", file=sys.stderr)
+        print(f"Added image '{one_line(path)}'", file=sys.stderr)
         if (quote := text[begin - 1 : begin]) in ("'", '"') and text[end : end + 1] == quote:
             begin, end = begin - 1, end + 1
         rest, at = rest + text[at:begin], end

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from ...engine.go.text import one_line
 from .format import format_size
 
 
@@ -43,7 +44,7 @@ class Progress:
 
     def show(self, status: dict[str, Any]) -> None:
         """Display a status as the server sends it: as a bar if it has a total, else as a line."""
-        text, total, completed = status.get("status", ""), status.get("total"), status.get("completed", 0)
+        text, total, completed = one_line(status.get("status", "")), status.get("total"), status.get("completed", 0)
         if text != self._last_text and total and 0 < completed < total and text not in self._bars:
             self._line(f"{text}: resuming at {format_size(completed)} of {format_size(total)}")
         if not self._display:

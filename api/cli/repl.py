@@ -13,6 +13,7 @@ from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from ...engine.errors import EngineError
+from ...engine.go.text import one_line
 from ...engine.settings import Settings
 from .client import ServerError
 from .history import LineHistory
@@ -94,6 +95,6 @@ def converse(session: Session) -> None:
                 if not run_command(session, typed.text):
                     return
             except (EngineError, ServerError) as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
         elif typed.text.strip():
             session.ask(typed.text)

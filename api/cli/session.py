@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import EngineError, RequestError
+from ...engine.go.text import one_line, several_lines
 from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece
 from .backend import backend_for
@@ -59,7 +60,7 @@ class Session:
         for message in info.get("messages") or []:
             match message["role"]:
                 case "user":
-                    print(f">>> {message['content']}")
+                    print(f">>> {several_lines(message['content'])}")
                 case "assistant":
                     AnswerDisplay(self.wordwrap).put(Piece(f"{message['content']}\n\n"))
 
@@ -105,7 +106,7 @@ class Session:
             try:
                 message["content"], message["images"] = extract_images(text)
             except RequestError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
                 return
         self.messages.append(message)
         display = AnswerDisplay(self.wordwrap, self.hide_thinking)
@@ -115,7 +116,7 @@ class Session:
             pass
         except (EngineError, ServerError) as error:
             self.messages.pop()
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             return
         thinking = {"thinking": display.thinking} if display.thinking else {}
         self.messages.append({"role": "assistant", "content": display.text, **thinking})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ...engine.go.text import several_lines
 from .backend import backend_for, is_file, model_file
 from .format import format_table
 
@@ -15,8 +17,9 @@ MAX_ARRAY_CHARS = 10  # as in Ollama's cmd.go, fb30760
 
 
 def show_model(model: str, part: str | None = None, verbose: bool = False) -> str:
-    """Format information about `model`, or return one part of it unchanged.
+    """Format information about `model`, or return one part of it.
 
+    A part is unchanged, except that control characters are escaped on a terminal.
     For a GGUF file the metadata and tensors are always included.
     """
     if is_file(model):
@@ -26,7 +29,10 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
     else:
         with closing(backend_for(model, require_named_host=True)) as backend:
             answer = backend.show(model, verbose)
-    return f"{answer.get(part, '')}\n" if part else information_text(answer, verbose)
+    if not part:
+        return information_text(answer, verbose)
+    text = answer.get(part, "")
+    return f"{several_lines(text) if sys.stdout.isatty() else text}\n"
 
 
 def show_tokenizer(model: str, folder: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
 from ...engine.go.fmt import literal_of_value, text_of_value
+from ...engine.go.text import one_line, several_lines
 from ...engine.options import KINDS, option_from_text
 from .backend import is_file
 from .client import ServerError
@@ -172,14 +173,14 @@ def show_command(session: Session, part: str) -> None:
     try:
         answer = session.backend.show(session.model)
     except (EngineError, ServerError) as error:
-        return print(f"error: {error}")
+        return print(f"error: {one_line(str(error))}")
     if part == "info":
         return print(information_text(answer), end="")
     set_here = session.system if part == "system" else ""
     if part == "parameters":
-        print(parameters_text(answer.get(part, ""), session))
+        print(several_lines(parameters_text(answer.get(part, ""), session)))
     else:
-        print(set_here or answer.get(part) or MISSING[part])
+        print(several_lines(set_here or answer.get(part) or MISSING[part]))
         print()
 
 
@@ -202,9 +203,9 @@ def load_command(session: Session, model: str) -> None:
     except ModelNotFound:
         print(f"Couldn't find model '{model}'")
     except ServerError as error:
-        print(f"Couldn't find model '{model}'" if error.status == 404 else f"error: {error}")
+        print(f"Couldn't find model '{model}'" if error.status == 404 else f"error: {one_line(str(error))}")
     except EngineError as error:
-        print(f"error: {error}")
+        print(f"error: {one_line(str(error))}")
 
 
 def save_command(session: Session, model: str) -> None:
@@ -225,4 +226,4 @@ def save_command(session: Session, model: str) -> None:
         print(f"Created new model '{model}'")
     except (EngineError, ServerError) as error:
         is_name = str(error).endswith("invalid model name")
-        print(f"error: The model name '{model}' is invalid" if is_name else f"error: {error}")
+        print(f"error: The model name '{model}' is invalid" if is_name else f"error: {one_line(str(error))}")

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ...engine.go.text import one_line
+
 UsageError = typer.BadParameter.__mro__[1]  # click.UsageError, also where typer bundles click
 
 
@@ -121,6 +123,6 @@ def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
             raise
-        message = error_line(error)
+        message = one_line(error_line(error))
     print(f"Error: {message}", file=sys.stderr)
     return 1

@@ -6,6 +6,8 @@ import shutil
 import unicodedata
 from typing import TextIO
 
+from ...engine.go.text import several_lines
+
 RIGHT_MARGIN = 5  # columns, as in Ollama
 
 
@@ -18,6 +20,8 @@ def text_width(out: TextIO, wordwrap: bool = True) -> int:
 class WrappedOutput:
     """Writes text to `out` as it arrives; a word that crosses column `width` is erased and moved to the next line.
 
+    On a terminal, control characters of the text are escaped: an answer must not steer it.
+
     width   0: no wrapping, and no escape codes
     text    everything written so far
     """
@@ -25,10 +29,12 @@ class WrappedOutput:
     def __init__(self, out: TextIO, width: int = 0):
         self.out, self.width, self.text = out, width, ""
         self._column, self._word = 0, ""
+        self._is_terminal = out.isatty()
 
     def put(self, text: str) -> None:
         """Write `text` and flush."""
         self.text += text
+        text = several_lines(text) if self._is_terminal else text
         self.out.write("".join(map(self._place, text)) if self.width else text)
         self.out.flush()
 

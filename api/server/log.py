@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...engine.go.duration import format_duration
+from ...engine.go.text import one_line, quote, several_lines
 from ...engine.go.times import rfc3339
 from ...engine.settings import TRACE
 from ..wire.errors import error_response
@@ -36,17 +37,14 @@ class LineFormatter(logging.Formatter):
             "msg": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        line = " ".join(f"{key}={_quote_value(value)}" for key, value in fields.items())
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = " ".join(f"{one_line(key)}={_quote_value(value)}" for key, value in fields.items())
+        return f"{line}\n{several_lines(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
 def _quote_value(value: Any) -> str:
+    """Write a value as it is, or as a Go literal if it has characters that would end or forge it."""
     text = str(value)
-    return (
-        text
-        if re.fullmatch(r"[^\s\"=]+", text)
-        else '"' + text.replace("\\", "\\\\").replace('"', r"\"").replace("\n", r"\n") + '"'
-    )
+    return text if re.fullmatch(r"[^\s\"=]+", text) and one_line(text) == text else quote(text)
 
 
 def start_logging(debug: int) -> None:

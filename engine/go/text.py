@@ -73,3 +73,22 @@ def unquote(literal: str) -> str:
 def code_point(c: str) -> str:
     """Format a character as Go names it in errors: U+2764 '❤'"""
     return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")
+
+
+# --- text of others on a terminal or in a log ---
+
+# Control characters, separators of lines, and controls of direction, which can hide or forge what is shown.
+# Joiners and variation selectors are left: letters and emoji consist of them.
+_DIRECTION_AND_LINES = "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(f"[\0-\x1f\x7f-\x9f{_DIRECTION_AND_LINES}]")
+_UNSAFE_BUT_LAYOUT = re.compile(f"[\0-\x08\x0b-\x1f\x7f-\x9f{_DIRECTION_AND_LINES}]")
+
+
+def one_line(text: str) -> str:
+    """Write characters that a terminal or a log must not see as escapes, newlines and tabs included."""
+    return _UNSAFE.sub(lambda match: _quoted(match[0], "", False), text)
+
+
+def several_lines(text: str) -> str:
+    """Do the same for a text of several lines: keep newlines and tabs, and count CR LF as a newline."""
+    return _UNSAFE_BUT_LAYOUT.sub(lambda match: _quoted(match[0], "", False), text.replace("\r\n", "\n"))

@@ -173,6 +173,22 @@ def test_ollama_debug_2_logs_prompts(engine, caplog):
     assert "go: secret" in "".join(LineFormatter().format(record) for record in caplog.records)
 
 
+def logged(message, error=None, **fields):
+    record = logging.LogRecord("numllama", logging.INFO, "", 0, message, (), error)
+    record.fields = fields
+    return LineFormatter().format(record)
+
+
+def test_a_request_cannot_write_escape_codes_or_lines_into_the_log():
+    line = logged("request", path="/\x1b[2J\rtime=forged\u202e\x9b", model="x\u001b[31m", plain="Grüße/你好")
+    assert line.endswith(r'path="/\x1b[2J\rtime=forged\u202e\u009b" model="x\x1b[31m" plain=Grüße/你好')
+    try:
+        raise ValueError("\x1b[2J\rforged")
+    except ValueError as error:
+        lines = logged("unexpected", (ValueError, error, error.__traceback__)).splitlines()
+    assert lines[-1] == r"ValueError: \x1b[2J\rforged" and len(lines) > 3
+
+
 def test_ollama_debug_log_requests_saves_requests_that_can_be_sent_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = Served(Settings.from_env({"OLLAMA_MODELS": str(folder), "OLLAMA_DEBUG_LOG_REQUESTS": "1"}))

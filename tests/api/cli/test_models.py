@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 from tiny_encoder import tiny_encoder
 
 from numllama.engine.gguf.read import GGUF
+from numllama.engine.gguf.write import write_gguf
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.kernels import NUMPY
+from numllama.kernels.quants import FORMATS_BY_NAME
 
 
 def test_list_shows_the_local_store(alone, numllama):
@@ -243,3 +245,37 @@ def test_errors_of_trace_are_one_line(alone, numllama, file, tmp_path):
     ]:
         status, _, err = numllama("trace", *args)
         assert status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)
+
+
+HOSTILE, ESCAPED = "a\x1b[2J\r\u202eb\n", r"a\x1b[2J\r\u202eb\n"
+
+
+def test_names_of_a_server_cannot_steer_the_terminal(with_server, numllama, monkeypatch):
+    entry = {"name": HOSTILE, "digest": "0" * 64, "size": 1, "modified_at": "2020-01-01T00:00:00Z"}
+    monkeypatch.setattr("numllama.api.cli.client.Client.list", lambda self: [entry])
+    monkeypatch.setattr(
+        "numllama.api.cli.client.Client.ps", lambda self: [entry | {"expires_at": "2020-01-01T00:00:00Z"}]
+    )
+    for command in ("list", "ps"):
+        assert numllama(command).out.splitlines()[1].startswith(ESCAPED)
+    statuses = [{"status": HOSTILE}, {"status": "success"}]
+    monkeypatch.setattr("numllama.api.cli.client.Client.pull", lambda self, *_: iter(statuses))
+    assert numllama("pull", "m").err == f"{ESCAPED}\nsuccess\n"
+    assert numllama("stop", HOSTILE).err.startswith("Error: ")
+    assert numllama("stop", HOSTILE).err.count("\n") == 1
+
+
+def test_keys_and_architecture_of_a_file_cannot_steer_the_terminal(numllama, tmp_path):
+    path = tmp_path / "hostile.gguf"
+    values = {"general.architecture": HOSTILE, HOSTILE: HOSTILE, "general.name": HOSTILE}
+    write_gguf(path, values, [(HOSTILE, FORMATS_BY_NAME["F32"], (1,), np.zeros(1, "<f4"))])
+    shown = numllama("show", str(path))
+    assert shown.status == 0 and shown.out.count(ESCAPED) >= 4
+    assert not set(shown.out) & set("\x1b\r\u202e")
+
+
+def test_a_license_is_unchanged_in_a_pipe_and_escaped_on_a_terminal(alone, numllama, monkeypatch):
+    monkeypatch.setattr("numllama.engine.serve.engine.Engine.show", lambda self, *_: {"license": f"1\r\n{HOSTILE}2"})
+    assert numllama("show", "m", "--license").out == f"1\r\n{HOSTILE}2\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert numllama("show", "m", "--license").out == r"1" + "\n" + ESCAPED.removesuffix(r"\n") + "\n2\n"

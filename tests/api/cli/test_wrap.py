@@ -62,3 +62,12 @@ def test_an_error_before_any_text_prints_no_newline():
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         assert out.getvalue() == ""
+
+
+def test_an_answer_cannot_steer_the_terminal():
+    out = io.StringIO()
+    out.isatty = lambda: True
+    with WrappedOutput(out, 40) as screen:
+        screen.put("a\x1b]0;title\x07b\u202ec\td\n")
+    assert out.getvalue() == r"a\x1b]0;title\ab\u202ec" + "\td\n"
+    assert screen.text == "a\x1b]0;title\x07b\u202ec\td\n"

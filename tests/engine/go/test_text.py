@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.go.text import WHITE_SPACE, quote, unquote, valid_text
+from numllama.engine.go.text import WHITE_SPACE, one_line, quote, several_lines, unquote, valid_text
 
 TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
@@ -41,3 +41,14 @@ def test_a_quoted_text_is_that_of_strconv(text, expected):
 @given(TEXTS, st.booleans())
 def test_a_quoted_text_unquotes_to_itself(text, ascii_only):
     assert unquote(quote(text, ascii_only=ascii_only)) == text
+
+
+def test_text_of_others_cannot_steer_a_terminal_or_forge_lines():
+    hostile = "a\x1b[2J\r\n\x9b1m\0\u202eb\u2028c\ud800\t\x7f\u2066"
+    assert one_line(hostile) == r"a\x1b[2J\r\n\u009b1m\x00\u202eb\u2028c\ud800\t\x7f\u2066"
+    assert several_lines(hostile) == "a\\x1b[2J\n\\u009b1m\\x00\\u202eb\\u2028c\\ud800\t\\x7f\\u2066"
+
+
+def test_letters_of_all_scripts_stay_as_they_are():
+    plain = "Grüße 你好 สวัสดี नमस्ते שלום 👩\u200d👩\u200d👧 ❤\ufe0f \u00a0\U0001fa75 \u0645\u06cc\u200c\u062e"
+    assert one_line(plain) == plain and several_lines(plain) == plain
