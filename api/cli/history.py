@@ -12,7 +12,7 @@ MAX_LINES = 100
 
 
 class LineHistory(History):
-    """A history in the file `path`.  While `enabled` is False, no lines are added.
+    """A history in the file `path`, readable by its owner only.  While `enabled` is False, no lines are added.
 
     Lines are added by `remember`, not by prompt_toolkit, which would skip repeated lines.
     """
@@ -39,7 +39,10 @@ class LineHistory(History):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in [*self._lines(), line][-MAX_LINES:]), encoding="utf-8")
+            temporary.unlink(missing_ok=True)
+            lines = "".join(f"{line}\n" for line in [*self._lines(), line][-MAX_LINES:])
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                file.write(lines)
             os.replace(temporary, self.path)
         except OSError:
             self.enabled = False  # an unwritable home must not end the conversation

@@ -171,6 +171,22 @@ def test_ctrl_c_prints_how_to_exit_only_on_an_empty_line(session, talk):
     assert not session.messages
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_the_history_file_is_private(tmp_path):
+    """Ollama writes it with mode 0600."""
+    path = tmp_path / ".ollama/history"
+    path.parent.mkdir()
+    path.write_text("left by a version that wrote it readable for all\n")
+    path.with_name("history.tmp").write_text("left by a crash")
+    before = os.umask(0)
+    try:
+        LineHistory(path).remember("my password is hunter2")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().splitlines()[1:] == ["my password is hunter2"]
+
+
 def test_input_lines_are_saved_to_the_history_file(session, talk, tmp_path):
     path = tmp_path / ".ollama" / "history"
     helped = talk("/? set")
