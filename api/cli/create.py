@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import BadModelfile, BadName
-from ...engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile
+from ...engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile, read_modelfile
 from ...engine.store.make.sources import find_sources
 from ...engine.store.name import ModelName
 from .backend import store_backend
@@ -58,7 +58,7 @@ def _read_modelfile(file: str | None) -> tuple[list[Instruction], Path]:
     """Read the Modelfile; return its instructions and the folder that its relative paths start from."""
     path = Path(file or "Modelfile").expanduser()
     try:
-        return parse_modelfile(path.read_bytes()), path.parent
+        return parse_modelfile(read_modelfile(path)), path.parent
     except FileNotFoundError:
         if file:
             raise BadModelfile("specified Modelfile wasn't found") from None

@@ -21,7 +21,7 @@ from .. import manifest as media
 from ..manifest import Config, Manifest, ManifestLayer
 from ..name import ModelName
 from ..store import Store
-from .modelfile import create_arguments, parse_modelfile
+from .modelfile import create_arguments, parse_modelfile, read_modelfile
 from .sources import file_chunks, find_sources
 from .uploads import CheckFits, Status, adapter_layer, model_layers, quantized_layer
 
@@ -145,7 +145,7 @@ def create_from_modelfile(
         if not may_read:
             raise BadModelfile("the server does not read local paths; send the Modelfile's text as `modelfile`")
         try:
-            content = Path(path).expanduser().read_bytes()
+            content = read_modelfile(Path(path).expanduser())
         except (OSError, ValueError) as error:
             raise BadModelfile(f"error reading modelfile: {error}") from None
     commands = parse_modelfile(content)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BadModelfile
@@ -87,6 +88,17 @@ def parse_modelfile(text: str | bytes) -> list[Instruction]:
     if not any(command.name == "model" for command in commands):
         raise BadModelfile("no FROM line")
     return commands
+
+
+def read_modelfile(path: Path) -> bytes:
+    """Read a Modelfile.  Raises: OSError; BadModelfile, before the rest is read, if it is a model or another binary file"""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        if head.startswith(b"GGUF"):
+            raise BadModelfile(f"{path} is a GGUF file, expected a Modelfile, such as one of the line: FROM {path}")
+        if b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise BadModelfile(f"{path} is a binary file, expected a Modelfile")
+        return head + file.read()
 
 
 def decode_text(data: bytes) -> str:

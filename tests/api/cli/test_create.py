@@ -70,6 +70,21 @@ def test_errors_are_one_line(folder, numllama, args, text, expected):
     assert "x:latest" not in numllama("list").out
 
 
+@pytest.mark.parametrize(
+    "head, expected",
+    [
+        (b"GGUF", "w.gguf is a GGUF file, expected a Modelfile, such as one of the line: FROM w.gguf"),
+        (b"PK\3\4\0\0", "w.gguf is a binary file, expected a Modelfile"),
+    ],
+    ids=["GGUF", "zip"],
+)
+def test_a_model_in_place_of_a_modelfile_is_named_at_once(folder, numllama, head, expected):
+    with open(folder / "w.gguf", "wb") as file:
+        file.write(head)
+        file.truncate(1 << 40)  # a terabyte of nothing, which would take hours to read
+    assert numllama("create", "x", "-f", "w.gguf") == (1, "", f"Error: {expected}\n")
+
+
 def test_an_invalid_name_is_refused(folder, numllama):
     assert numllama("create", "a b").err == "Error: invalid model name: a b\n"
     assert numllama("cp", "m", "a b").status == 1
