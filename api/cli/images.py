@@ -49,6 +49,11 @@ def find_paths(text: str) -> Iterator[tuple[int, int, str]]:
                 break
 
 
+def begins_with_image(text: str) -> bool:
+    """Return whether `text` begins with the path of an existing image, as of one that was dragged into the terminal."""
+    return next((start == 0 for start, _, _ in find_paths(text)), False)
+
+
 def file_exists(path: str) -> bool:
     try:
         return Path(path).expanduser().is_file()

@@ -17,6 +17,7 @@ from ...engine.go.text import one_line
 from ...engine.settings import Settings
 from .client import ServerError
 from .history import LineHistory
+from .images import begins_with_image
 from .session import Session
 from .slash import run_command
 
@@ -90,7 +91,7 @@ def converse(session: Session) -> None:
             continue
         except EOFError:
             return
-        if typed.is_command:
+        if typed.is_command and not (session.has_vision and begins_with_image(typed.text)):
             try:
                 if not run_command(session, typed.text):
                     return

@@ -128,6 +128,18 @@ def test_a_conversation_remembers_images_and_saves_them(seeing, tmp_path, monkey
     session.close()
 
 
+def test_an_image_may_begin_the_line(seeing, here, capsys):
+    """As one that is dragged into the terminal; a line that begins with / and names no image is a command."""
+    session = Session(backend_for("seer"), "seer", has_vision=True)
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text(f"{here}/one.png what is this?\r/nothing.png\r/show {here}/one.png\r/bye\r")
+        converse(session)
+    out = capsys.readouterr().out
+    assert [message.get("images") for message in session.messages] == [[ONE], None]
+    assert "Unknown command '/nothing.png'" in out and "Unknown command '/show" in out
+    session.close()
+
+
 def test_images_are_sent_to_a_server(served, here, folder, numllama, monkeypatch):
     monkeypatch.setenv("OLLAMA_HOST", served.url)
     digests = {
