@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...engine.errors import RequestError
+from ...engine.errors import EngineError, RequestError
 from ...engine.settings import Settings
 from ...engine.store import LocalModel, default_store
 
@@ -21,8 +22,23 @@ if TYPE_CHECKING:  # both are slow to import, and a command needs at most one of
 
 
 def is_file(model: str) -> bool:
-    """Return whether `model` is a path: it ends in .gguf, starts like a path, or names an existing GGUF file."""
-    return model.lower().endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or is_gguf(model)
+    """Return whether `model` is a path: it starts like one, names a GGUF file, or ends in .gguf and names no model."""
+    if model.startswith(("/", "./", "../", "~")) or is_gguf(model):
+        return True
+    return model.lower().endswith(".gguf") and (Path(model).exists() or not _is_installed(model))
+
+
+def _is_installed(model: str) -> bool:
+    """Return whether the local store or the server has a model of this name."""
+    from .client import ServerError
+
+    with suppress(EngineError):
+        return bool(default_store().resolve(model))
+    with suppress(ServerError):
+        if client := connect_if_running():
+            with closing(client):
+                return bool(client.show(model))
+    return False
 
 
 def is_gguf(path: str | Path) -> bool:

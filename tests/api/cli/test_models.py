@@ -247,6 +247,22 @@ def test_errors_of_trace_are_one_line(alone, numllama, file, tmp_path):
         assert status == 1 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)
 
 
+@pytest.mark.parametrize("where", ["alone", "with_server"])
+def test_a_model_whose_name_ends_in_gguf_is_used_like_any_other(request, where, numllama, tmp_path, monkeypatch):
+    """Such repositories are on Hugging Face.  A file of that name takes precedence."""
+    request.getfixturevalue(where)
+    monkeypatch.chdir(tmp_path)
+    assert numllama("cp", "m", "foo.gguf").status == 0
+    expected = numllama("run", "m", "hello")
+    assert numllama("run", "foo.gguf", "hello") == expected
+    assert numllama("show", "foo.gguf").out == numllama("show", "m").out
+    write_gguf(tmp_path / "foo.gguf", {"general.architecture": "here"})
+    assert "here" in numllama("show", "foo.gguf").out
+    (tmp_path / "foo.gguf").unlink()
+    assert numllama("rm", "foo.gguf").status == 0
+    assert numllama("run", "foo.gguf", "hello").err == "Error: foo.gguf: no such file\n"
+
+
 HOSTILE, ESCAPED = "a\x1b[2J\r\u202eb\n", r"a\x1b[2J\r\u202eb\n"
 
 
