@@ -50,6 +50,7 @@ def serve_forever(settings: Settings | None = None) -> None:
     except OSError as error:
         log.warning("cannot create the key for signing in to registries: %s: %s", error.filename, error.strerror)
     try:
+        engine.store.rename_old_blobs()
         engine.store.prune()
     except StoreError as error:
         log.warning("cannot prune unused blobs: %s", error)

@@ -358,6 +358,13 @@ class Store:
             _remove_empty(path.parent, self.root / "manifests")
             self._remove_unused(layers)
 
+    def rename_old_blobs(self) -> None:
+        """Rename blobs called `sha256:<hex>`, as Ollama wrote them until 2024, to `sha256-<hex>`, as it does."""
+        with os_errors_as_store_errors(), self.lock:
+            for name in os.listdir(self.blobs.folder) if self.blobs.folder.is_dir() else ():
+                if name.startswith("sha256:"):
+                    os.replace(self.blobs.folder / name, self.blobs.folder / name.replace(":", "-", 1))
+
     def prune(self, age_seconds: float = 3600) -> None:
         """Delete unused files older than `age_seconds`.
 

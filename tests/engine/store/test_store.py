@@ -238,6 +238,19 @@ def test_manifests_with_invalid_names_keep_their_blobs(store):
     assert not store.has_blob("sha256:" + hashlib.sha256(b"uploaded").hexdigest())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names with a colon")
+def test_blobs_with_the_names_of_old_ollamas_are_renamed(store):
+    """Ollama wrote them until 2024, and renames them at its start, too (server/fixblobs.go)."""
+    make(store, "a", b"A", **{SYSTEM: b"S"})
+    folder, before = store.blobs.folder, files(store.root)
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("-", ":", 1))
+    with pytest.raises(BadManifest):
+        store.resolve("a")
+    store.rename_old_blobs()
+    assert files(store.root) == before and store.resolve("a").system == "S"
+
+
 def test_prune_keeps_recent_uploads_and_other_files(store):
     make(store, "a", b"A")
     store.put_blob([b"uploaded"])
