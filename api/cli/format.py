@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from ...engine.go.text import one_line
 
+ZERO_TIME = "0001-01-01T00:00:00"
 SECONDS_PER = {"minute": 60, "hour": 3600, "day": 86_400, "year": 365 * 86_400}
 
 
@@ -39,20 +40,29 @@ def format_span(seconds: float) -> str:
     return f"{int(seconds / SECONDS_PER['year'])} years"
 
 
-def format_ago(seconds: float) -> str:
-    return f"{format_span(seconds)} ago"
+def format_time(moment: str) -> str:
+    """Format an RFC 3339 time relative to now: `2 days ago`, `3 hours from now`; Go's zero time is `Never`."""
+    seconds = None if moment.startswith(ZERO_TIME) else seconds_until(moment)
+    if seconds is None:
+        return "Never"
+    if seconds <= 0:
+        return f"{format_span(-seconds)} ago"
+    return "Forever" if seconds >= 21 * SECONDS_PER["year"] else f"{format_span(seconds)} from now"
 
 
-def format_until(seconds: float) -> str:
+def format_until(seconds: float | None) -> str:
     """Format the time until a model is unloaded: `4 minutes from now`."""
-    if seconds < 0:
+    if seconds is None or seconds < 0:
         return "Stopping..."
     return "Forever" if seconds >= 21 * SECONDS_PER["year"] else f"{format_span(seconds)} from now"
 
 
-def seconds_until(moment: str) -> float:
-    """Return the seconds from now to an RFC 3339 time, negative if it is past."""
-    return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+def seconds_until(moment: str) -> float | None:
+    """Return the seconds from now to an RFC 3339 time, negative if it is past; None for an invalid time."""
+    try:
+        return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # TypeError: it has no time zone
+        return None
 
 
 def format_table(rows: Sequence[Sequence[str]], indent: str = "") -> str:

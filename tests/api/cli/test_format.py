@@ -1,8 +1,10 @@
 """Sizes, times and tables, as formatted by Ollama's format package."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from numllama.api.cli.format import format_ago, format_size, format_span, format_table, format_until
+from numllama.api.cli.format import format_size, format_span, format_table, format_time, format_until, seconds_until
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -54,10 +56,22 @@ def test_durations_are_formatted_as_by_ollama(seconds, expected):
 
 
 def test_past_and_future_times_are_formatted_as_by_ollama():
-    assert format_ago(3 * DAY) == "3 days ago"
+    now = datetime.now(UTC)
+    assert format_time((now - timedelta(days=3)).isoformat()) == "3 days ago"
+    assert format_time((now + timedelta(hours=3, seconds=9)).isoformat()) == "3 hours from now"
+    assert format_time("2262-01-01T00:00:00.123456789+02:00") == "Forever"
     assert format_until(299) == "4 minutes from now"
     assert format_until(-1) == "Stopping..."
     assert format_until(292 * 365 * DAY) == "Forever"
+
+
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00.5+00:00", "", "x", "2020-01-01T00:00:00"]
+)
+def test_a_model_without_a_time_was_never_modified(moment):
+    """Go's zero time, which servers send for an unknown one."""
+    assert format_time(moment) == "Never"
+    assert format_until(seconds_until(moment)) == "Stopping..."
 
 
 def test_columns_fit_their_widest_cell_and_are_four_spaces_apart():
