@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 IGNORED_OPTIONS = frozenset("f16_kv logits_all low_vram numa penalize_newline use_mlock vocab_only".split())
 # Removed in Ollama 0.7: ignored as a model's parameters, but a request may still set them.
 REQUEST_ONLY_OPTIONS = frozenset("tfs_z mirostat mirostat_tau mirostat_eta".split())
+# Options that only numllama has; a Modelfile cannot set them.
+OWN_OPTIONS = frozenset("logit_bias ignore_eos min_tokens".split())
 # A request that differs from the loaded model in one of these reloads it; num_gpu < 0 matches any value.
 LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 
@@ -46,6 +48,8 @@ class Options:
     # length
     num_keep: int = 4  # tokens at the start that a shift of the window keeps
     num_predict: int = -1  # maximum number of tokens to sample; 0 and below: unlimited
+    ignore_eos: bool = False  # not in Ollama; never sample an end-of-generation token
+    min_tokens: int = 0  # not in Ollama; sample none before this many tokens
     stop: tuple[str, ...] = ()
     # sampling, in the order of the sampler chain
     seed: int = -1  # modulo 2**32; -1: a new one for each request
@@ -136,7 +140,7 @@ def option_from_text(name: str, texts: Sequence[str]) -> Any:
     Raises: BadOptions, with Ollama's text
     """
     kind = KINDS.get(name)
-    if kind is None or kind == "LogitBias":
+    if kind is None or name in OWN_OPTIONS:
         raise BadOptions(name, f"unknown parameter '{name}'")
     if kind.startswith("tuple"):
         return list(texts)

@@ -7,7 +7,7 @@ from typing import Any
 from ...engine.errors import BadOptions, EngineError, ModelNotFound
 from ...engine.go.fmt import literal_of_value, text_of_value
 from ...engine.go.text import one_line, several_lines
-from ...engine.options import KINDS, option_from_text
+from ...engine.options import KINDS, OWN_OPTIONS, option_from_text
 from .backend import is_file
 from .client import ServerError
 from .list import list_models
@@ -152,7 +152,9 @@ def set_think(session: Session, name: str, level: str) -> None:
 def set_parameter(session: Session, name: str = "", *texts: str) -> None:
     if not texts:
         kinds = "".join(
-            f"  /set parameter {name} <{kind}>\n" for name, kind in KINDS.items() if kind in ("int", "float")
+            f"  /set parameter {name} <{kind}>\n"
+            for name, kind in KINDS.items()
+            if kind in ("int", "float") and name not in OWN_OPTIONS
         )
         print(f"Available Parameters:\n{kinds}  /set parameter stop <string> <string> ...\n")
         return

@@ -117,6 +117,8 @@ def options_from_openai(request: openai.OpenAIRequest, max_tokens: int | None, s
     """Return Ollama's options: OpenAI's defaults, overridden by the request's fields, then by its `options`."""
     fields = {
         "num_predict": max_tokens,
+        "min_tokens": request.min_tokens,
+        "ignore_eos": request.ignore_eos,
         "seed": request.seed,
         "stop": list(stop) or None,
         "temperature": 1.0 if request.temperature is None else request.temperature,

@@ -74,6 +74,8 @@ class OpenAIRequest:
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
     max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
     seed: int | None = None
     stop: Any = None
     temperature: float | None = None

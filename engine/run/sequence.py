@@ -5,6 +5,7 @@ WAITING -> PREFILL -> DECODE -> DONE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from enum import Enum
 
@@ -62,6 +63,7 @@ class Sequence:
         limit = 10 * self.window
         self.n_predict = options.num_predict if 0 < options.num_predict <= limit else limit
         self._eog = tokenizer.eog
+        self._n_min = math.inf if options.ignore_eos else options.min_tokens  # tokens before the first EOG
         self._text = Detokenizer(tokenizer, options.stop, shown=shown)
         self._grammar = grammar
 
@@ -81,7 +83,7 @@ class Sequence:
 
     def sample(self, logits: np.ndarray) -> Piece:
         """Sample the next token from `logits` f32 [n_vocab] and return its piece; the last token sets `done_reason`."""
-        token = self.sampler.sample(logits, self._text_tokens, mask=self._grammar.mask() if self._grammar else None)
+        token = self.sampler.sample(logits, self._text_tokens, mask=self._mask(len(logits)))
         self.tokens.append(token)
         self._text_tokens.append(token)
         if self._grammar:
@@ -96,6 +98,18 @@ class Sequence:
         elif self.n_sampled >= self.n_predict or (not self.shift and self.n_cached + 1 >= self.window):
             self.end("length")
         return piece
+
+    def _mask(self, n_vocab: int) -> np.ndarray | None:
+        """Return which tokens may be next, bool [n_vocab], or None if all may.
+
+        A grammar that allows nothing but the end is not kept from it.
+        """
+        mask = self._grammar.mask() if self._grammar else None
+        if self.n_sampled >= self._n_min or not self._eog:
+            return mask
+        longer = np.ones(n_vocab, np.bool_) if mask is None else mask.copy()
+        longer[list(self._eog)] = False
+        return longer if longer.any() else mask
 
     def discards(self) -> int:
         """Return how many positions after the first `n_keep` a shift discards: half, and the rest of a cut image.

@@ -89,6 +89,7 @@ def test_parameters_become_ollamas_options():
     assert said.options == {"temperature": 1.0, "top_p": 1.0} | expected
     assert asked(stop=["a", 1, "b"]).options["stop"] == ["a", "b"]
     assert asked(max_completion_tokens=6).options["num_predict"] == 6
+    assert asked(min_tokens=3, ignore_eos=True).options.items() >= {"min_tokens": 3, "ignore_eos": True}.items()
     assert "stop" not in asked(n=2, user="me", logit_bias={"1": 2}).options
 
 

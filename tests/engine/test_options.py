@@ -43,6 +43,12 @@ def test_a_float_for_an_integer_is_truncated_toward_zero(given, kept):
     assert Options.parse({"num_predict": given}).num_predict == kept
 
 
+@pytest.mark.parametrize("name", ["logit_bias", "ignore_eos", "min_tokens"])
+def test_a_modelfile_sets_no_option_that_ollama_lacks(name):
+    with pytest.raises(BadOptions, match=f"unknown parameter '{name}'"):
+        option_from_text(name, ["1"])
+
+
 def test_an_integer_for_a_float_is_a_float():
     assert isinstance(Options.parse({"temperature": 1}).temperature, float)
 

@@ -13,6 +13,7 @@ from numllama.engine.options import Options
 from numllama.engine.run.generate import generate
 from numllama.engine.run.request import complete
 from numllama.engine.run.sequence import truncated
+from numllama.engine.sampling.grammar import Grammars
 from numllama.kernels import EXACT, GGML, NUMBA
 from tiny import tiny_gguf
 
@@ -156,6 +157,26 @@ def test_the_loop_and_a_request_sample_the_same_ids(tmp_path, options, num_batch
     options = replace(options, num_predict=20, num_ctx=64, num_batch=num_batch)
     expected = [piece.token for piece in complete(model, ids, options, kernels=kernels) if piece.token is not None]
     assert list(generate(model, ids, options, kernels=kernels)) == expected and len(expected) > 3
+
+
+@pytest.mark.parametrize("grammar", [None, "json"])
+def test_an_answer_has_the_tokens_that_min_tokens_and_ignore_eos_ask_for(tiny, grammar):
+    """Logits that favour the closing token end every answer at once, unless it may not be sampled."""
+    ends = replace(GREEDY, num_predict=12, logit_bias=((tiny.tokenizer.eos, 100.0),))
+
+    def kinds(**more):
+        matched = Grammars(tiny.tokenizer).grammar(grammar) if grammar else None
+        pieces = list(complete(tiny, "the cat", replace(ends, **more), grammar=matched))
+        return [piece.token in tiny.tokenizer.eog for piece in pieces if piece.token is not None], pieces[
+            -1
+        ].done_reason
+
+    if not grammar:
+        assert kinds() == ([True], "stop")
+    free = [False] * 5
+    n_free, reason = kinds(min_tokens=5)
+    assert n_free[:5] == free and (grammar or (n_free, reason) == ([*free, True], "stop"))
+    assert kinds(ignore_eos=True) == ([False] * 12, "length")
 
 
 def test_the_loop_ends_where_the_window_is_full(tmp_path):
