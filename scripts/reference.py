@@ -39,6 +39,7 @@ has the form of their own API.
 
 ROUTES = {  # "METHODS path": what the route does
     "GET HEAD /": "Say that the server runs: the text `Ollama is running`.",
+    "GET HEAD /health": 'Say that the server runs: `{"status":"ok"}`, as llama-server does. Ollama lacks this route.',
     "GET HEAD /api/version": "Return the version of Ollama whose API this server follows.",
     "GET /api/status": "Say that models never run in a cloud.",
     "POST /api/generate": "Complete a prompt.",

@@ -1,4 +1,4 @@
-"""GET /, /api/version and /api/status: heartbeat, version, and cloud status (always disabled)."""
+"""GET /, /health, /api/version and /api/status: heartbeats, version, and cloud status (always disabled)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ router = APIRouter()
 @router.api_route("/", methods=["GET", "HEAD"])
 async def root() -> Response:
     return Response("Ollama is running", media_type="text/plain; charset=utf-8")
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def health() -> Response:
+    return json_response({"status": "ok"})
 
 
 @router.api_route("/api/version", methods=["GET", "HEAD"])
