@@ -28,6 +28,12 @@ ALLOWED_HEADERS = ",".join(
     + [f"X-Stainless-{name}" for name in _STAINLESS.split()]
 )
 
+# Further headers of OpenAI's and Anthropic's clients, allowed when a page asks for them; Ollama's list stays as it is.
+SDK_HEADER = re.compile(
+    "x-api-key|anthropic-(version|beta|dangerous-direct-browser-access)|openai-(organization|project)|x-stainless-[a-z-]+",
+    re.IGNORECASE,
+)
+
 
 class Guard:
     """ASGI middleware that applies the rules of `settings`."""
@@ -53,7 +59,7 @@ class Guard:
         if scope["method"] == "OPTIONS":
             preflight = {
                 "Access-Control-Allow-Methods": ALLOWED_METHODS,
-                "Access-Control-Allow-Headers": ALLOWED_HEADERS,
+                "Access-Control-Allow-Headers": _allowed_headers(headers.get("access-control-request-headers", "")),
                 "Access-Control-Max-Age": "43200",
             }
             return await _send_empty(send, 204, allowed | preflight)
@@ -69,6 +75,13 @@ class Guard:
 def _pattern(origin: str) -> str:
     """Return a regular expression for `origin`, where the first `*` matches anything."""
     return ".*".join(re.escape(part) for part in origin.split("*", 1))
+
+
+def _allowed_headers(requested: str) -> str:
+    """Return Ollama's list, and after it those of the `requested` headers that the known clients send."""
+    known = {name.lower() for name in ALLOWED_HEADERS.split(",")}
+    asked = dict.fromkeys(name.strip().lower() for name in requested.split(","))
+    return ",".join([ALLOWED_HEADERS, *(name for name in asked if name not in known and SDK_HEADER.fullmatch(name))])
 
 
 def _allow_origin(origin: str) -> dict[str, str]:

@@ -93,6 +93,12 @@ def test_the_content_type_of_a_body_is_ignored(served, headers):
     assert answer.json() == {"error": "model 'nope:latest' not found"}
 
 
+def test_health_is_that_of_llama_server(served):
+    answer = served.client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert served.client.head("/health").status_code == 200
+
+
 # origins and hosts
 
 
@@ -108,6 +114,25 @@ def test_a_preflight_names_methods_and_headers(served):
     assert answer.headers["access-control-allow-methods"] == "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
     assert "X-Stainless-Retry-Count" in answer.headers["access-control-allow-headers"]
     assert answer.headers["access-control-max-age"] == "43200"
+
+
+SDK_HEADERS = (  # what the packages openai 6 and @anthropic-ai/sdk 0.7 send from a browser
+    "anthropic-beta,anthropic-dangerous-direct-browser-access,anthropic-version,authorization,content-type,"
+    "openai-organization,openai-project,x-api-key,x-stainless-arch,x-stainless-helper,x-stainless-lang,x-stainless-os,"
+    "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,"
+    "x-stainless-timeout"
+)
+
+
+def test_a_preflight_allows_the_headers_of_browser_sdks(served):
+    """Ollama's list comes first, unchanged; the headers that a page asks for follow if they are known ones."""
+    ask = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    plain = served.client.options("/v1/messages", headers=ask).headers["access-control-allow-headers"]
+    asked = ask | {"Access-Control-Request-Headers": f"{SDK_HEADERS}, x-other"}
+    answer = served.client.options("/v1/messages", headers=asked)
+    allowed = answer.headers["access-control-allow-headers"]
+    assert allowed.startswith(f"{plain},") and "x-other" not in allowed and "x-api-key" not in plain
+    assert set(SDK_HEADERS.split(",")) <= set(allowed.lower().split(","))
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
