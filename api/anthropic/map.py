@@ -49,10 +49,19 @@ def chat_from_messages(request: anthropic.MessagesRequest) -> ollama.ChatRequest
         stream=request.stream,
         messages=[*first, *messages_from_anthropic(request.messages)],
         tools=ollama.Tools(tool_from_anthropic(offered) for offered in request.tools if offered.type in ("", "custom")),
-        format=form.schema if form and form.type == "json_schema" else None,
+        format=schema_of_format(form) if form else None,
         think=request.thinking and {"enabled": True, "adaptive": True, "disabled": False}.get(request.thinking.type),  # type: ignore[arg-type]
         options=options_from_anthropic(request),
     )
+
+
+def schema_of_format(form: anthropic.Format) -> Any:
+    """Return the schema of an output format.  Raises: RequestError"""
+    if form.type != "json_schema":
+        raise RequestError(f"output_config.format: unknown type '{form.type}'; expected json_schema")
+    if form.schema is None:
+        raise RequestError("output_config.format: type json_schema requires a schema")
+    return form.schema
 
 
 def options_from_anthropic(request: anthropic.MessagesRequest) -> dict[str, Any]:

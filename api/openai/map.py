@@ -144,9 +144,19 @@ def logit_bias(sent: Any) -> Any:
 def response_format(format: openai.ResponseFormat | None) -> Any:
     if format is None:
         return None
-    if format.type == "json_schema":
-        return format.json_schema.schema if format.json_schema else None
-    return "json" if format.type == "json_object" else None
+    schema = format.json_schema.schema if format.json_schema else format.schema
+    return format_from_type(format.type, schema, "response_format")
+
+
+def format_from_type(kind: str, schema: Any, field: str) -> Any:
+    """Return the `format` of a text, a JSON object or a JSON schema.  Raises: RequestError, naming `field`"""
+    if kind == "text":
+        return None
+    if kind not in ("json_object", "json_schema"):
+        raise RequestError(f"{field}: unknown type '{kind}'; choose from text, json_object, json_schema")
+    if schema is None and kind == "json_schema":
+        raise RequestError(f"{field}: type json_schema requires a schema")
+    return "json" if schema is None else schema
 
 
 def think_from_effort(effort: str | None) -> Any:

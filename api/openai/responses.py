@@ -19,7 +19,14 @@ from ..wire.errors import error_body
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
-from .map import MIN_CACHED_PROMPT_TOKENS, ollama_role, parse_part, parse_tool_call, think_from_effort
+from .map import (
+    MIN_CACHED_PROMPT_TOKENS,
+    format_from_type,
+    ollama_role,
+    parse_part,
+    parse_tool_call,
+    think_from_effort,
+)
 
 # --- requests ---
 
@@ -37,7 +44,7 @@ def chat_from_responses(request: openai.ResponsesRequest) -> ollama.ChatRequest:
         stream=request.stream,
         messages=[*first, *messages_from_responses(request.input)],
         tools=ollama.Tools(tool_from_responses(t) for t in request.tools if t.type == "function"),
-        format=form and {"json_schema": form.schema, "json_object": "json"}.get(form.type),
+        format=form and format_from_type(form.type, form.schema, "text.format"),
         think=think_from_effort(request.reasoning.effort if request.reasoning else None),
         options={"temperature": 1.0, "top_p": 1.0} | given | request.options,
     )

@@ -45,9 +45,12 @@ class JsonSchema:
 
 @dataclass
 class ResponseFormat:
+    """`schema` is llama-server's spelling of json_schema.schema."""
+
     go_name: ClassVar[str] = "openai.ResponseFormat"
     type: str = ""
     json_schema: JsonSchema | None = None
+    schema: Any = None
 
 
 @dataclass

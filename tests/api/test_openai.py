@@ -112,10 +112,33 @@ def test_reasoning_effort_becomes_think(body, think):
         ({"type": "text"}, None),
         ({"type": "json_object"}, "json"),
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}, {"type": "object"}),
+        ({"type": "json_schema", "schema": {"enum": [1]}}, {"enum": [1]}),
+        ({"type": "json_object", "schema": {"enum": [1]}}, {"enum": [1]}),
     ],
 )
 def test_202_response_format_becomes_format(response_format, format):
     assert asked(response_format=response_format).format == format
+
+
+@pytest.mark.parametrize(
+    ("response_format", "problem"),
+    [
+        ({"type": "jsonschema"}, "unknown type 'jsonschema'; choose from text, json_object, json_schema"),
+        ({}, "unknown type ''; choose from text, json_object, json_schema"),
+        ({"type": "json_schema"}, "type json_schema requires a schema"),
+        ({"type": "json_schema", "json_schema": {"name": "n"}}, "type json_schema requires a schema"),
+    ],
+)
+def test_a_format_that_constrains_nothing_is_refused(served, response_format, problem):
+    answer = served.post(CHAT, model="m", messages=HELLO, response_format=response_format)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"response_format: {problem}")
+    if "json_schema" not in response_format:
+        answer = served.post("/v1/responses", model="m", input="x", text={"format": response_format})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"text.format: {problem}")
+        answer = served.post(
+            "/v1/messages", model="m", max_tokens=1, messages=HELLO, output_config={"format": response_format}
+        )
+        assert answer.status_code == 400 and "output_config.format: " in answer.json()["error"]["message"]
 
 
 def test_parts_of_a_message_become_messages(model, script):
