@@ -56,7 +56,7 @@ def chat_from_completions(request: openai.ChatCompletionRequest) -> ollama.ChatR
         format=response_format(request.response_format),
         think=think_from_effort(request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)),
         logprobs=request.logprobs,
-        top_logprobs=request.top_logprobs,
+        top_logprobs=request.top_logprobs or 0,
         options=options_from_openai(request, max_tokens, [text for text in stop if isinstance(text, str)]),
     )
 
@@ -307,6 +307,7 @@ class ChatCompletion:
         message = {"role": "assistant", "content": chunk.text} | _reasoning_field(chunk) | _tool_calls_field(chunk)
         choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
         return self._object("chat.completion", [choice]) | openai_usage(chunk.timings)
+        self._lists_top = request.stream or request.top_logprobs is not None  # Ollama omits an empty list
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """Yield the events of `chunk`; after the last chunk also the usage, if requested, and "[DONE]"."""
@@ -336,8 +337,23 @@ class ChatCompletion:
         return "tool_calls" if self._called and chunk.done_reason == "stop" else chunk.done_reason
 
     def _logprobs(self, chunk: Chunk) -> dict[str, Any]:
-        known = logprobs_field(self._answer, chunk)
-        return {"logprobs": {"content": known["logprobs"]}} if known else {}
+        entries = logprobs_field(self._answer, chunk).get("logprobs", [])
+        if self._lists_top:
+            entries = [{**entry, "top_logprobs": entry.get("top_logprobs", [])} for entry in entries]
+        return {"logprobs": {"content": entries}} if entries else {}
+
+
+@dataclass
+class _Streamed:
+    """What a stream has sent of one choice: `role` is empty after the first chunk, `last` is the last chunk."""
+
+    role: dict[str, Any] = field(default_factory=lambda: {"role": "assistant"})
+    called: bool = False
+    last: Chunk | None = None
+
+
+def _finish(chunk: Chunk, called: bool) -> str | None:
+    return "tool_calls" if called and chunk.done_reason == "stop" else chunk.done_reason
 
 
 def _reasoning_field(chunk: Chunk) -> dict[str, Any]:

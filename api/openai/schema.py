@@ -100,7 +100,7 @@ class ChatCompletionRequest(OpenAIRequest):
     reasoning: Reasoning | None = None
     reasoning_effort: str | None = None
     logprobs: bool = False
-    top_logprobs: int = 0
+    top_logprobs: int | None = None
 
 
 @dataclass

@@ -222,6 +222,74 @@ def test_207_a_choice_has_its_log_probabilities(served):
     assert list(chain.from_iterable(streamed)) == whole
 
 
+@pytest.mark.parametrize(("top_logprobs", "stream"), [(0, False), (None, True), (0, True)])
+def test_entries_without_alternatives_have_an_empty_list(served, top_logprobs, stream):
+    """OpenAI's clients require the list.  Ollama's recorded answer to a request that names no number lacks it."""
+    body = {"model": "m", "messages": HELLO, "max_tokens": 2, "logprobs": True}
+    body |= {} if top_logprobs is None else {"top_logprobs": top_logprobs}
+    answer = served.post(CHAT, **body, stream=stream)
+    choices = [chunk["choices"][0] for chunk in (events(answer) if stream else [answer.json()])]
+    entries = [entry for choice in choices for entry in choice.get("logprobs", {}).get("content", [])]
+    assert [entry["top_logprobs"] for entry in entries] == [[], []]
+
+
+# --- n ---
+
+VARIED = {"model": "m", "temperature": 1.5, "max_tokens": 6}
+
+
+def choices_of(answer):
+    """Join the events of a stream by the index of their choice."""
+    texts, reasons = {}, {}
+    for chunk in events(answer):
+        for choice in chunk["choices"]:
+            said = choice["text"] if "text" in choice else choice["delta"].get("content", "")
+            texts[choice["index"]] = texts.get(choice["index"], "") + said
+            if choice["finish_reason"]:
+                reasons[choice["index"]] = choice["finish_reason"]
+    return texts, reasons
+
+
+@pytest.mark.parametrize(("path", "ask"), [(CHAT, {"messages": HELLO}), ("/v1/completions", {"prompt": "once upon"})])
+def test_n_choices_are_those_of_the_following_seeds(served, path, ask):
+    def text(choice):
+        return choice["text"] if "text" in choice else choice["message"]["content"]
+
+    alone = [served.ok(path, **VARIED, **ask, seed=5 + i) for i in range(3)]
+    expected = [text(whole["choices"][0]) for whole in alone]
+    whole = served.ok(path, **VARIED, **ask, seed=5, n=3)
+    assert [(choice["index"], text(choice)) for choice in whole["choices"]] == list(enumerate(expected))
+    assert len(set(expected)) == 3
+    n_prompt, n_sampled = alone[0]["usage"]["prompt_tokens"], sum(one["usage"]["completion_tokens"] for one in alone)
+    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "total_tokens": n_prompt + n_sampled}
+    assert whole["usage"] == usage  # the prompt counts once, as in OpenAI's API
+    options = {"include_usage": True}
+    streamed = served.post(path, **VARIED, **ask, seed=5, n=3, stream=True, stream_options=options)
+    texts, reasons = choices_of(streamed)
+    assert texts == dict(enumerate(expected)) and reasons == dict.fromkeys(range(3), "length")
+    assert events(streamed)[-1]["usage"] == usage and streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_without_a_seed_n_choices_differ(served):
+    whole = served.ok(CHAT, **VARIED, messages=HELLO, n=4)
+    assert len({choice["message"]["content"] for choice in whole["choices"]}) > 1
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("n", [0, -1, 129])
+def test_n_has_bounds(served, path, n):
+    answer = served.post(path, model="m", messages=HELLO, prompt="x", n=n)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"n must be between 1 and 128, got {n}")
+
+
+def test_a_disconnect_ends_all_choices(served, slowly):
+    body = {"model": "bare", "messages": HELLO, "n": 3, "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+    with served.client.stream("POST", CHAT, json=body) as answer:
+        next(answer.iter_bytes())
+        assert any(loaded.n_using == 3 for loaded in served.engine.pool.loaded())
+    until(lambda: not any(loaded.n_using for loaded in served.engine.pool.loaded()))
+
+
 # --- tool_choice ---
 
 
