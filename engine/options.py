@@ -111,6 +111,7 @@ class RequestOptions:
     echo          the answer begins with the prompt, see echo.py
     render_only   return the rendered prompt without running the model
     must_call     a chat's answer is a call of one of its tools, whatever `format` says
+    choice        index among the answers to one prompt; added to a seed that is set
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +124,7 @@ class RequestOptions:
     echo: bool = False
     render_only: bool = False
     must_call: bool = False
+    choice: int = 0
 
 
 DEFAULT_REQUEST = RequestOptions()

@@ -126,6 +126,7 @@ FIELDS = {  # "Class.field", or "field" where every class that has it means the 
     "max_tokens": "Tokens to generate at most",
     "max_completion_tokens": "Newer spelling of `max_tokens`",
     "max_output_tokens": "Tokens to generate at most",
+    "n": "How many answers to give, 1 to 128; the seed of each is the one before plus 1",
     "min_tokens": "Tokens to generate at least, as in vLLM",
     "ignore_eos": "Never end the answer by an end-of-generation token, as in vLLM",
     "seed": "Seed of the sampling",

@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,9 @@ def embed_request(request: openai.OpenAIEmbedRequest) -> ollama.EmbedRequest:
 
 
 def parse_prompts(request: openai.CompletionRequest) -> list[Prompt]:
-    """Return the prompts, each a string or a list of token ids.  Several strings are allowed only with `echo`.
+    """Return the prompts, each a string or a list of token ids.
 
-    Ollama accepts one string and nothing else.
+    Ollama accepts one string and nothing else.  Its refusal of a list with a single text is kept, except with `echo`.
 
     Raises: RequestError
     """
@@ -102,7 +103,8 @@ def parse_prompts(request: openai.CompletionRequest) -> list[Prompt]:
     if isinstance(sent, list) and sent:
         if all(type(id) is int for id in sent):
             return [sent]
-        if all(_is_token_list(item) or (request.echo and isinstance(item, str)) for item in sent):
+        is_several = len(sent) > 1 or request.echo
+        if all(_is_token_list(item) or (is_several and isinstance(item, str)) for item in sent):
             return sent
     raise RequestError(
         f"json: cannot unmarshal {kind(sent)} into Go struct field CompletionRequest.prompt of type string"
@@ -142,6 +144,7 @@ def logit_bias(sent: Any) -> Any:
 
 
 def response_format(format: openai.ResponseFormat | None) -> Any:
+    """Convert to Ollama's `format`.  Raises: RequestError"""
     if format is None:
         return None
     schema = format.json_schema.schema if format.json_schema else format.schema
@@ -292,49 +295,64 @@ def openai_tool_calls(calls: Sequence[ParsedCall]) -> list[dict[str, Any]]:
     return [head | {"function": function} for head, function in zip(heads, functions, strict=True)]
 
 
-class ChatCompletion:
-    """An answer of /v1/chat/completions: `push` builds the events of a stream, `whole` a single object."""
+def joint_timings(timings: Sequence[Timings | None]) -> Timings | None:
+    """Return the counts of several answers to one prompt, which counts once."""
+    known = [t for t in timings if t]
+    return replace(known[0], eval_count=sum(t.eval_count for t in known)) if known else None
 
-    def __init__(self, request: openai.ChatCompletionRequest, answer: Answer):
+
+class ChatCompletion:
+    """The answers of /v1/chat/completions: `push` builds the events of a stream, `whole` a single object."""
+
+    def __init__(self, request: openai.ChatCompletionRequest, answer: Answer, n: int = 1):
         self._answer, self._model = answer, request.model
         self._include_usage = request.stream_options.include_usage
-        self._id, self._created = f"chatcmpl-{random.randrange(999)}", int(time.time())
-        self._role: dict[str, Any] = {"role": "assistant"}  # in the first chunk only
-        self._called = False
-
-    def whole(self, chunk: Chunk) -> dict[str, Any]:
-        self._called = bool(chunk.tool_calls)
-        message = {"role": "assistant", "content": chunk.text} | _reasoning_field(chunk) | _tool_calls_field(chunk)
-        choice = {"index": 0, "message": message, "finish_reason": self._finish(chunk)} | self._logprobs(chunk)
-        return self._object("chat.completion", [choice]) | openai_usage(chunk.timings)
         self._lists_top = request.stream or request.top_logprobs is not None  # Ollama omits an empty list
+        self._id, self._created = f"chatcmpl-{random.randrange(999)}", int(time.time())
+        self._choices = [_Streamed() for _ in range(n)]
 
-    def push(self, chunk: Chunk) -> Iterator[Event]:
-        """Yield the events of `chunk`; after the last chunk also the usage, if requested, and "[DONE]"."""
-        self._called = self._called or bool(chunk.tool_calls)
+    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """Return the whole answers as one object."""
+        choices = []
+        for i, chunk in enumerate(chunks):
+            message = {"role": "assistant", "content": chunk.text} | _reasoning_field(chunk) | _tool_calls_field(chunk)
+            finish = _finish(chunk, bool(chunk.tool_calls))
+            choices.append({"index": i, "message": message, "finish_reason": finish} | self._logprobs(chunk))
+        timings = joint_timings([chunk.timings for chunk in chunks])
+        return self._object("chat.completion", choices) | openai_usage(timings)
+
+    def push(self, chunk: Chunk, i: int = 0) -> Iterator[Event]:
+        """Yield the events of `chunk` of choice `i`; after the last one also the usage, if requested, and "[DONE]"."""
+        choice = self._choices[i]
+        choice.called = choice.called or bool(chunk.tool_calls)
         if chunk.thinking:
-            yield self._chunk({"content": ""} | _reasoning_field(chunk))
+            yield self._chunk(i, {"content": ""} | _reasoning_field(chunk))
         if chunk.text or chunk.tool_calls:
-            yield self._chunk({"content": chunk.text} | _tool_calls_field(chunk), self._logprobs(chunk))
+            yield self._chunk(i, {"content": chunk.text} | _tool_calls_field(chunk), self._logprobs(chunk))
         if chunk.done_reason:
-            if self._role:
-                yield self._chunk({"content": ""})
-            yield self._chunk({}, self._logprobs(chunk), self._finish(chunk))
-            if self._include_usage:
-                yield "", self._object("chat.completion.chunk", []) | openai_usage(chunk.timings)
-            yield "", "[DONE]"
+            if choice.role:
+                yield self._chunk(i, {"content": ""})
+            yield self._chunk(i, {}, self._logprobs(chunk), _finish(chunk, choice.called))
+            choice.last = chunk
+            if all(one.last for one in self._choices):
+                yield from self._end()
 
-    def _chunk(self, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None) -> Event:
-        choice = {"index": 0, "delta": self._role | delta, "finish_reason": finish} | (more or {})
-        self._role = {}
+    def _end(self) -> Iterator[Event]:
+        if self._include_usage:
+            timings = joint_timings([one.last.timings for one in self._choices if one.last])
+            yield "", self._object("chat.completion.chunk", []) | openai_usage(timings)
+        yield "", "[DONE]"
+
+    def _chunk(
+        self, i: int, delta: dict[str, Any], more: dict[str, Any] | None = None, finish: str | None = None
+    ) -> Event:
+        choice = {"index": i, "delta": self._choices[i].role | delta, "finish_reason": finish} | (more or {})
+        self._choices[i].role = {}
         return "", self._object("chat.completion.chunk", [choice])
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return head | {"system_fingerprint": "fp_ollama", "choices": choices}
-
-    def _finish(self, chunk: Chunk) -> str | None:
-        return "tool_calls" if self._called and chunk.done_reason == "stop" else chunk.done_reason
 
     def _logprobs(self, chunk: Chunk) -> dict[str, Any]:
         entries = logprobs_field(self._answer, chunk).get("logprobs", [])
@@ -365,25 +383,36 @@ def _tool_calls_field(chunk: Chunk) -> dict[str, Any]:
 
 
 class Completion:
-    """An answer of /v1/completions: `push` builds the events of a stream, `whole` a single object."""
+    """The answers of /v1/completions: `push` builds the events of a stream, `whole` a single object.
 
-    def __init__(self, request: openai.CompletionRequest, tokenizer: Tokenizer):
-        self._request, self._tokenizer = request, tokenizer
+    Each prompt has `n` choices; choice i answers prompt i // n.
+    """
+
+    def __init__(
+        self, request: openai.CompletionRequest, tokenizer: Tokenizer, prompts: Sequence[Prompt] = ("",), n: int = 1
+    ):
+        self._request, self._tokenizer, self._prompts, self._n = request, tokenizer, prompts, n
         self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
         self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
-        self._n_sent = 0  # characters sent so far
+        self._n_sent = [0] * len(prompts) * n  # characters sent so far
+        self._timings: list[Timings | None] = [None] * len(prompts) * n
 
-    def whole(self, prompts: Sequence[Prompt], chunks: Sequence[Chunk]) -> dict[str, Any]:
-        """Return the answers to `prompts` as one object, with a choice for each prompt."""
-        choices = [
-            self._choice(chunk, i, prompt) for i, (prompt, chunk) in enumerate(zip(prompts, chunks, strict=True))
-        ]
-        return self._head | self._tail | {"choices": choices} | openai_usage(*(chunk.timings for chunk in chunks))
+    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """Return the whole answers as one object."""
+        choices = [self._choice(chunk, i, self._prompts[i // self._n]) for i, chunk in enumerate(chunks)]
+        self._timings = [chunk.timings for chunk in chunks]
+        return self._head | self._tail | {"choices": choices} | self._usage()
 
-    def push(self, chunk: Chunk) -> Iterator[Event]:
-        """Yield the events of `chunk`; after the last chunk also the usage, if requested, and "[DONE]"."""
-        yield from self.events([self._choice(chunk)], openai_usage(chunk.timings) if chunk.timings else None)
-        self._n_sent += len(chunk.text)
+    def push(self, chunk: Chunk, i: int = 0) -> Iterator[Event]:
+        """Yield the events of `chunk` of choice `i`; after the last one also the usage, if requested, and "[DONE]"."""
+        self._timings[i] = chunk.timings
+        yield from self.events([self._choice(chunk, i)], self._usage() if all(self._timings) else None)
+        self._n_sent[i] += len(chunk.text)
+
+    def _usage(self) -> dict[str, Any]:
+        """Return the usage; a prompt with several choices counts once."""
+        groups = [self._timings[at : at + self._n] for at in range(0, len(self._timings), self._n)]
+        return openai_usage(*map(joint_timings, groups))
 
     def events(self, choices: list[dict[str, Any]], total: dict[str, Any] | None) -> Iterator[Event]:
         """Yield `choices` as an event; if `total` is given, the usage, if requested, and "[DONE]" follow."""
@@ -395,13 +424,13 @@ class Completion:
         if total:
             yield "", "[DONE]"
 
-    def _choice(self, chunk: Chunk, index: int = 0, prompt: Prompt = ()) -> dict[str, Any]:
+    def _choice(self, chunk: Chunk, index: int, prompt: Prompt = ()) -> dict[str, Any]:
         """Build a choice.  An echo of a text `prompt` starts with that text, without BOS or the space that SPM adds."""
         front = max(chunk.text.find(prompt), 0) if self._request.echo and isinstance(prompt, str) else 0
         choice = {"text": chunk.text[front:], "index": index, "finish_reason": chunk.done_reason}
         if self._request.logprobs is None:
             return choice
-        return choice | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._n_sent - front)}
+        return choice | {"logprobs": classic_logprobs(self._tokenizer, chunk.logprobs, self._n_sent[index] - front)}
 
 
 def classic_logprobs(tokenizer: Tokenizer, known: Sequence[Logprob], at: int = 0) -> dict[str, list[Any]]:

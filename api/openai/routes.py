@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
@@ -13,10 +14,11 @@ from ...engine.serve.answer import Answer
 from ...engine.store import ModelName
 from ..wire.answer import request_options
 from ..wire.chat import answer_chat
+from ..wire.choices import Merged, collect_choices, merge_choices, n_choices, start_choices
 from ..wire.embed import embed_texts
 from ..wire.errors import error_body, json_response
 from ..wire.request import Context, RequestContext, body
-from ..wire.sse import Event, reply_events, send_events
+from ..wire.sse import Event, reply_events, send_choices, send_events
 from ..wire.stream import collect_chunks
 from ..wire.tool_choice import apply_tool_choice
 from . import map as openai_map
@@ -32,12 +34,14 @@ router = APIRouter()
 async def chat_completions(
     request: Annotated[ChatCompletionRequest, body(ChatCompletionRequest)], context: Context
 ) -> Response:
-    chat = chat_from_completions(request)
+    """Answer with `n` choices, each chunk of a stream as it comes."""
+    chat, n = chat_from_completions(request), n_choices(request.n)
     must_call = apply_tool_choice(chat, request.tool_choice)
-    completion = ChatCompletion(request, await answer_chat(context, chat, must_call))
+    answer, contexts = await start_choices(context, n, lambda one, i: answer_chat(one, chat, must_call, i))
+    completion, merged = ChatCompletion(request, answer, n), merge_choices(contexts)
     if request.stream:
-        return await send_events(context.pieces(), completion.push, openai_error_event)
-    return json_response(completion.whole(await collect_chunks(context.pieces())), content_type=JSON_WITHOUT_CHARSET)
+        return await send_choices(merged, completion.push, openai_error_event)
+    return json_response(completion.whole(await collect_choices(merged, n)), content_type=JSON_WITHOUT_CHARSET)
 
 
 @router.post("/v1/responses")
@@ -53,19 +57,25 @@ async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)]
 
 @router.post("/v1/completions")
 async def completions(request: Annotated[CompletionRequest, body(CompletionRequest)], context: Context) -> Response:
-    """Answer one or several prompts.  Text is rendered by the model's template; token ids and `echo` are raw."""
-    prompts = parse_prompts(request)
-    answer = await start_completion(context, request, prompts[0])
+    """Answer one or several prompts, in order, each with `n` choices side by side.
+
+    Text is rendered by the model's template; token ids and `echo` are raw.
+    """
+    prompts, n = parse_prompts(request), n_choices(request.n)
+    answer, contexts = await start_completion(context, request, prompts[0], n)
     assert answer.model
-    completion = Completion(request, answer.model.tokenizer)
-    if request.stream and not request.echo and len(prompts) == 1:
-        return await send_events(context.pieces(), completion.push, openai_error_event)
-    chunks = [await collect_chunks(context.pieces())]
-    for prompt in prompts[1:]:
-        context = context.fork()
-        await start_completion(context, request, prompt)
-        chunks.append(await collect_chunks(context.pieces()))
-    completed = completion.whole(prompts, chunks)
+
+    async def merged() -> Merged:
+        for at, prompt in enumerate(prompts):
+            started = (await start_completion(context.fork(), request, prompt, n))[1] if at else contexts
+            async with aclosing(merge_choices(started)) as choices:
+                async for i, chunk in choices:
+                    yield at * n + i, chunk
+
+    completion = Completion(request, answer.model.tokenizer, prompts, n)
+    if request.stream and not request.echo:
+        return await send_choices(merged(), completion.push, openai_error_event)
+    completed = completion.whole(await collect_choices(merged(), len(prompts) * n))
     if request.stream:
         return reply_events(
             completion.events(completed["choices"], {k: v for k, v in completed.items() if k in ("usage", "truncated")})
@@ -73,14 +83,21 @@ async def completions(request: Annotated[CompletionRequest, body(CompletionReque
     return json_response(completed, content_type=JSON_WITHOUT_CHARSET)
 
 
-async def start_completion(context: RequestContext, request: CompletionRequest, prompt: str | Sequence[int]) -> Answer:
+async def start_completion(
+    context: RequestContext, request: CompletionRequest, prompt: str | Sequence[int], n: int
+) -> tuple[Answer, list[RequestContext]]:
+    """Start the `n` answers to `prompt`, as start_choices does."""
     options = request_options(generate_request(request))
     if request.echo:
         options = replace(options, echo=True, truncate=False)
     context.log["model"] = request.model
-    return await context.start_answer(
-        context.engine.generate, request.model, prompt, options, suffix=request.suffix, raw=request.echo
-    )
+
+    def start(one: RequestContext, i: int) -> Awaitable[Answer]:
+        chosen = replace(options, choice=i)
+        generate = one.engine.generate
+        return one.start_answer(generate, request.model, prompt, chosen, suffix=request.suffix, raw=request.echo)
+
+    return await start_choices(context, n, start)
 
 
 @router.post("/v1/embeddings")

@@ -74,6 +74,7 @@ class OpenAIRequest:
     """
 
     model: str = ""
+    n: int | None = None
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
     max_tokens: int | None = None

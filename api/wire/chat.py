@@ -11,13 +11,16 @@ from .request import RequestContext
 from .schema import ChatRequest
 
 
-async def answer_chat(context: RequestContext, request: ChatRequest, must_call: bool = False) -> Answer:
+async def answer_chat(
+    context: RequestContext, request: ChatRequest, must_call: bool = False, choice: int = 0
+) -> Answer:
     """Start the engine's answer to `request`, whichever API it came through.
 
     must_call   the answer is a call of one of the request's tools
+    choice      index among the answers to the same request
     """
     context.log["model"] = request.model
-    options = replace(request_options(request), must_call=must_call)
+    options = replace(request_options(request), must_call=must_call, choice=choice)
 
     def chat(**more: Any) -> Answer:
         """Start the answer, in a worker thread: a conversation may have many messages to convert."""

@@ -15,17 +15,33 @@ from fastapi import Response
 
 from ...engine.go.json import dumps
 from ...engine.run.piece import Piece
+from .choices import Merged
 from .stream import Chunk, NDJSONResponse, merge_pieces
 
 Event = tuple[str, Any]  # (name or "", data): the data is an object, or OpenAI's final "[DONE]"
 Push = Callable[[Chunk], Iterator[Event]]
 """Converts a chunk to events."""
+PushChoice = Callable[[Chunk, int], Iterator[Event]]
+"""Converts a chunk of the answer with that index to events."""
 Failure = Callable[[Exception], Event]
 
 
 async def send_events(source: AsyncGenerator[Piece, None], push: Push, failure: Failure) -> Response:
     """Send an answer as events.  An error before the first event is raised; `failure` converts a later one."""
     events = _events(source, push)
+    return EventStreamResponse(await anext(events), events, failure)
+
+
+async def send_choices(merged: Merged, push: PushChoice, failure: Failure) -> Response:
+    """Send several answers in one stream of events, each chunk as it comes; errors as in `send_events`."""
+
+    async def all_events() -> AsyncGenerator[Event, None]:
+        async with aclosing(merged):
+            async for i, chunk in merged:
+                for event in push(chunk, i):
+                    yield event
+
+    events = all_events()
     return EventStreamResponse(await anext(events), events, failure)
 
 

@@ -10,6 +10,11 @@ RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED; equals -1 modulo 2**3
 _BELOW_ONE = 1 - 2.0**-53
 
 
+def seed_of_choice(seed: int, i: int) -> int:
+    """Return the seed of the i-th answer to one prompt: -1 stays random, any other is followed by the next."""
+    return seed if seed % 2**32 == RANDOM_SEED else (seed % 2**32 + i) % RANDOM_SEED
+
+
 class Rng:
     """MT19937 seeded with 32 bits; two of its outputs make a uniform double, low half first.
 

@@ -38,6 +38,7 @@ from ..run.embed import Vectors, embedding_job, embedding_tokens, pooling_of
 from ..run.job import Job
 from ..run.split import Split
 from ..sampling.forced_call import ForcedCall
+from ..sampling.rng import seed_of_choice
 from ..settings import TRACE, Settings
 from ..store import LocalModel, ModelName, Store, default_store, show
 from ..store.make.create import create, create_from_modelfile
@@ -141,7 +142,7 @@ class Engine:
         request = check_capabilities(
             name, stored, able, "generate", request, images=bool(images), tools=False, suffix=bool(suffix)
         )
-        prepared = Prepared(stored, self._options(stored, able, request.options), request, handle)
+        prepared = Prepared(stored, self._options(stored, able, request), request, handle)
         loaded = self._acquire(prepared)
         with self._released_on_error(loaded):
             if not prompt:
@@ -187,7 +188,7 @@ class Engine:
         request = check_capabilities(
             name, stored, able, "chat", request, images=images, tools=bool(tools), suffix=False
         )
-        prepared = Prepared(stored, self._options(stored, able, request.options), request, handle)
+        prepared = Prepared(stored, self._options(stored, able, request), request, handle)
         loaded = self._acquire(prepared)
         with self._released_on_error(loaded):
             if not messages:
@@ -230,7 +231,7 @@ class Engine:
         except ModelNotFound:
             message = f'model "{name}" not found, try pulling it first' if name else None
             raise ModelNotFound(name, message) from None
-        options = self._options(stored, show.capabilities(stored), request.options)
+        options = self._options(stored, show.capabilities(stored), request)
         loaded = self._acquire(Prepared(stored, options, request, handle))
         runner = loaded.runner
         answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
@@ -464,11 +465,12 @@ class Engine:
                 raise CloudModel("ollama cloud is disabled: remote model is unavailable") from None
             raise ModelNotFound(name) from None
 
-    def _options(self, stored: LocalModel, able: Sequence[str], request: Mapping[str, Any]) -> Options:
+    def _options(self, stored: LocalModel, able: Sequence[str], request: RequestOptions) -> Options:
         """Merge the server's options, the model's and the request's; the request's win.  Raises: BadOptions"""
         num_batch = EMBEDDING_NUM_BATCH if "embedding" in able else None
         defaults = {"num_ctx": self.settings.context_length or None, "num_batch": num_batch}
-        return Options.parse(defaults, stored.params, request)
+        options = Options.parse(defaults, stored.params, request.options)
+        return replace(options, seed=seed_of_choice(options.seed, request.choice)) if request.choice else options
 
     def _load(self, model: LocalModel, options: Options, progress: LoadProgress) -> Runner:
         projector = next(iter(model.projectors), None)

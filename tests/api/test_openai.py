@@ -563,6 +563,18 @@ def test_each_prompt_gets_a_choice(served):
     assert [choice["text"] for choice in streamed["choices"]] == ["once", "upon a"]
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_several_texts_are_completed_in_order(served, n):
+    """A list with one text keeps Ollama's recorded refusal (REFUSED)."""
+    texts, body = ["once", "upon a", "the cat"], VARIED | {"seed": 3, "n": n}
+    alone = [served.ok("/v1/completions", **body, prompt=text)["choices"] for text in texts]
+    expected = [choice["text"] for choices in alone for choice in choices]
+    got = served.ok("/v1/completions", **body, prompt=texts)
+    assert [(choice["index"], choice["text"]) for choice in got["choices"]] == list(enumerate(expected))
+    streamed = served.post("/v1/completions", **body, prompt=texts, stream=True)
+    assert choices_of(streamed)[0] == dict(enumerate(expected)) and streamed.text.endswith("data: [DONE]\n\n")
+
+
 def test_tokens_that_are_part_of_a_character_are_written_as_bytes(served):
     tokenizer = served.engine.pool.loaded()[0].runner.model.tokenizer
     ids = tokenizer.encode("é☕x", add_special=False)

@@ -114,6 +114,19 @@ def test_completions_and_their_echo(client):
     assert scored.choices[0].text == "once upon" and len(scored.choices[0].logprobs.token_logprobs) == 2
 
 
+def test_several_choices(client):
+    ask = {"model": "m", "messages": HELLO, "temperature": 1.5, "seed": 5, "max_tokens": 6, "n": 3}
+    whole = client.chat.completions.create(**ask)
+    texts = [choice.message.content for choice in whole.choices]
+    streamed = ["", "", ""]
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts and len(set(texts)) == 3
+    many = client.completions.create(model="bare", prompt=["once", "upon a"], max_tokens=4, temperature=0)
+    assert [choice.index for choice in many.choices] == [0, 1] and all(choice.text for choice in many.choices)
+
+
 def test_models(client):
     assert "m:latest" in {listed.id for listed in client.models.list()}
     assert client.models.retrieve("m").owned_by == "library"
