@@ -363,7 +363,7 @@ class ChatCompletion:
 
 @dataclass
 class _Streamed:
-    """What a stream has sent of one choice: `role` is empty after the first chunk, `last` is the last chunk."""
+    """The state of one choice of a stream: `role` is empty after the first chunk, `last` is the last chunk."""
 
     role: dict[str, Any] = field(default_factory=lambda: {"role": "assistant"})
     called: bool = False
@@ -395,7 +395,7 @@ class Completion:
         self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
         self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
         self._n_sent = [0] * len(prompts) * n  # characters sent so far
-        self._timings: list[Timings | None] = [None] * len(prompts) * n
+        self._timings: list[Timings | None] = [None for _ in self._n_sent]
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """Return the whole answers as one object."""

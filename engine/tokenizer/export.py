@@ -127,8 +127,8 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
 def merges(vocab: Vocab) -> list[list[str]]:
     """Return the pairs of pieces that merge, in the order in which they do."""
     if vocab.model != "llama":
-        pairs = (split_merge(merge) for merge in vocab.merges)
-        return [[left, right] for left, right in pairs if {left, right, left + right} <= vocab.ids.keys()]
+        halves = (split_merge(merge) for merge in vocab.merges)
+        return [[left, right] for left, right in halves if {left, right, left + right} <= vocab.ids.keys()]
     assert vocab.scores is not None
     pairs = [
         (-float(vocab.scores[id]), vocab.ids[text[:cut]], vocab.ids[text[cut:]])

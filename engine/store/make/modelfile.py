@@ -91,7 +91,7 @@ def parse_modelfile(text: str | bytes) -> list[Instruction]:
 
 
 def read_modelfile(path: Path) -> bytes:
-    """Read a Modelfile.  Raises: OSError; BadModelfile if it is a model or another binary file, before reading the rest"""
+    """Read a Modelfile.  Raises: OSError; BadModelfile for a model or another binary file, by its first bytes"""
     with open(path, "rb") as file:
         head = file.read(4096)
         if head.startswith(b"GGUF"):

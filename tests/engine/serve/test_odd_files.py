@@ -81,7 +81,7 @@ def odd_file(path, original, choose):
             tensors = [tensor for tensor in tensors if tensor is not None]
     try:
         write_gguf(path, {key: value for key, value in values.items() if value is not None}, tensors)
-    except (EngineError, ValueError, TypeError, OverflowError):  # nobody can write such a file
+    except (EngineError, ValueError, TypeError, OverflowError):  # such a file cannot be written
         return False
     return True
 
