@@ -3,6 +3,7 @@
     byte 0   "GGUF"   version u32   n_tensors u64   n_kv u64
         24   key-values, n_kv of them:   key str   type u32   value
              tensor table, n_tensors:    name str   n_dims u32   dims u64[n_dims]   ggml type u32   offset u64
+                                         (a tensor without dims is one number)
              zeros up to a multiple of general.alignment, or of 32 without that key
       data   the tensors' blocks, each at data + offset, a multiple of the alignment again
 
@@ -39,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...kernels.quants import FORMATS
+from ...kernels.quants import FORMATS, QuantFormat
 from ...kernels.quants.types import GGMLType
 from ...kernels.tensor import Tensor
 from ..errors import BadGGUF, ModelError, ModelNotFound
@@ -94,17 +95,6 @@ CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", U64
 _MIN_ITEM_BYTES = {type: struct.calcsize("=" + code) for type, code in CODES.items()} | {BOOL: 1, STR: 8, ARR: 12}
 
 
-class Unsupported(NamedTuple):
-    """A tensor of a ggml type that has no format here: it can be listed, but not computed.
-
-    nbytes  size up to the next tensor
-    """
-
-    type: GGMLType
-    shape: tuple[int, ...]
-    nbytes: int
-
-
 @dataclass(frozen=True, eq=False)
 class MappedFile:
     """A file in memory.  Its descriptor stays open, so it is this file even after another took its path."""
@@ -134,7 +124,6 @@ class GGUF:
                  A byte that is not UTF-8 becomes a lone surrogate (errors="surrogateescape").
     kv_types     the GGUF type of each value; `typed` has both
     tensors      by name, in file order.  The blocks of a big-endian file are big-endian
-    unsupported  the tensors without a format
     mapped       the files: one, or those of a split model, then its adapters; `path` and all keys are of the first
     kv_offsets, tensor_offsets   the byte offset of each value and of each entry of the tensor table, for error messages
     """
@@ -146,7 +135,6 @@ class GGUF:
     kv: dict[str, Any]
     kv_types: dict[str, ValueType | ArrayType]
     tensors: dict[str, Tensor] = field(repr=False)
-    unsupported: dict[str, Unsupported]
     mapped: tuple[MappedFile, ...]
     kv_offsets: dict[str, int] = field(repr=False)
     tensor_offsets: dict[str, int] = field(repr=False)
@@ -217,7 +205,6 @@ def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
     whole = replace(
         parts[0],
         tensors=dict(parts[0].tensors),
-        unsupported=dict(parts[0].unsupported),
         mapped=tuple(file for part in parts for file in part.mapped),
         tensor_offsets=dict(parts[0].tensor_offsets),
     )
@@ -225,7 +212,6 @@ def join(parts: Sequence[GGUF], why: str = "of these parts") -> GGUF:
         if twice := whole.tensor_offsets.keys() & part.tensor_offsets.keys():
             raise part.bad("split.no", f"tensor {_quote(min(twice))} is in an earlier part too")
         whole.tensors.update(part.tensors)
-        whole.unsupported.update(part.unsupported)
         whole.tensor_offsets.update(part.tensor_offsets)
     n_tensors = len(whole.tensor_offsets)
     if (n := _integer(whole, "split.tensors.count")) != n_tensors:
@@ -275,11 +261,9 @@ class _Reader:
         if (type := types.get("general.alignment", U32)) is not U32 or alignment.bit_count() != 1:
             found = f"general.alignment is {alignment if type is U32 else type}"
             raise self.bad(offsets["general.alignment"], f"{found}, expected a power of two as u32")
-        tensors, unsupported, entries = self.tensors(n_tensors, alignment)
+        tensors, entries = self.tensors(n_tensors, alignment)
         mapped = (MappedFile(self.path, self.data),)
-        return GGUF(
-            self.path, version, self.order, alignment, kv, types, tensors, unsupported, mapped, offsets, entries
-        )
+        return GGUF(self.path, version, self.order, alignment, kv, types, tensors, mapped, offsets, entries)
 
     def header(self) -> tuple[int, int, int]:
         """Read version, n_tensors and n_kv, and determine the byte order."""
@@ -291,8 +275,8 @@ class _Reader:
         if version not in VERSIONS:
             raise self.bad(4, f"found GGUF version {version}, expected 2 or 3")
         n_tensors, n_kv = self.number(U64, "n_tensors"), self.number(U64, "n_kv")
-        # the shortest key-value has a key of one letter and a value of one byte; the shortest tensor has one axis
-        if n_kv * (8 + 1 + 4 + 1) + n_tensors * (8 + 1 + 4 + 8 + 4 + 8) > self.end - self.at:
+        # the shortest key-value has a key of one letter and a value of one byte; the shortest tensor has no axes
+        if n_kv * (8 + 1 + 4 + 1) + n_tensors * (8 + 1 + 4 + 4 + 8) > self.end - self.at:
             found = f"found {n_tensors} tensors and {n_kv} key-values"
             raise self.bad(8, f"{found}, expected no more than fit into the {self.end - self.at} bytes that follow")
         return version, n_tensors, n_kv
@@ -393,7 +377,7 @@ class _Reader:
             raise self.bad(at, f"{what} is {_quote(name)}{' again' if name else ''}, expected a unique name")
         return name
 
-    def tensors(self, n: int, alignment: int) -> tuple[dict[str, Tensor], dict[str, Unsupported], dict[str, int]]:
+    def tensors(self, n: int, alignment: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Read the tensor table; return the tensors with views of their data, and the offsets of the entries."""
         table: dict[str, _Entry] = {}
         for i in range(n):
@@ -402,34 +386,28 @@ class _Reader:
             table[name] = self.entry(name, at, alignment)
         data = -(-self.at // alignment) * alignment
 
-        available = {}  # bytes up to the next tensor's data, or to the end of the file
         by_offset = sorted(table.values(), key=lambda entry: (entry.offset, entry.nbytes))
         for entry, after in itertools.zip_longest(by_offset, by_offset[1:]):
             start, limit = data + entry.offset, data + after.offset if after else self.end
-            available[entry.name] = limit - start
             if entry.nbytes > limit - start:
                 found = f"tensor {_quote(entry.name)} takes at least {entry.nbytes} bytes from byte {start}"
                 next = f"tensor {_quote(after.name)}" if after else "the end of the file"
                 raise self.bad(entry.at, f"{found}, expected to end by byte {limit}, where {next} is")
 
         tensors: dict[str, Tensor] = {}
-        unsupported: dict[str, Unsupported] = {}
         for name, entry in table.items():
-            if format := FORMATS.get(entry.type):
-                layout = format.layout if self.order == "<" else format.layout.newbyteorder(">")
-                blocks = np.frombuffer(self.data, layout, entry.nbytes // format.block_bytes, data + entry.offset)
-                rows = blocks.reshape(*entry.shape[:-1], entry.shape[-1] // format.block_size)
-                tensors[name] = Tensor(name, format, entry.shape, rows)
-            else:
-                unsupported[name] = Unsupported(entry.type, entry.shape, available[name])
-        return tensors, unsupported, {name: entry.at for name, entry in table.items()}
+            format = FORMATS[entry.type]
+            layout = format.layout if self.order == "<" else format.layout.newbyteorder(">")
+            blocks = np.frombuffer(self.data, layout, entry.nbytes // format.block_bytes, data + entry.offset)
+            tensors[name] = Tensor(name, format, entry.shape, blocks.reshape(blocks_shape(format, entry.shape)))
+        return tensors, {name: entry.at for name, entry in table.items()}
 
     def entry(self, name: str, at: int, alignment: int) -> _Entry:
         """Read the rest of the tensor table's entry for `name`, which begins at byte `at`."""
         what = f"tensor {_quote(name)}"
         n_dims = self.number(U32, f"n_dims of {what}")
-        if not 1 <= n_dims <= MAX_DIMS:
-            raise self.bad(self.at - 4, f"{what} has {n_dims} dimensions, expected 1 to {MAX_DIMS}")
+        if n_dims > MAX_DIMS:
+            raise self.bad(self.at - 4, f"{what} has {n_dims} dimensions, expected at most {MAX_DIMS}")
         shape = tuple(self.number(U64, f"dims of {what}") for _ in range(n_dims))[::-1]
         if math.prod(max(n, 1) for n in shape) > MAX_WEIGHTS:
             raise self.bad(self.at - 8 * n_dims, f"{what} has shape {shape}, expected at most 2**59 weights")
@@ -437,25 +415,28 @@ class _Reader:
         if id not in tuple(GGMLType):
             expected = "which this build does not know; docs/formats.md lists those it does"
             raise self.bad(self.at - 4, f"{what} has ggml type id {id}, {expected}")
-        nbytes = min(1, math.prod(shape))
-        if format := FORMATS.get(GGMLType(id)):
-            if shape[-1] % format.block_size:
-                expected = f"a multiple of {format.name}'s block of {format.block_size}"
-                raise self.bad(self.at - 4, f"{what} has rows of {shape[-1]} weights, expected {expected}")
-            nbytes = math.prod(shape) // format.block_size * format.block_bytes
+        type = GGMLType(id)
+        if type not in FORMATS:
+            found = f"{what} has ggml type id {id}, {type.name}, which was removed from ggml"
+            raise self.bad(self.at - 4, f"{found}; convert the model again, to a type in docs/formats.md")
+        format, n_row = FORMATS[type], shape[-1] if shape else 1
+        if n_row % format.block_size:
+            expected = f"a multiple of {format.name}'s block of {format.block_size}"
+            raise self.bad(self.at - 4, f"{what} has rows of {n_row} weights, expected {expected}")
+        nbytes = math.prod(shape) // format.block_size * format.block_bytes
         offset = self.number(U64, f"offset of {what}")
         if offset % alignment:
             raise self.bad(
                 self.at - 8, f"{what} has offset {offset}, expected a multiple of the alignment, {alignment}"
             )
-        return _Entry(name, at, GGMLType(id), shape, nbytes, offset)
+        return _Entry(name, at, type, shape, nbytes, offset)
 
 
 class _Entry(NamedTuple):
     """An entry of the tensor table.
 
     at      byte offset of the entry
-    nbytes  size of the data; 1 if the type has no format, which means any size
+    nbytes  size of the data
     """
 
     name: str
@@ -464,6 +445,31 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     offset: int
+
+
+def blocks_shape(format: QuantFormat, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the blocks of a tensor of `shape` weights."""
+    return (*shape[:-1], shape[-1] // format.block_size) if shape else ()
+
+
+def with_axes(tensor: Tensor, n: int) -> Tensor:
+    """Return `tensor` with `n` axes if it differs only by leading axes of 1, which ggml adds and drops freely."""
+    shape = tensor.shape
+    while len(shape) > n and shape[0] == 1:
+        shape = shape[1:]
+    shape = (1,) * (n - len(shape)) + shape
+    if shape == tensor.shape:
+        return tensor
+    blocks = tensor.blocks.reshape(blocks_shape(tensor.format, shape))
+    return Tensor(tensor.name, tensor.format, shape, blocks, tensor.low_rank)
+
+
+def described(value: Any) -> str:
+    """Return a key's value for an error message, in one short line."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return f"an array of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 70 else text[:67] + "..."
 
 
 def _quote(text: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...kernels.quants import QuantFormat
 from ...kernels.tensor import Tensor
-from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, TypedValue, ValueType
+from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, TypedValue, ValueType, blocks_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,13 +129,13 @@ def _alignment(value: Any) -> int:
 def _check_tensor(tensor: Tensor | Streamed) -> Tensor | Streamed:
     """Return the tensor after checking that its fields agree."""
     name, format, shape = tensor.name, tensor.format, tensor.shape
-    if not name or not 1 <= len(shape) <= MAX_DIMS or shape[-1] % format.block_size:
-        expected = f"a name, 1 to {MAX_DIMS} axes and rows of whole {format.name} blocks"
+    if not name or len(shape) > MAX_DIMS or (shape[-1] if shape else 1) % format.block_size:
+        expected = f"a name, at most {MAX_DIMS} axes and rows of whole {format.name} blocks"
         raise ValueError(f"tensor {name!r} has shape {shape}, expected {expected}")
     if isinstance(tensor, Streamed):
         return tensor
     blocks = tensor.blocks
-    if blocks.shape != (*shape[:-1], shape[-1] // format.block_size):
+    if blocks.shape != blocks_shape(format, shape):
         raise ValueError(f"tensor {name!r} of shape {shape} has {format.name} blocks of shape {blocks.shape}")
     if blocks.dtype not in (format.layout, format.layout.newbyteorder()):
         raise ValueError(f"tensor {name!r} has blocks of {blocks.dtype}, expected {format.name}'s layout")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels import Tensor
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, described
 from .architecture import Family
 from .hparams import Hparams
 from .weights import Tensors, split_rows
@@ -66,8 +66,9 @@ def read_encoder_weights(gguf: GGUF, hp: Hparams, family: Family) -> EncoderWeig
     """
     file, n_embd = Tensors(gguf), hp.n_embd
     n_type = gguf.kv.get("tokenizer.ggml.token_type_count", 1)
-    if not isinstance(n_type, int):
-        raise gguf.bad("tokenizer.ggml.token_type_count", f"token_type_count is {n_type!r}, expected a number")
+    if type(n_type) is not int:
+        found = f"tokenizer.ggml.token_type_count is {described(n_type)}"
+        raise gguf.bad("tokenizer.ggml.token_type_count", f"{found}, expected an integer")
     token_types = file.read("token_types.weight", (n_type, n_embd), optional=True)
     learned = family.positions == "learned"
     weights = EncoderWeights(
@@ -100,9 +101,10 @@ def _read_layer(file: Tensors, blk: str, hp: Hparams) -> EncoderBlock:
     }
     found: dict[str, Any] = {}
     up = file.gguf.tensors.get(f"{blk}.ffn_up.weight")
+    n_up = 0 if up is None or len(up.shape) < 2 else up.shape[-2]
     fused = {
         "attn_qkv": ["attn_q", "attn_k", "attn_v"] if f"{blk}.attn_qkv.weight" in file.gguf.tensors else [],
-        "ffn_up": ["ffn_gate", "ffn_up"] if up is not None and up.shape[0] == 2 * hp.n_ff else [],
+        "ffn_up": ["ffn_gate", "ffn_up"] if n_up == 2 * hp.n_ff else [],
     }
     for whole, parts in fused.items():
         if parts:

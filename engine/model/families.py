@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import UnsupportedArchitecture
+from ..gguf.read import described
 from . import decoder, encoder
 from .architecture import Family
 from .encoder_weights import read_encoder_weights
@@ -80,8 +81,8 @@ FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 def family_of(architecture: object) -> Family:
     """Return the family of `architecture`.  Raises: UnsupportedArchitecture, whose message lists the supported ones"""
     if not isinstance(architecture, str) or architecture not in FAMILIES:
+        name = architecture if isinstance(architecture, str) else described(architecture)
         raise UnsupportedArchitecture(
-            str(architecture),
-            f"unsupported architecture '{architecture}'; this build supports {', '.join(sorted(FAMILIES))}",
+            name, f"unsupported architecture '{name}'; this build supports {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[architecture]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...kernels import Attention, Rope, yarn_ramp, yarn_stretch
 from ..errors import BadGGUF, UnsupportedArchitecture
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, described, with_axes
 from .architecture import Family
 
+MAX_COUNT = 2**31  # llama.cpp keeps counts in 32 bits
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
 
 
@@ -85,23 +87,25 @@ class Keys:
         value = self.get(name, default)
         if value is None:
             raise self.bad(name, "missing", "a number")
-        if isinstance(value, np.ndarray):
-            if len(value) and (value == value[0]).all():
-                value = value[0].item()
-            else:
+        if isinstance(value, np.ndarray) and len(value):
+            if (value != value[0]).any():
                 raise UnsupportedArchitecture(
                     self.arch,
                     f"key '{self.arch}.{name}' differs from layer to layer, which this build does not support",
                 )
+            value = value[0].item()
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.bad(name, f"{value!r}", "a number")
-        if not minimum <= value < 2**31:
+            raise self.bad(name, described(value), "a number")
+        if not minimum <= value < math.inf:
             raise self.bad(name, value, f"a number from {minimum}")
         return float(value)
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
-        """Return a key's value as an integer, its fraction dropped.  Raises as number()"""
-        return int(self.number(name, default, minimum))
+        """Return a key's value as an integer below 2**31, its fraction dropped.  Raises as number()"""
+        value = self.number(name, default, minimum)
+        if value >= MAX_COUNT:
+            raise self.bad(name, f"{value:g}", f"a number from {minimum} to {MAX_COUNT - 1}")
+        return int(value)
 
 
 def read_hparams(gguf: GGUF, family: Family) -> Hparams:
@@ -130,10 +134,12 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
 
     norm = "layer_norm" if keys.get("attention.layer_norm_epsilon") is not None else "layer_norm_rms"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list | None):
-        raise gguf.bad("tokenizer.ggml.tokens", "key 'tokenizer.ggml.tokens' is not an array of strings")
+    if tokens is not None and not isinstance(tokens, list):
+        found = f"key 'tokenizer.ggml.tokens' is {described(tokens)}"
+        raise gguf.bad("tokenizer.ggml.tokens", f"{found}, expected an array of strings")
     embedding = gguf.tensors.get("token_embd.weight")
-    n_vocab = len(tokens) if tokens is not None else embedding.shape[0] if embedding is not None else 0
+    n_rows = embedding.shape[-2] if embedding is not None and len(embedding.shape) > 1 else 0
+    n_vocab = n_rows if tokens is None else len(tokens)
     if not n_vocab:
         raise BadGGUF(gguf.path, 0, "key 'tokenizer.ggml.tokens' is missing or empty, expected a vocabulary")
 
@@ -182,8 +188,9 @@ def _windows(keys: Keys, family: Family, n_layer: int) -> list[int]:
     window = keys.integer("attention.sliding_window", 0, minimum=0) if family.window_pattern else 0
     pattern = keys.get("attention.sliding_window_pattern", family.window_pattern)
     if isinstance(pattern, list | np.ndarray):
-        if len(pattern) < n_layer or isinstance(pattern[0], str):
-            raise keys.bad("attention.sliding_window_pattern", f"{len(pattern)} long", f"one for each of {n_layer}")
+        if len(pattern) < n_layer or not all(isinstance(item, int | np.number) for item in pattern):
+            expected = f"one bool or number for each of {n_layer} layers"
+            raise keys.bad("attention.sliding_window_pattern", described(pattern), expected)
         return [window if windowed else 0 for windowed in pattern[:n_layer]]
     pattern = keys.integer("attention.sliding_window_pattern", family.window_pattern, minimum=0)
     return [window if pattern == 0 or il % pattern < pattern - 1 else 0 for il in range(n_layer)]
@@ -194,15 +201,17 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
     n_rot = keys.integer("rope.dimension_count", n_head_dim)
     if n_rot % 2 or n_rot > n_head_dim:
         raise keys.bad("rope.dimension_count", n_rot, f"an even number up to the head size, {n_head_dim}")
-    if np.any(np.asarray(keys.get("rope.dimension_sections", 0))):
+    sections = keys.get("rope.dimension_sections")
+    if sections is not None and not (isinstance(sections, np.ndarray) and not sections.any()):
         raise UnsupportedArchitecture(
             keys.arch,
             f"key '{keys.arch}.rope.dimension_sections' requires RoPE by sections, which this build does not support",
         )
     kind = keys.get("rope.scaling.type", "linear")
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn", "longrope"):
+        name = kind if isinstance(kind, str) else described(kind)
         raise UnsupportedArchitecture(
-            keys.arch, f"unsupported rope scaling '{kind}'; this build supports none, linear, yarn and longrope"
+            keys.arch, f"unsupported rope scaling '{name}'; this build supports none, linear, yarn and longrope"
         )
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0, minimum=0), minimum=0) or 1.0
     rope = Rope(
@@ -237,6 +246,7 @@ def _factors(gguf: GGUF, name: str, n_rot: int) -> np.ndarray | None:
     tensor = gguf.tensors.get(name)
     if tensor is None:
         return None
+    tensor = with_axes(tensor, 1)
     if tensor.shape != (n_rot // 2,):
         raise BadGGUF(gguf.path, 0, f"tensor '{name}' has shape {tensor.shape}, expected ({n_rot // 2},)")
     return tensor.dequantize()

@@ -28,7 +28,7 @@ from dataclasses import replace
 
 from ...kernels import LowRank, Tensor
 from ..errors import BadGGUF
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, described
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ def low_rank_terms(adapter: GGUF, model: GGUF, strength: float) -> Iterator[tupl
     check_kind(adapter, model)
     alpha = adapter.kv.get("adapter.lora.alpha", 0.0)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise adapter.bad("adapter.lora.alpha", f"adapter.lora.alpha is {alpha!r}, expected a number")
+        key = "adapter.lora.alpha"
+        raise adapter.bad(key, f"{key} is {described(alpha)}, expected a finite number")
     used = set()
     for name in dict.fromkeys(name.rpartition(".lora_")[0] for name in adapter.tensor_offsets):
         if not name:
@@ -80,15 +81,13 @@ def check_kind(adapter: GGUF, model: GGUF) -> None:
     }
     for key, value in expected.items():
         if adapter.text(key) != value:
-            raise adapter.bad(key, f"{key} is {adapter.kv.get(key, 'missing')!r}, expected {value!r}")
+            found = described(adapter.kv[key]) if key in adapter.kv else "missing"
+            raise adapter.bad(key, f"{key} is {found}, expected {value!r}")
     if "adapter.alora.invocation_tokens" in adapter.kv:
         raise adapter.bad("adapter.alora.invocation_tokens", "an activated LoRA, which this build does not support")
 
 
 def _factor(adapter: GGUF, name: str) -> Tensor:
-    if name in adapter.unsupported:
-        kind = adapter.unsupported[name].type.name
-        raise _bad(adapter, name, f"has ggml type {kind}, which this build does not support")
     if name not in adapter.tensors:
         raise BadGGUF(adapter.path, 0, f"tensor '{name}' is missing, expected a .lora_a and a .lora_b of each weight")
     return adapter.tensors[name]
@@ -106,7 +105,9 @@ def _check_shapes(adapter: GGUF, model: GGUF, name: str, a: Tensor, b: Tensor) -
     if name in NOT_ADAPTED:
         raise _bad(adapter, a.name, "adapts a matrix for which this build supports no adapters")
     *experts, n_out, n_in = weight.shape
-    rank = b.shape[-1]
+    rank = b.shape[-1] if b.shape else 0
+    if rank < 1:
+        raise _bad(adapter, b.name, f"has shape {list(b.shape)}, expected a rank of at least 1")
     shapes = ([*experts, rank, n_in], [*experts, n_out, rank])
     if name == "token_embd.weight":
         shapes = ([n_out, rank], [n_in, rank])

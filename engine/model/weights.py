@@ -10,7 +10,7 @@ import numpy as np
 
 from ...kernels import Tensor
 from ..errors import BadGGUF, UnsupportedArchitecture
-from ..gguf.read import GGUF
+from ..gguf.read import GGUF, with_axes
 from .hparams import Hparams
 
 Shape = tuple[int | None, ...]
@@ -82,17 +82,11 @@ class Tensors:
     def tensor(self, name: str, shape: Shape) -> Tensor:
         """Return the tensor `name`.  None in `shape` matches any number.  Raises as `read`"""
         self.used.add(name)
-        if name in self.gguf.unsupported:
-            kind = self.gguf.unsupported[name].type.name
-            raise UnsupportedArchitecture(
-                str(self.gguf.kv.get("general.architecture")),
-                f"tensor '{name}' has ggml type {kind}, which this build does not support; "
-                "docs/formats.md lists the supported types",
-            )
         tensor = self.gguf.tensors.get(name)
         expected = str(list(shape)).replace("None", "any")
         if tensor is None:
             raise BadGGUF(self.gguf.path, 0, f"tensor '{name}' is missing, expected one of shape {expected}")
+        tensor = with_axes(tensor, len(shape))
         if len(tensor.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
             raise BadGGUF(
                 self.gguf.path,
@@ -106,7 +100,7 @@ class Tensors:
 
         ignored   prefixes of names that may remain unread
         """
-        left = (self.gguf.tensors.keys() | self.gguf.unsupported.keys()) - self.used
+        left = self.gguf.tensors.keys() - self.used
         if unused := sorted(name for name in left if not name.startswith(ignored)):
             raise UnsupportedArchitecture(
                 str(self.gguf.kv.get("general.architecture")),
@@ -164,6 +158,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
         for whole, parts in FUSED.items():
             sizes = [shapes[part][0] for part in parts if part in shapes]
             tensor = gguf.tensors.get(f"blk.{il}.{whole}.weight")
+            tensor = tensor and with_axes(tensor, 2)
             if tensor is not None and tensor.shape == (sum(sizes), hp.n_embd):
                 file.used.add(tensor.name)
                 bias = file.read(f"blk.{il}.{whole}.bias", (sum(sizes),), optional=True)
@@ -177,7 +172,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             found[field.name] = file.read(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
         return Block(**found)
 
-    if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors.keys() | gguf.unsupported.keys():
+    if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors:
         raise UnsupportedArchitecture(
             str(gguf.kv.get("general.architecture")),
             "each expert is a separate tensor ('blk.0.ffn_gate.0.weight'), as in files made before April 2024; "

@@ -6,7 +6,6 @@ Responses are JSON values with Ollama's order of keys, without empty fields.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,17 +216,14 @@ def _parameters(params: Mapping[str, Any]) -> str:
 
 def n_parameters(gguf: GGUF) -> int:
     """Return the number of elements of all tensors."""
-    shapes = [tensor.shape for tensor in gguf.tensors.values()] + [shape for _, shape, _ in gguf.unsupported.values()]
-    return sum(math.prod(shape) for shape in shapes)
+    return sum(tensor.n_elements for tensor in gguf.tensors.values())
 
 
 def _tensors(gguf: GGUF) -> list[dict[str, Any]]:
     """List the name, type and shape of each tensor; the shape in GGUF's order, the fastest axis first."""
     listed = []
-    for name in gguf.tensor_offsets:
-        tensor = gguf.tensors.get(name)
-        type, shape = (tensor.format.type, tensor.shape) if tensor else gguf.unsupported[name][:2]
-        listed.append({"name": valid_text(name), "type": type.name, "shape": list(reversed(shape))})
+    for name, tensor in gguf.tensors.items():
+        listed.append({"name": valid_text(name), "type": tensor.format.name, "shape": list(reversed(tensor.shape))})
     return listed
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError, UnsupportedArchitecture
+from ..gguf.read import described
 from .pre import DEFAULT, PRE, Pre
 
 log = logging.getLogger(__name__)
@@ -256,10 +257,11 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
     model = kv.get("tokenizer.ggml.model")
     if model is None:
         raise ModelError("'tokenizer.ggml.model' is missing: this file has no vocabulary")
-    architecture = str(kv.get("general.architecture", ""))
+    architecture = kv.get("general.architecture", "")
+    architecture = architecture if isinstance(architecture, str) else ""
     if not isinstance(model, str) or model not in _DEFAULT_ROLES:
         raise UnsupportedArchitecture(
-            architecture, f"'tokenizer.ggml.model' is {model!r}, expected one of {', '.join(_DEFAULT_ROLES)}"
+            architecture, f"'tokenizer.ggml.model' is {described(model)}, expected one of {', '.join(_DEFAULT_ROLES)}"
         )
     if model in ("llama", "bert"):
         return model, DEFAULT
@@ -268,7 +270,7 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
         log.warning("'tokenizer.ggml.pre' is missing: using the default of early GGUFs, which may not fit the model")
         name = "default"
     if not isinstance(name, str) or name not in PRE:
-        raise UnsupportedArchitecture(architecture, f"'tokenizer.ggml.pre' is {name!r}, which is unknown")
+        raise UnsupportedArchitecture(architecture, f"'tokenizer.ggml.pre' is {described(name)}, which is unknown")
     return model, PRE[name]
 
 
@@ -312,7 +314,7 @@ def _merges(kv: Mapping[str, Any]) -> list[str]:
 def _flag(kv: Mapping[str, Any], name: str, default: bool) -> bool:
     value = kv.get(f"tokenizer.ggml.{name}", default)
     if not isinstance(value, (bool, np.bool_)):
-        raise ModelError(f"'tokenizer.ggml.{name}' is {value!r}, expected a bool")
+        raise ModelError(f"'tokenizer.ggml.{name}' is {described(value)}, expected a bool")
     return bool(value)
 
 
@@ -328,7 +330,7 @@ def _roles(kv: Mapping[str, Any], model: str, pre: Pre, ids: Mapping[str, int], 
         for key in keys:
             id = kv.get(key, _NO_TOKEN)
             if not isinstance(id, (int, np.integer)) or isinstance(id, bool):
-                raise ModelError(f"{key!r} is {id!r}, expected the id of a token")
+                raise ModelError(f"{key!r} is {described(id)}, expected the id of a token")
             if id in (_NO_TOKEN, -1):
                 continue
             if not 0 <= id < len(ids):

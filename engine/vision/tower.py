@@ -24,7 +24,7 @@ import numpy as np
 
 from ...kernels import Attention, Kernels, Tensor
 from ..errors import BadOptions, ModelError, UnsupportedArchitecture
-from ..gguf.read import GGUF, MappedFile
+from ..gguf.read import GGUF, MappedFile, described
 from ..model.affine import LayerNorm, Linear, read_layer_norm, read_linear, read_vector
 from ..model.trace import Tap, no_tap
 from ..model.weights import Tensors
@@ -274,14 +274,14 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
         key = f"clip.vision.{name}"
         value = kv.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value < 2**31:
-            raise gguf.bad(key, f"key '{key}' is {value!r}, expected a number from {minimum}")
+            raise gguf.bad(key, f"key '{key}' is {described(value)}, expected a number from {minimum}")
         return value
 
     def colors(name: str) -> np.ndarray:
         key = f"clip.vision.{name}"
         value = kv.get(key)
         if not isinstance(value, np.ndarray) or len(value) < 3 or not np.isfinite(value[:3]).all():
-            raise gguf.bad(key, f"key '{key}' is {value!r}, expected numbers for red, green and blue")
+            raise gguf.bad(key, f"key '{key}' is {described(value)}, expected numbers for red, green and blue")
         return value[:3].astype(np.float32)
 
     if gguf.text("general.architecture") != "clip":
@@ -329,8 +329,8 @@ def read_tiled(gguf: GGUF, size: int) -> tuple[tuple[int, int], ...]:
     """Read LLaVA 1.6's image_grid_pinpoints, which must be multiples of `size`."""
     key = "clip.vision.image_grid_pinpoints"
     flat = gguf.kv.get(key, ())
-    numbers = [int(n) for n in flat] if isinstance(flat, np.ndarray | tuple) else [0]
+    numbers = [int(n) for n in flat if np.isfinite(n)] if isinstance(flat, np.ndarray | tuple) else [0]
     pairs = tuple(zip(numbers[::2], numbers[1::2], strict=False))
     if len(numbers) % 2 or any(min(w, h) < size or w % size or h % size or w * h > MAX_PIXELS for w, h in pairs):
-        raise gguf.bad(key, f"key '{key}' is {flat}, expected pairs of multiples of the image size, {size}")
+        raise gguf.bad(key, f"key '{key}' is {described(flat)}, expected pairs of multiples of the image size, {size}")
     return pairs

@@ -35,7 +35,7 @@ def quantize_model(gguf: GGUF, file_type: str) -> tuple[dict[str, Any], list[Str
     weight that is not finite, or too large for its new format
     """
     quantizable = [tensor for tensor in gguf.tensors.values() if not is_kept(tensor)]
-    if gguf.unsupported or any(tensor.format.name not in SOURCE_FORMATS for tensor in quantizable):
+    if any(tensor.format.name not in SOURCE_FORMATS for tensor in quantizable):
         raise EngineError("quantization is only supported for F16, BF16 and F32 models")
     dropped = ("general.quantization_version", "general.file_type", "split.no", "split.count", "split.tensors.count")
     kv: dict[str, Any] = {key: value for key, value in gguf.typed.items() if key not in dropped}

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import BadDigest, BadGGUF, ModelError, NotYet, RequestError
 from ...gguf.file_type import FILE_TYPES, file_type_name, parameter_size
-from ...gguf.read import GGUF, join, read_part
+from ...gguf.read import GGUF, described, join, read_part
 from ...gguf.write import gguf_chunks
 from .. import manifest as media
 from ..manifest import Config, ManifestLayer, check_digest
@@ -52,18 +52,18 @@ def model_layers(
         kind = gguf.text("general.type")
         if kind == "adapter":
             raise RequestError(f"{path}: an adapter, expected a model")
-        is_part = gguf.kv.get("split.count", 1) != 1  # only the first part has an architecture
+        is_part = _n_parts(path, gguf) != 1  # only the first part has an architecture
         if not is_part and (_architecture(path, gguf) == "clip" or kind == "mmproj"):
             projectors[path], layers[path] = gguf, replace(layer, media_type=media.PROJECTOR)
         else:
             models[path], layers[path] = gguf, layer
-    if len(models) > 1 and all(gguf.kv.get("split.count") == len(models) for gguf in models.values()):
+    if len(models) > 1 and all(_n_parts(path, gguf) == len(models) for path, gguf in models.items()):
         layer = yield from _merged(store, models)
     elif len(models) == 1:
         ((path, gguf),) = models.items()
         layer = layers[path]
-        if gguf.kv.get("split.count", 1) != 1:
-            raise RequestError(f"{path}: one of {gguf.kv['split.count']} parts of a model, expected all of them")
+        if (n := _n_parts(path, gguf)) != 1:
+            raise RequestError(f"{path}: one of {n} parts of a model, expected all of them")
     elif projectors and not models:
         raise RequestError(
             f"{next(iter(projectors))}: a projector without its text model, which another FROM must name"
@@ -108,7 +108,7 @@ def adapter_layer(
     yield {"status": "parsing GGUF"}
     gguf, layer = _uploaded(store, path, digest)
     if gguf.text("general.type") != "adapter":
-        raise RequestError(f"{path}: general.type is {gguf.kv.get('general.type')!r}, expected 'adapter'")
+        raise RequestError(f"{path}: general.type is {described(gguf.kv.get('general.type'))}, expected 'adapter'")
     _check_part(path, gguf, GGUF.open(model), check_fits)
     return replace(layer, media_type=media.ADAPTER)
 
@@ -162,15 +162,12 @@ def config_of(gguf: GGUF) -> Config:
 
 def _merged(store: Store, parts: Mapping[str, GGUF]) -> Generator[Status, None, ManifestLayer]:
     """Merge all parts of a model into one layer."""
-    in_order = sorted(parts, key=lambda path: parts[path].kv.get("split.no", -1))
+    in_order = sorted(parts, key=lambda path: _integer(path, parts[path], "split.no", -1))
     try:
         whole = join([parts[path] for path in in_order])
     except BadGGUF as error:
         names = {str(part.path): path for path, part in parts.items()}
         raise RequestError(str(error).replace(error.path, names[error.path])) from None
-    if whole.unsupported:
-        name, tensor = next(iter(whole.unsupported.items()))
-        raise RequestError(f"tensor {name!r} has type {tensor.type.name}, which cannot be merged")
     kv = {key: value for key, value in whole.typed.items() if not key.startswith("split.")}
     total = sum(tensor.nbytes for tensor in whole.tensors.values())
     chunks = gguf_chunks(kv, whole.tensors.values(), whole.version, whole.byteorder)
@@ -207,10 +204,21 @@ def uploaded_blob(store: Store, path: str, digest: str) -> Path:
 
 
 def _architecture(path: str, gguf: GGUF) -> str:
-    architecture = gguf.kv.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise RequestError(f"{path}: general.architecture is {architecture!r}, expected a name such as 'llama'")
+    if not (architecture := gguf.text("general.architecture")):
+        found = described(gguf.kv.get("general.architecture"))
+        raise RequestError(f"{path}: general.architecture is {found}, expected a name such as 'llama'")
     return architecture
+
+
+def _n_parts(path: str, gguf: GGUF) -> int:
+    return _integer(path, gguf, "split.count", 1)
+
+
+def _integer(path: str, gguf: GGUF, key: str, default: int) -> int:
+    value = gguf.kv.get(key, default)
+    if type(value) is not int:
+        raise RequestError(f"{path}: {key} is {described(value)}, expected an integer")
+    return value
 
 
 def _file_type(gguf: GGUF) -> str:

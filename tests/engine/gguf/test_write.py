@@ -43,8 +43,8 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
 
 
 def test_recorded_models_are_written_back_byte_for_byte(recordings, tmp_path):
-    """By gguf-py and by llama.cpp's programs; but those with types that no format here reads."""
-    whole = [path for path in sorted(recordings.folder.rglob("*.gguf")) if not read_gguf(path).unsupported]
+    """By gguf-py and by llama.cpp's programs."""
+    whole = sorted(recordings.folder.rglob("*.gguf"))
     assert len(whole) > (15 if recordings.whole else 2)
     for path in whole:
         assert written_back(path, tmp_path / "again.gguf") == path.read_bytes(), path.name
@@ -151,9 +151,8 @@ def test_a_key_value_that_the_format_cannot_hold_is_refused(tmp_path, kv, messag
 @pytest.mark.parametrize(
     ("name", "format", "shape", "blocks", "message"),
     [
-        ("", "F32", (2,), np.zeros(2, "<f4"), "expected a name, 1 to 4 axes"),
-        ("w", "F32", (), np.zeros((), "<f4"), "expected a name, 1 to 4 axes"),
-        ("w", "F32", (1, 1, 1, 1, 1), np.zeros((1, 1, 1, 1, 1), "<f4"), "expected a name, 1 to 4 axes"),
+        ("", "F32", (2,), np.zeros(2, "<f4"), "expected a name, at most 4 axes"),
+        ("w", "F32", (1, 1, 1, 1, 1), np.zeros((1, 1, 1, 1, 1), "<f4"), "expected a name, at most 4 axes"),
         ("w", "Q4_0", (33,), np.zeros(1, FORMATS_BY_NAME["Q4_0"].layout), "rows of whole Q4_0 blocks"),
         ("w", "Q4_0", (64,), np.zeros(1, FORMATS_BY_NAME["Q4_0"].layout), "has Q4_0 blocks of shape .1,."),
         ("w", "F32", (2,), np.zeros(2), "has blocks of float64, expected F32's layout"),

@@ -54,7 +54,9 @@ def test_windows_may_be_listed_for_each_layer_or_have_another_period(make):
     assert windows(np.array([True, True, False, True])) == [8, 8, 0, 8]
     assert windows(4) == [8, 8, 8, 0]
     assert windows(0) == [8, 8, 8, 8]
-    with pytest.raises(BadGGUF, match="sliding_window_pattern' is 3 long, expected one for each of 4"):
+    with pytest.raises(
+        BadGGUF, match="sliding_window_pattern' is an array of 3, expected one bool or number for each of 4"
+    ):
         windows(np.array([True, False, True]))
 
 
@@ -213,3 +215,32 @@ def test_the_code_in_add_a_family_md_is_that_of_glm4():
     files = ("engine/model/families.py", "tests/tiny.py", "tests/golden/make_logits.py", "tests/oracles.py")
     code = "".join((ROOT / file).read_text() for file in files).split("\n")
     assert len(lines) == 5 and not [line for line in lines if line.strip() not in map(str.strip, code)]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3moe"])
+def test_leading_axes_of_1_change_nothing(tmp_path, make, family):
+    """llama.cpp compares sizes along four axes, of which missing ones are 1; it computes the same logits too."""
+    path = make(family, rope_factors={"llama": "freqs", "phi3": "factors"}.get(family, ""))
+    gguf, n_axes = GGUF.open(path), 4
+    tensors = []
+    for name, tensor in gguf.tensors.items():
+        ones = (1,) * (n_axes - len(tensor.shape))
+        tensors.append((name, tensor.format, ones + tensor.shape, tensor.blocks.reshape(ones + tensor.blocks.shape)))
+    write_gguf(tmp_path / "axes.gguf", gguf.typed, tensors)
+    np.testing.assert_array_equal(logits(load_model(tmp_path / "axes.gguf")), logits(load_model(path)))
+
+
+def test_trailing_axes_of_1_are_refused(tmp_path, make):
+    gguf = GGUF.open(make())
+    w = gguf.tensors["output_norm.weight"]
+    tensors = [t for t in gguf.tensors.values() if t is not w]
+    write_gguf(tmp_path / "axes.gguf", gguf.typed, [*tensors, (w.name, w.format, (64, 1), w.blocks.reshape(64, 1))])
+    with pytest.raises(BadGGUF, match=r"'output_norm.weight' has shape \[64, 1\], expected \[64\]"):
+        load_model(tmp_path / "axes.gguf")
+
+
+@pytest.mark.parametrize("base", [3580165449.0, 1e12])  # the first is Llama-3-8B-Instruct-Gradient-1048k's
+def test_a_rope_base_may_exceed_32_bits(make, base):
+    (rope, _) = load_model(make(llama__rope__freq_base=base)).hparams.rope
+    expected = np.float32(base) ** (-2 * np.arange(8, dtype=np.float64) / 16)
+    np.testing.assert_allclose(rope.freqs, expected, rtol=1e-12)
