@@ -195,6 +195,22 @@ def test_a_busy_model_is_unloaded_after_it_is_idle(bench):
     assert b.names() == ["b"]
 
 
+def test_a_model_that_is_to_be_unloaded_takes_no_new_request(bench):
+    """Otherwise a stream of requests for it would keep the other model waiting for ever."""
+    b = bench(max_loaded=1)
+    lease = b.acquire("a")
+    other = b.in_thread("b")
+    until(lambda: lease.draining)
+    late = b.in_thread("a")
+    time.sleep(0.02)
+    assert late.value is None and lease.n_using == 1
+    b.pool.release(lease)
+    other.thread.join(5)
+    b.pool.release(other.value)
+    late.thread.join(5)
+    assert b.loads == ["a", "b", "a"] and late.value is not lease
+
+
 def test_models_are_loaded_one_at_a_time_in_the_order_of_requests(bench):
     b = bench()
     b.gate.clear()
