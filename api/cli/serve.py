@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 import uvicorn
 
@@ -88,6 +90,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.engine = engine
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        await super().startup(sockets)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log that no connection can be accepted in one line, and close those that are silent."""
+        if getattr(context.get("exception"), "errno", None) not in OUT_OF_DESCRIPTORS:
+            return loop.default_exception_handler(context)
+        connections = [c for c in self.server_state.connections if isinstance(c, Connection)]
+        n_closed = sum(connection.close_if_silent() for connection in connections)
+        facts = {"open": len(connections), "closed": n_closed, "error": str(context["exception"])}
+        log.warning("cannot accept connections, will retry in 1 s", extra={"fields": facts})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("shutting down")
         deadline = threading.Timer(4.5, os._exit, [0])
@@ -97,11 +112,35 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Listener(socket.socket):
+    """A listening socket that reports once that no connection can be accepted, then that none is there.
+
+    asyncio calls `accept` 2048 times, and logs each failure with a traceback, before it retries a second later.
+    """
+
+    _is_exhausted = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            accepted = super().accept()
+        except OSError as error:
+            if error.errno in OUT_OF_DESCRIPTORS:
+                self._is_exhausted = not self._is_exhausted
+                if not self._is_exhausted:
+                    raise BlockingIOError from None
+            raise
+        self._is_exhausted = False
+        return accepted
+
+
 def listen(settings: Settings) -> socket.socket:
     """Return a socket that listens at OLLAMA_HOST.  Raises: OSError"""
     host = settings.host
     family = socket.AF_INET6 if ":" in host.name else socket.AF_INET
-    listener = socket.socket(family)
+    listener = Listener(family)
     if os.name == "posix":  # on Windows this would take over a port in use
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

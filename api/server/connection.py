@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 STALL_TIMEOUT_S = 60.0  # ample for any client that still reads: 48 of the 64 buffered KiB have to go out in this time
 READ_TIMEOUT_S = 60.0
+SILENT_S = 1.0  # after which a connection without a request may be closed to make place for others
 MAX_HEAD_BYTES = 1 << 16  # of a request's line and headers, or between two pieces of its body
 FEED_BYTES = 1 << 14  # parsed at once, so that a buffer full of small requests is not turned into objects
 PROBE_INTERVALS_S = (
@@ -182,6 +183,12 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._read_timer = self.loop.call_later(since + READ_TIMEOUT_S - now, self._check_silence)
+
+    def close_if_silent(self) -> bool:
+        """Close the connection if it has sent no whole head for SILENT_S; return whether it is closed."""
+        if self._in_head and not self._is_answering and self._waits_since + SILENT_S <= self.loop.time():
+            self.transport.abort()
+        return self.transport.is_closing()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Answer a client that has ended its side after whole requests; close the connection otherwise.

@@ -440,3 +440,32 @@ def test_serve_runs_until_a_signal(tmp_path):
         process.kill()
     assert process.returncode == 0
     assert "msg=request" in log and "path=/api/tags" in log and "Traceback" not in log
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of open files")
+def test_out_of_file_descriptors_the_log_stays_short_and_silent_connections_make_place(tmp_path):
+    """asyncio logged 2048 tracebacks a second."""
+    import resource
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log, silent = tmp_path / "log", []
+    with open(log, "wb") as written:
+        process = subprocess.Popen(
+            SERVE,
+            env=environment(tmp_path / "store", port),
+            stderr=written,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+        )
+    try:
+        until(lambda: "listening on" in log.read_text(), 60)
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        assert httpx.get(f"http://127.0.0.1:{port}/api/version", timeout=20).status_code == 200
+        lines = log.read_text().splitlines()
+        assert any("cannot accept connections" in line for line in lines) and len(lines) < 40, lines[:60]
+    finally:
+        process.kill()
+        process.wait()
+        for connection in silent:
+            connection.close()
