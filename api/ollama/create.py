@@ -42,9 +42,9 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], context
     quantize = request.quantize or request.quantization
     if (request.modelfile or request.path) and not request.from_ and request.files is None:
         arguments = (request.model, request.modelfile, request.path, quantize)
-        statuses = await context.run_in_thread(context.engine.create_from_modelfile, *arguments, context.handle)
+        statuses = await context.run_transfer(context.engine.create_from_modelfile, *arguments, context.handle)
         return await send_progress(context, statuses, request.stream)
-    statuses = await context.run_in_thread(
+    statuses = await context.run_transfer(
         context.engine.create,
         request.model,
         request.from_,
@@ -81,5 +81,5 @@ async def _in_threads(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield each status, computed in a worker thread.  If the client disconnects, the transfer is cancelled."""
     with context.cancel_on_disconnect():
-        while (status := await context.run_in_thread(next, statuses, None)) is not None:
+        while (status := await context.run_transfer(next, statuses, None)) is not None:
             yield status

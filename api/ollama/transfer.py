@@ -16,7 +16,7 @@ router = APIRouter()
 
 @router.post("/api/pull")
 async def pull(request: Annotated[PullRequest, body(PullRequest)], context: Context) -> Response:
-    statuses = await context.run_in_thread(context.engine.pull, request.model, request.insecure, context.handle)
+    statuses = await context.run_transfer(context.engine.pull, request.model, request.insecure, context.handle)
     return await send_progress(context, statuses, request.stream)
 
 
@@ -24,5 +24,5 @@ async def pull(request: Annotated[PullRequest, body(PullRequest)], context: Cont
 async def push(request: Annotated[PushRequest, body(PushRequest)], context: Context) -> Response:
     if not request.model:
         raise RequestError("model is required")
-    statuses = await context.run_in_thread(context.engine.push, request.model, request.insecure, context.handle)
+    statuses = await context.run_transfer(context.engine.push, request.model, request.insecure, context.handle)
     return await send_progress(context, statuses, request.stream)

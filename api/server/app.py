@@ -35,13 +35,18 @@ def create_app(engine: Engine) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         engine.close()
-        app.state.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (app.state.threads, app.state.answer_threads, app.state.transfer_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="numllama", redirect_slashes=False, openapi_url=None, lifespan=lifespan)
     app.state.engine = engine
     app.state.metrics = Metrics(engine)
-    # Each request that waits for a load occupies a thread, so there must be more threads than the load queue holds.
-    app.state.threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request")
+    # What may take long has threads of its own, so that it keeps nothing else waiting: answers, each of which occupies
+    # one while its model loads, hence more of them than the load queue holds; and transfers, which others' servers
+    # may stall.
+    app.state.threads = ThreadPoolExecutor(64, thread_name_prefix="request")
+    app.state.answer_threads = ThreadPoolExecutor(engine.settings.max_queue + 64, thread_name_prefix="request-answer")
+    app.state.transfer_threads = ThreadPoolExecutor(64, thread_name_prefix="request-transfer")
     for router in ROUTERS:
         app.include_router(router)
     for error in (EngineError, DecodeError):

@@ -79,14 +79,20 @@ class RequestContext:
         }
 
     async def run_in_thread(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run the blocking `verb` in a worker thread and return its result."""
+        """Run `verb`, which blocks for a short time, in a worker thread and return its result."""
         return await self._loop.run_in_executor(self._request.app.state.threads, partial(verb, *args, **kwargs))
+
+    async def run_transfer(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run `verb`, which may wait for a registry or write a model, in a worker thread for such work."""
+        threads = self._request.app.state.transfer_threads
+        return await self._loop.run_in_executor(threads, partial(verb, *args, **kwargs))
 
     async def start_answer(self, verb: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
         """Call the engine's `verb` in a worker thread; the pieces of its answer arrive through `pieces`."""
         self._watch = asyncio.create_task(self._cancel_when_disconnected())
         try:
-            answer = await self.run_in_thread(verb, *args, handle=self.handle, deliver=self._deliver, **kwargs)
+            call = partial(verb, *args, handle=self.handle, deliver=self._deliver, **kwargs)
+            answer = await self._loop.run_in_executor(self._request.app.state.answer_threads, call)
         except BaseException:
             self.end()
             raise

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -145,3 +146,30 @@ def test_create_pulls_a_missing_base_model(other, registry, monkeypatch, ask):
         "made:latest",
         f"{registry.host}/lab/m:latest",
     }
+
+
+def test_stalling_transfers_keep_no_other_request_waiting(other, models, monkeypatch):
+    """600 pulls from a registry that said nothing held every thread of the server."""
+    other.add("m", models / "bare.gguf")
+    gate, n_stalled = threading.Event(), []
+
+    def stalling(*args):
+        n_stalled.append(1)
+        gate.wait(30)
+        yield {"status": "success"}
+
+    monkeypatch.setattr("numllama.engine.serve.engine.pull", stalling)
+    body = json.dumps({"model": "stalls"})
+    head = f"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    clients = [socket.create_connection(("127.0.0.1", other.port)) for _ in range(600)]
+    try:
+        for client in clients:
+            client.sendall((head + body).encode())
+        until(lambda: len(n_stalled) >= 64, 20)
+        assert other.client.get("/api/tags", timeout=20).status_code == 200
+        assert other.ok("/api/generate", model="m", prompt="a", stream=False, options={"num_predict": 1})["done"]
+        assert len(n_stalled) == 64
+    finally:
+        gate.set()
+        for client in clients:
+            client.close()
