@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ...engine.go.text import one_line
+from .wrap import display_width
 
 ZERO_TIME = "0001-01-01T00:00:00"
 SECONDS_PER = {"minute": 60, "hour": 3600, "day": 86_400, "year": 365 * 86_400}
@@ -71,6 +72,9 @@ def format_table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     Names, keys and values come from files and servers: control characters are escaped.
     """
     rows = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "    ".join(cell + " " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
     return "".join(f"{indent}{line}".rstrip() + "\n" for line in lines)

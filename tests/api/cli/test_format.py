@@ -76,3 +76,4 @@ def test_a_model_without_a_time_was_never_modified(moment):
 
 def test_columns_fit_their_widest_cell_and_are_four_spaces_apart():
     assert format_table([("NAME", "ID"), ("a", "1"), ("longer", "")]) == "NAME      ID\na         1\nlonger\n"
+    assert format_table([("a", "1"), ("你好", "2"), ("กู้", "3")]) == "a       1\n你好    2\nกู้       3\n"
