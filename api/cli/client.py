@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -195,11 +195,30 @@ class Client:
                 answer.read()
                 status = HTTPStatus(answer.status_code)
                 raise ServerError(f"{status.value} {status.phrase}: {_error_text(answer)}", status.value)
-            for line in answer.iter_lines():
-                value = json.loads(line)
+            for line in split_lines(answer.iter_bytes()):
+                value = json.loads(line.decode("utf-8", "replace"))
+                if not isinstance(value, dict):
+                    raise json.JSONDecodeError("expected an object", str(value)[:80], 0)
                 if "error" in value:
                     raise ServerError(value["error"])
                 yield value
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Split chunks at newlines only, and leave out empty lines.
+
+    str.splitlines would also split at U+0085, U+2028 and others, which JSON leaves as they are.
+    """
+    rest: list[bytes] = []
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        rest.append(first)
+        for piece in others:
+            if line := b"".join(rest).strip():
+                yield line
+            rest = [piece]
+    if line := b"".join(rest).strip():
+        yield line
 
 
 class _transport_errors:

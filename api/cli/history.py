@@ -49,6 +49,7 @@ class LineHistory(History):
 
     def _lines(self) -> list[str]:
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
+        return [line for line in text.split("\n") if line]

@@ -72,8 +72,8 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
         "dimensions": info_of_projector.get(f"{arch}.vision.projection_dim"),
     }
     yield "Projector", known_rows(facts)
-    lines = [line.split(maxsplit=1) for line in answer.get("parameters", "").splitlines()]
-    yield "Parameters", [(name, value) for name, value in lines]
+    lines = [line.strip().partition(" ") for line in answer.get("parameters", "").split("\n") if line.strip()]
+    yield "Parameters", [(name, value.strip()) for name, _, value in lines]
     if verbose:
         yield "Metadata", [(key, value_line(value)) for key, value in sorted(info.items()) if value is not None]
         tensors = answer.get("tensors") or []
@@ -120,5 +120,5 @@ def value_text(value: Any) -> str:
 
 def first_lines(text: str) -> list[tuple[str, ...]]:
     """Return the first two non-blank lines of `text` as rows, and `...` if there are more."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     return [(line,) for line in [*lines[:2], *["..."] * (len(lines) > 2)]]

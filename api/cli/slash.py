@@ -192,7 +192,10 @@ def parameters_text(of_model: str, session: Session) -> str:
         f"{name:<30} {'[' + ' '.join(value) + ']' if isinstance(value, list) else text_of_value(value)}"
         for name, value in session.request.options.items()
     ]
-    parts = [("Model defined parameters:", of_model.splitlines()), ("User defined parameters:", of_session)]
+    parts = [
+        ("Model defined parameters:", [line for line in of_model.split("\n") if line]),
+        ("User defined parameters:", of_session),
+    ]
     shown = [f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in parts if lines]
     return "\n".join(shown) or f"{MISSING['parameters']}\n"
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from registries import Answer, Served
 
+from numllama.api.cli.client import split_lines
 from numllama.api.cli.wrap import WrappedOutput
 from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
@@ -43,6 +45,41 @@ def test_piped_input_comes_before_the_prompt(alone, numllama, file):
     expected = greedy(file, "there was a dog the")
     assert numllama("run", file, "the", "--raw", *BRIEF, stdin="there was a dog").out == f"{expected}\n"
     assert numllama("run", file, "--raw", *BRIEF, stdin="there was a dog the").out == f"{expected}\n"
+
+
+@pytest.fixture
+def replies(monkeypatch):
+    """Return a function that lets a server answer /api/generate with the given bytes, and everything else with {}."""
+    server = Served()
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+
+    def reply(body):
+        server.answer = lambda request: Answer(body=body if request.path == "/api/generate" else b"{}")
+
+    yield reply
+    server.close()
+
+
+def test_every_character_of_an_answer_is_printed(replies, numllama):
+    """JSON may hold U+0085, U+2028 and so on as they are; only a newline ends a line of an answer."""
+    text = "a\x85b\u2028c\u2029d\x0be\x0cf\x1cg"
+    lines = [{"response": c, "done": False} for c in text] + [{"response": "", "done": True, "done_reason": "stop"}]
+    encoded = [json.dumps(line, ensure_ascii=False).replace("\\u001c", "\\u001C") for line in lines]
+    replies("\r\n".join(encoded).encode())
+    assert numllama("run", "m", "x") == (0, f"{text}\n", "")
+
+
+@pytest.mark.parametrize("body", [b"1\n", b"[]", b'"error"', b"\xff\n", b"{"])
+def test_a_line_that_is_no_object_is_an_error_in_a_line(replies, numllama, body):
+    replies(body)
+    status, out, err = numllama("run", "m", "x")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "invalid response; the server does not implement Ollama's API" in err
+
+
+def test_lines_are_split_at_newlines_only():
+    chunks = [b"a\xe2\x80", b"\xa8b\n", b"\n\nc", b"\r\nd\xc2\x85\ne"]
+    assert list(split_lines(chunks)) == [b"a\xe2\x80\xa8b", b"c", b"d\xc2\x85", b"e"]
 
 
 def test_an_installed_model_uses_its_parameters_and_system_message(alone, numllama, file):
