@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ...engine.go.text import several_lines
+from ...engine.go.text import one_line, several_lines
 from .backend import backend_for, is_file, model_file
 from .format import format_table
 
@@ -113,7 +113,7 @@ def value_text(value: Any) -> str:
         case list():
             return value_line(value)
         case str():
-            return value if value.isprintable() else repr(value)[1:-1]
+            return one_line(value)
         case _:
             return f"{value}"
 

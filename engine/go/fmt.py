@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from .text import JSON_ESCAPES, LONE_SURROGATE, quote
+from .text import JSON_ESCAPES, LONE_SURROGATE, is_print, quote
 from .values import Map, Slice, Struct, go_value, type_name, uint8, unwrapped
 
 MAX_WIDTH = 1_000_000  # the limit of a precision too; print.go tooLarge
@@ -231,9 +231,7 @@ class _Verb:
             case "U":
                 shown = f"U+{value % (1 << 64):0{max(self.precision or 0, 4)}X}"
                 rune = chr(value) if 0 <= value <= 0x10FFFF else ""
-                return self._pad(
-                    shown + (f" '{rune}'" if "#" in self.flags and rune.isprintable() and rune else ""), " "
-                )
+                return self._pad(shown + (f" '{rune}'" if "#" in self.flags and rune and is_print(rune) else ""), " ")
         return self._refuse(value)
 
     def _digits(self, value: int, base: str, prefix: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from .fmt import json_text, sprint, sprintf
+from .text import is_print
 from .values import Interface, Slice, Struct, element, is_nil, is_true, type_name, uint8, unwrapped
 
 
@@ -204,7 +205,7 @@ def _html(text: str) -> str:
 
 
 def _js(text: str) -> str:
-    return "".join(_JS.get(c) or (c if c >= " " and (c.isprintable() or c == "\x7f") else _u(c)) for c in text)
+    return "".join(_JS.get(c) or (c if c >= " " and (is_print(c) or c == "\x7f") else _u(c)) for c in text)
 
 
 def _u(c: str) -> str:

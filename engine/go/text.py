@@ -6,6 +6,7 @@ A Go string holds bytes.  Here a byte that is not part of valid UTF-8 is a lone 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # unicode.IsSpace: str.isspace() without the four separators U+001C to U+001F
 WHITE_SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -17,6 +18,16 @@ JSON_ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def valid_text(text: str) -> str:
     """Replace every lone surrogate, that is every byte that is not UTF-8, with U+FFFD."""
     return LONE_SURROGATE.sub("\ufffd", text)
+
+
+def is_print(c: str) -> bool:
+    """Return whether `c` is printable by unicode.IsPrint: a letter, mark, number, punctuation, symbol, or U+0020.
+
+    Characters that this Python's Unicode tables do not know yet count as printable, except noncharacters.
+    """
+    return c.isprintable() or (
+        unicodedata.category(c) == "Cn" and ord(c) & 0xFFFE != 0xFFFE and not 0xFDD0 <= ord(c) <= 0xFDEF
+    )
 
 
 # --- quoted literals, as package strconv writes and reads them ---
@@ -39,7 +50,7 @@ def _quoted(c: str, mark: str, ascii_only: bool) -> str:
     code = ord(c)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
-    if c.isprintable() and (code < 0x80 or not ascii_only):
+    if is_print(c) and (code < 0x80 or not ascii_only):
         return c
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
@@ -72,7 +83,7 @@ def unquote(literal: str) -> str:
 
 def code_point(c: str) -> str:
     """Format a character as Go names it in errors: U+2764 '❤'"""
-    return f"U+{ord(c):04X}" + (f" '{c}'" if c.isprintable() else "")
+    return f"U+{ord(c):04X}" + (f" '{c}'" if is_print(c) else "")
 
 
 # --- text of others on a terminal or in a log ---

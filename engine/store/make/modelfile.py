@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadModelfile
 from ...go.fmt import text_of_value
+from ...go.text import is_print
 from ...options import IGNORED_OPTIONS, REQUEST_ONLY_OPTIONS, option_from_text
 from ..store import LocalModel
 
@@ -192,7 +193,7 @@ class _Reader:
 
 def drop_unprintable(text: str) -> str:
     """Return `text` without the characters that are unprintable in Go; tabs are kept."""
-    return "".join(c for c in text if c.isprintable() or c == "\t")
+    return "".join(c for c in text if is_print(c) or c == "\t")
 
 
 def strip_quotes(value: str) -> str | None:

@@ -22,6 +22,7 @@ import httpx
 
 from .... import __version__
 from ...errors import Cancelled, RegistryError, Unauthorized
+from ...go.text import is_print
 from ..manifest import MAX_JSON_BYTES
 from ..name import HOST
 from . import retry
@@ -308,7 +309,7 @@ def retryable_error(message: str, response: httpx.Response) -> Interrupted:
 def body_summary(body: bytes) -> str:
     """Return the beginning of a body as one line of text, without control characters."""
     text = " ".join(body[: 4 * MAX_SUMMARY_CHARS].decode("utf-8", "replace").split())
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:MAX_SUMMARY_CHARS])
+    return "".join(c if is_print(c) else "\ufffd" for c in text[:MAX_SUMMARY_CHARS])
 
 
 def request_summary(response: httpx.Response) -> str:

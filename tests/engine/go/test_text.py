@@ -1,10 +1,11 @@
 import sys
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.go.text import WHITE_SPACE, one_line, quote, several_lines, unquote, valid_text
+from numllama.engine.go.text import WHITE_SPACE, is_print, one_line, quote, several_lines, unquote, valid_text
 
 TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
@@ -41,6 +42,14 @@ def test_a_quoted_text_is_that_of_strconv(text, expected):
 @given(TEXTS, st.booleans())
 def test_a_quoted_text_unquotes_to_itself(text, ascii_only):
     assert unquote(quote(text, ascii_only=ascii_only)) == text
+
+
+def test_every_known_character_is_printable_by_its_category():
+    for c in map(chr, range(sys.maxunicode + 1)):
+        category = unicodedata.category(c)
+        assert is_print(c) == (category[0] in "LMNPS" or c == " ") or category == "Cn"
+    assert is_print("\U0001fa75") and not any(map(is_print, "\ufdd0\uffff\U0010fffe\u200b\ue000\ud800\xa0\n"))
+    assert quote("\U0001fa75\u200b") == '"\U0001fa75\\u200b"'
 
 
 def test_text_of_others_cannot_steer_a_terminal_or_forge_lines():

@@ -146,3 +146,9 @@ def test_a_long_modelfile_is_parsed():
     """A license of a megabyte, with one word per line."""
     text = "word\n" * 200_000
     assert parse_modelfile(f'FROM x\nLICENSE """{text}"""')[1].value == text
+
+
+def test_characters_newer_than_pythons_tables_are_kept():
+    """U+1FA75 is of Unicode 15, which Python 3.11 does not know; Go drops what is unprintable, such as U+200B."""
+    text = "hi \U0001fa75 \u0897\U0001cc00 b"
+    assert parse_modelfile(f"FROM m\nSYSTEM {text}\u200b\u202e\uffff")[1] == Instruction("system", text)
