@@ -237,7 +237,7 @@ class Engine:
         answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
         with self._released_on_error(loaded):
             pooling = pooling_of(runner.model.hparams)
-            n_ctx, tokenizer = runner.options.num_ctx, runner.model.tokenizer
+            n_ctx, tokenizer = min(options.num_ctx, runner.options.num_ctx), runner.model.tokenizer
             prompts = []
             for text in texts:
                 handle.check()

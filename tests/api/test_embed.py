@@ -146,6 +146,20 @@ def test_the_openai_route_accepts_an_empty_text_dimensions_and_options(served):
     assert long["usage"]["total_tokens"] == 16
 
 
+@pytest.mark.parametrize("num_ctx", [0, 1, 2, 3])
+def test_a_window_below_four_tokens_counts_for_texts(served, num_ctx):
+    """A model's window has at least 4 positions, but a text is cut to num_ctx tokens, of which BOS is one."""
+    body = {"model": "e", "input": "the dog and the boy", "options": {"num_ctx": num_ctx}}
+    answer = served.post("/api/embed", **body)
+    if num_ctx < 2:
+        expected = (400, {"error": "input after truncation exceeds maximum context length"})
+        assert (answer.status_code, answer.json()) == expected
+    else:
+        assert answer.json()["prompt_eval_count"] == num_ctx
+    refused = served.post("/api/embed", **body, truncate=False)
+    assert (refused.status_code, refused.json()) == (400, {"error": "the input length exceeds the context length"})
+
+
 def test_a_disconnect_cancels_the_remaining_texts(served, slowly):
     """All texts would take 10 s: 4 at a time, at least 5 ms each."""
     vectors(served, model="e", input="the model is loaded")
