@@ -179,7 +179,7 @@ FIELDS = {  # "Class.field", or "field" where every class that has it means the 
     "TokenizeRequest.text": "Other spelling of `content`",
     "TokenizeRequest.prompt": "Other spelling of `content`",
     "EmbedRequest.input": "One text or a list of texts",
-    "OpenAIEmbedRequest.input": "One text or a list of texts",
+    "OpenAIEmbedRequest.input": "A text, its token ids, or a list of several of either",
     "EmbeddingRequest.prompt": "Text to embed",
     "ResponsesRequest.input": "Text, or a list of items: messages, calls and their results, reasoning",
     "CompletionRequest.prompt": "Text to complete; token ids; or a list of several of either",

@@ -102,7 +102,7 @@ async def start_completion(
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Annotated[OpenAIEmbedRequest, body(OpenAIEmbedRequest)], context: Context) -> Response:
-    last = await embed_texts(context, embed_request(request))
+    last = await embed_texts(context, embed_request(request), takes_ids=True)
     return json_response(openai_map.embeddings_object(request, last), content_type=JSON_WITHOUT_CHARSET)
 
 

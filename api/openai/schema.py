@@ -117,7 +117,7 @@ class CompletionRequest(OpenAIRequest):
 
 @dataclass
 class OpenAIEmbedRequest:
-    """`input`: a string or a list of strings."""
+    """`input`: a string, a list of token ids, or a list of several of either."""
 
     go_name: ClassVar[str] = "openai.EmbedRequest"
     model: str = ""

@@ -11,9 +11,13 @@ from .request import RequestContext
 from .schema import EmbedRequest
 
 
-async def embed_texts(context: RequestContext, request: EmbedRequest) -> Piece:
-    """Embed all texts of `request` and return the piece with the vectors.  Raises: RequestError"""
-    texts = parse_input(request.input)
+async def embed_texts(context: RequestContext, request: EmbedRequest, takes_ids: bool = False) -> Piece:
+    """Embed all texts of `request` and return the piece with the vectors.
+
+    takes_ids   a text may be given as a list of token ids
+    Raises: RequestError
+    """
+    texts = parse_input(request.input, takes_ids)
     options = RequestOptions(request.options, request.keep_alive, truncate=request.truncate)
     context.log["model"] = request.model
     await context.start_answer(context.engine.embed, request.model, texts, options, dimensions=request.dimensions)
@@ -21,9 +25,15 @@ async def embed_texts(context: RequestContext, request: EmbedRequest) -> Piece:
     return piece
 
 
-def parse_input(input: Any) -> list[str]:
-    """Return `input`, a string or a list of strings, as a list; an empty string gives none.  Raises: RequestError"""
+def parse_input(input: Any, takes_ids: bool = False) -> list[str | list[int]]:
+    """Return `input`, a text or a list of texts, as a list; an empty string gives none.  Raises: RequestError"""
+    if takes_ids and _is_ids(input):
+        return [input]
     texts = input if isinstance(input, list) else [] if input in (None, "") else [input]
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) or (takes_ids and _is_ids(text)) for text in texts):
         raise RequestError("invalid input type")
     return texts
+
+
+def _is_ids(text: Any) -> bool:
+    return isinstance(text, list) and bool(text) and all(type(id) is int for id in text)

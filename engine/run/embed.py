@@ -11,7 +11,7 @@ dot product of two vectors is the cosine of the angle between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from time import perf_counter_ns
 
@@ -71,24 +71,33 @@ def refuse_far_too_long(text: str, tokenizer: Tokenizer, n_ctx: int) -> None:
 
 
 def embedding_tokens(
-    text: str, tokenizer: Tokenizer, n_ctx: int, truncate: bool = True, check: Callable[[], None] = lambda: None
+    text: str | Sequence[int],
+    tokenizer: Tokenizer,
+    n_ctx: int,
+    truncate: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> list[int]:
-    """Tokenize `text`, cut at its end to fit into the window.
+    """Tokenize `text`, cut at its end to fit into the window; ids are used unchanged.
 
     The kept part of a long text is tokenized again, as in Ollama; SPM then adds its leading blank twice.
     check   called between chunks of a long text; what it raises ends the encoding
     Raises: RequestError if there are no tokens, ContextFull if they do not fit and `truncate` is
     False, or if cutting leaves none
     """
-    if not truncate:
-        refuse_far_too_long(text, tokenizer, n_ctx)
-    ids = tokenizer.encode(text, check=check)
+    if isinstance(text, str):
+        if not truncate:
+            refuse_far_too_long(text, tokenizer, n_ctx)
+        ids = tokenizer.encode(text, check=check)
+    else:
+        ids = list(text)
     if not ids:
         raise RequestError("the input has no tokens, and the model's vocabulary adds none")
     if len(ids) <= n_ctx:
         return ids
     if not truncate:
         raise ContextFull(len(ids), n_ctx)
+    if not isinstance(text, str) and n_ctx > 0:
+        return ids[:n_ctx]
     first, last = ([] if special is None else [special] for special in (tokenizer.first, tokenizer.last))
     n = n_ctx - len(last)
     if n <= len(first):

@@ -213,7 +213,7 @@ class Engine:
     def embed(
         self,
         name: str,
-        texts: Sequence[str] = (),
+        texts: Sequence[str | Sequence[int]] = (),
         request: RequestOptions = DEFAULT_REQUEST,
         *,
         dimensions: int = 0,
@@ -222,6 +222,7 @@ class Engine:
     ) -> Answer:
         """Embed each of `texts` as a vector of length 1; any model can.  Without texts, only load the model.
 
+        texts        token ids in place of a text are used unchanged
         dimensions   number of leading components to keep; 0: all
         An error with one text ends the request.  The checks: docs/compatibility.md, "Checks of embed".
         """
@@ -241,6 +242,8 @@ class Engine:
             prompts = []
             for text in texts:
                 handle.check()
+                if not isinstance(text, str):
+                    check_ids(tokenizer, text)
                 prompts.append(embedding_tokens(text, tokenizer, n_ctx, request.truncate, handle.check))
         if not prompts:
             answer.is_over, answer.done_reason = True, "load"

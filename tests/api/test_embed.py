@@ -146,6 +146,18 @@ def test_the_openai_route_accepts_an_empty_text_dimensions_and_options(served):
     assert long["usage"]["total_tokens"] == 16
 
 
+def test_token_ids_are_embedded_as_their_text(served):
+    """Ids stand for themselves: nothing is added to them.  Ollama's own route takes none."""
+    texts = ["the dog", "once upon a time"]
+    ids = [served.ok("/api/tokenize", model="e", content=text, add_special=True)["tokens"] for text in texts]
+    expected = served.ok("/v1/embeddings", model="e", input=texts)
+    assert served.ok("/v1/embeddings", model="e", input=ids) == expected
+    assert served.ok("/v1/embeddings", model="e", input=ids[0])["data"] == expected["data"][:1]
+    assert served.ok("/v1/embeddings", model="e", input=[texts[0], ids[1]]) == expected
+    cut = served.ok("/v1/embeddings", model="e", input=ids[1] * 9, options={"num_ctx": len(ids[1])})
+    assert cut["data"][0]["embedding"] == expected["data"][1]["embedding"]
+
+
 @pytest.mark.parametrize("num_ctx", [0, 1, 2, 3])
 def test_a_window_below_four_tokens_counts_for_texts(served, num_ctx):
     """A model's window has at least 4 positions, but a text is cut to num_ctx tokens, of which BOS is one."""

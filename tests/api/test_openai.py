@@ -433,7 +433,9 @@ REFUSED = [
     ("/v1/embeddings", {"model": "nope", "input": "x"}, 404, 'model "nope" not found, try pulling it first'),
     ("/v1/embeddings", {"model": "e"}, 400, "invalid input"),
     ("/v1/embeddings", {"model": "e", "input": []}, 400, "invalid input"),
-    ("/v1/embeddings", {"model": "e", "input": [[1, 2]]}, 400, "invalid input type"),
+    ("/v1/embeddings", {"model": "e", "input": [[1, "a"]]}, 400, "invalid input type"),
+    ("/v1/embeddings", {"model": "e", "input": [[]]}, 400, "invalid input type"),
+    ("/v1/embeddings", {"model": "e", "input": [1, 99999]}, 400, "unknown token 99999: the vocabulary ends at 416"),
     (
         "/v1/embeddings",
         {"model": "e", "input": "x", "encoding_format": "x"},
