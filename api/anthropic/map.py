@@ -19,6 +19,7 @@ from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as anthropic
 
+UNFINISHED = {"stop_reason": None, "stop_sequence": None}  # Ollama omits them; in whole answers we do, too
 STOP_REASON = {"stop": "end_turn", "length": "max_tokens"}
 
 
@@ -176,8 +177,8 @@ class MessagesAnswer:
         """Yield the events of `chunk`: blocks open and close as the answer changes between thinking, text, calls."""
         if not self._began:
             self._began = True
-            start = self._head | {"content": [], "usage": {"input_tokens": self._n_prompt, "output_tokens": 0}}
-            yield make_event("message_start", message=start)
+            usage = {"usage": {"input_tokens": self._n_prompt, "output_tokens": 0}}
+            yield make_event("message_start", message=self._head | {"content": []} | UNFINISHED | usage)
         if chunk.thinking:
             yield from self._append("thinking", chunk.thinking)
         if chunk.text:
@@ -190,7 +191,8 @@ class MessagesAnswer:
             yield from self._close()
         if chunk.done_reason:
             yield from self._close()
-            yield make_event("message_delta", delta=self._end(chunk), usage=anthropic_usage(chunk.timings))
+            end = UNFINISHED | self._end(chunk)
+            yield make_event("message_delta", delta=end, usage=anthropic_usage(chunk.timings))
             yield make_event("message_stop")
 
     def _append(self, kind: str, text: str) -> Iterator[Event]:

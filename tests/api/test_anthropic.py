@@ -41,6 +41,7 @@ def test_a_message_has_a_block_for_each_kind_of_content(model, script):
 def test_a_message_streams_block_by_block(model, script):
     script("<think>hm</think>", "See", ": ", CALL)
     start, *blocks, delta, stop = events(model.post(PATH, **ASK, tools=[TOOL], stream=True))
+    assert (start["message"]["stop_reason"], start["message"]["stop_sequence"]) == (None, None)
     assert start["message"]["content"] == [] and start["message"]["usage"]["output_tokens"] == 0
     assert start["message"]["usage"]["input_tokens"] > 20  # the length of the prompt, before prefill
     names = {"content_block_start": "start", "content_block_delta": "delta", "content_block_stop": "stop"}
@@ -58,7 +59,7 @@ def test_a_message_streams_block_by_block(model, script):
     ]
     call = next(data["content_block"] for data in blocks if data["index"] == 2)
     assert (call["type"], call["name"], call["input"]) == ("tool_use", "get_weather", {})
-    assert delta["delta"] == {"stop_reason": "tool_use"} and delta["usage"] == {"input_tokens": 2, "output_tokens": 4}
+    assert delta["delta"] == {"stop_reason": "tool_use", "stop_sequence": None} and delta["usage"] == {"input_tokens": 2, "output_tokens": 4}
     assert stop == {"type": "message_stop"}
 
 
@@ -75,7 +76,8 @@ def test_the_stop_reason_is_mapped(model, script, said, reason):
     script("a", **said)
     got = model.ok(PATH, **ASK, stop_sequences=["STOP"])
     assert {key: got[key] for key in got if key.startswith("stop")} == reason
-    assert events(model.post(PATH, **ASK, stop_sequences=["STOP"], stream=True))[-2]["delta"] == reason
+    streamed = events(model.post(PATH, **ASK, stop_sequences=["STOP"], stream=True))[-2]["delta"]
+    assert streamed == {"stop_sequence": None} | reason
 
 
 def test_a_stop_sequence_is_named(served):
