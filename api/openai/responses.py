@@ -129,6 +129,7 @@ def _join_texts(parts: Any) -> str:
 class ResponsesAnswer:
     """An answer of /v1/responses: `push` builds the events of a stream, `whole` a single object.
 
+    A stream that max_output_tokens cuts ends as incomplete.  A whole answer says completed then, as Ollama's does.
     The output is a list of items: reasoning, text, calls.  In a stream, at most one item is open: reasoning or text.
     """
 
@@ -156,8 +157,10 @@ class ResponsesAnswer:
             yield from self._close()
             yield from self._call_events(self._call_item(call))
         if chunk.done_reason:
-            yield from self._close()
-            yield self._event("response.completed", response=self._response(self._output, chunk.timings or Timings()))
+            is_cut = chunk.done_reason == "length"
+            yield from self._close(is_cut)
+            response = self._response(self._output, chunk.timings or Timings(), is_cut)
+            yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: Exception) -> Event:
         sent = error_body(error, "/v1/")["error"]
@@ -177,14 +180,15 @@ class ResponsesAnswer:
         if text:
             yield self._event(f"{EVENT_PREFIX[kind]}.delta", **self._place(kind), **EXTRA_FIELDS[kind], delta=text)
 
-    def _close(self) -> Iterator[Event]:
+    def _close(self, is_cut: bool = False) -> Iterator[Event]:
         if not self._open:
             return
         kind, text, self._open, self._text = self._open, self._text, "", ""
         yield self._event(f"{EVENT_PREFIX[kind]}.done", **self._place(kind), **EXTRA_FIELDS[kind], text=text)
         if kind == "message":
             yield self._event("response.content_part.done", **self._place(kind), part=output_text(text))
-        yield self._done(self._item(kind, text))
+        item = self._item(kind, text)
+        yield self._done(item | {"status": "incomplete"} if is_cut and "status" in item else item)
 
     def _call_events(self, item: dict[str, Any]) -> Iterator[Event]:
         place, text = {"item_id": item["id"], "output_index": len(self._output)}, item["arguments"]
@@ -225,17 +229,20 @@ class ResponsesAnswer:
         head = {"id": f"fc_{self._n}_{call.index}", "type": "function_call", "status": "completed"}
         return head | {"call_id": call.id, "name": call.name, "arguments": arguments_json(call)}
 
-    def _response(self, output: list[dict[str, Any]], timings: Timings | None = None) -> dict[str, Any]:
-        """Build the response object; without `timings` it is in progress."""
+    def _response(
+        self, output: list[dict[str, Any]], timings: Timings | None = None, is_cut: bool = False
+    ) -> dict[str, Any]:
+        """Build the response object; without `timings` it is in progress, if `is_cut` it is incomplete."""
         r, t = self._request, timings
-        completed = t is not None
+        completed = t is not None and not is_cut
+        status = "incomplete" if is_cut else "completed" if completed else "in_progress"
         return {
             "id": f"resp_{self._n}",
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if completed else None,
-            "status": "completed" if completed else "in_progress",
-            "incomplete_details": None,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "model": r.model,
             "previous_response_id": None,
             "instructions": r.instructions or None,

@@ -59,7 +59,10 @@ def test_a_message_streams_block_by_block(model, script):
     ]
     call = next(data["content_block"] for data in blocks if data["index"] == 2)
     assert (call["type"], call["name"], call["input"]) == ("tool_use", "get_weather", {})
-    assert delta["delta"] == {"stop_reason": "tool_use", "stop_sequence": None} and delta["usage"] == {"input_tokens": 2, "output_tokens": 4}
+    assert delta["delta"] == {"stop_reason": "tool_use", "stop_sequence": None} and delta["usage"] == {
+        "input_tokens": 2,
+        "output_tokens": 4,
+    }
     assert stop == {"type": "message_stop"}
 
 

@@ -675,6 +675,17 @@ def test_a_response_streams_item_by_item(model, script):
     assert got[0]["response"]["status"] == "in_progress" and got[-1]["response"]["status"] == "completed"
 
 
+def test_a_response_that_is_cut_ends_its_stream_as_incomplete(served):
+    """A whole answer says completed: so does the one that was recorded from Ollama."""
+    body = {"model": "m", "input": "once upon", "max_output_tokens": 3}
+    *_, message, last = responses(served.post("/v1/responses", **body, stream=True))
+    assert last["type"] == "response.incomplete" and last["response"]["status"] == "incomplete"
+    assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert last["response"]["completed_at"] is None and last["response"]["usage"]["output_tokens"] == 3
+    assert message["item"]["status"] == "incomplete" and last["response"]["output"] == [message["item"]]
+    assert served.ok("/v1/responses", **body)["status"] == "completed"
+
+
 def test_all_input_items_reach_the_prompt(model, script):
     script()
     items = [

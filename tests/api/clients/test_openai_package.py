@@ -142,6 +142,11 @@ def test_responses(client, script):
     assert text == final.output_text == "Hello" and final.usage.total_tokens == 5
 
 
+def test_a_response_that_is_cut_is_incomplete(client):
+    *_, last = client.responses.create(model="m", input="hello", max_output_tokens=3, stream=True)
+    assert last.type == "response.incomplete" and last.response.incomplete_details.reason == "max_output_tokens"
+
+
 def test_responses_call_tools(client, script):
     tool = {"type": "function"} | WEATHER["function"]
     script(CALL)
