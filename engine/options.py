@@ -110,6 +110,7 @@ class RequestOptions:
     n_logprobs    None: no log-probabilities; 0: those of sampled tokens; n: also those of the n likeliest tokens
     echo          the answer begins with the prompt, see echo.py
     render_only   return the rendered prompt without running the model
+    count_only    count the prompt's tokens without running the model
     must_call     a chat's answer is a call of one of its tools, whatever `format` says
     choice        index among the answers to one prompt; added to a seed that is set
     """
@@ -123,6 +124,7 @@ class RequestOptions:
     n_logprobs: int | None = None
     echo: bool = False
     render_only: bool = False
+    count_only: bool = False
     must_call: bool = False
     choice: int = 0
 

@@ -66,6 +66,7 @@ ROUTES = {  # "METHODS path": what the route does
     "GET /v1/models": "List the models in the store.",
     "GET /v1/models/{name}": "Describe one model.",
     "POST /v1/messages": "Answer a conversation.",
+    "POST /v1/messages/count_tokens": "Count the tokens of a conversation's prompt; `max_tokens` is not needed.",
 }
 
 FIELDS = {  # "Class.field", or "field" where every class that has it means the same

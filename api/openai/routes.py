@@ -37,7 +37,9 @@ async def chat_completions(
     """Answer with `n` choices, each chunk of a stream as it comes."""
     chat, n = chat_from_completions(request), n_choices(request.n)
     must_call = apply_tool_choice(chat, request.tool_choice)
-    answer, contexts = await start_choices(context, n, lambda one, i: answer_chat(one, chat, must_call, i))
+    answer, contexts = await start_choices(
+        context, n, lambda one, i: answer_chat(one, chat, must_call=must_call, choice=i)
+    )
     completion, merged = ChatCompletion(request, answer, n), merge_choices(contexts)
     if request.stream:
         return await send_choices(merged, completion.push, openai_error_event)
@@ -48,7 +50,7 @@ async def chat_completions(
 async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], context: Context) -> Response:
     chat = chat_from_responses(request)
     must_call = apply_tool_choice(chat, request.tool_choice)
-    await answer_chat(context, chat, must_call)
+    await answer_chat(context, chat, must_call=must_call)
     response = ResponsesAnswer(request)
     if request.stream:
         return await send_events(context.pieces(), response.push, response.failure)

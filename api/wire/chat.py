@@ -11,20 +11,17 @@ from .request import RequestContext
 from .schema import ChatRequest
 
 
-async def answer_chat(
-    context: RequestContext, request: ChatRequest, must_call: bool = False, choice: int = 0
-) -> Answer:
+async def answer_chat(context: RequestContext, request: ChatRequest, **more: Any) -> Answer:
     """Start the engine's answer to `request`, whichever API it came through.
 
-    must_call   the answer is a call of one of the request's tools
-    choice      index among the answers to the same request
+    more   fields of RequestOptions that Ollama's requests lack: must_call, choice, count_only
     """
     context.log["model"] = request.model
-    options = replace(request_options(request), must_call=must_call, choice=choice)
+    options = replace(request_options(request), **more)
 
-    def chat(**more: Any) -> Answer:
+    def chat(**arguments: Any) -> Answer:
         """Start the answer, in a worker thread: a conversation may have many messages to convert."""
         messages, tools = ([asdict(item) for item in items] for items in (request.messages, request.tools))
-        return context.engine.chat(request.model, messages, options, tools=tools, **more)
+        return context.engine.chat(request.model, messages, options, tools=tools, **arguments)
 
     return await context.start_answer(chat)

@@ -35,7 +35,7 @@ class Answer:
     load_duration   nanoseconds from the request until the model was ready
     prompt          the rendered text
     n_images        images in the prompt
-    n_prompt        tokens of the prompt, at most the window
+    n_prompt        tokens of the prompt, at most the window; all of them if they are only counted
     is_over         there will be no pieces
     handle          the request's handle, which cancels it
     split           the splitter of its pieces

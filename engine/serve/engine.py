@@ -424,6 +424,10 @@ class Engine:
             answer.is_over = True
             self.pool.release(loaded)
             return answer
+        if request.count_only:
+            answer.n_prompt, answer.is_over = len(prompt.encode(runner, handle)[0]), True
+            self.pool.release(loaded)
+            return answer
         shown = runner.model.tokenizer.controls(splitter.tags)
         grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown, handle)
         began = perf_counter_ns()

@@ -202,3 +202,24 @@ def test_an_error_during_the_stream_is_the_last_event(served, script):
     script("a", error=RuntimeError("secret detail"))
     *_, last = events(served.post(PATH, model="m", max_tokens=5, messages=HELLO, stream=True))
     assert last["error"] == {"type": "api_error", "message": "internal error: RuntimeError"}
+
+
+def test_the_tokens_of_a_prompt_are_counted(served):
+    """As many as the answer then reports; the conversation is not cut to the window, and nothing is generated."""
+    ask = {"model": "m", "messages": HELLO, "system": "S", "options": {"num_ctx": 256}}
+    counted = served.ok(f"{PATH}/count_tokens", **ask)
+    assert counted == {"input_tokens": served.ok(PATH, **ask, max_tokens=1)["usage"]["input_tokens"]}
+    long = [{"role": "user", "content": "hello"}, {"role": "user", "content": "the cat and the dog " * 100}]
+    assert served.ok(f"{PATH}/count_tokens", **ask | {"messages": long})["input_tokens"] > 500
+    assert all(not loaded.n_using for loaded in served.engine.pool.loaded())
+
+
+def test_tools_count(model):
+    ask = {"model": "t", "messages": HELLO}
+    plain, offered, chosen = (
+        model.ok(f"{PATH}/count_tokens", **ask, **more)["input_tokens"]
+        for more in ({}, {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": {"type": "none"}})
+    )
+    assert plain == chosen < offered
+    answer = model.post(f"{PATH}/count_tokens", model="t")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "messages is required")

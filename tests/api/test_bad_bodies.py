@@ -36,6 +36,7 @@ REQUESTS = {
     ("POST", "/v1/completions"): openai_schema.CompletionRequest,
     ("POST", "/v1/responses"): openai_schema.ResponsesRequest,
     ("POST", "/v1/messages"): anthropic_schema.MessagesRequest,
+    ("POST", "/v1/messages/count_tokens"): anthropic_schema.MessagesRequest,
 }
 ROUTES = [*REQUESTS]
 STATUSES = {200, 201, 400, 403, 404, 413, 501}

@@ -30,6 +30,12 @@ def test_messages(client):
     assert (final.usage, final.stop_reason) == (whole.usage, whole.stop_reason)
 
 
+def test_tokens_are_counted(client):
+    counted = client.messages.count_tokens(model="m", messages=HELLO, system="S")
+    whole = client.messages.create(model="m", max_tokens=1, messages=HELLO, system="S")
+    assert counted.input_tokens == whole.usage.input_tokens > 0
+
+
 def test_thinking_comes_first(client, script):
     script("<think>hm</think>", "yes")
     whole = client.messages.create(
