@@ -14,6 +14,7 @@ from serving import until
 from numllama.api.openai import schema as openai
 from numllama.api.openai.map import chat_from_completions
 from numllama.engine.go.decode import decode_json
+from tiny import tiny_gguf
 
 CHAT = "/v1/chat/completions"
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -753,3 +754,12 @@ def test_usage_reports_cached_tokens_and_truncation(served, monkeypatch, route, 
     if route == "/v1/completions":
         cut = ask(80)
         assert cut["truncated"]["kept"] == cut["usage"]["prompt_tokens"] == 256 < cut["truncated"]["prompt_tokens"]
+
+
+def test_cached_tokens_are_reported_from_512_prompt_tokens_on(served, models):
+    served.add("long", tiny_gguf(models / "long.gguf", seed=1, llama__context_length=1024))
+    id = 300
+    for n, expected in [(511, None), (512, {"cached_tokens": 511})]:
+        for _ in range(2):
+            got = served.ok("/v1/completions", model="long", prompt=[id] * n, max_tokens=1)["usage"]
+        assert (got["prompt_tokens"], got.get("prompt_tokens_details")) == (n, expected)
