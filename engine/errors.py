@@ -3,6 +3,7 @@
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
      +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  BadImage  ContextFull
+     |                    ConversationRefused, a BadTemplate
      |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- RegistryError     Unauthorized  WrongBlob(expected, found)
@@ -89,6 +90,10 @@ class BadGrammar(RequestError):
 
 class BadTemplate(RequestError):
     """The chat template does not parse, or fails on this conversation."""
+
+
+class ConversationRefused(BadTemplate):
+    """The chat template is sound, but refuses this conversation: the message is the template's own."""
 
 
 class BadImage(RequestError):

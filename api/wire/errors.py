@@ -2,7 +2,8 @@
 
 ModelNotFound            404        RequestError, subclasses     400, with Ollama's text where clients match on it
 NotYet                   501        QueueFull, ShuttingDown      503
-BadTemplate              500        BodyTooLarge                 413
+BadTemplate              500        ConversationRefused          400, a BadTemplate
+BodyTooLarge             413
 any other                500
 
 The body is {"error": text}, and under /v1 the error object of OpenAI or Anthropic.
@@ -28,6 +29,7 @@ STATUS_OF_ERROR: dict[type[Exception], int] = {
     e.ModelNotFound: 404,
     e.CloudModel: 403,
     e.NotYet: 501,
+    e.ConversationRefused: 400,
     e.BadTemplate: 500,
     e.RequestError: 400,
     e.QueueFull: 503,

@@ -24,7 +24,7 @@ import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from ..errors import BadTemplate
+from ..errors import BadTemplate, ConversationRefused
 from ..go.limits import MAX_NODES, MAX_TEXT, MAX_TOKENS, Budget, BudgetExceeded
 
 MARK = "\ue000continue here\ue000 "  # appended to the text to continue; its blank shows whether the template trims
@@ -220,7 +220,7 @@ def render_jinja(
     add_generation_prompt   end the text where the model's answer begins
     continue_final_message  end the text where the last message ends, so that the model continues it
     variables               bos_token, eos_token, enable_thinking, ...: variables that the template may use
-    Raises: BadTemplate
+    Raises: BadTemplate; ConversationRefused if the template calls raise_exception
     """
     own = [_prepared(message) for message in messages]
     if continue_final_message:
@@ -231,6 +231,8 @@ def render_jinja(
         rendered = _compiled(text).render(add_generation_prompt=add_generation_prompt, **variables)
         rendered.encode()  # raises for a lone surrogate
     except Exception as error:  # the template's code may raise anything
+        if type(error) is jinja2.TemplateError:  # by raise_exception
+            raise ConversationRefused(_one_line(error)) from error
         raise BadTemplate(_one_line(error)) from error
     finally:
         _budget.reset(previous)
@@ -261,7 +263,7 @@ def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Append MARK to the last text in `messages`.  Raises: BadTemplate if they have none"""
+    """Append MARK to the last text in `messages`.  Raises: ConversationRefused if they have none"""
     content = messages[-1].get("content") if messages else None
     if isinstance(content, str):
         return [*messages[:-1], messages[-1] | {"content": content + MARK}]
@@ -269,13 +271,13 @@ def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if isinstance(part, dict) and "text" in part:
             part["text"] += MARK
             return messages
-    raise BadTemplate("the last message has no text to continue")
+    raise ConversationRefused("the last message has no text to continue")
 
 
 def _cut(rendered: str) -> str:
     before, mark, after = rendered.rpartition(MARK.rstrip())
     if not mark:
-        raise BadTemplate("the last message cannot be continued: the chat template does not render it")
+        raise ConversationRefused("the last message cannot be continued: the chat template does not render it")
     return before if after.startswith(" ") else before.rstrip()
 
 

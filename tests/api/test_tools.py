@@ -11,6 +11,8 @@ import re
 import pytest
 from scripted import HELLO, WEATHER
 
+from tiny import tiny_gguf
+
 
 def chat(server, messages=HELLO, **more):
     return server.ok("/api/chat", model="t", messages=messages, stream=False, **more)
@@ -137,6 +139,18 @@ def test_calls_and_results_reach_the_prompt(model):
         '<tool_call>{"name": "get_weather", "arguments": {"b": 1, "a": 2}}</tool_call>\n'
         "<|tool|>sunny from get_weather\n<|assistant|>"
     )
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_request(served, models):
+    """The template's own words; a template that is broken stays an error of the server, as in Ollama."""
+    for name, text, expected in [
+        ("alternates", "{{ raise_exception('roles must alternate') }}", (400, "roles must alternate")),
+        ("broken", "{{ messages.no_such_method() }}", (500, None)),
+    ]:
+        served.add(name, tiny_gguf(models / f"{name}.gguf", chat_template=text))
+        answer = served.post("/api/chat", model=name, messages=HELLO)
+        assert answer.status_code == expected[0] and expected[1] in (None, answer.json()["error"])
+        assert served.post("/v1/chat/completions", model=name, messages=HELLO).status_code == expected[0]
 
 
 def test_deepseek_r1_does_not_get_earlier_thinking(model, models):
