@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..template.messages import Tool
 from ..template.tags import ARGUMENTS, ID, NAME, CallForm
 
 PUNCTUATION = "{}[],:"
+GAP = r"/[ \t\r\n]{0,8}/"
 _ALONE = NAME + ARGUMENTS + ID + re.escape(PUNCTUATION)
 _TOKEN = re.compile(rf"[{_ALONE}]|[ \t\r\n]+|[^{_ALONE} \t\r\n]+")
 _ANY_OBJECT = {"type": "object"}
@@ -39,19 +40,32 @@ class ForcedCall:
         """The fixed texts of the form: its tag first; control tokens that occur in them count as text."""
         return (self.form.tag, *re.split(f"[{NAME}{ARGUMENTS}{ID}]", self.form.text), self.form.rest)
 
-    def rules(self, schema_text: Callable[[dict[str, Any]], str]) -> str:
-        """Write the body of a Lark rule for the call, and the rules it uses.  `schema_text` prepares a schema.
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """The schema of each tool's arguments.  Raises: BadGrammar"""
+        return [_parameters(tool) for tool in self.tools]
 
-        Raises: BadGrammar
-        """
-        rules = [" | ".join(f"call_{i}" for i in range(len(self.tools))), r"gap: /[ \t\r\n]{0,8}/"]
+    def rules(self, schema_texts: Sequence[str]) -> str:
+        """Write the body of a Lark rule for the call, and the rules it uses; `schema_texts` replace the schemas."""
+        rules = [" | ".join(f"call_{i}" for i in range(len(self.tools))), f"gap: {GAP}"]
         tag, rest = _literal(self.form.tag), self.form.rest.strip(WHITE_SPACE)
         closing = f" (gap {_literal(rest)})?" if rest else ""
-        for i, tool in enumerate(self.tools):
-            terms = " ".join(_terms(self.form.text, str(tool["function"].get("name") or ""), f"arguments_{i}"))
+        for i, schema_text in enumerate(schema_texts):
+            terms = " ".join(self._terms(i))
             rules.append(f"call_{i}: {tag} {terms}{closing}")
-            rules.append(f"arguments_{i}: %json {schema_text(_parameters(tool))}")
+            rules.append(f"arguments_{i}: %json {schema_text}")
         return "\n".join(rules)
+
+    def head(self, i: int) -> re.Pattern[bytes]:
+        """Return a pattern of the text before the arguments of tool `i`."""
+        terms = [_literal(self.form.tag), *self._terms(i)]
+        terms = [term if term[0] in '"/' else GAP for term in terms[: terms.index(f"arguments_{i}")]]
+        return re.compile(
+            "".join(term[1:-1] if term[0] == "/" else re.escape(json.loads(term)) for term in terms).encode()
+        )
+
+    def _terms(self, i: int) -> list[str]:
+        return [*_terms(self.form.text, str(self.tools[i]["function"].get("name") or ""), f"arguments_{i}")]
 
 
 def _terms(text: str, name: str, arguments: str) -> Iterator[str]:

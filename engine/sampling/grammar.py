@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from ..errors import BadGrammar, EngineError, ModelError
 from ..handle import RequestHandle
 from ..tokenizer import Tokenizer
 from .forced_call import ForcedCall
-from .json_schema import narrowed
-from .trial import Trial, compiled
+from .json_schema import mapped, narrowed
+from .trial import CLOSING, Trial, compiled, explore
+from .veto import Pieces, Veto, needs_veto
 
 Tags = tuple[str, str]
 
@@ -49,7 +51,7 @@ JSON = rf"""
     HEX: /[0-9a-fA-F]/
 """
 TRIAL = Trial()  # its child processes are shared by all models
-SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": True}
+SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": False}
 # The keyword that an error is about, for errors in which llguidance does not name it
 KEYWORD_OF_ERROR = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
 
@@ -61,10 +63,24 @@ def source(format: str | dict[str, Any] | ForcedCall, tags: Tags | None = None, 
     is_open  the prompt already contains the opening tag
     Raises: BadGrammar
     """
+    return _framed(_rule(format, [*map(narrowed, _schemas(format))]), tags, is_open)
+
+
+def _schemas(format: str | dict[str, Any] | ForcedCall) -> list[dict[str, Any]]:
+    """Return the schemas that `format` consists of.  Raises: BadGrammar"""
+    return format.schemas if isinstance(format, ForcedCall) else [format] if isinstance(format, dict) else []
+
+
+def _rule(format: str | dict[str, Any] | ForcedCall, schemas: Sequence[dict[str, Any]]) -> str:
+    """Write the body of the answer's rule; `schemas` are those of `format`, rewritten."""
+    texts = [json.dumps(_plain(schema) | {"x-guidance": SCHEMA}) for schema in schemas]
     if isinstance(format, ForcedCall):
-        answer = format.rules(_schema)
-    else:
-        answer = f"%lark {{{JSON}}}" if isinstance(format, str) else f"%json {_schema(format)}"
+        return format.rules(texts)
+    return f"%json {texts[0]}" if texts else f"%lark {{{JSON}}}"
+
+
+def _framed(answer: str, tags: Tags | None, is_open: bool) -> str:
+    """Write the grammar of an answer whose rule is `answer`, after thinking if there are `tags`."""
     # where only one text is possible, it may still be spelled by different tokens, and the model chooses
     head = '%llguidance {"no_forcing": true}'
     if not tags:
@@ -84,7 +100,11 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._sorted: dict[frozenset[int], LLTokenizer] = {}
+        self._prepared: dict[frozenset[int], tuple[LLTokenizer, Pieces]] = {}
+        ids = range(tokenizer.n_vocab)
+        pieces = [b"" if id in tokenizer.eog else tokenizer.piece(id, special=False) for id in ids]
+        self._spells_all = {piece for piece in pieces if len(piece) == 1} >= {bytes([byte]) for byte in range(256)}
+        self._is_closing = [bool(piece) and CLOSING.issuperset(piece) for piece in pieces]
 
     def grammar(
         self,
@@ -103,26 +123,34 @@ class Grammars:
         handle                  the request's, which may be cancelled
         Raises: BadGrammar, naming the keyword; what ended the request
         """
-        text = source(format, tags, is_open)
-        if not isinstance(format, str) and (error := TRIAL.check(text, handle)):
+        schemas = [*map(narrowed, _schemas(format))]
+        rule = _rule(format, schemas)
+        heads = [format.head(i) if isinstance(format, ForcedCall) else None for i in range(len(schemas))]
+        tokens, pieces = self._prepare(shown)
+        is_vetoed = [needs_veto(schema) for schema in schemas]
+        veto = Veto([*zip(heads, schemas, strict=True)], pieces, tags, is_open) if any(is_vetoed) else None
+        if schemas and (error := TRIAL.check(_framed(rule, None, False), handle)):
             raise BadGrammar(_error_line(error))
-        matcher = compiled(text, self._tokens(shown))
+        matcher = compiled(_framed(rule, tags, is_open), tokens)
         if matcher.is_error():
             raise BadGrammar(_error_line(matcher.get_error()))
-        return Grammar(matcher, self._tokenizer.n_vocab)
+        if not self._spells_all and (error := explore(matcher, self._is_closing, frozenset(self._tokenizer.eog))):
+            raise BadGrammar(f"format: {error} with this vocabulary")
+        return Grammar(matcher, self._tokenizer.n_vocab, veto)
 
-    def _tokens(self, shown: frozenset[int]) -> LLTokenizer:
-        if shown not in self._sorted:
-            pieces, eog = TokenizerWrapper(_Pieces(self._tokenizer, shown)), sorted(self._tokenizer.eog)
-            self._sorted[shown] = LLTokenizer(pieces, n_vocab=self._tokenizer.n_vocab, eos_token=eog)
-        return self._sorted[shown]
+    def _prepare(self, shown: frozenset[int]) -> tuple[LLTokenizer, Pieces]:
+        if shown not in self._prepared:
+            vocabulary, eog = _Vocabulary(self._tokenizer, shown), sorted(self._tokenizer.eog)
+            tokens = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=self._tokenizer.n_vocab, eos_token=eog)
+            self._prepared[shown] = tokens, Pieces(vocabulary.tokens)
+        return self._prepared[shown]
 
 
 class Grammar:
     """The state of one constrained answer, token by token."""
 
-    def __init__(self, matcher: LLMatcher, n_vocab: int):
-        self._matcher, self._n_vocab = matcher, n_vocab
+    def __init__(self, matcher: LLMatcher, n_vocab: int, veto: Veto | None = None):
+        self._matcher, self._n_vocab, self._veto = matcher, n_vocab, veto
 
     def mask(self) -> NDArray[np.bool_]:
         """Compute which tokens may be next.  bool [n_vocab]; all False if the vocabulary cannot spell what must follow.
@@ -132,14 +160,19 @@ class Grammar:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise EngineError(f"format: the answer became too complex: {_error_line(self._matcher.get_error())}")
-        return np.unpackbits(bits, count=self._n_vocab, bitorder="little").view(np.bool_)
+        mask = np.unpackbits(bits, count=self._n_vocab, bitorder="little").view(np.bool_)
+        if self._veto:
+            self._veto.apply(mask)
+        return mask
 
     def accept(self, token: int) -> None:
         """Advance by `token`, which was sampled."""
         self._matcher.consume_token(token)
+        if self._veto:
+            self._veto.accept(token)
 
 
-class _Pieces:
+class _Vocabulary:
     """A vocabulary in the form that llguidance requires.  A token with an empty piece is special and never allowed."""
 
     def __init__(self, tokenizer: Tokenizer, shown: frozenset[int]):
@@ -152,8 +185,10 @@ class _Pieces:
         self.special_token_ids = [id for id, piece in enumerate(self.tokens) if not piece]
 
 
-def _schema(schema: dict[str, Any]) -> str:
-    return json.dumps(narrowed(schema) | {"x-guidance": SCHEMA})
+def _plain(schema: Any) -> Any:
+    """Return the schema without what veto.py enforces."""
+    plain = mapped(schema, _plain)
+    return {key: value for key, value in plain.items() if key != "uniqueItems"} if isinstance(plain, dict) else plain
 
 
 def _error_line(error: str) -> str:
@@ -167,6 +202,8 @@ def _error_line(error: str) -> str:
     error = re.sub(r"^at [0-9()]+: |failed to compile JSON schema: |failed to parse \"%json\": ", "", error)
     said = error.split("\n   1 | ")[0]
     keyword = next((keyword for sign, keyword in KEYWORD_OF_ERROR.items() if sign in said), "")
+    if unsatisfiable := re.search(r"Unsatisfiable schema: (.*)", error):
+        return f"format: no answer matches the schema: {unsatisfiable[1]}"
     if "NoExtension" in said:
         said = "no answer is possible: a $ref refers to itself, or the vocabulary cannot spell an answer"
     lines = said.split("\n")

@@ -5,6 +5,7 @@
 
     check_schema        schema_check.py     bounds, and the types of keywords' values
     hoisted             here                every target of a $ref in $defs
+    REWRITES            schema_rewrite.py   keywords that a grammar cannot enforce, by others
     explicit            here                the type and closedness that Ollama's engine assumes
     one_of_as_any_of    one_of.py           if no answer can fit two alternatives
 """
@@ -15,10 +16,12 @@ from typing import Any
 
 from .one_of import one_of_as_any_of, required
 from .schema_check import LISTS, NAMED, SINGLE, Schema, check_schema, resolve, walk
+from .schema_rewrite import REWRITES
 
-FORMATS = frozenset("date-time date time duration email hostname ipv4 ipv6 uuid uri".split())
 IMPLIED = {"properties": "object", "items": "array", "prefixItems": "array", "pattern": "string", "format": "string"}
+IMPLIED |= {"patternProperties": "object", "uniqueItems": "array"}
 COMBINING = {"$ref", "anyOf", "oneOf", "allOf"}
+CONDITIONAL = {"if", "dependentSchemas", "contains"}
 
 
 def narrowed(schema: Schema) -> Schema:
@@ -27,14 +30,15 @@ def narrowed(schema: Schema) -> Schema:
     type                  inferred from keywords that apply only to an object, an array or a string
     additionalProperties  false by default, so that only the listed properties occur, unless schemas are combined that
                           list properties of their own
-    format                removed if unsupported
     oneOf                 becomes anyOf, if no answer can fit two alternatives
+    other keywords        as in schema_rewrite.py
     Raises: BadGrammar, naming the keyword.
     """
     check_schema(schema)
     root = hoisted(schema)
     alone = not any(_is_combined(part) for _, part in walk(root) if isinstance(part, dict))
-    return _rewritten(root, root, alone)
+    made: Schema = _rewritten(root, root, alone)
+    return made
 
 
 def hoisted(schema: Schema) -> Schema:
@@ -50,7 +54,9 @@ def hoisted(schema: Schema) -> Schema:
         return mapped(part, renamed)
 
     found = {name: renamed(resolve(reference, schema)) for reference, name in names.items()}
-    root = renamed({keyword: value for keyword, value in schema.items() if keyword not in ("$defs", "definitions")})
+    root: Schema = renamed(
+        {keyword: value for keyword, value in schema.items() if keyword not in ("$defs", "definitions")}
+    )
     return root | {"$defs": found} if found else root
 
 
@@ -70,9 +76,11 @@ def mapped(part: Any, change: Any) -> Any:
 
 
 def _rewritten(part: Any, root: Schema, alone: bool) -> Any:
-    """Return `part` and all within it rewritten."""
+    """Return `part` and all within it rewritten.  `root` stays as it was: alternatives are judged by what was asked."""
     if not isinstance(part, dict):
         return part
+    for rewrite in REWRITES:
+        part = rewrite(part, root)
     if "oneOf" in part:
         part = one_of_as_any_of(part, root, lambda one: explicit(one, alone))
     return mapped(explicit(part, alone), lambda inner: _rewritten(inner, root, alone))
@@ -80,14 +88,16 @@ def _rewritten(part: Any, root: Schema, alone: bool) -> Any:
 
 def _is_combined(part: Schema) -> bool:
     """Return whether several schemas apply to the same object."""
-    return len(part.get("allOf", ())) > 1 or ("properties" in part and bool(part.keys() & COMBINING))
+    return (
+        len(part.get("allOf", ())) > 1
+        or bool(part.keys() & CONDITIONAL)
+        or ("properties" in part and bool(part.keys() & COMBINING))
+    )
 
 
 def explicit(part: Schema, alone: bool) -> Schema:
     """Return `part` with the type that its keywords imply, and closed, if it stands alone and lists properties."""
     part = dict(part)
-    if "format" in part and part["format"] not in FORMATS:
-        del part["format"]
     implied = {type for keyword, type in IMPLIED.items() if keyword in part}
     if len(implied) == 1 and not part.keys() & {"type", *COMBINING}:
         part["type"] = implied.pop()

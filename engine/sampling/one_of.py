@@ -111,11 +111,11 @@ def excludes(a: Schema, b: Schema, root: Schema, steps: int = MAX_STEPS) -> bool
 
 
 def _low(part: Schema) -> float:
-    return max(part.get("minimum", -inf), part.get("exclusiveMinimum", -inf))
+    return float(max(part.get("minimum", -inf), part.get("exclusiveMinimum", -inf)))
 
 
 def _high(part: Schema) -> float:
-    return min(part.get("maximum", inf), part.get("exclusiveMaximum", inf))
+    return float(min(part.get("maximum", inf), part.get("exclusiveMaximum", inf)))
 
 
 def _forbids(part: Schema, name: str) -> bool:

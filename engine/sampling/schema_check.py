@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
@@ -84,7 +85,9 @@ def walk(schema: Schema) -> Iterator[tuple[str, Any]]:
 def inside(part: Schema) -> Iterator[tuple[str, Any]]:
     """Yield the schemas directly in `part`, each with its keyword."""
     for keyword, value in part.items():
-        if keyword in NAMED and isinstance(value, dict):
+        if keyword == "dependencies":
+            yield from ((keyword, inner) for inner in value.values() if not isinstance(inner, list))
+        elif keyword in NAMED and isinstance(value, dict):
             yield from ((keyword, inner) for inner in value.values())
         elif isinstance(value, list) and (keyword in LISTS or keyword == "items"):
             yield from ((keyword, inner) for inner in value)
@@ -94,6 +97,8 @@ def inside(part: Schema) -> Iterator[tuple[str, Any]]:
 
 def resolve(reference: str, root: Schema) -> Any:
     """Return what a reference such as "#/$defs/Name" leads to in `root`.  Raises: BadGrammar"""
+    if "$id" in root and reference.removesuffix("#") == root["$id"]:
+        return root
     if reference != "#" and not reference.startswith("#/"):
         raise BadGrammar(f"format: $ref: {shown(reference)} is not a path in the schema, such as #/$defs/Name")
     found: Any = root
@@ -158,12 +163,19 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_map(value: Any) -> bool:
+    """Return whether `value` has names that a key can spell without a \\u, which veto.py forbids."""
+    return isinstance(value, dict) and not any(CONTROL.search(name) for name in value)
+
+
 Rule = tuple[str, Callable[[Any], bool]]
 ANYTHING: Rule = "", lambda value: True
 COUNT: Rule = "a count", _is_count
 NUMBER: Rule = "a finite number", _is_number
+STRICT: Rule = "a finite number", lambda value: isinstance(value, bool) or _is_number(value)  # true in draft 4
 SCHEMAS: Rule = "a list of schemas", lambda value: isinstance(value, list) and bool(value)
-MAP: Rule = "an object of schemas", _is_object
+MAP: Rule = "an object of schemas by names without control characters", _is_map
+CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 KEYWORDS: dict[str, Rule] = {
     "type": ("a type, or a list of types", _is_type),
     "enum": ("a list of values", lambda value: isinstance(value, list) and bool(value)),
@@ -174,9 +186,11 @@ KEYWORDS: dict[str, Rule] = {
     "uniqueItems": ("true or false", lambda value: isinstance(value, bool)),
     "multipleOf": ("a number above 0", lambda value: _is_number(value) and value > 0),
     "dependentRequired": ("lists of names", lambda value: _is_object(value) and all(map(_is_names, value.values()))),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), NUMBER),
+    **dict.fromkeys(("minimum", "maximum"), NUMBER),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), STRICT),
     **{f"{least}{what}": COUNT for least in ("min", "max") for what in ("Length", "Items", "Properties", "Contains")},
     **dict.fromkeys(LISTS, SCHEMAS),
     **dict.fromkeys(NAMED, MAP),
+    "dependencies": ("an object", _is_object),
 }
 LIMITS = {"multipleOf": MAX_MULTIPLE, **dict.fromkeys(("minLength", "minItems", "minProperties"), MAX_COUNT)}

@@ -1,7 +1,7 @@
 """Compiling a grammar in a child process first, so that a grammar that breaks llguidance costs only its own request.
 
     parent                                        child: python -P -m numllama.engine.sampling.trial 3
-    Trial.check(grammar)  -- length, text -->     compile it, compute the first mask
+    Trial.check(grammar)  -- length, text -->     compile it, and try some answers
                           <-- length, error --    "" if all is well
     compile it for the model's vocabulary
 
@@ -16,17 +16,20 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import ceil, inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from random import Random
 from signal import SIG_IGN, SIGINT, signal
 from threading import Lock, Thread, stack_size
 from time import monotonic, process_time
 from typing import IO, TypeVar
 from weakref import finalize
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ..handle import RequestHandle
@@ -41,10 +44,16 @@ MAX_CHILDREN = 2  # grammars on trial at once
 MAX_VERDICTS = 256  # remembered
 POLL_S = 0.05  # how soon a cancelled request is noticed
 
-LIMITS = LLParserLimits(verbose_errors=False)
-
+LIMITS = LLParserLimits(
+    step_lexer_fuel=2_000_000, step_max_items=500_000, max_items_in_row=20_000, verbose_errors=False
+)
+N_WALKS = 2  # answers that are tried
+MAX_STEPS = 60  # tokens of each
+CLOSING = frozenset(b'",:]}')
 
 TOO_COMPLEX = f"the schema is too complex to compile within {MAX_CPU_S} s and {MAX_MEMORY_BYTES >> 30} GiB"
+TOO_COMPLEX_ANSWER = "the schema is too complex: fewer optional properties or simpler patterns are needed"
+NO_END = "the schema has answers that cannot be completed"
 
 
 class Trial:
@@ -189,15 +198,40 @@ def compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     return matcher
 
 
+def explore(matcher: LLMatcher, is_closing: Sequence[bool], end: frozenset[int]) -> str:
+    """Try some answers.  -> what breaks them off, "" if nothing does
+
+    is_closing   whether a token closes or separates parts of JSON; such tokens are preferred
+    end          tokens that end an answer
+    """
+    for seed in range(N_WALKS):
+        walk, random = matcher.deep_copy(), Random(seed)
+        for _ in range(MAX_STEPS):
+            bits = np.unpackbits(np.frombuffer(walk.compute_bitmask(), np.uint8), bitorder="little")
+            if walk.is_error():
+                return NO_END if "NoExtension" in walk.get_error() else TOO_COMPLEX_ANSWER
+            allowed = np.flatnonzero(bits[: len(is_closing)]).tolist()
+            if not allowed:
+                return NO_END
+            closing = [token for token in allowed if is_closing[token]] if random.random() < 0.5 else []
+            token = random.choice(closing or allowed)
+            if token in end:
+                break
+            walk.consume_token(token)
+    return ""
+
+
 def serve(requests: IO[bytes], answers: IO[bytes], max_cpu_s: int) -> None:
     """Compile grammars until `requests` ends."""
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
+    is_closing = [byte in CLOSING for byte in range(257)]
     _limit("AS", MAX_MEMORY_BYTES)
     _limit("CORE", 0)
     while (grammar := _read(requests)) is not None:
         _limit("CPU", ceil(process_time()) + max_cpu_s)
         matcher = compiled(grammar, tokenizer)
-        _write(answers, matcher.get_error() if matcher.is_error() else "")
+        error = matcher.get_error() if matcher.is_error() else explore(matcher, is_closing, frozenset([256]))
+        _write(answers, error)
 
 
 def _limit(name: str, most: int) -> None:

@@ -101,12 +101,12 @@ def test_an_answer_validates_and_has_the_schemas_key_order(served, seed):
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("not", {}), ("uniqueItems", True), ("dependentRequired", {}), ("contains", {})]
+    ("keyword", "value"), [("not", {"pattern": "a"}), ("uniqueItems", True), ("$dynamicRef", "#a"), ("minItems", "1")]
 )
 def test_an_unsupported_keyword_is_a_400_that_names_it(served, keyword, value):
     schema = {"type": "object", "properties": {"a": {keyword: value}}}
     answer = served.post("/api/chat", model="m", messages=HELLO, format=schema)
-    assert answer.status_code == 400 and answer.json()["error"] == f'format: Unimplemented keys: ["{keyword}"]'
+    assert answer.status_code == 400 and answer.json()["error"].startswith(f"format: {keyword}: ")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,321 @@
+r"""Tokens that a schema forbids and the grammar allows, as a grammar cannot remember what an answer has said.
+
+    schema                                                answer so far
+    {"items": {"type": "string"}, "uniqueItems": true}    ["a", "a     the closing quote is vetoed, a letter is not
+    {"properties": {"a": ...}}, other keys allowed        {"\u0061     vetoed: it would be the key "a", as another key
+
+A reader follows the answer byte by byte, and is asked what each doubtful token would do.  By the grammar the text is
+JSON, and but for such keys each scalar has one spelling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BadGrammar
+from .one_of import target, value_key, values
+from .schema_check import Schema, walk
+
+WHITE_SPACE = b" \t\r\n"
+NAMING = {"properties", "required", "patternProperties"}
+FREE_STRING = {"type", "minLength"}
+MAX_DIGITS = 20
+BOUNDED_INTEGER = {"type", "minimum", "maximum"}
+
+
+class Items(NamedTuple):
+    """The items of an array that must differ: listed values, integers in a range, or texts and numbers without limits.
+
+    texts   spellings of the listed values
+    low     bounds of integers; None for other items
+    """
+
+    texts: tuple[bytes, ...] | None = None
+    low: float | None = None
+    high: float = 0
+
+    def can_differ(self, partial: bytes, seen: frozenset[tuple[str, str]]) -> bool:
+        """Return whether an item that begins with `partial` can differ from those `seen`."""
+        if self.texts is not None:
+            return any(text.startswith(partial) and _key(text) not in seen for text in self.texts)
+        if self.low is None:
+            return True
+        if partial in (b"0", b"-0"):
+            return ("number", "0") not in seen
+        return self._n_integers(partial) > sum(text.startswith(partial.decode()) for _, text in seen)
+
+    def _n_integers(self, partial: bytes) -> float:
+        """Count the integers in range that begin with `partial`."""
+        assert self.low is not None
+        low, high = self.low, self.high
+        if partial.startswith(b"-"):
+            low, high, partial = max(-high, 1), -low, partial[1:]
+        if not partial:
+            return max(high - low + 1, 0)
+        starts = [(int(partial) * 10**power, 10**power) for power in range(MAX_DIGITS)]
+        return float(sum(max(min(start + n - 1, high) - max(start, low) + 1, 0) for start, n in starts))
+
+
+def items_of(part: Schema, root: Schema) -> Items:
+    """Return the items of an array that must differ.  Raises: BadGrammar if that cannot be enforced for such items"""
+    item = target(part.get("items", True), root)
+    listed = values(item)
+    if listed is not None:
+        return Items(tuple(spelled(value) for value in listed.values()))
+    if item.get("type") in ("boolean", "null"):
+        return Items(tuple([b"true", b"false"] if item["type"] == "boolean" else [b"null"]))
+    if item.get("type") == "integer" and item.keys() <= BOUNDED_INTEGER:
+        return Items(None, item.get("minimum", -(10**19)), item.get("maximum", 10**19))
+    if "prefixItems" in part or not (item.get("type") in ("string", "number") and item.keys() <= FREE_STRING):
+        raise BadGrammar(
+            "format: uniqueItems: it can be enforced for strings, numbers and listed values without limits"
+        )
+    return Items()
+
+
+def spelled(value: Any) -> bytes:
+    """Return the only spelling of a scalar that the grammar allows."""
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _key(text: bytes) -> tuple[str, str]:
+    return value_key(json.loads(text))
+
+
+class _Level(NamedTuple):
+    """An array or object that is open.
+
+    parts   schemas that may apply to it
+    key     the current key; None before it and in an array
+    items   of an array whose items must differ
+    seen    its items so far
+    """
+
+    is_object: bool
+    parts: tuple[Schema, ...]
+    key: str | None = None
+    n: int = 0
+    items: Items | None = None
+    seen: frozenset[tuple[str, str]] = frozenset()
+
+
+class Reader:
+    """The place in an answer.  A copy may read on without the original."""
+
+    def __init__(self, schema: Schema):
+        self._root = schema
+        self.levels: tuple[_Level, ...] = ()
+        self.partial = b""  # the string or scalar that is being read
+        self.in_string = False
+        self.is_escaped = False
+        self.is_over = False  # of an array or object, after which other text may follow
+
+    @property
+    def level(self) -> _Level | None:
+        return self.levels[-1] if self.levels else None
+
+    @property
+    def in_key(self) -> bool:
+        return self.in_string and self.level is not None and self.level.is_object and self.level.key is None
+
+    def read(self, piece: bytes) -> bool:
+        """Advance by `piece`.  -> whether that is permitted, and a permitted end is left"""
+        return all(self._read_byte(byte) for byte in piece) and (not self.partial or self._can_differ())
+
+    def _can_differ(self) -> bool:
+        level = self.level
+        return level is None or level.items is None or level.items.can_differ(self.partial, level.seen)
+
+    def _read_byte(self, byte: int) -> bool:
+        if self.is_over:
+            return True
+        if self.in_string:
+            return self._in_string(byte)
+        if byte in b'"':
+            self.in_string, self.partial = True, b'"'
+        elif byte in b"{[":
+            self._open(byte == ord("{"))
+        elif byte in b"}],:" or byte in WHITE_SPACE:
+            if self.partial and not self._complete():
+                return False
+            if byte in b"}]":
+                self.levels = self.levels[:-1]
+                self.is_over = not self.levels
+            elif byte in b",":
+                self._replace(key=None, n=self.levels[-1].n + 1)
+                return self._can_differ()
+        else:
+            self.partial += bytes([byte])
+        return True
+
+    def _in_string(self, byte: int) -> bool:
+        if self.in_key or (self.levels and self.levels[-1].items is not None):
+            self.partial += bytes([byte])  # other strings are not needed
+        if self.is_escaped:
+            self.is_escaped = False
+            return not (self.in_key and byte in b"u/")
+        if byte in b"\\":
+            self.is_escaped = True
+        elif byte in b'"':
+            if self.in_key:
+                self._replace(key=json.loads(self.partial))
+                self.in_string, self.partial = False, b""
+                return True
+            self.in_string = False
+            return self._complete()
+        return True
+
+    def _complete(self) -> bool:
+        """End the string or scalar."""
+        text, self.partial = self.partial, b""
+        level = self.level
+        if level is None or level.items is None:
+            return True
+        key = _key(text)
+        self._replace(seen=level.seen | {key})
+        return key not in level.seen
+
+    def _replace(self, **changes: Any) -> None:
+        self.levels = (*self.levels[:-1], self.levels[-1]._replace(**changes))
+
+    def _open(self, is_object: bool) -> None:
+        parts = tuple(_flat(self._below(), self._root))
+        unique = [] if is_object else [part for part in parts if part.get("uniqueItems")]
+        items = items_of(unique[0], self._root) if unique else None
+        self.levels = (*self.levels, _Level(is_object, parts, items=items))
+
+    def _below(self) -> Iterator[Any]:
+        """Yield the schemas that may apply to the value at this place."""
+        level = self.level
+        if level is None:
+            yield self._root
+            return
+        for part in level.parts:
+            if level.is_object and level.key in part.get("properties", {}):
+                yield part["properties"][level.key]
+            elif level.is_object:
+                yield from part.get("patternProperties", {}).values()
+                yield part.get("additionalProperties")
+            else:
+                first = part.get("prefixItems", [])
+                yield first[level.n] if level.n < len(first) else part.get("items")
+
+
+def _flat(parts: Iterator[Any], root: Schema) -> Iterator[Schema]:
+    """Yield the schemas, and instead of a combination those that it combines."""
+    waiting, seen = list(parts), set()
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        waiting += [one for keyword in ("anyOf", "allOf") for one in part.get(keyword, ())]
+        if "$ref" in part:
+            waiting.append(target(part, root))
+
+
+Head = re.Pattern[bytes] | None
+
+
+class Veto:
+    """The tokens that may not come next in an answer to a schema.
+
+    choices  schemas, one of which applies, as they were rewritten for the grammar; each with the text before it, if any
+    pieces   the vocabulary
+    tags     the tags around thinking that may come before the answer
+    is_open  the prompt already contains the opening tag
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[tuple[Head, Schema]],
+        pieces: Pieces,
+        tags: tuple[str, str] | None = None,
+        is_open: bool = False,
+    ):
+        self._choices, self._pieces = choices, pieces
+        self._tags = tuple(tag.encode() for tag in tags) if tags else None
+        self._is_open, self._before = is_open, b""
+        self._reader = None if tags or choices[0][0] else Reader(choices[0][1])
+        parts = [part for _, schema in choices for _, part in walk(schema) if isinstance(part, dict)]
+        self._has_unique = any(part.get("uniqueItems") for part in parts)
+
+    def apply(self, mask: NDArray[np.bool_]) -> None:
+        """Clear the tokens in `mask` that are vetoed."""
+        if (reader := self._reader) is not None:
+            for token in self._doubtful(mask, reader):
+                mask[token] = copy(reader).read(self._pieces.bytes[token])
+
+    def accept(self, token: int) -> None:
+        """Advance by `token`."""
+        if self._reader:
+            self._reader.read(self._pieces.bytes[token])
+        else:
+            self._before += self._pieces.bytes[token]
+            self._start(self._after_thinking())
+
+    def _after_thinking(self) -> bytes:
+        """Return the part of the text so far that belongs to the answer."""
+        text = self._before.lstrip(WHITE_SPACE)
+        if self._tags and (self._is_open or self._tags[0].startswith(text[: len(self._tags[0])])):
+            text = text.partition(self._tags[1])[2].lstrip(WHITE_SPACE)
+        return text
+
+    def _start(self, text: bytes) -> None:
+        """Begin to read where a schema begins to apply."""
+        for head, schema in self._choices:
+            if head is None:
+                rest = text
+            else:
+                found = head.match(text)
+                rest = text[found.end() :].lstrip(WHITE_SPACE) if found else b""
+            if rest and (head is None or rest.startswith(b"{")):
+                self._reader = Reader(schema)
+                self._reader.read(rest)
+                return
+
+    def _doubtful(self, mask: NDArray[np.bool_], reader: Reader) -> list[int]:
+        """Return the allowed tokens that may have to be vetoed."""
+        level, pieces = reader.level, self._pieces
+        items = level.items if level else None
+        if reader.is_escaped and reader.in_key:
+            return np.flatnonzero(mask).tolist()
+        if items is not None and (items.texts is not None or items.low is not None or not reader.in_string):
+            return np.flatnonzero(mask).tolist()
+        more = pieces.with_quote if items is not None else pieces.with_array if self._has_unique else None
+        kinds = [pieces.with_escape] if more is None else [pieces.with_escape, more]
+        return [token for tokens in kinds for token in tokens[mask[tokens]].tolist()]
+
+
+def needs_veto(schema: Schema) -> bool:
+    """Return whether the grammar of a rewritten schema allows too much.
+
+    Raises: BadGrammar if that cannot be vetoed
+    """
+    parts = [part for _, part in walk(schema) if isinstance(part, dict)]
+    for part in parts:
+        if part.get("uniqueItems"):
+            items_of(part, schema)
+    return any(part.get("uniqueItems") or (part.keys() & NAMING and part.get("additionalProperties")) for part in parts)
+
+
+class Pieces:
+    """A vocabulary as bytes, and the tokens that may need a veto."""
+
+    def __init__(self, pieces: list[bytes]):
+        self.bytes = pieces
+        self.with_escape = _having(pieces, b"\\")
+        self.with_quote = _having(pieces, b'"')
+        self.with_array = np.intersect1d(_having(pieces, b"["), _having(pieces, b","))
+
+
+def _having(pieces: list[bytes], part: bytes) -> NDArray[np.intp]:
+    return np.array([id for id, piece in enumerate(pieces) if part in piece], np.intp)
