@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import BadGrammar
 from .one_of import one_of_as_any_of, required
-from .schema_check import LISTS, NAMED, SINGLE, Schema, check_schema, resolve, walk
+from .schema_check import LISTS, MAX_NODES, NAMED, SINGLE, Schema, check_schema, resolve, walk
 from .schema_rewrite import REWRITES
 
 IMPLIED = {"properties": "object", "items": "array", "prefixItems": "array", "pattern": "string", "format": "string"}
@@ -37,7 +38,7 @@ def narrowed(schema: Schema) -> Schema:
     check_schema(schema)
     root = hoisted(schema)
     alone = not any(_is_combined(part) for _, part in walk(root) if isinstance(part, dict))
-    made: Schema = _rewritten(root, root, alone)
+    made: Schema = _Rewriting(root, alone).rewritten(root)
     return made
 
 
@@ -75,15 +76,24 @@ def mapped(part: Any, change: Any) -> Any:
     return made
 
 
-def _rewritten(part: Any, root: Schema, alone: bool) -> Any:
-    """Return `part` and all within it rewritten.  `root` stays as it was: alternatives are judged by what was asked."""
-    if not isinstance(part, dict):
-        return part
-    for rewrite in REWRITES:
-        part = rewrite(part, root)
-    if "oneOf" in part:
-        part = one_of_as_any_of(part, root, lambda one: explicit(one, alone))
-    return mapped(explicit(part, alone), lambda inner: _rewritten(inner, root, alone))
+class _Rewriting:
+    """The rewriting of one document, whose parts may multiply: its size is limited, too."""
+
+    def __init__(self, root: Schema, alone: bool):
+        self._root, self._alone, self._n = root, alone, 0
+
+    def rewritten(self, part: Any) -> Any:
+        """Return `part` and all within it rewritten; alternatives are judged by the document as it was."""
+        self._n += 1
+        if self._n > MAX_NODES:
+            raise BadGrammar(f"format: the schema has more than {MAX_NODES} parts once its conditions are written out")
+        if not isinstance(part, dict):
+            return part
+        for rewrite in REWRITES:
+            part = rewrite(part, self._root)
+        if "oneOf" in part:
+            part = one_of_as_any_of(part, self._root, lambda one: explicit(one, self._alone))
+        return mapped(explicit(part, self._alone), self.rewritten)
 
 
 def _is_combined(part: Schema) -> bool:

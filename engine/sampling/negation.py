@@ -9,12 +9,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 from ..errors import BadGrammar
 from .one_of import JSON_TYPES, LABELS, target
 from .schema_check import Schema
 
+MAX_PARTS = 100
+MAX_CHARACTERS = 300  # of strings that are excluded; their pattern nests as deep
 ALL_TYPES = sorted(JSON_TYPES)
 OPPOSITE_BOUNDS = {
     "minimum": "exclusiveMaximum",
@@ -24,11 +29,15 @@ OPPOSITE_BOUNDS = {
 }
 
 
-def opposite(part: Any, root: Schema, keyword: str) -> Any:
+def opposite(part: Any, root: Schema, keyword: str, parts: Iterator[int] | None = None) -> Any:
     """Return a schema for what does not match `part`.
 
-    Raises: BadGrammar, naming `keyword`, if there is none that a grammar can enforce
+    parts   numbers the schemas that are inverted on the way
+    Raises: BadGrammar, naming `keyword`, if a grammar cannot enforce it
     """
+    parts = parts or count(1)
+    if next(parts) > MAX_PARTS:
+        raise BadGrammar(f"format: {keyword}: more than {MAX_PARTS} schemas cannot be inverted, nor one within itself")
     if isinstance(part, bool):
         return not part
     part = target(part, root)
@@ -37,15 +46,15 @@ def opposite(part: Any, root: Schema, keyword: str) -> Any:
         said.pop("type", None)  # generators repeat the type of the values
     either = []
     for key, value in said.items():
-        one = _opposite_of_keyword(key, value, root, keyword)
+        one = _opposite_of_keyword(key, value, partial(opposite, root=root, keyword=keyword, parts=parts))
         if one is None:
             raise BadGrammar(f"format: {keyword}: the opposite of {key!r} cannot be enforced")
         either += one
     return {"anyOf": either} if either else False
 
 
-def _opposite_of_keyword(key: str, value: Any, root: Schema, keyword: str) -> list[Any] | None:
-    """Return the schemas one of which matches what `key` rules out; None if they cannot be enforced."""
+def _opposite_of_keyword(key: str, value: Any, invert: Callable[[Any], Any]) -> list[Any] | None:
+    """Return schemas, one of which matches what the keyword `key` forbids; None if they cannot be enforced."""
     if key == "type":
         listed = [value] if isinstance(value, str) else value
         rest = [one for one in ALL_TYPES if one not in listed]
@@ -65,13 +74,13 @@ def _opposite_of_keyword(key: str, value: Any, root: Schema, keyword: str) -> li
     if key == "required":
         return [without_property(name) for name in value]
     if key == "properties":
-        return [_with_property(name, opposite(one, root, keyword)) for name, one in value.items()]
+        return [_with_property(name, invert(one)) for name, one in value.items()]
     if key == "not":
         return [value]
     if key == "anyOf":
-        return [{"allOf": [opposite(one, root, keyword) for one in value]}]
+        return [{"allOf": [invert(one) for one in value]}]
     if key == "allOf":
-        return [opposite(one, root, keyword) for one in value]
+        return [invert(one) for one in value]
     return None
 
 
@@ -89,7 +98,7 @@ def _other_values(listed: list[Any]) -> list[Schema] | None:
     strings = [one for one in listed if isinstance(one, str)]
     switches = [one for one in listed if isinstance(one, bool)]
     numbers = sorted({one for one in listed if isinstance(one, int | float) and not isinstance(one, bool)})
-    if any(isinstance(one, dict | list) for one in listed):
+    if any(isinstance(one, dict | list) for one in listed) or sum(map(len, strings)) > MAX_CHARACTERS:
         return None
     others: list[Schema] = [{"type": ["object", "array"]}]
     others += [] if None in listed else [{"type": "null"}]

@@ -22,7 +22,8 @@ from .schema_check import TYPES, Schema, resolve
 Narrow = Callable[[Schema], Schema]
 
 MAX_PAIRED = 100  # alternatives that are compared in pairs
-MAX_STEPS = 10  # $refs, and properties within properties, that a comparison follows
+MAX_COMPARED = 50_000  # pairs of schemas
+MAX_STEPS = 10  # $refs from one to the next
 LABELS = {"title", "description", "default", "examples", "deprecated", "$comment"}
 JSON_TYPES = TYPES - {"integer"}  # an integer is a number
 
@@ -48,8 +49,9 @@ def one_of_as_any_of(part: Schema, root: Schema, narrow: Narrow) -> Schema:
     elif len(resolved) > MAX_PAIRED:
         raise BadGrammar(f"format: oneOf: {len(resolved)} alternatives that share no property with constant values")
     else:
+        compare = Comparison(root)
         for i, theirs in enumerate(resolved):
-            if not all(excludes(ours, theirs, root) for j, ours in enumerate(narrowed) if i != j):
+            if not all(compare.excludes(ours, theirs) for j, ours in enumerate(narrowed) if i != j):
                 raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that")
     return _both(others, {"anyOf": alternatives})
 
@@ -89,25 +91,32 @@ def _requiring(alternative: Schema, name: str) -> Schema:
     return _both(alternative, {"required": [name]})
 
 
-def excludes(a: Schema, b: Schema, root: Schema, steps: int = MAX_STEPS) -> bool:
-    """Return whether the schemas obviously exclude each other: by type, value, range or property."""
-    a, b = target(a, root), target(b, root)
-    shared = types(a) & types(b)
-    if not shared or (values(a) is not None and values(b) is not None and not values(a).keys() & values(b).keys()):  # type: ignore[union-attr]
-        return True
-    if steps == 0:
-        return False
-    if shared == {"number"}:
-        return _low(a) > _high(b) or _low(b) > _high(a)
-    if shared != {"object"}:
-        return False
-    needed = required(a) | required(b)
-    if any(_forbids(a, name) for name in required(b)) or any(_forbids(b, name) for name in required(a)):
-        return True
-    maps = _map(a, "properties"), _map(b, "properties")
-    return any(
-        excludes(maps[0][name], maps[1][name], root, steps - 1) for name in needed & maps[0].keys() & maps[1].keys()
-    )
+class Comparison:
+    """Whether schemas obviously exclude each other: by type, value, range or property.
+
+    After MAX_COMPARED pairs of schemas, properties within properties included, they are no longer obvious.
+    """
+
+    def __init__(self, root: Schema):
+        self._root, self._n = root, 0
+
+    def excludes(self, a: Any, b: Any) -> bool:
+        """Return whether no answer can match both `a` and `b`."""
+        self._n += 1
+        a, b = target(a, self._root), target(b, self._root)
+        shared, listed = types(a) & types(b), (values(a), values(b))
+        if not shared or (listed[0] is not None and listed[1] is not None and not listed[0].keys() & listed[1].keys()):
+            return True
+        if shared == {"number"}:
+            return _low(a) > _high(b) or _low(b) > _high(a)
+        return shared == {"object"} and self._n < MAX_COMPARED and self._differ_in_a_property(a, b)
+
+    def _differ_in_a_property(self, a: Schema, b: Schema) -> bool:
+        if any(_forbids(a, name) for name in required(b)) or any(_forbids(b, name) for name in required(a)):
+            return True
+        ours, theirs = _map(a, "properties"), _map(b, "properties")
+        both = [name for name in ours if name in theirs and name in required(a) | required(b)]
+        return any(self.excludes(ours[name], theirs[name]) for name in both)
 
 
 def _low(part: Schema) -> float:

@@ -142,10 +142,9 @@ def property_names(part: Schema, root: Schema) -> Schema:
     if "patternProperties" in part:
         raise BadGrammar("format: propertyNames: it cannot be enforced beside patternProperties")
     if (listed := values(names)) is not None:
-        allowed = [name for name in listed.values() if isinstance(name, str)]
-        properties = {name: known.get(name, value) for name in [*known, *allowed] if name in allowed}
-        forbidden = {name: False for name in known if name not in allowed}
-        return part | {"properties": properties | forbidden, "additionalProperties": False}
+        allowed = {name: value for name in listed.values() if isinstance(name, str)}
+        properties = {name: schema if name in allowed else False for name, schema in known.items()}
+        return part | {"properties": allowed | properties, "additionalProperties": False}
     if known or not said.keys() <= {"pattern", "minLength", "maxLength", "format"}:
         raise BadGrammar(f"format: propertyNames: {_first(said, said.keys())} cannot be enforced for names")
     pattern = names.get("pattern") or _pattern_of_names(names)

@@ -27,6 +27,7 @@ WHITE_SPACE = b" \t\r\n"
 NAMING = {"properties", "required", "patternProperties"}
 FREE_STRING = {"type", "minLength"}
 MAX_DIGITS = 20
+MAX_VALUES = 1000  # that items which must differ may have: each token is compared with all
 BOUNDED_INTEGER = {"type", "minimum", "maximum"}
 
 
@@ -67,7 +68,7 @@ def items_of(part: Schema, root: Schema) -> Items:
     """Return the items of an array that must differ.  Raises: BadGrammar if that cannot be enforced for such items"""
     item = target(part.get("items", True), root)
     listed = values(item)
-    if listed is not None:
+    if listed is not None and len(listed) <= MAX_VALUES:
         return Items(tuple(spelled(value) for value in listed.values()))
     if item.get("type") in ("boolean", "null"):
         return Items(tuple([b"true", b"false"] if item["type"] == "boolean" else [b"null"]))
