@@ -83,12 +83,12 @@ def check_heads(q, k, v, first, rule):
         raise IndexError(f"queries at positions {first} to {first + len(q) - 1}, expected 0 to {len(k) - 1}")
 
 
-def no_tap(name, value):
+def no_attention_tap(name, value):
     """Return `value` unchanged: the tap that does nothing."""
     return value
 
 
-def attention_numpy(q, k, v, first, rule, tap=no_tap):
+def attention_numpy(q, k, v, first, rule, tap=no_attention_tap):
     """Compute softmax(scores) v for each head, where the scores are q k^T changed by `rule`.
 
     q float [n_tok, n_head, n_head_dim], k and v [n_pos, n_head_kv, n_head_dim] of any cache type (kv.py)
@@ -119,7 +119,7 @@ def attention_numpy(q, k, v, first, rule, tap=no_tap):
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
 
-def attention_exact(q, k, v, first, rule, tap=no_tap):
+def attention_exact(q, k, v, first, rule, tap=no_attention_tap):
     """Compute attention_numpy in float64, one position after the other: the sums do not depend on the batch.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
@@ -170,7 +170,7 @@ def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
                 out[t, h, i] = total[i] / weight_sum
 
 
-def attention_ggml(q, k, v, first, rule, tap=no_tap):
+def attention_ggml(q, k, v, first, rule, tap=no_attention_tap):
     """Compute attention_exact with the rounding of ggml's CPU code (without flash attention).
 
     With an f16 cache, ggml rounds the queries and the softmax to f16 too, since both enter dot products with the cache.
@@ -206,7 +206,7 @@ CHUNK = 32  # positions converted at a time, few enough to stay in the first-lev
 HIDDEN = np.float32(-np.inf)
 
 
-def attention_numba(q, k, v, first, rule, tap=no_tap):
+def attention_numba(q, k, v, first, rule, tap=no_attention_tap):
     """Compute attention_numpy in float32.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]

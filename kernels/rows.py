@@ -15,7 +15,7 @@ def rows_numpy(w, ids, dtype=np.float32):
     All sets use it, since ggml dequantizes looked-up rows exactly too.  With 2048 columns, one row takes 10 to 36 us
     (Q8_0, Q4_0, Q6_K, IQ4_XS); 512 rows take 8 to 28 ms, a hundredth of the time in a 1B model's layers.
     """
-    check_ids(w, ids)
+    check_row_ids(w, ids)
     return w.dequantize(rows=ids).astype(dtype, copy=False)
 
 
@@ -23,11 +23,11 @@ def rows_numba(w, ids):
     """Compute rows_numpy in float32.  A small weight is dequantized once: for small models lookups take long."""
     if w.n_elements > MAX_KEPT_ELEMENTS:
         return rows_numpy(w, ids)
-    check_ids(w, ids)
+    check_row_ids(w, ids)
     return w.form(Tensor.dequantize)[ids]
 
 
-def check_ids(w, ids):
+def check_row_ids(w, ids):
     """Check that `w` has all rows `ids`.  Raises: IndexError
 
     NumPy refuses only ids at or after the end itself, and takes negative ones from the end.

@@ -114,3 +114,30 @@ def test_there_are_no_import_cycles():
 def test_each_library_is_imported_only_in_its_place(path):
     for name in {name.split(".")[0] for name in imports(path)} & set(ONLY_IN):
         assert any(str(path).startswith(place) for place in ONLY_IN[name]), f"{path} imports {name}"
+
+
+def definitions(path):
+    """Yield the public classes and functions of a file, without handlers, which decorators register by another name."""
+    for node in ast.parse((ROOT / path).read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            registered = any(
+                ast.unparse(d).split(".")[0] in ("router", "overload") or ast.unparse(d).startswith("command(")
+                for d in node.decorator_list
+            )
+            if not node.name.startswith("_") and not registered and node.name != "main":
+                yield node.name
+
+
+def test_a_public_name_is_defined_once():
+    """So that a search finds one thing."""
+    places = {}
+    for path in sources():
+        for name in definitions(path):
+            places.setdefault(name, []).append(path.as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    assert len(places) > 1000
+
+
+def test_no_two_files_of_a_package_differ_by_a_plural():
+    files = {path.with_suffix("").as_posix() for path in sources()}
+    assert {name for name in files if f"{name}s" in files} == set()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import BadGrammar
 from .one_of import one_of_as_any_of, required
-from .schema_check import LISTS, MAX_NODES, NAMED, SINGLE, Schema, check_schema, resolve, walk
+from .schema_check import LISTS, MAX_NODES, NAMED, SINGLE, Schema, check_schema, resolve_reference, walk
 from .schema_rewrite import REWRITES
 
 IMPLIED = {"properties": "object", "items": "array", "prefixItems": "array", "pattern": "string", "format": "string"}
@@ -54,7 +54,7 @@ def hoisted(schema: Schema) -> Schema:
             part = part | {"$ref": f"#/$defs/{names[part['$ref']]}"}
         return mapped(part, renamed)
 
-    found = {name: renamed(resolve(reference, schema)) for reference, name in names.items()}
+    found = {name: renamed(resolve_reference(reference, schema)) for reference, name in names.items()}
     root: Schema = renamed(
         {keyword: value for keyword, value in schema.items() if keyword not in ("$defs", "definitions")}
     )

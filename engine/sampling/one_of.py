@@ -17,7 +17,7 @@ from math import inf
 from typing import Any
 
 from ..errors import BadGrammar
-from .schema_check import TYPES, Schema, resolve
+from .schema_check import TYPES, Schema, resolve_reference
 
 Narrow = Callable[[Schema], Schema]
 
@@ -138,7 +138,7 @@ def target(part: Any, root: Schema) -> Schema:
     for _ in range(MAX_STEPS):
         if not isinstance(part, dict) or "$ref" not in part:
             break
-        part = resolve(part["$ref"], root)
+        part = resolve_reference(part["$ref"], root)
     return part if isinstance(part, dict) else {"enum": []} if part is False else {}
 
 

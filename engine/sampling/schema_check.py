@@ -77,7 +77,7 @@ def walk(schema: Schema) -> Iterator[tuple[str, Any]]:
             n += sum(_size(name, part[name]) for name in ("const", "enum", "default", "examples") if name in part)
             waiting += reversed([(name, inner, depth + 1) for name, inner in inside(part)])
             if isinstance(part.get("$ref"), str):
-                waiting.append(("$ref", resolve(part["$ref"], schema), depth + 1))
+                waiting.append(("$ref", resolve_reference(part["$ref"], schema), depth + 1))
         if n + len(waiting) > MAX_NODES:
             raise BadGrammar(f"format: {keyword}: the schema has more than {MAX_NODES} parts and values")
 
@@ -95,7 +95,7 @@ def inside(part: Schema) -> Iterator[tuple[str, Any]]:
             yield keyword, value
 
 
-def resolve(reference: str, root: Schema) -> Any:
+def resolve_reference(reference: str, root: Schema) -> Any:
     """Return what a reference such as "#/$defs/Name" leads to in `root`.  Raises: BadGrammar"""
     if "$id" in root and reference.removesuffix("#") == root["$id"]:
         return root

@@ -74,13 +74,13 @@ class Instruction(NamedTuple):
     def __str__(self) -> str:
         match self.name:
             case "model":
-                return f"FROM {quote(self.value)}"
+                return f"FROM {quote_argument(self.value)}"
             case "message":
                 role, _, text = self.value.partition(": ")
-                return f"MESSAGE {role} {quote(text)}"
+                return f"MESSAGE {role} {quote_argument(text)}"
             case name if name in INSTRUCTIONS:
-                return f"{name.upper()} {quote(self.value)}"
-        return f"PARAMETER {self.name} {quote(self.value)}"
+                return f"{name.upper()} {quote_argument(self.value)}"
+        return f"PARAMETER {self.name} {quote_argument(self.value)}"
 
 
 def parse_modelfile(text: str | bytes) -> list[Instruction]:
@@ -264,7 +264,7 @@ def render_modelfile(
     return "".join(f"{command}\n" for command in commands)
 
 
-def quote(value: str) -> str:
+def quote_argument(value: str) -> str:
     """Quote `value` if it has several lines or ends that a parser would strip, so that parsing restores it.
 
     Unlike Ollama, quote `"text"` and outer tabs as well, which a parser would strip.  Unprintable characters cannot be

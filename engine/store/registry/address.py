@@ -26,7 +26,7 @@ def check_destination(url: httpx.URL, registry: httpx.URL, may_be_private: bool 
     """
     if url.host == registry.host:
         return
-    for address in sorted(resolve(url.host) - resolve(registry.host), key=str):
+    for address in sorted(resolve_host(url.host) - resolve_host(registry.host), key=str):
         check_address(address, f"{registry.host} leads to {url.host}", may_be_private)
 
 
@@ -40,7 +40,7 @@ def check_address(address: Address, what: str, may_be_private: bool) -> None:
         raise RegistryError(f"{what} ({address}), expected a public address: refused to reach into a private network")
 
 
-def resolve(host: str) -> set[Address]:
+def resolve_host(host: str) -> set[Address]:
     """Return the addresses of `host`, or an empty set if it cannot be resolved."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}

@@ -5,7 +5,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from numllama.engine.errors import BadModelfile, RequestError
-from numllama.engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile, quote, render_modelfile
+from numllama.engine.store.make.modelfile import (
+    Instruction,
+    create_arguments,
+    parse_modelfile,
+    quote_argument,
+    render_modelfile,
+)
 
 OURS = {  # texts that Ollama renders so that parsing drops quotes, tabs or a line; ours survive
     "ms-p0005": 'PARAMETER stop """"q""""\n',
@@ -49,7 +55,7 @@ def test_the_modelfile_has_ollamas_instructions_in_ollamas_order(kept):
     ],
 )
 def test_a_value_is_quoted_if_a_parser_would_change_it(value, expected):
-    assert quote(value) == expected
+    assert quote_argument(value) == expected
 
 
 def test_stops_keep_their_order_and_parameters_are_sorted():
