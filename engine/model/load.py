@@ -41,6 +41,14 @@ def load_model(
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)
 
 
+def check_loads(gguf: GGUF) -> None:
+    """Check that `gguf` is a model that can be loaded and has a usable vocabulary.  Its weights are not read.
+
+    Raises: BadGGUF, UnsupportedArchitecture, ModelError
+    """
+    _ = load_model(gguf).tokenizer
+
+
 def check_fits(part: GGUF, model: GGUF) -> None:
     """Check from the metadata that `part` (an adapter or projector) fits `model`.
 

@@ -31,7 +31,7 @@ from ..gguf.read import GGUF
 from ..go.times import rfc3339
 from ..handle import RequestHandle
 from ..model.cache import usable_type
-from ..model.load import check_fits, load_model
+from ..model.load import check_fits, check_loads, load_model
 from ..model.model import Model
 from ..options import DEFAULT_REQUEST, Options, RequestOptions
 from ..run.embed import Vectors, embedding_job, embedding_tokens, pooling_of
@@ -349,13 +349,15 @@ class Engine:
         **more: Any,
     ) -> Iterator[dict[str, Any]]:
         """Create the model `name`, yielding statuses; see store.make.create.  A missing base model is pulled."""
-        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), check_fits=check_fits, **more)
+        checks = {"check_fits": check_fits, "check_loads": check_loads}
+        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), **checks, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None
     ) -> Iterator[dict[str, Any]]:
         """Create a model from a Modelfile's text, or from the file `path` if the settings allow that; see create()."""
-        more = {"quantize": quantize, "fetch": partial(self._fetch, handle), "check_fits": check_fits}
+        more = {"quantize": quantize, "fetch": partial(self._fetch, handle)}
+        more |= {"check_fits": check_fits, "check_loads": check_loads}
         return create_from_modelfile(self.store, name, text, path, may_read=self.settings.server_files, **more)
 
     def _fetch(self, handle: RequestHandle | None, name: str) -> Iterator[dict[str, Any]]:

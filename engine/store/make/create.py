@@ -23,7 +23,7 @@ from ..name import ModelName
 from ..store import Store
 from .modelfile import create_arguments, parse_modelfile, read_modelfile
 from .sources import file_chunks, find_sources
-from .uploads import CheckFits, Status, adapter_layer, model_layers, quantized_layer
+from .uploads import CheckFits, CheckLoads, Status, adapter_layer, model_layers, quantized_layer
 
 
 def create(
@@ -46,6 +46,7 @@ def create(
     drop_system: bool = False,
     fetch: Callable[[str], Iterator[Status]] = lambda name: iter(()),
     check_fits: CheckFits = lambda part, model: None,
+    check_loads: CheckLoads = lambda model: None,
 ) -> Iterator[Status]:
     """Create the model `name`, yielding statuses; the last one is {"status": "success"}.
 
@@ -59,6 +60,7 @@ def create(
     drop_system  remove the inherited system text
     info         override facts in the config: model_family, parameter_size, capabilities, ...
     check_fits   is called with a new adapter or projector and the model; raises ModelError if it does not fit
+    check_loads  is called with a new model; raises ModelError if it cannot be loaded
 
     Names and digests in the request are checked at once, before the first status.
     Raises: RequestError, BadName, BadDigest, ModelNotFound, NotYet; ModelError for a missing blob
@@ -86,7 +88,7 @@ def create(
             if quantize:
                 config, layers = yield from _quantized(store, config, layers, quantize)
         else:
-            config, layers = yield from model_layers(store, files or {}, quantize, check_fits)
+            config, layers = yield from model_layers(store, files or {}, quantize, check_fits, check_loads)
             stop, named = _known_format(store, layers)
         if adapters:
             adapter = yield from adapter_layer(store, adapters, _weights(store, layers), check_fits)
@@ -135,7 +137,7 @@ def create_from_modelfile(
     """Create the model `name` from a Modelfile: its `text`, or else the local file `path`.
 
     may_read   whether the client may name local files
-    more       `quantize`, `fetch` and `check_fits` of `create`
+    more       `quantize`, `fetch`, `check_fits` and `check_loads` of `create`
     An empty SYSTEM removes the inherited one.
     Raises: as `create`; BadModelfile
     """

@@ -27,12 +27,13 @@ from .quantize import check_weights, has_file_type, quantize_model
 
 Status = dict[str, Any]
 CheckFits = Callable[[GGUF, GGUF], None]  # raises ModelError if an adapter or projector does not fit a model
+CheckLoads = Callable[[GGUF], None]  # raises ModelError if a model cannot be loaded
 STATUS_INTERVAL_S = 0.1  # between two statuses of a file
 PENDING_DIGEST = "0000000000000000000"  # Ollama's digest in statuses of a file that is being written
 
 
 def model_layers(
-    store: Store, files: Mapping[str, str], quantize: str, check_fits: CheckFits
+    store: Store, files: Mapping[str, str], quantize: str, check_fits: CheckFits, check_loads: CheckLoads
 ) -> Generator[Status, None, tuple[Config, list[ManifestLayer]]]:
     """Create the config and layers of a model from the blobs `files`, which are digests by file name.
 
@@ -42,6 +43,7 @@ def model_layers(
         raise RequestError("unknown type")
     if any(path.endswith(".safetensors") for path in files):
         layer = yield from _converted(store, files)
+        _check_loads("the converted model", GGUF.open(store.blob_path(layer.digest)), check_loads)
         return (yield from _model_with_projectors(store, layer, [], quantize))
     models: dict[str, GGUF] = {}
     projectors: dict[str, GGUF] = {}
@@ -72,6 +74,7 @@ def model_layers(
         raise RequestError(f"{len(models)} models among {len(files)} files, expected one")
     model = GGUF.open(store.blob_path(layer.digest))
     _architecture(next(iter(models)), model)
+    _check_loads(next(iter(models)), model, check_loads)
     for path, projector in projectors.items():
         _check_part(path, projector, model, check_fits)
     return (yield from _model_with_projectors(store, layer, [layers[path] for path in projectors], quantize))
@@ -111,6 +114,15 @@ def adapter_layer(
         raise RequestError(f"{path}: general.type is {described(gguf.kv.get('general.type'))}, expected 'adapter'")
     _check_part(path, gguf, GGUF.open(model), check_fits)
     return replace(layer, media_type=media.ADAPTER)
+
+
+def _check_loads(path: str, model: GGUF, check_loads: CheckLoads) -> None:
+    try:
+        check_loads(model)
+    except ModelError as error:
+        text = str(error)
+        named = text.replace(str(model.path), path)
+        raise RequestError(named if named != text else f"{path}: {text}") from None
 
 
 def _check_part(path: str, part: GGUF, model: GGUF, check_fits: CheckFits) -> None:

@@ -1,10 +1,12 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from numllama.engine.errors import BadDigest, BadManifest, BadName, EngineError, ModelError, ModelNotFound, RequestError
 from numllama.engine.gguf.write import write_gguf
+from numllama.engine.model.load import check_loads
 from numllama.engine.store import Store
 from numllama.engine.store.make.create import create
 from numllama.engine.store.show import show
@@ -249,3 +251,21 @@ def test_an_unsupported_template_is_replaced_by_that_of_its_format(store, tmp_pa
     statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
     assert store.resolve("b").template is None
     assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # Ollama's stop words for this format
+
+
+@pytest.mark.parametrize(
+    ("kv", "message"),
+    [
+        ({"general__architecture": "mamba"}, "dir/m.gguf: unsupported architecture 'mamba'; this build supports"),
+        ({"llama__block_count": 3}, "dir/m.gguf: at byte 0: tensor 'blk.2.attn_norm.weight' is missing"),
+        ({"tokenizer__ggml__model": "rwkv"}, "dir/m.gguf: 'tokenizer.ggml.model' is 'rwkv', expected one of"),
+        ({"tokenizer__ggml__token_type": np.ones(3, np.int32)}, "dir/m.gguf: 'tokenizer.ggml.token_type' has 3 elem"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(store, tmp_path, kv, message):
+    path = tiny_gguf(tmp_path / "m.gguf", **kv)
+    uploaded, _ = store.put_blob([path.read_bytes()])
+    with pytest.raises(RequestError) as caught:
+        list(create(store, "z", files={"dir/m.gguf": uploaded}, check_loads=check_loads))
+    assert str(caught.value).startswith(message)
+    assert not list(store.root.glob("manifests/**/z/*"))
