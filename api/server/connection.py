@@ -194,9 +194,11 @@ class Connection(HttpToolsProtocol):
         """Answer a client that has ended its side after whole requests; close the connection otherwise.
 
         A client that has disconnected looks the same, until something is written: its system then answers with a reset.
-        So until the answer begins, it gets `100 Continue` from time to time, which clients skip (RFC 9110 15.2).
+        So until the answer begins, it gets `100 Continue` from time to time, which clients skip (RFC 9110 15.2).  One
+        that ends its side later, when nothing but the answer may be written, counts as disconnected.
         """
-        if not self._in_head or not self._is_answering or self.cycle.scope["http_version"] != "1.1":
+        may_probe = self._is_answering and not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1"
+        if not self._in_head or not may_probe:
             return None
         self._half_closed = True
         self._probe()
