@@ -8,6 +8,7 @@ frame is decoded.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -19,6 +20,7 @@ from ..errors import BadImage
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 200 MB of pixels: a file of kilobytes may decompress to that
 MAX_SIDE = 1 << 16
+MAX_SCANNED_PIXELS = 1 << 30  # pixels times scans of a progressive JPEG; an encoder writes about ten scans
 
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
@@ -26,7 +28,7 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyErro
 def decode_image(data: bytes) -> np.ndarray:
     """Decode a JPEG, PNG or WebP file.  -> u8 [height, width, 3]
 
-    Raises: BadImage for another format, a damaged file, or an image larger than MAX_PIXELS or MAX_SIDE
+    Raises: BadImage for another format, a damaged file, or an image that takes too much memory or time to decode
     """
     try:
         image = open_image(data)
@@ -46,7 +48,9 @@ def decode_image(data: bytes) -> np.ndarray:
 def open_image(data: bytes) -> Image.Image:
     """Read the file's header with the Pillow plugin for its magic bytes.  Only these three plugins are ever used."""
     if data[:3] == b"\xff\xd8\xff":
-        return JpegImagePlugin.JpegImageFile(BytesIO(data))
+        image = JpegImagePlugin.JpegImageFile(BytesIO(data))
+        check_scans(jpeg_scans(data), *image.size)
+        return image
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return PngImagePlugin.PngImageFile(BytesIO(data))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -55,6 +59,26 @@ def open_image(data: bytes) -> Image.Image:
         return WebPImagePlugin.WebPImageFile(BytesIO(data))
     found = f"begins with {data[:12]!r}" if data else "is empty"
     raise BadImage(f"image {found}, expected a JPEG, PNG or WebP file")
+
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)  # within a scan, 00 and D0 to D7 are no marker
+_START_OF_SCAN, _WITHOUT_LENGTH = 0xDA, (0x01, 0xD8, 0xD9)
+
+
+def jpeg_scans(data: bytes) -> int:
+    """Count the scans of a JPEG: a decoder passes over all pixels for each, and an empty one takes 20 bytes."""
+    n, at = 0, 0
+    while marker := _JPEG_MARKER.search(data, at):
+        code, at = marker[1][0], marker.end()
+        n += code == _START_OF_SCAN
+        at += 0 if code in _WITHOUT_LENGTH else int.from_bytes(data[at : at + 2], "big")
+    return n
+
+
+def check_scans(n_scans: int, width: int, height: int) -> None:
+    if n_scans * width * height > MAX_SCANNED_PIXELS:
+        expected = f"at most {MAX_SCANNED_PIXELS // (width * height)} of {width} x {height} pixels"
+        raise BadImage(f"image has {n_scans} scans, expected {expected}")
 
 
 def check_size(width: int, height: int) -> None:

@@ -32,6 +32,7 @@ from .pixels import MAX_PIXELS, decode_image
 from .projector import PROJECTORS, Projector
 
 ORDERS = ("llama.cpp", "huggingface")
+MAX_PATCHES_PER_SIDE = 128  # every patch attends to every other: twice Gemma 3's side takes 16 times its time
 PAD_COLOR = (122, 116, 104)  # CLIP's mean as bytes
 TILED_PAD_COLOR = (0, 0, 0)  # llama.cpp 0c1e57098 sets PAD_COLOR only for models without tiles
 
@@ -303,6 +304,9 @@ def read_vision_hparams(gguf: GGUF) -> tuple[VisionHparams, str]:
     if n_embd % n_head:
         raise gguf.bad("clip.vision.attention.head_count", f"{n_head} heads do not divide a width of {n_embd}")
     image_size, patch_size = int(number("image_size")), int(number("patch_size"))
+    if not image_size % patch_size and image_size // patch_size > MAX_PATCHES_PER_SIDE:
+        found = f"{image_size} pixels of {patch_size} per patch are {image_size // patch_size} patches per side"
+        raise gguf.bad("clip.vision.image_size", f"{found}, expected at most {MAX_PATCHES_PER_SIDE}")
     if image_size % patch_size or image_size**2 > MAX_PIXELS:
         expected = f"a multiple of the patch size, {patch_size}, and at most {MAX_PIXELS} pixels"
         raise gguf.bad("clip.vision.image_size", f"clip.vision.image_size is {image_size}, expected {expected}")

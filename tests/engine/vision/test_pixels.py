@@ -10,7 +10,7 @@ from PIL import Image
 
 from numllama.benchmarks.libmtmd import LibMtmd
 from numllama.engine.errors import BadImage
-from numllama.engine.vision.pixels import decode_image
+from numllama.engine.vision.pixels import decode_image, jpeg_scans
 from tiny_llava import encoded, picture
 
 PIXELS = picture(40, 30)
@@ -166,3 +166,25 @@ def test_pixels_equal_those_of_stb_image(name, file):
     mtmd = LibMtmd.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libmtmd.so")
     tolerance = 2 if name.startswith("JPEG") else 0  # two inverse cosine transforms, two ways to upsample colour
     np.testing.assert_allclose(decode_image(file).astype(int), mtmd.decoded(file).astype(int), rtol=0, atol=tolerance)
+
+
+def progressive(n_more, side=64):
+    """Write a progressive JPEG whose last scan is repeated `n_more` times."""
+    file = encoded(picture(side, side), "JPEG", progressive=True)
+    last = file.rindex(b"\xff\xda")
+    return file[:-2] + file[last:-2] * n_more + file[-2:]
+
+
+def test_scans_are_counted_as_pillow_reads_them():
+    assert jpeg_scans(progressive(0)) == 10 and jpeg_scans(progressive(7)) == 17
+    assert jpeg_scans(encoded(PIXELS, "JPEG")) == 1
+    thumbnail = b"\xff\xe1" + (2 + len(progressive(0))).to_bytes(2, "big") + progressive(0)
+    assert jpeg_scans(progressive(0)[:2] + thumbnail + progressive(0)[2:]) == 10
+
+
+def test_a_jpeg_of_very_many_scans_is_refused(monkeypatch):
+    """0.9 MB of empty scans took 84 s."""
+    monkeypatch.setattr("numllama.engine.vision.pixels.MAX_SCANNED_PIXELS", 64 * 64 * 50)
+    assert decode_image(progressive(40)).shape == (64, 64, 3)
+    with pytest.raises(BadImage, match=r"^image has 51 scans, expected at most 50 of 64 x 64 pixels$"):
+        decode_image(progressive(41))

@@ -162,6 +162,11 @@ def test_a_truncated_image_is_refused(mmproj):
         ({"clip__has_vision_encoder": False}, UnsupportedArchitecture, "has no vision encoder"),
         ({"clip__vision__feature_layer": np.array([1, 2], np.int32)}, UnsupportedArchitecture, "several layers"),
         ({"clip__use_gelu": True, "clip__use_silu": True}, BadGGUF, "both"),
+        (
+            {"clip__vision__image_size": 1032},
+            BadGGUF,
+            "1032 pixels of 8 per patch are 129 patches per side, expected at most 128",
+        ),
         ({"clip__vision__image_size": 33}, BadGGUF, "image_size is 33, expected a multiple of the patch size, 8"),
         (
             {"clip__vision__image_size": 64},
