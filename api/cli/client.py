@@ -22,6 +22,7 @@ from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece, Timings
 from ...engine.settings import Host
 from ...engine.store.make.sources import file_chunks
+from ...engine.store.registry.proxy import ProxyTransport
 
 JSON_HEADERS = {"Content-Type": "application/json"}
 CONNECT_TIMEOUT_S = 10  # for an address that drops packets; a refused connection fails immediately
@@ -82,7 +83,8 @@ class Client:
         self._http = httpx.Client(
             base_url=self.host.url,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            trust_env=not self.host.is_loopback,  # a loopback address is never reached through a proxy
+            transport=ProxyTransport(),
+            trust_env=False,
         )
 
     def close(self) -> None:

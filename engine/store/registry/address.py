@@ -49,6 +49,11 @@ def resolve_host(host: str) -> set[Address]:
     return {without_envelope(ipaddress.ip_address(address)) for address in found}
 
 
+def peer_address(server: tuple[object, ...]) -> Address:
+    """Return the address in what a socket tells of its peer: (address, port, ...)."""
+    return without_envelope(ipaddress.ip_address(str(server[0])))
+
+
 def without_envelope(address: Address) -> Address:
     """Return the IPv4 address inside an IPv6 address that stands for one, or else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import NoReturn
 
 import httpx
@@ -26,8 +24,9 @@ from ...go.text import is_print
 from ..manifest import MAX_JSON_BYTES
 from ..name import HOST
 from . import retry
-from .address import check_destination
+from .address import check_address, check_destination, peer_address, resolve
 from .auth import Challenge, Credentials
+from .proxy import BadEnvironment, ProxyTransport
 from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable, retry_after
 
 CONNECT_TIMEOUT_S = 10.0
@@ -61,10 +60,9 @@ class RegistryClient:
         self._open_responses: set[httpx.Response] = set()
         self._authorization, self._method = "", ""  # the header that worked last, and its kind
         self._http = httpx.Client(
-            verify=_tls(),
+            transport=ProxyTransport(),
+            trust_env=False,
             timeout=_timeout(),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=not _is_loopback(self.base.host),  # a proxy cannot reach this machine's loopback
             headers={"User-Agent": f"numllama/{__version__}", "Accept-Encoding": "identity"},
         )
 
@@ -161,6 +159,7 @@ class RegistryClient:
             trusted = trusted and self.is_own(url)  # a redirect back is not trusted again
             send = self._send_authorized if trusted else self._send
             response = send(method, url, headers, content)
+            self._check_peer(response)
             if response.status_code not in REDIRECT_STATUSES or method not in ("GET", "HEAD"):
                 return response
             response.close()
@@ -181,7 +180,27 @@ class RegistryClient:
         if url.scheme not in ("http", "https") or (self.base.scheme, url.scheme) == ("https", "http"):
             path = " -> ".join(map(_without_secrets, visited))
             raise RegistryError(f"redirected from {self.base.scheme} to {url.scheme}: {path}")
-        check_destination(url, self.base, self.credentials.host.lower() == self.host.lower())
+        check_destination(url, self.base, self._may_be_private)
+
+    @property
+    def _may_be_private(self) -> bool:
+        """Whether this registry, which the operator trusts, may lead into private networks."""
+        return self.credentials.host.lower() == self.host.lower()
+
+    def _check_peer(self, response: httpx.Response) -> None:
+        """Check the address that answered, as a name may have another one than when it was checked.
+
+        Raises: RegistryError, before anything of the response is read
+        """
+        if response.url.host == self.base.host or response.extensions.get("proxied"):
+            return
+        address = response.extensions["network_stream"].get_extra_info("server_addr")
+        if address and (found := peer_address(address)) not in resolve(self.base.host):
+            try:
+                check_address(found, f"{self.base.host} leads to {response.url.host}", self._may_be_private)
+            except RegistryError:
+                response.close()
+                raise
 
     def _send(
         self, method: str, url: httpx.URL, headers: Headers, content: Content = None, authorization: str = ""
@@ -318,7 +337,7 @@ def request_summary(response: httpx.Response) -> str:
 
 
 def _raise_translated(request: str, error: Exception) -> NoReturn:
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | BadEnvironment):
         raise RegistryError(f"{request}: {error}") from None
     if isinstance(error, httpx.ConnectTimeout):
         raise Unreachable(f"{request}: no connection within {CONNECT_TIMEOUT_S:g} seconds") from None
@@ -340,15 +359,6 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
 def _timeout(n_uploaded: int = 0) -> httpx.Timeout:
     """Return the timeouts of a request after `n_uploaded` bytes, which the registry may hash before it responds."""
     return httpx.Timeout(READ_TIMEOUT_S + n_uploaded / MIN_VERIFY_BYTES_PER_S, connect=CONNECT_TIMEOUT_S, pool=None)
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()

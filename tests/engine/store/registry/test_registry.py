@@ -585,6 +585,24 @@ def test_addresses_of_private_networks_are_not_public(address):
             check_destination(url, registry, may_be_private=True)
 
 
+def test_a_name_that_changes_its_address_after_the_check_is_refused(store, there, internal, monkeypatch):
+    """DNS rebinding: the name has a public address when it is checked, and a private one when it is requested."""
+    real, asked = socket.getaddrinfo, []
+
+    def rebound(host, port, *args, **kwargs):
+        if host != "rebound.example":
+            return real(host, port, *args, **kwargs)
+        asked.append(host)
+        return real("1.1.1.1" if len(asked) == 1 else "127.0.0.2", port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebound)
+    elsewhere = to(f"http://rebound.example:{internal.port}/x")
+    there.spoil = lambda request, answer: elsewhere(answer) if "manifests" in request.path else answer
+    with pytest.raises(RegistryError, match=r"leads to rebound.example \(127.0.0.2\)") as refusal:
+        pull(store, there)
+    assert "internal" not in str(refusal.value)
+
+
 def test_an_upload_location_in_a_private_network_is_refused(pushed, there, internal):
     location = Answer(202, {"Location": f"http://127.0.0.2:{internal.port}/part"})
     there.spoil = lambda request, answer: location if request.method == "POST" else answer
