@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import ConversationRefused, RequestError
 from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
@@ -32,6 +33,7 @@ from ..template.messages import Tool
 from ..tokenizer import Tokenizer
 from .runner import Runner
 
+N_CUTS = 256  # lengths to which a tool result may be cut, each 2 % below the one before for 250 times the window
 IMAGE_TOKENS = 768  # an image's share of the window when a conversation is trimmed, as in Ollama
 
 
@@ -200,31 +202,115 @@ class Measured(NamedTuple):
     n_token: int
 
 
+class Candidates:
+    """Shortened forms of a conversation, by degree up to `last`, each rendered and measured at most once.
+
+    A degree that the template refuses, as its roles must alternate, stands for the next one that it accepts.
+    """
+
+    def __init__(
+        self,
+        shorten: Callable[[int], Sequence[Message]],
+        measure: Callable[[Sequence[Message]], Measured],
+        limit: int,
+        last: int,
+    ):
+        self._shorten, self._measure, self._limit, self._last = shorten, measure, limit, last
+        self._found: dict[int, tuple[Sequence[Message], Measured] | None] = {}
+
+    def fits(self, degree: int) -> bool:
+        return self.at(degree)[1].n_token <= self._limit
+
+    def at(self, degree: int) -> tuple[Sequence[Message], Measured]:
+        """Return the messages of `degree`, and their measure.  Raises: ConversationRefused if all later are, too"""
+        while True:
+            if degree not in self._found:
+                messages = self._shorten(degree)
+                try:
+                    self._found[degree] = messages, self._measure(messages)
+                except ConversationRefused:
+                    if degree >= self._last:
+                        raise
+                    self._found[degree] = None
+            if found := self._found[degree]:
+                return found
+            degree += 1
+
+
 def trim_to_context(
     messages: Sequence[Message], measure: Callable[[Sequence[Message]], Measured], limit: int
 ) -> tuple[Sequence[Message], Measured, int]:
     """Drop the oldest messages until the prompt fits into `limit` tokens.
 
-    System messages are kept.  The last message is always kept, even if it alone is too long.
+    System messages are kept.  The last message is always kept, even if it alone is too long.  Where tool results would
+    push out the user's last message, which they help to answer, shorten_results() comes first.  Ollama loses it.
     -> the remaining messages, as measured, and the tokens of them all (0 if none was dropped)
     """
-
-    def without(n: int) -> Sequence[Message]:
-        return [*(message for message in messages[:n] if message["role"] == "system"), *messages[n:]]
-
     whole = measure(messages)
     if len(messages) < 2 or whole.n_token <= limit:
         return messages, whole, 0
-    measured: dict[int, Measured] = {}
+    dropped = Candidates(partial(without_oldest, messages), measure, limit, len(messages) - 1)
+    guess = dropped_for(whole.n_token - limit, messages, whole.n_token)
+    asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
+    if any(message["role"] == "tool" for message in messages[asked:]):
+        turn = without_oldest(messages, asked)
+        if not dropped.fits(asked) and (shortened := shorten_results(turn, measure, limit)):
+            return *shortened, whole.n_token
+    n = first_that_fits(dropped.fits, len(messages) - 1, guess)
+    return *dropped.at(n), whole.n_token
 
-    def fits(n: int) -> bool:
-        measured[n] = measure(without(n))
-        return measured[n].n_token <= limit
 
-    n = first_that_fits(fits, len(messages) - 1, dropped_for(whole.n_token - limit, messages, whole.n_token))
-    if n not in measured:
-        measured[n] = measure(without(n))
-    return without(n), measured[n], whole.n_token
+def without_oldest(messages: Sequence[Message], n: int) -> Sequence[Message]:
+    """Return the messages without the first `n`, of which system messages are kept."""
+    return [*(message for message in messages[:n] if message["role"] == "system"), *messages[n:]]
+
+
+def shorten_results(
+    messages: Sequence[Message], measure: Callable[[Sequence[Message]], Measured], limit: int
+) -> tuple[Sequence[Message], Measured] | None:
+    """Shorten a turn with tool results, from the user's message on, until it fits; None if it cannot.
+
+    1. The middle of results that take more than a quarter of the window is cut.
+    2. The oldest calls with their results are dropped, but for the last.
+    3. The results that are left are cut further.
+    """
+    results = [len(message["content"]) for message in messages if message["role"] == "tool"]
+    if not results:
+        return None
+    n_char = sum(len(message["content"]) for message in messages)
+    wanted = n_char * limit // max(measure(messages).n_token, 1)  # if characters and tokens are in proportion
+    longest, floor = max(results), max(1, min(max(results), wanted // 4))
+    calls = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("tool_calls")]
+    ladder = [(round(longest * (floor / longest) ** (i / N_CUTS)), 0) for i in range(1, N_CUTS + 1) if floor < longest]
+    ladder += [(floor, n) for n in range(1, len(calls))]
+    ladder += [(floor - floor * i // N_CUTS, max(len(calls) - 1, 0)) for i in range(1, N_CUTS + 1)]
+
+    def shorten(step: int) -> Sequence[Message]:
+        length, n_call = ladder[step - 1]
+        first, end = (calls[0], calls[n_call]) if n_call else (0, 0)
+        kept = [message for i, message in enumerate(messages) if not first <= i < end or message["role"] == "system"]
+        return [
+            {**message, "content": without_middle(message["content"], length)} if message["role"] == "tool" else message
+            for message in kept
+        ]
+
+    guess = next(
+        (step for step in range(1, len(ladder)) if sum(len(message["content"]) for message in shorten(step)) <= wanted),
+        len(ladder),
+    )
+    candidates = Candidates(shorten, measure, limit, len(ladder))
+    step = first_that_fits(candidates.fits, len(ladder), guess)
+    return candidates.at(step) if candidates.fits(step) else None
+
+
+def without_middle(text: str, n_char: int) -> str:
+    """Return `n_char` characters of `text`, from its start and end, and a note of how many are missing between them."""
+    n = len(text) - n_char
+    note = f"\n[... {n} characters left out ...]\n"
+    if n <= len(note):
+        return text
+    start = (n_char + 1) // 2
+    return text[:start] + note + text[start + n :]
 
 
 def dropped_for(excess: int, messages: Sequence[Message], n_token: int) -> int:

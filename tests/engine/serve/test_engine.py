@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -246,6 +247,63 @@ def test_a_conversation_that_just_fits_stays_whole():
     assert shortened(user("aa", "bb", "cc"), 5) == ["bb", "cc"]
     assert shortened(user("aa", "bb", "cc"), 4) == ["bb", "cc"]
     assert shortened(user("aa", "bb", "cc"), 3) == ["cc"]
+
+
+def turn(*results, said="question"):
+    """Return a conversation of system, user, and a call with each of the results."""
+    asked = [{"role": "system", "content": "S"}, *user("old"), *user(said)]
+    for i, result in enumerate(results):
+        call = {"function": {"name": "f", "arguments": {"i": i}}}
+        asked += [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": result}]
+    return asked
+
+
+def test_a_long_tool_result_does_not_push_out_the_question():
+    """Its middle is cut, as little as needed within 2 %; start and end are what a reader looks at first."""
+    text = "".join(chr(ord("a") + i % 26) for i in range(5000))
+    system, question, call, result = shortened(turn(text), 1000)
+    assert (system, question, call) == ("S", "question", "")
+    start, note, end = re.split(r"\n(.*)\n", result)
+    assert text.startswith(start) and text.endswith(end) and abs(len(start) - len(end)) <= 1
+    assert note == f"[... {5000 - len(start) - len(end)} characters left out ...]"
+    assert 950 < len(system + question + call + result) <= 1000
+
+
+def test_short_results_stay_whole_beside_a_long_one():
+    *_, first, _, second, _, third = shortened(turn("a" * 50, "b" * 5000, "c" * 50), 1000)
+    assert (first, third) == ("a" * 50, "c" * 50) and len(second) < 900
+
+
+def test_of_many_calls_the_oldest_are_dropped_after_the_question():
+    results = [f"{i:03}" * 50 for i in range(20)]
+    system, question, *rest = shortened(turn(*results), 1000)
+    assert (system, question) == ("S", "question")
+    assert rest[1::2] == results[-len(rest[1::2]) :] and 4 <= len(rest[1::2]) <= 6
+
+
+def test_a_result_is_cut_to_nothing_for_a_long_question():
+    got = shortened(turn("a" * 500, said="q" * 950), 1000)
+    assert got[:3] == ["S", "q" * 950, ""] and re.fullmatch(r"a{0,7}\n\[.*\]\na{0,7}", got[3])
+
+
+def test_a_question_that_cannot_be_kept_is_dropped_as_before():
+    assert shortened(turn("a" * 500, said="q" * 1200), 1000) == ["S", "", "a" * 500]
+
+
+def test_results_of_earlier_turns_are_dropped_first():
+    assert shortened([*turn("a" * 5000), *user("next")], 1000) == ["S", "next"]
+
+
+def test_a_long_result_is_measured_a_few_times():
+    n = 0
+
+    def measure(messages):
+        nonlocal n
+        n += 1
+        return measured(sum(len(m["content"]) // (2 + (m["role"] != "tool")) + 9 for m in messages))
+
+    kept, found, _ = trim_to_context(turn("a" * 1_000_000, "b" * 300), measure, 4096)
+    assert n <= 24 and 3900 < found.n_token <= 4096 and kept[1]["content"] == "question"
 
 
 @given(st.integers(2, 300), st.data())

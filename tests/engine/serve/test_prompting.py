@@ -3,6 +3,7 @@
 Numbers in brackets are those of docs/compatibility.md.
 """
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,11 @@ from tiny import tiny_gguf
 
 RENDERED = RequestOptions(render_only=True)
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+ASKS = (
+    JINJA
+    + "{% if not messages | selectattr('role', 'eq', 'user') | list %}{{ raise_exception('who asks?') }}{% endif %}"
+)
+ALTERNATES = JINJA + "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
 TURNS = "{{ if .System }}[{{ .System }}]{{ end }}{{ .Prompt }}|{{ .Response }}/"
 INFILL = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ .Prompt }}{{ end }}"
 
@@ -23,7 +29,7 @@ INFILL = "{{ if .Suffix }}<pre>{{ .Prompt }}<suf>{{ .Suffix }}<mid>{{ else }}{{ 
 def engine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompts")
     engine = Engine(Settings(models=folder / "store", builtin=False))
-    for name, jinja in (("jinja", JINJA), ("bare", None)):
+    for name, jinja in (("jinja", JINJA), ("asks", ASKS), ("alternates", ALTERNATES), ("bare", None)):
         path = tiny_gguf(folder / f"{name}.gguf", **({"chat_template": jinja} if jinja else {}))
         list(engine.create(name, files={"m.gguf": engine.store.put_blob([path.read_bytes()])[0]}))
     list(engine.create("turns", from_="jinja", template=TURNS, system="S"))
@@ -74,3 +80,24 @@ def test_a_last_message_of_the_assistant_stays_open(engine):
 def test_earlier_turns_are_rendered_whole(engine):
     turns = messages(("user", "q"), ("assistant", "a"), ("user", "r"))
     assert engine.chat("turns", turns, RENDERED).prompt == "[S]q|a/r|"
+
+
+def test_a_long_tool_result_leaves_the_question_in_the_prompt(engine):
+    """Templates such as Qwen 3's raise an exception without one."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    said = [*messages(("system", "S"), ("user", "what?")), call, *messages(("tool", "the cat and the dog " * 200))]
+    answer = engine.chat("asks", said, replace(RENDERED, options={"num_ctx": 128}))
+    before, note, after = re.split(r"\n(\[\.\.\. [0-9]+ characters left out \.\.\.\])\n", answer.prompt)
+    assert before.startswith("<system>S<user>what?<assistant><tool>the cat and") and after.endswith("the dog ")
+    counted = engine.chat("asks", said, RequestOptions(options={"num_ctx": 128, "num_predict": 1}))
+    last = list(counted)[-1]
+    assert 110 < last.timings.prompt_eval_count <= 128 and last.timings.n_whole > 1000 and note
+
+
+def test_messages_are_dropped_until_the_template_accepts_the_rest(engine):
+    """A template whose roles must alternate refuses what is left after an odd number of messages."""
+    turns = [("user" if i % 2 == 0 else "assistant", f"the cat and the dog number {i} ") for i in range(21)]
+    prompt = engine.chat("alternates", messages(*turns), replace(RENDERED, options={"num_ctx": 256})).prompt
+    rendered = ["".join(f"<{role}>{text}" for role, text in turns[n:]) for n in range(0, 21, 2)]
+    fitting = [text for text in rendered if len(engine.tokenize("alternates", text, add_special=True)) <= 256]
+    assert prompt == fitting[0] and 2 < len(fitting) < len(rendered)
