@@ -349,8 +349,8 @@ class Engine:
         **more: Any,
     ) -> Iterator[dict[str, Any]]:
         """Create the model `name`, yielding statuses; see store.make.create.  A missing base model is pulled."""
-        checks = {"check_fits": check_fits, "check_loads": check_loads}
-        return create(self.store, name, from_, files, fetch=partial(self._fetch, handle), **checks, **more)
+        more |= {"fetch": partial(self._fetch, handle), "check_fits": check_fits, "check_loads": check_loads}
+        return create(self.store, name, from_, files, **more)
 
     def create_from_modelfile(
         self, name: str, text: str, path: str = "", quantize: str = "", handle: RequestHandle | None = None

@@ -24,7 +24,7 @@ from ...go.text import is_print
 from ..manifest import MAX_JSON_BYTES
 from ..name import HOST
 from . import retry
-from .address import check_address, check_destination, peer_address, resolve
+from .address import check_address, check_destination, peer_address, resolve_host
 from .auth import Challenge, Credentials
 from .proxy import BadEnvironment, ProxyTransport
 from .retry import MAX_SMALL_TRIES, Interrupted, RetryBudget, Unreachable, retry_after
@@ -195,7 +195,7 @@ class RegistryClient:
         if response.url.host == self.base.host or response.extensions.get("proxied"):
             return
         address = response.extensions["network_stream"].get_extra_info("server_addr")
-        if address and (found := peer_address(address)) not in resolve(self.base.host):
+        if address and (found := peer_address(address)) not in resolve_host(self.base.host):
             try:
                 check_address(found, f"{self.base.host} leads to {response.url.host}", self._may_be_private)
             except RegistryError:
