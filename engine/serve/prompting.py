@@ -202,7 +202,7 @@ class Measured(NamedTuple):
     n_token: int
 
 
-class Candidates:
+class ShortenedForms:
     """Shortened forms of a conversation, by degree up to `last`, each rendered and measured at most once.
 
     A degree that the template refuses, as its roles must alternate, stands for the next one that it accepts.
@@ -249,7 +249,7 @@ def trim_to_context(
     whole = measure(messages)
     if len(messages) < 2 or whole.n_token <= limit:
         return messages, whole, 0
-    dropped = Candidates(partial(without_oldest, messages), measure, limit, len(messages) - 1)
+    dropped = ShortenedForms(partial(without_oldest, messages), measure, limit, len(messages) - 1)
     guess = dropped_for(whole.n_token - limit, messages, whole.n_token)
     asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=len(messages))
     if any(message["role"] == "tool" for message in messages[asked:]):
@@ -298,7 +298,7 @@ def shorten_results(
         (step for step in range(1, len(ladder)) if sum(len(message["content"]) for message in shorten(step)) <= wanted),
         len(ladder),
     )
-    candidates = Candidates(shorten, measure, limit, len(ladder))
+    candidates = ShortenedForms(shorten, measure, limit, len(ladder))
     step = first_that_fits(candidates.fits, len(ladder), guess)
     return candidates.at(step) if candidates.fits(step) else None
 

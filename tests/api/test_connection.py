@@ -148,8 +148,8 @@ def test_requests_that_wait_for_their_turn_are_neither_parsed_nor_read_without_l
             for _ in range(1000):
                 wire.socket.sendall(one * 1000)
         [connection] = connections(server)
-        until(lambda: connection.flow.read_paused)
-        assert 0 < len(connection.pipeline) <= FEED_BYTES / len(one) + 1
+        until(lambda: connection.flow.read_paused and connection.pipeline)
+        assert len(connection.pipeline) <= FEED_BYTES / len(one) + 1
         assert len(connection._held) <= 1 << 19
     with Wire(server) as wire:  # and with a client that reads, each is answered
         writer = threading.Thread(target=wire.socket.sendall, args=(one * 5000,))

@@ -20,6 +20,7 @@ import pytest
 from serving import Served, until, wait_for
 
 from numllama.api.server.guard import host_allowed
+from numllama.engine.errors import RequestError
 from numllama.engine.run.sequence import Sequence
 from numllama.engine.settings import LOCAL_ORIGINS, Settings
 
@@ -273,8 +274,11 @@ def test_a_corrupt_file_is_an_error_not_a_crash(fresh, models):
 def test_an_unsupported_architecture_is_named(fresh, models, tmp_path):
     from tiny import tiny_gguf
 
-    server = fresh()
-    server.add("m", tiny_gguf(tmp_path / "x.gguf", family="mamba"))
+    server, path = fresh(), tiny_gguf(tmp_path / "x.gguf", family="mamba")
+    with pytest.raises(RequestError, match="unsupported architecture 'mamba'"):
+        server.add("m", path)
+    server.add("m", models / "chat.gguf")
+    server.engine.store.resolve("m").weights.write_bytes(path.read_bytes())  # as a pull would bring it
     answer = server.post("/api/generate", model="m", prompt="a")
     assert answer.status_code == 500 and "'mamba'" in answer.json()["error"]
 

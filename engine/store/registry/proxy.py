@@ -118,7 +118,7 @@ def _is_within(host: str, domain: str) -> bool:
 
 
 def _split_port(entry: str) -> tuple[str, str]:
-    """Split an entry of NO_PROXY into a name and a port, which is "" if there is none."""
+    """Split an entry of NO_PROXY into a name and a port, "" without one."""
     match = re.fullmatch(r"\[([^\]]*)\](?::(\d+))?|([^:]*):(\d+)", entry)
     if not match:
         return entry, ""

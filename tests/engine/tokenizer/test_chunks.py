@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vocabularies import CONTROL, USER_DEFINED, bpe, spm, wordpiece
 
@@ -78,19 +78,18 @@ VOCABULARIES = {
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_ids_are_the_same_in_chunks(kind):
     encoder = from_gguf({"general.architecture": "llama"} | VOCABULARIES[kind])._encoder
-    cut = []
 
     @settings(max_examples=200)
+    @example("abceht \n\r<é中 " * 3, 1)
     @given(st.text(st.sampled_from("abceht \n\r<é中"), max_size=40), st.integers(1, 3))
     def agree(text, size):
         text = text if kind in ("bpe", "wordpiece") else text.replace(" ", "▁")
         parts = list(chunks(text, encoder.boundary, size))
         assert "".join(parts) == text
         assert [id for chunk in parts for id in encoder.encode(chunk)] == encoder.encode(text)
-        cut.append(len(parts))
+        assert size > 1 or len(text) < 36 or len(parts) > 2
 
     agree()
-    assert max(cut) > 2
 
 
 def test_a_cancelled_request_ends_between_chunks():
