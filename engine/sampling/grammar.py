@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from ..errors import BadGrammar, EngineError, ModelError
 from ..handle import RequestHandle
 from ..tokenizer import Tokenizer
+from .exact_number import rounded
 from .forced_call import ForcedCall
 from .json_schema import mapped, narrowed
-from .trial import CLOSING, Trial, compiled, explore
+from .trial import CLOSING, TOO_COMPLEX_ANSWER, Trial, compiled, explore
 from .veto import Pieces, Veto, needs_veto
 
 Tags = tuple[str, str]
@@ -54,6 +55,12 @@ TRIAL = Trial()  # its child processes are shared by all models
 SCHEMA = {"whitespace_pattern": BLANKS, "json_allow_general_unicode_escapes": False}
 # The keyword that an error is about, for errors in which llguidance does not name it
 KEYWORD_OF_ERROR = {"Pointer": "$ref", "Resource": "$ref", "regex": "pattern", "Invalid type": "type"}
+WORDS_OF_ERROR = {
+    "fuel exhausted": TOO_COMPLEX_ANSWER,
+    "regex is empty": "pattern: no text matches all keywords for strings, or it takes too long to tell",
+    "not disjoint": "patternProperties: a name may match two of the patterns",
+    "min/maxProperties": "minProperties: it cannot be enforced beside optional properties in schemas that are combined",
+}
 
 
 def source(format: str | dict[str, Any] | ForcedCall, tags: Tags | None = None, is_open: bool = False) -> str:
@@ -187,8 +194,9 @@ class _Vocabulary:
 
 def _plain(schema: Any) -> Any:
     """Return the schema without what veto.py enforces."""
-    plain = mapped(schema, _plain)
-    return {key: value for key, value in plain.items() if key != "uniqueItems"} if isinstance(plain, dict) else plain
+    if not isinstance(schema, dict):
+        return schema
+    return {key: value for key, value in mapped(rounded(schema), _plain).items() if key != "uniqueItems"}
 
 
 def _error_line(error: str) -> str:
@@ -202,6 +210,9 @@ def _error_line(error: str) -> str:
     error = re.sub(r"^at [0-9()]+: |failed to compile JSON schema: |failed to parse \"%json\": ", "", error)
     said = error.split("\n   1 | ")[0]
     keyword = next((keyword for sign, keyword in KEYWORD_OF_ERROR.items() if sign in said), "")
+    for sign, words in WORDS_OF_ERROR.items():
+        if sign.lower() in error.lower():
+            return f"format: {words}"
     if unsatisfiable := re.search(r"Unsatisfiable schema: (.*)", error):
         return f"format: no answer matches the schema: {unsatisfiable[1]}"
     if "NoExtension" in said:

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ Schema = dict[str, Any]
 MAX_DEPTH = 100  # levels, those behind a $ref included; llguidance overflows its stack between 700 and 1,000
 MAX_NODES = 20_000  # schemas and listed values
 MAX_MULTIPLE = 10_000  # a number's automaton has a state for each remainder: 9,973 takes 0.1 s, 999,983 takes 24 s
+MAX_DIGITS = 4  # of multipleOf, without the zeros around them; 12,345 of 0.12345 are as many states
 MAX_COUNT = 10_000  # items, characters or properties that an answer must have at least
 MAX_PATTERN_CHARS = 20_000  # of all patterns together
 MAX_SHOWN_CHARS = 60  # of a value in an error
@@ -51,6 +53,11 @@ def check_schema(schema: Schema) -> None:
                 raise BadGrammar(f"format: {keyword}: {shown(value)} is not {expected}")
             if keyword in LIMITS and value > LIMITS[keyword]:
                 raise BadGrammar(f"format: {keyword}: {shown(value)} is above the limit of {LIMITS[keyword]}")
+        for name in (name for keyword in NAMED for name in part.get(keyword, ())):
+            if CONTROL.search(name):  # its key would be spelled with \\u, which veto.py forbids
+                raise BadGrammar(f"format: properties: the name {shown(name)} has a control character")
+        if "multipleOf" in part and Decimal(str(part["multipleOf"])).normalize().as_tuple()[1][MAX_DIGITS:]:
+            raise BadGrammar(f"format: multipleOf: {part['multipleOf']} has more than {MAX_DIGITS} digits")
         n_pattern += len(part.get("pattern", "")) + sum(map(len, part.get("patternProperties", ())))
         if n_pattern > MAX_PATTERN_CHARS:
             raise BadGrammar(f"format: pattern: all patterns together exceed {MAX_PATTERN_CHARS} characters")
@@ -163,18 +170,13 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_map(value: Any) -> bool:
-    """Return whether `value` has names that a key can spell without a \\u, which veto.py forbids."""
-    return isinstance(value, dict) and not any(CONTROL.search(name) for name in value)
-
-
 Rule = tuple[str, Callable[[Any], bool]]
 ANYTHING: Rule = "", lambda value: True
 COUNT: Rule = "a count", _is_count
 NUMBER: Rule = "a finite number", _is_number
 STRICT: Rule = "a finite number", lambda value: isinstance(value, bool) or _is_number(value)  # true in draft 4
 SCHEMAS: Rule = "a list of schemas", lambda value: isinstance(value, list) and bool(value)
-MAP: Rule = "an object of schemas by names without control characters", _is_map
+MAP: Rule = "an object of schemas", _is_object
 CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 KEYWORDS: dict[str, Rule] = {
     "type": ("a type, or a list of types", _is_type),

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import BadGrammar
 from .date_pattern import PATTERNS
+from .exact_number import exact_constants
 from .negation import opposite, without_property
 from .number_bounds import bounded_numbers
 from .one_of import LABELS, required, target, values
@@ -242,5 +243,6 @@ REWRITES = (
     counted_properties,
     formats,
     bounded_numbers,
+    exact_constants,
     known,
 )

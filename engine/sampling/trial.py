@@ -21,7 +21,7 @@ from contextlib import suppress
 from hashlib import sha256
 from math import ceil, inf
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, LifoQueue, SimpleQueue
 from random import Random
 from signal import SIG_IGN, SIGINT, signal
 from threading import Lock, Thread, stack_size
@@ -61,7 +61,7 @@ class Trial:
 
     def __init__(self, max_cpu_s: int = MAX_CPU_S) -> None:
         self._max_cpu_s = max_cpu_s
-        self._idle: SimpleQueue[_Child | None] = SimpleQueue()  # None: a place for a child that is not started yet
+        self._idle: LifoQueue[_Child | None] = LifoQueue()  # None: a child that is not started, used last
         for _ in range(MAX_CHILDREN):
             self._idle.put(None)
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()
@@ -135,7 +135,7 @@ class _Child:
         return answer
 
 
-def _wait(queue: SimpleQueue[T], handle: RequestHandle, seconds: float = inf) -> T:
+def _wait(queue: SimpleQueue[T] | LifoQueue[T], handle: RequestHandle, seconds: float = inf) -> T:
     """Take the next item.  Raises: Empty after `seconds`, what ended the request if `handle` is cancelled"""
     until = monotonic() + seconds
     while True:

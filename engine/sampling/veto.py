@@ -3,6 +3,8 @@ r"""Tokens that a schema forbids and the grammar allows, as a grammar cannot rem
     schema                                                answer so far
     {"items": {"type": "string"}, "uniqueItems": true}    ["a", "a     the closing quote is vetoed, a letter is not
     {"properties": {"a": ...}}, other keys allowed        {"\u0061     vetoed: it would be the key "a", as another key
+    {"const": 1234567890123456789}                        12346        vetoed: llguidance knows 53 bits of an integer
+    {"type": "number"}                                    1e309        vetoed: it is infinite to most readers
 
 A reader follows the answer byte by byte, and is asked what each doubtful token would do.  By the grammar the text is
 JSON, and but for such keys each scalar has one spelling.
@@ -14,16 +16,23 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from copy import copy
+from math import isinf
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadGrammar
-from .one_of import target, value_key, values
-from .schema_check import Schema, walk
+from .exact_number import is_exact
+from .one_of import target, types, value_key, values
+from .schema_check import TYPES, Schema, walk
 
 WHITE_SPACE = b" \t\r\n"
+NUMBER_START, DIGITS = b"-0123456789", b"0123456789"
+DIGIT, EXPONENT = re.compile(rb"[0-9-]"), re.compile(rb"[0-9.][eE]|^[eE][0-9+-]")
+ENDING = {bytes([byte]) for byte in b" \t\r\n,]}"} | {b""}  # first bytes of tokens after a number, and the end
+MAX_SHORT = 300  # characters of a number that is below 1e309, unless it has an exponent
+COMBINING = {"$ref", "anyOf", "allOf"}
 NAMING = {"properties", "required", "patternProperties"}
 FREE_STRING = {"type", "minLength"}
 MAX_DIGITS = 20
@@ -112,6 +121,10 @@ class Reader:
 
     def __init__(self, schema: Schema):
         self._root = schema
+        self.has_exact = any(_digits(part) for part in _all_parts(schema))
+        self.numbers: tuple[bytes, ...] | None = (
+            None  # the spellings of numbers that are permitted here, if not all are
+        )
         self.levels: tuple[_Level, ...] = ()
         self.partial = b""  # the string or scalar that is being read
         self.in_string = False
@@ -128,7 +141,20 @@ class Reader:
 
     def read(self, piece: bytes) -> bool:
         """Advance by `piece`.  -> whether that is permitted, and a permitted end is left"""
-        return all(self._read_byte(byte) for byte in piece) and (not self.partial or self._can_differ())
+        return all(self._read_byte(byte) for byte in piece) and (not self.partial or self._can_go_on())
+
+    def may_end(self) -> bool:
+        """Return whether the answer may end here, by what it says of its last number."""
+        return not self.partial or self.numbers is None or self.partial in self.numbers
+
+    def _can_go_on(self) -> bool:
+        """Return whether the string or scalar that is being read can be completed."""
+        if not self.in_string and self.partial[0] in NUMBER_START:
+            if self.numbers is not None and not any(text.startswith(self.partial) for text in self.numbers):
+                return False
+            if EXPONENT.search(self.partial) or len(self.partial) > MAX_SHORT:
+                return not isinf(float(self.partial + b"0" * (self.partial[-1] not in DIGITS)))
+        return self._can_differ()
 
     def _can_differ(self) -> bool:
         level = self.level
@@ -153,6 +179,8 @@ class Reader:
                 self._replace(key=None, n=self.levels[-1].n + 1)
                 return self._can_differ()
         else:
+            if not self.partial and self.has_exact:
+                self.numbers = _numbers(_flat(self._below(), self._root))
             self.partial += bytes([byte])
         return True
 
@@ -177,6 +205,8 @@ class Reader:
         """End the string or scalar."""
         text, self.partial = self.partial, b""
         level = self.level
+        if text[0] in NUMBER_START and self.numbers is not None and text not in self.numbers:
+            return False
         if level is None or level.items is None:
             return True
         key = _key(text)
@@ -226,6 +256,24 @@ def _flat(parts: Iterator[Any], root: Schema) -> Iterator[Schema]:
 Head = re.Pattern[bytes] | None
 
 
+def _all_parts(schema: Schema) -> Iterator[Schema]:
+    return (part for _, part in walk(schema) if isinstance(part, dict))
+
+
+def _digits(part: Schema) -> bool:
+    """Return whether `part` lists integers of which llguidance would not keep all digits."""
+    return not all(is_exact(value) for value in (values(part) or {}).values())
+
+
+def _numbers(parts: Iterator[Schema]) -> tuple[bytes, ...] | None:
+    """Return the spellings of the numbers that `parts` list, if llguidance does not keep all digits of them."""
+    listed = [*parts]
+    if not any(map(_digits, listed)):
+        return None
+    numbers = [value for part in listed for (type, _), value in (values(part) or {}).items() if type == "number"]
+    return tuple(map(spelled, numbers))
+
+
 class Veto:
     """The tokens that may not come next in an answer to a schema.
 
@@ -246,14 +294,14 @@ class Veto:
         self._tags = tuple(tag.encode() for tag in tags) if tags else None
         self._is_open, self._before = is_open, b""
         self._reader = None if tags or choices[0][0] else Reader(choices[0][1])
-        parts = [part for _, schema in choices for _, part in walk(schema) if isinstance(part, dict)]
-        self._has_unique = any(part.get("uniqueItems") for part in parts)
+        self._has_unique = any(part.get("uniqueItems") for _, schema in choices for part in _all_parts(schema))
 
     def apply(self, mask: NDArray[np.bool_]) -> None:
         """Clear the tokens in `mask` that are vetoed."""
         if (reader := self._reader) is not None:
             for token in self._doubtful(mask, reader):
-                mask[token] = copy(reader).read(self._pieces.bytes[token])
+                piece = self._pieces.bytes[token]
+                mask[token] = copy(reader).read(piece) if piece else reader.may_end()
 
     def accept(self, token: int) -> None:
         """Advance by `token`."""
@@ -291,8 +339,16 @@ class Veto:
             return np.flatnonzero(mask).tolist()
         if items is not None and (items.texts is not None or items.low is not None or not reader.in_string):
             return np.flatnonzero(mask).tolist()
-        more = pieces.with_quote if items is not None else pieces.with_array if self._has_unique else None
-        kinds = [pieces.with_escape] if more is None else [pieces.with_escape, more]
+        if not reader.in_string and (EXPONENT.search(reader.partial) or len(reader.partial) > MAX_SHORT):
+            return np.flatnonzero(mask).tolist()
+        kinds = [pieces.with_escape]
+        if items is not None:
+            kinds.append(pieces.with_quote)
+        elif self._has_unique:
+            kinds.append(pieces.with_array)
+        if not reader.in_string:
+            kinds.append(pieces.with_digit if reader.has_exact else pieces.with_exponent)
+            kinds += [pieces.ending] if reader.has_exact and reader.partial else []
         return [token for tokens in kinds for token in tokens[mask[tokens]].tolist()]
 
 
@@ -301,11 +357,18 @@ def needs_veto(schema: Schema) -> bool:
 
     Raises: BadGrammar if that cannot be vetoed
     """
-    parts = [part for _, part in walk(schema) if isinstance(part, dict)]
+    parts = [*_all_parts(schema)]
     for part in parts:
         if part.get("uniqueItems"):
             items_of(part, schema)
-    return any(part.get("uniqueItems") or (part.keys() & NAMING and part.get("additionalProperties")) for part in parts)
+    if any(map(_digits, parts)) and any("allOf" in part for part in parts):
+        raise BadGrammar("format: enum: integers beyond 2^53 cannot be enforced beside allOf and conditions")
+    return any(
+        part.get("uniqueItems")
+        or (part.keys() & NAMING and part.get("additionalProperties"))
+        or "number" in types(part) - (set(TYPES) if part.keys() & COMBINING else set())
+        for part in parts
+    )
 
 
 class Pieces:
@@ -315,6 +378,9 @@ class Pieces:
         self.bytes = pieces
         self.with_escape = _having(pieces, b"\\")
         self.with_quote = _having(pieces, b'"')
+        self.with_digit = np.array([id for id, piece in enumerate(pieces) if DIGIT.search(piece)], np.intp)
+        self.with_exponent = np.array([id for id, piece in enumerate(pieces) if EXPONENT.search(piece)], np.intp)
+        self.ending = np.array([id for id, piece in enumerate(pieces) if piece[:1] in ENDING], np.intp)
         self.with_array = np.intersect1d(_having(pieces, b"["), _having(pieces, b","))
 
 

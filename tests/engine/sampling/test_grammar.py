@@ -242,6 +242,11 @@ REFUSED = [
     ("minProperties", {"type": "object", "minProperties": 2}),
     ("dependentRequired", {"dependentRequired": {"a": "b"}}),
     ("$dynamicRef", {"$dynamicRef": "#a"}),
+    ("properties", {"properties": {"a\x01": {}}}),
+    ("multipleOf", {"multipleOf": 0.12345}),
+    ("patternProperties", {"type": "object", "patternProperties": {"^a": {}, "b$": {}}}),
+    ("enum", {"enum": []}),
+    ("minimum", {"type": "integer", "minimum": 2**64}),
     ("$ref", {"$ref": "#/nope"}),
     ("$ref", {"$ref": "http://example.com/schema"}),
     ("$ref", {"$ref": "#"}),
@@ -319,7 +324,11 @@ def test_a_large_multiple_is_refused_at_once(number):
 
 @pytest.mark.parametrize(
     "schema",
-    [{"const": -(2**63)}, {"enum": [1, 1 - 2**63]}, {"type": "integer", "minimum": -1e19, "maximum": -1e19}],
+    [
+        {"allOf": [{"const": -(2**63)}]},
+        {"enum": [1, 1 - 2**63], "allOf": [{}]},
+        {"type": "integer", "minimum": -1e19, "maximum": -1e19},
+    ],
 )
 def test_a_schema_that_crashes_llguidance_is_refused(schema):
     with pytest.raises(BadGrammar):

@@ -311,6 +311,34 @@ def test_a_number_is_within_its_bounds(type, said, random):
                 assert not allows(schema, text)
 
 
+LARGE = [2**53 + 1, 1234567890123456789, -(2**63), 1 - 2**63, 2**65, 10**30 + 1]
+
+
+@pytest.mark.parametrize("number", LARGE)
+def test_a_large_integer_keeps_its_digits(number):
+    near = [number + 1, number - 1, float(number), int(f"{number}0"), number // 10]
+    for schema in ({"const": number}, {"enum": [1, number, "a"]}, {"anyOf": [{"const": number}, {"type": "string"}]}):
+        assert allows(schema, str(number))
+        assert not any(allows(schema, f"{other}") for other in near)
+    for seed in range(9):
+        assert json.loads(generated(GRAMMARS.grammar({"enum": [1, number, "a"]}), Random(seed))) in (1, number, "a")
+    schema = {"const": {"id": number, "list": [number, 1]}}
+    assert allows(schema, f'{{"id":{number},"list":[{number},1]}}')
+    assert not allows(schema, f'{{"id":{number + 1},"list":[{number},1]}}')
+    with pytest.raises(BadGrammar, match=r"2\^53"):
+        GRAMMARS.grammar({"const": number, "dependentRequired": {"a": ["b"]}})
+
+
+def test_a_number_is_finite():
+    for schema in ({"type": "number"}, {}, {"properties": {"a": {"type": ["number", "null"]}}, "required": ["a"]}):
+        frame = '{"a":%s}' if "properties" in schema else "%s"
+        assert (
+            allows(schema, frame % "1e308") and allows(schema, frame % "-1.5E+300") and allows(schema, frame % "0e-999")
+        )
+        assert not allows(schema, frame % "1e309") and not allows(schema, frame % "-1.8e308")
+        assert not allows(schema, frame % ("9" * 310))
+
+
 # --- any schema ---
 
 
