@@ -219,6 +219,12 @@ def dumps(value: Any) -> bytes:
     """Write compact JSON in the order of the keys, `<`, `>` and `&` escaped.  Lone surrogates become U+FFFD."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:  # a lone surrogate, from bytes of a file that are not UTF-8
-        text = orjson.dumps(_replace_surrogates(value), option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # a lone surrogate, an integer beyond 64 bits, or more than 254 levels
+        plain = _replace_surrogates(value)
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_python_value).encode()
     return _UNSAFE.sub(lambda m: _ESCAPED[m[0]], text)
+
+
+def _python_value(value: Any) -> Any:
+    """Return the Python value of an array or number of NumPy."""
+    return value.tolist()
