@@ -111,7 +111,7 @@ class Grammars:
         ids = range(tokenizer.n_vocab)
         pieces = [b"" if id in tokenizer.eog else tokenizer.piece(id, special=False) for id in ids]
         self._spells_all = {piece for piece in pieces if len(piece) == 1} >= {bytes([byte]) for byte in range(256)}
-        self._is_closing = [bool(piece) and CLOSING.issuperset(piece) for piece in pieces]
+        self._is_closing = np.array([bool(piece) and CLOSING.issuperset(piece) for piece in pieces])
 
     def grammar(
         self,

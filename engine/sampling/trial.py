@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import ceil, inf
@@ -31,6 +30,7 @@ from weakref import finalize
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
 
 from ..handle import RequestHandle
 
@@ -198,11 +198,11 @@ def compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     return matcher
 
 
-def explore(matcher: LLMatcher, is_closing: Sequence[bool], end: frozenset[int]) -> str:
+def explore(matcher: LLMatcher, is_closing: NDArray[np.bool_], end: frozenset[int]) -> str:
     """Try some answers.  -> what breaks them off, "" if nothing does
 
-    is_closing   whether a token closes or separates parts of JSON; such tokens are preferred
-    end          tokens that end an answer
+    is_closing bool [n_vocab]: whether a token closes or separates parts of JSON; such tokens are preferred
+    end: tokens that end an answer
     """
     for seed in range(N_WALKS):
         walk, random = matcher.deep_copy(), Random(seed)
@@ -210,11 +210,11 @@ def explore(matcher: LLMatcher, is_closing: Sequence[bool], end: frozenset[int])
             bits = np.unpackbits(np.frombuffer(walk.compute_bitmask(), np.uint8), bitorder="little")
             if walk.is_error():
                 return NO_END if "NoExtension" in walk.get_error() else TOO_COMPLEX_ANSWER
-            allowed = np.flatnonzero(bits[: len(is_closing)]).tolist()
-            if not allowed:
+            allowed = np.flatnonzero(bits[: len(is_closing)])
+            if not len(allowed):
                 return NO_END
-            closing = [token for token in allowed if is_closing[token]] if random.random() < 0.5 else []
-            token = random.choice(closing or allowed)
+            closing = allowed[is_closing[allowed]]
+            token = int(random.choice(closing if len(closing) and random.random() < 0.5 else allowed))
             if token in end:
                 break
             walk.consume_token(token)
@@ -224,7 +224,7 @@ def explore(matcher: LLMatcher, is_closing: Sequence[bool], end: frozenset[int])
 def serve(requests: IO[bytes], answers: IO[bytes], max_cpu_s: int) -> None:
     """Compile grammars until `requests` ends."""
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
-    is_closing = [byte in CLOSING for byte in range(257)]
+    is_closing = np.array([byte in CLOSING for byte in range(257)])
     _limit("AS", MAX_MEMORY_BYTES)
     _limit("CORE", 0)
     while (grammar := _read(requests)) is not None:

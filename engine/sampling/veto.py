@@ -147,6 +147,13 @@ class Reader:
         """Return whether the answer may end here, by what it says of its last number."""
         return not self.partial or self.numbers is None or self.partial in self.numbers
 
+    def may_repeat(self) -> bool:
+        """Return whether the string that is being read begins as an earlier item of its array does."""
+        if b"\\" in self.partial:
+            return True
+        said = self.partial[1:].decode(errors="ignore")
+        return any(str(json.loads(text)).startswith(said) for _, text in self.levels[-1].seen)
+
     def _can_go_on(self) -> bool:
         """Return whether the string or scalar that is being read can be completed."""
         if not self.in_string and self.partial[0] in NUMBER_START:
@@ -342,9 +349,9 @@ class Veto:
         if not reader.in_string and (EXPONENT.search(reader.partial) or len(reader.partial) > MAX_SHORT):
             return np.flatnonzero(mask).tolist()
         kinds = [pieces.with_escape]
-        if items is not None:
+        if items is not None and reader.may_repeat():
             kinds.append(pieces.with_quote)
-        elif self._has_unique:
+        elif items is None and self._has_unique:
             kinds.append(pieces.with_array)
         if not reader.in_string:
             kinds.append(pieces.with_digit if reader.has_exact else pieces.with_exponent)
