@@ -16,6 +16,16 @@ def scale_by_head_dim(n_layer: int, n_embd: int, n_head: int, n_head_dim: int) -
     return float(n_head_dim**-0.5)
 
 
+# Keys that llama.cpp (0c1e57098) reads for a few architectures and ignores in files of all others
+FEW_READ = frozenset(
+    {
+        *("embedding_scale", "residual_scale", "logit_scale", "attention.scale", "attention.temperature_scale"),
+        *("attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.finetuned"),
+        *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier"),
+    }
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """An architecture: what its computation has that others' lack.
@@ -26,6 +36,7 @@ class Family:
     act             activation function of the feed-forward block: "silu" or "gelu"
     norms           fields of Block that its files have besides attn_norm and ffn_norm
     defaults        values of keys that a file may lack, without the architecture's name
+    keys            of FEW_READ, those that its files may have
     embed_scale     n_embd -> factor on embeddings
     attn_scale      n_layer, n_embd, n_head, n_head_dim -> factor on attention scores
     window_pattern  period of layers: the last of each period sees all positions, the others a window; 0: all see all
@@ -45,6 +56,7 @@ class Family:
     act: str = "silu"
     norms: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
     embed_scale: Callable[[int], float] = lambda n_embd: 1.0
     attn_scale: Callable[[int, int, int, int], float] = scale_by_head_dim
     window_pattern: int = 0

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from ...kernels import Rope, yarn_stretch
 from ..errors import UnsupportedArchitecture
 from ..gguf.read import described
 from . import decoder, encoder
@@ -29,19 +30,39 @@ def scale_by_embd_at(n_layer: int) -> Callable[[int, int, int, int], float]:
     return lambda n, n_embd, n_head, n_head_dim: (n_embd // n_head if n == n_layer else n_head_dim) ** -0.5
 
 
+def unstretched_window(rope: Rope) -> Rope:
+    """Return the RoPE of layers with a window where only the others' is stretched, also by YaRN; its base is 10,000."""
+    stretch = 1.0 if rope.ramp is None else yarn_stretch(1 / rope.scale)
+    return replace(rope, base=10000.0, scale=1.0, ramp=None, attn_factor=rope.attn_factor / stretch)
+
+
 LLAMA = Family(name="llama", rope_style="norm", weights=read_weights, hidden=decoder.hidden_states)
-MISTRAL3 = replace(LLAMA, name="mistral3")
+MISTRAL3 = replace(
+    LLAMA,
+    name="mistral3",
+    keys=(
+        "attention.temperature_scale",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_log_multiplier",
+    ),
+)
 QWEN2 = replace(LLAMA, name="qwen2", rope_style="neox")
 QWEN3 = replace(QWEN2, name="qwen3", norms=("attn_q_norm", "attn_k_norm"))
 QWEN3MOE = replace(QWEN3, name="qwen3moe")
 PHI3 = replace(LLAMA, name="phi3", rope_style="neox")
 SMOLLM3 = replace(LLAMA, name="smollm3", uses_rope=lambda il: (il + 1) % 4 != 0)
-GRANITE = replace(LLAMA, name="granite")
+GRANITE = replace(
+    LLAMA,
+    name="granite",
+    keys=("embedding_scale", "residual_scale", "logit_scale", "attention.scale", "rope.scaling.finetuned"),
+)
 GEMMA = replace(LLAMA, name="gemma", rope_style="neox", act="gelu", embed_scale=math.sqrt, attn_sum="sa_out")
 GEMMA2 = replace(
     GEMMA,
     name="gemma2",
     norms=("post_attention_norm", "post_ffw_norm"),
+    keys=("attn_logit_softcapping", "final_logit_softcapping"),
     defaults={
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
@@ -54,9 +75,10 @@ GEMMA3 = replace(
     GEMMA2,
     name="gemma3",
     norms=(*GEMMA2.norms, *QWEN3.norms),
+    keys=("final_logit_softcapping",),
     defaults={},
     window_pattern=6,
-    window_rope=lambda rope: replace(rope, base=10000.0, scale=1.0),
+    window_rope=unstretched_window,
     attn_scale=scale_by_embd_at(62),
 )
 GLM4 = replace(LLAMA, name="glm4", norms=GEMMA2.norms)

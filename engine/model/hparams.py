@@ -10,7 +10,7 @@ import numpy as np
 from ...kernels import Attention, Rope, yarn_ramp, yarn_stretch
 from ..errors import BadGGUF, UnsupportedArchitecture
 from ..gguf.read import GGUF, described, with_axes
-from .architecture import Family
+from .architecture import FEW_READ, Family
 
 MAX_COUNT = 2**31  # llama.cpp keeps counts in 32 bits
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
@@ -23,7 +23,8 @@ class Hparams:
     n_head, n_head_kv   query heads, and the key heads that they share; each has n_head_dim components
     n_ff, n_ff_exp      width of the feed-forward block, and of one expert
     n_expert            experts, of which each token uses n_expert_used; 0 without a mixture of experts
-    attention           scale, window and soft-cap of each layer
+    attention           scale, window and soft-cap of each layer, and whether it is causal
+    causal              a token attends to earlier ones alone; False: to the whole text, as in many embedding models
     rope                RoPE of each layer, None for layers without
     rope_long           RoPE in windows of more than n_ctx_orig positions; empty if `rope` applies there too
     attn_temp           queries are multiplied by 1 + attn_temp * ln(1 + position // n_ctx_orig)
@@ -56,6 +57,7 @@ class Hparams:
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_exp: int = 0
+    causal: bool = True
 
     def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
         """Return each layer's RoPE for a window of `n_ctx` positions."""
@@ -66,10 +68,14 @@ Ropes = tuple[Rope | None, ...]
 
 
 class Keys:
-    """The key-values of a file that begin with its architecture's name, with the family's defaults for missing ones."""
+    """The key-values of a file that begin with its architecture's name, with the family's defaults for missing ones.
+
+    Keys of FEW_READ count as missing unless the family has them.
+    """
 
     def __init__(self, gguf: GGUF, family: Family):
         self.gguf, self.arch, self.defaults = gguf, family.name, family.defaults
+        self.ignored = FEW_READ.difference(family.keys)
 
     def bad(self, name: str, found: object, expected: str) -> BadGGUF:
         key = f"{self.arch}.{name}"
@@ -77,6 +83,8 @@ class Keys:
 
     def get(self, name: str, default: object = None) -> object:
         """Return the value unchecked."""
+        if name in self.ignored:
+            return default
         return self.gguf.kv.get(f"{self.arch}.{name}", self.defaults.get(name, default))
 
     def number(self, name: str, default: float | None = None, minimum: float = 1) -> float:
@@ -99,6 +107,13 @@ class Keys:
         if not minimum <= value < math.inf:
             raise self.bad(name, value, f"a number from {minimum}")
         return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a key's value as a bool.  Raises: BadGGUF if it is not one"""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.bad(name, described(value), "a bool")
+        return value
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         """Return a key's value as an integer below 2**31, its fraction dropped.  Raises as number()"""
@@ -132,7 +147,8 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
     if n_expert_used > n_expert:
         raise keys.bad("expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
 
-    norm = "layer_norm" if keys.get("attention.layer_norm_epsilon") is not None else "layer_norm_rms"
+    norm = "layer_norm_rms" if family.causal else "layer_norm"  # a file may have both keys
+    causal = keys.flag("attention.causal", family.causal)
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     if tokens is not None and not isinstance(tokens, list):
         found = f"key 'tokenizer.ggml.tokens' is {described(tokens)}"
@@ -158,7 +174,7 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         norm_eps=keys.number(f"attention.{norm}_epsilon", minimum=0),
-        attention=tuple(Attention(scale, window, softcap) for window in windows),
+        attention=tuple(Attention(scale, window, softcap, causal) for window in windows),
         rope=rope,
         rope_long=rope_long,
         n_ctx_orig=keys.integer("rope.scaling.original_context_length", n_ctx_train),
@@ -171,6 +187,7 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_expert=n_expert,
         n_expert_used=n_expert_used,
         n_ff_exp=keys.integer("expert_feed_forward_length", n_ff),
+        causal=causal,
     )
 
 
@@ -231,11 +248,15 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
         stretch = yarn_stretch(factor) / yarn_stretch(factor, weight)
         rope = replace(rope, ramp=ramp, attn_factor=rope.attn_factor * stretch)
 
+    has_rope = keys.flag("rope.scaling.finetuned", True)  # Granite's switch for RoPE
+
     def layers(factors: np.ndarray | None) -> tuple[Rope | None, ...]:
         full = replace(rope, factors=factors)
-        local = family.window_rope(full)
+        # for type "none", llama.cpp leaves the factor of layers with a window in place
+        local = family.window_rope(replace(full, scale=1 / factor) if kind == "none" else full)
         local = replace(local, base=keys.number("rope.freq_base_swa", local.base))
-        return tuple((local if window else full) if family.uses_rope(il) else None for il, window in enumerate(windows))
+        ropes = (local if window else full for window in windows)
+        return tuple(rope if has_rope and family.uses_rope(il) else None for il, rope in enumerate(ropes))
 
     names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
     freqs, short, long = (_factors(keys.gguf, f"{name}.weight", n_rot) for name in names)

@@ -80,3 +80,6 @@ def require_decoder(model: Model) -> None:
     """Check that `model` generates text.  Raises: RequestError"""
     if not model.family.causal:
         raise RequestError(f"'{model.family.name}' is an encoder: it embeds texts and does not generate any")
+    if not model.hparams.causal:
+        key = f"{model.family.name}.attention.causal"
+        raise RequestError(f"the model embeds texts and does not generate any: its key '{key}' is false")

@@ -36,7 +36,7 @@ class LayerCalls:
         """Whether every layer can run as one call: no experts, adapters, or formats without a kernel of their own."""
         hp, act = self.model.hparams, self.model.family.act
         blks = zip(self.model.decoder.blk, self.k, strict=True)
-        return not hp.attn_temp and all(LayerCall.fits(vars(blk), k, act) for blk, k in blks)
+        return hp.causal and not hp.attn_temp and all(LayerCall.fits(vars(blk), k, act) for blk, k in blks)
 
     def __getitem__(self, il: int) -> LayerCall:
         if il not in self._built:

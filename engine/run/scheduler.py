@@ -108,8 +108,8 @@ class Scheduler:
 
     @property
     def takes_whole(self) -> bool:
-        """Whether nothing is cached (an encoder), so that a text cannot be split into chunks."""
-        return not self.cache.k
+        """Whether a text is one chunk: nothing is cached (an encoder), or tokens attend to later ones."""
+        return not self.cache.k or not self.model.hparams.causal
 
     @property
     def idle(self) -> bool:
