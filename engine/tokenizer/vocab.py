@@ -62,7 +62,7 @@ _ROLES = {
     "fim_sep": "<|file_sep|>",
 }
 # Spellings that end a generation, in addition to the roles eos, eot, eom, fim_pad, fim_rep and fim_sep.
-_EOG = (
+EOG_SPELLINGS = (
     _ROLES["eot"] + " <|return|> <|call|> <|flush|> <|calls|> </s> <|eom_id|> [EOS] <eos> <turn|> <|tool_response> [e~["
 )
 
@@ -355,7 +355,7 @@ def _end_of_generation(
 ) -> set[int]:
     """Return every id that ends a generation; correct `attr` where llama.cpp overrides the file by spelling."""
     eog = {roles[role] for role in ("fim_pad", "fim_rep", "fim_sep") if role in roles}
-    for id in _ids_of(_EOG.split(), ids):
+    for id in _ids_of(EOG_SPELLINGS.split(), ids):
         eog.add(id)
         attr[id] |= Attr.CONTROL
     for id in _ids_of(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"], ids):

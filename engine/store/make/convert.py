@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+MORE_FILES = ("tokenizer_config.json", "generation_config.json", "added_tokens.json")
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 GLOBAL_TENSORS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -77,7 +78,7 @@ def convert_model(files: Mapping[str, Path]) -> tuple[dict[str, Any], list[Strea
             tensors |= found
     streamed = model.streamed(tensors)
     formats = [tensor.format.name for tensor in streamed if len(tensor.shape) == 2]
-    more = {name: _json(files, name) for name in ("tokenizer_config.json", "generation_config.json") if name in files}
+    more = {name: _json(files, name) for name in MORE_FILES if name in files}
     tokenizer = _json(files, "tokenizer.json") if "tokenizer.json" in files else None
     spm = read_limited(files["tokenizer.model"], MAX_JSON_BYTES) if "tokenizer.model" in files else None
     kv: dict[str, Any] = model.kv() | {"general.file_type": U32(FILE_TYPES[max(formats, key=formats.count)])}

@@ -1,10 +1,14 @@
 """Conversion from Hugging Face's layout: the converted model computes Hugging Face's formulas."""
 
 import json
+import re
 import struct
 
 import numpy as np
 import pytest
+import sentencepiece
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as HuggingFace
 
 from numllama.engine.errors import EngineError, ModelError, RequestError
 from numllama.engine.gguf.read import read_gguf
@@ -13,8 +17,10 @@ from numllama.engine.model.decoder import forward
 from numllama.engine.model.load import load_model
 from numllama.engine.store import Store
 from numllama.engine.store.make.convert import convert_model
-from numllama.engine.store.make.convert_tokenizer import LLAMA3
+from numllama.engine.store.make.convert_tokenizer import LLAMA3, QWEN2
 from numllama.engine.store.make.create import create
+from numllama.engine.tokenizer import Attr, from_gguf
+from numllama.engine.tokenizer.pre import PRE
 from numllama.kernels import numpy_kernels
 from numllama.kernels.half import f32_to_bf16
 from tiny import bpe_vocabulary, spm_vocabulary
@@ -382,3 +388,211 @@ def test_a_weight_that_is_not_finite_is_refused(files, tmp_path):
     with pytest.raises(RequestError, match=r"'model.layers.1.self_attn.q_proj.weight' has a weight that is not finite"):
         list(create(store, "a", files=digests))
     assert store.list() == [] and store.digests() == set(digests.values())
+
+
+# ---- tokenizers: those of Hugging Face's library and of sentencepiece are the references
+
+TEXTS = [
+    "a table:\n  1  22   333\n",
+    "x =  1\n    22 + y1",
+    "it's 2024-11-29, 12:30",
+    "Hello world",
+    "    for i in range(10):\n        pass",
+    "<|im_end|>Hello<|endoftext|>",
+]
+CORPUS = [
+    "hello Hello world, it's a table of 10 rows:  1   22    333 (2024-11-29)\n    for i in range(10): pass\n\n" * 50
+]
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BARE_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def split_by(expression, behavior="isolated", invert=False):
+    return pre_tokenizers.Split(Regex(expression), behavior, invert)
+
+
+def in_order(*steps):
+    return pre_tokenizers.Sequence(list(steps))
+
+
+def trained_bpe(pre, normalizer=None, **model):
+    hf = HuggingFace(models.BPE(**model))
+    hf.pre_tokenizer, hf.decoder = pre, decoders.ByteLevel()
+    if normalizer:
+        hf.normalizer = normalizer
+    special = ["<|endoftext|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    hf.train_from_iterator(CORPUS, trainer)
+    return hf
+
+
+def converted_tokenizer(path, tokenizer, n_vocab, **more):
+    """Create a model with `tokenizer` in a store; return the engine's tokenizer."""
+    config = CONFIG | {"vocab_size": n_vocab}
+    files, store = folder(path / "hf", config, weights(config, n_vocab), tokenizer, **more), Store(path / "store")
+    list(create(store, "a", files={name: store.put_blob([file.read_bytes()])[0] for name, file in files.items()}))
+    return load_model(store.resolve("a").weights).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("pre", "name"),
+    [
+        (BYTES, "gpt-2"),
+        (in_order(pre_tokenizers.Digits(individual_digits=True), BYTES), "smollm"),  # SmolLM and SmolLM2
+        (in_order(split_by(LLAMA3), BARE_BYTES), "smaug-bpe"),  # its ignore_merges is false
+        (in_order(split_by(LLAMA3), BARE_BYTES), "llama-bpe"),
+        (in_order(split_by(QWEN2), BARE_BYTES), "qwen2"),
+    ],
+)
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
+def test_a_converted_bpe_gives_hugging_faces_ids(tmp_path, pre, name, normalizer):
+    hf = trained_bpe(pre, normalizer, ignore_merges=name == "llama-bpe")
+    got = converted_tokenizer(tmp_path, json.loads(hf.to_str()), hf.get_vocab_size())
+    assert got.vocab.pre == PRE[name]
+    for text in TEXTS:
+        assert got.encode(text, add_special=False) == hf.encode(text).ids, text
+
+
+@pytest.mark.parametrize(
+    ("pre", "normalizer", "message"),
+    [
+        (
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            None,
+            "unknown pre-tokenizer ByteLevel(add_prefix_space=True), expected",
+        ),
+        (in_order(pre_tokenizers.Digits(), BYTES), None, "unknown pre-tokenizer Digits(individual_digits=False) then"),
+        (
+            in_order(pre_tokenizers.Punctuation(), BYTES),
+            None,
+            "unknown pre-tokenizer Punctuation(behavior=Isolated) then",
+        ),
+        (
+            in_order(split_by(LLAMA3, "removed", True), BARE_BYTES),
+            None,
+            "unknown pre-tokenizer Split(Removed, invert=True) then",
+        ),
+        (in_order(split_by(LLAMA3), BYTES), None, "unknown pre-tokenizer Split (?i:"),
+        (BARE_BYTES, None, "unknown pre-tokenizer ByteLevel, expected"),
+        (BYTES, normalizers.Lowercase(), "normalizer 'Lowercase', which GGUF has no key for"),
+        (BYTES, normalizers.Sequence([normalizers.NFC(), normalizers.Strip()]), "normalizer 'Strip'"),
+    ],
+)
+def test_a_step_that_would_be_lost_is_refused_by_name(tmp_path, pre, normalizer, message):
+    hf = trained_bpe(pre, normalizer)
+    with pytest.raises(RequestError, match=re.escape(message)):
+        converted_tokenizer(tmp_path, json.loads(hf.to_str()), hf.get_vocab_size())
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "message"),
+    [
+        ({"end_of_word_suffix": "</w>"}, {}, "end_of_word_suffix is '</w>', which GGUF has no key for"),
+        ({"continuing_subword_prefix": "##"}, {}, "continuing_subword_prefix is '##'"),
+        ({"ignore_merges": True}, {}, "unknown pre-tokenizer ByteLevel by regex, ignore_merges, expected"),
+        ({}, {"add_prefix_space": True}, "add_prefix_space is true"),
+    ],
+)
+def test_a_setting_of_bpe_that_would_be_lost_is_refused_by_name(tmp_path, model, own, message):
+    tokenizer = json.loads(trained_bpe(BYTES).to_str())
+    tokenizer["model"] |= model
+    with pytest.raises(RequestError, match=message.replace('\\")', ".")):
+        converted_tokenizer(tmp_path, tokenizer, 400, tokenizer_config=own)
+
+
+def test_a_template_of_hugging_face_says_which_tokens_surround_a_text(tmp_path):
+    hf = trained_bpe(BYTES)
+    hf.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A <|im_end|>", special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 1)]
+    )
+    own = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    got = converted_tokenizer(tmp_path, json.loads(hf.to_str()), hf.get_vocab_size(), tokenizer_config=own)
+    assert got.encode("Hello world") == hf.encode("Hello world").ids
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("named", ["normalizer_spec", "tokenizer_config"])
+def test_a_converted_spm_gives_sentencepieces_ids(tmp_path, prefix, named):
+    own = prefix if named == "normalizer_spec" else not prefix
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(CORPUS[0].split("\n")),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=360,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=own,
+        minloglevel=2,
+    )
+    more = {} if named == "normalizer_spec" else {"tokenizer_config": {"add_prefix_space": prefix}}
+    got = converted_tokenizer(tmp_path, (tmp_path / "m.model").read_bytes(), 360, **more)
+    raw, flag = (
+        (tmp_path / "m.model").read_bytes(),
+        b"identity\x12\0\x18",
+    )  # name, precompiled_charsmap, add_dummy_prefix
+    assert raw.count(flag + bytes([own])) == 1
+    expected = sentencepiece.SentencePieceProcessor(
+        model_proto=raw.replace(flag + bytes([own]), flag + bytes([prefix]))
+    )
+    for text in TEXTS[:-1]:
+        assert got.encode(text, add_special=False) == expected.EncodeAsIds(text), text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, "the normalizer has precompiled_charsmap"),
+        ({"model_type": "unigram"}, "not a BPE model"),
+    ],
+)
+def test_an_spm_that_gguf_cannot_hold_is_refused_by_name(tmp_path, settings, message):
+    settings = {"model_type": "bpe", "normalization_rule_name": "identity"} | settings
+    lines = iter(CORPUS[0].split("\n"))
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=lines,
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
+    with pytest.raises(RequestError, match=message):
+        converted_tokenizer(tmp_path, (tmp_path / "m.model").read_bytes(), 60)
+
+
+def test_added_tokens_beside_a_tokenizer_model_end_an_answer(tmp_path):
+    n = len(spm_vocabulary()["tokenizer.ggml.tokens"])
+    added = {"<|im_end|>": n, "<|im_start|>": n + 1, "word": n + 2}
+    got = converted_tokenizer(tmp_path, tokenizer_model(), n + 4, added_tokens=added)
+    assert list(got.vocab.tokens[n:]) == [*added, f"[PAD{n + 3}]"]
+    assert n in got.eog
+    assert got.vocab.attr[n : n + 3].tolist() == [Attr.CONTROL, Attr.CONTROL, Attr.USER_DEFINED]
+    assert got.encode("<|im_end|>", add_special=False) == [n]
+
+
+def stops(n):
+    return [{"id": 400 + i, "content": f"<stop{i}>", "special": True} for i in range(n)]
+
+
+@pytest.mark.parametrize("source", ["generation_config", "config"])
+def test_every_eos_id_ends_an_answer(tmp_path, source):
+    """GGUF has three keys; <|im_end|>, the fourth, needs none."""
+    tokenizer, ends = json.loads(trained_bpe(BYTES).to_str()), [400, 1, 401, 402]
+    tokenizer["added_tokens"] += stops(3)
+    config = CONFIG | {"vocab_size": 403} | ({"eos_token_id": ends} if source == "config" else {})
+    more = {"generation_config": {"eos_token_id": ends}} if source == "generation_config" else {}
+    kv, _ = convert_model(folder(tmp_path / "hf", config, weights(config, 403), tokenizer, **more))
+    assert [kv[f"tokenizer.ggml.{key}_token_id"].value for key in ("eos", "eot", "eom")] == [400, 401, 402]
+    got = from_gguf({key: getattr(value, "value", value) for key, value in kv.items()})
+    assert got.eog >= set(ends) and got.eos == 400
+
+
+def test_more_eos_ids_than_gguf_has_keys_for_are_refused(tmp_path):
+    tokenizer = json.loads(trained_bpe(BYTES).to_str())
+    tokenizer["added_tokens"] += stops(4)
+    with pytest.raises(RequestError, match=r"eos_token_id has 3 more ids, \[401, 402, 403\], expected at most 2"):
+        converted_tokenizer(tmp_path, tokenizer, 404, generation_config={"eos_token_id": [400, 401, 402, 403]})
