@@ -95,7 +95,7 @@ class _Config:
         self.config = config
         named = config.get("architectures")
         name = named[0] if isinstance(named, list) and named else None
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise RequestError(f"config.json: architecture {str(name)!r} is not one of {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[name]
         self.in_layer = LAYER_TENSORS | (HEAD_NORMS if self.architecture == "qwen3" else {})

@@ -85,13 +85,13 @@ def tokenizer_kv(
         for source in (generation, config):
             named = source.get(f"{role}_token_id")
             found += named if isinstance(named, list) else [named]
-        found = [id for id in dict.fromkeys(found) if type(id) is int and 0 <= id < n_vocab]
-        if found:
-            kv[f"tokenizer.ggml.{key}_token_id"] = U32(found[0])
+        valid = list(dict.fromkeys(id for id in found if type(id) is int and 0 <= id < n_vocab))
+        if valid:
+            kv[f"tokenizer.ggml.{key}_token_id"] = U32(valid[0])
         if role == "eos":
-            kv |= _more_ends(found[1:], pieces)
-    for role, added in _added_around(tokenizer if spm is None else None).items():
-        kv[f"tokenizer.ggml.add_{role}_token"] = added
+            kv |= _more_ends(valid[1:], pieces)
+    around = _added_around(tokenizer if spm is None else None)
+    kv |= {f"tokenizer.ggml.add_{role}_token": is_added for role, is_added in around.items()}
     for role in ("bos", "eos"):
         if isinstance(own.get(f"add_{role}_token"), bool):
             kv[f"tokenizer.ggml.add_{role}_token"] = own[f"add_{role}_token"]
@@ -171,7 +171,9 @@ def _bpe(tokenizer: Mapping[str, Any]) -> tuple[list[tuple[str, float, int]], di
         or model.get("byte_fallback")
     ):
         raise RequestError("tokenizer.json: not a byte-level BPE, expected tokenizer.model beside it")
-    merges = [" ".join(map(str, merge)) if isinstance(merge, list) else merge for merge in merges or []]
+    if not isinstance(merges, list):
+        raise RequestError("tokenizer.json: merges is not a list of pairs of tokens")
+    merges = [" ".join(map(str, merge)) if isinstance(merge, list) else merge for merge in merges]
     if not all(isinstance(merge, str) for merge in merges) or not all(type(id) is int for id in vocab.values()):
         raise RequestError("tokenizer.json: invalid vocab or merges, expected token ids and pairs of tokens")
     if sorted(vocab.values()) != list(range(len(vocab))):

@@ -596,3 +596,36 @@ def test_more_eos_ids_than_gguf_has_keys_for_are_refused(tmp_path):
     tokenizer["added_tokens"] += stops(4)
     with pytest.raises(RequestError, match=r"eos_token_id has 3 more ids, \[401, 402, 403\], expected at most 2"):
         converted_tokenizer(tmp_path, tokenizer, 404, generation_config={"eos_token_id": [400, 401, 402, 403]})
+
+
+ODD_JSON = [None, True, 0, -1, 0.5, "x", [], {}, [[1]], [{}], {"type": []}, {"type": "Sequence"}, {"type": "Split"}]
+
+
+@pytest.mark.parametrize("odd", ODD_JSON, ids=str)
+def test_odd_json_is_used_or_refused_in_one_line(tmp_path, odd):
+    tokenizer = json.loads(trained_bpe(BYTES).to_str())
+    config = CONFIG | {"vocab_size": 400}
+    files = folder(tmp_path / "hf", config, weights(config, 400), tokenizer)
+    names = ("tokenizer_config.json", "generation_config.json", "added_tokens.json")
+    files |= {name: tmp_path / name for name in names}
+    changes = [("tokenizer.json", key, tokenizer | {key: odd}) for key in tokenizer]
+    changes += [
+        ("tokenizer.json", key, tokenizer | {"model": tokenizer["model"] | {key: odd}}) for key in tokenizer["model"]
+    ]
+    changes += [
+        ("config.json", key, config | {key: odd}) for key in (*config, "eos_token_id", "rope_scaling", "head_dim")
+    ]
+    for key in ("eos_token", "bos_token", "add_bos_token", "add_prefix_space", "added_tokens_decoder", "chat_template"):
+        changes.append(("tokenizer_config.json", key, {key: odd}))
+    changes += [
+        ("generation_config.json", "eos_token_id", {"eos_token_id": odd}),
+        ("added_tokens.json", "x", {"x": odd}),
+    ]
+    sound = {"tokenizer.json": tokenizer, "config.json": config} | {name: {} for name in names}
+    for file, _, changed in changes:
+        for name, content in (sound | {file: changed}).items():
+            files[name].write_text(json.dumps(content))
+        try:
+            convert_model(files)
+        except EngineError as error:
+            assert "\n" not in str(error)
