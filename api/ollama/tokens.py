@@ -23,10 +23,12 @@ router = APIRouter()
 async def tokenize(request: Annotated[TokenizeRequest, body(TokenizeRequest)], context: Context) -> Response:
     def found() -> dict[str, Any]:
         arguments = (request.model, request.content, request.add_special, request.parse_special)
-        tokens = context.engine.tokenize(*arguments)
+        tokens = context.engine.tokenize(*arguments, handle=context.handle)
         return {"tokens": [token.id for token in tokens], "pieces": [piece_text(token.piece) for token in tokens]}
 
-    return token_response(context, request.model, await context.run_in_thread(found))
+    with context.cancel_on_disconnect():
+        answer = await context.run_in_thread(found)
+    return token_response(context, request.model, answer)
 
 
 @router.post("/api/detokenize")

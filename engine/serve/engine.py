@@ -261,14 +261,21 @@ class Engine:
 
     # --- tokens ---
 
-    def tokenize(self, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[Token]:
+    def tokenize(
+        self,
+        name: str,
+        text: str,
+        add_special: bool = False,
+        parse_special: bool = True,
+        handle: RequestHandle | None = None,
+    ) -> list[Token]:
         """Tokenize `text` without loading the model.
 
         add_special     add BOS and EOS if the vocabulary says so
         parse_special   parse "</s>" as one token
         """
         tokenizer = self._tokenizer(name)
-        ids = tokenizer.encode(text, add_special, parse_special)
+        ids = tokenizer.encode(text, add_special, parse_special, (handle or RequestHandle()).check)
         return [Token(id, tokenizer.piece(id, special=True)) for id in ids]
 
     def detokenize(self, name: str, ids: Sequence[int]) -> str:
