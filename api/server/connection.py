@@ -23,6 +23,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 STALL_TIMEOUT_S = 60.0  # ample for any client that still reads: 48 of the 64 buffered KiB have to go out in this time
 READ_TIMEOUT_S = 60.0
+LINGER_S = (
+    0.5  # between a refusal and the end, while what still comes is dropped: an unread byte would reset the refusal
+)
 SILENT_S = 1.0  # after which a connection without a request may be closed to make place for others
 MAX_HEAD_BYTES = 1 << 16  # of a request's line and headers, or between two pieces of its body
 FEED_BYTES = 1 << 14  # parsed at once, so that a buffer full of small requests is not turned into objects
@@ -152,8 +155,13 @@ class Connection(HttpToolsProtocol):
         head = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
         head += [*self.server_state.default_headers, (b"content-length", str(len(reason)).encode())]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in head)
+        if self._is_answering:  # its body is broken
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + reason)
-        self.transport.close()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._abort_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     # an offer to upgrade
 
