@@ -55,11 +55,11 @@ class Served:
 
 
 def wait_for(process):
-    """Wait until `numllama serve`, whose stderr is a pipe, reports that it listens."""
+    """Wait until `numllama serve`, whose stderr is a pipe, reports that it listens; return the port."""
     lines = []
     for line in process.stderr:
         if "listening on" in line:
-            return
+            return int(re.search(r":(\d+)\"?$", line.strip())[1])
         lines.append(line)
     raise AssertionError("".join(lines))
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -69,7 +70,8 @@ def serve_forever(settings: Settings | None = None) -> None:
     server = Server(config, engine)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)  # uvicorn raises a captured signal again at the end
-    log.info("listening on %s", settings.host.url)
+    port = listener.getsockname()[1]  # the system's choice, if port 0 was requested
+    log.info("listening on %s", replace(settings.host, port=port).url)
     server.run(sockets=[listener])
 
 
