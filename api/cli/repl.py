@@ -36,7 +36,9 @@ class ReplPrompt:
 
     def __init__(self, history: LineHistory):
         self.history = history
-        self._session: PromptSession[str] = PromptSession(history=history, key_bindings=key_bindings())
+        self._session: PromptSession[str] = PromptSession(
+            history=history, key_bindings=key_bindings(), enable_suspend=True
+        )
 
     def read(self) -> TypedText:
         """Read a message or command; triple quotes start a multi-line one.  Raises: EOFError, KeyboardInterrupt"""

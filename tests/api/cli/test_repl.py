@@ -171,6 +171,14 @@ def test_ctrl_c_prints_how_to_exit_only_on_an_empty_line(session, talk):
     assert not session.messages
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no job control")
+def test_ctrl_z_suspends_the_conversation(session, talk, monkeypatch):
+    suspended = []
+    monkeypatch.setattr("prompt_toolkit.application.Application.suspend_to_background", lambda *_: suspended.append(1))
+    talk("/set quiet\x1a")
+    assert suspended == [1]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
 def test_the_history_file_is_private(tmp_path):
     """Ollama writes it with mode 0600."""
