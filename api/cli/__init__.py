@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .commands import app
-from .usage import call_app
-
 
 def main(args: list[str] | None = None) -> int:
     """Run the command with `args`, by default those of the process.  -> exit status"""
+    try:
+        from .commands import app  # here, so that Ctrl-C in these imports is no traceback
+        from .usage import call_app
+    except KeyboardInterrupt:
+        return 130
     return call_app(app, args)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import typer
@@ -102,27 +106,64 @@ def fill_flag_values(args: Sequence[str]) -> list[str]:
 
 def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     """Run the command line.  -> exit status: 0; 1 after `Error: ...`; 130 after Ctrl-C"""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the parent process
-            setattr(sys, name, open(os.devnull, "w"))
-    try:
+    prepare_streams()
+    with InterruptRecord() as interrupt:
         try:
-            status = app(
-                fill_flag_values(sys.argv[1:] if args is None else args), prog_name="numllama", standalone_mode=False
-            )
-        finally:
-            sys.stdout.flush()
-        return status if isinstance(status, int) else 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
+            try:
+                status = app(
+                    fill_flag_values(sys.argv[1:] if args is None else args),
+                    prog_name="numllama",
+                    standalone_mode=False,
+                )
+            finally:
+                sys.stdout.flush()
+            return status if isinstance(status, int) else 0
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
+            return 1
+        except UsageError as error:  # type: ignore[misc]
+            message = usage_message(error)
+        except Exception as error:
+            if interrupt.happened:
+                return 130
+            if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
+                raise
+            message = one_line(error_line(error))
+        print(f"Error: {message}", file=sys.stderr)
         return 1
-    except UsageError as error:  # type: ignore[misc]
-        message = usage_message(error)
-    except Exception as error:
-        if os.environ.get("OLLAMA_DEBUG", "0") not in ("", "0", "false"):
-            raise
-        message = one_line(error_line(error))
-    print(f"Error: {message}", file=sys.stderr)
-    return 1
+
+
+def prepare_streams() -> None:
+    """Open standard streams that the parent process has closed, and write UTF-8 whatever the locale, as Ollama does."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+class InterruptRecord:
+    """A context that records whether Ctrl-C was pressed in it.
+
+    Python raises KeyboardInterrupt wherever it is.  In the import of an extension module that becomes another error.
+    """
+
+    def __enter__(self) -> InterruptRecord:
+        self.happened = False
+        self._before = signal.getsignal(signal.SIGINT)
+        self._is_set = (
+            self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+        )
+        if self._is_set:
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_set and signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.happened = True
+        signal.default_int_handler(number, frame)

@@ -1,5 +1,7 @@
 """The command line itself: usage errors, help, start-up."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -116,6 +118,43 @@ def test_an_unknown_host_is_named(numllama, monkeypatch):
     status, out, err = numllama("list")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith('Error: Head "http://nohost.invalid:1/": ')
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_output_is_utf_8_in_every_locale(encoding):
+    """As in Ollama; Windows has cp1252 in a pipe."""
+    code = (
+        "from numllama.api.cli.usage import prepare_streams; prepare_streams(); print('Gr\\xfc\\xdfe \\u4f60 \\ud800')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.stdout.strip(), done.stderr) == ("Grüße 你 ?".encode(), b"")
+
+
+def test_run_without_standard_input_only_loads_the_model(store):
+    environment = os.environ | {"OLLAMA_MODELS": str(store), "OLLAMA_HOST": "127.0.0.1:1", "NUMLLAMA_BUILTIN": "0"}
+    command = f"'{sys.executable}' -m numllama run m <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_python_m_numllama_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "numllama", "help", "run"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: numllama run [OPTIONS]")
+
+
+def test_ctrl_c_in_an_import_is_no_error_of_the_import(numllama, monkeypatch):
+    """Extension modules turn KeyboardInterrupt into an ImportError."""
+
+    def fail():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("numba._devicearray failed to import") from None
+
+    monkeypatch.setattr("numllama.api.cli.version.version_text", fail)
+    assert numllama("--version") == (130, "", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_closed_standard_streams_are_not_an_error(store):
