@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BadOptions
+from .errors import BadOptions, StoreError
 from .go.duration import FOREVER, SECOND, parse_duration
 from .go.text import WHITE_SPACE
 from .options import FALSE
@@ -143,7 +143,7 @@ class Settings:
         origins = tuple(o.strip() for o in env.text("OLLAMA_ORIGINS").split(",") if o.strip())
         return cls(
             host=Host.parse(env.text("OLLAMA_HOST")),
-            models=Path(env.text("OLLAMA_MODELS") or Path.home() / ".ollama" / "models"),
+            models=Path(env.text("OLLAMA_MODELS") or ollama_folder(environ) / "models"),
             keep_alive=env.duration("OLLAMA_KEEP_ALIVE", cls.keep_alive, forever_if=lambda ns: ns < 0),
             load_timeout=env.duration("OLLAMA_LOAD_TIMEOUT", cls.load_timeout, forever_if=lambda ns: ns <= 0),
             context_length=env.number("OLLAMA_CONTEXT_LENGTH", 0),
@@ -163,6 +163,37 @@ class Settings:
             server_files=env.flag("NUMLLAMA_SERVER_FILES"),
             vision_order=env.text("NUMLLAMA_VISION_ORDER") or cls.vision_order,
         )
+
+
+def home_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the user's home folder; None if neither HOME nor the system's list of users has one, as in a container."""
+    if os.name == "nt":
+        home = os.path.expanduser("~")
+        return Path(home) if home != "~" else None
+    if home := environ.get("HOME", ""):
+        return Path(home)
+    import pwd
+
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def ollama_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return ~/.ollama, the folder of models, keys and the input history.  Raises: StoreError without a home folder"""
+    home = home_folder(environ)
+    if home is None:
+        raise StoreError("there is no home folder for ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models")
+    return home / ".ollama"
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Expand a leading ~; unlike Path.expanduser, keep it if there is no such home folder."""
+    first, *rest = Path(path).parts or ("",)
+    if first == "~":
+        return Path(home_folder() or first, *rest)
+    return Path(os.path.expanduser(path))
 
 
 class _Env:

@@ -27,7 +27,7 @@ from .engine.run.piece import Piece, Timings
 from .engine.serve.answer import Answer
 from .engine.serve.engine import Engine
 from .engine.serve.prompting import full_history, render_prompt
-from .engine.settings import Settings
+from .engine.settings import Settings, expand_home
 from .engine.store import ModelName, default_store
 from .engine.store.file import FileModel
 from .engine.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def load(
     """
     if kernels not in SETS:
         raise RequestError(f"unknown kernel set '{kernels}'; choose from {', '.join(SETS)}")
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if isinstance(source, os.PathLike) or str(source).lower().endswith(".gguf") or path.is_file():
         file = FileModel.of(path, [Path(a) for a in adapters], [Path(p) for p in projectors])
         return LanguageModel(Engine(file=file, kernels=SETS[kernels]), path.name, num_ctx)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import EngineError, RequestError
-from ...engine.settings import Settings
+from ...engine.settings import Settings, expand_home
 from ...engine.store import LocalModel, default_store
 
 if TYPE_CHECKING:  # both are slow to import, and a command needs at most one of them
@@ -55,14 +55,14 @@ def model_file(model: str) -> Path:
 
     Raises, for a name: ModelNotFound, BadName, BadManifest
     """
-    return Path(model).expanduser() if is_file(model) else default_store().resolve(model).weights
+    return expand_home(model) if is_file(model) else default_store().resolve(model).weights
 
 
 def local_model(model: str) -> LocalModel:
     """Return the files of `model` on this machine, adapters included.  Raises: ModelNotFound, BadName, BadManifest"""
     from ...engine.store.file import FileModel
 
-    return FileModel.of(Path(model).expanduser()) if is_file(model) else default_store().resolve(model)
+    return FileModel.of(expand_home(model)) if is_file(model) else default_store().resolve(model)
 
 
 def connect() -> Client:
@@ -110,7 +110,7 @@ def backend_for(
     Raises: RequestError for an unknown kernel set, or for adapters or projectors of a model given by name;
     ModelNotFound for a missing file; ServerError
     """
-    path = Path(model).expanduser() if is_file(model) else None
+    path = expand_home(model) if is_file(model) else None
     if path is None and (adapters or projectors):
         raise RequestError(
             f"--adapter and --projector require a GGUF file, and '{model}' is a model name; see `create`"

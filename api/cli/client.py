@@ -22,7 +22,7 @@ from ...engine.options import DEFAULT_REQUEST, RequestOptions
 from ...engine.run.piece import Piece, Timings
 from ...engine.settings import Host
 from ...engine.store.make.sources import file_chunks
-from ...engine.store.registry.proxy import ProxyTransport
+from ...engine.store.registry.proxy import ProxyTransport, is_loopback
 
 JSON_HEADERS = {"Content-Type": "application/json"}
 CONNECT_TIMEOUT_S = 10  # for an address that drops packets; a refused connection fails immediately
@@ -227,19 +227,25 @@ class _transport_errors:
     """A context that converts transport errors to a ServerError of one line."""
 
     def __init__(self, method: str, url: str):
-        self.request = f'{method.capitalize()} "{url}"'
+        self.request, self.url = f'{method.capitalize()} "{url}"', url
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx.ConnectError) and "refused" in str(error).lower():
+        if isinstance(error, httpx.ConnectError) and _nothing_listens(self.url, str(error).lower()):
             raise ServerNotRunning("could not connect to ollama server, run 'numllama serve' to start it") from None
         if isinstance(error, httpx.TransportError | httpx.InvalidURL):
             reason = str(error).rpartition("] ")[2] or type(error).__name__
             raise ServerError(f"{self.request}: {reason[0].lower()}{reason[1:]}") from None
         if isinstance(error, json.JSONDecodeError):
             raise ServerError(f"{self.request}: invalid response; the server does not implement Ollama's API") from None
+
+
+def _nothing_listens(url: str, reason: str) -> bool:
+    """Return whether a failure to connect means that no server runs: refused, or a loopback interface that is down."""
+    is_down = "unreachable" in reason or "cannot assign" in reason
+    return "refused" in reason or (is_down and is_loopback(httpx.URL(url).host))
 
 
 def _encode_body(body: dict[str, Any] | None) -> bytes | None:

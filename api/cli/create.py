@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import BadModelfile, BadName
+from ...engine.settings import expand_home
 from ...engine.store.make.modelfile import Instruction, create_arguments, parse_modelfile, read_modelfile
 from ...engine.store.make.sources import find_sources
 from ...engine.store.name import ModelName
@@ -56,7 +57,7 @@ def remove_models(names: Sequence[str]) -> None:
 
 def _read_modelfile(file: str | None) -> tuple[list[Instruction], Path]:
     """Read the Modelfile; return its instructions and the folder that its relative paths start from."""
-    path = Path(file or "Modelfile").expanduser()
+    path = expand_home(file or "Modelfile")
     try:
         return parse_modelfile(read_modelfile(path)), path.parent
     except FileNotFoundError:

@@ -8,18 +8,28 @@ from pathlib import Path
 
 from prompt_toolkit.history import History
 
+from ...engine.settings import home_folder
+
 MAX_LINES = 100
 
 
 class LineHistory(History):
-    """A history in the file `path`, readable by its owner only.  While `enabled` is False, no lines are added.
+    """A history in the file `path`, readable by its owner only; None: in memory.
+
+    While `enabled` is False, no lines are added.
 
     Lines are added by `remember`, not by prompt_toolkit, which would skip repeated lines.
     """
 
-    def __init__(self, path: Path, enabled: bool = True):
+    def __init__(self, path: Path | None, enabled: bool = True):
         super().__init__()
         self.path, self.enabled = path, enabled
+
+    @classmethod
+    def of_user(cls) -> LineHistory:
+        """Return the history that Ollama also uses, in memory for a user without a home folder."""
+        home = home_folder()
+        return cls(home / ".ollama/history" if home else None)
 
     def load_history_strings(self) -> Iterable[str]:
         """Return all lines, newest first."""
@@ -36,6 +46,8 @@ class LineHistory(History):
         if not self.enabled or not line:
             return
         self._loaded_strings.insert(0, line)
+        if self.path is None:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(self.path.name + ".tmp")
@@ -48,6 +60,8 @@ class LineHistory(History):
             self.enabled = False  # an unwritable home must not end the conversation
 
     def _lines(self) -> list[str]:
+        if self.path is None:
+            return []
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:

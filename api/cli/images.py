@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from ...engine.errors import BadImage, RequestError
 from ...engine.go.text import one_line
+from ...engine.settings import expand_home
 from ...engine.vision.pixels import decode_image
 
 MAX_IMAGE_BYTES = 100 * 10**6  # as in Ollama's interactive.go, fb30760
@@ -56,7 +56,7 @@ def begins_with_image(text: str) -> bool:
 
 def file_exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().is_file()
+        return expand_home(path).is_file()
     except (OSError, RuntimeError, ValueError):  # name too long, unknown home, NUL character
         return False
 
@@ -64,7 +64,7 @@ def file_exists(path: str) -> bool:
 def read_image(path: str) -> bytes:
     """Read and check an image file.  Raises: RequestError"""
     try:
-        file = Path(path).expanduser()
+        file = expand_home(path)
         if (size := file.stat().st_size) > MAX_IMAGE_BYTES:
             raise BadImage(f"{size} bytes, expected at most {MAX_IMAGE_BYTES}")
         decode_image(data := file.read_bytes())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import EngineError, RequestError
@@ -42,7 +41,7 @@ class Session:
     system: str = ""
     has_vision: bool = False
     messages: list[Mapping[str, Any]] = field(default_factory=list)
-    history: LineHistory = field(default_factory=lambda: LineHistory(Path.home() / ".ollama" / "history"))
+    history: LineHistory = field(default_factory=LineHistory.of_user)
 
     def update_request(self, **changes: Any) -> None:
         """Change the options of the following requests."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.go.text import one_line, several_lines
+from ...engine.settings import expand_home
 from .backend import backend_for, is_file, model_file
 from .format import format_table
 
@@ -25,7 +26,7 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
     if is_file(model):
         from ...engine.store.show import show_file
 
-        verbose, answer = True, show_file(Path(model).expanduser(), verbose=True)
+        verbose, answer = True, show_file(expand_home(model), verbose=True)
     else:
         with closing(backend_for(model, require_named_host=True)) as backend:
             answer = backend.show(model, verbose)
@@ -40,7 +41,7 @@ def show_tokenizer(model: str, folder: Path) -> str:
     from ...engine.gguf.read import GGUF
     from ...engine.tokenizer.export import write_tokenizer
 
-    return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, folder.expanduser()))
+    return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, expand_home(folder)))
 
 
 def information_text(answer: dict[str, Any], verbose: bool = False) -> str:

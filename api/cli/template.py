@@ -16,7 +16,7 @@ from ...engine.go.decode import decode_json
 from ...engine.go.json import DecodeError
 from ...engine.options import RequestOptions
 from ...engine.serve.prompting import full_history, render_prompt
-from ...engine.settings import Settings
+from ...engine.settings import Settings, expand_home
 from ...engine.store import default_store
 from ...engine.store.make.modelfile import create_arguments, decode_text, parse_modelfile
 from ...engine.template import Message, Template, chat_messages, go, mark_images
@@ -79,7 +79,7 @@ def find_template(source: str) -> TemplateSource:
     The extension of a template file determines its language.  With any other extension, a file with the tag `{%`,
     which Go does not have, is Jinja.
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if not path.is_file():
         return template_of_model(source)
     if path.suffix.lower() == ".gguf" or is_gguf(path):

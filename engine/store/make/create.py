@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import BadDigest, BadModelfile, BadTemplate, EngineError, ModelError, RequestError
 from ...gguf.read import GGUF
 from ...go.fmt import json_text, ordered_json_text
+from ...settings import expand_home
 from ...template import go, jinja
 from ...template.named import NamedTemplate, match
 from .. import manifest as media
@@ -147,12 +148,12 @@ def create_from_modelfile(
         if not may_read:
             raise BadModelfile("the server does not read local paths; send the Modelfile's text as `modelfile`")
         try:
-            content = read_modelfile(Path(path).expanduser())
+            content = read_modelfile(expand_home(path))
         except (OSError, ValueError) as error:
             raise BadModelfile(f"error reading modelfile: {error}") from None
     commands = parse_modelfile(content)
     arguments = create_arguments(commands)
-    folder = Path(path).expanduser().parent if path and not text else Path.cwd()
+    folder = expand_home(path).parent if path and not text else Path.cwd()
     found = find_sources(commands, folder if may_read else None)
     arguments |= found.uploaded(lambda file: store.put_blob(file_chunks(file))[0])
     return create(store, name, **arguments, **more, drop_system=arguments.get("system") == "")

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from ...errors import StoreError
+from ...settings import home_folder
 from ..name import HOST
 
 KEY = "id_ed25519"
@@ -64,24 +65,26 @@ class Credentials:
     user, password   NUMLLAMA_REGISTRY_USER and NUMLLAMA_REGISTRY_PASSWORD
     host             NUMLLAMA_REGISTRY_HOST, host[:port]: the only registry that gets them; "": none gets them, because
                      the client of a server chooses which registry a pull or push goes to
-    docker           the config file that `docker login` writes
-    keys             the folder of the ed25519 key
+    docker           the config file that `docker login` writes, or None
+    keys             the folder of the ed25519 key, or None
     """
 
     user: str = ""
     password: str = field(default="", repr=False)
     host: str = ""
-    docker: Path = Path()
-    keys: Path = Path()
+    docker: Path | None = None
+    keys: Path | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Credentials:
+        home = home_folder(environ)
+        docker = environ.get("DOCKER_CONFIG")
         return cls(
             environ.get("NUMLLAMA_REGISTRY_USER", ""),
             environ.get("NUMLLAMA_REGISTRY_PASSWORD", ""),
             environ.get("NUMLLAMA_REGISTRY_HOST", ""),
-            Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json",
-            Path.home() / ".ollama",
+            Path(docker) / "config.json" if docker else home / ".docker/config.json" if home else None,
+            home / ".ollama" if home else None,
         )
 
     def basic(self, host: str) -> str:
@@ -91,6 +94,8 @@ class Credentials:
         return self._docker(host)
 
     def _docker(self, host: str) -> str:
+        if self.docker is None:
+            return ""
         try:
             auths = json.loads(self.docker.read_bytes())["auths"]
             entry = next(auths[name] for name in auths if re.sub(r"^https?://|/.*$", "", name) == host)
@@ -104,6 +109,8 @@ class Credentials:
 
         The header is `<public key>:<signature>`.  Raises: StoreError for an unreadable key
         """
+        if self.keys is None:
+            return ""
         try:
             pem = (self.keys / KEY).read_bytes()
         except OSError:
@@ -124,9 +131,9 @@ class Credentials:
 
     def ensure_key(self) -> None:
         """Create the key unless it exists, in OpenSSH's format and readable by its owner only.  Raises: OSError"""
-        path = self.keys / KEY
-        if path.exists():
+        if self.keys is None or (self.keys / KEY).exists():
             return
+        path = self.keys / KEY
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 

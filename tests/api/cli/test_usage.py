@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from numllama.api.cli import usage
+from numllama.api.cli.client import Client, ServerError, ServerNotRunning
 from numllama.api.cli.commands import app
+from numllama.engine.settings import Host
 from numllama.kernels.simd import choose_level
 
 DOWN = "could not connect to ollama server, run 'numllama serve' to start it"
@@ -155,6 +157,40 @@ def test_ctrl_c_in_an_import_is_no_error_of_the_import(numllama, monkeypatch):
     monkeypatch.setattr("numllama.api.cli.version.version_text", fail)
     assert numllama("--version") == (130, "", "")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loopback_interface_that_is_down_has_no_server(monkeypatch):
+    """As in a network namespace of its own: `unshare -n`."""
+
+    def fail(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", fail)
+    for url, error in (("http://127.0.0.1:11434", ServerNotRunning), ("http://192.0.2.1:11434", ServerError)):
+        with pytest.raises(ServerError) as caught:
+            Client(Host.parse(url)).check()
+        assert type(caught.value) is error
+
+
+def run_without_home(*args, **environ):
+    """Run the command as a user without HOME and without an entry in the list of users."""
+    code = "import pwd, sys; pwd.getpwuid = lambda uid: {}[uid]; from numllama.api.cli import main; sys.exit(main())"
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "PYTHONSAFEPATH")}
+    cache = {"NUMBA_CACHE_DIR": os.environ["NUMBA_CACHE_DIR"]} if "NUMBA_CACHE_DIR" in os.environ else {}
+    command = [sys.executable, "-c", code, *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept | cache | environ, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+@pytest.mark.parametrize("home", [{}, {"HOME": ""}], ids=["none", "empty"])
+def test_a_user_without_a_home_folder_is_told_what_to_set(store, home):
+    expected = "Error: there is no home folder for ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models\n"
+    assert run_without_home("list", **home) == (1, "", expected)
+    assert run_without_home("serve", **home) == (1, "", expected)
+    status, out, err = run_without_home("list", OLLAMA_MODELS=str(store), **home)
+    assert (status, err) == (0, "") and "bare:latest" in out
+    assert run_without_home("run", "~/x.gguf", **home)[2] == "Error: ~/x.gguf: no such file\n"
 
 
 def test_closed_standard_streams_are_not_an_error(store):
