@@ -132,8 +132,9 @@ def split_source(text: str) -> tuple[str, str]:
 
 def _cut_source(text: str) -> tuple[str, str]:
     rest, colon, tag = text.rpartition(":")
+    tag = tag.strip(WHITE_SPACE)  # "m: cloud" too
     if not colon or "/" in tag:
         return text, ""
     if tag.lower() in ("local", "cloud"):
         return rest, tag.lower()
-    return (text[: -len("-cloud")], "cloud") if tag.lower().endswith("-cloud") else (text, "")
+    return (f"{rest}:{tag[: -len('-cloud')]}", "cloud") if tag.lower().endswith("-cloud") else (text, "")

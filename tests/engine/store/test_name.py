@@ -71,6 +71,8 @@ def test_source_suffixes():
     assert split_source(" m:Local ") == ("m", "local")
     assert split_source("m:8b-CLOUD") == ("m:8b", "cloud")
     assert split_source("x-cloud") == ("x-cloud", "")
+    assert split_source("m: cloud") == ("m", "cloud") and split_source("m:\tLocal") == ("m", "local")
+    assert split_source("m: 8b-cloud") == ("m:8b", "cloud") and split_source("m : x") == ("m : x", "")
     assert ModelName.parse_request("m:8b-cloud")[0].short == "m:8b-cloud"
     with pytest.raises(BadName, match='use either :local or :cloud, not both: "x:local:cloud"'):
         split_source("x:local:cloud")
