@@ -22,7 +22,7 @@ from .functions import FUNCTIONS, FunctionError
 from .limits import Budget, BudgetExceeded
 from .parse import Steps, node_text, run_steps
 from .text import quote
-from .values import Interface, Struct, element, is_true, type_name, unwrapped
+from .values import Interface, Struct, element, is_true, pointee, type_name, unwrapped
 
 MAX_CALL_DEPTH = 100_000  # of templates that call templates; exec.go maxExecDepth
 NIL = Interface(None)
@@ -93,7 +93,7 @@ class _Run:
                 case syntax.ActionNode():
                     value = yield from self.pipe(node.pipe, dot, frame)
                     if not node.pipe.variables:
-                        self.write("<no value>" if value is None else sprint([value]))
+                        self.write("<no value>" if value is None else sprint([pointee(value)]))
                 case syntax.IfNode() | syntax.WithNode():
                     left = yield from self.choose(node, dot, frame)
                 case syntax.RangeNode():
@@ -147,7 +147,7 @@ class _Run:
             return ((i, element(value, i)) for i in range(len(value)))
         if isinstance(value, dict):
             return ((key, element(value, key)) for key in sorted(value))
-        raise self.error(f"range can't iterate over {sprint([value])}")
+        raise self.error(f"range can't iterate over {sprint([pointee(value)])}")
 
     def call(self, node: syntax.CallNode, dot: Any, frame: _Frame) -> Steps:
         """Return the steps of the template that `node` calls; the caller runs them."""

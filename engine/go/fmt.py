@@ -200,7 +200,8 @@ class _Verb:
         name = type_name(value) if go_like else ""
         opening, comma, closing = ("{", ", ", "}") if go_like or isinstance(value, Struct) else ("[", " ", "]")
         if isinstance(value, Struct):
-            comma, name = comma if go_like else " ", name.removeprefix("*")
+            address = "" if depth or not value.go_type.startswith("*") else "&"
+            comma, name = comma if go_like else " ", address + name.removeprefix("*")
             named = go_like or "names" in self.flags
             inner = [(f"{key}:" if named else "") + self.print(item, depth + 1) for key, item in value.fields.items()]
         elif isinstance(value, dict):

@@ -14,7 +14,7 @@ from urllib.parse import quote_plus
 
 from .fmt import json_text, sprint, sprintf
 from .text import is_print
-from .values import Interface, Slice, Struct, element, is_nil, is_true, type_name, uint8, unwrapped
+from .values import Interface, Slice, Struct, element, is_nil, is_true, pointee, type_name, uint8, unwrapped
 
 
 class FunctionError(Exception):
@@ -187,8 +187,8 @@ _JS = {"\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&"
 
 
 def _printed(args: Sequence[Any]) -> str:
-    """Print the arguments of html, js and urlquery; a missing value prints as in an action."""
-    return sprint(["<no value>" if arg is None else arg for arg in args])
+    """Print the arguments of html, js and urlquery; a missing value and a pointer print as in an action."""
+    return sprint(["<no value>" if arg is None else pointee(arg) for arg in args])
 
 
 def _escaped(args: Sequence[Any], charge: Callable[[int], None], escape: Callable[[str], str]) -> str:

@@ -38,7 +38,7 @@ class Lexeme:
             return self.value
         if self.kind in KEYWORDS:
             return f"<{self.value}>"
-        return f"{quote(self.value[:10])}..." if len(self.value) > 10 else quote(self.value)
+        return f"{quote(self.value[:10])}..." if len(self.value.encode()) > 10 else quote(self.value)  # Go counts bytes
 
 
 class _LexError(Exception):

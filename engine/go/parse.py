@@ -279,13 +279,15 @@ class _Parser:
     def __post_init__(self) -> None:
         self.words: Iterator[Lexeme] = tokens(self.text)
         self.ahead: list[Lexeme] = []  # tokens put back; the next one is last
-        self.last = Lexeme("EOF", "EOF", 0)
+        self.newest = Lexeme("EOF", "EOF", 0)
 
     # --- words ---
 
     def next(self) -> Lexeme:
-        self.last = self.ahead.pop() if self.ahead else next(self.words, self.last)
-        return self.last
+        if self.ahead:
+            return self.ahead.pop()
+        self.newest = next(self.words, self.newest)
+        return self.newest
 
     def next_word(self) -> Lexeme:
         """Return the next token that is not a blank."""
@@ -304,8 +306,9 @@ class _Parser:
     def line(self, token: Lexeme) -> int:
         return 1 + self.text.count("\n", 0, token.start)
 
-    def error(self, message: str) -> BadTemplate:
-        return BadTemplate(f"template: :{self.line(self.last)}: {message}")
+    def error(self, message: str, at: Lexeme | None = None) -> BadTemplate:
+        """Return an error in the line of `at`, or of the newest token, even if it was put back: Go's t.token[0]."""
+        return BadTemplate(f"template: :{self.line(at or self.newest)}: {message}")
 
     def unexpected(self, token: Lexeme, where: str) -> BadTemplate:
         if token.kind != "error":
@@ -413,13 +416,17 @@ class _Parser:
         yield from self._named(name, "define clause")
 
     def _named(self, name: str, where: str) -> Steps:
-        """Parse the body of a named template, which sees no outer variable and no outer loop."""
-        around = self.variables, self.n_loops
-        self.variables, self.n_loops = ["$"], 0
+        """Parse the body of a named template, which sees no outer variable, loop or action.
+
+        As in Go, an `else` in a block is an error in the line of the block's clause.
+        """
+        around, clause = (self.variables, self.n_loops), self.newest
+        self.variables, self.n_loops, self.started = ["$"], 0, None
         with self._deeper():
             body, ending = yield self._list()
         if ending.kind != "end":
-            raise self.error(f"unexpected {_in_braces(ending)} in {where}")
+            at = clause if where == "block clause" else None
+            raise self.error(f"unexpected {_in_braces(ending)} in {where}", at)
         self.variables, self.n_loops = around
         self._add(name, body)
 
@@ -574,30 +581,68 @@ _INTEGER = re.compile(
 )
 
 
+# An underscore stands between two digits, or between the prefix 0x and a digit: strconv/atoi.go underscoreOK.
+_D, _X = _DIGITS.format("[0-9]"), _DIGITS.format("[0-9a-fA-F]")
+_DECIMAL_FLOAT = re.compile(rf"[+-]?(?:{_D}\.?(?:{_D})?|\.{_D})(?:[eE][+-]?{_D})?")
+_HEXADECIMAL_FLOAT = re.compile(rf"[+-]?0[xX](?:_?{_X}\.?(?:{_X})?|\.{_X})[pP][+-]?{_D}")
+_COMPLEX_PART = (
+    r"(?:0[xX][0-9a-fA-F_]*(?:\.[0-9a-fA-F_]*)?(?:[pP][+-]?[0-9_]*)?|[0-9_]*(?:\.[0-9_]*)?(?:[eEpP][+-]?[0-9_]*)?)"
+)
+_COMPLEX = re.compile(rf"([+-]?{_COMPLEX_PART})([+-]{_COMPLEX_PART})i")
+_ESCAPED_BYTE = re.compile(r"'\\(?:x([0-9a-fA-F]{2})|([0-7]{3}))")
+
+
 def _number(token: Lexeme) -> int | float | complex | None:
     """Return the value of a numeric literal, by the rules of strconv.  Raises: ValueError with Go's text"""
     text = token.value
     if token.kind == "char":
-        rune = unquote(text)
-        if not rune:
-            raise ValueError("invalid syntax")
-        if len(rune) != 1:
-            raise ValueError(f"malformed character constant: {text}")
-        return ord(rune)
+        return _rune(text)
     if token.kind == "complex":
-        return complex(text.replace("_", "").replace("i", "j"))
+        return _complex(text)
     if text.endswith("i"):
-        return complex(0, _float(text[:-1], text))
+        return complex(0, _number_or_raise(text[:-1], text))
     if _INTEGER.fullmatch(text):
         whole = _integer(text)
         if -(1 << 63) <= whole < 1 << 63:
             return whole
         if text[0] not in "+-" and whole < 1 << 64:
             return None
-    value = _float(text, text)
+    value = _number_or_raise(text, text)
     if not set(text) & set(".eEpP"):
         raise ValueError(f"integer overflow: {quote(text)}")
     return value
+
+
+def _rune(text: str) -> int:
+    r"""Return the value of a character constant.  An escaped byte, '\xff', is a number and never a part of UTF-8."""
+    if byte := _ESCAPED_BYTE.match(text):
+        value, is_whole = int(byte[1] or byte[2], 16 if byte[1] else 8), byte.end() == len(text) - 1
+        if value > 255:
+            raise ValueError("invalid syntax")
+    else:
+        value, is_whole = -1, False
+        if rune := unquote(text):
+            value, is_whole = ord(rune[0]), len(rune) == 1
+    if value < 0:
+        raise ValueError("invalid syntax")
+    if not is_whole:
+        raise ValueError(f"malformed character constant: {text}")
+    return value
+
+
+def _complex(text: str) -> complex:
+    """Return the value of 1+2i as fmt.Sscan reads it.  Raises: ValueError with its text"""
+    parts = _COMPLEX.fullmatch(text)
+    if not parts:
+        raise ValueError("syntax error scanning complex number")
+    return complex(*(_parse_float(part) for part in parts.groups()))
+
+
+def _number_or_raise(text: str, whole: str) -> float:
+    try:
+        return _parse_float(text)
+    except ValueError:
+        raise ValueError(f"illegal number syntax: {quote(whole)}") from None
 
 
 def _integer(text: str) -> int:
@@ -607,17 +652,18 @@ def _integer(text: str) -> int:
     return sign * (int(digits, 8) if octal else int(digits, 0))
 
 
-def _float(text: str, whole: str) -> float:
-    try:
-        if "_" in text and not text.lstrip("+-").lower().startswith("0x"):
-            raise ValueError  # underscores are valid only after a base prefix
-        if "x" in text.lower():
-            if "p" not in text.lower():
-                raise ValueError
-            return float.fromhex(text.replace("_", ""))
-        value = float(text)
-        if math.isinf(value):
-            raise ValueError
-        return value
-    except (ValueError, OverflowError):
-        raise ValueError(f"illegal number syntax: {quote(whole)}") from None
+def _parse_float(text: str) -> float:
+    """Parse as strconv.ParseFloat does.  Raises: ValueError with its text"""
+    is_hexadecimal = "x" in text.lower()
+    form = _HEXADECIMAL_FLOAT if is_hexadecimal else _DECIMAL_FLOAT
+    problem = "invalid syntax"
+    if form.fullmatch(text):
+        digits = text.replace("_", "")
+        try:
+            value = float.fromhex(digits) if is_hexadecimal else float(digits)
+        except OverflowError:
+            value = math.inf
+        if not math.isinf(value):
+            return value
+        problem = "value out of range"
+    raise ValueError(f"strconv.ParseFloat: parsing {quote(text)}: {problem}")

@@ -13,7 +13,7 @@ same string is "... in type string", because a variable holds the unwrapped valu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -120,6 +120,14 @@ def type_name(value: Any) -> str:
 def unwrapped(value: Any) -> Any:
     """Return the value inside an Interface, or `value` itself."""
     return value.value if isinstance(value, Interface) else value
+
+
+def pointee(value: Any) -> Any:
+    """Return the struct that a pointer refers to; any other value as it is."""
+    held = unwrapped(value)
+    if isinstance(held, Struct) and held.go_type.startswith("*"):
+        return replace(held, go_type=held.go_type[1:])
+    return value
 
 
 def is_nil(value: Any) -> bool:

@@ -204,3 +204,55 @@ def test_data_nested_too_deeply_are_an_error():
     for _ in range(5000):
         deep = [deep]
     assert go("{{ . }}", deep) == "template: the data are nested too deeply"
+
+
+PARSED_NUMBERS = {  # strconv/atof_test.go and unquote_test.go of Go 1.26
+    "1_23.50_0_0e+1_2": "1.235e+14",
+    "0x_1_2.3_4_5p+1_2": "74565",
+    "-0x_12.345p+12": "-74565",
+    "1_0.5i": "(0+10.5i)",
+    "1_0+2_0i": "(10+20i)",
+    "0x1p4+0x_1p1i": "(16+2i)",
+    r"'\xFF'": "255",
+    r"'\377'": "255",
+    r"'\u00ff'": "255",
+}
+
+
+@pytest.mark.parametrize("text", PARSED_NUMBERS)
+def test_numbers_are_parsed_by_strconv(text):
+    assert go(f"{{{{ {text} }}}}") == PARSED_NUMBERS[text]
+
+
+PARSE_ERRORS = {  # by the code of text/template/parse, Go 1.26
+    # an underscore stands between two digits
+    **{
+        f"{{{{ {text} }}}}": f':1: illegal number syntax: "{text}"'
+        for text in ("1__23.5", "123_.5", "123._5", "123.5_e+12", "123.5e_12", "123.5e+12_", "0x1_.8p1", "0x1.8")
+    },
+    "{{ 0_9 }}": ':1: integer overflow: "0_9"',
+    "{{ 1e999 }}": ':1: illegal number syntax: "1e999"',
+    # fmt.Sscan reads complex numbers
+    "{{ 1+i }}": ':1: strconv.ParseFloat: parsing "+": invalid syntax',
+    "{{ 1__0+2i }}": ':1: strconv.ParseFloat: parsing "1__0": invalid syntax',
+    "{{ 1+1e999i }}": ':1: strconv.ParseFloat: parsing "+1e999": value out of range',
+    "{{ 0b1+2i }}": ":1: syntax error scanning complex number",
+    # an escaped byte is a number of its own
+    r"{{ '\xc3\xa9' }}": r":1: malformed character constant: '\xc3\xa9'",
+    r"{{ '\400' }}": ":1: invalid syntax",
+    # a token longer than ten bytes, even of fewer characters, is followed by dots
+    '{{ .A "\u65e5\u672c\u8a9e" "\u00e9\u00e9" \u00b7 }}': ":1: unrecognized character in action: U+00B7 '\u00b7'",
+    "{{ template .\u65e5\u672c\u8a9e\u3066 }}": ':1: unexpected ".\u65e5\u672c\u8a9e\u3066"... in template clause',
+    # an error is in the line of the newest token, even if that was put back
+    "{{ $x\n 1 }}": ':2: undefined variable "$x"',
+    # an else of a block is an error of the block's clause; the block's action is over in its body
+    '{{ block "b" . }}\n{{ else }}\n{{ end }}': ":1: unexpected {{else}} in block clause",
+    '{{ define "b" }}\n{{ else }}\n{{ end }}': ":2: unexpected {{else}} in define clause",
+    '{{ block "b" . }}\n{{/* c': ":2: unclosed comment",
+    "{{ if . }}\n{{/* c": ":2: unclosed comment in action started at :1",
+}
+
+
+@pytest.mark.parametrize("text", PARSE_ERRORS)
+def test_parse_errors_have_gos_words_and_lines(text):
+    assert go(text) == f"template: {PARSE_ERRORS[text]}"

@@ -78,6 +78,19 @@ def test_calls_and_tools_print_as_json_with_gos_escapes():
 
 
 @pytest.mark.parametrize(
+    "text, printed",
+    [
+        ("{{ index .Messages 0 }}", "{user U  [] []  }"),  # an action prints what a pointer refers to
+        ("{{ index .Messages 0 | print }}", "&{user U  [] []  }"),  # fmt.Sprint shows that it is one
+        ('{{ range .Messages }}{{ printf "%v" . }}{{ end }}', "&{user U  [] []  }"),
+        ("{{ index .Messages 0 | html }}", "{user U  [] []  }"),
+    ],
+)
+def test_a_message_is_a_pointer_for_fmt(text, printed):
+    assert load_template(text).render([say("user", "U")]) == printed
+
+
+@pytest.mark.parametrize(
     "function, properties",
     [
         ({}, "null"),
