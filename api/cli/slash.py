@@ -150,6 +150,7 @@ def set_think(session: Session, name: str, level: str) -> None:
 
 
 def set_parameter(session: Session, name: str = "", *texts: str) -> None:
+    """Set option `name` for the session; without a name, print those that are numbers."""
     if not texts:
         kinds = "".join(
             f"  /set parameter {name} <{kind}>\n"

@@ -364,7 +364,7 @@ class ChatCompletion:
 
 @dataclass
 class _Streamed:
-    """The state of one choice of a stream: `role` is empty after the first chunk, `last` is the last chunk."""
+    """The state of one choice in a stream: `role` is empty after the first chunk, `last` is the last chunk."""
 
     role: dict[str, Any] = field(default_factory=lambda: {"role": "assistant"})
     called: bool = False
@@ -395,7 +395,7 @@ class Completion:
         self._request, self._tokenizer, self._prompts, self._n = request, tokenizer, prompts, n
         self._head = {"id": f"cmpl-{random.randrange(999)}", "object": "text_completion", "created": int(time.time())}
         self._tail = {"model": request.model, "system_fingerprint": "fp_ollama"}
-        self._n_sent = [0] * len(prompts) * n  # characters sent so far
+        self._n_sent = [0 for _ in range(len(prompts) * n)]  # characters sent so far, by choice
         self._timings: list[Timings | None] = [None for _ in self._n_sent]
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
