@@ -25,7 +25,7 @@ GAP = r"/[ \t\r\n]{0,8}/"
 _ALONE = NAME + ARGUMENTS + ID + re.escape(PUNCTUATION)
 _TOKEN = re.compile(rf"[{_ALONE}]|[ \t\r\n]+|[^{_ALONE} \t\r\n]+")
 _ANY_OBJECT = {"type": "object"}
-_NOT_PLAIN = {"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"}
+_COMBINING = {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"}
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,9 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     schema = tool["function"].get("parameters") or {}
     if not isinstance(schema, dict):
         raise BadGrammar(f"format: parameters: {json.dumps(schema)} is not a schema")
-    return schema if schema.keys() & _NOT_PLAIN else _ANY_OBJECT | schema
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise BadGrammar(f"format: parameters: type {json.dumps(kind)} is not an object, which arguments are")
+    if "type" not in schema and schema.keys() & _COMBINING:
+        return schema
+    return schema | _ANY_OBJECT

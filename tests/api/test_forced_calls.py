@@ -84,7 +84,7 @@ def test_numbers_that_no_client_type_holds_are_given_as_floats(speaker):
 
 
 def test_an_unusable_schema_is_refused_as_the_tools(speaker):
-    for parameters in (5, {"type": "object", "properties": {"a": 5}}):
+    for parameters in (5, {"type": "object", "properties": {"a": 5}}, {"type": "string"}, {"type": ["null"]}):
         tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
         answer = speaker.post(CHAT, **ask("llama", tools=tools, tool_choice="required"))
         assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("tools: ")
