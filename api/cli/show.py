@@ -38,10 +38,12 @@ def show_model(model: str, part: str | None = None, verbose: bool = False) -> st
 
 def show_tokenizer(model: str, folder: Path) -> str:
     """Write the tokenizer to `folder` in Hugging Face's format; return the paths, one per line."""
+    from ...engine.gguf.dialect import text_view
     from ...engine.gguf.read import GGUF
     from ...engine.tokenizer.export import write_tokenizer
 
-    return "".join(f"{path}\n" for path in write_tokenizer(GGUF.open(model_file(model)).kv, expand_home(folder)))
+    kv = text_view(GGUF.open(model_file(model))).kv
+    return "".join(f"{path}\n" for path in write_tokenizer(kv, expand_home(folder)))
 
 
 def information_text(answer: dict[str, Any], verbose: bool = False) -> str:
@@ -56,6 +58,7 @@ def sections(answer: dict[str, Any], verbose: bool) -> Iterator[tuple[str, list[
     size = details.get("parameter_size") or parameter_count(info)
     facts = {
         "architecture": arch,
+        "read as": answer.get("read_as"),
         "parameters": size,
         "context length": info.get(f"{arch}.context_length"),
         "embedding length": info.get(f"{arch}.embedding_length"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
 
 from ..errors import ModelError, UnsupportedArchitecture
+from ..gguf.dialect import has_tower, text_view
 from ..gguf.read import GGUF
-from ..vision.tower import load_vision
+from ..vision.tower import Vision, load_vision
 from .families import family_of
 from .hparams import read_hparams
 from .lora import adapted, low_rank_terms
 from .model import Model
+
+log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -25,19 +29,24 @@ def load_model(
     """Load the model in a GGUF file.  Weights stay in the mapped file until a kernel needs another layout.
 
     adapters       LoRA files and the strength of each; 1 is as trained
-    projector      the GGUF of the vision tower and projector (an "mmproj")
+    projector      the GGUF of the vision tower and projector (an "mmproj"); None: the tower in the file, if it has one
     vision_order   its `order`, see load_vision
     Raises: BadGGUF, UnsupportedArchitecture; ModelError if `source` is an adapter
     """
     began = perf_counter_ns()
-    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
-    if gguf.text("general.type") == "adapter":
-        raise ModelError(f"{gguf.path}: an adapter, expected a model; apply it by ADAPTER in a Modelfile or --adapter")
-    gguf = adapted(gguf, adapters or {})
+    original = source if isinstance(source, GGUF) else GGUF.open(source)
+    if original.text("general.type") == "adapter":
+        raise ModelError(
+            f"{original.path}: an adapter, expected a model; apply it by ADAPTER in a Modelfile or --adapter"
+        )
+    gguf = adapted(text_view(original), adapters or {})
     family = family_of(gguf.kv.get("general.architecture"))
     hparams = read_hparams(gguf, family)
     weights = family.weights(gguf, hparams, family)
-    vision = load_vision(projector, hparams.n_embd, vision_order) if projector else None
+    if projector:
+        vision: Vision | None = load_vision(projector, hparams.n_embd, vision_order)
+    else:
+        vision = own_tower(original, hparams.n_embd, vision_order)
     return Model(Path(gguf.path), family, hparams, weights, gguf, perf_counter_ns() - began, vision)
 
 
@@ -49,11 +58,23 @@ def check_loads(gguf: GGUF) -> None:
     _ = load_model(gguf).tokenizer
 
 
+def own_tower(gguf: GGUF, n_embd: int, order: str) -> Vision | None:
+    """Load the vision tower in a text model's file.  Return None if it has none or one of an unsupported type."""
+    if not has_tower(gguf):
+        return None
+    try:
+        return load_vision(gguf, n_embd, order)
+    except UnsupportedArchitecture as error:
+        log.warning("the model reads text only: %s", error)
+        return None
+
+
 def check_fits(part: GGUF, model: GGUF) -> None:
     """Check from the metadata that `part` (an adapter or projector) fits `model`.
 
     A projector of an unsupported type is accepted unchecked.  Raises: BadGGUF, ModelError
     """
+    model = text_view(model)
     if part.text("general.type") == "adapter":
         for _ in low_rank_terms(part, model, 1.0):
             pass

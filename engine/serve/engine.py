@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from ...kernels import NUMBA, Kernels
 from ..errors import CloudModel, ModelNotFound, RequestError
+from ..gguf.dialect import text_view
 from ..gguf.read import GGUF
 from ..go.times import rfc3339
 from ..handle import RequestHandle
@@ -204,7 +205,7 @@ class Engine:
                 own,
                 tools,
                 n_ctx=runner.options.num_ctx,
-                has_vision=bool(stored.projectors),
+                has_vision=runner.images is not None,
                 check=handle.check,
             )
             splitter = answer_splitter(own, rendered.text, request, tools)
@@ -500,4 +501,4 @@ class Engine:
 @lru_cache(maxsize=2)
 def tokenizer_of(path: Path) -> Tokenizer:
     """Read the tokenizer of a GGUF, for models that are not loaded."""
-    return from_gguf(GGUF.open(path).kv)
+    return from_gguf(text_view(GGUF.open(path)).kv)

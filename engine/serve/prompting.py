@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConversationRefused, RequestError
+from ..errors import ConversationRefused, RequestError, UnsupportedArchitecture
 from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
@@ -61,12 +61,17 @@ class Prompt:
         """Return the tokens and, for those below 0, the image rows.
 
         Without `truncate`, a text that is certainly too long for the window is refused before it is tokenized.
-        Raises: BadImage, Cancelled, ContextFull
+        Raises: BadImage, Cancelled, ContextFull; UnsupportedArchitecture for images if the model's tower is unsupported
         """
+        if self.images and not runner.images:
+            family = runner.model.family.name
+            raise UnsupportedArchitecture(
+                family, f"unsupported vision tower in the file of this {family} model; text without images works"
+            )
         tokenizer, ids, embeds = runner.model.tokenizer, self.ids, dict[int, np.ndarray]()
         if ids is None and not truncate:
             refuse_far_too_long(self.text, tokenizer, runner.options.num_ctx)
-        if ids is None and self.images and runner.images:
+        if ids is None and self.images:
             ids, embeds = runner.images.prompt(tokenizer, self.text, self.images, handle)
         elif ids is None:
             ids = tokenizer.encode(self.text, check=handle.check)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
+from ..gguf.dialect import read_as
 from ..gguf.file_type import file_type_name, parameter_size
 from ..gguf.read import F32, GGUF, ArrayType
 from ..go.fmt import literal_of_value
@@ -36,12 +37,14 @@ def show(
 ) -> dict[str, Any]:
     """Return the response of /api/show for `model`.
 
-    verbose          include arrays of the metadata; otherwise they are None
+    verbose          include arrays of the metadata, which are None otherwise, and for a file in Ollama's dialect
+                     `read_as`, which is ours
     system, options  override the model's own in `system` and `modelfile`
     Raises: BadManifest, BadGGUF
     """
     head = _head_of(model.weights)
     system = system or model.system
+    weights = GGUF.open(model.weights) if verbose else None
     more = [model_info(GGUF.open(path), verbose, leave_out=()) for path in model.projectors]
     answer = {
         "license": "\n".join(model.licenses),
@@ -51,7 +54,8 @@ def show(
         "system": system,
         "details": _details(model, head.file_type),
         "messages": [{"role": message["role"], "content": message["content"]} for message in model.messages],
-        "model_info": model_info(GGUF.open(model.weights), verbose) if verbose else dict(head.info),
+        "model_info": model_info(weights, verbose) if weights else dict(head.info),
+        "read_as": read_as(weights) if weights else "",
         "projector_info": more[0] if more else {},
         "tensors": list(head.tensors),
         "capabilities": _capabilities(model, head),
@@ -78,6 +82,7 @@ def show_file(path: str | os.PathLike[str], verbose: bool = False) -> dict[str, 
         "template": valid_text(template.text),
         "details": details,
         "model_info": model_info(gguf, verbose, leave_out=("tokenizer.chat_template",)),
+        "read_as": read_as(gguf),
         "tensors": list(head.tensors),
         "capabilities": [*head.kinds, *template.capabilities],
         "modified_at": rfc3339(Path(path).stat().st_mtime_ns, local=True),

@@ -24,6 +24,7 @@ import numpy as np
 
 from ...kernels import Attention, Kernels, Tensor
 from ..errors import BadOptions, ModelError, UnsupportedArchitecture
+from ..gguf.dialect import projector_view
 from ..gguf.read import GGUF, MappedFile, described
 from ..model.affine import LayerNorm, Linear, read_layer_norm, read_linear, read_vector
 from ..model.trace import Tap, no_tap
@@ -211,7 +212,7 @@ def best_size(w: int, h: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, 
 
 
 def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None, order: str = "llama.cpp") -> Vision:
-    """Load the vision tower and projector of a GGUF file (architecture "clip", an "mmproj").
+    """Load the vision tower and projector of a GGUF file: an "mmproj", or a text model with a tower inside.
 
     n_embd   width of the text model, if known
     order    place of the class token, "llama.cpp" or "huggingface"
@@ -220,7 +221,7 @@ def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None
     """
     if order not in ORDERS:
         raise BadOptions("order", f"order is '{order}', expected one of {', '.join(ORDERS)}")
-    gguf = source if isinstance(source, GGUF) else GGUF.open(source)
+    gguf = projector_view(source if isinstance(source, GGUF) else GGUF.open(source))
     hp, kind = read_vision_hparams(gguf)
     file, n, n_patch = Tensors(gguf), hp.n_embd, (hp.image_size // hp.patch_size) ** 2
     class_embd = read_vector(file, "v.class_embd", n)
