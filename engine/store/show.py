@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .store import LocalModel
 
 log = logging.getLogger("numllama.store")
 
+THINKING_FAMILIES = ("gptoss", "gpt-oss")  # think whatever their template shows
 HIDDEN_KEYS = ("general.name", "tokenizer.chat_template")  # not in `model_info`
 
 
@@ -107,7 +108,8 @@ def tags_entry(model: LocalModel) -> dict[str, Any]:
         "digest": model.digest,
         "details": details,
     }
-    capabilities = _capabilities(model, head)
+    kinds = head.kinds[1:] + head.kinds[:1]  # in this response alone Ollama lists a tower inside the file first
+    capabilities = _capabilities(model, replace(head, kinds=kinds))
     return entry | ({"capabilities": capabilities} if capabilities else {})
 
 
@@ -208,7 +210,8 @@ def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> l
     own = model.config.more.get("capabilities") or []
     vision = ["vision"] if model.has_projector else []
     template = Template.from_gguf(head.jinja, model.template if go_template else None)
-    return list(dict.fromkeys([*own, *head.kinds, *vision, *template.capabilities]))
+    thinking = ["thinking"] if model.config.model_family in THINKING_FAMILIES else []
+    return list(dict.fromkeys([*own, *head.kinds, *vision, *template.capabilities, *thinking]))
 
 
 def _parameters(params: Mapping[str, Any]) -> str:

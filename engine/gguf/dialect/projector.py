@@ -13,6 +13,7 @@ import numpy as np
 from ..read import BOOL, F32, GGUF, STR, U32
 from .view import Rule, View, array_of
 
+MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145467, 0.45782750, 0.40821072), (0.26862955, 0.26130259, 0.27577710)  # Pixtral's
 QWEN_MEAN, QWEN_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -110,6 +111,7 @@ def neighbours_from_halves(n_row: int, n_head: int) -> np.ndarray:
 
 
 def qwen35_tower(view: View) -> None:
+    """Translate Qwen 3.5's tower, whose file tells neither the feed-forward width nor the image size."""
     copy_sizes(
         view,
         "block_count",
@@ -122,7 +124,7 @@ def qwen35_tower(view: View) -> None:
     view.default("clip.vision.feed_forward_length", U32(4304))
     view.default("clip.vision.image_size", U32(768))
     view.default("clip.vision.attention.layer_norm_epsilon", F32(1e-6))
-    if n := view.integer("vision.block_count"):
+    if n := n_blocks(view, 0):
         view.default("clip.vision.is_deepstack_layers", array_of(BOOL, [False] * n))
     set_projector(view, "qwen3vl_merger", "gelu")
     merge_qkv(view, n_blocks(view, 27), as_f32=False)
@@ -142,6 +144,7 @@ def qwen35_tower(view: View) -> None:
 
 
 def qwen25vl_tower(view: View) -> None:
+    """Translate Qwen 2.5 VL's tower, whose layers have windows but for every eighth, or as the file lists them."""
     copy_sizes(
         view,
         *("attention.head_count", "attention.layer_norm_epsilon", "block_count", "embedding_length", "num_channels"),
@@ -164,6 +167,7 @@ def qwen25vl_tower(view: View) -> None:
 
 
 def qwen3vl_tower(view: View) -> None:
+    """Translate Qwen 3 VL's tower; some layers ("deepstack") have a merger of their own."""
     copy_sizes(
         view,
         *("attention.head_count", "attention.layer_norm_epsilon", "block_count", "embedding_length", "num_channels"),
@@ -204,6 +208,7 @@ def qwen3vl_tower(view: View) -> None:
 
 
 def gemma4_tower(view: View) -> None:
+    """Translate Gemma 4's tower and, where the file has one, its audio encoder."""
     copy_sizes(view, *SIZES, "attention.layer_norm_epsilon", "patch_size")
     view.default("clip.vision.image_size", U32(224))
     view.default("clip.vision.image_mean", array_of(F32, [0, 0, 0]))
@@ -224,7 +229,7 @@ def gemma4_tower(view: View) -> None:
         ("mm.a.fc.bias", "a.pre_encode.out.bias"),
     )
     n_layer = view.integer("audio.block_count")
-    for blk in (f"a.blk.{il}" for il in range(12 if n_layer is None else min(n_layer, len(view.tensors)))):
+    for blk in (f"a.blk.{il}" for il in range(12 if n_layer is None else min(n_layer, MAX_LAYERS))):
         names = (
             ("ln1", "attn_pre_norm"),
             ("ln2", "attn_post_norm"),
@@ -235,6 +240,7 @@ def gemma4_tower(view: View) -> None:
 
 
 def llama4_tower(view: View) -> None:
+    """Translate Llama 4's tower."""
     copy_sizes(view, *SIZES, "image_size", "patch_size")
     view.copy(("vision.layer_norm_epsilon", "clip.vision.attention.layer_norm_epsilon"))
     ratio = view.get("vision.pixel_shuffle_ratio")
@@ -300,9 +306,9 @@ def deepseekocr_tower(view: View) -> None:
 
 
 def n_blocks(view: View, if_missing: int) -> int:
-    """Return the number of layers, at most as many as the file has tensors."""
+    """Return the number of layers."""
     n = view.integer("vision.block_count")
-    return if_missing if n is None else min(n, len(view.tensors))
+    return if_missing if n is None else min(n, MAX_LAYERS)
 
 
 def merge_qkv(view: View, n_layer: int, as_f32: bool) -> None:
