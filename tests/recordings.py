@@ -16,15 +16,8 @@ import numpy as np
 import recorded_models
 
 KEPT = Path(__file__).parent / "golden/recorded"
-AT_THE_TOP = (
-    "dialect",
-    "models",
-    "store",
-    "stories260K",
-    "tinystories-656k",
-    "transcripts",
-    "vocab",
-)  # in the whole folder
+# in the whole folder
+AT_THE_TOP = ("dialect", "models", "store", "stories260K", "tinystories-656k", "transcripts", "vocab")
 
 
 class Recordings:

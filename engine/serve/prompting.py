@@ -63,15 +63,13 @@ class Prompt:
         Without `truncate`, a text that is certainly too long for the window is refused before it is tokenized.
         Raises: BadImage, Cancelled, ContextFull; UnsupportedArchitecture for images if the model's tower is unsupported
         """
-        if self.images and not runner.images:
-            family = runner.model.family.name
-            raise UnsupportedArchitecture(
-                family, f"unsupported vision tower in the file of this {family} model; text without images works"
-            )
         tokenizer, ids, embeds = runner.model.tokenizer, self.ids, dict[int, np.ndarray]()
         if ids is None and not truncate:
             refuse_far_too_long(self.text, tokenizer, runner.options.num_ctx)
-        if ids is None and self.images:
+        if self.images and not runner.images:
+            family = runner.model.family.name
+            raise UnsupportedArchitecture(family, f"unsupported vision tower in this {family} file; send text alone")
+        if ids is None and self.images and runner.images:
             ids, embeds = runner.images.prompt(tokenizer, self.text, self.images, handle)
         elif ids is None:
             ids = tokenizer.encode(self.text, check=handle.check)

@@ -77,14 +77,13 @@ def mistral3_tower(view: View) -> None:
     )
     view.default("clip.vision.attention.layer_norm_epsilon", F32(1e-5))
     set_projector(view, "pixtral", "silu", CLIP_MEAN, CLIP_STD)
-    n_embd = view.integer("embedding_length")
-    if n_embd is not None and view.tensors.pop("output_norm.weight", None) is not None:
+    if n_embd := view.ne("output_norm.weight", 0):
         view.put("v.token_embd.img_break", np.zeros(n_embd, np.float32))
     n_head = view.integer("vision.attention.head_count") or 0
     for il in range(n_blocks(view, 0)):
         for name in (f"v.blk.{il}.attn_q.weight", f"v.blk.{il}.attn_k.weight"):
             tensor = view.f16(name)
-            if tensor is not None and n_head and tensor.shape[0] % (2 * n_head) == 0:
+            if tensor is not None and n_head > 0 and tensor.shape[0] and tensor.shape[0] % (2 * n_head) == 0:
                 view.put_blocks(
                     name, tensor, tensor.shape, tensor.blocks[neighbours_from_halves(tensor.shape[0], n_head)]
                 )
@@ -152,8 +151,8 @@ def qwen25vl_tower(view: View) -> None:
     )
     width = view.ne("v.blk.0.ffn_up.weight", 1)
     view.default("clip.vision.feed_forward_length", None if width is None else U32(width))
-    if full := view.items("vision.fullatt_block_indexes"):
-        view.set("clip.vision.n_wa_pattern", U32(int(full[0]) + 1))
+    if full := view.integers("vision.fullatt_block_indexes"):
+        view.set("clip.vision.n_wa_pattern", U32(full[0] + 1))
     view.default("clip.vision.n_wa_pattern", U32(8))
     view.default("clip.vision.image_size", U32(560))
     set_projector(view, "qwen2.5vl_merger", "silu", QWEN_MEAN, QWEN_STD)
@@ -186,7 +185,7 @@ def qwen3vl_tower(view: View) -> None:
     view.default("clip.vision.image_size", U32(math.isqrt(n_pos) * patch_size) if n_pos and patch_size else None)
     view.default("clip.vision.image_min_pixels", U32(65536))
     view.default("clip.vision.image_max_pixels", U32(16777216))
-    indexes = [int(i) for i in view.items("vision.deepstack_visual_indexes") or []]
+    indexes = view.integers("vision.deepstack_visual_indexes")
     view.default("clip.vision.is_deepstack_layers", array_of(BOOL, [il in indexes for il in range(n_blocks(view, 0))]))
     set_projector(view, "qwen3vl_merger", "gelu")
     merge_qkv(view, n_blocks(view, 0), as_f32=True)
@@ -244,9 +243,10 @@ def llama4_tower(view: View) -> None:
     copy_sizes(view, *SIZES, "image_size", "patch_size")
     view.copy(("vision.layer_norm_epsilon", "clip.vision.attention.layer_norm_epsilon"))
     ratio = view.get("vision.pixel_shuffle_ratio")
-    scale = (
-        math.floor(np.float32(1) / np.float32(ratio) + np.float32(0.5)) if isinstance(ratio, float) and ratio > 0 else 2
-    )
+    if isinstance(ratio, float) and 2**-31 < ratio < math.inf:
+        scale = math.floor(np.float32(1) / np.float32(ratio) + np.float32(0.5))
+    else:
+        scale = 0
     view.default("clip.vision.projector.scale_factor", U32(scale or 2))
     set_projector(view, "llama4", "gelu")
     view.set("clip.vision.projector_type", STR("llama4"))
@@ -337,7 +337,7 @@ def split_frames(view: View) -> None:
     """Split the patch embedding of two video frames into one tensor for each, as F32."""
     tensor = view.f16("v.patch_embed.weight")
     n_in = view.integer("vision.num_channels") or 3
-    if tensor is None or len(tensor.shape) != 4 or tensor.shape[1] != 2 or tensor.shape[0] % n_in:
+    if tensor is None or n_in < 1 or len(tensor.shape) != 4 or tensor.shape[1] != 2 or tensor.shape[0] % n_in:
         return
     n, _, h, w = tensor.shape
     frames = tensor.dequantize().reshape(n, 2, h, w)

@@ -51,8 +51,7 @@ def pre_is_unset(view: View) -> bool:
 
 def maximum_of_array(view: View, key: str, if_zero: int | None) -> None:
     """Replace an array of numbers, one for each layer, by its maximum, or by `if_zero` if that is 0."""
-    numbers = [n for n in view.items(key) or [] if isinstance(n, int)]
-    if numbers:
+    if numbers := view.integers(key):
         view.set_integer(key, max(numbers) or if_zero)
 
 
@@ -61,11 +60,11 @@ def maximum_of_array(view: View, key: str, if_zero: int | None) -> None:
 
 def is_llama_3(view: View) -> bool:
     """Return whether the tokens are Llama 3's while `pre` is missing or the end of a turn is not the end of text."""
-    tokens, template = view.items("tokenizer.ggml.tokens") or [], view.get("tokenizer.chat_template")
+    tokens, template = view.texts("tokenizer.ggml.tokens"), view.get("tokenizer.chat_template")
     if len(tokens) <= EOT or tokens[EOT] != "<|eot_id|>":
         return False
-    shown = [tokens[START_HEADER], *([template] if isinstance(template, str) else [])]
-    is_chat = "<|start_header_id|>" in shown[0] or any("<|eot_id|>" in t or "<|start_header_id|>" in t for t in shown)
+    marks = ("<|start_header_id|>", "<|eot_id|>")
+    is_chat = tokens[START_HEADER] == marks[0] or (isinstance(template, str) and any(m in template for m in marks))
     return is_chat and (pre_is_unset(view) or view.integer(EOS) == END_OF_TEXT)
 
 
@@ -129,14 +128,14 @@ def translate_gemma3n(view: View) -> None:
     types = view.get("tokenizer.ggml.token_type")
     if isinstance(types, np.ndarray) and types.dtype == np.int32:
         types = types.copy()
-        for id, text in enumerate((view.items("tokenizer.ggml.tokens") or [])[: len(types)]):
+        for id, text in enumerate(view.texts("tokenizer.ggml.tokens")[: len(types)]):
             if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
                 types[id] = BYTE
             elif text.startswith("<unused"):
                 types[id] = NORMAL
         view.kv["tokenizer.ggml.token_type"] = types
     ends = view.get("tokenizer.ggml.eos_token_ids")
-    if not isinstance(ends, np.ndarray):
+    if not isinstance(ends, np.ndarray) or ends.dtype.kind not in "iu":
         view.set("tokenizer.ggml.eos_token_ids", array_of(I32, [1, 106]))
     elif 106 not in ends:
         view.kv["tokenizer.ggml.eos_token_ids"] = np.append(ends, ends.dtype.type(106))
@@ -144,7 +143,7 @@ def translate_gemma3n(view: View) -> None:
 
 def translate_gemma4(view: View) -> None:
     """Translate Gemma 4.  Gates and ups of experts stay apart, which llama.cpp reads too."""
-    if view.get("tokenizer.ggml.model") == "llama":
+    if view.source.text("tokenizer.ggml.model") == "llama":
         view.set("tokenizer.ggml.model", STR("gemma4"))
     view.hide("a.", "v.", "mm.", "model.vision_tower.")
     view.replace((".ffn_gate_inp.per_expert_scale", ".ffn_down_exps.scale"))
@@ -166,7 +165,7 @@ def translate_mistral3(view: View) -> None:
         ("rope.scaling.mscale_all_dim", "rope.scaling.yarn_log_multiplier"),
         ("rope.scaling_beta", "attention.temperature_scale"),
     )
-    if view.get("rope.scaling.type") == "":  # some files without YaRN
+    if isinstance(kind := view.get("rope.scaling.type"), str) and not kind:  # some files without YaRN
         view.remove("rope.scaling.type")
     if pre_is_unset(view):
         view.set(PRE, STR("tekken"))
@@ -209,8 +208,8 @@ def is_ollama_qwen35(view: View) -> bool:
 def translate_qwen35(view: View) -> None:
     """Translate Qwen 3.5.  Layers that guess the token after next are hidden: text is the same without."""
     maximum_of_array(view, "attention.head_count_kv", if_zero=2)
-    sections = view.items("rope.dimension_sections")
-    if sections and len(sections) == 3:
+    sections = view.integers("rope.dimension_sections")
+    if len(sections) == 3:
         view.set("rope.dimension_sections", array_of(I32, [*sections, 0]))
     view.append(".ssm_dt", ".bias")
     view.hide("v.", "mm.", "mtp.")
@@ -223,7 +222,7 @@ def translate_qwen3next(view: View) -> None:
 
 def translate_qwen25vl(view: View) -> None:
     view.rename_architecture("qwen2vl")
-    sections = view.items("rope.mrope_section") or []
+    sections = view.integers("rope.mrope_section")
     if len(sections) >= 3:
         view.set("rope.dimension_sections", array_of(I32, [*sections[:3], 0]))
     view.hide("v.", "mm.")
@@ -231,7 +230,7 @@ def translate_qwen25vl(view: View) -> None:
 
 def translate_qwen3vl(view: View) -> None:
     view.set("rope.dimension_sections", array_of(I32, [24, 20, 20, 0]))
-    view.default("n_deepstack_layers", U32(len(view.items("vision.deepstack_visual_indexes") or [])))
+    view.default("n_deepstack_layers", U32(len(view.integers("vision.deepstack_visual_indexes"))))
     view.hide("v.", "mm.")
 
 
@@ -252,15 +251,15 @@ def translate_glm4moelite(view: View) -> None:
     view.default("expert_group_count", U32(1))
     view.default("expert_group_used_count", U32(1))
     view.set(PRE, STR("glm4"))
-    ids = [id for id in view.items("tokenizer.ggml.eos_token_ids") or [] if isinstance(id, int) and id >= 0]
+    ids = [id for id in view.integers("tokenizer.ggml.eos_token_ids") if id >= 0]
     for role, id in zip(("eot", "eom"), ids[1:], strict=False):
         view.default(f"tokenizer.ggml.{role}_token_id", U32(id))
 
 
 def decoded_charsmap(view: View) -> TypedValue | None:
     """Return the character map of a T5 tokenizer that was written as an array of base64's letters."""
-    letters = view.items(CHARSMAP)
-    if view.get("tokenizer.ggml.model") != "t5" or not letters or not all(isinstance(x, str) for x in letters):
+    letters = view.texts(CHARSMAP)
+    if view.source.text("tokenizer.ggml.model") != "t5" or not letters:
         return None
     text = "".join(letters).split("=")[0]
     if any(len(letter) != 1 for letter in letters) or not re.fullmatch("[A-Za-z0-9+/]+", text):
@@ -333,7 +332,8 @@ TEXT_ROWS = (
         "gemma4",
         "gemma4",
         lambda view: (
-            view.has_tensor("a.", "v.", "mm.", "model.vision_tower.") or view.get("tokenizer.ggml.model") == "llama"
+            view.has_tensor("a.", "v.", "mm.", "model.vision_tower.")
+            or view.source.text("tokenizer.ggml.model") == "llama"
         ),
         translate_gemma4,
     ),

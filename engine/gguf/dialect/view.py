@@ -66,6 +66,16 @@ class View:
         value = self.get(key)
         return value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list) else None
 
+    def integers(self, key: str) -> list[int]:
+        """Return the items of an array of int32 numbers; an empty list for a missing key or any other value."""
+        items = self.items(key) or []
+        return items if all(type(n) is int and -(2**31) <= n < 2**31 for n in items) else []
+
+    def texts(self, key: str) -> list[str]:
+        """Return the items of an array of strings; an empty list for a missing key or any other value."""
+        items = self.items(key) or []
+        return items if all(isinstance(text, str) for text in items) else []
+
     def set(self, key: str, value: TypedValue) -> None:
         """Set `key`, whether it is there or not.  A number of type F32 is rounded as a file would."""
         key = self.full(key)
@@ -145,7 +155,7 @@ class View:
         """For each pair replace the first text by the second in all names, once a name, where a part of it ends."""
         for old, new in pairs:
             end_of_part = re.compile(re.escape(old) + r"(?![^.])")
-            self.rename(*[(name, end_of_part.sub(lambda _, new=new: new, name, count=1)) for name in self.tensors])
+            self.rename(*[(name, end_of_part.sub(new, name, count=1)) for name in self.tensors])
 
     def rename_beginning(self, old: str, new: str) -> None:
         self.rename(*[(name, new + name.removeprefix(old)) for name in self.tensors if name.startswith(old)])

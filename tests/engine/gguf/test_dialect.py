@@ -10,6 +10,7 @@ from dialects import file_of, gemma3_twins, i32s, mistral3_twins, rewritten
 from numllama.engine.errors import UnsupportedArchitecture
 from numllama.engine.gguf.dialect import has_tower, projector_view, read_as, text_view
 from numllama.engine.gguf.dialect.projector import neighbours_from_halves
+from numllama.engine.gguf.dialect.text import TEXT_ROWS
 from numllama.engine.gguf.read import BOOL, F32, GGUF, STR, U8, U32, ArrayType
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
@@ -367,6 +368,40 @@ def test_the_rest_are_renamed(tmp_path):
     assert not text_view(file_of(tmp_path / "e.gguf", "llama4", {}, {"v.x": (4,), "mm.y": (4,)})).tensors
 
 
+# ---- odd files
+
+ODD = [None, True, "", "x", "llama", "t5", -1, 0, 2, 2**62, 1e-40, float("nan"), float("inf"), [], ["a"], [1, 2, 3]]
+ODD += [[[1], ["a"]], [True] * 3, np.array([1.5, np.nan, 2]), np.array([-1, 5, 2**62]), np.array([], np.int32)]
+READ = """rope.global.freq_base attention.layer_norm_rms_epsilon context_length rope.scaling.beta_fast rope.scaling.type
+    feed_forward_length attention.head_count_kv rope.dimension_sections rope.mrope_section attention.key_length
+    attention.kv_lora_rank rope.dimension_count expert_feed_forward_length vision.block_count vision.embedding_length
+    vision.attention.head_count vision.num_channels vision.fullatt_block_indexes vision.deepstack_visual_indexes
+    vision.patch_size vision.pixel_shuffle_ratio audio.block_count embedding_length tokenizer.ggml.tokens
+    tokenizer.ggml.token_type tokenizer.ggml.pre tokenizer.ggml.model tokenizer.ggml.eos_token_id
+    tokenizer.ggml.eos_token_ids tokenizer.ggml.precompiled_charsmap tokenizer.chat_template general.architecture
+    clip.projector_type clip.has_vision_encoder""".split()
+TENSORS = {
+    **dict.fromkeys(["token_embd.weight", "per_layer_token_embd.weight", "dense.0.weight", "dense.1.weight"], (3, 4)),
+    **dict.fromkeys(["blk.0.ffn_gate_exps.weight", "blk.0.ssm_dt", "blk.0.ffn_latent_in.weight", "s.x", "mtp.x"], (4,)),
+    **{f"v.blk.0.attn_{part}.weight": (6, 4) for part in "qkv"},
+    **{"v.patch_embed.weight": (6, 2, 2, 2), "v.pos_embed.weight": (4, 4), "a.blk.0.ln1.weight": (4,)},
+    **{"output_norm.weight": (4,), "v.blk.0.attn_q.bias": (6,)},
+}
+
+
+@pytest.mark.parametrize("architecture", sorted({row.architecture for row in TEXT_ROWS} | {"clip"}))
+def test_odd_values_are_translated_without_an_error(tmp_path, architecture):
+    """Each key that a rule reads has each odd value; a reader of the view refuses what it cannot use."""
+    whole = file_of(tmp_path / "odd.gguf", architecture, {"vision.block_count": U32(1)}, TENSORS)
+    bare = replace(whole, tensors={}, tensor_offsets={})
+    for name in READ:
+        key = name if name.startswith(("general.", "tokenizer.", "clip.")) else f"{architecture}.{name}"
+        for value in ODD:
+            for gguf in (whole, bare):
+                odd = replace(gguf, kv=gguf.kv | {key: value}, kv_types=gguf.kv_types | {key: STR})
+                assert isinstance(read_as(odd), str)
+
+
 # ---- all recorded pairs, whose views Ollama's own code has been compared with
 
 LEFT = ("general.", "tokenizer.ggml.scores", "tokenizer.ggml.add_")  # keys that llama.cpp's converter writes otherwise
@@ -391,9 +426,8 @@ def test_every_recorded_text_model_equals_its_twin(whole, name):
     twin = GGUF.open(folder / f"{name}.llamacpp.gguf")
     assert_view_has(text_view(GGUF.open(folder / f"{name}.ollama.gguf")), twin)
     if twin.kv["general.architecture"] in FAMILIES:
-        np.testing.assert_array_equal(
-            *(logits(folder / f"{name}.{dialect}.gguf") for dialect in ("ollama", "llamacpp"))
-        )
+        got, expected = (logits(folder / f"{name}.{dialect}.gguf") for dialect in ("ollama", "llamacpp"))
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.slow
