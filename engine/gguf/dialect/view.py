@@ -11,7 +11,7 @@ import numpy as np
 
 from ....kernels.quants import FORMATS_BY_NAME
 from ....kernels.tensor import Tensor
-from ..read import F32, GGUF, STR, U32, ArrayType, TypedValue, Unsupported
+from ..read import F32, GGUF, STR, U32, ArrayType, TypedValue
 
 SPACES = ("general.", "tokenizer.", "clip.")  # keys that do not begin with the architecture's name
 VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
@@ -27,19 +27,17 @@ class View:
         self.source = gguf
         self.arch = gguf.text("general.architecture")
         self.kv, self.types, self.kv_offsets = dict(gguf.kv), dict(gguf.kv_types), dict(gguf.kv_offsets)
-        self.tensors: dict[str, Tensor | Unsupported] = {**gguf.tensors, **gguf.unsupported}
+        self.tensors: dict[str, Tensor] = dict(gguf.tensors)
         self.tensor_offsets = dict(gguf.tensor_offsets)
 
     def gguf(self) -> GGUF:
         """Return the translated GGUF.  Error messages still name the bytes of the file."""
-        named = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, Tensor)}
         return replace(
             self.source,
             kv=self.kv,
             kv_types=self.types,
             kv_offsets=self.kv_offsets,
-            tensors={name: replace(tensor, name=name) for name, tensor in named.items()},
-            unsupported={name: t for name, t in self.tensors.items() if isinstance(t, Unsupported)},
+            tensors={name: replace(tensor, name=name) for name, tensor in self.tensors.items()},
             tensor_offsets={name: self.tensor_offsets.get(name, 0) for name in self.tensors},
         )
 
@@ -186,7 +184,7 @@ class View:
         return tensor if isinstance(tensor, Tensor) and tensor.format.name == "F16" else None
 
     def computable(self, names: Iterable[str]) -> list[Tensor] | None:
-        """Return the tensors `names`, or None if one of them is missing or of an unsupported type."""
+        """Return the tensors `names`, or None if one of them is missing."""
         found = [self.tensors.get(name) for name in names]
         known = [tensor for tensor in found if isinstance(tensor, Tensor)]
         return known if len(known) == len(found) else None
