@@ -39,6 +39,7 @@ class ProxyTransport(httpx.BaseTransport):
         self._transports: dict[tuple[str, bool], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request directly or through the proxy that the environment names for its address."""
         proxy = proxy_for(request.url, self._environ)
         uses_tls = request.url.scheme == "https" or proxy.startswith("https:")
         transport = self._transports.get((proxy, uses_tls))
