@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import BadGrammar
-from .one_of import one_of_as_any_of, required
+from .one_of import one_of_as_any_of
 from .schema_check import LISTS, MAX_NODES, NAMED, SINGLE, Schema, check_schema, resolve_reference, walk
+from .schema_part import required
 from .schema_rewrite import REWRITES
 
 IMPLIED = {"properties": "object", "items": "array", "prefixItems": "array", "pattern": "string", "format": "string"}

@@ -15,8 +15,8 @@ from itertools import count
 from typing import Any
 
 from ..errors import BadGrammar
-from .one_of import JSON_TYPES, LABELS, target
 from .schema_check import Schema
+from .schema_part import JSON_TYPES, LABELS, target
 
 MAX_PARTS = 100
 MAX_CHARACTERS = 300  # of strings that are excluded; their pattern nests as deep

@@ -3,29 +3,27 @@
     {"oneOf": [{"const": "a"}, {"const": "b"}]}                  an enum of "a" and "b"
     {"oneOf": [{"type": "integer"}, {"type": "string"}]}         different types
     {"oneOf": [cat, dog]}, each with a constant `kind`           a property with different values; it becomes required
-    {"oneOf": [{"minimum": 1}, {"minimum": 2}]}                  refused: 3 fits both
+    {"oneOf": [{}, {"type": "null"}]}                            what fits the first one and not the second
 
 An alternative is enforced in a narrower form, which must exclude the other alternatives as the caller wrote them.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from ..errors import BadGrammar
-from .schema_check import TYPES, Schema, resolve_reference
+from .negation import opposite
+from .schema_check import Schema
+from .schema_part import LABELS, both, required, target, types, values
 
 Narrow = Callable[[Schema], Schema]
 
 MAX_PAIRED = 100  # alternatives that are compared in pairs
 MAX_COMPARED = 50_000  # pairs of schemas
-MAX_STEPS = 10  # $refs from one to the next
-LABELS = {"title", "description", "default", "examples", "deprecated", "$comment"}
-JSON_TYPES = TYPES - {"integer"}  # an integer is a number
 
 
 def one_of_as_any_of(part: Schema, root: Schema, narrow: Narrow) -> Schema:
@@ -39,7 +37,7 @@ def one_of_as_any_of(part: Schema, root: Schema, narrow: Narrow) -> Schema:
     others = {keyword: value for keyword, value in part.items() if keyword != "oneOf"}
     resolved = [target(one, root) for one in alternatives]
     if all(one.keys() <= {"const", "enum", "type", *LABELS} and values(one) is not None for one in resolved):
-        return _both(others, {"enum": _listed_once(resolved)})
+        return both(others, {"enum": _listed_once(resolved)})
     narrowed = [narrow(one) for one in resolved]
     if tag := _tag(narrowed, root):
         alternatives = [
@@ -50,17 +48,19 @@ def one_of_as_any_of(part: Schema, root: Schema, narrow: Narrow) -> Schema:
         raise BadGrammar(f"format: oneOf: {len(resolved)} alternatives that share no property with constant values")
     else:
         compare = Comparison(root)
-        for i, theirs in enumerate(resolved):
-            if not all(compare.excludes(ours, theirs) for j, ours in enumerate(narrowed) if i != j):
-                raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that")
-    return _both(others, {"anyOf": alternatives})
+        for i, ours in enumerate(narrowed):
+            others_too = [full for j, full in enumerate(resolved) if i != j and not compare.excludes(ours, full)]
+            if others_too:
+                alternatives[i] = _alone(alternatives[i], others_too, root)
+    return both(others, {"anyOf": alternatives})
 
 
-def _both(part: Schema, more: Schema) -> Schema:
-    """Return the schema of what fits both."""
-    if not part.keys() & more.keys():
-        return part | more
-    return part | {"allOf": [*part.get("allOf", []), more]}
+def _alone(alternative: Any, others: list[Schema], root: Schema) -> Schema:
+    """Return the schema of what fits `alternative` and none of `others`."""
+    try:
+        return {"allOf": [alternative, *(opposite(other, root, "oneOf") for other in others)]}
+    except BadGrammar:
+        raise BadGrammar("format: oneOf: an answer may fit two of the alternatives; anyOf allows that") from None
 
 
 def _listed_once(alternatives: list[Schema]) -> list[Any]:
@@ -88,7 +88,7 @@ def _tag(alternatives: list[Schema], root: Schema) -> str | None:
 
 
 def _requiring(alternative: Schema, name: str) -> Schema:
-    return _both(alternative, {"required": [name]})
+    return both(alternative, {"required": [name]})
 
 
 class Comparison:
@@ -131,48 +131,6 @@ def _forbids(part: Schema, name: str) -> bool:
     properties = _map(part, "properties")
     is_closed = part.get("additionalProperties") is False and not part.get("patternProperties")
     return properties.get(name) is False or (is_closed and name not in properties)
-
-
-def target(part: Any, root: Schema) -> Schema:
-    """Return `part`, or the schema that its $ref leads to; {} for True."""
-    for _ in range(MAX_STEPS):
-        if not isinstance(part, dict) or "$ref" not in part:
-            break
-        part = resolve_reference(part["$ref"], root)
-    return part if isinstance(part, dict) else {"enum": []} if part is False else {}
-
-
-def types(part: Schema) -> set[str]:
-    """Return the types of valid answers; an integer is a number."""
-    said, listed = part.get("type"), values(part)
-    if said is not None:
-        return {"number" if type == "integer" else type for type in ([said] if isinstance(said, str) else said)}
-    return {type for type, _ in listed} if listed is not None else set(JSON_TYPES)
-
-
-def values(part: Schema) -> dict[tuple[str, str], Any] | None:
-    """Return the valid values by (type, spelling), if the schema lists them; true differs from 1, but 1.0 does not."""
-    listed = [part["const"]] if "const" in part else part.get("enum")
-    return None if listed is None else {value_key(value): value for value in listed}
-
-
-def value_key(value: Any) -> tuple[str, str]:
-    """Return the type and a spelling of `value` that equal values share."""
-    names = {bool: "boolean", str: "string", type(None): "null", dict: "object", list: "array"}
-    return names.get(type(value), "number"), json.dumps(_plain(value), sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    """Replace floats that are whole by integers, so that 1.0 is spelled as 1."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def required(part: Schema) -> set[str]:
-    return set(part.get("required", ()))
 
 
 def _map(part: Schema, keyword: str) -> dict[str, Any]:

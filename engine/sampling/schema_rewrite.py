@@ -15,20 +15,13 @@ from .date_pattern import PATTERNS
 from .exact_number import exact_constants
 from .negation import opposite, without_property
 from .number_bounds import bounded_numbers
-from .one_of import LABELS, required, target, values
 from .schema_check import Schema, shown
+from .schema_part import LABELS, both, required, target, values
 
 MAX_VARIANTS = 100  # of one object, by the properties that it has
 MAX_PROPERTIES = 1 << 31
 COMBINING = {"$ref", "anyOf", "oneOf", "allOf", "if", "not", "dependentSchemas"}
 OPEN = {"type": "object", "additionalProperties": True}
-
-
-def both(part: Schema, more: Any) -> Schema:
-    """Return the schema of what matches both."""
-    if isinstance(more, dict) and not part.keys() & more.keys():
-        return part | more
-    return part | {"allOf": [*part.get("allOf", ()), more]}
 
 
 def _without(part: Schema, *keywords: str) -> Schema:

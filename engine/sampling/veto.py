@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from ..errors import BadGrammar
 from .exact_number import is_exact
-from .one_of import target, types, value_key, values
 from .schema_check import TYPES, Schema, walk
+from .schema_part import target, types, value_key, values
 
 WHITE_SPACE = b" \t\r\n"
 NUMBER_START, DIGITS = b"-0123456789", b"0123456789"
