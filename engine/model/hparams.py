@@ -148,7 +148,7 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         raise keys.bad("expert_used_count", n_expert_used, f"a number up to the expert count, {n_expert}")
 
     norm = "layer_norm_rms" if family.causal else "layer_norm"  # a file may have both keys
-    causal = keys.flag("attention.causal", family.causal)
+    causal = keys.flag("attention.causal", True) and family.causal  # llama.cpp's encoders are not, whatever it says
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     if tokens is not None and not isinstance(tokens, list):
         found = f"key 'tokenizer.ggml.tokens' is {described(tokens)}"
