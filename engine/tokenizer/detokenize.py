@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
 from . import Tokenizer
@@ -27,7 +28,9 @@ class Detokenizer:
         special   include control tokens; otherwise only those in `shown`
         """
         self._piece, self._special, self._shown = tokenizer.piece, special, shown
-        self._stop = [text for text in stop if text]
+        self._stop = sorted({text for text in stop if text})
+        self._known = frozenset(self._stop)
+        self._lengths = sorted({len(text) for text in self._stop})
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.met: str | None = None  # the stop string that ended the text
@@ -42,9 +45,8 @@ class Detokenizer:
         if self.stopped:
             return ""
         self._held += self._utf8.decode(self._piece(id, self._special or id in self._shown))
-        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, self.met = min(found)
+        if found := self._first_stop():
+            at, self.met = found
             self._held = self._held[:at]
         elif self._half_a_character() or self._may_stop():
             return ""
@@ -60,6 +62,22 @@ class Detokenizer:
     def _half_a_character(self) -> bool:
         return self._utf8.getstate()[0] != b""
 
+    def _first_stop(self) -> tuple[int, str] | None:
+        """Return where the first stop string begins, and the shortest there; their number does not matter."""
+        held = self._held
+        for at in range(len(held)) if self._stop else ():
+            for n in self._lengths:
+                if at + n > len(held):
+                    break
+                if held[at : at + n] in self._known:
+                    return at, held[at : at + n]
+        return None
+
     def _may_stop(self) -> bool:
-        longest = len(self._held) + 1
-        return any(self._held.endswith(stop[:n]) for stop in self._stop for n in range(1, min(len(stop), longest)))
+        """Return whether the end of the text is the beginning of a stop string."""
+        for at in range(len(self._held)) if self._stop else ():
+            end = self._held[at:]
+            after = bisect_left(self._stop, end)  # a text comes right before those that it begins
+            if after < len(self._stop) and self._stop[after].startswith(end):
+                return True
+        return False

@@ -137,3 +137,38 @@ def test_no_shown_piece_ends_in_the_beginning_of_a_stop_string(ids, stops):
         if text.stopped:
             break
         assert not any(shown.endswith(stop[:n]) for stop in stops for n in range(1, len(stop) + 1))
+
+
+@given(
+    st.lists(st.text("abc", max_size=4), max_size=6),
+    st.lists(st.sampled_from([*"abc", "ab", "bca"]), max_size=8),
+)
+def test_stop_strings_are_found_as_by_trying_each(stops, pieces):
+    tokenizer = from_gguf({"general.architecture": "llama"} | spm(*"abc", "ab", "bca"))
+    detokenizer, whole, shown = Detokenizer(tokenizer, stops), "", ""
+    for piece in pieces:
+        whole += piece
+        shown += detokenizer.push(tokenizer.vocab.ids[piece])
+        found = [(whole.find(stop), stop) for stop in stops if stop and stop in whole]
+        if found:
+            assert (len(shown + detokenizer.flush()), detokenizer.met) == min(found)
+            return
+        assert not detokenizer.stopped
+        starts = [stop[:n] for stop in stops for n in range(1, len(stop))]
+        assert (shown == whole) == (not any(whole[len(shown) :].endswith(start) or start == "" for start in starts))
+
+
+def test_very_many_stop_strings_take_no_longer_than_one():
+    """A step of all sequences waits for the text of each: 400,000 took 0.2 s per token."""
+    tokenizer = from_gguf({"general.architecture": "llama"} | spm("a"))
+
+    class Counted(str):
+        n = 0
+
+        def startswith(self, *args):
+            Counted.n += 1
+            return super().startswith(*args)
+
+    detokenizer = Detokenizer(tokenizer, [Counted(f"b{i}") for i in range(10_000)])
+    assert [detokenizer.push(tokenizer.vocab.ids["a"]) for _ in range(100)] == ["a"] * 100
+    assert Counted.n <= 100
