@@ -376,12 +376,12 @@ class Store:
             if named is None or self.keep_blobs or not self.blobs.folder.is_dir():
                 return
             oldest = time.time() - age_seconds
-            for entry in os.scandir(self.blobs.folder):
+            for entry in _scan(self.blobs.folder):
                 is_blob = entry.name.startswith("sha256-") and entry.is_file(follow_symlinks=False)
                 if is_blob and entry.name.replace("-", ":", 1) not in named:
                     _remove_older(entry, oldest)
 
-            for entry in os.scandir(self.root / "manifests") if (self.root / "manifests").is_dir() else ():
+            for entry in _scan(self.root / "manifests"):
                 is_unfinished = entry.name.startswith(".manifest-") and entry.is_file(follow_symlinks=False)
                 if is_unfinished:
                     _remove_older(entry, oldest)
@@ -455,8 +455,10 @@ def _files(manifests: Path) -> list[Path]:
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """List the entries of a folder, sorted by name; none if it does not exist."""
     try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
         return []
 

@@ -9,6 +9,7 @@ import pytest
 from numllama.engine.errors import BadDigest, BadManifest, BuiltinModel, DigestMismatch, ModelNotFound, StoreError
 from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName, Store, default_store
+from numllama.engine.store import store as store_module
 from numllama.engine.store.manifest import (
     CONFIG_TYPE,
     LICENSE,
@@ -209,7 +210,7 @@ def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):
 
 
 def test_prune_ignores_files_that_another_program_moves_meanwhile(store, monkeypatch):
-    blobs, listed = Path(store.blobs.folder), os.scandir
+    blobs, listed = Path(store.blobs.folder), store_module._scan
     blobs.mkdir(parents=True, exist_ok=True)
     for name in ("sha256-begun", "sha256-old"):
         (blobs / name).write_bytes(b"?")
@@ -219,10 +220,10 @@ def test_prune_ignores_files_that_another_program_moves_meanwhile(store, monkeyp
             os.rename(entry.path, store.root / "finished")
         return entry
 
-    def scandir(folder):
-        return map(taken_away, list(listed(folder))) if Path(folder) == blobs else listed(folder)
+    def scan(folder):
+        return map(taken_away, listed(folder)) if folder == blobs else listed(folder)
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(store_module, "_scan", scan)  # not os.scandir, which pathlib uses, too, from Python 3.13 on
     store.prune(age_seconds=-1)
     assert not any(blobs.iterdir()) and (store.root / "finished").exists()
 
