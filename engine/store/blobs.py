@@ -16,6 +16,8 @@ from pathlib import Path
 from ..errors import BadManifest, DigestMismatch, ShuttingDown, StoreError
 from .manifest import check_digest
 
+CANNOT_REPLACE_OPEN_FILES = os.name == "nt"  # Windows neither replaces nor deletes a mapped file
+
 
 @contextmanager
 def os_errors_as_store_errors(where: Path | None = None) -> Iterator[None]:
@@ -75,7 +77,12 @@ class BlobWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             os.chmod(self._temporary, 0o644)
-            os.replace(self._temporary, self.folder / file_name(digest))
+            path = self.folder / file_name(digest)
+            try:
+                os.replace(self._temporary, path)
+            except PermissionError:
+                if not (CANNOT_REPLACE_OPEN_FILES and path.is_file()):
+                    raise  # else a loaded model has mapped the same blob
             sync_folder(self.folder)
         if expected is not None and expected != digest:
             raise DigestMismatch(expected, digest)
@@ -133,7 +140,12 @@ class Blobs:
             writer.commit(digest)
 
     def remove(self, digest: str) -> None:
-        self.path(digest).unlink(missing_ok=True)
+        """Delete the blob; on Windows, one of a loaded model stays until the next `prune`."""
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except PermissionError:
+            if not CANNOT_REPLACE_OPEN_FILES:
+                raise
 
     def _is_inside(self, path: Path) -> bool:
         """Return False for a symbolic link out of the folder; the folder itself may be a link."""

@@ -7,6 +7,7 @@ Missing parts have defaults, so `llama3.2` and `registry.ollama.ai/library/llama
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from ..go.text import WHITE_SPACE
 
 HOST, NAMESPACE, TAG, SCHEME = "registry.ollama.ai", "library", "latest", "https"
 
+COLON = "%3A" if os.name == "nt" else ":"  # of host:port in a folder's name, where Windows allows no colon
 # A part cannot start with a dot, a dash or a separator, so it is safe as a folder name.
 GRAMMAR = {
     "host": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}"),
@@ -87,7 +89,13 @@ class ModelName:
     @property
     def path(self) -> Path:
         """The path of the manifest, relative to `manifests/`."""
-        return Path(self.host, self.namespace, self.model, self.tag)
+        return Path(self.host.replace(":", COLON), self.namespace, self.model, self.tag)
+
+    @classmethod
+    def from_path(cls, path: Path) -> ModelName:
+        """Return the name of the manifest at `path`, the inverse of `path`.  Raises: BadName"""
+        host, *rest = path.parts[-4:]
+        return cls(host.replace(COLON, ":"), *rest)
 
     @property
     def base_url(self) -> str:

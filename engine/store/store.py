@@ -440,7 +440,7 @@ def _names(manifests: Path) -> Iterator[ModelName]:
 
 def _name(path: Path) -> ModelName | None:
     try:
-        return ModelName(*path.parts[-4:])
+        return ModelName.from_path(path)
     except BadName:
         return None
 

@@ -164,6 +164,7 @@ class Download:
             with open(os.open(self.partial.file, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
                 if _lock(file) and _is_at(file, self.partial.file):
                     if self._is_stored():
+                        _close_if_it_hinders(file)
                         os.unlink(self.partial.file)
                         break
                     yield file
@@ -197,10 +198,12 @@ class Download:
             self._fetch(file)
             found = self._digest(file)
         if found != self.layer.digest:
+            _close_if_it_hinders(file)
             os.unlink(self.partial.file)
             self.partial.remove_records()
             raise WrongBlob(self.layer.digest, found)
         os.fsync(file.fileno())
+        _close_if_it_hinders(file)
         os.replace(self.partial.file, self.partial.path)
         sync_folder(self.blobs.folder)
         self.partial.remove_records()
@@ -331,6 +334,12 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
+def _close_if_it_hinders(file: IO[bytes]) -> None:
+    """Close the file on Windows, which neither renames nor deletes an open one; elsewhere it holds the lock."""
+    if os.name == "nt":
+        file.close()
+
+
 def _is_at(file: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -338,7 +347,15 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
+_seeking = threading.Lock()  # where a position and a write are two calls
+
+
 def _write_at(descriptor: int, chunk: bytes, offset: int) -> None:
     while chunk:
-        n = os.pwrite(descriptor, chunk, offset)
+        if hasattr(os, "pwrite"):
+            n = os.pwrite(descriptor, chunk, offset)
+        else:  # Windows
+            with _seeking:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                n = os.write(descriptor, chunk)
         chunk, offset = chunk[n:], offset + n

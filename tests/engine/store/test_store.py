@@ -9,6 +9,8 @@ import pytest
 from numllama.engine.errors import BadDigest, BadManifest, BuiltinModel, DigestMismatch, ModelNotFound, StoreError
 from numllama.engine.settings import Settings
 from numllama.engine.store import ModelName, Store, default_store
+from numllama.engine.store import blobs as blobs_module
+from numllama.engine.store import name as name_module
 from numllama.engine.store import store as store_module
 from numllama.engine.store.manifest import (
     CONFIG_TYPE,
@@ -195,6 +197,43 @@ def test_a_model_that_is_deleted_while_it_is_read_is_not_found(store, monkeypatc
     with pytest.raises(ModelNotFound, match="model 'a' not found"):
         store.resolve("a")
     assert made
+
+
+def test_a_host_with_a_port_has_a_folder_on_windows(store, monkeypatch):
+    """Simulated: a colon in a name of Windows opens a stream of another file."""
+    monkeypatch.setattr(name_module, "COLON", "%3A")
+    make(store, "localhost:5000/lab/m:q8")
+    assert (store.root / "manifests/localhost%3A5000/lab/m/q8").is_file()
+    assert [name.short for name in store.names()] == ["localhost:5000/lab/m:q8"]
+    store.delete("localhost:5000/lab/m:q8")
+    assert files(store.root) == []
+
+
+def test_a_blob_that_a_loaded_model_maps_stays_on_windows(store, monkeypatch):
+    """Simulated: Windows refuses to replace or delete a mapped file."""
+    make(store, "a", b"mapped")
+    digest, real = "sha256:" + hashlib.sha256(b"mapped").hexdigest(), (os.replace, Path.unlink)
+    path = store.blob_path(digest)
+
+    def refuse(kind):
+        def call(first, *rest, **kwargs):
+            if path in (first, *rest):
+                raise PermissionError(13, "Access is denied", str(path))
+            return real[kind](first, *rest, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", refuse(0))
+    monkeypatch.setattr(Path, "unlink", refuse(1))
+    with pytest.raises(StoreError, match="Access is denied"):
+        store.put_blob([b"mapped"])
+    monkeypatch.setattr(blobs_module, "CANNOT_REPLACE_OPEN_FILES", True)
+    assert store.put_blob([b"mapped"])[0] == digest
+    store.delete("a")
+    assert store.names() == [] and files(store.root) == [f"blobs/{path.name}"]
+    monkeypatch.undo()
+    store.prune(age_seconds=-1)
+    assert files(store.root) == []
 
 
 def test_nothing_is_pruned_while_a_manifest_is_unreadable(store):

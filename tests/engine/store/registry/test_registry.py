@@ -161,6 +161,13 @@ def test_parts_are_ranges_of_a_sixteenth_within_bounds(store, there):
     assert repository.part_size(10**9) == 1_000_000
 
 
+def test_parts_are_written_without_pwrite(store, there, monkeypatch):
+    """Windows has none."""
+    monkeypatch.delattr(os, "pwrite")
+    pull(store, there)
+    assert_pulled(store, there)
+
+
 def test_a_blob_in_the_store_is_not_requested_again(store, there):
     pull(store, there)
     there.seen.clear()
