@@ -24,7 +24,7 @@ from typing import Any
 from ..errors import BadManifest, BadName, BuiltinModel, EngineError, ModelNotFound, StoreError
 from ..settings import Settings
 from . import manifest as media
-from .blobs import Blobs, BlobWriter, os_errors_as_store_errors, sync_folder
+from .blobs import CANNOT_REPLACE_OPEN_FILES, Blobs, BlobWriter, os_errors_as_store_errors, sync_folder
 from .keep import KeptBlobs, kept_digests
 from .lock import StoreLock
 from .manifest import Config, Manifest, ManifestLayer, check_digest, digest_of, read_json, read_limited
@@ -464,10 +464,15 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _remove_older(entry: os.DirEntry[str], oldest: float) -> None:
-    """Delete the file if it is older than `oldest`; another program may have moved it meanwhile."""
-    with suppress(FileNotFoundError):
+    """Delete the file if it is older than `oldest`; another program may have moved it meanwhile, or keep it open."""
+    try:
         if entry.stat().st_mtime < oldest:
             os.unlink(entry.path)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        if not CANNOT_REPLACE_OPEN_FILES:
+            raise
 
 
 def _write_atomically(path: Path, folder: Path, data: bytes) -> None:
