@@ -184,12 +184,14 @@ def ollama_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Return ~/.ollama, the folder of models, keys and the input history.  Raises: StoreError without a home folder"""
     home = home_folder(environ)
     if home is None:
-        raise StoreError("there is no home folder for ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models")
+        raise StoreError(
+            "the home folder is unknown, and with it ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models"
+        )
     return home / ".ollama"
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Expand a leading ~; unlike Path.expanduser, keep it if there is no such home folder."""
+    """Expand a leading ~; unlike Path.expanduser, keep it where the home folder is unknown."""
     first, *rest = Path(path).parts or ("",)
     if first == "~":
         return Path(home_folder() or first, *rest)

@@ -185,7 +185,9 @@ def run_without_home(*args, **environ):
 @pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
 @pytest.mark.parametrize("home", [{}, {"HOME": ""}], ids=["none", "empty"])
 def test_a_user_without_a_home_folder_is_told_what_to_set(store, home):
-    expected = "Error: there is no home folder for ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models\n"
+    expected = (
+        "Error: the home folder is unknown, and with it ~/.ollama: set HOME, or OLLAMA_MODELS to a folder for models\n"
+    )
     assert run_without_home("list", **home) == (1, "", expected)
     assert run_without_home("serve", **home) == (1, "", expected)
     status, out, err = run_without_home("list", OLLAMA_MODELS=str(store), **home)
