@@ -6,9 +6,18 @@ python scripts/families.py
 import json
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from numllama.engine.gguf.dialect import projector_view
+from numllama.engine.gguf.dialect.projector import PROJECTOR_RULES, projector_type
+from numllama.engine.gguf.dialect.text import TEXT_ROWS
+from numllama.engine.gguf.read import GGUF
+from numllama.engine.gguf.write import write_gguf
 from numllama.engine.model.families import FAMILIES
+from numllama.kernels.quants import FORMATS_BY_NAME
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,11 +70,62 @@ tied embeddings, experts, or a RoPE scaled by a factor, by `rope_freqs`, or by Y
 |---|---|---|
 """
 
-ERRORS = """
+DIALECT = """
+## Files that Ollama converted
+
+Between March 2025 and May 2026 Ollama converted many models itself. Their files have names and keys of their own; they
+are read as if llama.cpp had written them (`engine/gguf/dialect`), as Ollama does today. `numllama show` prints the file
+as it is; `--verbose` adds the line "read as". A file without a row's marks is read as it is; of several marks, each is
+enough. A row without "yes" is translated, and then refused by its family's name until that family is supported.
+
+| architecture in the file | recognized by | read as | runs | vision tower inside |
+|---|---|---|---|---|
+"""
+
+MARKS = {  # how each row of the dialect is recognized
+    "llama": "Llama 3's tokens without `tokenizer.ggml.pre`, or with the end of text as the end of a turn",
+    "gemma-embedding": "a tensor `dense.0.weight`",
+    "gemma3": "`rope.global.freq_base` or another key of Ollama's; no `attention.layer_norm_rms_epsilon`; a tower",
+    "mistral3": "`rope.scaling.beta_fast`, `rope.scaling.mscale_all_dim` or `rope.scaling_beta`; a tower",
+    "gpt-oss": "its name",
+    "lfm2": "`output_norm.weight` without `token_embd_norm.weight`",
+    "olmo2": "its name",
+    "qwen35": "`rope.mrope_interleaved` or another key of Ollama's; tensors `mtp.`; a tower",
+    "qwen35moe": "as qwen35, or `feed_forward_length`",
+    "qwen3next": "tensors that end in `.ssm_dt`",
+    "qwen2vl": "its name",
+    "qwen3vl": "no `rope.dimension_sections`",
+    "qwen3vlmoe": "no `rope.dimension_sections`",
+    "gemma3n": "two embeddings of unequal length",
+    "gemma4": '`tokenizer.ggml.model` "llama"; tensors `a.`; a tower',
+    "deepseek2": "its name",
+    "bert": 'tokenizer "t5" with a character map of letters (snowflake-arctic-embed2)',
+    "nemotron_h_moe": "tensors `ffn_latent_in` or `mtp.`",
+    "llama4": "a tower",
+    "deepseek2-ocr": "its name",
+}
+UNSUPPORTED_PARTS = {"bert": "not its tokenizer"}  # where the family runs, but not these files of it
+
+REPAIRS = """
+A `clip` file without a projector type, as the first LLaVAs have it, is read as type `mlp`. A tower of an unsupported
+type does not keep the text model from running; images are refused then. Layers of Qwen 3.5 and Nemotron that guess the
+token after next are not read: they do not change the text.
+
+Some defects Ollama does not repair, and neither does numllama. A text of Gemma gets a leading blank where the file
+lacks `tokenizer.ggml.add_space_prefix`. Early files of Gemma 3 1B have a soft-cap that the model was not trained
+with. Files of Gemma 3 from 10 to 13 March 2025 say a context of 8192, and get no scale for longer ones. In files of
+gpt-oss from before 6 October 2025 gates and ups are interleaved. Ours: an empty `rope.scaling.type` counts as
+missing, where llama.cpp stops; and Gemma gets no built-in chat template, since prompts follow the model's own
+TEMPLATE.
+
+"""
+
+FOLLOWS = """
 Where a file leaves something open, numllama follows llama.cpp 0c1e57098. That version ignores the sliding window of
 Mistral 7B 0.1 (a "llama") and of Phi 3, and so does numllama; within the window nothing differs.
+"""
 
-## Checked against others
+ERRORS = """## Checked against others
 
 Tiny models with random weights, made by `tests/tiny.py`, run in each implementation. A number is the largest difference
 of a logit at four positions of a text of 24 tokens, or of a component of an encoder's rows for 17 tokens; `std` is the
@@ -94,6 +154,24 @@ def row(name, family, error):
 FORMATS = ("F32", "Q8_0")
 
 
+def dialect_row(row):
+    """Return the row of the table for `row`."""
+    runs = UNSUPPORTED_PARTS.get(row.becomes, "yes") if row.becomes in FAMILIES else ""
+    name = row.architecture
+    tower = projector_name(name) if name in PROJECTOR_RULES and row.becomes != "gemma-embedding" else ""
+    return f"| {name} | {MARKS[row.becomes]} | {row.becomes} | {runs} | {tower} |\n"
+
+
+def projector_name(architecture):
+    """Return the projector type that the rule of `architecture` gives to a file with nothing but a tower's tensor."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tower.gguf"
+        write_gguf(
+            path, {"general.architecture": architecture}, [("v.x", FORMATS_BY_NAME["F32"], (1,), np.zeros(1, "<f4"))]
+        )
+        return projector_type(projector_view(GGUF.open(path)))
+
+
 def document():
     sys.path.insert(0, str(ROOT / "tests"))  # the tables of models import from there
     models = runpy.run_path(str(ROOT / "tests/golden/make_logits.py"))["MODELS"]
@@ -105,7 +183,8 @@ def document():
         row(name, models[name].get("family", "bert" if name in encoders else "llama"), error)
         for name, error in errors.items()
     ]
-    return HEAD + "".join(families) + ERRORS + "".join(rows)
+    dialect = DIALECT + "".join(map(dialect_row, TEXT_ROWS)) + REPAIRS
+    return HEAD + "".join(families) + FOLLOWS + dialect + ERRORS + "".join(rows)
 
 
 if __name__ == "__main__":

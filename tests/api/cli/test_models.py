@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adapters import tiny_lora
+from dialects import file_of
 from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.gguf.read import GGUF
+from numllama.engine.gguf.read import GGUF, I32
 from numllama.engine.gguf.write import write_gguf
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
@@ -139,6 +140,15 @@ def test_a_file_is_shown_with_metadata_and_tensors(alone, numllama, file):
     assert missing == ["tokenizer.chat_template"]  # shown by --template
     assert numllama("show", file, "--template").out == gguf.kv["tokenizer.chat_template"] + "\n"
     assert "\n    tokenizer.ggml.scores                     [0 0 0 ...+" in out
+
+
+def test_a_file_in_ollama_s_dialect_is_shown_as_it_is_with_the_family_that_it_is_read_as(alone, numllama, tmp_path):
+    path = tmp_path / "o.gguf"
+    file_of(path, "gptoss", {"block_count": I32(1)}, {"blk.0.attn_sinks": (4,)})
+    out = numllama("show", str(path)).out
+    for line in ("architecture    gptoss", "read as         gpt-oss", "gptoss.block_count", "blk.0.attn_sinks "):
+        assert line in out, out
+    assert "gpt-oss." not in out
 
 
 def test_a_file_of_an_unsupported_architecture_is_shown(alone, numllama, tmp_path):

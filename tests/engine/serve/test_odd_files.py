@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from adapters import tiny_lora
+from dialects import mistral3_twins
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.errors import EngineError
+from numllama.engine.errors import EngineError, UnsupportedArchitecture
 from numllama.engine.gguf.read import GGUF, I32, U32, U64
 from numllama.engine.gguf.write import write_gguf
 from numllama.engine.options import RequestOptions
@@ -23,7 +24,7 @@ from numllama.engine.store.show import show_file
 from numllama.kernels import Tensor
 from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import CHAT_TEMPLATE, tiny_gguf
-from tiny_llava import tiny_mmproj
+from tiny_llava import encoded, picture, tiny_mmproj
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # odd numbers overflow
 
@@ -166,3 +167,15 @@ def test_odd_files_are_run_or_refused_in_one_line(originals, tmp_path):
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_hundred_thousand_odd_files_are_run_or_refused_in_one_line(originals, tmp_path, seed):
     check_odd_files(originals, tmp_path, 10_000, seed)
+
+
+def test_a_file_whose_tower_is_unsupported_reads_text_and_refuses_images(tmp_path):
+    ollamas, theirs = mistral3_twins(tmp_path, tower=True)
+    answers = []
+    for path in (ollamas, theirs):
+        with closing(Engine(Settings(models=tmp_path), Store(tmp_path), file=FileModel.of(path))) as engine:
+            answers.append("".join(piece.text for piece in engine.generate("", "once upon", BRIEF)))
+            if path == ollamas:
+                with pytest.raises(UnsupportedArchitecture, match=r"^unsupported vision tower in this mistral3 file"):
+                    list(engine.generate("", "once upon", BRIEF, images=[encoded(picture())]))
+    assert answers[0] == answers[1]

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dialects import file_of, gemma3_twins, mistral3_twins
 
 from numllama.engine.gguf.file_type import file_type_name, parameter_size
 from numllama.engine.gguf.read import F64, GGUF, I32, ArrayType
@@ -193,3 +194,24 @@ def test_a_projector_is_shown_with_its_name(tmp_path):
 def test_only_a_model_has_the_completion_capability(tmp_path, kv, expected):
     write_gguf(tmp_path / "x.gguf", kv)
     assert show_file(tmp_path / "x.gguf").get("capabilities") == expected
+
+
+def test_a_tower_inside_the_file_is_listed_first_by_tags_alone(tmp_path):
+    """As Ollama recorded for files of its own dialect."""
+    path, _ = mistral3_twins(tmp_path, tower=True)
+    model = stored(tmp_path, path)
+    assert show(model)["capabilities"] == ["completion", "vision"]
+    assert tags_entry(model)["capabilities"] == ["vision", "completion"]
+
+
+def test_a_verbose_answer_alone_says_how_a_file_in_ollama_s_dialect_is_read(tmp_path):
+    model = stored(tmp_path, gemma3_twins(tmp_path)[0])
+    assert "read_as" not in show(model) and show(model, verbose=True)["read_as"] == "gemma3"
+    assert "gemma3.rope.global.freq_base" in show(model)["model_info"]
+
+
+def test_gpt_oss_thinks_whatever_its_template_shows(tmp_path):
+    file_of(tmp_path / "m.gguf", "gptoss", {"block_count": I32(1)})
+    model = stored(tmp_path, tmp_path / "m.gguf")
+    assert show(model)["capabilities"] == ["completion", "thinking"]
+    assert show(model)["details"]["family"] == "gptoss"

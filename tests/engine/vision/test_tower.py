@@ -158,6 +158,7 @@ def test_a_truncated_image_is_refused(mmproj):
             UnsupportedArchitecture,
             "projector type 'resampler'; .* mlp, ldp, ldpv2",
         ),
+        ({"clip__projector_type": 7}, UnsupportedArchitecture, "projector type '7'"),
         ({"clip__has_vision_encoder": False}, UnsupportedArchitecture, "has no vision encoder"),
         ({"clip__vision__feature_layer": np.array([1, 2], np.int32)}, UnsupportedArchitecture, "several layers"),
         ({"clip__use_gelu": True, "clip__use_silu": True}, BadGGUF, "both"),
