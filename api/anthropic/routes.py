@@ -43,7 +43,7 @@ async def count_tokens(request: Annotated[MessagesRequest, body(MessagesRequest)
 
 async def chat_for(request: MessagesRequest, context: RequestContext) -> ChatRequest:
     """Convert to a request to /api/chat.  Thinking is ignored for a model that cannot think.  Raises: RequestError"""
-    chat = chat_from_messages(request)
+    chat = await context.run_in_thread(chat_from_messages, request)
     if chat.think and "thinking" not in await context.run_in_thread(context.engine.capabilities, request.model):
         chat.think = None
     return chat

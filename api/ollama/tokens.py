@@ -21,23 +21,23 @@ router = APIRouter()
 
 @router.post("/api/tokenize")
 async def tokenize(request: Annotated[TokenizeRequest, body(TokenizeRequest)], context: Context) -> Response:
-    def found() -> dict[str, Any]:
+    def found() -> Response:
         arguments = (request.model, request.content, request.add_special, request.parse_special)
         tokens = context.engine.tokenize(*arguments, handle=context.handle)
-        return {"tokens": [token.id for token in tokens], "pieces": [piece_text(token.piece) for token in tokens]}
+        ids, pieces = [token.id for token in tokens], [piece_text(token.piece) for token in tokens]
+        return token_response(context, request.model, {"tokens": ids, "pieces": pieces})
 
     with context.cancel_on_disconnect():
-        answer = await context.run_in_thread(found)
-    return token_response(context, request.model, answer)
+        return await context.run_in_thread(found)
 
 
 @router.post("/api/detokenize")
 async def detokenize(request: Annotated[DetokenizeRequest, body(DetokenizeRequest)], context: Context) -> Response:
-    return token_response(
-        context,
-        request.model,
-        {"content": await context.run_in_thread(context.engine.detokenize, request.model, request.tokens)},
-    )
+    def found() -> Response:
+        content = context.engine.detokenize(request.model, request.tokens)
+        return token_response(context, request.model, {"content": content})
+
+    return await context.run_in_thread(found)
 
 
 def token_response(context: RequestContext, model: str, found: dict[str, Any]) -> Response:

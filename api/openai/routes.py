@@ -35,7 +35,7 @@ async def chat_completions(
     request: Annotated[ChatCompletionRequest, body(ChatCompletionRequest)], context: Context
 ) -> Response:
     """Answer with `n` choices, each chunk of a stream as it comes."""
-    chat, n = chat_from_completions(request), n_choices(request.n)
+    chat, n = await context.run_in_thread(chat_from_completions, request), n_choices(request.n)
     must_call = apply_tool_choice(chat, request.tool_choice)
     answer, contexts = await start_choices(
         context, n, lambda one, i: answer_chat(one, chat, must_call=must_call, choice=i)
@@ -48,7 +48,7 @@ async def chat_completions(
 
 @router.post("/v1/responses")
 async def responses(request: Annotated[ResponsesRequest, body(ResponsesRequest)], context: Context) -> Response:
-    chat = chat_from_responses(request)
+    chat = await context.run_in_thread(chat_from_responses, request)
     must_call = apply_tool_choice(chat, request.tool_choice)
     await answer_chat(context, chat, must_call=must_call)
     response = ResponsesAnswer(request)
