@@ -212,7 +212,6 @@ def _number(body: bytes, at: int) -> int:
 # --- writing ---
 
 _ESCAPED = {c.encode(): escape.encode() for c, escape in JSON_ESCAPES.items()}
-_UNSAFE = re.compile(b"|".join(_ESCAPED))
 
 
 def dumps(value: Any) -> bytes:
@@ -222,7 +221,9 @@ def dumps(value: Any) -> bytes:
     except TypeError:  # a lone surrogate, an integer beyond 64 bits, or more than 254 levels
         plain = _replace_surrogates(value)
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_python_value).encode()
-    return _UNSAFE.sub(lambda m: _ESCAPED[m[0]], text)
+    for character, escape in _ESCAPED.items():
+        text = text.replace(character, escape)
+    return text
 
 
 def _python_value(value: Any) -> Any:
