@@ -7,7 +7,7 @@ original forbids; docs/structured.md lists what it forbids in addition.
 from __future__ import annotations
 
 from itertools import combinations
-from math import comb
+from math import ceil, comb, floor
 from typing import Any
 
 from ..errors import BadGrammar
@@ -194,8 +194,17 @@ def unique_items(part: Schema, root: Schema) -> Schema:
     """Limit the number of items to that of the values that they may have; veto.py enforces uniqueItems itself."""
     if not part.get("uniqueItems") or part.get("maxItems", 2) <= 1:
         return _without(part, "uniqueItems")
-    listed = values(target(part.get("items", True), root))
-    return part if listed is None else part | {"maxItems": min(len(listed), part.get("maxItems", len(listed)))}
+    most = _n_values(target(part.get("items", True), root))
+    return part if most is None else part | {"maxItems": min(most, part.get("maxItems", most))}
+
+
+def _n_values(part: Schema) -> int | None:
+    """Count the values that match `part`; None if there is no end of them."""
+    if (listed := values(part)) is not None:
+        return len(listed)
+    if part.get("type") == "integer" and part.keys() >= {"minimum", "maximum"}:
+        return int(max(floor(part["maximum"]) - ceil(part["minimum"]) + 1, 0))
+    return {"boolean": 2, "null": 1}.get(str(part.get("type")))
 
 
 def formats(part: Schema, root: Schema) -> Schema:

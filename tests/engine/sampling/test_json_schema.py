@@ -539,6 +539,14 @@ def test_a_set_has_each_item_once(items, yes, no):
     assert [text for text in no if allows(schema, text)] == []
 
 
+@pytest.mark.parametrize(
+    "items", [{"type": "null"}, {"type": "boolean"}, {"enum": [1, 2]}, {"type": "integer", "minimum": 1, "maximum": 2}]
+)
+def test_more_items_than_there_are_values_are_refused(items):
+    with pytest.raises(BadGrammar, match="minItems"):
+        GRAMMARS.grammar({"type": "array", "items": items, "uniqueItems": True, "minItems": 3})
+
+
 def test_a_token_of_several_items_is_vetoed_too():
     vocabulary = spm("[", "]", '"', "a", '["a","a"', '["a","b"', ',"a"]', ',"c"]', '","')
     tokenizer = from_gguf(vocabulary)
