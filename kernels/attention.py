@@ -73,9 +73,9 @@ def check_heads(q, k, v, first, rule):
 
     Raises: ValueError, IndexError
     """
-    n_head_dim = k.shape[-1] * BLOCK if in_blocks(k.dtype) else k.shape[-1]
+    heads = [(*a.shape[:-1], a.shape[-1] * (BLOCK if in_blocks(a.dtype) else 1)) for a in (k, v)]
     n_slope = q.shape[1] if rule.slopes is None else len(rule.slopes)
-    sizes = q.ndim == k.ndim == 3 and k.shape == v.shape and k.dtype == v.dtype and q.shape[2] == n_head_dim
+    sizes = q.ndim == k.ndim == 3 and heads[0] == heads[1] and q.shape[2] == heads[0][2]
     if not sizes or not k.shape[1] or q.shape[1] % k.shape[1] or q.shape[1] != n_slope:
         shapes = f"q {q.shape}, k {k.dtype} {k.shape}, v {v.dtype} {v.shape} and {n_slope} slopes"
         raise ValueError(f"attention over {shapes}, expected as many keys as values, in heads of one size")
