@@ -17,7 +17,7 @@ LEVELS = {
         ["model", "vision"],
         ["sampling"],
         ["run", "store"],
-        ["serve"],
+        ["serve", "oracle"],
     ],
     "api": [["wire"], ["ollama", "openai", "anthropic"], ["server"], ["cli"]],
 }

@@ -1,6 +1,6 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, template, warmup and bench; the flags -o,
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, template, warmup and bench; the flags -o,
 --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
@@ -255,7 +255,7 @@ def trace(
     ] = None,
     save: Annotated[Path | None, Option(metavar="FILE", help="Save all arrays to a safetensors file")] = None,
     beside: Annotated[
-        Path | None, Option(metavar="FILE", help="Compare with a file saved by another engine (docs/compare.md)")
+        Path | None, Option(metavar="FILE", hidden=True, help="Older spelling of `numllama diff MODEL FILE`")
     ] = None,
 ) -> None:
     """Show every named activation of one forward pass
@@ -264,9 +264,54 @@ def trace(
     renders a conversation to such a prompt.
     """
     model, prompt = expect_exactly(2, args)
+    if beside is not None:
+        from .diff import diff_model
+
+        raise typer.Exit(diff_model(model, beside, prompt=prompt))
     from .trace import trace_model
 
-    trace_model(model, prompt, kernels=kernels, only=only or [], save=save, beside=beside)
+    trace_model(model, prompt, kernels=kernels, only=only or [], save=save)
+
+
+@command("diff")
+def diff(
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf DUMP")] = None,
+    prompt: Annotated[
+        str | None, Option(metavar="TEXT", help="The prompt that the engine computed, without a template")
+    ] = None,
+    ids: Annotated[str | None, Option(metavar="1,2,3", help="Its token ids, in place of a prompt")] = None,
+    decode: Annotated[int, Option(metavar="N", help="The last N tokens are decode steps")] = 0,
+    names: Annotated[str, Option(metavar="hf", help="Names in the dump: hf for those of transformers")] = "",
+    map: Annotated[
+        Path | None, Option(metavar="FILE", help='JSON of own names to ours: {"layers.{il}.q": "Qcur-{il}"}')
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print the report as JSON")] = False,
+    html: Annotated[Path | None, Option(metavar="FILE", help="Write a heat map of all values to this file")] = None,
+    verbose: Annotated[bool, Option("-v", "--verbose", help="Show all values")] = False,
+) -> None:
+    """Find which operation of another engine is wrong, and why
+
+    DUMP holds the values of that engine under llama.cpp's names: safetensors, .npz, a folder of .npy, or the text of
+    llama-eval-callback (docs/compare.md). The exit status is 0 if it agrees, 1 if something is wrong, 2 if it cannot be
+    compared.
+    """
+    model, dump = expect_exactly(2, args)
+    from .diff import diff_model
+
+    status = diff_model(
+        model,
+        Path(dump),
+        prompt=prompt,
+        ids=ids,
+        n_decode=decode,
+        names=names,
+        map_file=map,
+        as_json=json,
+        html=html,
+        verbose=verbose,
+    )
+    if status:
+        raise typer.Exit(status)
 
 
 @command("template")

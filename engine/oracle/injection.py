@@ -1,0 +1,384 @@
+"""A pass on another engine's values: a tap that replaces each of our values by theirs.
+
+Each of our values is then one operation away from theirs: our operation applied to their inputs.  Several copies of
+the text run in one batch.  Copy 0 gets their values, the others their values changed by a relative 2^-20: how much an
+output then moves is that operation's own sensitivity, without a formula for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ...kernels import SETS, Kernels, Tensor
+from ..errors import RequestError
+from ..model.batch import Batch
+from ..model.decoder import logits
+from ..model.model import Model
+from ..model.trace import label as label_of
+from .dumps import Dump
+from .layout import Fitted, fit, fits
+from .values import INPUT_NAMES, SPAN_BY_SPAN, VALUES, split_label
+
+SHAKE = 2.0**-20
+SHAKE_BITS = 20
+N_SHAKEN = 2  # copies; a group of few numbers may by chance move little in one of them
+MAX_BITS = 26.0
+TILE_ROWS = 2048
+PRINTED_ROUNDING = 6e-5  # llama-eval-callback prints four digits
+
+
+def matmul_tiled(w: Tensor, x: np.ndarray) -> np.ndarray:
+    """Compute x w^T in the type of `x`, with few rows of the weight dequantized at a time.  -> [n_tok, n_out]"""
+    if w.shape[0] <= TILE_ROWS:
+        return x @ w.dequantize().astype(x.dtype, copy=False).T
+    y = np.empty((len(x), w.shape[0]), x.dtype)
+    for r in range(0, w.shape[0], TILE_ROWS):
+        rows = w.dequantize(np.arange(r, min(r + TILE_ROWS, w.shape[0])))
+        y[:, r : r + TILE_ROWS] = x @ rows.astype(x.dtype, copy=False).T
+    return y
+
+
+def experts_tiled(w: Tensor, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Compute experts_numpy with one product for each chosen expert."""
+    y = np.empty((len(x), w.shape[1]), x.dtype)
+    for e in np.unique(chosen):
+        y[chosen == e] = x[chosen == e] @ w.matrices[e].dequantize().astype(x.dtype, copy=False).T
+    return y
+
+
+F64 = replace(SETS["numpy-float64"], matmul=matmul_tiled, experts=experts_tiled)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """The kernels and the model of a pass."""
+
+    kernels: Kernels
+    model: Model
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The precision of one value.
+
+    bits    f64 [n_row, n_head]: precision of inputs and output that would explain the error; NaN: not in the dump
+    moved   f64 [n_row, n_head]: rms by which the value moves if inputs or output change by 2^-20
+    note    how the array was read
+    """
+
+    bits: np.ndarray
+    moved: np.ndarray
+    note: str = ""
+
+    @property
+    def least(self) -> float:
+        return float(np.nanmin(self.bits, initial=MAX_BITS))
+
+    @property
+    def median(self) -> float:
+        return float(np.nanmedian(self.bits)) if np.isfinite(self.bits).any() else MAX_BITS
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The tokens of a pass: a prompt and the decode steps after it.  All rows are outputs if `all_rows`."""
+
+    ids: Sequence[int]
+    n_decode: int = 0
+    all_rows: bool = False
+
+    @property
+    def outputs(self) -> range:
+        return range(0 if self.all_rows else len(self.ids) - 1 - self.n_decode, len(self.ids))
+
+    def batch(self, copies: int) -> Batch:
+        outputs = list(self.outputs)
+        return Batch.join([Batch.of(self.ids, slot=copy, outputs=outputs) for copy in range(copies)])
+
+
+class PassEnded(Exception):
+    """The last wanted value was computed."""
+
+
+@dataclass
+class Injection:
+    """The tap.
+
+    dump         their values
+    hidden       labels of the dump that are not used
+    changed      arrays used in place of the dump's
+    copies       1, or 1 + N_SHAKEN
+    il, enters   for a pass over a single layer: its number, and what enters it
+    target       the label after which the pass ends
+    moved        sensitivities of an earlier pass, for one copy
+    """
+
+    setting: Setting
+    text: Text
+    dump: Dump
+    hidden: frozenset[str] = frozenset()
+    changed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    copies: int = 1
+    il: int | None = None
+    enters: np.ndarray | None = None
+    target: str = ""
+    moved: Mapping[str, np.ndarray] = field(default_factory=dict)
+    seed: int = 0
+    scores: dict[str, Score] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
+    layer_inputs: dict[int, np.ndarray] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
+    whole_numbers: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.parts: dict[str, list[np.ndarray]] = {}
+        self.fitted: dict[str, Fitted | None] = {}
+        self.at, self.turned = 0, 0
+
+    # --- the pass ---
+
+    def run(self) -> Injection:
+        """Run the pass, to the end or to `target`."""
+        model, batch = self.setting.model, self.text.batch(self.copies)
+        kernels = self._with_rope_taps(self.setting.kernels)
+        cache = model.new_cache(len(self.text.ids), self.copies, type="f64")
+        with np.errstate(all="ignore"):
+            try:
+                hidden = model.family.hidden(model, batch, cache, kernels, self)
+                if model.family.causal:
+                    logits(model, hidden, kernels, self)
+            except PassEnded:
+                pass
+        return self
+
+    def _with_rope_taps(self, kernels: Kernels) -> Kernels:
+        """Tap what enters RoPE, the query first: Qcur_pre_rope and Kcur_pre_rope."""
+
+        def rope(x: np.ndarray, positions: np.ndarray, rule: Any) -> np.ndarray:
+            name = ("Qcur_pre_rope", "Kcur_pre_rope")[self.turned % 2]
+            self.turned += 1
+            return kernels.rope(self(name, self.at, x), positions, rule)
+
+        return replace(kernels, rope=rope)
+
+    def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
+        if self.enters is not None and name in INPUT_NAMES:
+            return np.concatenate([self.enters] * self.copies)
+        label = label_of(name, il if self.il is None or il < 0 else self.il)
+        if name == "l_out":
+            self.at = il + 1
+        elif name == "inp_norm" or name == "embd":
+            self.at = 0
+        if name in SPAN_BY_SPAN:
+            return self._one_span(name, label, value)
+        ours = value.reshape(self.copies, -1, *value.shape[1:])
+        theirs = self._theirs(name, label, ours[0])
+        if self.copies > 1 or label == self.target:
+            self._judge(name, label, ours, theirs)
+        if label == self.target:
+            raise PassEnded
+        out = np.stack([self._passed(label, ours[copy], theirs, copy) for copy in range(self.copies)])
+        if self.il is None and (name == "l_out" or name in INPUT_NAMES):
+            self.layer_inputs[0 if name != "l_out" else il + 1] = out[0]
+        return out.reshape(value.shape)
+
+    def _one_span(self, name: str, label: str, value: np.ndarray) -> np.ndarray:
+        parts = self.parts.setdefault(label, [])
+        parts.append(value)
+        theirs = self._theirs(name, label, parts[0])
+        if len(parts) == self.copies:
+            if self.copies > 1 or label == self.target:
+                self._judge(name, label, np.stack(parts), theirs)
+            if label == self.target:
+                raise PassEnded
+        return self._passed(label, value, theirs, len(parts) - 1)
+
+    # --- their values ---
+
+    def _theirs(self, name: str, label: str, ours: np.ndarray) -> Fitted | None:
+        if label in self.fitted:
+            return self.fitted[label]
+        self.shapes[label] = ours.shape
+        found = None
+        entry = self.dump.entries.get(label)
+        if label in self.changed:
+            found = Fitted(self.changed[label])
+        elif entry is not None and label not in self.hidden:
+            n_last = len(self.text.outputs)
+            if self.dump.printed:
+                found = self._printed(entry.read(), ours)
+            elif fits(entry.shape, ours.shape, n_last) or (name in SPAN_BY_SPAN and ours.ndim == len(entry.shape)):
+                found = fit(entry.read(), ours, n_last, 1 if name in SPAN_BY_SPAN else 0)
+            if found is None:
+                shapes = "x".join(map(str, entry.shape)), "x".join(map(str, ours.shape))
+                self.dump.skipped[label] = f"its shape is {shapes[0]}, expected {shapes[1]}"
+        if found is not None:
+            found = self._checked(name, label, found, ours)
+        self.fitted[label] = found
+        return found
+
+    def _printed(self, theirs: np.ndarray, ours: np.ndarray) -> Fitted | None:
+        n_row = len(theirs.reshape(-1, ours[0].size)) if theirs.size % ours[0].size == 0 else 0
+        values, known = np.full(ours.shape, np.nan), np.zeros(ours.shape, bool)
+        if not 0 < n_row <= len(ours):
+            return None
+        values[len(ours) - n_row :] = theirs.reshape(n_row, *ours.shape[1:])
+        known[:] = np.isfinite(values)
+        return Fitted(values, known, "corners" if n_row == len(ours) else f"corners of the last {n_row} rows")
+
+    def _checked(self, name: str, label: str, found: Fitted, ours: np.ndarray) -> Fitted | None:
+        known = found.known
+        if name in SPAN_BY_SPAN:
+            known = self._visible(name, ours) if known is None else known & self._visible(name, ours)
+            found = self._unscaled(name, found, ours, known)
+        values = found.values if known is None else np.where(known, found.values, 0.0)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            self.not_finite[label] = int(bad.sum())
+            return None
+        if ours.dtype.kind == "i":
+            self.whole_numbers.add(label)
+            n_expert = self.setting.model.hparams.n_expert
+            if known is not None or not ((values >= 0) & (values < n_expert)).all():
+                self.dump.skipped[label] = f"it has ids of experts outside 0 to {n_expert - 1}"
+                return None
+        if known is None:
+            self.complete.add(label)
+        return Fitted(found.values, known, found.note)
+
+    def _visible(self, name: str, ours: np.ndarray) -> np.ndarray:
+        """Return which scores a query sees; engines may leave the others out.  -> bool as `ours`"""
+        if name == "kq_soft_max":
+            return np.ones(ours.shape, bool)
+        model = self.setting.model
+        hp, n = model.hparams, ours.shape[1]
+        if not model.family.causal:
+            return np.ones(ours.shape, bool)
+        rule = hp.attention[min(self.at, len(hp.attention) - 1)]
+        seen = np.zeros((n, ours.shape[2]), bool)
+        for t in range(n):
+            begin, end = rule.seen(t, ours.shape[2])
+            seen[t, begin:end] = True
+        return np.broadcast_to(seen, ours.shape)
+
+    def _unscaled(self, name: str, found: Fitted, ours: np.ndarray, known: np.ndarray) -> Fitted:
+        """Read scores that already have the scale: llama.cpp's kq does not."""
+        if name != "kq":
+            return found
+        hp = self.setting.model.hparams
+        scale = hp.attention[0].scale if hp.attention else 1.0
+        ours, theirs = ours[known], found.values[known]
+        size = np.sqrt(np.mean(ours**2)) + 1e-300
+        if scale != 1 and np.sqrt(np.mean((theirs / scale - ours) ** 2)) < 0.02 * size:
+            note = f"{found.note}; " if found.note else ""
+            return Fitted(found.values / scale, found.known, f"{note}already multiplied by the scale")
+        return found
+
+    def _passed(self, label: str, ours: np.ndarray, theirs: Fitted | None, copy: int) -> np.ndarray:
+        if theirs is None or self.dump.printed:
+            if copy and self.dump.printed and ours.dtype.kind == "f":
+                return self._shaken(ours)
+            return ours
+        values = theirs.values if theirs.known is None else np.where(theirs.known, theirs.values, ours)
+        values = values.astype(ours.dtype, copy=False)
+        if not copy or ours.dtype.kind == "i":
+            return values
+        shaken = self._shaken(values)
+        return shaken if theirs.known is None else np.where(theirs.known, shaken, ours)
+
+    def _shaken(self, x: np.ndarray) -> np.ndarray:
+        return x * (1 + SHAKE * 3**0.5 * self.rng.uniform(-1, 1, x.shape))
+
+    # --- bits ---
+
+    def _judge(self, name: str, label: str, ours: np.ndarray, theirs: Fitted | None) -> None:
+        plain = self._grouped(name, label, ours[0])
+        if label in self.moved:
+            moved = self.moved[label]
+        else:
+            change = [np.mean((self._grouped(name, label, other) - plain) ** 2, axis=-1) for other in ours[1:]]
+            moved = np.sqrt(np.mean(change, axis=0) + SHAKE**2 * np.mean(plain.astype(np.float64) ** 2, axis=-1))
+        if theirs is None:
+            return
+        if ours.dtype.kind == "i":
+            same = (ours[0] == theirs.values).reshape(len(plain), -1).all(axis=1, keepdims=True)
+            unsure = np.any([(x != ours[0]).reshape(len(plain), -1).any(1, keepdims=True) for x in ours[1:]], axis=0)
+            self.scores[label] = Score(np.where(same | unsure, MAX_BITS, 0.0), np.ones(same.shape), theirs.note)
+            return
+        known = np.ones(ours[0].shape, bool) if theirs.known is None else theirs.known
+        error = np.where(known, np.abs(np.where(known, theirs.values, 0) - ours[0]), 0.0)
+        if self.dump.printed:
+            error = np.maximum(0, error - PRINTED_ROUNDING - 1e-4 * np.abs(ours[0]))
+        known, error = self._grouped(name, label, known), self._grouped(name, label, error)
+        count = known.sum(axis=-1)
+        error = np.sqrt((error**2).sum(axis=-1) / np.maximum(count, 1))
+        with np.errstate(all="ignore"):
+            bits = SHAKE_BITS + np.log2(np.maximum(moved, 1e-300) / np.maximum(error, 1e-300))
+        bits = np.where(error == 0, MAX_BITS, np.clip(bits, -30, MAX_BITS))
+        self.scores[label] = Score(np.where(count > 0, bits, np.nan), moved, theirs.note)
+
+    def _grouped(self, name: str, label: str, x: np.ndarray) -> np.ndarray:
+        """Return x as [n_row, n_head, components]: rows are tokens, heads those of attention or chosen experts."""
+        hp = self.setting.model.hparams
+        if name in SPAN_BY_SPAN:
+            return x.transpose(1, 0, 2)
+        if name == "kqv_out":
+            return x.reshape(len(x), hp.n_head, -1)
+        if name in ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu", "ffn_moe_down"):
+            return x.reshape(-1, hp.n_expert_used, x.shape[-1])
+        return x if x.ndim == 3 else x.reshape(len(x), 1, -1)
+
+
+# --- passes over one layer ---
+
+
+def one_layer(setting: Setting, il: int) -> Setting:
+    """Return a model with layer `il` alone; -1: without layers."""
+    model, hp = setting.model, setting.model.hparams
+    part = slice(il, il + 1) if il >= 0 else slice(0, 0)
+    hparams = replace(
+        hp,
+        n_layer=1 if il >= 0 else 0,
+        attention=hp.attention[part],
+        rope=hp.rope[part],
+        rope_long=hp.rope_long[part],
+    )
+    weights = replace(model.weights, blk=model.weights.blk[part])  # type: ignore[arg-type]
+    return Setting(setting.kernels, replace(model, hparams=hparams, weights=weights))
+
+
+def without_unused_products(setting: Setting, target: str, complete: set[str]) -> Setting:
+    """Skip the products of weights that do not reach `target`, since the dump has the values in between."""
+    name, il = split_label(target)
+    makes = {w: value for value, entry in VALUES.items() for w in entry.weights
+             if value not in ("Qcur_normed", "Kcur_normed", "Qcur_pre_rope", "Kcur_pre_rope")}  # fmt: skip
+    blk = setting.model.weights.blk
+    unused: set[int] = set()
+    for w, value in makes.items():
+        if blk and hasattr(blk[0], w) and f"{value}-{il}" in complete and w not in VALUES[name].weights:
+            unused.add(id(getattr(blk[0], w)))
+    k = setting.kernels
+
+    def matmul(w: Tensor, x: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), w.shape[0]), x.dtype) if id(w) in unused else k.matmul(w, x)
+
+    def experts(w: Tensor, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), w.shape[1]), x.dtype) if id(w) in unused else k.experts(w, x, chosen)
+
+    return Setting(replace(k, matmul=matmul, experts=experts), setting.model)
+
+
+def check_finite(found: Injection, order: Sequence[str]) -> None:
+    """Check that the dump has finite numbers only.  Raises: RequestError, which names the first value in order"""
+    for label in order:
+        if label in found.not_finite:
+            raise RequestError(
+                f"{found.dump.path}: {label} has {found.not_finite[label]} numbers that are not finite, the first such "
+                "value in the order of computation; expected finite numbers"
+            )
