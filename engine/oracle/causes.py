@@ -93,11 +93,12 @@ def attention(change: Callable[[Attention, int], Attention | None]) -> Change:
     def changed(s: Setting) -> Setting | None:
         hp = s.model.hparams
         rule = hp.attention[0] if hp.attention else Attention(hp.n_head_dim**-0.5)
+        rule = replace(rule, causal=s.model.family.causal)
         if change(rule, hp.n_head_dim) is None:
             return None
 
         def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> np.ndarray:
-            return np.asarray(attention_numpy(q, k, v, first, change(rule, q.shape[2]), tap))
+            return np.asarray(attention_numpy(q, k, v, first, change(rule, q.shape[2]) or rule, tap))
 
         return kernel("attention", lambda k: attend)(s)
 

@@ -45,7 +45,7 @@ SUBTLE_BELOW = 18.0  # values above it are not tried with hypotheses
 MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
 CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
 OTHER_MODEL_BITS = 1.5
-ARITHMETICS = ((19, "float32"), (15.5, "float32 with larger rounding"), (10.2, "float16 or tf32"), (8.2, "bfloat16"),
+ARITHMETICS = ((19, "float32"), (15.5, "float32 with larger rounding"), (10.2, "float16 or tf32"), (8.6, "bfloat16"),
                (5.0, "8-bit activations"), (0, "4 bits"), (-99, "no known arithmetic"))  # fmt: skip
 Q_AND_K = (("Qcur", "Kcur"), ("Qcur_pre_rope", "Kcur_pre_rope"))
 
