@@ -7,7 +7,7 @@ that a dump lacks passes on to the next.  Some causes are arithmetics: they expl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,22 +124,32 @@ def hparams(**changes: Callable[[Any], Any]) -> Change:
 
 
 def block(**changes: Callable[[Any], Any]) -> Change:
-    """Change fields of the block, out of the block; it does not apply if all of them are missing."""
+    """Change fields of the block, out of the block; it does not apply if one of them is missing."""
 
     def changed(s: Setting) -> Setting | None:
         blk = s.model.weights.blk[0] if s.model.weights.blk else None
-        if blk is None or all(getattr(blk, name, None) is None for name in changes):
+        if blk is None or any(getattr(blk, name, None) is None for name in changes):
             return None
-        new = {name: change(blk) for name, change in changes.items() if getattr(blk, name, None) is not None}
-        weights = replace(s.model.weights, blk=(replace(blk, **new),))  # type: ignore[arg-type]
-        return Setting(s.kernels, replace(s.model, weights=weights))
+        return with_fields(s, {name: change(blk) for name, change in changes.items()})
 
     return changed
 
 
 def missing(*names: str) -> Change:
-    """Drop fields of the block."""
-    return block(**{name: lambda blk: None for name in names})
+    """Drop fields of the block; it does not apply if the block has none of them."""
+
+    def changed(s: Setting) -> Setting | None:
+        blk = s.model.weights.blk[0] if s.model.weights.blk else None
+        present = [name for name in names if getattr(blk, name, None) is not None]
+        return with_fields(s, dict.fromkeys(present)) if present else None
+
+    return changed
+
+
+def with_fields(s: Setting, fields: Mapping[str, Any]) -> Setting:
+    """Return the setting with other fields in its only block."""
+    weights = replace(s.model.weights, blk=(replace(s.model.weights.blk[0], **fields),))  # type: ignore[arg-type]
+    return Setting(s.kernels, replace(s.model, weights=weights))
 
 
 def norms(change: Callable[[Kernels, Any, Any, float], np.ndarray]) -> Change:
@@ -494,6 +504,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause("eps were 100 times as large", NORMS, norm_eps(100)),
     Cause("eps were 1000 times as large", NORMS, norm_eps(1000)),
     Cause("eps were missing", NORMS, norm_eps(0)),
+    *(Cause(f"eps were {eps:g}", NORMS, hparams(norm_eps=lambda hp, eps=eps: eps))  # type: ignore[misc]
+      for eps in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12)),
     Cause("eps were added outside the root", NORMS, RMS(eps_outside)),
     Cause("eps were added outside the root (layer norm)", NORMS, kernel(
         "layer_norm", lambda k: lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b)),

@@ -363,6 +363,7 @@ def without_unused_products(setting: Setting, target: str, complete: set[str]) -
     for w, value in makes.items():
         if blk and hasattr(blk[0], w) and f"{value}-{il}" in complete and w not in VALUES[name].weights:
             unused.add(id(getattr(blk[0], w)))
+    unused -= {id(getattr(blk[0], w, None)) for w in VALUES[name].weights if blk}
     k = setting.kernels
 
     def matmul(w: Tensor, x: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from math import prod
 
@@ -47,6 +48,7 @@ CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with other
 OTHER_MODEL_BITS = 1.5
 ARITHMETICS = ((19, "float32"), (15.5, "float32 with larger rounding"), (10.2, "float16 or tf32"), (8.6, "bfloat16"),
                (5.0, "8-bit activations"), (0, "4 bits"), (-99, "no known arithmetic"))  # fmt: skip
+EXACT = INPUT_NAMES[:1]  # lookups: exact if the weights are representable, whatever the arithmetic
 Q_AND_K = (("Qcur", "Kcur"), ("Qcur_pre_rope", "Kcur_pre_rope"))
 
 
@@ -163,6 +165,7 @@ class Judgement:
     def first_pass(self) -> None:
         """Run the pass over all layers: the scores of all values, and how sensitive each is."""
         run = Injection(self.base, self.text, self.dump, changed=self.changed, copies=1 + N_SHAKEN).run()
+        self.__dict__.pop("stores_float32", None)
         self.all, self.scores, self.order = run, run.scores, list(run.shapes)
         check_finite(run, self.order)
         if not self.scores:
@@ -172,6 +175,7 @@ class Judgement:
                 f"{self.dump.path}: no values in common with the model for {len(self.text.ids)} tokens; {reason[:160]}; "
                 f"expected names such as {', '.join(self.order[:3])}"
             )
+        self.last_input = [label for label in self.order if label in INPUT_NAMES][-1]
         self.kinds = {label: kind_of(label, self.order, self.scores, self.n_layer) for label in self.scores}
 
     def score_under(self, label: str, cause: Cause | None, **more: object) -> Score | None:
@@ -179,12 +183,14 @@ class Judgement:
         _, il = split_label(label)
         if label in self.all.whole_numbers and cause is None:
             return self.scores[label]
-        setting = without_unused_products(one_layer(self.base, il), label, self.all.complete)
+        setting = one_layer(self.base, il)
         changed = setting if cause is None else cause.change(setting)
         if changed is None:
             return None
-        name, _ = split_label(label)
-        enters = None if name in INPUT_NAMES else self.all.layer_inputs.get(il if il >= 0 else self.n_layer)
+        changed = without_unused_products(changed, label, self.all.complete)
+        enters = self.all.layer_inputs.get(il if il >= 0 else self.n_layer)
+        if split_label(label)[0] in INPUT_NAMES or (il == 0 and self.last_input not in self.scores):
+            enters = None  # what enters the layer is part of the hypothesis
         moved = {label: self.scores[label].moved}
         options: dict[str, object] = {"changed": self.changed, **more}
         run = Injection(changed, self.text, self.dump, il=il, enters=enters, target=label, moved=moved, **options)  # type: ignore[arg-type]
@@ -198,8 +204,15 @@ class Judgement:
     def floor(self, label: str) -> float:
         if self.kinds[label] != "elementwise":
             return FLOORS[self.kinds[label]]
-        medians = [self.scores[other].median for other, kind in self.kinds.items() if kind == "elementwise"]
-        return FLOORS["elementwise"] if np.median(medians) > FLOAT32_MEDIAN else ROUNDED_FLOOR
+        return FLOORS["elementwise"] if self.stores_float32 else ROUNDED_FLOOR
+
+    @cached_property
+    def stores_float32(self) -> bool:
+        """Whether the engine's elementwise values stand at float32: two names are enough, as others may be wrong."""
+        labels = [label for label, kind in self.kinds.items() if kind == "elementwise" and label not in EXACT]
+        names = self.by_name(label for label in labels if label not in self.all.whole_numbers)
+        medians = [np.median([self.scores[label].median for label in group]) for group in names.values()]
+        return sum(median > FLOAT32_MEDIAN for median in medians) >= min(2, len(medians))
 
     def suspects(self) -> list[str]:
         """Return the labels below the floor of their kind or out of its line, in order of computation."""

@@ -241,7 +241,7 @@ WRONG = [
     Engine("granite scale by head size", "granite", "kq_soft_max",
            with_rule(lambda r: replace(r, scale=0.25))),
     # experts
-    Engine("one expert", "mixtral", "ffn_moe_topk", with_hparams(n_expert_used=lambda hp: 1)),
+    Engine("one expert", "mixtral", "ffn_moe_out", with_hparams(n_expert_used=lambda hp: 1)),
     Engine("sigmoid router", "mixtral", "ffn_moe_probs", with_kernel(softmax=lambda k: lambda x: 1 / (1 + np.exp(-x)))),
     Engine("experts' gate and up", "mixtral", "ffn_moe_gate",
            with_blocks(ffn_gate_exps=lambda b: b.ffn_up_exps, ffn_up_exps=lambda b: b.ffn_gate_exps)),
