@@ -36,7 +36,7 @@ from .injection import (
     one_layer,
     without_unused_products,
 )
-from .values import INPUT_NAMES, KINDS, dependents, inputs_of, kind_of, split_label
+from .values import INPUT_NAMES, KINDS, SPAN_BY_SPAN, dependents, inputs_of, kind_of, split_label
 
 FLOORS = {"elementwise": 14.0, "attention": 5.0, "product": 5.0}
 ROUNDED_FLOOR = 3.5  # elementwise values of an engine that stores all values in 16 bits
@@ -168,6 +168,7 @@ class Judgement:
         self.__dict__.pop("stores_float32", None)
         self.all, self.scores, self.order = run, run.scores, list(run.shapes)
         check_finite(run, self.order)
+        self.check_rows()
         if not self.scores:
             reasons = [f"{name}: {why}" for name, why in self.dump.skipped.items()]
             reason = reasons[0] if reasons else f"its arrays are {', '.join(list(self.dump.entries)[:3])}"
@@ -178,22 +179,52 @@ class Judgement:
         self.last_input = [label for label in self.order if label in INPUT_NAMES][-1]
         self.kinds = {label: kind_of(label, self.order, self.scores, self.n_layer) for label in self.scores}
 
-    def score_under(self, label: str, cause: Cause | None, **more: object) -> Score | None:
-        """Judge the value `label` alone, as if `cause` were how it is computed; None if the cause does not apply."""
+    def check_rows(self) -> None:
+        """Check that the dump has as many rows as the text has tokens.  Raises: RequestError"""
+        n, counts = len(self.text.ids), []
+        rows = [label for label in self.order if split_label(label)[0] not in SPAN_BY_SPAN and label in self.dump.entries]
+        for label in rows:
+            size, ours = prod(self.dump.entries[label].shape), self.all.shapes[label]
+            if label not in self.scores and ours[0] == n and size % (prod(ours) // n) == 0:
+                counts.append(size // (prod(ours) // n))
+        if counts and 2 * len(counts) >= len(rows) and counts.count(counts[0]) == len(counts):
+            raise RequestError(f"{self.dump.path}: its values have {counts[0]} rows, expected {n}, one for each token")
+
+    def score_under(
+        self,
+        label: str,
+        cause: Cause | None,
+        hidden: frozenset[str] = frozenset(),
+        changed: Mapping[str, np.ndarray] | None = None,
+    ) -> Score | None:
+        """Judge the value `label` alone, as if `cause` were how it is computed; None if the cause does not apply.
+
+        hidden    labels of the dump that are not used
+        changed   arrays in place of the dump's
+        """
         _, il = split_label(label)
         if label in self.all.whole_numbers and cause is None:
             return self.scores[label]
         setting = one_layer(self.base, il)
-        changed = setting if cause is None else cause.change(setting)
-        if changed is None:
+        supposed = setting if cause is None else cause.change(setting)
+        if supposed is None:
             return None
-        changed = without_unused_products(changed, label, self.all.complete)
+        supposed = without_unused_products(supposed, label, self.all.complete - hidden)
         enters = self.all.layer_inputs.get(il if il >= 0 else self.n_layer)
         if split_label(label)[0] in INPUT_NAMES or (il == 0 and self.last_input not in self.scores):
             enters = None  # what enters the layer is part of the hypothesis
         moved = {label: self.scores[label].moved}
-        options: dict[str, object] = {"changed": self.changed, **more}
-        run = Injection(changed, self.text, self.dump, il=il, enters=enters, target=label, moved=moved, **options)  # type: ignore[arg-type]
+        run = Injection(
+            supposed,
+            self.text,
+            self.dump,
+            hidden=hidden,
+            changed=self.changed if changed is None else changed,
+            il=il,
+            enters=enters,
+            target=label,
+            moved=moved,
+        )
         try:
             return run.run().scores.get(label)
         except (ValueError, IndexError, TypeError):  # the hypothesis gives other shapes: it explains nothing

@@ -79,11 +79,20 @@ def fit(theirs: np.ndarray, ours: np.ndarray, n_last: int, rows_axis: int = 0) -
     for order in cropped_shapes(x.shape, ours.shape):
         flat = x.squeeze() if x.ndim else x
         kept = sorted(order)
-        cut = flat.transpose([kept.index(axis) for axis in order])[tuple(slice(n) for n in shape)]
+        turned = flat.transpose([kept.index(axis) for axis in order])
+        rows_at = sum(n > 1 for n in ours.shape[:rows_axis])
+        if rows > 1 and not _is_empty(np.moveaxis(turned, rows_at, 0)[rows:]):
+            continue  # more tokens than ours
+        cut = turned[tuple(slice(n) for n in shape)]
         candidate = Fitted(np.ascontiguousarray(cut).reshape(ours.shape), None, "padding cut off")
         if best is None or relative_error(candidate.values, ours) < relative_error(best.values, ours):
             best = candidate
     return best
+
+
+def _is_empty(x: np.ndarray) -> bool:
+    """Return whether rows hold nothing but padding."""
+    return not np.any(x[np.isfinite(x)])
 
 
 def _reordered(x: np.ndarray, ours: np.ndarray) -> Fitted:

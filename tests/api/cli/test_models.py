@@ -201,19 +201,12 @@ def test_a_trace_can_be_limited_to_some_names(alone, numllama, file, tmp_path):
     }
 
 
-def test_a_trace_names_the_first_difference_to_another_engine(alone, numllama, file, tmp_path):
+def test_trace_beside_is_an_older_spelling_of_diff(alone, numllama, file, tmp_path):
     theirs = tmp_path / "theirs.safetensors"
     numllama("trace", file, "hello", "--save", str(theirs))
-    arrays = load_file(theirs)
-    out = numllama("trace", file, "hello", "--kernels", "numpy-float64", "--beside", str(theirs)).out
-    assert f"compared {len(arrays)} of {len(arrays)} arrays of the file; none differs by more than 0.001 std" in out
-    arrays["ffn_up-1"] = arrays["ffn_up-1"].T + 0.5
-    arrays["l_out-1"] = np.full(arrays["l_out-1"].size, np.nan, np.float32)
-    save_file({**arrays, "kq-0": np.zeros(7), "theirs_alone": np.zeros(7)}, theirs)
-    out = numllama("trace", file, "hello", "--beside", str(theirs)).out
-    n = len(arrays) - 1
-    assert f"compared {n} of {n + 2} arrays of the file; first to differ by more than 0.001 std: ffn_up-1, by" in out
-    assert re.search(r"0 +kq +\S+ x \d+ x \d+ +\S+ +\S+ +7 *\n", out) and re.search(r"l_out .* nan *\n", out)
+    got, expected = numllama("trace", file, "hello", "--beside", str(theirs)), numllama("diff", file, str(theirs))
+    assert got == expected and "no operation is wrong" in got.out
+    assert "--beside" not in numllama("trace", "--help").out
 
 
 def test_a_trace_of_an_encoder_ends_with_the_hidden_states(alone, numllama, tmp_path):
@@ -241,15 +234,12 @@ def test_a_trace_applies_the_models_adapters(alone, numllama, file, tmp_path):
 
 
 def test_errors_of_trace_are_one_line(alone, numllama, file, tmp_path):
-    save_file({"blk": np.zeros(2)}, alien := tmp_path / "alien")
     for args, message in [
         (["m", "hi", "--kernels", "nope"], "unknown kernel set 'nope'; choose from numpy-float32, "),
         (["nope", "hi"], "model 'nope' not found"),
         ([file, "hi", "--only", "nope"], "no activation matches nope; run without --only"),
         ([file, "hi", "--only", "kq", "--kernels", "exact"], "'kq' is computed inside attention"),
         ([file, "hi", "--save", str(tmp_path / "none" / "x")], "cannot be written"),
-        ([file, "hi", "--beside", file], "chat.gguf cannot be read as safetensors"),
-        ([file, "hi", "--beside", str(alien)], "no activations in common with the file; expected names such as embd"),
         ([file, "the " * 300], "expected 1 to 256, the model's context length"),
         ([str(tiny_lora(tmp_path / "lora.gguf", file)), "hi"], "lora.gguf: an adapter, expected a model"),
     ]:
