@@ -260,7 +260,7 @@ def cli_document() -> str:
 def _flags(command) -> str:
     rows = []
     for param in command.params:
-        if param.param_type_name != "option" or param.name == "help":
+        if param.param_type_name != "option" or param.name == "help" or param.hidden:
             continue
         takes = "" if getattr(param, "is_flag", False) else f" {param.metavar or 'VALUE'}"
         flags = ", ".join(f"`{flag}{takes}`" for flag in param.opts)

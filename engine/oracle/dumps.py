@@ -117,7 +117,9 @@ def _open_safetensors(path: Path, size: int) -> Dump:
     with open(path, "rb") as file:
         n = int.from_bytes(file.read(8), "little")
         if size < 10 or n > min(size - 8, MAX_HEADER_BYTES):
-            raise RequestError(f"{path}: found a header of {n} bytes in {size}, the file is truncated or not safetensors")
+            raise RequestError(
+                f"{path}: found a header of {n} bytes in {size}, the file is truncated or not safetensors"
+            )
         try:
             header = json.loads(file.read(n))
         except (ValueError, RecursionError):
@@ -170,7 +172,11 @@ def _float8(dtype: str) -> np.ndarray:
     exponent, mantissa = (code >> n_man) & (2**n_exp - 1), (code & (2**n_man - 1)) / 2**n_man
     size = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
     top = exponent == 2**n_exp - 1
-    size = np.where(code & 127 == 127, np.nan, size) if n_exp == 4 else np.where(top, np.where(mantissa, np.nan, np.inf), size)
+    size = (
+        np.where(code & 127 == 127, np.nan, size)
+        if n_exp == 4
+        else np.where(top, np.where(mantissa, np.nan, np.inf), size)
+    )
     return np.where(code < 128, size, -size).astype(np.float32)
 
 

@@ -29,9 +29,7 @@ def heatmap(report: Report, title: str) -> str:
     profile = "; ".join(f"{kind} {bits:.1f} bits: {arithmetic_of(bits)}" for kind, bits in report.profile.items())
     verdict = "no operation is wrong" if report.agrees else f"{len(report.wrong)} operations are wrong"
     head = "<tr><th></th>" + "".join(f'<th class="name">{escape(name)}</th>' for name in names) + "</tr>"
-    rows = [
-        f"<tr><th>{il}</th>{''.join(_cell(found.get(f'{name}-{il}')) for name in names)}</tr>" for il in layers
-    ]
+    rows = [f"<tr><th>{il}</th>{''.join(_cell(found.get(f'{name}-{il}')) for name in names)}</tr>" for il in layers]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{escape(title)}: {verdict}</h1><p>{escape(profile)}</p>",
@@ -70,10 +68,10 @@ def _sentence(verdict: Verdict) -> str:
 def _details(verdict: Verdict) -> str:
     cells = np.where(np.isfinite(verdict.cells), verdict.cells, MAX_BITS)[:MAX_DETAIL_ROWS]
     rows = "".join(
-        f"<tr><th>{t}</th>"
-        + "".join(f'<td style="background:{color(bits)}">{bits:.0f}</td>' for bits in row)
-        + "</tr>"
+        f"<tr><th>{t}</th>" + "".join(f'<td style="background:{color(bits)}">{bits:.0f}</td>' for bits in row) + "</tr>"
         for t, row in enumerate(cells.tolist())
     )
     name, note = escape(verdict.label, quote=True), escape(verdict.note)
-    return f'<details id="{name}"><summary>{name}: {verdict.bits:.1f} bits {note}</summary><table>{rows}</table></details>'
+    return (
+        f'<details id="{name}"><summary>{name}: {verdict.bits:.1f} bits {note}</summary><table>{rows}</table></details>'
+    )

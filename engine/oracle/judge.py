@@ -182,12 +182,14 @@ class Judgement:
     def check_rows(self) -> None:
         """Check that the dump has as many rows as the text has tokens.  Raises: RequestError"""
         n, counts = len(self.text.ids), []
-        rows = [label for label in self.order if split_label(label)[0] not in SPAN_BY_SPAN and label in self.dump.entries]
+        rows = [
+            label for label in self.order if split_label(label)[0] not in SPAN_BY_SPAN and label in self.dump.entries
+        ]
         for label in rows:
             size, ours = prod(self.dump.entries[label].shape), self.all.shapes[label]
             if label not in self.scores and ours[0] == n and size % (prod(ours) // n) == 0:
                 counts.append(size // (prod(ours) // n))
-        if counts and 2 * len(counts) >= len(rows) and counts.count(counts[0]) == len(counts):
+        if counts and 2 * len(counts) > len(rows) and counts.count(counts[0]) == len(counts):
             raise RequestError(f"{self.dump.path}: its values have {counts[0]} rows, expected {n}, one for each token")
 
     def score_under(

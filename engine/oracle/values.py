@@ -112,8 +112,10 @@ def kind_of(label: str, known: Collection[str], dumped: Collection[str], n_layer
     name, _ = split_label(label)
     own = VALUES[name].kind if name in VALUES else "product"
     if name in ("Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope"):  # a product, unless the dump has what follows it
-        normed = any(source in dumped and split_label(source)[0].startswith(name[:4]) for source in
-                     inputs_of(label, known, n_layer))
+        normed = any(
+            source in dumped and split_label(source)[0].startswith(name[:4])
+            for source in inputs_of(label, known, n_layer)
+        )
         own = "elementwise" if normed else own
     kinds = [own]
     for source in inputs_of(label, known, n_layer):

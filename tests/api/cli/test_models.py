@@ -9,7 +9,7 @@ import pytest
 from adapters import tiny_lora
 from dialects import file_of
 from gguf import GGUFWriter
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tiny_encoder import tiny_encoder
 
 from numllama.engine.gguf.read import GGUF, I32

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny import tiny_gguf
 
 from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
 from numllama.engine.oracle.dumps import hugging_face_label, open_dump
 from numllama.engine.oracle.heatmap import heatmap
 from numllama.engine.oracle.judge import judge, unweave
+from tiny import tiny_gguf
 
 from .engines import F32, IDS, WRONG, bf16, dump_of, products, values_of
 
@@ -92,7 +92,9 @@ def eval_callback_text(values, operations=()):
         base = name.rpartition("-")[0]
         op = {"Qcur": "ROPE", "Kcur": "ROPE"}.get(base, "MUL_MAT")
         shape = (1,) * (4 - x.ndim) + x.shape
-        lines.append(f"cb_eval: {name} = (f32) {op}(a{{1, 1, 1, 1}}, b{{1, 1, 1, 1}}}}) = {{{', '.join(map(str, shape[::-1]))}}}")
+        lines.append(
+            f"cb_eval: {name} = (f32) {op}(a{{1, 1, 1, 1}}, b{{1, 1, 1, 1}}}}) = {{{', '.join(map(str, shape[::-1]))}}}"
+        )
         y = x.reshape(shape)
         for i in range(shape[0]):
             for j in range(shape[1]):
@@ -222,8 +224,11 @@ def test_another_models_dump_and_other_tokens_cannot_be_compared(model, right, t
     with pytest.raises(RequestError, match="nothing in common"):
         judge(other, IDS, dump_of(right))
     with pytest.raises(RequestError, match="no values in common"):
-        judge(load_model(tiny_gguf(tmp_path / "wide.gguf", n_embd=128, n_ff=160)), IDS, dump_of(
-            {name: x for name, x in right.items() if not name.startswith(("kq", "result_output"))}))
+        judge(
+            load_model(tiny_gguf(tmp_path / "wide.gguf", n_embd=128, n_ff=160)),
+            IDS,
+            dump_of({name: x for name, x in right.items() if not name.startswith(("kq", "result_output"))}),
+        )
     with pytest.raises(RequestError, match=r"lacks the first token, 1 \(BOS\)"):
         judge(model, IDS, dump_of(right, IDS[1:]))
 

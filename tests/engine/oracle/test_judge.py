@@ -1,22 +1,30 @@
 """Another author's bugs are located and explained, and right engines pass, over every family and arithmetic."""
 
-from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pytest
-from tiny import tiny_gguf
 from tiny_encoder import tiny_encoder
 
-from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
-from numllama.engine.oracle.causes import CAUSES
 from numllama.engine.oracle.judge import judge
 from numllama.engine.oracle.values import split_label
+from tiny import tiny_gguf
 
-from .engines import F32, IDS, RIGHT, WRONG, dump_of, products, bf16, values_of
+from .engines import F32, IDS, RIGHT, WRONG, dump_of, values_of
 
-MODELS = ("llama", "llama-Q4_0", "llama-Q4_K", "gemma2", "gemma3", "qwen3", "phi3", "glm4", "granite", "mixtral", "bert")
+MODELS = (
+    "llama",
+    "llama-Q4_0",
+    "llama-Q4_K",
+    "gemma2",
+    "gemma3",
+    "qwen3",
+    "phi3",
+    "glm4",
+    "granite",
+    "mixtral",
+    "bert",
+)
 
 
 @pytest.fixture(scope="module")
