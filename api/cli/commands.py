@@ -1,7 +1,7 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, template, warmup and bench; the flags -o,
---raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, template, warmup and bench; the flags
+-o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
 from __future__ import annotations

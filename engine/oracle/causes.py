@@ -17,6 +17,7 @@ from ...kernels import Attention, Kernels, Rope, Tensor
 from ...kernels.attention import attention_numpy
 from ...kernels.kv import CACHE_TYPES, new_cache, numbers, write
 from ...kernels.rounding import round_activations
+from ..model.weights import Weights
 from .formats import FORMAT_MISTAKES, FormatMistake
 from .injection import Setting
 
@@ -46,13 +47,28 @@ class Cause:
 Q_K = frozenset({"Qcur", "Kcur"})
 PROJECTED = frozenset({"Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope", "Qcur_normed", "Kcur_normed"})
 PRODUCTS = PROJECTED | {
-    "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "ffn_moe_logits", "ffn_moe_gate", "ffn_moe_up", "ffn_moe_down",
+    "Vcur",
+    "attn_out",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_out",
+    "ffn_moe_logits",
+    "ffn_moe_gate",
+    "ffn_moe_up",
+    "ffn_moe_down",
     "result_output",
-}  # fmt: skip
+}
 HEAD_NORMS = frozenset({"Qcur_normed", "Kcur_normed", "Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope"})
 NORMS = HEAD_NORMS | {
-    "attn_norm", "ffn_norm", "attn_post_norm", "ffn_post_norm", "result_norm", "inp_norm", "ffn_inp", "l_out",
-}  # fmt: skip
+    "attn_norm",
+    "ffn_norm",
+    "attn_post_norm",
+    "ffn_post_norm",
+    "result_norm",
+    "inp_norm",
+    "ffn_inp",
+    "l_out",
+}
 SUMS = frozenset({"ffn_inp", "sa_out", "l_out"})
 ACTIVATED = frozenset({"ffn_swiglu", "ffn_geglu", "ffn_gelu", "ffn_moe_swiglu"})
 SCORES = frozenset({"kq", "kq_soft_max", "kqv_out"})
@@ -67,7 +83,7 @@ LOGITS = frozenset({"result_output"})
 
 def kernel(name: str, change: Callable[[Kernels], Callable[..., np.ndarray]]) -> Change:
     """Replace the kernel `name`."""
-    return lambda s: Setting(replace(s.kernels, **{name: change(s.kernels)}), s.model)
+    return lambda s: Setting(replace(s.kernels, **{name: change(s.kernels)}), s.model)  # type: ignore[arg-type]
 
 
 def rope(change: Callable[[Rope], Rope | None]) -> Change:
@@ -321,10 +337,6 @@ def _over_queries(score: Any) -> Any:
     return e / np.maximum(e.sum(axis=1, keepdims=True), 1e-300)
 
 
-def softcap_after_mask(score: Any) -> Any:
-    return _softmax(np.where(np.isfinite(score), score, -10000.0 * 0 - 50.0))
-
-
 def cached_as(kind: str) -> Change:
     """Read keys and values as a cache of this type has them."""
 
@@ -368,11 +380,6 @@ def eight_bit(block_type: str) -> Change:
 
 def _eight_bits(x: np.ndarray, block_type: str) -> np.ndarray:
     return np.asarray(round_activations(x.astype(np.float32), block_type)).astype(x.dtype)
-
-
-def moe_weights(norm: Callable[[Any], Any] | None = None, probs: Callable[[Any], Any] | None = None) -> Change:
-    """Change the softmax of the router."""
-    return kernel("softmax", lambda k: probs or k.softmax)
 
 
 def top_only(s: Setting) -> Setting | None:
@@ -424,7 +431,7 @@ def _heads_exchanged(s: Setting) -> Setting | None:
 
 def tied(s: Setting) -> Setting | None:
     w = s.model.weights
-    if not hasattr(w, "output") or w.output is w.token_embd or w.output.shape != w.token_embd.shape:
+    if not isinstance(w, Weights) or w.output is w.token_embd or w.output.shape != w.token_embd.shape:
         return None
     return Setting(s.kernels, replace(s.model, weights=replace(w, output=w.token_embd)))
 
@@ -432,14 +439,14 @@ def tied(s: Setting) -> Setting | None:
 def no_learned_positions(s: Setting) -> Setting | None:
     if getattr(s.model.weights, "position_embd", None) is None:
         return None
-    weights = replace(s.model.weights, position_embd=None)  # type: ignore[call-arg]
+    weights = replace(s.model.encoder, position_embd=None)
     return Setting(s.kernels, replace(s.model, weights=weights))
 
 
 def no_token_types(s: Setting) -> Setting | None:
     if getattr(s.model.weights, "token_types", None) is None:
         return None
-    weights = replace(s.model.weights, token_types=None)  # type: ignore[call-arg]
+    weights = replace(s.model.encoder, token_types=None)
     return Setting(s.kernels, replace(s.model, weights=weights))
 
 
@@ -456,6 +463,22 @@ def _only(s: Rope, **changes: Any) -> Rope | None:
     return None if same else replace(s, **changes)
 
 
+def rope_base(base: float) -> Change:
+    return rope(lambda rule: _only(rule, base=float(base)))
+
+
+def window_of(n: int) -> Change:
+    return attention(lambda rule, d: replace(rule, window=n) if rule.window != n else None)
+
+
+def softcap_of(cap: float) -> Change:
+    return attention(lambda rule, d: replace(rule, softcap=float(cap)) if rule.softcap != cap else None)
+
+
+def constant(value: float) -> Callable[[Any], Any]:
+    return lambda hp: value
+
+
 def _row_norm(k: Kernels, x: Any, weight: Any, eps: float) -> Any:
     """Norm over all heads of a row where the model norms each head."""
     if x.ndim != 3:
@@ -467,15 +490,19 @@ def _clamped(k: Kernels, gate: Any, up: Any) -> Any:
     return k.silu_mul(np.minimum(gate, 7), np.clip(up, -7, 7))
 
 
-RMS = norms
 CAUSES: tuple[Cause, ...] = (
     # RoPE
-    Cause("RoPE paired other components (neighbours instead of halves, or the reverse)", Q_K,
-          rope(lambda r: replace(r, style="neox" if r.style == "norm" else "norm"))),
+    Cause(
+        "RoPE paired other components (neighbours instead of halves, or the reverse)",
+        Q_K,
+        rope(lambda r: replace(r, style="neox" if r.style == "norm" else "norm")),
+    ),
     Cause("RoPE were missing", Q_K, kernel("rope", lambda k: lambda x, positions, rule: x)),
     Cause("RoPE turned the other way", Q_K, positions(lambda p: -p)),
-    *(Cause(f"the base of RoPE were {base:g}", Q_K, rope(lambda r, base=base: _only(r, base=float(base))))  # type: ignore[misc]
-      for base in (10000, 500000, 1000000, 100000, 1000)),
+    *(
+        Cause(f"the base of RoPE were {base:g}", Q_K, rope_base(base))
+        for base in (10000, 500000, 1000000, 100000, 1000)
+    ),
     Cause("the base of RoPE were doubled", Q_K, rope(lambda r: replace(r, base=2 * r.base))),
     Cause("the base of RoPE were halved", Q_K, rope(lambda r: replace(r, base=r.base / 2))),
     Cause("the scaling of RoPE were ignored", Q_K, rope(lambda r: _only(r, scale=1.0, ramp=None, attn_factor=1.0))),
@@ -483,91 +510,186 @@ CAUSES: tuple[Cause, ...] = (
     Cause("YaRN scaled all frequencies alike", Q_K, rope(lambda r: _only(r, ramp=None))),
     Cause("the magnitude factor of RoPE were missing", Q_K, rope(lambda r: _only(r, attn_factor=1.0))),
     Cause("the frequency factors of RoPE were ignored", Q_K, rope(lambda r: _only(r, factors=None))),
-    Cause("the frequency factors of RoPE multiplied instead of dividing", Q_K,
-          rope(lambda r: None if r.factors is None else replace(r, factors=1 / r.factors))),
+    Cause(
+        "the frequency factors of RoPE multiplied instead of dividing",
+        Q_K,
+        rope(lambda r: None if r.factors is None else replace(r, factors=1 / r.factors)),
+    ),
     Cause("the factors for long windows were used in a short one", Q_K, long_rope),
     Cause("positions were one later", Q_K, positions(lambda p: p + 1)),
     Cause("positions were one earlier", Q_K, positions(lambda p: p - 1)),
     Cause("all positions were 0", Q_K, positions(lambda p: 0 * p)),
     Cause("positions counted from the end", Q_K, positions(lambda p: p[::-1])),
-    Cause("RoPE turned all components, not n_rot of them", Q_K, kernel("rope", lambda k: lambda x, p, r: k.rope(
-        x, p, replace(r, n_rot=x.shape[2], factors=None, ramp=None)))),
-    Cause("RoPE turned half of the components", Q_K, rope(
-        lambda r: None if r.n_rot % 4 or r.factors is not None else replace(r, n_rot=r.n_rot // 2, ramp=None))),
-    Cause("the frequencies of RoPE were spread over another width (half of n_rot)", Q_K,
-          rope(lambda r: replace(r, base=r.base**2))),
-    Cause("RoPE's frequencies used exponent i / n_rot instead of 2 i / n_rot", Q_K,
-          rope(lambda r: replace(r, base=r.base**0.5))),
+    Cause(
+        "RoPE turned all components, not n_rot of them",
+        Q_K,
+        kernel("rope", lambda k: lambda x, p, r: k.rope(x, p, replace(r, n_rot=x.shape[2], factors=None, ramp=None))),
+    ),
+    Cause(
+        "RoPE turned half of the components",
+        Q_K,
+        rope(lambda r: None if r.n_rot % 4 or r.factors is not None else replace(r, n_rot=r.n_rot // 2, ramp=None)),
+    ),
+    Cause(
+        "the frequencies of RoPE were spread over another width (half of n_rot)",
+        Q_K,
+        rope(lambda r: replace(r, base=r.base**2)),
+    ),
+    Cause(
+        "RoPE's frequencies used exponent i / n_rot instead of 2 i / n_rot",
+        Q_K,
+        rope(lambda r: replace(r, base=r.base**0.5)),
+    ),
     # norms
     Cause("eps were 10 times as large", NORMS, norm_eps(10)),
     Cause("eps were a tenth", NORMS, norm_eps(0.1)),
     Cause("eps were 100 times as large", NORMS, norm_eps(100)),
     Cause("eps were 1000 times as large", NORMS, norm_eps(1000)),
     Cause("eps were missing", NORMS, norm_eps(0)),
-    *(Cause(f"eps were {eps:g}", NORMS, hparams(norm_eps=lambda hp, eps=eps: eps))  # type: ignore[misc]
-      for eps in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12)),
-    Cause("eps were added outside the root", NORMS, RMS(eps_outside)),
-    Cause("eps were added outside the root (layer norm)", NORMS, kernel(
-        "layer_norm", lambda k: lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b)),
-    Cause("a layer norm stood for the RMS norm", NORMS,
-          RMS(lambda k, x, w, eps: k.layer_norm(x, w, np.zeros_like(w), eps))),
-    Cause("an RMS norm stood for the layer norm", NORMS,
-          kernel("layer_norm", lambda k: lambda x, w, b, eps: k.rms_norm(x, w, eps) + b)),
-    Cause("the bias of the layer norm were missing", NORMS,
-          kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, w, 0 * b, eps))),
-    Cause("the weight of the norm were missing", NORMS, RMS(lambda k, x, w, eps: k.rms_norm(x, np.ones_like(w), eps))),
-    Cause("1 were added to the weight of the norm", NORMS, RMS(lambda k, x, w, eps: k.rms_norm(x, w + 1, eps))),
-    Cause("1 were subtracted from the weight of the norm", NORMS, RMS(lambda k, x, w, eps: k.rms_norm(x, w - 1, eps))),
-    Cause("the norm divided by the root of the sum, not of the mean", NORMS,
-          RMS(lambda k, x, w, eps: k.rms_norm(x, w, eps) / x.shape[-1] ** 0.5)),
-    Cause("the norm divided by the mean square, without root", NORMS,
-          RMS(lambda k, x, w, eps: x / (np.mean(x * x, -1, keepdims=True) + eps) * w)),
-    Cause("the norm were missing", NORMS, RMS(lambda k, x, w, eps: x)),
+    *(
+        Cause(f"eps were {eps:g}", NORMS, hparams(norm_eps=constant(eps)))
+        for eps in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12)
+    ),
+    Cause("eps were added outside the root", NORMS, norms(eps_outside)),
+    Cause(
+        "eps were added outside the root (layer norm)",
+        NORMS,
+        kernel(
+            "layer_norm",
+            lambda k: lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b,
+        ),
+    ),
+    Cause(
+        "a layer norm stood for the RMS norm",
+        NORMS,
+        norms(lambda k, x, w, eps: k.layer_norm(x, w, np.zeros_like(w), eps)),
+    ),
+    Cause(
+        "an RMS norm stood for the layer norm",
+        NORMS,
+        kernel("layer_norm", lambda k: lambda x, w, b, eps: k.rms_norm(x, w, eps) + b),
+    ),
+    Cause(
+        "the bias of the layer norm were missing",
+        NORMS,
+        kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, w, 0 * b, eps)),
+    ),
+    Cause(
+        "the weight of the norm were missing", NORMS, norms(lambda k, x, w, eps: k.rms_norm(x, np.ones_like(w), eps))
+    ),
+    Cause("1 were added to the weight of the norm", NORMS, norms(lambda k, x, w, eps: k.rms_norm(x, w + 1, eps))),
+    Cause(
+        "1 were subtracted from the weight of the norm", NORMS, norms(lambda k, x, w, eps: k.rms_norm(x, w - 1, eps))
+    ),
+    Cause(
+        "the norm divided by the root of the sum, not of the mean",
+        NORMS,
+        norms(lambda k, x, w, eps: k.rms_norm(x, w, eps) / x.shape[-1] ** 0.5),
+    ),
+    Cause(
+        "the norm divided by the mean square, without root",
+        NORMS,
+        norms(lambda k, x, w, eps: x / (np.mean(x * x, -1, keepdims=True) + eps) * w),
+    ),
+    Cause("the norm were missing", NORMS, norms(lambda k, x, w, eps: x)),
     Cause("the layer norm were missing", NORMS, kernel("layer_norm", lambda k: lambda x, w, b, eps: x)),
-    Cause("the norm of feed-forward had attention's weight", frozenset({"ffn_norm"}),
-          block(ffn_norm=lambda blk: blk.attn_norm)),
-    Cause("the norm of attention had feed-forward's weight", frozenset({"attn_norm"}),
-          block(attn_norm=lambda blk: blk.ffn_norm)),
+    Cause(
+        "the norm of feed-forward had attention's weight",
+        frozenset({"ffn_norm"}),
+        block(ffn_norm=lambda blk: blk.attn_norm),
+    ),
+    Cause(
+        "the norm of attention had feed-forward's weight",
+        frozenset({"attn_norm"}),
+        block(attn_norm=lambda blk: blk.ffn_norm),
+    ),
     Cause("the norm after attention were missing", SUMS | {"attn_post_norm"}, missing("post_attention_norm")),
     Cause("the norm after feed-forward were missing", SUMS | {"ffn_post_norm"}, missing("post_ffw_norm")),
     Cause("the norms of q and k were missing", HEAD_NORMS, missing("attn_q_norm", "attn_k_norm")),
-    Cause("the norms of q and k were exchanged", HEAD_NORMS,
-          block(attn_q_norm=lambda blk: blk.attn_k_norm, attn_k_norm=lambda blk: blk.attn_q_norm)),
-    Cause("the norm of q and k went over the whole row, not over each head", HEAD_NORMS, RMS(_row_norm)),
+    Cause(
+        "the norms of q and k were exchanged",
+        HEAD_NORMS,
+        block(attn_q_norm=lambda blk: blk.attn_k_norm, attn_k_norm=lambda blk: blk.attn_q_norm),
+    ),
+    Cause("the norm of q and k went over the whole row, not over each head", HEAD_NORMS, norms(_row_norm)),
     # attention
-    Cause("scores were divided by n_head_dim, not by its root", SCORES, attention(lambda a, d: replace(a, scale=1 / d))),
+    Cause(
+        "scores were divided by n_head_dim, not by its root", SCORES, attention(lambda a, d: replace(a, scale=1 / d))
+    ),
     Cause("scores were not scaled", SCORES, attention(lambda a, d: replace(a, scale=1.0))),
-    Cause("scores were scaled by 1 / sqrt(n_head_dim)", SCORES,
-          attention(lambda a, d: None if abs(a.scale - d**-0.5) < 1e-9 else replace(a, scale=d**-0.5))),
+    Cause(
+        "scores were scaled by 1 / sqrt(n_head_dim)",
+        SCORES,
+        attention(lambda a, d: None if abs(a.scale - d**-0.5) < 1e-9 else replace(a, scale=d**-0.5)),
+    ),
     Cause("scores were scaled twice", SCORES, attention(lambda a, d: replace(a, scale=a.scale**2))),
-    Cause("scores were scaled by 1 / sqrt(n_embd)", SCORES, lambda s: attention(
-        lambda a, d: replace(a, scale=s.model.hparams.n_embd**-0.5))(s)),
-    Cause("the causal mask were missing", SOFTMAX, attention(lambda a, d: replace(a, causal=False) if a.causal else None)),
-    Cause("an encoder had a causal mask", SOFTMAX, attention(lambda a, d: None if a.causal else replace(a, causal=True))),
+    Cause(
+        "scores were scaled by 1 / sqrt(n_embd)",
+        SCORES,
+        lambda s: attention(lambda a, d: replace(a, scale=s.model.hparams.n_embd**-0.5))(s),
+    ),
+    Cause(
+        "the causal mask were missing", SOFTMAX, attention(lambda a, d: replace(a, causal=False) if a.causal else None)
+    ),
+    Cause(
+        "an encoder had a causal mask", SOFTMAX, attention(lambda a, d: None if a.causal else replace(a, causal=True))
+    ),
     Cause("a query did not see itself", SOFTMAX, masked(lambda i, j: j < i)),
     Cause("a query saw one key too many", SOFTMAX, masked(lambda i, j: j <= i + 1)),
     Cause("the mask hid earlier keys, not later ones", SOFTMAX, masked(lambda i, j: j >= i)),
     Cause("the first key were hidden", SOFTMAX, masked(lambda i, j: (j <= i) & ((j > 0) | (i == 0)))),
     Cause("the window were ignored", SOFTMAX, attention(lambda a, d: replace(a, window=0) if a.window else None)),
-    Cause("the window were one longer", SOFTMAX, attention(lambda a, d: replace(a, window=a.window + 1) if a.window else None)),
-    Cause("the window were one shorter", SOFTMAX,
-          attention(lambda a, d: replace(a, window=a.window - 1) if a.window > 1 else None)),
-    *(Cause(f"there were a window of {n}", SOFTMAX, attention(lambda a, d, n=n: replace(a, window=n) if a.window != n else None))  # type: ignore[misc]
-      for n in (2, 3, 4, 5, 6, 8, 16)),
-    Cause("the soft-cap of scores were missing", SOFTMAX,
-          attention(lambda a, d: replace(a, softcap=0.0) if a.softcap else None)),
-    *(Cause(f"scores had a soft-cap of {n}", SOFTMAX, attention(lambda a, d, n=n: replace(a, softcap=float(n)) if a.softcap != n else None))  # type: ignore[misc]
-      for n in (50, 30, 20, 10)),
+    Cause(
+        "the window were one longer",
+        SOFTMAX,
+        attention(lambda a, d: replace(a, window=a.window + 1) if a.window else None),
+    ),
+    Cause(
+        "the window were one shorter",
+        SOFTMAX,
+        attention(lambda a, d: replace(a, window=a.window - 1) if a.window > 1 else None),
+    ),
+    *(
+        Cause(
+            f"there were a window of {n}",
+            SOFTMAX,
+            window_of(n),
+        )
+        for n in (2, 3, 4, 5, 6, 8, 16)
+    ),
+    Cause(
+        "the soft-cap of scores were missing",
+        SOFTMAX,
+        attention(lambda a, d: replace(a, softcap=0.0) if a.softcap else None),
+    ),
+    *(
+        Cause(
+            f"scores had a soft-cap of {n}",
+            SOFTMAX,
+            softcap_of(n),
+        )
+        for n in (50, 30, 20, 10)
+    ),
     Cause("query head h read key head h % n_head_kv", SCORES, attend_by(heads_modulo)),
     Cause("all query heads read key head 0", SCORES, attend_by(first_key_head)),
     Cause("the softmax went over queries, not keys", SOFTMAX, special_softmax(_over_queries)),
     Cause("the softmax had one more key with score 0 (a sink)", SOFTMAX, special_softmax(_sink)),
-    Cause("the softmax were missing its sum", SOFTMAX,
-          special_softmax(lambda s: np.exp(s - np.max(s, axis=-1, keepdims=True)))),
+    Cause(
+        "the softmax were missing its sum",
+        SOFTMAX,
+        special_softmax(lambda s: np.exp(s - np.max(s, axis=-1, keepdims=True))),
+    ),
     Cause("the softmax were in base 2", SOFTMAX, special_softmax(lambda s: _softmax(s * np.log(2)))),
-    Cause("keys were read as values", frozenset({"kqv_out"}),
-          attend_by(lambda q, k, v, first, rule, tap: attention_numpy(q, k, k, first, rule, tap))),
-    Cause("the slopes of ALiBi were missing", SOFTMAX, attention(lambda a, d: None if a.slopes is None else replace(a, slopes=None))),
+    Cause(
+        "keys were read as values",
+        frozenset({"kqv_out"}),
+        attend_by(lambda q, k, v, first, rule, tap: attention_numpy(q, k, k, first, rule, tap)),
+    ),
+    Cause(
+        "the slopes of ALiBi were missing",
+        SOFTMAX,
+        attention(lambda a, d: None if a.slopes is None else replace(a, slopes=None)),
+    ),
     # feed-forward
     Cause("gate and up were exchanged", ACTIVATED, activation(lambda k, gate, up: k.silu_mul(up, gate))),
     Cause("gate and up were exchanged (GELU)", ACTIVATED, activation(lambda k, gate, up: k.gelu_mul(up, gate))),
@@ -578,40 +700,63 @@ CAUSES: tuple[Cause, ...] = (
     Cause("the activation function were the quick GELU", ACTIVATED, gelu(lambda k, x: k.quick_gelu(x))),
     Cause("the activation function were ReLU, without gate", ACTIVATED, gelu(lambda k, x: np.maximum(x, 0))),
     Cause("the activation function were SiLU, without gate", ACTIVATED, gelu(lambda k, x: x / (1 + np.exp(-x)))),
-    Cause("the activation function were a sigmoid", ACTIVATED, activation(lambda k, gate, up: up / (1 + np.exp(-gate)))),
+    Cause(
+        "the activation function were a sigmoid", ACTIVATED, activation(lambda k, gate, up: up / (1 + np.exp(-gate)))
+    ),
     Cause("the activation function were missing", ACTIVATED, activation(lambda k, gate, up: gate * up)),
     Cause("up were missing", ACTIVATED, activation(lambda k, gate, up: k.silu_mul(gate, np.ones_like(up)))),
     Cause("the inputs of the activation function were clamped to 7", ACTIVATED, activation(_clamped)),
-    Cause("the matrices of gate and up were exchanged", frozenset({"ffn_gate", "ffn_up", "ffn_swiglu", "ffn_geglu"}),
-          block(ffn_gate=lambda blk: blk.ffn_up, ffn_up=lambda blk: blk.ffn_gate)),
-    Cause("the matrices of gate and up of experts were exchanged", frozenset({"ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu"}),
-          block(ffn_gate_exps=lambda blk: blk.ffn_up_exps, ffn_up_exps=lambda blk: blk.ffn_gate_exps)),
+    Cause(
+        "the matrices of gate and up were exchanged",
+        frozenset({"ffn_gate", "ffn_up", "ffn_swiglu", "ffn_geglu"}),
+        block(ffn_gate=lambda blk: blk.ffn_up, ffn_up=lambda blk: blk.ffn_gate),
+    ),
+    Cause(
+        "the matrices of gate and up of experts were exchanged",
+        frozenset({"ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu"}),
+        block(ffn_gate_exps=lambda blk: blk.ffn_up_exps, ffn_up_exps=lambda blk: blk.ffn_gate_exps),
+    ),
     # sums
     Cause("the residual scale were missing", SUMS, hparams(residual_scale=lambda hp: 1.0)),
     Cause("the residual scale were squared", SUMS, hparams(residual_scale=lambda hp: hp.residual_scale**2)),
     # experts
     Cause("one expert less were used", MIXTURE | {"ffn_moe_out"}, top_only),
-    Cause("the router's probabilities were sigmoids", MIXTURE, kernel("softmax", lambda k: lambda x: 1 / (1 + np.exp(-x)))),
+    Cause(
+        "the router's probabilities were sigmoids", MIXTURE, kernel("softmax", lambda k: lambda x: 1 / (1 + np.exp(-x)))
+    ),
     Cause("the router's probabilities were its logits", MIXTURE, kernel("softmax", lambda k: lambda x: x)),
     # embeddings and logits
     Cause("the scale of embeddings were missing", INPUT | {"inp_scaled"}, hparams(embed_scale=lambda hp: 1.0)),
     Cause("embeddings were scaled by sqrt(n_embd)", INPUT, hparams(embed_scale=lambda hp: hp.n_embd**0.5)),
     Cause("the scale of embeddings were squared", INPUT, hparams(embed_scale=lambda hp: hp.embed_scale**2)),
-    Cause("the scale of embeddings were rounded to bfloat16", INPUT, hparams(
-        embed_scale=lambda hp: float(bf16(np.float32([hp.embed_scale]))[0])), arithmetic=True),
+    Cause(
+        "the scale of embeddings were rounded to bfloat16",
+        INPUT,
+        hparams(embed_scale=lambda hp: float(bf16(np.array([hp.embed_scale], np.float32))[0])),
+        arithmetic=True,
+    ),
     Cause("embeddings of positions were missing", INPUT, no_learned_positions),
     Cause("embeddings of token types were missing", INPUT, no_token_types),
     Cause("the output matrix were the embedding", LOGITS, tied),
     Cause("the soft-cap of logits were missing", LOGITS, hparams(logit_softcap=lambda hp: 0.0)),
     Cause("logits had a soft-cap of 30", LOGITS, hparams(logit_softcap=lambda hp: 30.0)),
     Cause("the scale of logits were missing", LOGITS, hparams(logit_scale=lambda hp: 1.0)),
-    Cause("logits were multiplied by their scale, not divided", LOGITS, hparams(logit_scale=lambda hp: 1 / hp.logit_scale)),
-    Cause("the final norm were missing", LOGITS | {"result_norm"}, RMS(lambda k, x, w, eps: x)),
+    Cause(
+        "logits were multiplied by their scale, not divided", LOGITS, hparams(logit_scale=lambda hp: 1 / hp.logit_scale)
+    ),
+    Cause("the final norm were missing", LOGITS | {"result_norm"}, norms(lambda k, x, w, eps: x)),
     # biases
-    Cause("the biases of q, k and v were missing", PROJECTED | {"Vcur"}, missing("attn_q_bias", "attn_k_bias", "attn_v_bias")),
+    Cause(
+        "the biases of q, k and v were missing",
+        PROJECTED | {"Vcur"},
+        missing("attn_q_bias", "attn_k_bias", "attn_v_bias"),
+    ),
     Cause("the bias of attn_output were missing", frozenset({"attn_out"}), missing("attn_output_bias")),
-    Cause("the biases of feed-forward were missing", frozenset({"ffn_gate", "ffn_up", "ffn_out"}),
-          missing("ffn_gate_bias", "ffn_up_bias", "ffn_down_bias")),
+    Cause(
+        "the biases of feed-forward were missing",
+        frozenset({"ffn_gate", "ffn_up", "ffn_out"}),
+        missing("ffn_gate_bias", "ffn_up_bias", "ffn_down_bias"),
+    ),
     # matrices
     Cause("the rows of each head were in Hugging Face's order", PROJECTED, head_rows(_to_halves)),
     Cause("the rows of each head were permuted once too often", PROJECTED, head_rows(_to_neighbours)),
@@ -619,21 +764,37 @@ CAUSES: tuple[Cause, ...] = (
     Cause("the columns of the matrix were reversed", PRODUCTS, weights(lambda w, rows: rows[:, ::-1])),
     Cause("the matrix were transposed", PRODUCTS, weights(_transposed)),
     Cause("query heads were ordered by their place in a group", PRODUCTS, _heads_exchanged),
-    Cause("the matrices of k and v were exchanged", PROJECTED | {"Vcur"},
-          block(attn_k=lambda blk: blk.attn_v, attn_v=lambda blk: blk.attn_k)),
+    Cause(
+        "the matrices of k and v were exchanged",
+        PROJECTED | {"Vcur"},
+        block(attn_k=lambda blk: blk.attn_v, attn_v=lambda blk: blk.attn_k),
+    ),
     # formats
     *(Cause(mistake.sentence, PRODUCTS | INPUT, mistaken_format(mistake)) for mistake in FORMAT_MISTAKES),
     # arithmetics
     Cause("the weights of norms were rounded to bfloat16", NORMS, rounded_norms(bf16), arithmetic=True),
     Cause("the weights of norms were rounded to float16", NORMS, rounded_norms(f16), arithmetic=True),
-    Cause("the weights of matrices were rounded to bfloat16", PRODUCTS | INPUT, weights(lambda w, x: bf16(x)), arithmetic=True),
-    Cause("the weights of matrices were rounded to float16", PRODUCTS | INPUT, weights(lambda w, x: f16(x)), arithmetic=True),
+    Cause(
+        "the weights of matrices were rounded to bfloat16",
+        PRODUCTS | INPUT,
+        weights(lambda w, x: bf16(x)),
+        arithmetic=True,
+    ),
+    Cause(
+        "the weights of matrices were rounded to float16",
+        PRODUCTS | INPUT,
+        weights(lambda w, x: f16(x)),
+        arithmetic=True,
+    ),
     Cause("activations were rounded to 8 bits in blocks of 32", PRODUCTS, eight_bit("Q8_0"), arithmetic=True),
     Cause("activations were rounded to 8 bits in blocks of 256", PRODUCTS, eight_bit("Q8_K"), arithmetic=True),
     Cause("the cache were f16", SCORES, cached_as("f16"), arithmetic=True),
     Cause("the cache were q8_0", SCORES, cached_as("q8_0"), arithmetic=True),
     Cause("the cache were q4_0", SCORES, cached_as("q4_0"), arithmetic=True),
-    Cause("GELU were read from ggml's table in float16", ACTIVATED,
-          gelu(lambda k, x: np.where(np.abs(x) > 10, k.gelu(x), f16(k.gelu(f16(np.clip(x, -10, 10)).astype(x.dtype))))),
-          arithmetic=True),
-)  # fmt: skip
+    Cause(
+        "GELU were read from ggml's table in float16",
+        ACTIVATED,
+        gelu(lambda k, x: np.where(np.abs(x) > 10, k.gelu(x), f16(k.gelu(f16(np.clip(x, -10, 10)).astype(x.dtype))))),
+        arithmetic=True,
+    ),
+)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -28,10 +29,22 @@ MAX_TEXT_BYTES = 1 << 28
 MAX_MAP_BYTES = 1 << 24
 TOKEN_NAMES = ("tokens", "token_ids", "input_ids", "inp_tokens")
 DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
     "BOOL": "?",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -140,17 +153,20 @@ def _open_safetensors(path: Path, size: int) -> Dump:
 
 
 def _tensor_entry(path: Path, name: str, entry: object) -> tuple[tuple[int, ...], str, list[int]]:
-    shape, offsets, dtype = ([entry.get(key) for key in ("shape", "data_offsets", "dtype")] if isinstance(entry, dict)
-                             else [None] * 3)  # fmt: skip
-    numbers = [
-        isinstance(part, list) and all(type(i) is int and 0 <= i < 2**48 for i in part) for part in (shape, offsets)
-    ]
-    if not all(numbers) or dtype not in DTYPES or len(offsets) != 2:
-        raise RequestError(f"{path}: tensor '{name[:80]}' has dtype {str(dtype)[:20]!r} and shape {str(shape)[:60]}, "
-                           f"expected one of {', '.join(DTYPES)} and its bytes")  # fmt: skip
+    values = entry if isinstance(entry, dict) else {}
+    shape, offsets, dtype = values.get("shape"), values.get("data_offsets"), values.get("dtype")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or dtype not in DTYPES:
+        found = f"dtype {str(dtype)[:20]!r} and shape {str(shape)[:60]}"
+        raise RequestError(
+            f"{path}: tensor '{name[:80]}' has {found}, expected one of {', '.join(DTYPES)} and its bytes"
+        )
     if prod(shape) * np.dtype(DTYPES[dtype]).itemsize != offsets[1] - offsets[0]:
         raise RequestError(f"{path}: tensor '{name[:80]}' of shape {shape} has {offsets[1] - offsets[0]} bytes")
     return tuple(shape), str(dtype), offsets
+
+
+def _are_sizes(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(i) is int and 0 <= i < 2**48 for i in values)
 
 
 def _read_tensor(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -259,7 +275,8 @@ PRE_ROPE = {"Qcur", "Kcur"}
 def _open_text(path: Path, size: int) -> Dump:
     if size > MAX_TEXT_BYTES:
         raise RequestError(f"{path}: {size} bytes of text, expected at most {MAX_TEXT_BYTES}")
-    dump, label, shape, body = Dump(path, printed=True), "", (0,), list[str]()
+    dump, label, body = Dump(path, printed=True), "", list[str]()
+    shape: tuple[int, ...] = ()
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if head := HEAD.search(line):
@@ -316,20 +333,37 @@ def _printed_places(n: int) -> Iterable[int]:
 # --- names ---
 
 MODULES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "Qcur_pre_rope", "self_attn.k_proj": "Kcur_pre_rope",
-    "self_attn.v_proj": "Vcur", "self_attn.q_norm": "Qcur_normed", "self_attn.k_norm": "Kcur_normed",
-    "self_attn.o_proj": "attn_out", "self_attn": "attn_out", "post_attention_layernorm": "ffn_norm",
-    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "ffn_post_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_out", "mlp": "ffn_out",
-    "mlp.gate": "ffn_moe_logits", "block_sparse_moe.gate": "ffn_moe_logits", "block_sparse_moe": "ffn_moe_out",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "Qcur_pre_rope",
+    "self_attn.k_proj": "Kcur_pre_rope",
+    "self_attn.v_proj": "Vcur",
+    "self_attn.q_norm": "Qcur_normed",
+    "self_attn.k_norm": "Kcur_normed",
+    "self_attn.o_proj": "attn_out",
+    "self_attn": "attn_out",
+    "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_post_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_out",
+    "mlp": "ffn_out",
+    "mlp.gate": "ffn_moe_logits",
+    "block_sparse_moe.gate": "ffn_moe_logits",
+    "block_sparse_moe": "ffn_moe_out",
     "": "l_out",
-}  # fmt: skip
-OUTSIDE = {"model.embed_tokens": "embd", "model.norm": "result_norm", "lm_head": "result_output",
-           "logits": "result_output", "last_hidden_state": "result_norm"}  # fmt: skip
+}
+OUTSIDE = {
+    "model.embed_tokens": "embd",
+    "model.norm": "result_norm",
+    "lm_head": "result_output",
+    "logits": "result_output",
+    "last_hidden_state": "result_norm",
+}
 
 
 def hugging_face_label(name: str, n_hidden: int = 0) -> str | None:
-    """Return our label for the name of a module or hidden state in transformers; None if there is no such value.
+    """Return our label for the name of a module or hidden state in transformers; None for an unknown one.
 
     n_hidden   number of hidden states; the last one is after the final norm
 
@@ -361,7 +395,7 @@ def read_map(path: Path) -> Callable[[str], str | None]:
     def rename(name: str) -> str | None:
         for pattern, label in patterns:
             if found := pattern.fullmatch(name):
-                return label.replace("{il}", found[1]) if found.groups() else label
+                return str(label).replace("{il}", found[1] if found.groups() else "{il}")
         return None
 
     return rename

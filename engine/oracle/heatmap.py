@@ -6,7 +6,8 @@ from html import escape
 
 import numpy as np
 
-from .judge import MAX_BITS, Report, Verdict, arithmetic_of
+from .injection import MAX_BITS
+from .judge import Report, Verdict, arithmetic_of
 from .values import split_label
 
 STYLE = """

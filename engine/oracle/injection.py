@@ -34,7 +34,7 @@ PRINTED_ROUNDING = 6e-5  # llama-eval-callback prints four digits
 def matmul_tiled(w: Tensor, x: np.ndarray) -> np.ndarray:
     """Compute x w^T in the type of `x`, with few rows of the weight dequantized at a time.  -> [n_tok, n_out]"""
     if w.shape[0] <= TILE_ROWS:
-        return x @ w.dequantize().astype(x.dtype, copy=False).T
+        return np.asarray(x @ w.dequantize().astype(x.dtype, copy=False).T)
     y = np.empty((len(x), w.shape[0]), x.dtype)
     for r in range(0, w.shape[0], TILE_ROWS):
         rows = w.dequantize(np.arange(r, min(r + TILE_ROWS, w.shape[0])))
@@ -356,8 +356,12 @@ def one_layer(setting: Setting, il: int) -> Setting:
 def without_unused_products(setting: Setting, target: str, complete: set[str]) -> Setting:
     """Skip the products of weights that do not reach `target`, since the dump has the values in between."""
     name, il = split_label(target)
-    makes = {w: value for value, entry in VALUES.items() for w in entry.weights
-             if value not in ("Qcur_normed", "Kcur_normed", "Qcur_pre_rope", "Kcur_pre_rope")}  # fmt: skip
+    makes = {
+        w: value
+        for value, entry in VALUES.items()
+        for w in entry.weights
+        if value not in ("Qcur_normed", "Kcur_normed", "Qcur_pre_rope", "Kcur_pre_rope")
+    }
     blk = setting.model.weights.blk
     unused: set[int] = set()
     for w, value in makes.items():

@@ -2,8 +2,8 @@
 
     bits = 20 + log2(rms moved / rms error)      24: float32, 11: float16, 8: bfloat16, 7.7: 8-bit activations
 
-`moved` is how far our float64 result moves if the inputs, or the result itself, change by a relative 2^-20.  So bits are
-the precision of inputs that would explain the error, whatever the operation is; each row and head is judged alone, and
+`moved` is how far our float64 result moves if inputs or the result itself change by a relative 2^-20.  So bits are the
+precision of inputs that would explain the error, whatever the operation is; each row and head is judged alone, and
 the worst counts.  Errors do not accumulate, and all wrong operations are found, not only the first (injection.py).
 
 A value is wrong if it lies below the floor of its kind, if it falls out of the line of its kind over layers, rows and
@@ -46,8 +46,15 @@ SUBTLE_BELOW = 18.0  # values above it are not tried with hypotheses
 MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
 CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
 OTHER_MODEL_BITS = 1.5
-ARITHMETICS = ((19, "float32"), (15.5, "float32 with larger rounding"), (10.2, "float16 or tf32"), (8.6, "bfloat16"),
-               (5.0, "8-bit activations"), (0, "4 bits"), (-99, "no known arithmetic"))  # fmt: skip
+ARITHMETICS = (
+    (19, "float32"),
+    (15.5, "float32 with larger rounding"),
+    (10.2, "float16 or tf32"),
+    (8.6, "bfloat16"),
+    (5.0, "8-bit activations"),
+    (0, "4 bits"),
+    (-99, "no known arithmetic"),
+)
 EXACT = INPUT_NAMES[:1]  # lookups: exact if the weights are representable, whatever the arithmetic
 Q_AND_K = (("Qcur", "Kcur"), ("Qcur_pre_rope", "Kcur_pre_rope"))
 
@@ -152,8 +159,9 @@ class Judgement:
         self.n_layer = model.hparams.n_layer
         widths = {"result_norm": model.hparams.n_embd, "result_embd": model.hparams.n_embd}
         widths["result_output"] = model.hparams.n_vocab
-        many = any(prod(dump.entries[name].shape) >= len(ids) * width for name, width in widths.items()
-                   if name in dump.entries)  # fmt: skip
+        many = any(
+            prod(dump.entries[name].shape) >= len(ids) * width for name, width in widths.items() if name in dump.entries
+        )
         self.text = Text(list(ids), n_decode, many or not model.family.causal)
         self.changed: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
@@ -173,8 +181,8 @@ class Judgement:
             reasons = [f"{name}: {why}" for name, why in self.dump.skipped.items()]
             reason = reasons[0] if reasons else f"its arrays are {', '.join(list(self.dump.entries)[:3])}"
             raise RequestError(
-                f"{self.dump.path}: no values in common with the model for {len(self.text.ids)} tokens; {reason[:160]}; "
-                f"expected names such as {', '.join(self.order[:3])}"
+                f"{self.dump.path}: no values in common with the model for {len(self.text.ids)} tokens; "
+                f"{reason[:160]}; expected names such as {', '.join(self.order[:3])}"
             )
         self.last_input = [label for label in self.order if label in INPUT_NAMES][-1]
         self.kinds = {label: kind_of(label, self.order, self.scores, self.n_layer) for label in self.scores}
@@ -245,7 +253,7 @@ class Judgement:
         labels = [label for label, kind in self.kinds.items() if kind == "elementwise" and label not in EXACT]
         names = self.by_name(label for label in labels if label not in self.all.whole_numbers)
         medians = [np.median([self.scores[label].median for label in group]) for group in names.values()]
-        return sum(median > FLOAT32_MEDIAN for median in medians) >= min(2, len(medians))
+        return sum(bool(median > FLOAT32_MEDIAN) for median in medians) >= min(2, len(medians))
 
     def suspects(self) -> list[str]:
         """Return the labels below the floor of their kind or out of its line, in order of computation."""
@@ -275,8 +283,11 @@ class Judgement:
         """Recognize rows of q and k in Hugging Face's order, and values before RoPE under the names of those after."""
         for names in Q_AND_K:
             pairs = [tuple(f"{name}-{il}" for name in names) for il in range(self.n_layer)]
-            low = [pair for pair in pairs if all(label in self.scores and self.scores[label].least < FLOORS["product"]
-                                                 for label in pair)]  # fmt: skip
+            low = [
+                pair
+                for pair in pairs
+                if all(label in self.scores and self.scores[label].least < FLOORS["product"] for label in pair)
+            ]
             if not low:
                 continue
             if names[0] == "Qcur" and self._before_rope(low):
@@ -412,12 +423,15 @@ class Judgement:
 
     def _check_model(self, wrong: Sequence[str], explained: Mapping[str, object]) -> None:
         weighted = [label for label, kind in self.kinds.items() if kind == "product" or label == "embd"]
-        foreign = [label for label in weighted if label in wrong and label not in explained
-                   and self.scores[label].median < OTHER_MODEL_BITS]  # fmt: skip
+        foreign = [
+            label
+            for label in weighted
+            if label in wrong and label not in explained and self.scores[label].median < OTHER_MODEL_BITS
+        ]
         if len(weighted) > 3 and len(foreign) > 0.9 * len(weighted):
             raise RequestError(
-                f"{self.dump.path}: {len(foreign)} of {len(weighted)} values that weights enter have nothing in common with this "
-                "model's; expected the dump of the same model and the same tokens"
+                f"{self.dump.path}: {len(foreign)} of {len(weighted)} values that weights enter have nothing in "
+                "common with this model's; expected the dump of the same model and the same tokens"
             )
 
     def _report(self, wrong: Sequence[str], explained: Mapping[str, tuple[Cause, Score]]) -> Report:

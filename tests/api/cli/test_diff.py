@@ -71,5 +71,5 @@ def test_errors_of_diff_are_one_line_and_status_2(numllama, theirs, tmp_path):
         ([file, str(dump), "--map", str(tmp_path / "map.json")], "expected a JSON object such as"),
         ([file, str(alien), "--ids", "999999"], "token id 999999, expected 0 to"),
     ]:
-        status, out, err = numllama("diff", *args)
+        status, _, err = numllama("diff", *args)
         assert status == 2 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)

@@ -1,4 +1,4 @@
-"""Other engines, right and wrong, made of our kernels: each wrong one has one bug, written without engine/oracle/causes.py.
+"""Other engines, right and wrong, made of our kernels: each wrong one has one bug, written without the table of causes.
 
 An engine is a change of (kernels, model); `first` is the value in which its bug shows first, `explained` whether the
 table of causes has the bug.
@@ -157,106 +157,217 @@ WRONG = [
     Engine("no rotation", "llama", "Qcur", with_kernel(rope=lambda k: lambda x, p, r: x)),
     Engine("eps 1e-3", "llama", "attn_norm", with_hparams(norm_eps=lambda hp: 1e-3)),
     Engine("eps 1e-2", "llama", "attn_norm", with_hparams(norm_eps=lambda hp: 1e-2)),
-    Engine("eps beside the root", "llama-small", "attn_norm",
-           with_kernel(rms_norm=lambda k: lambda x, w, eps: x / (plain_rms(x) + np.float32(eps)) * w)),
-    Engine("mean subtracted", "llama", "attn_norm",
-           with_kernel(rms_norm=lambda k: lambda x, w, eps: k.rms_norm(x - x.mean(-1, keepdims=True), w, eps))),
-    Engine("weight of norm left out", "llama", "attn_norm",
-           with_kernel(rms_norm=lambda k: lambda x, w, eps: x / plain_rms(x))),
-    Engine("one plus weight", "llama", "attn_norm",
-           with_kernel(rms_norm=lambda k: lambda x, w, eps: x / plain_rms(x) * (1 + w))),
-    Engine("sum for mean", "llama", "attn_norm", with_kernel(
-        rms_norm=lambda k: lambda x, w, eps: x / np.sqrt((x * x).sum(-1, keepdims=True)) * w)),
+    Engine(
+        "eps beside the root",
+        "llama-small",
+        "attn_norm",
+        with_kernel(rms_norm=lambda k: lambda x, w, eps: x / (plain_rms(x) + np.float32(eps)) * w),
+    ),
+    Engine(
+        "mean subtracted",
+        "llama",
+        "attn_norm",
+        with_kernel(rms_norm=lambda k: lambda x, w, eps: k.rms_norm(x - x.mean(-1, keepdims=True), w, eps)),
+    ),
+    Engine(
+        "weight of norm left out",
+        "llama",
+        "attn_norm",
+        with_kernel(rms_norm=lambda k: lambda x, w, eps: x / plain_rms(x)),
+    ),
+    Engine(
+        "one plus weight",
+        "llama",
+        "attn_norm",
+        with_kernel(rms_norm=lambda k: lambda x, w, eps: x / plain_rms(x) * (1 + w)),
+    ),
+    Engine(
+        "sum for mean",
+        "llama",
+        "attn_norm",
+        with_kernel(rms_norm=lambda k: lambda x, w, eps: x / np.sqrt((x * x).sum(-1, keepdims=True)) * w),
+    ),
     Engine("interleaved query heads", "llama", "kq", looped(key_head=lambda h, group, n: h % n)),
     Engine("one key head for all", "llama", "kq", looped(key_head=lambda h, group, n: 0)),
     Engine("scale 1 / d", "llama", "kq_soft_max", with_rule(lambda r: replace(r, scale=r.scale**2))),
     Engine("no scale", "llama", "kq_soft_max", with_rule(lambda r: replace(r, scale=1.0))),
     Engine("bidirectional", "llama", "kq_soft_max", looped(mask=lambda i, j, seen: seen | True)),
     Engine("mask one too far", "llama", "kq_soft_max", looped(mask=lambda i, j, seen: j <= i + 1)),
-    Engine("blind to itself", "llama", "kq_soft_max",
-           looped(mask=lambda i, j, seen: (j < i) if i else (j == 0))),
+    Engine("blind to itself", "llama", "kq_soft_max", looped(mask=lambda i, j, seen: (j < i) if i else (j == 0))),
     Engine("a window of 4", "llama", "kq_soft_max", looped(mask=lambda i, j, seen: seen & (j > i - 4))),
     Engine("first token masked", "llama", "kq_soft_max", looped(mask=lambda i, j, seen: seen & ((j > 0) | (i == 0)))),
-    Engine("soft-cap 50 of scores", "llama", "kq_soft_max",
-           looped(score_change=lambda s, rule, h: 50 * np.tanh(s / 50)), explained=True),
+    Engine(
+        "soft-cap 50 of scores",
+        "llama",
+        "kq_soft_max",
+        looped(score_change=lambda s, rule, h: 50 * np.tanh(s / 50)),
+        explained=True,
+    ),
     Engine("sum of softmax left out", "llama", "kq_soft_max", looped(softmax=lambda s, e: e)),
-    Engine("an attention sink", "llama", "kq_soft_max",
-           looped(softmax=lambda s, e: e / (e.sum() + np.exp(-np.max(s))))),
-    Engine("exp2", "llama", "kq_soft_max", looped(softmax=lambda s, e: np.exp2(s - s.max()) / np.exp2(s - s.max()).sum())),
+    Engine(
+        "an attention sink", "llama", "kq_soft_max", looped(softmax=lambda s, e: e / (e.sum() + np.exp(-np.max(s))))
+    ),
+    Engine(
+        "exp2", "llama", "kq_soft_max", looped(softmax=lambda s, e: np.exp2(s - s.max()) / np.exp2(s - s.max()).sum())
+    ),
     Engine("keys for values", "llama", "kqv_out", looped(mix=lambda k, v: k)),
-    Engine("values one position late", "llama", "kqv_out", looped(mix=lambda k, v: np.roll(v, 1, axis=0)), explained=False),
-    Engine("silu on up", "llama", "ffn_swiglu",
-           with_kernel(silu_mul=lambda k: lambda g, u: u / (1 + np.exp(-u)) * g)),
-    Engine("tanh gelu", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: np.float32(0.5) * g * (
-        1 + np.tanh(np.float32(0.7978845608) * (g + np.float32(0.044715) * g**3))) * u)),
+    Engine(
+        "values one position late", "llama", "kqv_out", looped(mix=lambda k, v: np.roll(v, 1, axis=0)), explained=False
+    ),
+    Engine("silu on up", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: u / (1 + np.exp(-u)) * g)),
+    Engine(
+        "tanh gelu",
+        "llama",
+        "ffn_swiglu",
+        with_kernel(
+            silu_mul=lambda k: (
+                lambda g, u: (
+                    np.float32(0.5)
+                    * g
+                    * (1 + np.tanh(np.float32(0.7978845608) * (g + np.float32(0.044715) * g**3)))
+                    * u
+                )
+            )
+        ),
+    ),
     Engine("relu", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: g * (g > 0) * u)),
     Engine("sigmoid", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: u / (1 + np.exp(-g)))),
     Engine("linear gate", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: g * u)),
     Engine("up left out", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: g / (1 + np.exp(-g)))),
-    Engine("exchanged names of gate and up", "llama", "ffn_gate",
-           with_blocks(ffn_gate=lambda b: b.ffn_up, ffn_up=lambda b: b.ffn_gate)),
-    Engine("norms exchanged in layer 1", "llama", "attn_norm",
-           at_layer(1, lambda b: {"attn_norm": b.ffn_norm})),
-    Engine("q rows of Hugging Face alone", "llama", "Qcur", with_rows(
-        lambda w, r: r.reshape(-1, 8, 2, r.shape[1]).swapaxes(1, 2).reshape(r.shape), "attn_q.")),
+    Engine(
+        "exchanged names of gate and up",
+        "llama",
+        "ffn_gate",
+        with_blocks(ffn_gate=lambda b: b.ffn_up, ffn_up=lambda b: b.ffn_gate),
+    ),
+    Engine("norms exchanged in layer 1", "llama", "attn_norm", at_layer(1, lambda b: {"attn_norm": b.ffn_norm})),
+    Engine(
+        "q rows of Hugging Face alone",
+        "llama",
+        "Qcur",
+        with_rows(lambda w, r: r.reshape(-1, 8, 2, r.shape[1]).swapaxes(1, 2).reshape(r.shape), "attn_q."),
+    ),
     Engine("attn_output transposed", "llama", "attn_out", with_rows(lambda w, r: r.T, "attn_output")),
     Engine("down columns reversed", "llama", "ffn_out", with_rows(lambda w, r: r[:, ::-1], "ffn_down")),
-    Engine("logits by the embedding", "llama", "result_output",
-           lambda k, m: (k, replace(m, weights=replace(m.weights, output=m.weights.token_embd)))),
+    Engine(
+        "logits by the embedding",
+        "llama",
+        "result_output",
+        lambda k, m: (k, replace(m, weights=replace(m.weights, output=m.weights.token_embd))),
+    ),
     # formats
-    Engine("q4_0 halves", "llama-Q4_0", "Qcur", with_rows(
-        lambda w, r: np.concatenate([blocks32(r)[..., 16:], blocks32(r)[..., :16]], -1).reshape(r.shape), "blk")),
-    Engine("q4_0 neighbours", "llama-Q4_0", "Qcur", with_rows(
-        lambda w, r: np.stack([blocks32(r)[..., :16], blocks32(r)[..., 16:]], -1).reshape(r.shape), "blk")),
-    Engine("q4_0 unsigned", "llama-Q4_0", "Qcur", with_rows(
-        lambda w, r: (blocks32(r) + 8 * w.blocks["d"].astype(np.float32)[..., None]).reshape(r.shape), "blk")),
-    Engine("q8_0 unsigned", "llama-Q8_0", "Qcur", with_rows(lambda w, r: (
-        w.blocks["d"].astype(np.float32)[..., None] * w.blocks["qs"].view(np.uint8).reshape(*w.blocks.shape, 32)).reshape(r.shape),
-        "blk")),
-    Engine("q5_0 fifth bit lost", "llama-Q5_0", "Qcur", with_rows(lambda w, r: (
-        ((blocks32(r) / w.blocks["d"].astype(np.float32)[..., None] + 16).round() % 16 - 16)
-        * w.blocks["d"].astype(np.float32)[..., None]).reshape(r.shape), "blk")),
-    Engine("q4_K minima added", "llama-Q4_K", "Qcur", with_rows(
-        lambda w, r: negated(w, "dmin").dequantize(), "blk")),
+    Engine(
+        "q4_0 halves",
+        "llama-Q4_0",
+        "Qcur",
+        with_rows(
+            lambda w, r: np.concatenate([blocks32(r)[..., 16:], blocks32(r)[..., :16]], -1).reshape(r.shape), "blk"
+        ),
+    ),
+    Engine(
+        "q4_0 neighbours",
+        "llama-Q4_0",
+        "Qcur",
+        with_rows(lambda w, r: np.stack([blocks32(r)[..., :16], blocks32(r)[..., 16:]], -1).reshape(r.shape), "blk"),
+    ),
+    Engine(
+        "q4_0 unsigned",
+        "llama-Q4_0",
+        "Qcur",
+        with_rows(lambda w, r: (blocks32(r) + 8 * w.blocks["d"].astype(np.float32)[..., None]).reshape(r.shape), "blk"),
+    ),
+    Engine(
+        "q8_0 unsigned",
+        "llama-Q8_0",
+        "Qcur",
+        with_rows(
+            lambda w, r: (
+                w.blocks["d"].astype(np.float32)[..., None] * w.blocks["qs"].view(np.uint8).reshape(*w.blocks.shape, 32)
+            ).reshape(r.shape),
+            "blk",
+        ),
+    ),
+    Engine(
+        "q5_0 fifth bit lost",
+        "llama-Q5_0",
+        "Qcur",
+        with_rows(
+            lambda w, r: (
+                ((blocks32(r) / w.blocks["d"].astype(np.float32)[..., None] + 16).round() % 16 - 16)
+                * w.blocks["d"].astype(np.float32)[..., None]
+            ).reshape(r.shape),
+            "blk",
+        ),
+    ),
+    Engine("q4_K minima added", "llama-Q4_K", "Qcur", with_rows(lambda w, r: negated(w, "dmin").dequantize(), "blk")),
     Engine("q6_K scale sign", "llama-Q6_K", "Qcur", with_rows(lambda w, r: -r, "blk")),
     # gemma, qwen, phi, granite
     Engine("gemma2 without window", "gemma2", "kq_soft_max", with_rule(lambda r: replace(r, window=0))),
-    Engine("gemma2 window off by one", "gemma2", "kq_soft_max",
-           with_rule(lambda r: replace(r, window=r.window and r.window + 1))),
+    Engine(
+        "gemma2 window off by one",
+        "gemma2",
+        "kq_soft_max",
+        with_rule(lambda r: replace(r, window=r.window and r.window + 1)),
+    ),
     Engine("gemma2 without soft-cap", "gemma2", "kq_soft_max", with_rule(lambda r: replace(r, softcap=0.0))),
     Engine("gemma2 logits without soft-cap", "gemma2", "result_output", with_hparams(logit_softcap=lambda hp: 0.0)),
     Engine("gemma2 silu", "gemma2", "ffn_geglu", with_kernel(gelu_mul=lambda k: lambda g, u: g / (1 + np.exp(-g)) * u)),
     Engine("gemma2 without post norm", "gemma2", "sa_out", with_blocks(post_attention_norm=lambda b: None)),
     Engine("gemma3 embedding unscaled", "gemma3", "attn_norm", with_hparams(embed_scale=lambda hp: 1.0)),
     Engine("gemma3 scale of RoPE ignored", "gemma3", "Qcur", with_ropes(lambda r: replace(r, scale=1.0))),
-    Engine("gemma3 q and k norms exchanged", "gemma3", "Qcur_normed",
-           with_blocks(attn_q_norm=lambda b: b.attn_k_norm, attn_k_norm=lambda b: b.attn_q_norm)),
-    Engine("qwen3 without head norms", "qwen3", "Qcur", with_blocks(attn_q_norm=lambda b: None, attn_k_norm=lambda b: None)),
-    Engine("qwen2 without biases", "qwen2", "Qcur",
-           with_blocks(attn_q_bias=lambda b: None, attn_k_bias=lambda b: None, attn_v_bias=lambda b: None)),
+    Engine(
+        "gemma3 q and k norms exchanged",
+        "gemma3",
+        "Qcur_normed",
+        with_blocks(attn_q_norm=lambda b: b.attn_k_norm, attn_k_norm=lambda b: b.attn_q_norm),
+    ),
+    Engine(
+        "qwen3 without head norms", "qwen3", "Qcur", with_blocks(attn_q_norm=lambda b: None, attn_k_norm=lambda b: None)
+    ),
+    Engine(
+        "qwen2 without biases",
+        "qwen2",
+        "Qcur",
+        with_blocks(attn_q_bias=lambda b: None, attn_k_bias=lambda b: None, attn_v_bias=lambda b: None),
+    ),
     Engine("phi3 neighbours for halves", "phi3", "Qcur", with_ropes(lambda r: replace(r, style="norm"))),
     Engine("glm4 turns whole heads", "glm4", "Qcur", with_ropes(lambda r: replace(r, n_rot=16))),
     Engine("granite residual unscaled", "granite", "ffn_inp", with_hparams(residual_scale=lambda hp: 1.0)),
     Engine("granite logits unscaled", "granite", "result_output", with_hparams(logit_scale=lambda hp: 1.0)),
-    Engine("granite scale by head size", "granite", "kq_soft_max",
-           with_rule(lambda r: replace(r, scale=0.25))),
+    Engine("granite scale by head size", "granite", "kq_soft_max", with_rule(lambda r: replace(r, scale=0.25))),
     # experts
     Engine("one expert", "mixtral", "ffn_moe_out", with_hparams(n_expert_used=lambda hp: 1)),
     Engine("sigmoid router", "mixtral", "ffn_moe_probs", with_kernel(softmax=lambda k: lambda x: 1 / (1 + np.exp(-x)))),
-    Engine("experts' gate and up", "mixtral", "ffn_moe_gate",
-           with_blocks(ffn_gate_exps=lambda b: b.ffn_up_exps, ffn_up_exps=lambda b: b.ffn_gate_exps)),
-    Engine("experts with gelu", "mixtral", "ffn_moe_swiglu", with_kernel(silu_mul=lambda k: k.gelu_mul and (
-        lambda g, u: SETS["numpy-float32"].gelu_mul(g, u)))),
+    Engine(
+        "experts' gate and up",
+        "mixtral",
+        "ffn_moe_gate",
+        with_blocks(ffn_gate_exps=lambda b: b.ffn_up_exps, ffn_up_exps=lambda b: b.ffn_gate_exps),
+    ),
+    Engine(
+        "experts with gelu",
+        "mixtral",
+        "ffn_moe_swiglu",
+        with_kernel(silu_mul=lambda k: k.gelu_mul and (lambda g, u: SETS["numpy-float32"].gelu_mul(g, u))),
+    ),
     # bert
     Engine("bert exact gelu", "bert", "ffn_gelu", with_kernel(gelu=lambda k: k.gelu_erf)),
     Engine("bert relu", "bert", "ffn_gelu", with_kernel(gelu=lambda k: lambda x: np.maximum(x, 0))),
     Engine("bert causal", "bert", "kq_soft_max", looped(mask=lambda i, j, seen: j <= i)),
-    Engine("bert without positions", "bert", "inp_embd",
-           lambda k, m: (k, replace(m, weights=replace(m.weights, position_embd=None)))),
-    Engine("bert rms norm", "bert", "inp_norm",
-           with_kernel(layer_norm=lambda k: lambda x, w, b, eps: x / plain_rms(x) * w + b)),
+    Engine(
+        "bert without positions",
+        "bert",
+        "inp_embd",
+        lambda k, m: (k, replace(m, weights=replace(m.weights, position_embd=None))),
+    ),
+    Engine(
+        "bert rms norm",
+        "bert",
+        "inp_norm",
+        with_kernel(layer_norm=lambda k: lambda x, w, b, eps: x / plain_rms(x) * w + b),
+    ),
     Engine("bert eps 1e-3", "bert", "inp_norm", with_hparams(norm_eps=lambda hp: 1e-3)),
-]  # fmt: skip
+]
 
 
 def negated(w, name):
@@ -288,8 +399,17 @@ def products(rounded, result=lambda y: y):
 
 
 def rounded_attention(rounded):
-    return replace(F32, attention=lambda q, k, v, first, rule, tap=None: attention_numpy(
-        rounded(q), rounded(numbers(k, np.float32)), rounded(numbers(v, np.float32)), first, rule, *([tap] if tap else [])))  # fmt: skip
+    return replace(
+        F32,
+        attention=lambda q, k, v, first, rule, tap=None: attention_numpy(
+            rounded(q),
+            rounded(numbers(k, np.float32)),
+            rounded(numbers(v, np.float32)),
+            first,
+            rule,
+            *([tap] if tap else []),
+        ),
+    )
 
 
 def reversed_sums(w, x):
