@@ -41,7 +41,7 @@ def diff_model(
     try:
         report = judged(model, dump, prompt, ids, n_decode, names, map_file)
         if html is not None:
-            write_page(html, heatmap(report, dump.name))
+            save_heatmap(html, heatmap(report, dump.name))
     except EngineError as error:
         print(f"Error: {one_line(str(error))}", file=sys.stderr)
         return CANNOT_COMPARE
@@ -80,7 +80,7 @@ def parse_ids(text: str) -> list[int]:
         raise RequestError(f"--ids is '{text[:60]}', expected numbers such as 1,5,9") from None
 
 
-def write_page(path: Path, page: str) -> None:
+def save_heatmap(path: Path, page: str) -> None:
     """Write an HTML page.  Raises: RequestError"""
     try:
         path.write_text(page, encoding="utf-8")

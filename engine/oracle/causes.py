@@ -81,7 +81,7 @@ LOGITS = frozenset({"result_output"})
 # --- changes ---
 
 
-def kernel(name: str, change: Callable[[Kernels], Callable[..., np.ndarray]]) -> Change:
+def other_kernel(name: str, change: Callable[[Kernels], Callable[..., np.ndarray]]) -> Change:
     """Replace the kernel `name`."""
     return lambda s: Setting(replace(s.kernels, **{name: change(s.kernels)}), s.model)  # type: ignore[arg-type]
 
@@ -93,14 +93,14 @@ def rope(change: Callable[[Rope], Rope | None]) -> Change:
         rules = [rule for rule in s.model.hparams.rope if rule is not None]
         if not rules or change(rules[0]) is None:
             return None
-        return kernel("rope", lambda k: lambda x, positions, rule: k.rope(x, positions, change(rule)))(s)
+        return other_kernel("rope", lambda k: lambda x, positions, rule: k.rope(x, positions, change(rule)))(s)
 
     return changed
 
 
 def positions(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     """Change the positions that RoPE turns by."""
-    return kernel("rope", lambda k: lambda x, positions, rule: k.rope(x, change(np.asarray(positions)), rule))
+    return other_kernel("rope", lambda k: lambda x, positions, rule: k.rope(x, change(np.asarray(positions)), rule))
 
 
 def attention(change: Callable[[Attention, int], Attention | None]) -> Change:
@@ -116,14 +116,14 @@ def attention(change: Callable[[Attention, int], Attention | None]) -> Change:
         def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> np.ndarray:
             return np.asarray(attention_numpy(q, k, v, first, change(rule, q.shape[2]) or rule, tap))
 
-        return kernel("attention", lambda k: attend)(s)
+        return other_kernel("attention", lambda k: attend)(s)
 
     return changed
 
 
 def attend_by(attend: Callable[..., np.ndarray]) -> Change:
     """Replace attention by a function of attention_numpy's arguments."""
-    return kernel("attention", lambda k: attend)
+    return other_kernel("attention", lambda k: attend)
 
 
 def hparams(**changes: Callable[[Any], Any]) -> Change:
@@ -170,7 +170,7 @@ def with_fields(s: Setting, fields: Mapping[str, Any]) -> Setting:
 
 def norms(change: Callable[[Kernels, Any, Any, float], np.ndarray]) -> Change:
     """Replace the RMS norm by a function of the kernels, x, weight and eps."""
-    return kernel("rms_norm", lambda k: lambda x, weight, eps: change(k, x, weight, eps))
+    return other_kernel("rms_norm", lambda k: lambda x, weight, eps: change(k, x, weight, eps))
 
 
 def norm_eps(factor: float) -> Change:
@@ -497,7 +497,7 @@ CAUSES: tuple[Cause, ...] = (
         Q_K,
         rope(lambda r: replace(r, style="neox" if r.style == "norm" else "norm")),
     ),
-    Cause("RoPE were missing", Q_K, kernel("rope", lambda k: lambda x, positions, rule: x)),
+    Cause("RoPE were missing", Q_K, other_kernel("rope", lambda k: lambda x, positions, rule: x)),
     Cause("RoPE turned the other way", Q_K, positions(lambda p: -p)),
     *(
         Cause(f"the base of RoPE were {base:g}", Q_K, rope_base(base))
@@ -523,7 +523,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "RoPE turned all components, not n_rot of them",
         Q_K,
-        kernel("rope", lambda k: lambda x, p, r: k.rope(x, p, replace(r, n_rot=x.shape[2], factors=None, ramp=None))),
+        other_kernel(
+            "rope", lambda k: lambda x, p, r: k.rope(x, p, replace(r, n_rot=x.shape[2], factors=None, ramp=None))
+        ),
     ),
     Cause(
         "RoPE turned half of the components",
@@ -554,7 +556,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "eps were added outside the root (layer norm)",
         NORMS,
-        kernel(
+        other_kernel(
             "layer_norm",
             lambda k: lambda x, w, b, eps: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) * w + b,
         ),
@@ -567,12 +569,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "an RMS norm stood for the layer norm",
         NORMS,
-        kernel("layer_norm", lambda k: lambda x, w, b, eps: k.rms_norm(x, w, eps) + b),
+        other_kernel("layer_norm", lambda k: lambda x, w, b, eps: k.rms_norm(x, w, eps) + b),
     ),
     Cause(
         "the bias of the layer norm were missing",
         NORMS,
-        kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, w, 0 * b, eps)),
+        other_kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, w, 0 * b, eps)),
     ),
     Cause(
         "the weight of the norm were missing", NORMS, norms(lambda k, x, w, eps: k.rms_norm(x, np.ones_like(w), eps))
@@ -592,7 +594,7 @@ CAUSES: tuple[Cause, ...] = (
         norms(lambda k, x, w, eps: x / (np.mean(x * x, -1, keepdims=True) + eps) * w),
     ),
     Cause("the norm were missing", NORMS, norms(lambda k, x, w, eps: x)),
-    Cause("the layer norm were missing", NORMS, kernel("layer_norm", lambda k: lambda x, w, b, eps: x)),
+    Cause("the layer norm were missing", NORMS, other_kernel("layer_norm", lambda k: lambda x, w, b, eps: x)),
     Cause(
         "the norm of feed-forward had attention's weight",
         frozenset({"ffn_norm"}),
@@ -722,9 +724,11 @@ CAUSES: tuple[Cause, ...] = (
     # experts
     Cause("one expert less were used", MIXTURE | {"ffn_moe_out"}, top_only),
     Cause(
-        "the router's probabilities were sigmoids", MIXTURE, kernel("softmax", lambda k: lambda x: 1 / (1 + np.exp(-x)))
+        "the router's probabilities were sigmoids",
+        MIXTURE,
+        other_kernel("softmax", lambda k: lambda x: 1 / (1 + np.exp(-x))),
     ),
-    Cause("the router's probabilities were its logits", MIXTURE, kernel("softmax", lambda k: lambda x: x)),
+    Cause("the router's probabilities were its logits", MIXTURE, other_kernel("softmax", lambda k: lambda x: x)),
     # embeddings and logits
     Cause("the scale of embeddings were missing", INPUT | {"inp_scaled"}, hparams(embed_scale=lambda hp: 1.0)),
     Cause("embeddings were scaled by sqrt(n_embd)", INPUT, hparams(embed_scale=lambda hp: hp.n_embd**0.5)),

@@ -48,7 +48,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredArray:
     """An array of a dump: its shape, and how to read it."""
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class Dump:
     """
 
     path: Path
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, StoredArray] = field(default_factory=dict)
     tokens: list[int] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     printed: bool = False
@@ -145,7 +145,7 @@ def _open_safetensors(path: Path, size: int) -> Dump:
         shape, dtype, offsets = _tensor_entry(path, name, entry)
         if 8 + n + offsets[1] > size:
             raise RequestError(f"{path}: truncated: '{name[:80]}' ends at byte {8 + n + offsets[1]} of {size}")
-        _add(dump, name, Entry(shape, partial(_read_tensor, path, 8 + n + offsets[0], shape, dtype)), dtype)
+        _add(dump, name, StoredArray(shape, partial(_read_tensor, path, 8 + n + offsets[0], shape, dtype)), dtype)
     for key in TOKEN_NAMES:
         if isinstance(about, dict) and isinstance(about.get(key), str):
             dump.tokens = _token_list(path, about[key])
@@ -204,7 +204,7 @@ def _open_npz(path: Path) -> Dump:
                 if name.endswith(".npy"):
                     with archive.open(name) as file:
                         shape, dtype = _npy_head(file, f"{path}: {name[:80]}")
-                    _add(dump, name[:-4], Entry(shape, partial(_read_npz, path, name)), dtype)
+                    _add(dump, name[:-4], StoredArray(shape, partial(_read_npz, path, name)), dtype)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise RequestError(f"{path}: cannot be read as .npz: {error}") from None
     return dump
@@ -218,7 +218,7 @@ def _open_folder(path: Path) -> Dump:
             n_bytes = file.stat().st_size - stream.tell()
         if n_bytes < prod(shape) * np.dtype(dtype).itemsize:
             raise RequestError(f"{file}: truncated: found {n_bytes} bytes of numbers of shape {shape} and type {dtype}")
-        _add(dump, file.stem, Entry(shape, partial(_read_npy, file)), dtype)
+        _add(dump, file.stem, StoredArray(shape, partial(_read_npy, file)), dtype)
     return dump
 
 
@@ -247,7 +247,7 @@ def _read_npy(path: Path) -> np.ndarray:
         raise RequestError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _add(dump: Dump, name: str, entry: Entry, dtype: str) -> None:
+def _add(dump: Dump, name: str, entry: StoredArray, dtype: str) -> None:
     """Add an array, or take it as the tokens, or list it as skipped."""
     if name in TOKEN_NAMES and prod(entry.shape) < 2**20:
         dump.tokens = _token_list(dump.path, json.dumps(entry.read().reshape(-1).tolist()))
@@ -319,7 +319,7 @@ def _add_printed(dump: Dump, label: str, shape: tuple[int, ...], body: Iterable[
         return full
 
     if prod(shape) < 2**28:
-        dump.entries[label] = Entry(shape, read)
+        dump.entries[label] = StoredArray(shape, read)
         try:
             dump.sums[label] = float(total)
         except ValueError:

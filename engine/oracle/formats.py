@@ -27,7 +27,7 @@ class FormatMistake:
     dequantize: Callable[[np.ndarray, Dequantize], np.ndarray]
 
 
-def fields(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
+def changed_fields(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
     """Change fields of the blocks before they are dequantized; fields that a format lacks are left out."""
 
     def wrong(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
@@ -117,7 +117,7 @@ def _unsigned_bytes(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
 def _unsigned_scales(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
     x, scales = dequantize(blocks), blocks["scales"].astype(np.float32)
     factor = np.where(scales < 0, (scales + 256) / np.where(scales < 0, scales, 1), 1)
-    return x * np.repeat(factor, 16, axis=1)
+    return np.asarray(x * np.repeat(factor, 16, axis=1))
 
 
 def _next_blocks_scale(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
@@ -127,24 +127,28 @@ def _next_blocks_scale(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray
 
 
 FORMAT_MISTAKES = (
-    FormatMistake("the halves of a block were exchanged (high four bits first)", NIBBLES, fields(qs=swap_nibbles)),
+    FormatMistake(
+        "the halves of a block were exchanged (high four bits first)", NIBBLES, changed_fields(qs=swap_nibbles)
+    ),
     FormatMistake("the low and high four bits of a byte were neighbours", NIBBLES, order(_woven)),
     FormatMistake("neighbours were split into the halves of a block", (*NIBBLES, "Q8_0"), order(_unwoven)),
     FormatMistake("the weights of a block were reversed", (*BLOCKS_OF_32, *SUPER_BLOCKS), order(lambda x: x[:, ::-1])),
     FormatMistake("the halves of a block were exchanged", (*BLOCKS_OF_32, *SUPER_BLOCKS), order(_halves)),
-    FormatMistake("the scale had the other sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), fields(d=lambda d: -d)),
-    FormatMistake("the scale were without sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), fields(d=np.abs)),
-    FormatMistake("the scale were read as bfloat16", (*BLOCKS_OF_32, *SUPER_BLOCKS), fields(d=scale_read_as_bf16)),
+    FormatMistake("the scale had the other sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=lambda d: -d)),
+    FormatMistake("the scale were without sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=np.abs)),
+    FormatMistake(
+        "the scale were read as bfloat16", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=scale_read_as_bf16)
+    ),
     FormatMistake("each block had the next block's scale", (*BLOCKS_OF_32, *SUPER_BLOCKS), _next_blocks_scale),
     FormatMistake(
         "the minimum had the other sign",
         ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"),
-        fields(m=lambda m: -m, dmin=lambda m: -m),
+        changed_fields(m=lambda m: -m, dmin=lambda m: -m),
     ),
     FormatMistake(
         "the minimum were ignored",
         ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"),
-        fields(m=lambda m: 0 * m, dmin=lambda m: 0 * m),
+        changed_fields(m=lambda m: 0 * m, dmin=lambda m: 0 * m),
     ),
     FormatMistake("nothing were subtracted from the codes", ("Q4_0", "Q5_0", "Q6_K"), no_offset),
     FormatMistake("one less were subtracted from the codes", ("Q4_0", "Q5_0"), offset_by_one),
@@ -153,28 +157,34 @@ FORMAT_MISTAKES = (
         ("Q4_0", "Q5_0"),
         lambda blocks, dequantize: 2 * dequantize(blocks) - offset_by_one(blocks, dequantize),
     ),
-    FormatMistake("the high bits were ignored", ("Q5_0", "Q5_1", "Q5_K", "Q6_K"), fields(qh=lambda q: 0 * q)),
+    FormatMistake("the high bits were ignored", ("Q5_0", "Q5_1", "Q5_K", "Q6_K"), changed_fields(qh=lambda q: 0 * q)),
     FormatMistake(
         "the high bits of the two halves were exchanged",
         ("Q5_0", "Q5_1"),
-        fields(qh=lambda q: np.roll(q, 2, axis=-1) if q.ndim > 1 else q >> 16 | q << 16),
+        changed_fields(qh=lambda q: np.roll(q, 2, axis=-1) if q.ndim > 1 else q >> 16 | q << 16),
     ),
     FormatMistake(
         "the high bits were in reverse order",
         ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q3_K"),
-        fields(qh=lambda q: _reverse_bits(q[:, ::-1]) if q.ndim > 1 else q, hmask=_reverse_bits),
+        changed_fields(qh=lambda q: _reverse_bits(q[:, ::-1]) if q.ndim > 1 else q, hmask=_reverse_bits),
     ),
-    FormatMistake("the third bit were ignored", ("Q3_K",), fields(hmask=lambda q: 0 * q)),
-    FormatMistake("the third bit were inverted", ("Q3_K",), fields(hmask=lambda q: ~q)),
-    FormatMistake("the low four bits were exchanged with the next ones", ("Q6_K",), fields(ql=swap_nibbles)),
-    FormatMistake("the upper six-bit scales and mins were exchanged", ("Q4_K", "Q5_K"), fields(scales=_plain_six_bits)),
-    FormatMistake("scales and mins were exchanged", ("Q4_K", "Q5_K"), fields(scales=_scales_and_mins_exchanged)),
+    FormatMistake("the third bit were ignored", ("Q3_K",), changed_fields(hmask=lambda q: 0 * q)),
+    FormatMistake("the third bit were inverted", ("Q3_K",), changed_fields(hmask=lambda q: ~q)),
+    FormatMistake("the low four bits were exchanged with the next ones", ("Q6_K",), changed_fields(ql=swap_nibbles)),
     FormatMistake(
-        "the upper two bits of the six-bit scales were ignored", ("Q4_K", "Q5_K"), fields(scales=_no_upper_bits)
+        "the upper six-bit scales and mins were exchanged", ("Q4_K", "Q5_K"), changed_fields(scales=_plain_six_bits)
     ),
-    FormatMistake("scales and mins were exchanged in their byte", ("Q2_K",), fields(scales=swap_nibbles)),
-    FormatMistake("the scales of a super-block were reversed", ("Q6_K", "Q2_K"), fields(scales=lambda s: s[:, ::-1])),
+    FormatMistake(
+        "scales and mins were exchanged", ("Q4_K", "Q5_K"), changed_fields(scales=_scales_and_mins_exchanged)
+    ),
+    FormatMistake(
+        "the upper two bits of the six-bit scales were ignored", ("Q4_K", "Q5_K"), changed_fields(scales=_no_upper_bits)
+    ),
+    FormatMistake("scales and mins were exchanged in their byte", ("Q2_K",), changed_fields(scales=swap_nibbles)),
+    FormatMistake(
+        "the scales of a super-block were reversed", ("Q6_K", "Q2_K"), changed_fields(scales=lambda s: s[:, ::-1])
+    ),
     FormatMistake("the scales were without sign", ("Q6_K",), _unsigned_scales),
     FormatMistake("the codes were without sign", ("Q8_0",), _unsigned_bytes),
-    FormatMistake("the bytes of a code group were reversed", NIBBLES, fields(qs=lambda q: q[:, ::-1])),
+    FormatMistake("the bytes of a code group were reversed", NIBBLES, changed_fields(qs=lambda q: q[:, ::-1])),
 )

@@ -29,6 +29,8 @@ N_SHAKEN = 2  # copies; a group of few numbers may by chance move little in one 
 MAX_BITS = 26.0
 TILE_ROWS = 2048
 PRINTED_ROUNDING = 6e-5  # llama-eval-callback prints four digits
+SUM_ROUNDING = 1e-6  # of the sum of magnitudes, summed one by one in float32
+SUM_SLACK_BITS = 3  # the errors of an engine that rounds to 8 bits are not quite independent
 
 
 def matmul_tiled(w: Tensor, x: np.ndarray) -> np.ndarray:
@@ -321,7 +323,18 @@ class Injection:
         with np.errstate(all="ignore"):
             bits = SHAKE_BITS + np.log2(np.maximum(moved, 1e-300) / np.maximum(error, 1e-300))
         bits = np.where(error == 0, MAX_BITS, np.clip(bits, -30, MAX_BITS))
+        if label in self.dump.sums and theirs.note == "corners" and name not in SPAN_BY_SPAN:
+            bits = np.minimum(bits, self._bits_of_sum(label, ours, moved))
         self.scores[label] = Score(np.where(count > 0, bits, np.nan), moved, theirs.note)
+
+    def _bits_of_sum(self, label: str, ours: np.ndarray, moved: np.ndarray) -> float:
+        """Judge the printed sum of a value: float32, so that the engine's own sum has an error too."""
+        n = ours[0].size
+        error = abs(self.dump.sums[label] - float(ours[0].sum())) - SUM_ROUNDING * float(np.abs(ours[0]).sum()) - 1e-6
+        if error <= 0:
+            return MAX_BITS
+        expected = float(np.sqrt(np.mean(moved**2) * n))  # errors of n numbers that are independent of each other
+        return float(np.clip(SHAKE_BITS + SUM_SLACK_BITS + np.log2(expected / error), -30, MAX_BITS))
 
     def _grouped(self, name: str, label: str, x: np.ndarray) -> np.ndarray:
         """Return x as [n_row, n_head, components]: rows are tokens, heads those of attention or chosen experts."""

@@ -13,7 +13,7 @@ import numpy as np
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import logits
 from numllama.engine.model.trace import Trace, label
-from numllama.engine.oracle.dumps import Dump, Entry
+from numllama.engine.oracle.dumps import Dump, StoredArray
 from numllama.kernels import SETS
 from numllama.kernels.attention import attention_numpy
 from numllama.kernels.kv import numbers
@@ -42,7 +42,7 @@ def values_of(model, kernels, ids=IDS, cache="f32", keep=lambda name: True):
 
 def dump_of(values, ids=IDS):
     """Return a dump of arrays in memory."""
-    return Dump(Path("dump"), {name: Entry(x.shape, lambda x=x: x) for name, x in values.items()}, list(ids))
+    return Dump(Path("dump"), {name: StoredArray(x.shape, lambda x=x: x) for name, x in values.items()}, list(ids))
 
 
 def with_kernel(**changes):

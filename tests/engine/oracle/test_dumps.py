@@ -13,6 +13,7 @@ from numllama.engine.model.load import load_model
 from numllama.engine.oracle.dumps import hugging_face_label, open_dump
 from numllama.engine.oracle.heatmap import heatmap
 from numllama.engine.oracle.judge import judge, unweave
+from numllama.kernels import SETS
 from tiny import tiny_gguf
 
 from .engines import F32, IDS, WRONG, bf16, dump_of, products, values_of
@@ -116,6 +117,18 @@ def test_the_text_of_llama_eval_callback_is_judged_by_its_corners(model, right, 
     report = judge(model, IDS, open_dump(tmp_path / "wrong"))
     assert [verdict.label for verdict in report.wrong] == ["Qcur-0"]
     assert "RoPE paired other components" in report.wrong[0].cause
+
+
+def test_a_printed_sum_shows_an_error_that_the_corners_do_not(model, right, tmp_path):
+    for kernels in (F32, SETS["ggml"]):
+        values = {key: x for key, x in values_of(model, kernels).items() if not key.startswith("kq")}
+        (tmp_path / "right").write_text(eval_callback_text(values))
+        assert judge(model, IDS, open_dump(tmp_path / "right")).agrees
+    shown = {key: x for key, x in right.items() if not key.startswith("kq")}
+    shown["ffn_swiglu-0"] = shown["ffn_swiglu-0"].copy()
+    shown["ffn_swiglu-0"][8:10, 20:60] += 0.5  # in the middle of the rows: between the corners
+    (tmp_path / "wrong").write_text(eval_callback_text(shown))
+    assert [v.label for v in judge(model, IDS, open_dump(tmp_path / "wrong")).wrong] == ["ffn_swiglu-0"]
 
 
 def test_other_orders_of_axes_padding_and_last_rows_are_recognized(model, right):
