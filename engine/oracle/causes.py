@@ -20,6 +20,7 @@ from ...kernels.rounding import round_activations
 from ..model.weights import Weights
 from .formats import FORMAT_MISTAKES, FormatMistake
 from .injection import Setting
+from .values import LAYER_INPUT
 
 Change = Callable[[Setting], Setting | None]
 
@@ -149,6 +150,23 @@ def block(**changes: Callable[[Any], Any]) -> Change:
         return with_fields(s, {name: change(blk) for name, change in changes.items()})
 
     return changed
+
+
+def values(**changes: Callable[[Any, Mapping[str, Any]], Any]) -> Change:
+    """Change values themselves, given ours and those before it by name."""
+    return lambda s: replace(s, values=changes)
+
+
+def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
+    """Replace the residual of both sums by a function of the earlier values and the norm's name of that sum."""
+
+    def after_attention(value: Any, before: Mapping[str, Any]) -> Any:
+        return value - before[LAYER_INPUT] + residual(before, "attn_norm")
+
+    def after_feed_forward(value: Any, before: Mapping[str, Any]) -> Any:
+        return value - before["ffn_inp" if "ffn_inp" in before else "sa_out"] + residual(before, "ffn_norm")
+
+    return values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
 
 
 def missing(*names: str) -> Change:
@@ -683,6 +701,13 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause("the softmax were in base 2", SOFTMAX, special_softmax(lambda s: _softmax(s * np.log(2)))),
     Cause(
+        "the components of heads were woven when they were merged",
+        frozenset({"kqv_out"}),
+        lambda s: values(
+            kqv_out=lambda x, before: x.reshape(len(x), s.model.hparams.n_head, -1).swapaxes(1, 2).reshape(x.shape)
+        )(s),
+    ),
+    Cause(
         "keys were read as values",
         frozenset({"kqv_out"}),
         attend_by(lambda q, k, v, first, rule, tap: attention_numpy(q, k, k, first, rule, tap)),
@@ -719,10 +744,37 @@ CAUSES: tuple[Cause, ...] = (
         block(ffn_gate_exps=lambda blk: blk.ffn_up_exps, ffn_up_exps=lambda blk: blk.ffn_gate_exps),
     ),
     # sums
+    Cause("the residual were missing from the sum", SUMS, sums(lambda before, norm: 0)),
+    Cause("the residual were the normed input", SUMS, sums(lambda before, norm: before[norm])),
+    Cause("the residual of feed-forward were the layer's input", SUMS, sums(lambda before, norm: before[LAYER_INPUT])),
+    Cause(
+        "the residual were added twice",
+        SUMS,
+        values(
+            ffn_inp=lambda x, before: x + before[LAYER_INPUT],
+            sa_out=lambda x, before: x + before[LAYER_INPUT],
+            l_out=lambda x, before: x + before["ffn_inp" if "ffn_inp" in before else "sa_out"],
+        ),
+    ),
     Cause("the residual scale were missing", SUMS, hparams(residual_scale=lambda hp: 1.0)),
     Cause("the residual scale were squared", SUMS, hparams(residual_scale=lambda hp: hp.residual_scale**2)),
     # experts
     Cause("one expert less were used", MIXTURE | {"ffn_moe_out"}, top_only),
+    Cause(
+        "the weights of chosen experts were not normalized to sum 1",
+        MIXTURE | {"ffn_moe_out"},
+        values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
+    ),
+    Cause(
+        "chosen experts had equal weights",
+        MIXTURE | {"ffn_moe_out"},
+        values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
+    ),
+    Cause(
+        "experts were not weighted",
+        MIXTURE | {"ffn_moe_out"},
+        values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
+    ),
     Cause(
         "the router's probabilities were sigmoids",
         MIXTURE,

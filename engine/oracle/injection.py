@@ -7,7 +7,7 @@ output then moves is that operation's own sensitivity, without a formula for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..model.model import Model
 from ..model.trace import label as label_of
 from .dumps import Dump
 from .layout import Fitted, fit, fits
-from .values import INPUT_NAMES, SPAN_BY_SPAN, VALUES, split_label
+from .values import INPUT_NAMES, LAYER_INPUT, SPAN_BY_SPAN, VALUES, split_label
 
 SHAKE = 2.0**-20
 SHAKE_BITS = 20
@@ -57,10 +57,14 @@ F64 = replace(SETS["numpy-float64"], matmul=matmul_tiled, experts=experts_tiled)
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """The kernels and the model of a pass."""
+    """The kernels and the model of a pass.
+
+    values   name -> (our value, the values before it by name) -> the value under a hypothesis
+    """
 
     kernels: Kernels
     model: Model
+    values: Mapping[str, Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,7 @@ class Injection:
         self.rng = np.random.default_rng(self.seed)
         self.parts: dict[str, list[np.ndarray]] = {}
         self.fitted: dict[str, Fitted | None] = {}
+        self.passed_on: dict[str, np.ndarray] = {}
         self.at, self.turned = 0, 0
 
     # --- the pass ---
@@ -171,7 +176,8 @@ class Injection:
 
     def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
         if self.enters is not None and name in INPUT_NAMES:
-            return np.concatenate([self.enters] * self.copies)
+            self.passed_on[LAYER_INPUT] = np.concatenate([self.enters] * self.copies)
+            return self.passed_on[LAYER_INPUT]
         label = label_of(name, il if self.il is None or il < 0 else self.il)
         if name == "l_out":
             self.at = il + 1
@@ -179,6 +185,8 @@ class Injection:
             self.at = 0
         if name in SPAN_BY_SPAN:
             return self._one_span(name, label, value)
+        if name in self.setting.values:
+            value = self.setting.values[name](value, self.passed_on)
         ours = value.reshape(self.copies, -1, *value.shape[1:])
         theirs = self._theirs(name, label, ours[0])
         if self.copies > 1 or label == self.target:
@@ -188,6 +196,7 @@ class Injection:
         out = np.stack([self._passed(label, ours[copy], theirs, copy) for copy in range(self.copies)])
         if self.il is None and (name == "l_out" or name in INPUT_NAMES):
             self.layer_inputs[0 if name != "l_out" else il + 1] = out[0]
+        self.passed_on[LAYER_INPUT if name in INPUT_NAMES else name] = out.reshape(value.shape)
         return out.reshape(value.shape)
 
     def _one_span(self, name: str, label: str, value: np.ndarray) -> np.ndarray:
@@ -389,7 +398,7 @@ def without_unused_products(setting: Setting, target: str, complete: set[str]) -
     def experts(w: Tensor, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return np.zeros((len(x), w.shape[1]), x.dtype) if id(w) in unused else k.experts(w, x, chosen)
 
-    return Setting(replace(k, matmul=matmul, experts=experts), setting.model)
+    return replace(setting, kernels=replace(k, matmul=matmul, experts=experts))
 
 
 def check_finite(found: Injection, order: Sequence[str]) -> None:

@@ -132,6 +132,32 @@ def rope_by(turn):
     return with_kernel(rope=lambda k: rope)
 
 
+def with_tap(**changes):
+    """Change named values on their way to the next operation, in the engine's own pass."""
+    return lambda k, m: (
+        k,
+        replace(
+            m,
+            family=replace(
+                m.family,
+                hidden=lambda model, batch, cache, kernels, tap: m.family.hidden(
+                    model, batch, cache, kernels, tapped_by(tap, changes)
+                ),
+            ),
+        ),
+    )
+
+
+def tapped_by(tap, changes):
+    seen = {}
+
+    def changed(name, il, value):
+        seen[name] = tap(name, il, changes[name](value, seen) if name in changes else value)
+        return seen[name]
+
+    return changed
+
+
 def at_layer(n, change):
     """Apply a change of blocks in layer n alone."""
 
@@ -335,7 +361,35 @@ WRONG = [
     Engine("granite residual unscaled", "granite", "ffn_inp", with_hparams(residual_scale=lambda hp: 1.0)),
     Engine("granite logits unscaled", "granite", "result_output", with_hparams(logit_scale=lambda hp: 1.0)),
     Engine("granite scale by head size", "granite", "kq_soft_max", with_rule(lambda r: replace(r, scale=0.25))),
+    Engine(
+        "residual after the norm",
+        "llama",
+        "ffn_inp",
+        with_tap(ffn_inp=lambda x, seen: seen["attn_out"] + seen["attn_norm"]),
+    ),
+    Engine("no residual around feed-forward", "llama", "l_out", with_tap(l_out=lambda x, seen: seen["ffn_out"])),
+    Engine(
+        "heads merged by components",
+        "llama",
+        "kqv_out",
+        with_tap(
+            kqv_out=lambda x, seen: np.ascontiguousarray(x.reshape(len(x), 4, -1).transpose(0, 2, 1)).reshape(x.shape)
+        ),
+    ),
+    Engine(
+        "a head copied",
+        "llama",
+        "kqv_out",
+        with_tap(kqv_out=lambda x, seen: np.concatenate([x[:, :48], x[:, :16]], axis=1)),
+        explained=False,
+    ),
     # experts
+    Engine(
+        "experts' weights not normalized",
+        "mixtral",
+        "ffn_moe_weights_norm",
+        with_tap(ffn_moe_weights_norm=lambda x, seen: seen["ffn_moe_weights"]),
+    ),
     Engine("one expert", "mixtral", "ffn_moe_out", with_hparams(n_expert_used=lambda hp: 1)),
     Engine("sigmoid router", "mixtral", "ffn_moe_probs", with_kernel(softmax=lambda k: lambda x: 1 / (1 + np.exp(-x)))),
     Engine(
