@@ -152,7 +152,7 @@ def block(**changes: Callable[[Any], Any]) -> Change:
     return changed
 
 
-def values(**changes: Callable[[Any, Mapping[str, Any]], Any]) -> Change:
+def changed_values(**changes: Callable[[Any, Mapping[str, Any]], Any]) -> Change:
     """Change values themselves, given ours and those before it by name."""
     return lambda s: replace(s, values=changes)
 
@@ -166,7 +166,7 @@ def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
     def after_feed_forward(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before["ffn_inp" if "ffn_inp" in before else "sa_out"] + residual(before, "ffn_norm")
 
-    return values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
+    return changed_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
 
 
 def missing(*names: str) -> Change:
@@ -703,7 +703,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the components of heads were woven when they were merged",
         frozenset({"kqv_out"}),
-        lambda s: values(
+        lambda s: changed_values(
             kqv_out=lambda x, before: x.reshape(len(x), s.model.hparams.n_head, -1).swapaxes(1, 2).reshape(x.shape)
         )(s),
     ),
@@ -750,7 +750,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the residual were added twice",
         SUMS,
-        values(
+        changed_values(
             ffn_inp=lambda x, before: x + before[LAYER_INPUT],
             sa_out=lambda x, before: x + before[LAYER_INPUT],
             l_out=lambda x, before: x + before["ffn_inp" if "ffn_inp" in before else "sa_out"],
@@ -763,17 +763,17 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the weights of chosen experts were not normalized to sum 1",
         MIXTURE | {"ffn_moe_out"},
-        values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
+        changed_values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
     ),
     Cause(
         "chosen experts had equal weights",
         MIXTURE | {"ffn_moe_out"},
-        values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
+        changed_values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
     ),
     Cause(
         "experts were not weighted",
         MIXTURE | {"ffn_moe_out"},
-        values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
+        changed_values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
     ),
     Cause(
         "the router's probabilities were sigmoids",

@@ -199,7 +199,7 @@ def unique_items(part: Schema, root: Schema) -> Schema:
 
 
 def _n_values(part: Schema) -> int | None:
-    """Count the values that match `part`; None if there is no end of them."""
+    """Count the values that match `part`; None if they are unbounded."""
     if (listed := values(part)) is not None:
         return len(listed)
     if part.get("type") == "integer" and part.keys() >= {"minimum", "maximum"}:
