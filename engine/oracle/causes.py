@@ -152,7 +152,7 @@ def block(**changes: Callable[[Any], Any]) -> Change:
     return changed
 
 
-def changed_values(**changes: Callable[[Any, Mapping[str, Any]], Any]) -> Change:
+def other_values(**changes: Callable[[Any, Mapping[str, Any]], Any]) -> Change:
     """Change values themselves, given ours and those before it by name."""
     return lambda s: replace(s, values=changes)
 
@@ -166,7 +166,7 @@ def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
     def after_feed_forward(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before["ffn_inp" if "ffn_inp" in before else "sa_out"] + residual(before, "ffn_norm")
 
-    return changed_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
+    return other_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
 
 
 def missing(*names: str) -> Change:
@@ -703,7 +703,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the components of heads were woven when they were merged",
         frozenset({"kqv_out"}),
-        lambda s: changed_values(
+        lambda s: other_values(
             kqv_out=lambda x, before: x.reshape(len(x), s.model.hparams.n_head, -1).swapaxes(1, 2).reshape(x.shape)
         )(s),
     ),
@@ -750,7 +750,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the residual were added twice",
         SUMS,
-        changed_values(
+        other_values(
             ffn_inp=lambda x, before: x + before[LAYER_INPUT],
             sa_out=lambda x, before: x + before[LAYER_INPUT],
             l_out=lambda x, before: x + before["ffn_inp" if "ffn_inp" in before else "sa_out"],
@@ -763,17 +763,17 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "the weights of chosen experts were not normalized to sum 1",
         MIXTURE | {"ffn_moe_out"},
-        changed_values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
+        other_values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
     ),
     Cause(
         "chosen experts had equal weights",
         MIXTURE | {"ffn_moe_out"},
-        changed_values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
+        other_values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
     ),
     Cause(
         "experts were not weighted",
         MIXTURE | {"ffn_moe_out"},
-        changed_values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
+        other_values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
     ),
     Cause(
         "the router's probabilities were sigmoids",

@@ -338,6 +338,9 @@ class Judgement:
     def explain(self, label: str, subtle: bool) -> tuple[Cause, Score] | None:
         """Return the hypothesis that explains the value best, with its score; None if none does."""
         between, plain = self.between(label), self.scores[label]
+        kind, floor = self.kinds[label], self.floor(label)
+        right = [s.median for other, s in self.scores.items() if self.kinds[other] == kind and s.least >= floor]
+        line = float(np.median(right)) if right else MAX_BITS
         best: tuple[Cause, Score] | None = None
         for cause in sorted(self.causes, key=lambda cause: not cause.arithmetic) if subtle else self.causes:
             if not cause.may_explain(between):
@@ -347,6 +350,8 @@ class Judgement:
                 best = cause, score
                 if score.least >= min(CERTAIN_BITS, self.scores[label].least + 12) and score.least >= MIN_SUBTLE_BITS:
                     break
+                if not subtle and score.least > floor + 1 and score.median > line - 1:
+                    break  # as precise as the engine's other values of this kind
         if best is None:
             return None
         gain, least = best[1].least - plain.least, best[1].least
