@@ -119,7 +119,7 @@ def test_ollama_host_is_the_listen_address():
 
 def test_ollama_models_is_the_store(folder):
     assert Settings.from_env({"OLLAMA_MODELS": str(folder)}).models == folder
-    assert Settings.from_env({}).models == Path.home() / ".ollama" / "models"
+    assert Settings.from_env({"HOME": "/home/ada"}).models == Path("/home/ada/.ollama/models")
 
 
 def test_ollama_origins_are_allowed(folder):
