@@ -19,7 +19,7 @@ F64 = numpy_kernels(np.float64)
 
 
 def golden(recordings, name):
-    """Load a recorded model and its 32 tokens with their logits; shared/data/golden/README.md."""
+    """Load a recorded model, its 32 tokens with their logits, and the columns of those (tests/golden/README.md)."""
     recorded = recordings.arrays(f"logits_{name}")
     return load_model(recordings.model(name)), recorded, recorded.get("columns", slice(None))
 
