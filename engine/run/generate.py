@@ -38,7 +38,7 @@ def generate(
 
     Ends after an end-of-generation token, after `num_predict` tokens, or when the window is full.
     """
-    options = options or Options()
+    options = (options or Options()).clamped(model.hparams.n_ctx_train)
     cache = cache or model.new_cache(options.num_ctx)
     sampler = Sampler(options, model.hparams.n_vocab)
     tokens, limit = list(ids), cache.n_ctx

@@ -183,3 +183,9 @@ def test_the_loop_ends_where_the_window_is_full(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     ids = [1, 5, 9]
     assert len(list(generate(model, ids, replace(GREEDY, num_ctx=10, logit_bias=((model.tokenizer.eos, -1e30),))))) == 7
+
+
+def test_the_loop_s_window_ends_where_the_model_s_training_did(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", n_ctx=12))
+    options = replace(GREEDY, num_ctx=4096, logit_bias=((model.tokenizer.eos, -1e30),))
+    assert len(list(generate(model, [1, 5, 9], options))) == 9
