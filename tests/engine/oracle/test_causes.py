@@ -3,7 +3,7 @@
 import numpy as np
 
 from numllama.engine.oracle.causes import CAUSES
-from numllama.engine.oracle.formats import FORMAT_MISTAKES
+from numllama.engine.oracle.causes.formats import FORMAT_MISTAKES
 from numllama.engine.oracle.layout import fit
 from numllama.engine.oracle.values import VALUES, inputs_of, kind_of
 from numllama.kernels.quants import FORMATS_BY_NAME

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ....kernels import Tensor
+from ..injection import Setting
+from .cause import INPUT, PRODUCTS, Cause, Change
 
 Dequantize = Callable[[np.ndarray], np.ndarray]
 NIBBLES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q4_K", "Q5_K", "IQ4_XS", "MXFP4")
@@ -187,4 +191,39 @@ FORMAT_MISTAKES = (
     FormatMistake("the scales were without sign", ("Q6_K",), _unsigned_scales),
     FormatMistake("the codes were without sign", ("Q8_0",), _unsigned_bytes),
     FormatMistake("the bytes of a code group were reversed", NIBBLES, changed_fields(qs=lambda q: q[:, ::-1])),
+)
+
+
+def mistaken_format(mistake: FormatMistake) -> Change:
+    """Dequantize weights of the mistake's formats as it does."""
+
+    def changed(w: Tensor) -> Tensor:
+        if w.format.name not in mistake.formats:
+            return w
+        dequantize = w.format.dequantize
+        format = replace(w.format, dequantize=lambda blocks: mistake.dequantize(blocks, dequantize))
+        return Tensor(w.name, format, w.shape, w.blocks)
+
+    def change(s: Setting) -> Setting | None:
+        model = s.model
+        tensors = [x for blk in model.weights.blk for x in vars(blk).values() if isinstance(x, Tensor)]
+        tensors += [x for x in vars(model.weights).values() if isinstance(x, Tensor)]
+        if all(w.format.name not in mistake.formats for w in tensors):
+            return None
+        k = s.kernels
+        return Setting(
+            replace(
+                k,
+                matmul=lambda w, x: k.matmul(changed(w), x),
+                experts=lambda w, x, chosen: k.experts(changed(w), x, chosen),
+                rows=lambda w, ids: k.rows(changed(w), ids),
+            ),
+            model,
+        )
+
+    return change
+
+
+FORMATS: tuple[Cause, ...] = tuple(
+    Cause(mistake.sentence, PRODUCTS | INPUT, mistaken_format(mistake)) for mistake in FORMAT_MISTAKES
 )

@@ -1,0 +1,57 @@
+"""Mistakes at both ends of a model: embeddings and logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ...model.weights import Weights
+from ..injection import Setting
+from .arithmetic import bf16
+from .cause import INPUT, LOGITS, Cause
+from .change import hparams, norms
+
+
+def tied(s: Setting) -> Setting | None:
+    w = s.model.weights
+    if not isinstance(w, Weights) or w.output is w.token_embd or w.output.shape != w.token_embd.shape:
+        return None
+    return Setting(s.kernels, replace(s.model, weights=replace(w, output=w.token_embd)))
+
+
+def no_learned_positions(s: Setting) -> Setting | None:
+    if getattr(s.model.weights, "position_embd", None) is None:
+        return None
+    weights = replace(s.model.encoder, position_embd=None)
+    return Setting(s.kernels, replace(s.model, weights=weights))
+
+
+def no_token_types(s: Setting) -> Setting | None:
+    if getattr(s.model.weights, "token_types", None) is None:
+        return None
+    weights = replace(s.model.encoder, token_types=None)
+    return Setting(s.kernels, replace(s.model, weights=weights))
+
+
+EMBEDDING: tuple[Cause, ...] = (
+    Cause("the scale of embeddings were missing", INPUT | {"inp_scaled"}, hparams(embed_scale=lambda hp: 1.0)),
+    Cause("embeddings were scaled by sqrt(n_embd)", INPUT, hparams(embed_scale=lambda hp: hp.n_embd**0.5)),
+    Cause("the scale of embeddings were squared", INPUT, hparams(embed_scale=lambda hp: hp.embed_scale**2)),
+    Cause(
+        "the scale of embeddings were rounded to bfloat16",
+        INPUT,
+        hparams(embed_scale=lambda hp: float(bf16(np.array([hp.embed_scale], np.float32))[0])),
+        arithmetic=True,
+    ),
+    Cause("embeddings of positions were missing", INPUT, no_learned_positions),
+    Cause("embeddings of token types were missing", INPUT, no_token_types),
+    Cause("the output matrix were the embedding", LOGITS, tied),
+    Cause("the soft-cap of logits were missing", LOGITS, hparams(logit_softcap=lambda hp: 0.0)),
+    Cause("logits had a soft-cap of 30", LOGITS, hparams(logit_softcap=lambda hp: 30.0)),
+    Cause("the scale of logits were missing", LOGITS, hparams(logit_scale=lambda hp: 1.0)),
+    Cause(
+        "logits were multiplied by their scale, not divided", LOGITS, hparams(logit_scale=lambda hp: 1 / hp.logit_scale)
+    ),
+    Cause("the final norm were missing", LOGITS | {"result_norm"}, norms(lambda k, x, w, eps: x)),
+)

@@ -1,0 +1,41 @@
+"""Mistakes in the choice and weights of experts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..injection import Setting
+from .cause import MIXTURE, Cause
+from .change import hparams, other_kernel, other_values
+
+
+def top_only(s: Setting) -> Setting | None:
+    """Use one expert less."""
+    n = s.model.hparams.n_expert_used
+    return hparams(n_expert_used=lambda hp: hp.n_expert_used - 1)(s) if n > 1 else None
+
+
+EXPERTS: tuple[Cause, ...] = (
+    Cause("one expert less were used", MIXTURE | {"ffn_moe_out"}, top_only),
+    Cause(
+        "the weights of chosen experts were not normalized to sum 1",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
+    ),
+    Cause(
+        "chosen experts had equal weights",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(ffn_moe_weights_norm=lambda x, before: np.full_like(x, 1 / x.shape[1])),
+    ),
+    Cause(
+        "experts were not weighted",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(ffn_moe_weighted=lambda x, before: before["ffn_moe_down"].reshape(x.shape)),
+    ),
+    Cause(
+        "the router's probabilities were sigmoids",
+        MIXTURE,
+        other_kernel("softmax", lambda k: lambda x: 1 / (1 + np.exp(-x))),
+    ),
+    Cause("the router's probabilities were its logits", MIXTURE, other_kernel("softmax", lambda k: lambda x: x)),
+)
