@@ -1,7 +1,7 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, template, warmup and bench; the flags
--o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, score, template, warmup and bench; the
+flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
 from __future__ import annotations
@@ -309,6 +309,49 @@ def diff(
         as_json=json,
         html=html,
         verbose=verbose,
+    )
+    if status:
+        raise typer.Exit(status)
+
+
+@command("score")
+def score(
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf")] = None,
+    text: Annotated[
+        str | None, Option("-f", "--text", metavar="FILE", help="The text to score, - for standard input")
+    ] = None,
+    ctx_size: Annotated[int, Option("-c", "--ctx-size", metavar="N", help="Tokens in a chunk")] = 512,
+    chunks: Annotated[int | None, Option(metavar="N", help="Score at most N chunks")] = None,
+    kernels: Annotated[str, Option(metavar="SET", help="Kernel set (see trace)")] = "numba",
+    cache_type: Annotated[
+        str | None, Option(metavar="TYPE", help="Type of keys and values; by default f16, f32 for reference sets")
+    ] = None,
+    kl_divergence_base: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Save all log-probabilities to this file, in llama-perplexity's format"),
+    ] = None,
+    kl_divergence: Annotated[
+        bool, Option("--kl-divergence", help="Compare with the log-probabilities in that file")
+    ] = False,
+    json: Annotated[bool, Option("--json", help="Print the numbers as JSON")] = False,
+) -> None:
+    """Compute a model's perplexity on a text, as llama-perplexity
+
+    The text is cut into chunks, and the second half of each is scored. Ctrl-C prints what there is.
+    """
+    (model,) = expect_exactly(1, args)
+    from .score import score_model
+
+    status = score_model(
+        model,
+        text=text,
+        n_ctx=ctx_size,
+        n_chunk=chunks,
+        kernels=kernels,
+        cache_type=cache_type,
+        base=kl_divergence_base,
+        beside_base=kl_divergence,
+        as_json=json,
     )
     if status:
         raise typer.Exit(status)
