@@ -55,6 +55,24 @@ def generate(
         (logits,) = forward(model, Batch.of([token], start=len(tokens) - 1), cache, kernels, tap)
 
 
+def generate_uncached(
+    model: Model, ids: Sequence[int], options: Options | None = None, *, kernels: Kernels = NUMBA
+) -> Iterator[int]:
+    """Yield the ids that generate() yields, without keeping a cache: each step computes all tokens again.
+
+    Token n takes n columns of work in place of one: time both to see what the cache saves.
+    """
+    options = (options or Options()).clamped(model.hparams.n_ctx_train)
+    sampler, tokens = Sampler(options, model.hparams.n_vocab), list(ids)
+    limit = min(options.num_ctx, len(tokens) + options.num_predict) if options.num_predict > 0 else options.num_ctx
+    while True:
+        (logits,) = forward(model, Batch.of(tokens), model.new_cache(options.num_ctx), kernels)
+        tokens.append(sampler.sample(logits, tokens))
+        yield tokens[-1]
+        if tokens[-1] in model.tokenizer.eog or len(tokens) >= limit:
+            return
+
+
 def prefill(
     model: Model,
     ids: Sequence[int],

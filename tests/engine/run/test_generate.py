@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numllama.engine.errors import ContextFull
 from numllama.engine.model.load import load_model
 from numllama.engine.options import Options
-from numllama.engine.run.generate import generate
+from numllama.engine.run.generate import generate, generate_uncached
 from numllama.engine.run.request import complete
 from numllama.engine.run.sequence import truncated
 from numllama.engine.sampling.grammar import Grammars
@@ -71,6 +71,18 @@ def tiny(tmp_path_factory):
 def run(model, prompt, options, **more):
     *pieces, last = complete(model, prompt, options, **more)
     return pieces, last
+
+
+@pytest.mark.parametrize("kernels", [EXACT, GGML, NUMBA], ids=lambda kernels: kernels.name)
+def test_the_ids_without_a_cache_are_those_with_it(tiny, kernels):
+    ids = tiny.tokenizer.encode("once upon a time there was a cat")
+    for options in (
+        replace(GREEDY, num_predict=7),
+        Options(seed=5, num_predict=9),
+        Options(seed=2, num_ctx=len(ids) + 3),
+    ):
+        expected = list(generate(tiny, ids, options, kernels=kernels))
+        assert list(generate_uncached(tiny, ids, options, kernels=kernels)) == expected and len(expected) > 2
 
 
 def test_num_predict_ends_the_text_with_reason_length(tiny):

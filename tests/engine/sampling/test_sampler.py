@@ -188,3 +188,18 @@ def test_any_options_choose_an_allowed_token(options, n_vocab, spread, seed):
     masks[:, rng.integers(n_vocab)] = True
     assert all(masks[i, t] for i, t in enumerate(tokens(options, logits, masks)))
     assert all(0 <= t < n_vocab for t in tokens(options, logits))
+
+
+@given(anything, st.integers(1, 40), st.integers(0, 2**32))
+def test_a_look_sees_every_step_and_changes_none(options, n_vocab, seed):
+    logits = np.random.default_rng(seed).standard_normal(n_vocab).astype(np.float32)
+    options = {"seed": 1} | options
+    plain, seen = Sampler(Options.parse(options), n_vocab), Sampler(Options.parse(options), n_vocab)
+    for _ in range(3):
+        steps = []
+        token = seen.sample(logits, [0, 0], look=lambda *step, steps=steps: steps.append(step))
+        assert token == plain.sample(logits, [0, 0])
+        assert steps[0][0] == "logits" and len(steps[0][2].ids) == n_vocab
+        assert steps[-1][0] == "dist" and steps[-1][2].ids.tolist() == [token]
+        counts = [len(c.ids) for _, _, c in steps]
+        assert counts == sorted(counts, reverse=True)
