@@ -1,8 +1,8 @@
-"""Named chat formats: their stop strings, and Go templates for files whose Jinja template does not run here.
+"""Named chat formats: their stop strings and Go templates, which a new model gets with its Jinja template.
 
-A format is recognized by words in the Jinja text that no other format has.  Ollama instead compares edit distances to
-37 stored texts and always uses its own template; here the model's own template is preferred.  Names and stop strings
-are Ollama's.
+A format is recognized by words in the Jinja text that no other format has, and by its length.  Ollama instead compares
+edit distances to 37 stored texts, of which the least must be below 100.  A longer text writes something else as well,
+such as tools, and stays.  Names, stop strings and lengths are Ollama's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..go.text import quote
 
+MAX_DISTANCE = 100  # characters by which two texts of one format differ, as in Ollama
 Turn = tuple[str, str]  # the text before and after a message
 
 
@@ -19,6 +20,7 @@ class NamedTemplate:
     """A chat format.
 
     words    words that identify it; a Jinja text in this format has all of them
+    lengths  characters of the Jinja texts that are known to be in this format
     stop     strings at which generation stops
     user     text around the user's message; `{system}` is replaced by the system text if that has no turn of its own
     opens    text that the model's answer follows
@@ -27,6 +29,7 @@ class NamedTemplate:
 
     name: str
     words: tuple[str, ...]
+    lengths: tuple[int, ...]
     stop: tuple[str, ...]
     system: Turn
     user: Turn
@@ -38,6 +41,9 @@ class NamedTemplate:
     def template(self) -> str:
         """The format as a Go template."""
         before, after = self.user
+        if (self.system, self.user, self.assistant) == _tagged(before.replace("user", "role"), after):
+            tag = before.replace("user", "{{ .Role }}")
+            return f"{self.begins}{{{{- range .Messages }}}}{tag}{{{{ .Content }}}}{after}{{{{ end }}}}{self.opens}"
         is_deferred = "{system}" in before
         if is_deferred:  # the system text is written with the next user message
             form = quote("%s".join(text.replace("%", "%%") for text in self.system))
@@ -66,6 +72,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "chatml",
         ("<|im_start|>",),
+        (196, 209, 291, 306, 327, 328, 358, 441, 450, 629, 1842),
         ("<|im_start|>", "<|im_end|>"),
         *_tagged("<|im_start|>role\n", "<|im_end|>\n"),
         opens="<|im_start|>assistant\n",
@@ -73,6 +80,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "llama3-instruct",
         ("<|start_header_id|>",),
+        (389, 4614),
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         *_tagged("<|start_header_id|>role<|end_header_id|>\n\n", "<|eot_id|>"),
         opens="<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -80,6 +88,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "phi-3",
         ("<|assistant|>", "<|end|>"),
+        (218, 254, 269),
         ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
         *_tagged("<|role|>\n", "<|end|>\n"),
         opens="<|assistant|>\n",
@@ -87,6 +96,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "zephyr",
         ("<|assistant|>", "eos_token"),
+        (306, 410),
         ("<|system|>", "</s>", "<|user|>", "<|assistant|>"),
         *_tagged("<|role|>\n", "</s>\n"),
         opens="<|assistant|>\n",
@@ -94,6 +104,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "openchat",
         ("GPT4 Correct",),
+        (222,),
         ("<|end_of_turn|>",),
         ("GPT4 Correct System: ", "<|end_of_turn|>"),
         ("GPT4 Correct User: ", "<|end_of_turn|>"),
@@ -103,6 +114,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "llama2-chat",
         ("[INST]", "<<SYS>>"),
+        (813, 815),
         ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
         ("\n", "\n"),
         ("<<SYS>>{system}<</SYS>>\n\n", " [/INST]"),
@@ -112,6 +124,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "mistral-instruct",
         ("[INST]",),
+        (470, 477),
         ("<|im_start|>", "<|im_end|>"),  # as Ollama has them
         ("", "\n\n"),
         ("", "[/INST]"),
@@ -121,6 +134,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "gemma3-instruct",
         ("<start_of_turn>", "first_user_prefix"),
+        (1532,),
         ("<end_of_turn>",),
         ("", "\n\n"),
         ("<start_of_turn>user\n{system}", "<end_of_turn>\n"),
@@ -130,6 +144,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "gemma-instruct",
         ("<start_of_turn>",),
+        (591,),
         ("<start_of_turn>", "<end_of_turn>"),
         ("", "\n"),
         ("<start_of_turn>user\n{system}", "<end_of_turn>\n"),
@@ -139,6 +154,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "command-r",
         ("<|START_OF_TURN_TOKEN|>",),
+        (1204,),
         ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
         ("<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
         ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
@@ -148,6 +164,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "alpaca",
         ("### Instruction:",),
+        (1041,),
         ("### Instruction:", "### Response"),
         ("", "\n\n"),
         ("{system}### Instruction:\n", "\n\n"),
@@ -157,6 +174,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "starcoder2-instruct",
         ("### Instruction",),
+        (574,),
         ("### Instruction", "### Response", "<|endoftext|>"),
         ("", "\n\n"),
         ("{system}### Instruction\n", "\n\n"),
@@ -166,6 +184,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "magicoder",
         ("@@ Instruction",),
+        (571,),
         ("@@ Instruction", "@@ Response"),
         ("", "\n\n"),
         ("{system}@@ Instruction\n", "\n\n"),
@@ -175,6 +194,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "solar-instruct",
         ("### System:", "### User:"),
+        (409,),
         ("### System:", "### User:", "### Assistant"),
         ("### System:\n", "\n\n"),
         ("### User:\n", "\n\n"),
@@ -184,6 +204,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "codellama-70b-instruct",
         ("Source:", "<step>"),
+        (531,),
         ("Source:", "Destination:", "<step>"),
         *_tagged("Source: role\n\n ", " <step> "),
         opens="Source: assistant\nDestination: user\n\n ",
@@ -191,6 +212,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "granite-instruct",
         ("Question:", "Answer:"),
+        (376,),
         ("System:", "Question:", "Answer:"),
         ("System:\n", "\n\n"),
         ("Question:\n", "\n\n"),
@@ -200,6 +222,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "alfred",
         ("<start_user>",),
+        (533,),
         ("<start_system>", "<end_message>", "<start_user>", "<start_assistant>"),
         *_tagged("<start_role>", "<end_message>"),
         opens="<start_assistant>",
@@ -207,6 +230,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "falcon-instruct",
         ("User:", "Falcon:"),
+        (340, 356),
         ("User:", "Assistant:"),
         ("System: ", "\n"),
         ("User:\n", "\n"),
@@ -216,6 +240,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "chatqa",
         ("User: ", "Assistant: "),
+        (459, 690),
         ("System:", "User:", "Assistant:", "<|begin_of_text|>"),
         ("System: ", "\n\n"),
         ("User: ", "\n\n"),
@@ -225,6 +250,7 @@ NAMED = [  # the first match wins
     NamedTemplate(
         "vicuna",
         ("USER: ", "ASSISTANT: "),
+        (),
         ("USER:", "ASSISTANT:"),
         ("", "\n\n"),
         ("{system}USER: ", "\n"),
@@ -235,5 +261,11 @@ NAMED = [  # the first match wins
 
 
 def match(jinja: str) -> NamedTemplate | None:
-    """Return the named format of a Jinja template, recognized by its words, or None."""
+    """Return the format that a Jinja template is like, by its words and its length, or None."""
+    named = match_words(jinja)
+    return named if named and any(abs(len(jinja) - n) < MAX_DISTANCE for n in named.lengths) else None
+
+
+def match_words(jinja: str) -> NamedTemplate | None:
+    """Return the format whose words a Jinja template has, whatever else it writes, or None."""
     return next((named for named in NAMED if all(word in jinja for word in named.words)), None)

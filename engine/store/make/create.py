@@ -17,7 +17,7 @@ from ...gguf.read import GGUF
 from ...go.fmt import json_text, ordered_json_text
 from ...settings import expand_home
 from ...template import go, jinja
-from ...template.named import NamedTemplate, match
+from ...template.named import NamedTemplate, match, match_words
 from .. import manifest as media
 from ..manifest import Config, Manifest, ManifestLayer
 from ..name import ModelName
@@ -193,14 +193,15 @@ def _check_template(text: str) -> None:
 
 
 def _known_format(store: Store, layers: Sequence[ManifestLayer]) -> tuple[list[str], NamedTemplate | None]:
-    """Match the chat template in the weights with a known format.
+    """Return the known format of the chat template in the weights, and its stop words; [], None if it has none.
 
-    -> the stop words of the format; the format itself, if the model's own template is unsupported
+    A template that does not run here needs less likeness: only then is there no other.
     """
     own = GGUF.open(store.blob_path(layers[0].digest)).kv.get("tokenizer.chat_template")
-    if not isinstance(own, str) or (named := match(own)) is None:
+    if not isinstance(own, str):
         return [], None
-    return [word for word in named.stop if word in own], None if jinja.compiles(own) else named
+    named = match(own) if jinja.compiles(own) else match_words(own)
+    return (list(named.stop), named) if named else ([], None)
 
 
 def _without(layers: Sequence[ManifestLayer], *media_types: str) -> list[ManifestLayer]:

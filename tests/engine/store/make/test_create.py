@@ -238,19 +238,39 @@ def test_template_that_does_not_parse_is_refused(store, digest, template, messag
         store.resolve("a")
 
 
-def test_an_unsupported_template_is_replaced_by_that_of_its_format(store, tmp_path):
-    """docs/compatibility.md [181]"""
-    jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja + "{% unknown %}")
-    made = statuses(store, "a", files={"m.gguf": store.put_blob([path.read_bytes()])[0]})
-    assert "using autodetected template chatml" in made
-    assert "<|im_start|>user" in store.resolve("a").template
-    assert store.resolve("a").params == {"stop": ["<|im_start|>", "<|im_end|>"]}
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+SMOLLM = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a model of 135 million weights<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
-    runs = tiny_gguf(tmp_path / "runs.gguf", chat_template=jinja)
-    statuses(store, "b", files={"m.gguf": store.put_blob([runs.read_bytes()])[0]})
-    assert store.resolve("b").template is None
-    assert store.resolve("b").params == {"stop": ["<|im_start|>", "<|im_end|>"]}  # Ollama's stop words for this format
+
+@pytest.mark.parametrize(
+    ("jinja", "is_known", "because"),
+    [
+        (SMOLLM, True, "its length is that of a known text: without the default system text, as with Ollama"),
+        (CHATML + "{% unknown %}", True, "it does not run here"),
+        (CHATML, False, "it is shorter than any known text by 100 characters"),
+        (SMOLLM + "{# tools #}" * 200, False, "it is longer by 100 characters"),
+        ("{{ messages }}", False, "it has no known words"),
+    ],
+    ids=("known", "unsupported", "short", "long", "unknown"),
+)
+def test_a_template_like_a_known_one_is_stored_as_its_format(store, tmp_path, jinja, is_known, because):
+    """docs/compatibility.md [181], transcript real-smollm2"""
+    path = tiny_gguf(tmp_path / "m.gguf", chat_template=jinja)
+    made = statuses(store, "a", files={"m.gguf": store.put_blob([path.read_bytes()])[0]})
+    assert ("using autodetected template chatml" in made) == is_known, because
+    model = store.resolve("a")
+    if is_known:
+        assert model.template == (
+            "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+        )
+        assert model.params == {"stop": ["<|im_start|>", "<|im_end|>"]}
+    else:
+        assert (model.template, model.params) == (None, {})
 
 
 @pytest.mark.parametrize(
