@@ -13,6 +13,7 @@ from ..gguf.read import GGUF, described, with_axes
 from .architecture import FEW_READ, Family
 
 MAX_COUNT = 2**31  # llama.cpp keeps counts in 32 bits
+PREFILL_CELLS, CELLS = 512, 256  # llama.cpp keeps a layer's window and one batch, rounded up to a multiple of 256
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # by <arch>.pooling_type, as in llama.h
 
 
@@ -62,6 +63,15 @@ class Hparams:
     def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
         """Return each layer's RoPE for a window of `n_ctx` positions."""
         return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope
+
+    def can_shift(self, n_ctx: int) -> bool:
+        """Return whether an answer goes on in a full window of `n_ctx` positions, whose older half is then discarded.
+
+        Not if layers keep only a part of it, as in llama.cpp (llama_kv_cache_iswa::get_can_shift): a model that was
+        not taught to end would otherwise never do so.
+        """
+        kept = max(rule.window for rule in self.attention)
+        return not kept or n_ctx <= -(-(kept + PREFILL_CELLS) // CELLS) * CELLS
 
 
 Ropes = tuple[Rope | None, ...]

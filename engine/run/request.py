@@ -49,7 +49,8 @@ def complete(
     prompt      text, parsed with special tokens and preceded by BOS if the file says so; or ids, used unchanged
     cache       one made by `model.new_cache` for options.num_ctx; made here if absent
     truncate    cut a prompt longer than the window, else raise ContextFull
-    shift       discard the older half of a full window and continue, else end with done_reason "length"
+    shift       discard the older half of a full window and continue, else end with done_reason "length"; without
+                effect on a model whose layers keep only a part of the window
     n_logprobs  report each token's log-probability and those of the n likeliest; None: neither
     embeds      the row of each id below 0: an image's, see vision/prompt.py
     shown       control tokens whose text is part of the answer; others have no text
@@ -66,6 +67,7 @@ def complete(
         raise ContextFull(n_whole, options.num_ctx)
     ids = truncated(ids, options.num_ctx, resolve_num_keep(options.num_keep, n_whole, tokenizer.add_bos))
     cache = cache or model.new_cache(options.num_ctx)
+    shift = shift and model.hparams.can_shift(options.num_ctx)
     seq = Sequence(
         tokenizer, ids, options, shift=shift, n_logprobs=n_logprobs, embeds=embeds, shown=shown, grammar=grammar
     )

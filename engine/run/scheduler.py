@@ -170,7 +170,7 @@ class Scheduler:
             tokenizer,
             prompt,
             options,
-            shift=job.shift,
+            shift=job.shift and self.model.hparams.can_shift(n_ctx),
             n_logprobs=job.n_logprobs,
             embeds=job.embeds,
             shown=job.shown,

@@ -88,6 +88,23 @@ def test_a_window_of_any_size_shifts_and_goes_on(tmp_path, n_ctx, kernels):
         assert (len(pieces), last.done_reason) == (max(1, n_ctx - n_prompt), "length")
 
 
+@pytest.mark.parametrize(("n_ctx", "shifts"), [(768, True), (769, False)])
+def test_a_full_window_ends_the_answer_where_layers_keep_only_a_part_of_it(tmp_path, n_ctx, shifts):
+    """docs/compatibility.md [76].  A window of 8 and a batch of 512 are 520, in cells of 256: 768 positions are kept.
+
+    Recorded: Gemma 3 270M with a window of 4,096 ends after a prompt of 29 tokens and 4,067 more.
+    """
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", "gemma2", n_ctx=1024))
+    options = replace(Options(), temperature=0.0, num_ctx=n_ctx, num_predict=20, ignore_eos=True)
+    prompt = [270 + i % 60 for i in range(760)]
+    scheduler, delivered = Scheduler(model, model.new_cache(n_ctx), guard=False), []
+    scheduler.submit(Job(handle=RequestHandle(), prompt=prompt, options=options, deliver=delivered.append))
+    while not scheduler.idle:
+        scheduler.step()
+    for *pieces, last in (complete(model, prompt, options), delivered):
+        assert (len(pieces), last.done_reason) == (20 if shifts else n_ctx - 760, "length")
+
+
 def test_in_a_window_of_one_position_each_token_sees_itself_alone(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_ctx=1))
     options = replace(Options(), temperature=0.0, num_predict=5)
