@@ -38,10 +38,7 @@ def decode_json(cls: type[T], body: bytes) -> T:
     decoding = _Decoding()
     if not isinstance(value, dict):
         raise DecodeError(f"json: cannot unmarshal {kind(value)} into Go value of type {go_name(cls)}")
-    try:
-        request = decoding.struct(cls, value, go_name(cls).rpartition(".")[2], ())
-    except RecursionError:
-        raise DecodeError("exceeded max depth") from None
+    request = decoding.struct(cls, value, go_name(cls).rpartition(".")[2], ())
     if decoding.wrong:
         raise DecodeError(decoding.wrong)
     return request

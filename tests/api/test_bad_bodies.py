@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, is_dataclass
+from itertools import product
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,9 @@ from serving import Served
 from numllama.api.anthropic import schema as anthropic_schema
 from numllama.api.openai import schema as openai_schema
 from numllama.api.wire import schema
+from numllama.engine.go.json import MAX_DEPTH, DecodeError, loads
 from numllama.engine.settings import Settings
+from tiny import CHAT_TEMPLATE, tiny_gguf
 
 BLOB = "/api/blobs/sha256:1"
 REQUESTS = {
@@ -175,3 +178,90 @@ def test_a_hundred_thousand_bodies_of_schemathesis_get_documented_statuses(serve
         check(served, route, body)
 
     holds()
+
+
+# --- nested bodies
+
+NEAR = [MAX_DEPTH - 9, MAX_DEPTH - 8, MAX_DEPTH - 7]  # with what surrounds the value, up to the limit or just over it
+DEPTHS = [*range(1, 1200, 7), *NEAR, *range(1200, 100_000, 9_000), 100_000]
+# Templates that print all that they are given, in every way in which they can
+JINJA = CHAT_TEMPLATE + "{{ tools | tojson(indent=2) }}{{ tools }}{{ messages | tojson }}{{ messages }}"
+GO = "{{ .Tools }}{{ json .Tools }}{{ .Messages }}{{ json .Messages }}"
+BRACKETS = [("[", "]"), ('{"type":"object","properties":{"a":', "}}"), ('[{"items":', "}]")]
+TOOL = (
+    '{"type": "function", "name": "f", "parameters": @, "input_schema": @, "function": {"name": "f", "parameters": @}}'
+)
+PLACES = [  # @: the value, $: its JSON in a string
+    "@",
+    '{"x": @}',
+    '{"prompt": @, "input": @, "tokens": @, "content": @, "files": @, "messages": @}',
+    '{"messages": [{"role": "user", "content": @}], "input": [{"role": "user", "content": @}], "license": @}',
+    '{"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": @}]}]}',
+    '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": @}}}]}]}',
+    '{"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": $}}]}]}',
+    '{"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": @}]}]}',
+    '{"input": [{"type": "function_call", "name": "f", "arguments": $, "call_id": "1"}]}',
+    '{"format": @, "info": @, "parameters": @}',
+    '{"response_format": {"type": "json_schema", "json_schema": {"schema": @}}, "options": @}',
+    '{"output_config": {"format": {"type": "json_schema", "schema": @}}}',
+    '{"text": {"format": {"type": "json_schema", "name": "a", "schema": @}}}',
+    f'{{"tools": [{TOOL}]}}',
+    f'{{"tools": [{TOOL}], "tool_choice": "required"}}',
+    f'{{"tools": [{TOOL}], "tool_choice": {{"type": "any"}}}}',
+]
+
+
+def nested(depth, brackets, inner="{}"):
+    before, after = brackets
+    n = (depth - 1) // sum(map(before.count, "[{"))
+    return before * n + inner + after * n
+
+
+@pytest.fixture(scope="module")
+def printing(models, tmp_path_factory):
+    """Start a server whose models print all parts of a request."""
+    folder = tmp_path_factory.mktemp("store")
+    printing = tiny_gguf(folder / "jinja.gguf", chat_template=JINJA)
+    server = Served(Settings(models=folder, builtin=False))
+    server.add("jinja", printing)
+    server.add("go", models / "bare.gguf", template=GO)
+    yield server
+    server.close()
+
+
+def check_nested(server, route, depths):
+    """Send a body for each place and depth, to one model after the other."""
+    method, path = route
+    names = ["jinja", "go"] if "chat" in path or "messages" in path or "responses" in path else ["not there"]
+    for (i, depth), place in product(enumerate(depths), PLACES):
+        name = names[i % len(names)]
+        value = nested(depth, BRACKETS[depth % len(BRACKETS)])
+        valid = {"model": name, "prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]}
+        head = json.dumps(valid | {"max_tokens": 1, "options": {"num_predict": 1}}).removesuffix("}")
+        text = place.replace("$", json.dumps('{"a": ' + value + "}")).replace("@", value)
+        body = text if place == "@" else f"{head}, {text[1:]}"  # the last of several members with one name counts
+        answer = server.client.request(method, path, content=body.encode())
+        assert answer.status_code in (200, 400, 404), (depth, place, answer.text)
+
+
+def test_no_more_levels_than_the_limit_are_decoded():
+    for depth, brackets in product([*DEPTHS, *range(MAX_DEPTH - 5, MAX_DEPTH + 5)], BRACKETS):
+        text = nested(depth, brackets, "[]")
+        try:
+            loads(text.encode())
+            accepted = True
+        except DecodeError as error:
+            assert str(error) == "exceeded max depth"
+            accepted = False
+        assert accepted == (sum(map(text.count, "[{")) <= MAX_DEPTH)
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route[1] != BLOB], ids=" ".join)
+def test_a_body_nested_near_the_limit_or_far_over_it_is_used_or_refused(printing, route):
+    check_nested(printing, route, [*NEAR, 900])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", [route for route in ROUTES if route[1] != BLOB], ids=" ".join)
+def test_a_body_of_any_depth_is_used_or_refused(printing, route):
+    check_nested(printing, route, DEPTHS)
