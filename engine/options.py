@@ -22,11 +22,19 @@ IGNORED_OPTIONS = frozenset("f16_kv logits_all low_vram numa penalize_newline us
 # Removed in Ollama 0.7: ignored as a model's parameters, but a request may still set them.
 REQUEST_ONLY_OPTIONS = frozenset("tfs_z mirostat mirostat_tau mirostat_eta".split())
 # Options that only numllama has; a Modelfile cannot set them.
-OWN_OPTIONS = frozenset("logit_bias ignore_eos min_tokens".split())
+OWN_OPTIONS = frozenset("logit_bias ignore_eos min_tokens speculate".split())
+SPECULATE = "auto", "off", "ngram"
 # A request that differs from the loaded model in one of these reloads it; num_gpu < 0 matches any value.
 LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 
-_GO_TYPE = {"int": "integer", "float": "float32", "bool": "boolean", "tuple[str, ...]": "array", "LogitBias": "object"}
+_GO_TYPE = {
+    "str": "string",
+    "int": "integer",
+    "float": "float32",
+    "bool": "boolean",
+    "tuple[str, ...]": "array",
+    "LogitBias": "object",
+}
 LogitBias = tuple[tuple[int, float], ...]  # (token id, number added to its logit)
 _MAX_BIAS = 1e30  # small enough for sums of float32 not to overflow
 _INT32_MAX = 2**31 - 1
@@ -67,6 +75,8 @@ class Options:
     mirostat: int = 0  # 0: off; 1 or 2 replace top_k ... min_p
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+    # not in Ollama; how tokens are guessed ahead, which changes no bit (run/draft.py); None: auto, without its counts
+    speculate: str | None = None
 
     @classmethod
     def parse(cls, *layers: Mapping[str, Any] | None) -> Options:
@@ -176,6 +186,8 @@ def _typed(name: str, kind: str, value: Any) -> Any:
             return float(value)
         case "bool" if isinstance(value, bool):
             return value
+        case "str" if isinstance(value, str):
+            return value
         case "tuple[str, ...]" if isinstance(value, str):
             return (value,) if value else ()
         case "tuple[str, ...]" if isinstance(value, list | tuple):
@@ -209,6 +221,9 @@ def _check_ranges(o: Options) -> None:
             raise BadOptions(option.name, f'option "{option.name}" must fit into float32, got {value}')
     if o.repeat_penalty < _FLOAT32_MIN:
         raise BadOptions("repeat_penalty", f'option "repeat_penalty" must be greater than 0, got {o.repeat_penalty}')
+    if o.speculate not in (None, *SPECULATE):
+        choices = " or ".join(map(repr, SPECULATE)).replace("'", '"')
+        raise BadOptions("speculate", f'option "speculate" must be {choices}, got {o.speculate!r}')
     for name, low, high in (("repeat_last_n", -1, _INT32_MAX), ("num_batch", 1, _INT32_MAX), ("mirostat", 0, 2)):
         if not low <= (value := getattr(o, name)) <= high:
             raise BadOptions(name, f'option "{name}" must be between {low} and {high}, got {value}')

@@ -215,6 +215,11 @@ OPTIONS = {
     "num_predict": "Tokens to generate at most; 0 and below: no limit",
     "ignore_eos": "Never sample an end-of-generation token. Ollama lacks this option",
     "min_tokens": "Sample no end-of-generation token before this many tokens. Ollama lacks this option",
+    "speculate": (
+        "How next tokens are guessed, several to a pass, which changes no bit of the answer: `auto` where it pays, "
+        "`ngram` at every repetition, or `off`; set, the last object tells `draft_tokens` and `draft_accepted_tokens`. "
+        "Ollama lacks this option"
+    ),
     "stop": "Texts that end the answer",
     "seed": "Seed of the sampling; -1: a different one for each request",
     "logit_bias": "Token id to a number added to its logit, or `false` to exclude the token. Ollama lacks this option",

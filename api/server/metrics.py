@@ -36,6 +36,8 @@ class Metrics:
         self.prompt_tokens = Counter("numllama_prompt_tokens", "Prompt tokens", registry=r)
         self.cached_tokens = Counter("numllama_prompt_tokens_cached", "Prompt tokens reused from the cache", registry=r)
         self.sampled_tokens = Counter("numllama_sampled_tokens", "Sampled tokens", registry=r)
+        self.guesses = Counter("numllama_draft_tokens", "Guesses at the next tokens that were computed", registry=r)
+        self.right = Counter("numllama_draft_tokens_accepted", "Guesses that were the next token", registry=r)
         self.embeddings = Counter("numllama_embeddings", "Texts embedded", registry=r)
         self.first = Histogram(
             "numllama_time_to_first_token_seconds",
@@ -78,6 +80,8 @@ class Stopwatch:
             self.metrics.prompt_tokens.inc(t.prompt_eval_count)
             self.metrics.cached_tokens.inc(t.prompt_eval_cached_count)
             self.metrics.sampled_tokens.inc(t.eval_count)
+            self.metrics.guesses.inc(t.draft_tokens)
+            self.metrics.right.inc(t.draft_accepted_tokens)
         self.metrics.embeddings.inc(len(piece.embeddings))
 
 

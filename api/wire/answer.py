@@ -69,12 +69,14 @@ def arguments_json(call: ParsedCall) -> str:
 def statistics_fields(context: RequestContext, chunk: Chunk) -> dict[str, Any]:
     """Return the durations and counts of the last object.  Zeros are omitted, as in Ollama.
 
-    `prompt_eval_cached_count` and `truncated` are extensions; Ollama truncates prompts silently.
+    `prompt_eval_cached_count`, `truncated` and the counts of guesses are extensions; Ollama truncates prompts silently.
     """
     if not (t := chunk.timings):
         return {}
     truncated = {"truncated": {"prompt_tokens": t.n_whole, "kept": t.prompt_eval_count}} if t.n_whole else {}
     fields: dict[str, Any] = {name: n for name, n in context.timing_fields(t).items() if n}
+    if t.tells_drafts:
+        fields |= {"draft_tokens": t.draft_tokens, "draft_accepted_tokens": t.draft_accepted_tokens}
     return fields | {"prompt_eval_cached_count": t.prompt_eval_cached_count} | truncated
 
 

@@ -18,6 +18,9 @@ class Timings:
     prompt_eval_duration       prefill
     eval_duration              from the end of prefill to the last token
     prompt_eval_cached_count   tokens of the prompt that were found in the cache
+    draft_tokens               guesses at the next tokens that were computed (draft.py)
+    draft_accepted_tokens      those of them that were right
+    tells_drafts               whether the answer tells these two, as the request set `speculate`
     n_whole                    tokens of the prompt before it was truncated; 0 if it was not
     """
 
@@ -27,6 +30,9 @@ class Timings:
     eval_count: int = 0
     eval_duration: int = 0
     prompt_eval_cached_count: int = 0
+    draft_tokens: int = 0
+    draft_accepted_tokens: int = 0
+    tells_drafts: bool = False
     n_whole: int = 0
 
 

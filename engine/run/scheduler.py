@@ -7,8 +7,9 @@
          3    D   prompt, a chunk       22 tokens   '
 
 A step is admit, plan, compute, advance.  Every decoding sequence adds one token per step.  Prompts share the rest of
-the batch, oldest first except for a short one; it is small while any sequence decodes.  Each sequence generates what
-complete() would, bit for bit.  A text to embed is a prompt after which nothing is decoded.
+the batch, oldest first except for a short one; it is small while any sequence decodes.  A step without prompts has room
+for guesses at the next tokens (draft.py).  Each sequence generates what complete() would, bit for bit.  A text to
+embed is a prompt after which nothing is decoded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..model.cache import KVCache
 from ..model.decoder import forward, logits
 from ..model.model import Model, require_decoder
 from ..model.trace import Tap, Watch
+from .draft import PassTimes, Speculation
 from .echo import Echo
 from .embed import Pooled
 from .job import Job
@@ -59,6 +61,7 @@ class Running:
     seq: Sequence
     n_reused: int
     began: int
+    speculation: Speculation
     prefilled: int = 0
     echo: Echo | None = None
     pooled: Pooled | None = None
@@ -85,6 +88,9 @@ class Running:
                 eval_count=seq.n_sampled,
                 eval_duration=perf_counter_ns() - self.prefilled,
                 prompt_eval_cached_count=self.n_reused,
+                draft_tokens=self.speculation.n_guessed,
+                draft_accepted_tokens=self.speculation.n_right,
+                tells_drafts=seq.options.speculate is not None,
                 n_whole=n_whole if n_whole > seq.n_prompt else 0,
             ),
         )
@@ -101,7 +107,7 @@ class Scheduler:
         self, model: Model, cache: KVCache, kernels: Kernels = NUMBA, num_batch: int = 512, guard: bool = True
     ):
         self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
-        self.prefixes = Prefixes(cache.n_slot)
+        self.prefixes, self.times = Prefixes(cache.n_slot), PassTimes()
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in order of arrival
         self.stopped: Exception | None = None  # set by any thread: every job ends with it
@@ -182,7 +188,8 @@ class Scheduler:
         log.debug("begins", extra={"fields": facts})
         echo = Echo(tokenizer, seq) if job.echo else None
         pooled = Pooled(job.pooling, seq.n_prompt) if job.pooling else None
-        return Running(job, seq, seq.n_cached, began, echo=echo, pooled=pooled)
+        speculation = Speculation(options.speculate or "auto")
+        return Running(job, seq, seq.n_cached, began, speculation, echo=echo, pooled=pooled)
 
     def _plan(self) -> list[tuple[Running, Batch]]:
         """Choose the next forward pass's sequences and their tokens; texts to embed come last."""
@@ -195,6 +202,8 @@ class Scheduler:
                     break
                 turns.append((one, part := self._next_chunk(one, room)))
                 room -= len(part.tokens)
+        if len(turns) == len(decoding):
+            turns = self._with_guesses(turns, room)
         return sorted(turns, key=lambda turn: turn[0].pooled is not None)
 
     def _prefilling(self, room: int) -> list[Running]:
@@ -214,6 +223,18 @@ class Scheduler:
             seq.slot, shift_window(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
         )
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
+
+    def _with_guesses(self, turns: list[tuple[Running, Batch]], room: int) -> list[tuple[Running, Batch]]:
+        """Append guesses at the tokens to come to each sequence's next token; all together at most `room`."""
+        n_row = len(turns)
+        for i, (one, part) in enumerate(turns):
+            n = min(room, one.seq.n_ahead())
+            guesses = one.speculation.guess(one.seq.tokens, n, self.times, n_row, len(turns))
+            if guesses:
+                ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses, 1))
+                turns[i] = one, Batch.join([part, *ahead])
+                n_row, room = n_row + len(guesses), room - len(guesses)
+        return turns
 
     def _next_chunk(self, one: Running, room: int) -> Batch:
         """Take at most `room` tokens of the prompt, after copying what other slots have cached of it by now."""
@@ -238,39 +259,67 @@ class Scheduler:
         """Run one forward pass.  -> for each turn the logits of its outputs, or the hidden states to embed"""
         batch = Batch.join([part for _, part in turns])
         tap = self._tap([one.job.handle for one, _ in turns])
+        began, all_decode = perf_counter_ns(), all(one.seq.state is SequenceState.DECODE for one, _ in turns)
         n = sum(len(part.outputs) for one, part in turns if not one.pooled)
         if n == len(batch.outputs) and self.model.family.causal:
             rows = iter(forward(self.model, batch, self.cache, self.kernels, tap))
         else:
             hidden = self.model.family.hidden(self.model, batch, self.cache, self.kernels, tap)  # [n_out, n_embd]
             rows = iter([*(logits(self.model, hidden[:n], self.kernels, tap) if n else ()), *hidden[n:]])
+        if all_decode:
+            self.times.add(len(batch.tokens), perf_counter_ns() - began)
         return [list(islice(rows, len(part.outputs))) for _, part in turns]
 
     def _advance(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
         """Sample and deliver after `part` is in the cache; `rows` are the results of its outputs, see `_compute`."""
-        seq, job, start = one.seq, one.job, one.seq.n_cached
-        job.handle.check()
-        self.prefixes.record(seq.slot, start, part.tokens.tolist())
-        seq.n_cached += len(part.tokens)
-        if seq.state is SequenceState.PREFILL:
-            for piece in one.echo.pieces(start, rows) if one.echo else ():
-                job.deliver(piece)
-            if one.pooled:
-                one.pooled.add(rows)
-            if seq.n_cached < seq.n_prompt:
-                return
-            seq.state, one.prefilled = SequenceState.DECODE, perf_counter_ns()
+        one.job.handle.check()
+        if one.seq.state is SequenceState.DECODE:
+            self._decode(one, part.tokens.tolist(), rows)
+        else:
+            self._prefill(one, part.tokens.tolist(), rows)
+        if one.seq.is_done:
+            self._leave(one, one.last_piece())
+
+    def _prefill(self, one: Running, tokens: list[int], rows: list[np.ndarray]) -> None:
+        """Record a prompt's `tokens`, deliver what of it is echoed, and after the last one sample."""
+        seq, start = one.seq, one.seq.n_cached
+        self.prefixes.record(seq.slot, start, tokens)
+        seq.n_cached += len(tokens)
+        for piece in one.echo.pieces(start, rows) if one.echo else ():
+            one.job.deliver(piece)
+        if one.pooled:
+            one.pooled.add(rows)
+        if seq.n_cached < seq.n_prompt:
+            return
+        seq.state, one.prefilled = SequenceState.DECODE, perf_counter_ns()
         if one.pooled:
             seq.end("stop")
         elif one.echo and seq.options.num_predict == 0:
             seq.end("length")
         else:
-            piece = seq.sample(rows[-1])
-            job.deliver(piece)
-            if self.guard and not seq.is_done and one.runs_away(piece.text):
-                seq.end("length")
-        if seq.is_done:
-            self._leave(one, one.last_piece())
+            self._sample(one, rows[-1])
+
+    def _decode(self, one: Running, tokens: list[int], rows: list[np.ndarray]) -> None:
+        """Sample after the newest of `tokens`, and after each guess that follows it as long as they are right."""
+        seq, n_right = one.seq, 0
+        for i, row in enumerate(rows):
+            self.prefixes.record(seq.slot, seq.n_cached, tokens[i : i + 1])
+            seq.n_cached += 1
+            one.job.handle.check()
+            self._sample(one, row)
+            if i + 1 == len(rows) or seq.tokens[-1] != tokens[i + 1]:
+                break
+            n_right += 1
+            if seq.is_done:
+                break
+        one.speculation.judge(len(rows) - 1, n_right)
+
+    def _sample(self, one: Running, row: np.ndarray) -> None:
+        """Sample the next token and deliver its piece.  row f32 [n_vocab]"""
+        piece = one.seq.sample(row)
+        one.job.deliver(piece)
+        if self.guard and not one.seq.is_done and one.runs_away(piece.text):
+            one.seq.end("length")
 
     def _tap(self, handles: list[RequestHandle]) -> Tap:
         """Return a tap that ends a forward pass once every request in it is cancelled.

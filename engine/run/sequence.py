@@ -76,6 +76,10 @@ class Sequence:
     def n_sampled(self) -> int:
         return len(self.tokens) - self.n_prompt
 
+    def n_ahead(self) -> int:
+        """Return how many tokens after the newest one can be cached before the sequence ends or its window shifts."""
+        return min(self.n_predict - self.n_sampled - 1, self.window - 2 - self.n_cached)
+
     @property
     def met(self) -> str | None:
         """The stop string that ended it."""

@@ -39,6 +39,17 @@ def test_cached_tokens_are_reported_and_change_no_answer(served):
     assert second["prompt_eval_cached_count"] == second["prompt_eval_count"] - 1
 
 
+def test_speculation_is_counted_where_it_is_asked_for_and_changes_no_answer(served):
+    again = {"logit_bias": {"300": 100}, "num_predict": 12}  # an answer that repeats itself
+    plain, quick = ask(served, "the cat", **again, speculate="off"), ask(served, "the cat", **again, speculate="ngram")
+    assert quick["response"] == plain["response"] == ask(served, "the cat", **again)["response"]
+    assert (plain["draft_tokens"], plain["draft_accepted_tokens"]) == (0, 0)
+    assert quick["draft_tokens"] >= quick["draft_accepted_tokens"] > 0
+    assert "draft_tokens" not in ask(served, "the cat", **again)
+    refused = served.post("/api/generate", model="bare", prompt="the cat", options={"speculate": "yes"})
+    assert refused.status_code == 400 and "speculate" in refused.json()["error"]
+
+
 def test_a_truncated_prompt_is_reported(served):
     long = "the cat and the dog " * 20
     whole = ask(served, long)

@@ -33,6 +33,15 @@ def test_an_answer_counts_its_tokens_and_their_times(served):
     assert grown(served, before)["numllama_prompt_tokens_cached_total"] >= said["prompt_eval_count"] - 1
 
 
+def test_guesses_are_counted(served):
+    before, again = figures(served), {"temperature": 0, "num_predict": 12, "logit_bias": {"300": 100}}
+    options = again | {"speculate": "ngram"}
+    said = served.ok("/api/generate", model="bare", prompt="the cat", stream=False, options=options)
+    more = grown(served, before)
+    assert more["numllama_draft_tokens_total"] == said["draft_tokens"]
+    assert more["numllama_draft_tokens_accepted_total"] == said["draft_accepted_tokens"] > 0
+
+
 def test_requests_are_counted_by_known_routes_and_methods_only(served):
     before = figures(served)
     served.client.get("/api/tags"), served.post("/api/generate", model="nope"), served.client.get("/made/up")

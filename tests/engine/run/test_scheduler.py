@@ -186,6 +186,71 @@ def test_every_request_is_answered_as_alone(model):
     check()  # called so that hypothesis does not print the model
 
 
+class Guessing(Scheduler):
+    """A scheduler whose guesses at the next tokens are drawn: right ones, wrong ones, any number of either."""
+
+    def __init__(self, model, n_slot, truths, random, **more):
+        super().__init__(model, model.new_cache(N_CTX, n_slot), guard=False, **more)
+        self.truths, self.random, self.n_guessed, self.n_right = truths, random, 0, 0
+
+    def _begin(self, job):
+        one = super()._begin(job)
+        truth = self.truths[job.handle]
+
+        def guess(tokens, n, times, n_row, n_sequence):
+            right = truth[one.seq.n_sampled :][: max(n, 0)]
+            wrong = self.random.integers(0, self.model.hparams.n_vocab, max(n, 0)).tolist()
+            n_right = self.random.integers(0, len(right) + 1)
+            return (right[:n_right] + wrong[n_right:])[: self.random.integers(0, n + 1) if n > 0 else 0]
+
+        one.speculation.guess = guess
+        return one
+
+    def _leave(self, one, last):
+        self.n_guessed += one.speculation.n_guessed
+        self.n_right += one.speculation.n_right
+        super()._leave(one, last)
+
+
+def test_guesses_right_and_wrong_change_no_bit(model):
+    n_guessed, n_right = [], []
+
+    @settings(max_examples=25)
+    @given(mix=mixes, n_slot=st.integers(1, 3), num_batch=st.sampled_from([1, 3, 512]), seed=st.integers(0, 2**31))
+    def check(mix, n_slot, num_batch, seed):
+        alone = {one.handle: one.alone(model) for one in mix}
+        truths = {handle: [token for _, token, *_ in pieces if token is not None] for handle, pieces in alone.items()}
+        scheduler = Guessing(model, n_slot, truths, np.random.default_rng(seed), num_batch=num_batch)
+        serve(scheduler, *mix)
+        for one in mix:
+            if not one.cancels_after:
+                assert one.answer == alone[one.handle]
+            assert one.answer == alone[one.handle][: len(one.answer)]
+        n_guessed.append(scheduler.n_guessed)
+        n_right.append(scheduler.n_right)
+
+    check()
+    assert sum(n_guessed) > sum(n_right) > len(n_right)  # the test did what its name says
+
+
+def test_a_text_that_repeats_itself_takes_fewer_passes_and_tells_its_guesses(model):
+    options = replace(GREEDY, num_predict=14, logit_bias=((300, 1000.0),))
+    prompt, passes = [1, 310], {}
+    for mode in ("off", "ngram"):
+        one = Request(prompt, replace(options, speculate=mode))
+        scheduler = scheduler_of(model, 1)
+        scheduler.submit(one.job(scheduler))
+        n = 0
+        while not scheduler.idle:
+            scheduler.step()
+            n += 1
+        passes[mode] = n, one
+    (plain, slow), (fewer, quick) = passes["off"], passes["ngram"]
+    assert quick.answer == slow.answer
+    assert plain - fewer == quick.timings.draft_accepted_tokens <= quick.timings.draft_tokens
+    assert slow.timings.draft_tokens == 0 < quick.timings.draft_accepted_tokens
+
+
 @pytest.mark.parametrize("type", ["f16", "f32"])
 @pytest.mark.parametrize("kernels", [EXACT, GGML, NUMBA], ids=lambda kernels: kernels.name)
 def test_a_cached_prefix_changes_no_bit(model, kernels, type):

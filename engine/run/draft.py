@@ -1,0 +1,132 @@
+"""Speculation: several tokens of an answer in one forward pass, bit for bit the plain answer.
+
+    text so far     ... def area ( self ) :  return self . width * self . height \n def area
+    found earlier       def area                                        guess: ( self ) : return
+    one pass        area ( self ) :      -> 5 rows of logits
+    sampled              ( self ) \n     -> 3 guesses were right, the fourth row gave another token: 4 tokens in a pass
+
+A guess changes no bit of an answer: token after token is sampled from the logits that it would have had, with the
+random numbers that it would have had, until one differs from its guess.  That needs logits that do not depend on what
+else is in a batch, as our kernels guarantee.  Guesses behind the first wrong one are lost work, so their number
+follows from what was measured: how often guesses were right, and how long passes of n rows take.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+N_GRAM = 3  # tokens that must agree before a guess
+MAX_MATCH = 12  # tokens compared at most
+MAX_GUESSES = 15  # with the token before them one tile of a product
+PRIOR_RIGHT, PRIOR_WRONG = 0.6, 0.8  # guesses right and wrong that are assumed before the first
+MEMORY = 0.99  # weight of earlier guesses after each pass: a text that begins to repeat itself is noticed
+PRIOR_ROW = 0.1  # time of one more row, in passes of one row, before it was measured
+FALL, RISE = 0.5, 0.05  # weight of a newer measurement that is less, or more: other programs only ever add time
+OPTIMISM = 0.999  # of the times of other sizes after each pass, so that one is tried again after a bad moment
+
+
+class Ngrams:
+    """Guesses from the text itself: what followed the last tokens when they stood there before."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its latest occurrence
+        self._n = N_GRAM  # n-grams before this index are known
+
+    def guess(self, tokens: Sequence[int], n: int) -> tuple[list[int], int]:
+        """Guess at most `n` tokens that follow `tokens`, which only grow from call to call.
+
+        -> the guesses, and how many tokens before them agree, at most MAX_MATCH
+        """
+        for i in range(self._n, len(tokens)):
+            self._after[tuple(tokens[i - N_GRAM : i])] = i
+        self._n = max(self._n, len(tokens))
+        i = self._after.get(tuple(tokens[-N_GRAM:]), 0)
+        if not i or n <= 0:
+            return [], 0
+        n_match = N_GRAM
+        while n_match < min(MAX_MATCH, i) and tokens[i - 1 - n_match] == tokens[len(tokens) - 1 - n_match]:
+            n_match += 1
+        guesses: list[int] = []
+        for j in range(i, i + n):  # where the text ends within its own repetition, the guesses go on with it
+            guesses.append(tokens[j] if j < len(tokens) else guesses[j - len(tokens)])
+        return guesses, n_match
+
+
+class PassTimes:
+    """How long forward passes of 1, 2, ... rows take: low running means where measured, straight lines between them."""
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []
+        self._times: list[float] = []
+
+    def add(self, n_row: int, duration: float) -> None:
+        """Record a pass."""
+        i = bisect_right(self._rows, n_row) - 1
+        self._times = [time * OPTIMISM for time in self._times]
+        if i >= 0 and self._rows[i] == n_row:
+            change = duration - self._times[i]
+            self._times[i] += change * (FALL if change < 0 else RISE)
+        else:
+            self._rows.insert(i + 1, n_row)
+            self._times.insert(i + 1, duration)
+
+    def of(self, n_row: int) -> float:
+        """Return the expected time of a pass of `n_row` rows, in the unit of `add`; 0 before the first measurement."""
+        if not self._rows:
+            return 0.0
+        i = bisect_right(self._rows, n_row) - 1
+        if i >= 0 and self._rows[i] == n_row:
+            return self._times[i]
+        if i < 0:
+            return self._times[0] / (1 + PRIOR_ROW * (self._rows[0] - n_row))
+        if i == len(self._rows) - 1:
+            return self._times[i] * (1 + PRIOR_ROW * (n_row - self._rows[i]))
+        part = (n_row - self._rows[i]) / (self._rows[i + 1] - self._rows[i])
+        return self._times[i] + part * (self._times[i + 1] - self._times[i])
+
+
+class Speculation:
+    """The guesses of one sequence, and how often they were right.
+
+    n_guessed, n_right   guesses that were computed, and those that were the sampled token
+    """
+
+    def __init__(self, mode: str = "auto"):
+        self.mode, self.n_guessed, self.n_right = mode, 0, 0
+        self._ngrams = Ngrams()
+        self._kind = 0
+        self._seen: dict[int, tuple[float, float]] = {}  # length of the match -> right, wrong
+
+    def guess(self, tokens: Sequence[int], n: int, times: PassTimes, n_row: int, n_sequence: int) -> list[int]:
+        """Guess the tokens after `tokens`, at most `n`: as many as make the pass's tokens cheapest.
+
+        times, n_row, n_sequence   of the pass without these guesses; measured in mode "auto" alone
+        """
+        if self.mode == "off":
+            return []
+        guesses, n_match = self._ngrams.guess(tokens, min(n, MAX_GUESSES))
+        guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
+        self._kind = n_match // 4
+        if self.mode == "auto":
+            guesses = guesses[: self._worthwhile(len(guesses), times, n_row, n_sequence)]
+        return guesses
+
+    def judge(self, n_guessed: int, n_right: int) -> None:
+        """Record that of `n_guessed` guesses the first `n_right` were right."""
+        self.n_guessed, self.n_right = self.n_guessed + n_guessed, self.n_right + n_right
+        for kind, (right, wrong) in self._seen.items():
+            self._seen[kind] = right * MEMORY, wrong * MEMORY
+        if n_guessed:
+            right, wrong = self._seen.get(self._kind, (0.0, 0.0))
+            self._seen[self._kind] = right + n_right, wrong + (n_right < n_guessed)
+
+    def _worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int) -> int:
+        """Return how many guesses, 0 .. n, give the most tokens in a second."""
+        right, wrong = self._seen.get(self._kind, (0.0, 0.0))
+        p = (PRIOR_RIGHT + right) / (PRIOR_RIGHT + PRIOR_WRONG + right + wrong)
+        rates, expected = [], float(n_sequence)
+        for k in range(n + 1):
+            rates.append(expected / (times.of(n_row + k) or 1 + PRIOR_ROW * k))
+            expected += p ** (k + 1)
+        return max(range(n + 1), key=rates.__getitem__)

@@ -1,0 +1,90 @@
+"""Guesses at the next tokens: where they come from, and how many are worth their time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numllama.engine.errors import BadOptions
+from numllama.engine.options import Options
+from numllama.engine.run.draft import MAX_MATCH, N_GRAM, Ngrams, PassTimes, Speculation
+
+
+def latest(tokens, n):
+    """Find the latest earlier occurrence of the last N_GRAM tokens by search, and go on from there token by token."""
+    text = list(tokens)
+    for i in range(len(text) - 1, N_GRAM - 1, -1):
+        if text[i - N_GRAM : i] == text[-N_GRAM:]:
+            n_match = next((m for m in range(MAX_MATCH) if i - 1 - m < 0 or text[i - 1 - m] != text[-1 - m]), MAX_MATCH)
+            for j in range(n):
+                text.append(text[i + j])
+            return text[len(text) - n :], n_match
+    return [], 0
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 8), st.integers(0, 60))
+def test_guesses_are_what_followed_the_latest_occurrence(tokens, n, n_before):
+    ngrams = Ngrams()
+    ngrams.guess(tokens[:n_before], n)  # what it learned earlier changes nothing
+    assert ngrams.guess(tokens, n) == (latest(tokens, n) if n else ([], 0))
+
+
+def test_a_period_goes_on():
+    assert Ngrams().guess([7, 1, 2, 3, 1, 2, 3], 8)[0] == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+def test_images_are_not_guessed():
+    tokens = [5, 6, 7, 8, -1, -2, 5, 6, 7]
+    assert Speculation("ngram").guess(tokens, 4, PassTimes(), 1, 1) == [8]
+
+
+def times_of(cost):
+    times = PassTimes()
+    for n_row in range(1, 20):
+        times.add(n_row, cost(n_row))
+    return times
+
+
+def rehearse(n_pass, times, right):
+    """Speculate `n_pass` times about a text with period 3; of each pass's guesses the first `right` are right."""
+    speculation, lengths = Speculation(), []
+    for _ in range(n_pass):
+        guesses = speculation.guess([1, 2, 3] * 5, 15, times, 1, 1)
+        speculation.judge(len(guesses), min(right, len(guesses)))
+        lengths.append(len(guesses))
+    return lengths
+
+
+def test_the_number_of_guesses_follows_what_they_bring():
+    cheap, dear = times_of(lambda n: 1 + n / 100), times_of(lambda n: float(n))
+    assert rehearse(50, cheap, right=15)[-1] == 15  # always right, nearly free
+    assert sum(rehearse(300, times_of(lambda n: 1 + n / 10), right=0)[100:]) <= 20  # never right: tried now and then
+    assert sum(rehearse(300, dear, right=1)) == 0  # a row costs as much as a pass: never
+    assert 1 <= rehearse(50, times_of(lambda n: 1 + n / 10), right=2)[-1] <= 6
+
+
+def test_a_full_batch_has_no_use_for_guesses():
+    times = times_of(lambda n: 1.0 if n <= 8 else 3.0)
+    speculation = Speculation()
+    assert len(speculation.guess([1, 2, 3] * 5, 15, times, 1, 1)) > 0
+    assert len(speculation.guess([1, 2, 3] * 5, 15, times, 8, 8)) == 0
+
+
+def test_times_between_measured_sizes_lie_on_lines():
+    times = PassTimes()
+    assert times.of(3) == 0
+    times.add(5, 10.0)
+    times.add(1, 2.0)
+    expected = np.interp([1, 2, 3, 4, 5], [1, 5], [2.0, times.of(5)])
+    np.testing.assert_allclose([times.of(n) for n in (1, 2, 3, 4, 5)], expected)
+    assert times.of(9) > times.of(5)
+
+
+def test_another_way_to_speculate_is_refused():
+    with pytest.raises(BadOptions, match='"speculate" must be "auto" or "off" or "ngram", got \'fast\''):
+        Options.parse({"speculate": "fast"})
+    with pytest.raises(BadOptions, match="of type string"):
+        Options.parse({"speculate": True})
+    assert Options.parse({"speculate": "off"}).speculate == "off"
