@@ -1,7 +1,7 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, score, template, warmup and bench; the
-flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, score, compare, template, warmup and
+bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
 from __future__ import annotations
@@ -351,6 +351,45 @@ def score(
         cache_type=cache_type,
         base=kl_divergence_base,
         beside_base=kl_divergence,
+        as_json=json,
+    )
+    if status:
+        raise typer.Exit(status)
+
+
+@command("compare")
+def compare(
+    args: Annotated[list[str] | None, positional("A B")] = None,
+    text: Annotated[
+        str | None,
+        Option("-f", "--text", metavar="FILE", help="The text, - for standard input; a built-in one by default"),
+    ] = None,
+    tokens: Annotated[int | None, Option(metavar="N", help="Stop after N tokens")] = None,
+    top: Annotated[int | None, Option(metavar="N", help="Likely tokens to ask servers for")] = None,
+    kernels: Annotated[
+        str, Option(metavar="SET[,SET]", help="Kernel set of models in this process; A's and B's")
+    ] = "numba",
+    cache_type: Annotated[
+        str | None, Option(metavar="TYPE[,TYPE]", help="Their type of keys and values; A's and B's")
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print the numbers as JSON")] = False,
+) -> None:
+    """Compare the predictions of two models or servers on a text
+
+    A and B are models, GGUF files, or addresses URL#MODEL of servers that give log-probabilities: Ollama's and
+    OpenAI's APIs, and llama-server (docs/compare.md). Ctrl-C prints what there is.
+    """
+    a, b = expect_exactly(2, args)
+    from .compare import compare_models
+
+    status = compare_models(
+        a,
+        b,
+        text=text,
+        kernels=kernels,
+        cache_type=cache_type,
+        n_token=tokens,
+        n_listed=top,
         as_json=json,
     )
     if status:

@@ -47,7 +47,8 @@ def test_help_lists_every_command(numllama, args):
     names = {command.name for command in app.registered_commands}
     assert outcome.status == 0 and not outcome.err
     assert names == {
-        *"serve run show create list ps stop cp rm pull push trace diff template warmup bench help".split()
+        *"serve run show create list ps stop cp rm pull push".split(),
+        *"trace diff score compare template warmup bench help".split(),
     }
     assert all(f"\n  {name} " in outcome.out for name in names)
 
