@@ -123,6 +123,7 @@ class RequestOptions:
     count_only    count the prompt's tokens without running the model
     must_call     a chat's answer is a call of one of its tools, whatever `format` says
     choice        index among the answers to one prompt; added to a seed that is set
+    look          what to show of the computation, as JSON has it: see engine/look/request.py
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class RequestOptions:
     count_only: bool = False
     must_call: bool = False
     choice: int = 0
+    look: Any = None
 
 
 DEFAULT_REQUEST = RequestOptions()

@@ -123,6 +123,7 @@ class Settings:
     num_parallel: int = 0  # parallel sequences per model; 0: 4 if memory allows
     max_loaded_models: int = 0  # 0: 3, which is Ollama's default without a GPU
     max_queue: int = 512
+    look_limit: int = 64  # MiB of an answer's `look`
     origins: tuple[str, ...] = LOCAL_ORIGINS
     kv_cache_type: str = "f16"
     go_template: bool = True
@@ -150,6 +151,7 @@ class Settings:
             num_parallel=env.number("OLLAMA_NUM_PARALLEL", 0),
             max_loaded_models=env.number("OLLAMA_MAX_LOADED_MODELS", 0),
             max_queue=env.number("OLLAMA_MAX_QUEUE", 512),
+            look_limit=env.number("OLLAMA_LOOK_LIMIT", cls.look_limit),
             origins=origins + LOCAL_ORIGINS,
             kv_cache_type=env.text("OLLAMA_KV_CACHE_TYPE").lower() or cls.kv_cache_type,
             go_template=env.flag("OLLAMA_GO_TEMPLATE", True),

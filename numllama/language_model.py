@@ -1,7 +1,7 @@
 """The front door: a model and what one does with it, in a Python session or a notebook.
 
 load            a model by its name in the store, the built-in "primer", or a GGUF file
-LanguageModel   generate, chat, embed; encode, decode, pieces, template; trace, logits
+LanguageModel   generate, chat, look, embed; encode, decode, pieces, template; trace, logits
 Reply           an answer as it is generated: iterate over its text, or take str() of the whole
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from .engine.store import ModelName, default_store
 from .engine.store.file import FileModel
 from .engine.tokenizer import Tokenizer
 from .kernels import SETS, Kernels
+
+if TYPE_CHECKING:
+    from .looked import Looked
 
 
 def load(
@@ -156,6 +160,49 @@ class LanguageModel:
             messages = [{"role": "user", "content": messages}]
         request = self._request(format, think, logprobs, options)
         return Reply(self.engine.chat(self.name, messages, request, tools=tools))
+
+    def look(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
+        *,
+        attention: Any = "*",
+        lens: int = 5,
+        logits: int = 64,
+        neurons: int = 8,
+        values: Sequence[str] = (),
+        rows: str = "all",
+        keep: bool = False,
+        ablate: Sequence[Mapping[str, Any]] = (),
+        patch: Sequence[Mapping[str, Any]] = (),
+        system: str = "",
+        raw: bool = False,
+        think: bool | str | None = None,
+        **options: Any,
+    ) -> Looked:
+        """Answer `prompt` and keep what it computed: attention, lens, sampler, time, cache, merges, steps.
+
+        prompt      as for generate(), or messages as for chat(); the answer is the same, bit for bit
+        attention   [[layer, head], ...] whose weights are kept; "*" in a place for all, "*" alone for all heads
+        lens        tokens that each layer's output would predict;  logits: the largest before sampling, -1 for all
+        neurons     strongest neurons of each layer;  values: patterns of labels such as "l_out-*"
+        rows        "last": of the prompt look at the last token alone, which keeps large models quick
+        keep        hold keys and values: look.prompt.run names them for engine.look_again()
+        ablate      [{"layer": 3, "head": 1}, {"layer": 2, "block": "attn" | "ffn" | "layer"}]: what to switch off
+        patch       [{"name": "l_out", "layer": 1, "row": -1, "from": "another prompt"}]: values of another prompt
+        Raises: RequestError, also where the parts together are too large (OLLAMA_LOOK_LIMIT)
+        """
+        from .looked import Looked
+
+        wanted = {"attention": attention, "lens": lens, "logits": logits, "neurons": neurons, "values": list(values)}
+        wanted |= {"prompt": rows, "keep": keep, "ablate": list(ablate), "patch": list(patch)}
+        wanted |= dict.fromkeys(("sampler", "residual", "time", "cache", "merges"), True)
+        request = replace(self._request(None, think, None, options), look=wanted)
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            system_message = [{"role": "system", "content": system}] if system else []
+            messages: list[Any] = [*system_message, *prompt]
+            return Looked(self, Reply(self.engine.chat(self.name, messages, request)))
+        text: Any = prompt
+        return Looked(self, Reply(self.engine.generate(self.name, text, request, system=system, raw=raw)))
 
     def embed(self, texts: str | Sequence[str], *, dimensions: int = 0) -> np.ndarray:
         """Return the unit vector of each text; of one text a single vector.  -> f32 [n_text, n_embd] or f32 [n_embd]

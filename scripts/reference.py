@@ -82,6 +82,7 @@ FIELDS = {  # "Class.field", or "field" where every class that has it means the 
     "logprobs": "Return the log-probability of each token",
     "top_logprobs": "Return as many likeliest alternatives for each token, 0 to 20",
     "_debug_render_only": "Return the rendered prompt instead of an answer",
+    "look": "What to show of the computation: docs/learn.md. Ollama lacks this field",
     "prompt": "Text to complete",
     "suffix": "Text after the gap, for models that fill in the middle",
     "system": "System message, in place of the model's own",

@@ -16,6 +16,7 @@ LEVELS = {
         ["settings", "tokenizer", "template", "parse"],
         ["model", "vision"],
         ["sampling"],
+        ["look"],
         ["run", "store"],
         ["serve", "oracle"],
     ],
@@ -39,6 +40,7 @@ ONLY_IN = {
     "pydantic": ["api"],
     "prometheus_client": ["api"],
     "httpx": ["api", "engine/store/registry/", "benchmarks/server.py", "benchmarks/soak.py"],
+    "matplotlib": ["engine/look/pictures.py"],
     "cryptography": ["engine/store/registry/auth.py"],
     "PIL": ["engine/vision/pixels.py"],
 }

@@ -16,6 +16,7 @@ from ..wire.answer import (
 )
 from ..wire.chat import answer_chat
 from ..wire.errors import json_response
+from ..wire.look import look_field
 from ..wire.request import Context, body
 from ..wire.schema import ChatRequest
 from ..wire.stream import Chunk, send_answer
@@ -35,12 +36,14 @@ async def chat(request: Annotated[ChatRequest, body(ChatRequest)], context: Cont
     def shape(chunk: Chunk) -> dict[str, Any]:
         message = {"role": "assistant", "content": chunk.text} | thinking_field(chunk) | tool_calls_field(chunk)
         done = {"done": True, "done_reason": chunk.done_reason} if chunk.done_reason else {"done": False}
+        assert answer.model
         return (
             head_fields(request)
             | {"message": message}
             | done
             | logprobs_field(answer, chunk)
             | statistics_fields(context, chunk)
+            | look_field(request, answer.model.tokenizer, chunk)
         )
 
     return await send_answer(context.pieces(), shape, request.stream)

@@ -18,6 +18,7 @@ from ..wire.answer import (
     thinking_field,
 )
 from ..wire.errors import json_response
+from ..wire.look import look_field
 from ..wire.request import Context, body
 from ..wire.schema import GenerateRequest
 from ..wire.stream import Chunk, send_answer
@@ -60,6 +61,8 @@ async def generate(request: Annotated[GenerateRequest, body(GenerateRequest)], c
         if chunk.done_reason:
             sent |= {"done_reason": chunk.done_reason} | ({} if request.raw else {"context": ids})
             sent |= statistics_fields(context, chunk)
-        return head_fields(request) | sent | logprobs_field(answer, chunk)
+        assert answer.model
+        look = look_field(request, answer.model.tokenizer, chunk)
+        return head_fields(request) | sent | logprobs_field(answer, chunk) | look
 
     return await send_answer(pieces(), shape, request.stream)

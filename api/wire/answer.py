@@ -31,6 +31,7 @@ def request_options(request: AnswerRequest) -> RequestOptions:
         shift=request.shift,
         n_logprobs=request.top_logprobs if request.logprobs else None,
         render_only=request.debug_render_only,
+        look=request.look,
     )
 
 

@@ -112,6 +112,7 @@ class AnswerRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     debug_render_only: bool = field(default=False, metadata={"json": "_debug_render_only"})
+    look: Any = None
 
 
 @dataclass
@@ -129,6 +130,13 @@ class GenerateRequest(AnswerRequest):
 class ChatRequest(AnswerRequest):
     messages: list[Message] = field(default_factory=list)
     tools: Tools = field(default_factory=Tools)
+
+
+@dataclass
+class LookAgainRequest:
+    run: str = ""
+    position: int = 0
+    look: Any = None
 
 
 @dataclass

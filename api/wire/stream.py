@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...engine.errors import Cancelled
 from ...engine.go.json import dumps
+from ...engine.look.step import LookPart
 from ...engine.parse import ParsedCall
 from ...engine.run.piece import Piece, Timings
 from ...engine.sampling import Logprob
@@ -22,7 +23,7 @@ Objects = AsyncGenerator[dict[str, Any], None]
 
 @dataclass
 class Chunk:
-    """A part of an answer: visible text, thinking or calls, and the log-probabilities of its tokens.
+    """A part of an answer: visible text, thinking or calls, the log-probabilities of its tokens, and their looks.
 
     Only the last chunk has `done_reason`, `timings` and `met`, the stop string that ended the answer.
     """
@@ -34,6 +35,7 @@ class Chunk:
     done_reason: str | None = None
     timings: Timings | None = None
     met: str | None = None
+    looks: list[LookPart] = field(default_factory=list)
 
     def __add__(self, later: Chunk) -> Chunk:
         return Chunk(
@@ -44,6 +46,7 @@ class Chunk:
             later.done_reason,
             later.timings,
             later.met,
+            self.looks + later.looks,
         )
 
 
@@ -59,7 +62,13 @@ async def merge_pieces(source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Ch
     chunk = Chunk()
     async with aclosing(source):
         async for piece in source:
-            chunk += Chunk(piece.text, piece.thinking, piece.tool_calls, [piece.logprob] if piece.logprob else [])
+            chunk += Chunk(
+                piece.text,
+                piece.thinking,
+                piece.tool_calls,
+                [piece.logprob] if piece.logprob else [],
+                looks=[piece.look] if piece.look else [],
+            )
             if chunk.text or chunk.thinking or chunk.tool_calls:
                 yield chunk
                 chunk = Chunk()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..handle import RequestHandle
+from ..look.collector import Collector
 from ..options import Options
 from ..sampling.grammar import Grammar
 from .piece import Piece
@@ -25,6 +26,7 @@ class Job:
     n_whole    tokens of the prompt before messages were dropped; 0 if none were
     encoding   nanoseconds spent on encoding the prompt's images
     pooling    the pooling of a prompt to embed; "" for a prompt to answer
+    look       collects what the request wants to see; None: nothing
     """
 
     handle: RequestHandle
@@ -42,3 +44,4 @@ class Job:
     n_whole: int = 0
     encoding: int = 0
     pooling: str = ""
+    look: Collector | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..parse import ParsedCall
 
 if TYPE_CHECKING:  # the client needs pieces, but no sampler
+    from ..look.step import LookPart
     from ..sampling import Logprob
 
 
@@ -47,6 +48,7 @@ class Piece:
     thinking    thinking to show now; it precedes the text
     tool_calls  tool calls that are now complete; such a piece has neither text nor thinking
     embeddings  vectors of embedded texts, in the last piece: f32 [n_embd] each, or a list from a server
+    look        what a look found at the token's position, and with the first piece about the prompt
     """
 
     text: str
@@ -58,3 +60,4 @@ class Piece:
     thinking: str = ""
     tool_calls: tuple[ParsedCall, ...] = ()
     embeddings: tuple[Any, ...] = ()
+    look: LookPart | None = None

@@ -18,15 +18,17 @@ import logging
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from time import perf_counter_ns
 
 import numpy as np
 
 from ...kernels import NUMBA, Kernels
 from ..errors import ContextFull
-from ..handle import RequestHandle
-from ..model.batch import Batch
+from ..look.collector import LookTap
+from ..look.held import HeldRun, HeldRuns
+from ..look.timeline import ScheduledStep, StepShare, Timeline
+from ..model.batch import Batch, Span
 from ..model.cache import KVCache
 from ..model.decoder import forward, logits
 from ..model.model import Model, require_decoder
@@ -54,7 +56,9 @@ class Running:
     n_reused           prompt tokens found in the cache
     began, prefilled   times by perf_counter_ns; prefilled is 0 until the whole prompt is in the cache
     repeated           pieces in a row with the text of the one before
+    number             of the request, in the order of arrival
     echo, pooled       for a prompt that is echoed or embedded: all of it is computed, nothing is reused
+    held               where keys and values go at the end, if a look keeps them
     """
 
     job: Job
@@ -62,11 +66,18 @@ class Running:
     n_reused: int
     began: int
     speculation: Speculation
+    number: int = 0
     prefilled: int = 0
     echo: Echo | None = None
     pooled: Pooled | None = None
+    held: HeldRun | None = None
     text: str = ""
     repeated: int = 0
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether each token of the prompt is computed, cached or not."""
+        return bool(self.echo or self.pooled or (self.job.look and self.job.look.look.wants_rows))
 
     def runs_away(self, text: str) -> bool:
         """Count `text`, the next piece, and return whether the answer repeats itself without end."""
@@ -110,6 +121,9 @@ class Scheduler:
         self.prefixes, self.times = Prefixes(cache.n_slot), PassTimes()
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in order of arrival
+        self.timeline = Timeline()
+        self.held = HeldRuns()
+        self._numbers = count(1)
         self.stopped: Exception | None = None  # set by any thread: every job ends with it
 
     @property
@@ -131,17 +145,23 @@ class Scheduler:
         turns = self._plan()
         if not turns:
             return
+        began = perf_counter_ns()
         try:
             results = self._compute(turns)
         except Exception as error:
             for one, _ in turns:
                 self._leave(one, error)
             return
+        shares = tuple(
+            StepShare(one.number, one.seq.slot, len(part.tokens), one.seq.state is SequenceState.PREFILL)
+            for one, part in turns
+        )
         for (one, part), rows in zip(turns, results, strict=True):
             try:
                 self._advance(one, part, rows)
             except Exception as error:
                 self._leave(one, error)
+        self.timeline.append(ScheduledStep(began, perf_counter_ns() - began, shares))
 
     def _dismiss(self) -> None:
         """Remove cancelled jobs, running or waiting; all of them if the scheduler was stopped."""
@@ -182,14 +202,39 @@ class Scheduler:
             shown=job.shown,
             grammar=job.grammar,
         )
-        seq.slot, seq.n_cached = self.prefixes.acquire([] if job.echo or job.pooling else prompt)
+        number, look = next(self._numbers), job.look
+        needs_all = job.echo or job.pooling or (look and look.look.wants_rows)
+        held = [len(tokens) for tokens in self.prefixes.held]
+        reusable = self.prefixes.longest(prompt)[1] if look else 0
+        seq.slot, seq.n_cached = self.prefixes.acquire([] if needs_all else prompt)
+        if look:
+            try:
+                found: dict[str, int | list[int]] = {"slot": seq.slot, "held": held}
+                found |= {"reused": 0 if needs_all else reusable, "reusable": reusable}
+                look.begin(
+                    prompt,
+                    self.cache,
+                    self.kernels,
+                    num_predict=options.num_predict,
+                    cached=found,
+                    seed=seq.sampler.rng.seed,
+                    job=number,
+                )
+            except BaseException:
+                self.prefixes.release(seq.slot)
+                raise
         seq.state = SequenceState.PREFILL
         facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
         log.debug("begins", extra={"fields": facts})
         echo = Echo(tokenizer, seq) if job.echo else None
         pooled = Pooled(job.pooling, seq.n_prompt) if job.pooling else None
-        speculation = Speculation(options.speculate or "auto")
-        return Running(job, seq, seq.n_cached, began, speculation, echo=echo, pooled=pooled)
+        speculation = Speculation("off" if look else options.speculate or "auto")
+        running = Running(job, seq, seq.n_cached, began, speculation, number, echo=echo, pooled=pooled)
+        if look and look.look.keep:
+            assert look.prompt
+            running.held = HeldRun(self.model, self.kernels, look.look, look.sources, seq.n_prompt)
+            look.prompt.run = self.held.add(running.held)
+        return running
 
     def _plan(self) -> list[tuple[Running, Batch]]:
         """Choose the next forward pass's sequences and their tokens; texts to embed come last."""
@@ -239,7 +284,7 @@ class Scheduler:
     def _next_chunk(self, one: Running, room: int) -> Batch:
         """Take at most `room` tokens of the prompt, after copying what other slots have cached of it by now."""
         seq = one.seq
-        if not (one.echo or one.pooled):
+        if not one.needs_all:
             source, n = self.prefixes.longest(seq.tokens)
             if n > seq.n_cached:
                 self.cache.copy(source, seq.slot, seq.n_cached, n)
@@ -258,7 +303,7 @@ class Scheduler:
     def _compute(self, turns: list[tuple[Running, Batch]]) -> list[list[np.ndarray]]:
         """Run one forward pass.  -> for each turn the logits of its outputs, or the hidden states to embed"""
         batch = Batch.join([part for _, part in turns])
-        tap = self._tap([one.job.handle for one, _ in turns])
+        tap = self._tap(turns)
         began, all_decode = perf_counter_ns(), all(one.seq.state is SequenceState.DECODE for one, _ in turns)
         n = sum(len(part.outputs) for one, part in turns if not one.pooled)
         if n == len(batch.outputs) and self.model.family.causal:
@@ -274,22 +319,23 @@ class Scheduler:
         """Sample and deliver after `part` is in the cache; `rows` are the results of its outputs, see `_compute`."""
         one.job.handle.check()
         if one.seq.state is SequenceState.DECODE:
-            self._decode(one, part.tokens.tolist(), rows)
+            self._decode(one, part, rows)
         else:
-            self._prefill(one, part.tokens.tolist(), rows)
+            self._prefill(one, part, rows)
         if one.seq.is_done:
             self._leave(one, one.last_piece())
 
-    def _prefill(self, one: Running, tokens: list[int], rows: list[np.ndarray]) -> None:
-        """Record a prompt's `tokens`, deliver what of it is echoed, and after the last one sample."""
-        seq, start = one.seq, one.seq.n_cached
-        self.prefixes.record(seq.slot, start, tokens)
-        seq.n_cached += len(tokens)
+    def _prefill(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
+        """Record a part of a prompt, deliver what of it is echoed, and after the last one sample."""
+        seq, look, start = one.seq, one.job.look, one.seq.n_cached
+        self._record(one, part.tokens.tolist())
         for piece in one.echo.pieces(start, rows) if one.echo else ():
             one.job.deliver(piece)
         if one.pooled:
             one.pooled.add(rows)
         if seq.n_cached < seq.n_prompt:
+            if look:
+                look.end(seq.tokens, start, part.spans[0])
             return
         seq.state, one.prefilled = SequenceState.DECODE, perf_counter_ns()
         if one.pooled:
@@ -297,16 +343,15 @@ class Scheduler:
         elif one.echo and seq.options.num_predict == 0:
             seq.end("length")
         else:
-            self._sample(one, rows[-1])
+            self._sample(one, rows[-1], start, part.spans[0])
 
-    def _decode(self, one: Running, tokens: list[int], rows: list[np.ndarray]) -> None:
-        """Sample after the newest of `tokens`, and after each guess that follows it as long as they are right."""
-        seq, n_right = one.seq, 0
-        for i, row in enumerate(rows):
-            self.prefixes.record(seq.slot, seq.n_cached, tokens[i : i + 1])
-            seq.n_cached += 1
+    def _decode(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
+        """Sample after the newest token, and after each guess that follows it as long as they are right."""
+        seq, tokens, n_right = one.seq, part.tokens.tolist(), 0
+        for i, (row, span) in enumerate(zip(rows, part.spans, strict=True)):
+            self._record(one, tokens[i : i + 1])
             one.job.handle.check()
-            self._sample(one, row)
+            self._sample(one, row, len(seq.tokens) - 1, span)
             if i + 1 == len(rows) or seq.tokens[-1] != tokens[i + 1]:
                 break
             n_right += 1
@@ -314,18 +359,32 @@ class Scheduler:
                 break
         one.speculation.judge(len(rows) - 1, n_right)
 
-    def _sample(self, one: Running, row: np.ndarray) -> None:
-        """Sample the next token and deliver its piece.  row f32 [n_vocab]"""
-        piece = one.seq.sample(row)
+    def _record(self, one: Running, tokens: list[int]) -> None:
+        """Record that `tokens` are cached.  Other sequences may reuse only what the model itself computed."""
+        if not (one.job.look and one.job.look.changes):
+            self.prefixes.record(one.seq.slot, one.seq.n_cached, tokens)
+        one.seq.n_cached += len(tokens)
+
+    def _sample(self, one: Running, row: np.ndarray, at: int, span: Span) -> None:
+        """Sample the next token and deliver its piece.
+
+        row f32 [n_vocab]: logits; at: index of the first token of `span`, whose last one they are of
+        """
+        look = one.job.look
+        piece = one.seq.sample(row, look.sampling) if look else one.seq.sample(row)
+        if look:
+            look.end(one.seq.tokens, at, span, row)
+            piece = replace(piece, look=look.take())
         one.job.deliver(piece)
         if self.guard and not one.seq.is_done and one.runs_away(piece.text):
             one.seq.end("length")
 
-    def _tap(self, handles: list[RequestHandle]) -> Tap:
-        """Return a tap that ends a forward pass once every request in it is cancelled.
+    def _tap(self, turns: list[tuple[Running, Batch]]) -> Tap:
+        """Return a tap that ends a forward pass once every request in it is cancelled, and shows values to looks.
 
         One cancelled request among others does not end it: the others would have to start the pass again.
         """
+        handles = [one.job.handle for one, _ in turns]
 
         def check(il: int) -> None:
             if self.stopped:
@@ -333,7 +392,12 @@ class Scheduler:
             if handles[0].cancelled and all(handle.cancelled for handle in handles):
                 handles[0].check()
 
-        return Watch(check)
+        looks, row = [], 0
+        for one, part in turns:
+            if one.job.look:
+                looks.append((one.job.look, slice(row, row + len(part.tokens)), part.spans[0]))
+            row += len(part.tokens)
+        return LookTap(looks, row, check) if looks else Watch(check)
 
     def _leave(self, one: Running, last: Piece | Exception) -> None:
         """Free the slot and deliver the last piece."""
@@ -341,6 +405,8 @@ class Scheduler:
         facts = {"slot": seq.slot, "sampled": seq.n_sampled, "known": one.n_reused, "reason": seq.done_reason}
         log.debug("leaves", extra={"fields": facts | ({"error": last} if isinstance(last, Exception) else {})})
         self.running.remove(one)
+        if one.held and seq.n_cached == len(seq.tokens) - 1:  # the window has not shifted
+            one.held.fill(seq.tokens, seq.n_cached, self.cache, seq.slot)
         self.prefixes.release(seq.slot)
         conclude(one.job, last)
 

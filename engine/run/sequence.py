@@ -17,6 +17,7 @@ from ..model.cache import KVCache, Ropes
 from ..options import Options
 from ..sampling import Sampler, logprobs_of
 from ..sampling.grammar import Grammar
+from ..sampling.sampler import LookAtSampling, no_look
 from ..tokenizer import Tokenizer
 from ..tokenizer.detokenize import Detokenizer
 from .piece import Piece
@@ -85,9 +86,9 @@ class Sequence:
         """The stop string that ended it."""
         return self._text.met
 
-    def sample(self, logits: np.ndarray) -> Piece:
+    def sample(self, logits: np.ndarray, look: LookAtSampling = no_look) -> Piece:
         """Sample the next token from `logits` f32 [n_vocab] and return its piece; the last token sets `done_reason`."""
-        token = self.sampler.sample(logits, self._text_tokens, mask=self._mask(len(logits)))
+        token = self.sampler.sample(logits, self._text_tokens, self._mask(len(logits)), look)
         self.tokens.append(token)
         self._text_tokens.append(token)
         if self._grammar:

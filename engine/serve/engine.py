@@ -31,6 +31,11 @@ from ..gguf.dialect import text_view
 from ..gguf.read import GGUF
 from ..go.times import rfc3339
 from ..handle import RequestHandle
+from ..look.collector import Collector, patch_values
+from ..look.file import block_facts, tensor_map
+from ..look.request import LookRequest
+from ..look.step import LookStep
+from ..look.timeline import Timeline
 from ..model.cache import usable_type
 from ..model.load import check_fits, check_loads, load_model
 from ..model.model import Model
@@ -55,7 +60,16 @@ from ..template.messages import Tool
 from ..tokenizer import Tokenizer, from_gguf
 from .answer import Answer, Deliver, answer_splitter, grammar_for, splitting
 from .pool import Loaded, LoadProgress, Pool
-from .prompting import Prompt, chat_prompt, check_capabilities, check_ids, full_history, generate_prompt
+from .prompting import (
+    Prompt,
+    chat_prompt,
+    check_capabilities,
+    check_ids,
+    full_history,
+    generate_prompt,
+    message_spans,
+    with_last_question,
+)
 from .runner import Runner, loading
 
 log = logging.getLogger(__name__)
@@ -149,20 +163,24 @@ class Engine:
             if not prompt:
                 return self._submit(prepared, loaded, None, Split(), deliver)
             own = self.template_of(stored, loaded.runner.model)
-            rendered = generate_prompt(
-                prompt,
-                request,
-                stored,
-                loaded.runner.model,
-                Template(template, "go") if template else own,
-                suffix=suffix,
-                system=system,
-                context=context,
-                raw=raw,
-                images=images,
-            )
+
+            def render(prompt: str | Sequence[int]) -> Prompt:
+                return generate_prompt(
+                    prompt,
+                    request,
+                    stored,
+                    loaded.runner.model,
+                    Template(template, "go") if template else own,
+                    suffix=suffix,
+                    system=system,
+                    context=context,
+                    raw=raw,
+                    images=images,
+                )
+
+            rendered = render(prompt)
             splitter = Split() if rendered.plain else answer_splitter(own, rendered.text, request)
-            return self._submit(prepared, loaded, rendered, splitter, deliver)
+            return self._submit(prepared, loaded, rendered, splitter, deliver, render)
 
     def chat(
         self,
@@ -198,18 +216,25 @@ class Engine:
             if request.must_call:
                 request = replace(request, format=ForcedCall(own.call_form, tools))
                 prepared = prepared._replace(request=request)
-            rendered = chat_prompt(
-                full_history(stored, messages),
-                request,
-                runner.model.tokenizer,
-                own,
-                tools,
-                n_ctx=runner.options.num_ctx,
-                has_vision=runner.images is not None,
-                check=handle.check,
-            )
+
+            def render(messages: Sequence[Message]) -> Prompt:
+                return chat_prompt(
+                    full_history(stored, messages),
+                    request,
+                    runner.model.tokenizer,
+                    own,
+                    tools,
+                    n_ctx=runner.options.num_ctx,
+                    has_vision=runner.images is not None,
+                    check=handle.check,
+                )
+
+            def render_other(text: str) -> Prompt:
+                return render(with_last_question(messages, text))
+
+            rendered = render(messages)
             splitter = answer_splitter(own, rendered.text, request, tools)
-            return self._submit(prepared, loaded, rendered, splitter, deliver)
+            return self._submit(prepared, loaded, rendered, splitter, deliver, render_other)
 
     def embed(
         self,
@@ -417,10 +442,58 @@ class Engine:
         layer = stored.template if self.settings.go_template else None
         return Template.from_gguf(model.gguf, layer)
 
+    def look_again(self, run: str, position: int, look: Any) -> tuple[Model, LookStep]:
+        """Look at a position of an answer that `"look": {"keep": true}` held.  Raises: RequestError"""
+        for loaded in self.pool.loaded():
+            runner = loaded.runner
+            if run in runner.scheduler.held:
+                wanted = LookRequest.parse(look, runner.model.hparams)
+                return runner.model, runner.scheduler.held[run].at(position, wanted)
+        raise RequestError(f"look: no answer '{run}' is held by a loaded model; ask again with \"keep\": true")
+
+    def model_facts(self, name: str) -> dict[str, Any]:
+        """Return a model's file as a map of tensors, and what can be looked at in it.  Raises: ModelNotFound"""
+        stored = self._resolve(name)
+        able = show.capabilities(stored, self.settings.go_template)
+        return tensor_map(text_view(GGUF.open(stored.weights))) | {"name": stored.name.short, "capabilities": able}
+
+    def tensor_block(self, name: str, tensor: str, index: int) -> dict[str, Any]:
+        """Return one block of a tensor: its bytes, fields and numbers.  Raises: ModelNotFound, RequestError"""
+        return block_facts(text_view(GGUF.open(self._resolve(name).weights)), tensor, index)
+
+    def timelines(self) -> dict[str, Timeline]:
+        """Return the last steps of each loaded model's scheduler."""
+        return {loaded.model.name.short: loaded.runner.scheduler.timeline for loaded in self.pool.loaded()}
+
+    def _collector(
+        self, request: RequestOptions, runner: Runner, prompt: Prompt, render: Callable[[str], Prompt] | None
+    ) -> Collector | None:
+        """Make what collects the request's look; None if it has none.  Raises: RequestError"""
+        if request.look is None:
+            return None
+        look = LookRequest.parse(request.look, runner.model.hparams)
+
+        def encode(text: str) -> list[int]:
+            assert render
+            return render(text).encode(runner, RequestHandle())[0]
+
+        sources = patch_values(runner.model, self.kernels, look, encode, runner.options.num_ctx)
+        spans = message_spans(prompt.text, prompt.said)
+        return Collector(look, runner.model, prompt.text, spans, sources, self.settings.look_limit << 20)
+
     def _submit(
-        self, prepared: Prepared, loaded: Loaded, prompt: Prompt | None, splitter: Split, deliver: Deliver | None
+        self,
+        prepared: Prepared,
+        loaded: Loaded,
+        prompt: Prompt | None,
+        splitter: Split,
+        deliver: Deliver | None,
+        render: Callable[[str], Prompt] | None = None,
     ) -> Answer:
-        """Tokenize `prompt` and submit it to the runner.  Without a prompt, only report the load."""
+        """Tokenize `prompt` and submit it to the runner.  Without a prompt, only report the load.
+
+        render   renders another prompt in its place, for a look
+        """
         stored, options, request, handle = prepared
         runner = loaded.runner
         answer = Answer(load_duration=perf_counter_ns() - handle.began, model=runner.model, handle=handle)
@@ -439,6 +512,7 @@ class Engine:
             self.pool.release(loaded)
             return answer
         shown = runner.model.tokenizer.controls(splitter.tags)
+        look = self._collector(request, runner, prompt, render)
         grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown, handle)
         began = perf_counter_ns()
         ids, embeds = prompt.encode(runner, handle, request.truncate)
@@ -460,6 +534,7 @@ class Engine:
                 embeds=embeds,
                 n_whole=prompt.n_whole,
                 encoding=encoding,
+                look=look,
             )
         )
         return answer

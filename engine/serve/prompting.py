@@ -46,6 +46,7 @@ class Prompt:
     bos_once   the template may write the BOS text itself: keep only one of two BOS tokens
     plain      the answer has no thinking or tool calls to split off
     n_whole    tokens before messages were dropped; 0 if none were
+    said       (role, text) of each message in it
     """
 
     text: str
@@ -54,6 +55,7 @@ class Prompt:
     bos_once: bool = False
     plain: bool = False
     n_whole: int = 0
+    said: Sequence[tuple[str, str]] = ()
 
     def encode(
         self, runner: Runner, handle: RequestHandle, truncate: bool = True
@@ -126,7 +128,7 @@ def generate_prompt(
     if not isinstance(prompt, str):
         return Prompt(text_of_ids(model, prompt), ids=list(prompt), plain=True)
     if raw:
-        return Prompt(prompt, images, plain=request.echo)
+        return Prompt(prompt, images, plain=request.echo, said=[("user", prompt)])
     history = stored.messages if context is None else []
     messages = generate_messages(prompt, system or stored.system, history, images)
     seen, messages = images_of(messages), mark_images(messages)
@@ -137,7 +139,8 @@ def generate_prompt(
     else:
         text = render_prompt(template, messages, request)
     text = text_of_ids(model, context or ()) + text
-    return Prompt(text, seen, bos_once=template.language == "jinja" and context is None)
+    said = roles_and_texts(messages)
+    return Prompt(text, seen, bos_once=template.language == "jinja" and context is None, said=said)
 
 
 def chat_prompt(
@@ -170,10 +173,33 @@ def chat_prompt(
     if request.truncate:
         messages, measured, n_whole = trim_to_context(messages, measure, n_ctx)
         if not images:  # then no image marks change the text
-            return Prompt(measured.text, ids=measured.ids, bos_once=bos_once, n_whole=n_whole)
+            said = roles_and_texts(messages)
+            return Prompt(measured.text, ids=measured.ids, bos_once=bos_once, n_whole=n_whole, said=said)
         images = images_of(messages)
     text = render_prompt(template, mark_images(messages), request, tools)
-    return Prompt(text, images, bos_once=bos_once, n_whole=n_whole)
+    return Prompt(text, images, bos_once=bos_once, n_whole=n_whole, said=roles_and_texts(messages))
+
+
+def roles_and_texts(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Return (role, content) of each message."""
+    return [(message["role"], message.get("content") or "") for message in messages]
+
+
+def with_last_question(messages: Sequence[Message], text: str) -> list[Message]:
+    """Return the conversation with `text` in place of the user's last message."""
+    asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [{**message, "content": text} if i == asked else message for i, message in enumerate(messages)]
+
+
+def message_spans(text: str, said: Sequence[tuple[str, str]]) -> list[tuple[int, int, str]]:
+    """Find each message in the rendered `text`, in order.  -> (start, end, role), in characters"""
+    found, at = [], 0
+    for role, content in said:
+        start = text.find(content.strip(), at) if content.strip() else -1
+        if start >= 0:
+            at = start + len(content.strip())
+            found.append((start, at, role))
+    return found
 
 
 def full_history(model: LocalModel, messages: Sequence[Message]) -> Sequence[Message]:

@@ -1,0 +1,414 @@
+"""The collector of one answer: a tap that reads, and on request changes, the rows of its own sequence.
+
+The kernels run as ever, in steps rather than whole layers, which gives the same bits.  Values that they do not show are
+computed beside them: attention weights from the same queries and cached keys, by the NumPy reference; the logit lens
+from each layer's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from time import perf_counter_ns
+
+import numpy as np
+
+from ...kernels import Attention, Kernels
+from ...kernels.attention import attention_numpy
+from ...kernels.kv import CACHE_TYPES
+from ...kernels.select import descending
+from ..errors import RequestError
+from ..model.batch import Batch, Span
+from ..model.cache import KVCache, row_bytes
+from ..model.decoder import hidden_states, logits
+from ..model.model import Model
+from ..model.trace import INSIDE_ATTENTION, Trace, label
+from ..sampling import Candidates
+from .request import LookRequest, check_sizes
+from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, SamplerStep, StepTime
+
+LEDGER_ROWS = 8  # candidates of a sampler's step that are shown
+ROWS_AT_ONCE = 64  # of a lens: their logits are n_vocab numbers each
+CHECK_EVERY = 16  # tokens between two checks of an answer's size
+QUERIES = ("Qcur", "Qcur_attn_temp_scaled")  # the later one replaces the earlier
+EMBEDDINGS = ("embd", "inp_scaled", "inp_embd")
+ACTIVATIONS = ("ffn_swiglu", "ffn_geglu")
+
+
+class Collector:
+    """The values that a look collects of one sequence; one position after the other.
+
+    text, spans   the rendered prompt, and the messages in it (see LookPrompt)
+    sources       the values that `look.patch` puts in, see patch_values()
+    limit         bytes of all parts together
+    """
+
+    def __init__(
+        self,
+        look: LookRequest,
+        model: Model,
+        text: str = "",
+        spans: Sequence[tuple[int, int, str]] = (),
+        sources: Sequence[np.ndarray] = (),
+        limit: int = 1 << 62,
+    ):
+        self.look, self.model, self.text, self.spans = look, model, text, list(spans)
+        self.sources, self.limit = sources, limit
+        self.n_prompt = 0
+        self.prompt: LookPrompt | None = None
+        self.cache: KVCache | None = None
+        self.kernels: Kernels | None = None
+        self.rows: list[int] = []
+        self.heads: dict[int, list[int]] = {}
+        for il, h in look.attention:
+            self.heads.setdefault(il, []).append(h)
+        self.zeroed: set[tuple[str, int]] = set()
+        for part in look.ablate:
+            if part.block in ("attn", "layer"):
+                self.zeroed.add(("attn_out", part.layer))
+            if part.block in ("ffn", "layer"):
+                self.zeroed |= {("ffn_out", part.layer), ("ffn_moe_out", part.layer)}
+        self.muted = [(part.layer, part.head) for part in look.ablate if part.head is not None]
+        self.time: dict[tuple[str, int], int] = {}
+        self._embedding: np.ndarray | None = None
+        self._steps: list[LookStep] = []
+        self._ledger: list[SamplerStep] = []
+        self._before: Candidates | None = None
+        self._forget()
+
+    @property
+    def changes(self) -> bool:
+        """Whether the answer is changed, so that its keys and values are not those of its tokens."""
+        return bool(self.look.ablate or self.look.patch)
+
+    def begin(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        kernels: Kernels,
+        *,
+        num_predict: int = 0,
+        cached: Mapping[str, int | list[int]] | None = None,
+        seed: int = 0,
+        job: int = 0,
+    ) -> None:
+        """Prepare for the prompt `ids` in `cache`.
+
+        cached   what the scheduler found in the cache: slot, reused, reusable, held (tokens in each slot)
+        Raises: RequestError if the parts are too large, or a patch has no such row
+        """
+        look, hp = self.look, self.model.hparams
+        self.n_prompt, self.cache, self.kernels = len(ids), cache, kernels
+        sizes = look.sizes(len(ids), max(0, num_predict), hp)
+        check_sizes(sizes, self.limit)
+        self.rows = []
+        for patch in look.patch:
+            row = patch.row + (len(ids) if patch.row < 0 else 0)
+            if not 0 <= row < len(ids):
+                raise RequestError(f"look.patch: the prompt has no token {patch.row}; it has {len(ids)}")
+            self.rows.append(row)
+        self.prompt = LookPrompt(
+            text=self.text,
+            ids=list(ids),
+            spans=self.spans,
+            words=self.model.tokenizer.explain(self.text) if look.merges else None,
+            cache={**cache_facts(self.model, cache), **(cached or {})} if look.cache else None,
+            changed=[*(f"without {part}" for part in look.ablate), *(f"with {patch}" for patch in look.patch)],
+            sizes=sizes,
+            job=job,
+            seed=seed,
+        )
+
+    # --- the tap
+
+    def see(self, name: str, il: int, value: np.ndarray, rows: slice, span: Span) -> np.ndarray:
+        """Read the rows of `value` that belong to `span`; return `value`, or a copy with changed rows."""
+        if self.changes:
+            value = self._changed(name, il, value, rows, span)
+        first = self._first(span)
+        if first >= span.length:
+            return value
+        mine = value[rows][first:]
+        if name in QUERIES and il in self.heads:
+            self._queries = mine
+        elif name == "kqv_out" and il in self.heads:
+            assert self.cache is not None
+            keys, values = self.cache.read(il, span)
+            rule, heads = self.model.hparams.attention[il], self.heads[il]
+            weights = attention_weights(self._queries, keys, values, span.start + first, rule, heads)
+            self._weights |= {(il, h): one for h, one in zip(heads, weights, strict=True)}
+        elif name == "l_out":
+            self._stream.append(mine)
+        elif name == self.model.family.attn_sum:
+            self._middle.append(mine)
+        elif name in EMBEDDINGS:
+            self._embedding = mine
+        elif name in ACTIVATIONS:
+            self._activation[il] = mine
+        elif name == "ffn_out":
+            self._ffn_out[il] = mine
+        if self.look.values and any(fnmatchcase(label(name, il), pattern) for pattern in self.look.values):
+            self._values[label(name, il)] = mine.copy()
+        return value
+
+    def _changed(self, name: str, il: int, value: np.ndarray, rows: slice, span: Span) -> np.ndarray:
+        """Return `value` with what is switched off set to 0 and what is patched replaced."""
+        zero = (name, il) in self.zeroed
+        heads = [h for layer, h in self.muted if name == "kqv_out" and layer == il]
+        patches = [
+            (row - span.start, source)
+            for patch, row, source in zip(self.look.patch, self.rows, self.sources, strict=True)
+            if (patch.name, patch.layer) == (name, il) and span.start <= row < span.start + span.length
+        ]
+        if not (zero or heads or patches):
+            return value
+        value = value.copy()
+        mine, d = value[rows], self.model.hparams.n_head_dim
+        if zero:
+            mine[:] = 0
+        for h in heads:
+            mine[:, h * d : (h + 1) * d] = 0
+        for row, source in patches:
+            mine[row] = source
+        return value
+
+    def _first(self, span: Span) -> int:
+        """Return the first row of `span` that is looked at."""
+        return max(0, self.n_prompt - 1 - span.start) if self.look.prompt == "last" else 0
+
+    def _forget(self) -> None:
+        """Drop the values of the last forward pass."""
+        self._stream: list[np.ndarray] = []
+        self._middle: list[np.ndarray] = []
+        self._embedding = None
+        self._activation: dict[int, np.ndarray] = {}
+        self._ffn_out: dict[int, np.ndarray] = {}
+        self._weights: dict[tuple[int, int], np.ndarray] = {}
+        self._values: dict[str, np.ndarray] = {}
+        self.time = {}
+
+    # --- the sampler
+
+    def sampling(self, name: str, parameter: float, c: Candidates) -> None:
+        """Record a step of the sampler."""
+        if not self.look.sampler:
+            return
+        p = probabilities(c.logits)
+        best = descending(c.logits, min(LEDGER_ROWS, len(c.ids)))
+        kept, before = 1.0, self._before
+        if before is not None and len(c.ids) < len(before.ids):
+            kept = float(probabilities(before.logits)[np.isin(before.ids, c.ids)].sum())
+        self._before = c
+        self._ledger.append(SamplerStep(name, float(parameter), len(c.ids), c.ids[best], c.logits[best], p[best], kept))
+
+    # --- steps
+
+    def end(self, tokens: Sequence[int], at: int, span: Span, row: np.ndarray | None = None) -> None:
+        """Make the steps of `span`, which is in the cache now.
+
+        tokens   the prompt and all sampled tokens, with the one that follows `span`
+        at       the index in `tokens` of the span's first token
+        row      the logits from which the last token was sampled, f32 [n_vocab]; None if none was
+        """
+        look, first = self.look, self._first(span)
+        n, at = max(0, span.length - first), at + first
+        following = [tokens[i + 1] for i in range(at, at + n)]
+        lenses = self._lenses(following) if look.lens and n else None
+        residuals = self._residuals(following) if (look.residual or look.neurons) and n else None
+        for i in range(n):
+            position = span.start + first + i
+            step = LookStep(position, tokens[at + i], following[i], sampled=at + i + 1 >= self.n_prompt)
+            if self._weights:
+                step.heads = look.attention
+                step.attention = np.stack([self._weights[head][i, : position + 1] for head in look.attention])
+            step.lens = lenses[i] if lenses else None
+            step.residual = residuals[i] if residuals else None
+            step.values = {name: value[i] for name, value in self._values.items()}
+            self._steps.append(step)
+        if n and row is not None:
+            step.sampler = self._ledger if look.sampler else None
+            step.logits = largest_logits(row, look.logits) if look.logits else None
+            self._ledger, self._before = [], None
+        if n and look.time:
+            step.time = StepTime(span.length, dict(self.time))
+        self._forget()
+        if (n_token := len(tokens) - self.n_prompt) % CHECK_EVERY == 0:
+            check_sizes(look.sizes(self.n_prompt, n_token, self.model.hparams), self.limit)
+
+    def take(self) -> LookPart:
+        """Return the steps since the last call, and with the first ones the prompt."""
+        part = LookPart(self._steps, self.prompt)
+        self._steps, self.prompt = [], None
+        return part
+
+    def _lenses(self, following: Sequence[int]) -> list[LensAt]:
+        """Apply the lens to each row.  -> one for each of `following`"""
+        model, top = self.model, min(self.look.lens, self.model.hparams.n_vocab)
+        found = []
+        for start in range(0, len(following), ROWS_AT_ONCE):
+            some = following[start : start + ROWS_AT_ONCE]
+            layers = [self._lens(x[start : start + len(some)], some, top) for x in self._stream]
+            ids, p, p_next, rank = (np.stack(part, axis=1) for part in zip(*layers, strict=True))
+            found += [LensAt(ids[i], p[i], p_next[i], rank[i]) for i in range(len(some))]
+        assert len(self._stream) == model.hparams.n_layer
+        return found
+
+    def _lens(self, x: np.ndarray, following: Sequence[int], top: int) -> tuple[np.ndarray, ...]:
+        """Predict from one layer's output.  x f32 [n, n_embd] -> ids, p [n, top], p_next, rank [n]"""
+        assert self.kernels is not None
+        h = self.kernels.rms_norm(x, self.model.decoder.output_norm, self.model.hparams.norm_eps)
+        y = logits(self.model, np.ascontiguousarray(h), self.kernels)
+        p = probabilities(y)
+        ids = np.stack([descending(row, top) for row in y]).astype(np.int32)
+        chosen = np.array(following)[:, None]
+        rank = (y > np.take_along_axis(y, chosen, axis=1)).sum(axis=1).astype(np.int32)
+        return ids, np.take_along_axis(p, ids, axis=1), np.take_along_axis(p, chosen, axis=1)[:, 0], rank
+
+    def _residuals(self, following: Sequence[int]) -> list[ResidualAt]:
+        """Split the residual stream of each row into what each block added.
+
+        logit = sum over blocks of  added . (output_norm * row of the output matrix) / rms(stream) / logit_scale
+        """
+        hp, w = self.model.hparams, self.model.decoder
+        assert self._embedding is not None
+        stream = [self._embedding, *self._stream]
+        added = [self._embedding]
+        for before, middle, after in zip(stream, self._middle, self._stream, strict=False):
+            added += [middle - before, after - middle]
+        stacked = np.stack(added, axis=1).astype(np.float64)  # [n, 2 n_layer + 1, n_embd]
+        rms = np.sqrt(np.mean(np.square(stream[-1], dtype=np.float64), axis=1) + hp.norm_eps)
+        towards = w.output.dequantize(list(following)) * w.output_norm / hp.logit_scale / rms[:, None]  # [n, n_embd]
+        adds = np.einsum("nbe,ne->nb", stacked, towards)
+        norms = np.linalg.norm(stacked, axis=2)
+        streams = np.stack([np.linalg.norm(x, axis=1) for x in stream], axis=1)
+        strongest = [self._neurons(i, towards[i]) if self.look.neurons else [] for i in range(len(following))]
+        return [ResidualAt(norms[i], adds[i], streams[i], strongest[i]) for i in range(len(following))]
+
+    def _neurons(self, i: int, towards: np.ndarray) -> list[tuple[int, int, float, float]]:
+        """Find the neurons with the largest activations in row `i`, and what each adds along `towards`."""
+        hp, found = self.model.hparams, []
+        for il, act in self._activation.items():
+            blk, out = self.model.decoder.blk[il], self._ffn_out[il][i].astype(np.float64)
+            assert blk.ffn_down is not None
+            best = descending(np.abs(act[i]), min(self.look.neurons, act.shape[1]))
+            along = towards * hp.residual_scale
+            if blk.post_ffw_norm is not None:
+                along = along * blk.post_ffw_norm / np.sqrt(np.mean(out * out) + hp.norm_eps)
+            size = blk.ffn_down.format.block_size
+            blocks = np.ascontiguousarray(blk.ffn_down.blocks[:, best // size])  # [n_embd, n_best]
+            columns = blk.ffn_down.format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:2], size)
+            columns = columns[:, np.arange(len(best)), best % size]  # [n_embd, n_best]
+            adds = act[i][best] * (along @ columns)
+            found += [(il, int(j), float(act[i][j]), float(a)) for j, a in zip(best, adds, strict=True)]
+        return found
+
+
+class LookTap:
+    """The tap of a forward pass in which some sequences are looked at; it measures the time between two values.
+
+    spans   for each of them its collector, its rows of the batch and its span
+    n_tok   tokens of the batch; a value with other rows (of the outputs alone, of experts) is not shown
+    check   called at each value, as Watch's; may end the pass by raising
+    """
+
+    def __init__(self, spans: Sequence[tuple[Collector, slice, Span]], n_tok: int, check: Callable[[int], None]):
+        self.spans, self.check, self.n_tok = spans, check, n_tok
+        self.left = perf_counter_ns()
+
+    def __call__(self, name: str, il: int, value: np.ndarray) -> np.ndarray:
+        took = perf_counter_ns() - self.left
+        self.check(il)
+        for collector, rows, span in self.spans:
+            collector.time[name, il] = collector.time.get((name, il), 0) + took
+            if len(value) == self.n_tok and name not in INSIDE_ATTENTION:
+                value = collector.see(name, il, value, rows, span)
+        self.left = perf_counter_ns()
+        return value
+
+
+def attention_weights(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, rule: Attention, heads: Sequence[int]
+) -> list[np.ndarray]:
+    """Compute the attention weights of some heads by the NumPy reference.  -> for each f32 [n_tok, n_pos]
+
+    q f32 [n_tok, n_head, n_head_dim] at positions from `first`; k, v [n_pos, n_head_kv, ...] as cached
+    """
+    found: list[np.ndarray] = []
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        if name == "kq_soft_max":
+            found.extend(value)
+        return value
+
+    group, all_heads = q.shape[1] // k.shape[1], list(heads) == list(range(q.shape[1]))
+    if all_heads:
+        attention_numpy(q, k, v, first, rule, tap)
+        return found
+    for h in heads:
+        g = h // group
+        own = rule if rule.slopes is None else replace(rule, slopes=rule.slopes[h : h + 1])
+        attention_numpy(q[:, h : h + 1], k[:, g : g + 1], v[:, g : g + 1], first, own, tap)
+    return found
+
+
+def probabilities(y: np.ndarray) -> np.ndarray:
+    """Compute softmax along the last axis in float64.  float [..., n] -> f64 [..., n]"""
+    e = np.exp(y.astype(np.float64) - y.max(axis=-1, keepdims=True))
+    p: np.ndarray = e / e.sum(axis=-1, keepdims=True)
+    return p
+
+
+def largest_logits(row: np.ndarray, n: int) -> LogitsAt:
+    """Return the `n` largest logits of `row`, all in the order of ids if n is negative.  row f32 [n_vocab]"""
+    if n < 0 or n >= len(row):
+        return LogitsAt(np.arange(len(row), dtype=np.int32), row.astype(np.float32), 0, -np.inf)
+    best = descending(row, n)
+    rest = np.delete(row, best).astype(np.float64)
+    top = rest.max()
+    return LogitsAt(best.astype(np.int32), row[best], len(rest), float(top + np.log(np.exp(rest - top).sum())))
+
+
+def cache_facts(model: Model, cache: KVCache) -> dict[str, int | str]:
+    """Return the cache's type and sizes: a position takes bytes_per_position in all layers together."""
+    hp = model.hparams
+    type = cache_type_of(cache)
+    per_position = 2 * hp.n_layer * hp.n_head_kv * row_bytes(type, hp.n_head_dim)
+    return {
+        "type": type,
+        "n_slot": cache.n_slot,
+        "n_ctx": cache.n_ctx,
+        "n_layer": hp.n_layer,
+        "bytes_per_position": per_position,
+        "bytes": cache.nbytes,
+    }
+
+
+def cache_type_of(cache: KVCache) -> str:
+    """Return the name of the cache's type."""
+    return next(name for name, known in CACHE_TYPES.items() if known == cache.k[0].dtype)
+
+
+def patch_values(
+    model: Model, kernels: Kernels, look: LookRequest, encode: Callable[[str], list[int]], n_ctx: int
+) -> list[np.ndarray]:
+    """Run the other prompts of `look.patch` and return the value of each.
+
+    encode   renders and tokenizes a prompt as the request's own
+    Raises: RequestError for a name that never comes, or a row that the other prompt lacks
+    """
+    found = []
+    for patch in look.patch:
+        ids = encode(patch.text)
+        if not 0 < len(ids) <= n_ctx:
+            raise RequestError(f"look.patch: the other prompt has {len(ids)} tokens, the window {n_ctx}")
+        trace = Trace(patch.name)
+        hidden_states(model, Batch.of(ids), model.new_cache(n_ctx), kernels, trace)
+        value = trace.values.get((patch.name, patch.layer))
+        if value is None or len(value) != len(ids):
+            raise RequestError(f"look.patch: layer {patch.layer} has no value '{patch.name}' with a row for each token")
+        row = patch.from_row + (len(ids) if patch.from_row < 0 else 0)
+        if not 0 <= row < len(ids):
+            raise RequestError(f"look.patch: the other prompt has no token {patch.from_row}; it has {len(ids)}")
+        found.append(value[row])
+    return found

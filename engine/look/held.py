@@ -1,0 +1,91 @@
+"""A held answer: its tokens with their keys and values, so that any position can be looked at again.
+
+Looking at position p is one decoding step over the cached positions before it, with the same bits as when it ran.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from threading import Lock
+
+import numpy as np
+
+from ...kernels import Kernels
+from ..errors import RequestError
+from ..model.batch import Batch
+from ..model.cache import KVCache
+from ..model.decoder import forward
+from ..model.model import Model
+from .collector import Collector, LookTap, cache_type_of
+from .request import LookRequest
+from .step import LookStep
+
+MAX_HELD = 4  # answers of one model; an older one is dropped
+
+
+class HeldRun:
+    """The tokens of an answer, and a cache of their keys and values.
+
+    look, sources   of the answer: its changes apply again
+    """
+
+    def __init__(self, model: Model, kernels: Kernels, look: LookRequest, sources: Sequence[np.ndarray], n_prompt: int):
+        self.model, self.kernels, self.look, self.sources, self.n_prompt = model, kernels, look, sources, n_prompt
+        self.tokens: list[int] = []
+        self.cache: KVCache | None = None
+        self._lock = Lock()
+
+    def fill(self, tokens: Sequence[int], n_cached: int, cache: KVCache, slot: int) -> None:
+        """Copy the positions of `slot`."""
+        own = self.model.new_cache(cache.n_ctx, 1, cache_type_of(cache))  # as long a window: RoPE may depend on it
+        for mine, theirs in zip((*own.k, *own.v), (*cache.k, *cache.v), strict=True):
+            mine[0, :n_cached] = theirs[slot, :n_cached]
+        self.tokens, self.cache = list(tokens), own
+
+    def at(self, position: int, look: LookRequest) -> LookStep:
+        """Look at `position` with what `look` wants; what the answer changed is changed again.  Raises: RequestError"""
+        if self.cache is None:
+            raise RequestError("look: this answer is not finished, or its window has shifted")
+        if not 0 <= position < len(self.tokens) - 1:
+            raise RequestError(f"look: position {position} does not exist, expected 0 to {len(self.tokens) - 2}")
+        wanted = replace(look, ablate=self.look.ablate, patch=self.look.patch, prompt="all")
+        batch = Batch.of(self.tokens[position : position + 1], 0, position)
+        with self._lock:
+            collector = Collector(wanted, self.model, sources=self.sources)
+            collector.begin(self.tokens[: self.n_prompt], self.cache, self.kernels)
+            tap = LookTap([(collector, slice(0, 1), batch.spans[0])], 1, lambda il: None)
+            (row,) = forward(self.model, batch, self.cache, self.kernels, tap)
+            collector.end(self.tokens, position, batch.spans[0], row)
+        (step,) = collector.take().steps
+        return step
+
+
+class HeldRuns:
+    """The last held answers of a model, by name."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[str, HeldRun] = OrderedDict()
+        self._lock = Lock()
+
+    def add(self, run: HeldRun) -> str:
+        """Hold `run` and return its name."""
+        name = secrets.token_hex(8)
+        with self._lock:
+            self._runs[name] = run
+            while len(self._runs) > MAX_HELD:
+                self._runs.popitem(last=False)
+        return name
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._runs
+
+    def __getitem__(self, name: str) -> HeldRun:
+        """Return the answer.  Raises: RequestError if it was dropped"""
+        with self._lock:
+            run = self._runs.get(name)
+        if run is None:
+            raise RequestError(f"look: no answer '{name}' is held; the last {MAX_HELD} of a model are: ask again")
+        return run
