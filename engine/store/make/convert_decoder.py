@@ -121,13 +121,17 @@ class HuggingFaceDecoder(ConfigJson):
         shapes |= dict.fromkeys(("attn_k.bias", "attn_v.bias"), (n_kv,))
         return shapes | dict.fromkeys(("ffn_gate.weight", "ffn_up.weight"), (self.n_ff, self.n_embd))
 
+    def is_unused(self, name: str) -> bool:
+        """Return whether the tensor `name` is left out: frequencies that config.json has as well."""
+        return name.endswith("rotary_emb.inv_freq")
+
     def streamed(self, tensors: Mapping[str, Tensor]) -> list[Streamed]:
         """Return the tensors with their GGUF names, after checking that none is missing and all shapes are right."""
         by_name: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if new := self.gguf_name(name):
                 by_name[new] = tensor
-            elif not name.endswith("rotary_emb.inv_freq"):
+            else:
                 raise RequestError(f"tensor {name[:100]!r} is unknown in architecture {self.architecture}")
         if self.config.get("tie_word_embeddings"):
             by_name.pop("output.weight", None)

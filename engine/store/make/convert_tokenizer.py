@@ -1,6 +1,6 @@
 """Conversion of a Hugging Face tokenizer to GGUF key-values.
 
-tokenizer.json    byte-level BPE: pieces, merges, and the steps that split text into words
+tokenizer.json    byte-level BPE: pieces, merges, and the steps that split text into words; or WordPiece
 tokenizer.model   SPM, sentencepiece's protocol buffer: pieces with scores; added_tokens.json has more pieces
 Special tokens and the chat template come from tokenizer_config.json, the special tokens' ids also from
 generation_config.json and config.json.
@@ -21,6 +21,7 @@ import numpy as np
 from ...errors import ModelError, RequestError
 from ...gguf.read import I32, STR, U32, ArrayType
 from ...tokenizer.vocab import EOG_SPELLINGS
+from .convert_wordpiece import is_wordpiece, spelled_as_in_gguf, wordpiece, wordpiece_roles
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 LLAMA3 = (
@@ -53,13 +54,17 @@ def tokenizer_kv(
     n_vocab          rows of the embedding; missing pieces are filled up with padding
     Raises: RequestError, ModelError
     """
-    if spm is not None:
+    is_bert = tokenizer is not None and is_wordpiece(tokenizer)
+    if is_bert and tokenizer is not None:
+        texts, kv = wordpiece(tokenizer)
+        pieces = [(text, 0.0, NORMAL) for text in texts]
+    elif spm is not None:
         pieces, kv = _spm(spm)
     elif tokenizer is not None:
         pieces, kv = _bpe(tokenizer)
     else:
         raise ModelError("open tokenizer.model: no such file or directory")
-    own = more.get("tokenizer_config.json", {})
+    own = {**more.get("special_tokens_map.json", {}), **more.get("tokenizer_config.json", {})}
     _keep_prefix(kv, own)
     listed = more.get("added_tokens.json", {}) if spm is not None else {}
     for id, added in sorted(_added(tokenizer, own, listed).items()):
@@ -72,11 +77,14 @@ def tokenizer_kv(
     pieces += [(f"[PAD{i}]", -1000.0, UNUSED) for i in range(len(pieces), n_vocab)]
     if len(pieces) > n_vocab:
         raise RequestError(f"the tokenizer has {len(pieces)} pieces, expected at most vocab_size, {n_vocab}")
+    ids = {text: id for id, (text, _, _) in enumerate(pieces)}
+    if is_bert:
+        kv |= wordpiece_roles(own, ids)
+        pieces = [(spelled_as_in_gguf(text, kind in (CONTROL, UNUSED)), score, kind) for text, score, kind in pieces]
     kv["tokenizer.ggml.tokens"] = ArrayType(STR)([text for text, _, _ in pieces])
     kv["tokenizer.ggml.token_type"] = ArrayType(I32)([kind for _, _, kind in pieces])
-    if spm is not None:
+    if spm is not None or is_bert:
         kv["tokenizer.ggml.scores"] = np.array([score for _, score, _ in pieces], np.float32)
-    ids = {text: id for id, (text, _, _) in enumerate(pieces)}
     generation = more.get("generation_config.json", {})
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         token = own.get(f"{role}_token")
@@ -90,7 +98,7 @@ def tokenizer_kv(
             kv[f"tokenizer.ggml.{key}_token_id"] = U32(valid[0])
         if role == "eos":
             kv |= _more_ends(valid[1:], pieces)
-    around = _added_around(tokenizer if spm is None else None)
+    around = _added_around(tokenizer if spm is None and not is_bert else None)
     kv |= {f"tokenizer.ggml.add_{role}_token": is_added for role, is_added in around.items()}
     for role in ("bos", "eos"):
         if isinstance(own.get(f"add_{role}_token"), bool):
@@ -132,6 +140,8 @@ def _added_around(tokenizer: Mapping[str, Any] | None) -> dict[str, bool]:
     step = (tokenizer or {}).get("post_processor")
     steps = step.get("processors") if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
     for step in steps if isinstance(steps, list) else []:
+        if isinstance(step, dict) and step.get("type") in ("RobertaProcessing", "BertProcessing"):
+            return {"bos": True, "eos": True}
         if isinstance(step, dict) and step.get("type") == "TemplateProcessing" and isinstance(step.get("single"), list):
             special = [isinstance(item, dict) and "SpecialToken" in item for item in step["single"]]
             return {"bos": special[0], "eos": special[-1]} if special else {}

@@ -41,7 +41,7 @@ def quantize_model(gguf: GGUF, file_type: str) -> tuple[dict[str, Any], list[Str
     kv: dict[str, Any] = {key: value for key, value in gguf.typed.items() if key not in dropped}
     kv |= {"general.quantization_version": U32(QUANTIZATION_VERSION), "general.file_type": U32(IDS[file_type])}
     tensors = [
-        Streamed(name, format, gguf.tensors[name].shape, _quantized_slices(gguf.tensors[name], format))
+        Streamed(name, format, gguf.tensors[name].shape, quantized_slices(gguf.tensors[name], format))
         for name, format in tensor_formats(gguf, file_type).items()
     ]
     return kv, tensors
@@ -61,7 +61,7 @@ def check_weights(gguf: GGUF) -> None:
             check_blocks(tensor, start, blocks)
 
 
-def _quantized_slices(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
+def quantized_slices(tensor: Tensor, format: QuantFormat) -> Iterator[np.ndarray]:
     """Yield the blocks of `tensor` in `format`, slice by slice; at most N_THREADS + 1 slices are pending."""
 
     def quantize_slice(start: int, blocks: np.ndarray) -> np.ndarray:

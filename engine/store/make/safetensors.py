@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -25,8 +26,11 @@ FORMATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 
 
-def read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
-    """Read the tensors of the file at `path`, by name.  Raises: RequestError, which calls the file `name`"""
+def read_safetensors(path: Path, name: str, is_unused: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Read the tensors of the file at `path`, by name, without the unused ones, whose dtype does not matter.
+
+    Raises: RequestError, which calls the file `name`
+    """
     size = path.stat().st_size
     if size < 8:
         raise RequestError(f"{name}: {size} bytes, expected a safetensors file")
@@ -41,7 +45,8 @@ def read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
         header = None
     if not isinstance(header, dict):
         raise RequestError(f"{name}: the header is not a JSON object")
-    return {key: _tensor(key, entry, data, 8 + n, name) for key, entry in header.items() if key != "__metadata__"}
+    used = {key: entry for key, entry in header.items() if key != "__metadata__" and not is_unused(key)}
+    return {key: _tensor(key, entry, data, 8 + n, name) for key, entry in used.items()}
 
 
 def _tensor(key: str, entry: object, data: mmap.mmap, start: int, file: str) -> Tensor:

@@ -20,7 +20,7 @@ WEIGHTS = (
     ("*.gguf",),
     ("*.bin",),
 )
-BESIDE_WEIGHTS = ("*.json", "*/*.json", "chat_template.jinja", "tokenizer.model", "*/tokenizer.model")
+BESIDE_WEIGHTS = ("*.json", "*/*.json", "chat_template.jinja", "tokenizer.model", "*/tokenizer.model", "vocab.txt")
 
 
 @dataclass

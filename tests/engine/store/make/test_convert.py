@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import sentencepiece
+from hugging_face import safetensors
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as HuggingFace
 
@@ -22,7 +23,6 @@ from numllama.engine.store.make.create import create
 from numllama.engine.tokenizer import Attr, from_gguf
 from numllama.engine.tokenizer.pre import PRE
 from numllama.kernels import numpy_kernels
-from numllama.kernels.half import f32_to_bf16
 from tiny import bpe_vocabulary, spm_vocabulary
 
 CONFIG = {
@@ -58,22 +58,6 @@ def weights(config, n_vocab, bias=False):
             if name.rpartition(".")[0].endswith(("q_proj", "k_proj", "v_proj")):
                 tensors[name.replace("weight", "bias")] = random.standard_normal(len(tensors[name]), np.float32)
     return tensors
-
-
-def safetensors(tensors, dtype="F32"):
-    """The bytes of a safetensors file."""
-    pack = {
-        "F32": lambda x: x.astype("<f4"),
-        "F16": lambda x: x.astype("<f2"),
-        "BF16": lambda x: f32_to_bf16(x).astype("<u2"),
-    }
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, x in tensors.items():
-        raw = pack[dtype](x).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(x.shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def tokenizer_json():
@@ -313,7 +297,7 @@ def files(tmp_path):
 @pytest.mark.parametrize(
     "change, kind, message",
     [
-        ({"architectures": ["BertModel"]}, RequestError, "architecture 'BertModel' is not one of LlamaForCausalLM"),
+        ({"architectures": ["T5Model"]}, RequestError, "architecture 'T5Model' is not one of LlamaForCausalLM"),
         ({"architectures": None}, RequestError, "architecture 'None' is not one of"),
         ({"hidden_size": "x"}, RequestError, "hidden_size is 'x', expected a positive number"),
         ({"hidden_size": 64}, RequestError, r"has shape \[\d+(, \d+)?\], expected"),
