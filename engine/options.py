@@ -23,7 +23,7 @@ IGNORED_OPTIONS = frozenset("f16_kv logits_all low_vram numa penalize_newline us
 REQUEST_ONLY_OPTIONS = frozenset("tfs_z mirostat mirostat_tau mirostat_eta".split())
 # Options that only numllama has; a Modelfile cannot set them.
 OWN_OPTIONS = frozenset("logit_bias ignore_eos min_tokens speculate".split())
-SPECULATE = "auto", "off", "ngram"
+SPECULATE = "auto", "off", "ngram", "draft"
 # A request that differs from the loaded model in one of these reloads it; num_gpu < 0 matches any value.
 LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 

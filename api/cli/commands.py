@@ -219,12 +219,15 @@ def create(
     quantize: Annotated[
         str, Option("-q", "--quantize", metavar="TYPE", help="Quantize model to this level, e.g. q4_K_M")
     ] = "",
+    draft_quantize: Annotated[
+        str, Option("--draft-quantize", metavar="TYPE", help="Quantize the draft model to this level")
+    ] = "",
 ) -> None:
     """Create a model from a Modelfile or local weights"""
     (model,) = expect_exactly(1, args)
     from .create import create_model
 
-    create_model(model, file, quantize)
+    create_model(model, file, quantize, draft_quantize)
 
 
 @command("cp")

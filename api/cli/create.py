@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .backend import Backend
 
 
-def create_model(model: str, file: str | None = None, quantize: str = "") -> None:
+def create_model(model: str, file: str | None = None, quantize: str = "", draft_quantize: str = "") -> None:
     """Create `model` from the Modelfile `file`; by default ./Modelfile, or the weights in the current folder.
 
     Raises: BadModelfile, EngineError, ServerError
@@ -36,6 +36,7 @@ def create_model(model: str, file: str | None = None, quantize: str = "") -> Non
         fields = create_arguments(commands)
         fields |= find_sources(commands, folder).uploaded(lambda path: _upload(backend, path, progress))
         fields |= {"quantize": quantize} if quantize else {}
+        fields |= {"draft_quantize": draft_quantize} if draft_quantize else {}
         progress.follow(backend.create(model, **fields))
 
 

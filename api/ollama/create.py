@@ -60,6 +60,8 @@ async def create(request: Annotated[CreateRequest, body(CreateRequest)], context
         info=request.info,
         quantize=quantize,
         adapters=request.adapters,
+        draft_files=request.draft_files,
+        draft_quantize=request.draft_quantize,
         handle=context.handle,
     )
     return await send_progress(context, statuses, request.stream)

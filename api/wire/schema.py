@@ -227,6 +227,8 @@ class CreateRequest(NameRequest):
     from_: str = field(default="", metadata={"json": "from"})
     files: dict[str, str] | None = None
     adapters: dict[str, str] = field(default_factory=dict)
+    draft_files: dict[str, str] = field(default_factory=dict)
+    draft_quantize: str = ""
     template: str = ""
     system: str = ""
     license: Any = None

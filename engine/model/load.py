@@ -70,12 +70,16 @@ def own_tower(gguf: GGUF, n_embd: int, order: str) -> Vision | None:
 
 
 def check_fits(part: GGUF, model: GGUF) -> None:
-    """Check from the metadata that `part` (an adapter or projector) fits `model`.
+    """Check from the metadata that `part` (an adapter, projector or draft model) fits `model`.
 
     A projector of an unsupported type is accepted unchecked.  Raises: BadGGUF, ModelError
     """
+    is_adapter, architecture = part.text("general.type") == "adapter", part.kv.get("general.architecture")
+    if not is_adapter and architecture != "clip":
+        check_draft(load_model(part), load_model(model))
+        return
     model = text_view(model)
-    if part.text("general.type") == "adapter":
+    if is_adapter:
         for _ in low_rank_terms(part, model, 1.0):
             pass
         return
@@ -83,3 +87,18 @@ def check_fits(part: GGUF, model: GGUF) -> None:
         load_vision(part, model.kv.get(f"{model.kv.get('general.architecture')}.embedding_length"))
     except UnsupportedArchitecture:
         pass
+
+
+def check_draft(draft: Model, model: Model) -> None:
+    """Check that a draft model has the model's vocabulary and generates text.  Raises: ModelError"""
+    if not draft.family.causal:
+        raise ModelError(f"{draft.path}: an encoder cannot be a draft model, as it generates no text")
+    ours, others = (one.tokenizer for one in (model, draft))
+    if others.n_vocab != ours.n_vocab:
+        found = f"a draft model with a vocabulary of {others.n_vocab} tokens"
+        raise ModelError(f"{draft.path}: {found}, expected the model's {ours.n_vocab}")
+    for id in range(ours.n_vocab):
+        if (found := others.piece(id, special=True)) != (expected := ours.piece(id, special=True)):
+            raise ModelError(
+                f"{draft.path}: token {id} of the draft model is {found!r}, expected {expected!r}, the model's"
+            )

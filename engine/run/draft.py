@@ -98,12 +98,22 @@ class Speculation:
         self._kind = 0
         self._seen: dict[int, tuple[float, float]] = {}  # length of the match -> right, wrong
 
-    def guess(self, tokens: Sequence[int], n: int, times: PassTimes, n_row: int, n_sequence: int) -> list[int]:
-        """Guess the tokens after `tokens`, at most `n`: as many as make the pass's tokens cheapest.
+    def ask(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
+        """Return how many guesses to ask a draft model for, at most `n`; arguments as for `guess`.
 
-        times, n_row, n_sequence   of the pass without these guesses; measured in mode "auto" alone
+        each   time of one guess, in the unit of `times`
         """
-        if self.mode == "off":
+        if self.mode != "auto":
+            return n if self.mode == "draft" else 0
+        self._kind = -1
+        return self._worthwhile(max(n, 0), times, n_row, n_sequence, each)
+
+    def guess(self, tokens: Sequence[int], n: int, times: PassTimes, n_row: int, n_sequence: int) -> list[int]:
+        """Guess from the text which tokens follow `tokens`, at most `n`: as many as make the pass's tokens cheapest.
+
+        times, n_row, n_sequence   of the pass without these guesses; they count in mode "auto" alone
+        """
+        if self.mode not in ("auto", "ngram"):
             return []
         guesses, n_match = self._ngrams.guess(tokens, min(n, MAX_GUESSES))
         guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
@@ -121,12 +131,12 @@ class Speculation:
             right, wrong = self._seen.get(self._kind, (0.0, 0.0))
             self._seen[self._kind] = right + n_right, wrong + (n_right < n_guessed)
 
-    def _worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int) -> int:
+    def _worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
         """Return how many guesses, 0 .. n, give the most tokens in a second."""
         right, wrong = self._seen.get(self._kind, (0.0, 0.0))
         p = (PRIOR_RIGHT + right) / (PRIOR_RIGHT + PRIOR_WRONG + right + wrong)
         rates, expected = [], float(n_sequence)
         for k in range(n + 1):
-            rates.append(expected / (times.of(n_row + k) or 1 + PRIOR_ROW * k))
+            rates.append(expected / ((times.of(n_row + k) or 1 + PRIOR_ROW * k) + k * each))
             expected += p ** (k + 1)
         return max(range(n + 1), key=rates.__getitem__)

@@ -24,7 +24,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from ...kernels import NUMBA, Kernels
-from ..errors import ContextFull
+from ..errors import BadOptions, ContextFull
 from ..look.collector import LookTap
 from ..look.held import HeldRun, HeldRuns
 from ..look.timeline import ScheduledStep, StepShare, Timeline
@@ -34,6 +34,7 @@ from ..model.decoder import forward, logits
 from ..model.model import Model, require_decoder
 from ..model.trace import Tap, Watch
 from .draft import PassTimes, Speculation
+from .draft_model import DraftModel
 from .echo import Echo
 from .embed import Pooled
 from .job import Job
@@ -111,14 +112,22 @@ class Scheduler:
     """The jobs of one model: waiting, or running in one of the cache's slots.
 
     num_batch   prompt tokens in one forward pass, at most
+    draft       a model that guesses the next tokens
     guard       end answers that repeat themselves, which complete() does not
     """
 
     def __init__(
-        self, model: Model, cache: KVCache, kernels: Kernels = NUMBA, num_batch: int = 512, guard: bool = True
+        self,
+        model: Model,
+        cache: KVCache,
+        kernels: Kernels = NUMBA,
+        num_batch: int = 512,
+        guard: bool = True,
+        draft: DraftModel | None = None,
     ):
         self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
-        self.prefixes, self.times = Prefixes(cache.n_slot), PassTimes()
+        self.draft, self.times = draft, PassTimes()
+        self.prefixes = Prefixes(cache.n_slot)
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in order of arrival
         self.timeline = Timeline()
@@ -184,6 +193,8 @@ class Scheduler:
         """Start `job` in a slot.  Raises: ContextFull; RequestError if an encoder is to generate"""
         if not job.pooling:
             require_decoder(self.model)
+        if job.options.speculate == "draft" and not self.draft:
+            raise BadOptions("speculate", 'option "speculate" is "draft", and the model has no DRAFT')
         began, tokenizer, n_ctx = perf_counter_ns(), self.model.tokenizer, self.cache.n_ctx
         options = replace(job.options, num_ctx=n_ctx)
         if len(job.prompt) > n_ctx:
@@ -271,14 +282,23 @@ class Scheduler:
 
     def _with_guesses(self, turns: list[tuple[Running, Batch]], room: int) -> list[tuple[Running, Batch]]:
         """Append guesses at the tokens to come to each sequence's next token; all together at most `room`."""
-        n_row = len(turns)
+        guesses, asked, n_row = list[list[int]](), list[tuple[int, Sequence, int]](), len(turns)
+        for i, (one, _) in enumerate(turns):
+            n, speculation = min(room, one.seq.n_ahead()), one.speculation
+            if self.draft and speculation.mode in ("auto", "draft"):
+                n, each = min(n, self.draft.n_most), self.draft.times.of(len(turns))
+                asked.append((i, one.seq, n := speculation.ask(n, self.times, n_row, len(turns), each)))
+                guesses.append([])
+            else:
+                guesses.append(speculation.guess(one.seq.tokens, n, self.times, n_row, len(turns)))
+                n = len(guesses[i])
+            n_row, room = n_row + n, room - n
+        if self.draft and asked:
+            for (i, _, _), drawn in zip(asked, self.draft.guess([(seq, n) for _, seq, n in asked]), strict=True):
+                guesses[i] = drawn
         for i, (one, part) in enumerate(turns):
-            n = min(room, one.seq.n_ahead())
-            guesses = one.speculation.guess(one.seq.tokens, n, self.times, n_row, len(turns))
-            if guesses:
-                ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses, 1))
-                turns[i] = one, Batch.join([part, *ahead])
-                n_row, room = n_row + len(guesses), room - len(guesses)
+            ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses[i], 1))
+            turns[i] = one, Batch.join([part, *ahead])
         return turns
 
     def _next_chunk(self, one: Running, room: int) -> Batch:

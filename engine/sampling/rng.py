@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from copy import copy
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class Rng:
         """Seed with `seed` modulo 2**32, or randomly if it is -1; `self.seed` is the seed in use."""
         self.seed = seed % 2**32 if seed % 2**32 != RANDOM_SEED else secrets.randbelow(RANDOM_SEED)
         self._state = np.random.RandomState(self.seed)
+
+    def fork(self) -> Rng:
+        """Return a generator that draws the same numbers as this one from now on."""
+        other = copy(self)
+        other._state = np.random.RandomState()
+        other._state.set_state(self._state.get_state())
+        return other
 
     def draw(self) -> float:
         """Return the next number in [0, 1): (a + 2**32 b) / 2**64 for the next two outputs a and b."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,12 @@ class Sampler:
         self.rng = Rng(options.seed)
         self.mu = 2 * options.mirostat_tau  # bits
         self.ids = np.arange(n_vocab, dtype=np.int32)
+
+    def fork(self) -> Sampler:
+        """Return a sampler that draws what this one would, without a change to this one."""
+        other = copy(self)
+        other.rng = self.rng.fork()
+        return other
 
     @np.errstate(over="ignore")  # an overflow here means a probability of zero
     def sample(

@@ -37,7 +37,7 @@ from ..look.request import LookRequest
 from ..look.step import LookStep
 from ..look.timeline import Timeline
 from ..model.cache import usable_type
-from ..model.load import check_fits, check_loads, load_model
+from ..model.load import check_draft, check_fits, check_loads, load_model
 from ..model.model import Model
 from ..options import DEFAULT_REQUEST, Options, RequestOptions
 from ..run.embed import Vectors, embedding_job, embedding_tokens, pooling_of
@@ -570,7 +570,10 @@ class Engine:
         requested = self.settings.kv_cache_type if loaded.family.causal else "f16"  # an encoder has no cache
         cache_type = usable_type(requested, loaded.hparams.n_head_dim)
         tap = loading(loaded.hparams.n_layer, progress.report, {"model": model.name.short})
-        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap)
+        draft = load_model(model.drafts[0]) if model.drafts else None
+        if draft:
+            check_draft(draft, loaded)
+        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap, draft)
 
 
 @lru_cache(maxsize=2)

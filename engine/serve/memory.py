@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import OutOfMemory
@@ -28,14 +28,14 @@ def default_slots(model: Model, n_ctx: int, cache_type: str) -> int:
     return DEFAULT_SLOTS if fits else 1
 
 
-def check_memory(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> None:
-    """Check that weights and cache fit into the available memory.  Raises: OutOfMemory
+def check_memory(models: Sequence[Model], n_ctx: int, n_slot: int, cache_type: str) -> None:
+    """Check that the weights of `models` and a cache for each fit into the available memory.  Raises: OutOfMemory
 
     Pages of mapped files count as available, since the system may drop them.  Where the available memory is unknown,
     every size passes.
     """
-    cache = cache_size(model, n_ctx, n_slot, cache_type)
-    needed, available = cache + model.nbytes, available_memory()
+    needed = sum(model.nbytes + cache_size(model, n_ctx, n_slot, cache_type) for model in models)
+    available = available_memory()
     if available is not None and needed > available:
         sizes = [f"{n / 2**30:.1f} GiB" for n in (needed, available)]
         raise OutOfMemory(

@@ -59,8 +59,8 @@ class Loaded:
 
     def serves(self, model: LocalModel, options: Options) -> bool:
         """Return whether it can answer a request for `model` with `options` without a reload."""
-        same = self.model.adapters == model.adapters and self.model.projectors == model.projectors
-        return same and self.runner.serves(options)
+        parts = [(one.adapters, one.projectors, one.drafts) for one in (self.model, model)]
+        return parts[0] == parts[1] and self.runner.serves(options)
 
     @property
     def expires_at(self) -> int:

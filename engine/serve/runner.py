@@ -23,11 +23,12 @@ from ...kernels import NUMBA, Kernels, threads
 from ...kernels.warmup import prepare
 from ..errors import EngineError, ModelError, ShuttingDown
 from ..model.batch import Batch
-from ..model.cache import KVCache
-from ..model.decoder import logits
+from ..model.cache import KVCache, usable_type
+from ..model.decoder import forward, logits
 from ..model.model import Model
 from ..model.trace import Tap, Watch, no_tap
 from ..options import Options
+from ..run.draft_model import DraftModel
 from ..run.job import Job
 from ..run.scheduler import Scheduler, conclude
 from ..sampling.grammar import Grammars
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 5.0  # between two log lines about one load
 MIN_VISION_CTX = 2048  # smallest num_ctx of a vision model, as in Ollama
+DRAFT_NUM_PREDICT = 4  # Ollama's default with a draft model
 N_ENCODER_SLOTS = 64  # an encoder's slots take no memory
 
 
@@ -81,6 +83,7 @@ class Runner:
     options   load options, with num_ctx at most the model's context length
     n_slot    sequences at once; 0: chosen by the available memory
     tap       tap of the first forward pass, which is part of loading
+    draft     a smaller model that guesses this one's next tokens; it gets a cache of its own
     """
 
     def __init__(
@@ -91,12 +94,14 @@ class Runner:
         kernels: Kernels = NUMBA,
         n_slot: int = 0,
         tap: Tap = no_tap,
+        draft: Model | None = None,
     ):
         self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
         n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_ENCODER_SLOTS
-        check_memory(model, n_ctx, n_slot, cache_type)
-        for file in model.files:
+        self.files = [*model.files, *(draft.files if draft else ())]
+        check_memory([one for one in (model, draft) if one], n_ctx, n_slot, cache_type)
+        for file in self.files:
             file.check()
         self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
         # Force the lazy parts now, so that their cost counts as load time: tokenizer, packed weights, compiled kernels.
@@ -111,7 +116,8 @@ class Runner:
             vision.rows(np.zeros((size, size, 3), np.uint8), kernels, tap)
         self.images = Images(vision, kernels) if vision else None
         self.grammars = Grammars(model.tokenizer)
-        self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch)
+        self.draft = self._draft_model(draft, kernels, n_slot, cache_type) if draft else None
+        self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch, draft=self.draft)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -119,8 +125,9 @@ class Runner:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and cache."""
-        return self.model.nbytes + self.cache.nbytes
+        """Bytes of weights and cache, a draft model's included."""
+        draft = self.draft.model.nbytes + self.draft.cache.nbytes if self.draft else 0
+        return self.model.nbytes + self.cache.nbytes + draft
 
     def serves(self, options: Options) -> bool:
         """Return whether a request with `options` can be answered without a reload."""
@@ -130,6 +137,16 @@ class Runner:
     @staticmethod
     def _clamped(model: Model, options: Options) -> Options:
         return options.clamped(model.hparams.n_ctx_train, *([MIN_VISION_CTX] if model.vision else []))
+
+    def _draft_model(self, model: Model, kernels: Kernels, n_slot: int, cache_type: str) -> DraftModel:
+        """Load a draft model's lazy parts, too.  Its window is at most the one that it was trained for."""
+        n_ctx = min(self.options.num_ctx, model.hparams.n_ctx_train)
+        cache = model.new_cache(n_ctx, n_slot, usable_type(cache_type, model.hparams.n_head_dim))
+        if kernels is NUMBA:
+            prepare(kernel_names(model))
+        forward(model, Batch.of([0]), cache, kernels)
+        n_most = self.options.draft_num_predict or DRAFT_NUM_PREDICT
+        return DraftModel(model, cache, kernels, n_most, self.options.num_batch)
 
     def submit(self, job: Job) -> None:
         """Queue `job` for the runner's thread."""
@@ -169,7 +186,7 @@ class Runner:
         A deleted file stays mapped.  Takes 2 us.
         """
         try:
-            for file in self.model.files:
+            for file in self.files:
                 file.check()
         except ModelError as error:
             self.scheduler.stopped = error

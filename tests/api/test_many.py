@@ -15,12 +15,15 @@ from itertools import islice
 
 import httpx
 import pytest
+from adapters import tiny_lora
 from serving import until, wait_for
+from tiny_encoder import tiny_encoder
 
 from numllama.api.wire.request import RequestContext
 from numllama.engine.errors import Cancelled
 from numllama.engine.serve.engine import Engine
 from numllama.engine.settings import Settings
+from tiny import tiny_gguf
 
 GREEDY = {"temperature": 0, "num_predict": 4}
 
@@ -48,6 +51,48 @@ def test_speculation_is_counted_where_it_is_asked_for_and_changes_no_answer(serv
     assert "draft_tokens" not in ask(served, "the cat", **again)
     refused = served.post("/api/generate", model="bare", prompt="the cat", options={"speculate": "yes"})
     assert refused.status_code == 400 and "speculate" in refused.json()["error"]
+
+
+def test_a_draft_model_is_created_loaded_counted_and_changes_no_answer(served, models, tmp_path):
+    digest, _ = served.engine.store.put_blob([(models / "bare.gguf").read_bytes()])
+    body = {"from": "bare", "draft_files": {"small.gguf": digest}}
+    assert served.post("/api/create", model="drafted", **body, draft_quantize="q8_0").status_code == 200
+    asked = {"model": "drafted", "prompt": "the cat", "stream": False}
+    for options in ({"temperature": 0}, {"temperature": 2, "seed": 7}):
+        options |= {"num_predict": 12}
+        plain = served.ok("/api/generate", **asked | {"model": "bare"}, options=options)
+        drafted = served.ok("/api/generate", **asked, options=options | {"speculate": "draft"})
+        assert drafted["response"] == plain["response"]
+        assert drafted["draft_tokens"] >= drafted["draft_accepted_tokens"] > 0
+    shown = served.ok("/api/show", model="drafted")["modelfile"]
+    assert shown.count("DRAFT ") == 1
+    (drafted,) = (one for one in served.client.get("/api/ps").json()["models"] if one["name"] == "drafted:latest")
+    refused = served.post("/api/generate", **asked | {"model": "bare"}, options={"speculate": "draft"})
+    assert refused.status_code == 400 and "the model has no DRAFT" in refused.json()["error"]
+    (bare,) = (one for one in served.client.get("/api/ps").json()["models"] if one["name"] == "bare:latest")
+    assert drafted["size"] > bare["size"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("few", "few.gguf: a draft model with a vocabulary of"),
+        ("embed", "cannot be a draft"),
+        ("lora", "expected a draft"),
+    ],
+)
+def test_a_draft_that_does_not_fit_is_refused_when_the_model_is_made(served, models, tmp_path, kind, message):
+    path = tmp_path / f"{kind}.gguf"
+    if kind == "few":
+        tiny_gguf(path, tokenizer="bpe")
+    elif kind == "embed":
+        tiny_encoder(path)
+    else:
+        tiny_lora(path, models / "bare.gguf")
+    digest, _ = served.engine.store.put_blob([path.read_bytes()])
+    body = {"from": "bare", "draft_files": {path.name: digest}, "stream": False}
+    answer = served.post("/api/create", model="x", **body)
+    assert answer.status_code == 400 and message in answer.json()["error"], answer.text
 
 
 def test_a_truncated_prompt_is_reported(served):

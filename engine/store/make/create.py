@@ -24,7 +24,7 @@ from ..name import ModelName
 from ..store import Store
 from .modelfile import create_arguments, parse_modelfile, read_modelfile
 from .sources import file_chunks, find_sources
-from .uploads import CheckFits, CheckLoads, Status, adapter_layer, model_layers, quantized_layer
+from .uploads import CheckFits, CheckLoads, Status, adapter_layer, draft_layer, model_layers, quantized_layer
 
 
 def create(
@@ -44,6 +44,8 @@ def create(
     info: Mapping[str, Any] | None = None,
     quantize: str = "",
     adapters: Mapping[str, str] | None = None,
+    draft_files: Mapping[str, str] | None = None,
+    draft_quantize: str = "",
     drop_system: bool = False,
     fetch: Callable[[str], Iterator[Status]] = lambda name: iter(()),
     check_fits: CheckFits = lambda part, model: None,
@@ -54,19 +56,21 @@ def create(
     from_        a model whose layers and config are inherited; `fetch` is called with its name first
     files        digests of uploaded blobs by file name: a GGUF or all its parts, maybe with projectors
     adapters     digests of uploaded blobs by file name: an adapter
+    draft_files  digests of uploaded blobs by file name: a model that guesses this one's next tokens
+    draft_quantize   the new file type of its weights
     quantize     the new file type of the weights: Q8_0, Q4_K_M, ...
     parameters   merged over the inherited parameters; None removes one
     messages     replace the inherited messages
     license      one text or several, added to the inherited licenses
     drop_system  remove the inherited system text
     info         override facts in the config: model_family, parameter_size, capabilities, ...
-    check_fits   is called with a new adapter or projector and the model; raises ModelError if it does not fit
+    check_fits   is called with a new adapter, projector or draft model, and the model; raises ModelError
     check_loads  is called with a new model; raises ModelError if it cannot be loaded
 
     Names and digests in the request are checked at once, before the first status.
     Raises: RequestError, BadName, BadDigest, ModelNotFound, NotYet; ModelError for a missing blob
     """
-    for digests in (files or {}, adapters or {}):
+    for digests in (files or {}, adapters or {}, draft_files or {}):
         for path, digest in digests.items():
             if not path or any(part in ("", ".", "..") for part in path.split("/")):
                 raise RequestError("file path must be relative")
@@ -94,6 +98,9 @@ def create(
         if adapters:
             adapter = yield from adapter_layer(store, adapters, _weights(store, layers), check_fits)
             layers = [*_without(layers, media.ADAPTER), adapter]
+        if draft_files:
+            draft = yield from draft_layer(store, draft_files, _weights(store, layers), draft_quantize, check_fits)
+            layers = [*_without(layers, media.DRAFT), draft]
         if template:
             named = None
 
@@ -168,7 +175,7 @@ def _inherited(store: Store, from_: str) -> tuple[Config, list[ManifestLayer]]:
 def _weights(store: Store, layers: Sequence[ManifestLayer]) -> Path:
     models = [layer for layer in layers if layer.media_type == media.MODEL]
     if not models:
-        raise ModelError(f"no layer of type {media.MODEL}, expected one for the adapter")
+        raise ModelError(f"no layer of type {media.MODEL}, expected one for the adapter or draft model")
     return store.blob_path(models[-1].digest)
 
 

@@ -206,7 +206,7 @@ def strip_quotes(value: str) -> str | None:
 
 
 def create_arguments(commands: Sequence[Instruction]) -> dict[str, Any]:
-    """Convert the instructions other than FROM and ADAPTER to keyword arguments of `create`.
+    """Convert the instructions other than FROM, ADAPTER and DRAFT to keyword arguments of `create`.
 
     Raises: BadModelfile, BadOptions
     """
@@ -214,7 +214,7 @@ def create_arguments(commands: Sequence[Instruction]) -> dict[str, Any]:
     texts: dict[str, list[str]] = {}
     for name, value in commands:
         match name:
-            case "model" | "adapter":
+            case "model" | "adapter" | "draft":
                 pass
             case "template" | "system" | "renderer" | "parser":
                 arguments[name] = value
@@ -227,8 +227,6 @@ def create_arguments(commands: Sequence[Instruction]) -> dict[str, Any]:
                 arguments[name] = value.removeprefix("v")
                 if not SEMVER.fullmatch(arguments[name]):
                     raise BadModelfile("requires must be a valid semver (e.g. 0.14.0)")
-            case "draft":
-                raise BadModelfile("DRAFT is not supported: this build has no speculative decoding")
             case _ if name not in (IGNORED_OPTIONS | REQUEST_ONLY_OPTIONS) - {"numa"}:
                 texts.setdefault(name, []).append(value)
     if texts:

@@ -25,15 +25,16 @@ BESIDE_WEIGHTS = ("*.json", "*/*.json", "chat_template.jinja", "tokenizer.model"
 
 @dataclass
 class Sources:
-    """The sources that FROM and ADAPTER name.
+    """The sources that FROM, ADAPTER and DRAFT name.
 
-    from_             the name of a model, or ""
-    files, adapters   by file name: a local path, or the digest of an uploaded blob
+    from_                     the name of a model, or ""
+    files, adapters, drafts   by file name: a local path, or the digest of an uploaded blob
     """
 
     from_: str = ""
     files: dict[str, Path | str] = field(default_factory=dict)
     adapters: dict[str, Path | str] = field(default_factory=dict)
+    drafts: dict[str, Path | str] = field(default_factory=dict)
 
     def uploaded(self, put: Callable[[Path], str]) -> dict[str, str | dict[str, str]]:
         """Upload the local files with `put`, which returns a digest; return the keyword arguments for `create`."""
@@ -43,7 +44,8 @@ class Sources:
 
         arguments: dict[str, str | dict[str, str]]
         arguments = {"from_": self.from_} if self.from_ else {"files": digests(self.files)}
-        return arguments | ({"adapters": digests(self.adapters)} if self.adapters else {})
+        more = {"adapters": self.adapters, "draft_files": self.drafts}
+        return arguments | {name: digests(files) for name, files in more.items() if files}
 
 
 def find_sources(commands: Sequence[Instruction], folder: Path | None) -> Sources:
@@ -54,18 +56,21 @@ def find_sources(commands: Sequence[Instruction], folder: Path | None) -> Source
     """
     found = Sources()
     for name, value in commands:
-        if name not in ("model", "adapter"):
+        if name not in ("model", "adapter", "draft"):
             continue
-        files = found.files if name == "model" else found.adapters
+        files = {"model": found.files, "adapter": found.adapters, "draft": found.drafts}[name]
         path = folder / os.path.expanduser(value) if folder and value else None
         if value.startswith("@"):
             files[value[1:]] = value[1:]
         elif path and path.exists():
             files |= dict(list_weight_files(path))
-        elif name == "adapter" or (folder is None and not _is_name(value)):
+        elif name != "model" or (folder is None and not _is_name(value)):
             raise BadModelfile(f"invalid model reference: {value}" if folder is None else f"{value}: no such file")
         else:
             found.from_ = value
+    for draft in found.drafts.values():
+        if isinstance(draft, Path) and draft in found.files.values():
+            raise BadModelfile(f"DRAFT must not reference the same local path as FROM: {draft}")
     if found.from_ and found.files:
         raise BadModelfile(f"FROM names both the model '{found.from_}' and files")
     return found

@@ -1,4 +1,4 @@
-"""Layers from uploaded files: a model, optionally quantized, its projectors, and an adapter.
+"""Layers from uploaded files: a model, optionally quantized, its projectors, an adapter, and a draft model.
 
 An uploaded GGUF becomes a layer as it is, with the same digest.  A new file is written only for a model in several
 files, a model to be quantized, and a model in another format.  Errors use the client's file names.
@@ -26,7 +26,7 @@ from .mixture import file_type_of
 from .quantize import check_weights, has_file_type, quantize_model
 
 Status = dict[str, Any]
-CheckFits = Callable[[GGUF, GGUF], None]  # raises ModelError if an adapter or projector does not fit a model
+CheckFits = Callable[[GGUF, GGUF], None]  # raises ModelError if an adapter, projector or draft model does not fit
 CheckLoads = Callable[[GGUF], None]  # raises ModelError if a model cannot be loaded
 STATUS_INTERVAL_S = 0.1  # between two statuses of a file
 PENDING_DIGEST = "0000000000000000000"  # Ollama's digest in statuses of a file that is being written
@@ -114,6 +114,23 @@ def adapter_layer(
         raise RequestError(f"{path}: general.type is {described(gguf.kv.get('general.type'))}, expected 'adapter'")
     _check_part(path, gguf, GGUF.open(model), check_fits)
     return replace(layer, media_type=media.ADAPTER)
+
+
+def draft_layer(
+    store: Store, files: Mapping[str, str], model: Path, quantize: str, check_fits: CheckFits
+) -> Generator[Status, None, ManifestLayer]:
+    """Create the layer of the single draft model in `files`, for the GGUF `model`, quantized if asked for."""
+    if len(files) != 1:
+        raise RequestError(f"{len(files)} files of a draft model, expected one GGUF")
+    ((path, digest),) = files.items()
+    yield {"status": "parsing GGUF"}
+    gguf, layer = _uploaded(store, path, digest)
+    if gguf.text("general.type") in ("adapter", "mmproj") or _architecture(path, gguf) == "clip":
+        raise RequestError(f"{path}: general.type is {described(gguf.kv.get('general.type'))}, expected a draft model")
+    _check_part(path, gguf, GGUF.open(model), check_fits)
+    if quantize:
+        _, layer = yield from quantized_layer(store, config_of(gguf), layer, quantize)
+    return replace(layer, media_type=media.DRAFT)
 
 
 def _check_loads(path: str, model: GGUF, check_loads: CheckLoads) -> None:

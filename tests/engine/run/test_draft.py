@@ -83,7 +83,7 @@ def test_times_between_measured_sizes_lie_on_lines():
 
 
 def test_another_way_to_speculate_is_refused():
-    with pytest.raises(BadOptions, match='"speculate" must be "auto" or "off" or "ngram", got \'fast\''):
+    with pytest.raises(BadOptions, match='"speculate" must be "auto" or "off" or "ngram" or "draft", got \'fast\''):
         Options.parse({"speculate": "fast"})
     with pytest.raises(BadOptions, match="of type string"):
         Options.parse({"speculate": True})

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numllama.engine.errors import Cancelled, ContextFull, ShuttingDown
+from numllama.engine.errors import Cancelled, ContextFull, ModelError, ShuttingDown
 from numllama.engine.handle import RequestHandle
-from numllama.engine.model.load import load_model
+from numllama.engine.model.load import check_draft, load_model
 from numllama.engine.options import Options
 from numllama.engine.run import scheduler as module
+from numllama.engine.run.draft_model import DraftModel
 from numllama.engine.run.job import Job
 from numllama.engine.run.piece import Piece
 from numllama.engine.run.request import complete
@@ -231,6 +232,69 @@ def test_guesses_right_and_wrong_change_no_bit(model):
 
     check()
     assert sum(n_guessed) > sum(n_right) > len(n_right)  # the test did what its name says
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """A model with the same vocabulary and other weights."""
+    return load_model(tiny_gguf(tmp_path_factory.mktemp("models") / "other.gguf", quant="Q4_0", seed=4))
+
+
+def drafting(model, draft, n_slot, n_ctx=N_CTX, num_batch=512, **more):
+    draft_model = DraftModel(draft, draft.new_cache(n_ctx, n_slot), num_batch=num_batch, **more)
+    return scheduler_of(model, n_slot, num_batch=num_batch, guard=False, draft=draft_model)
+
+
+@pytest.mark.parametrize("draft_is_right", [False, True])
+def test_a_draft_model_changes_no_bit(model, other_model, draft_is_right):
+    @settings(max_examples=12)
+    @given(
+        mix=mixes,
+        n_slot=st.integers(1, 3),
+        num_batch=st.sampled_from([2, 512]),
+        mode=st.sampled_from(["draft", "auto", "ngram"]),
+        n_ctx=st.sampled_from([12, N_CTX]),
+    )
+    def check(mix, n_slot, num_batch, mode, n_ctx):
+        for one in mix:
+            one.options = replace(one.options, speculate=mode)
+        serve(drafting(model, model if draft_is_right else other_model, n_slot, n_ctx, num_batch), *mix)
+        for one in mix:
+            expected = one.alone(model)
+            assert one.answer == (expected if not one.cancels_after else expected[: len(one.answer)])
+
+    check()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_a_draft_model_that_agrees_is_always_right_at_any_temperature(model, temperature):
+    options = replace(GREEDY, temperature=temperature, num_predict=12, repeat_penalty=1.3, seed=5, ignore_eos=True)
+    requests = [Request([1, 300 + i], replace(options, seed=i, speculate="draft")) for i in range(3)]
+    for one in serve(drafting(model, model, 2, n_most=3), *requests):
+        assert one.timings.draft_accepted_tokens == one.timings.draft_tokens >= 8
+        assert one.answer == one.alone(model)
+
+
+def test_a_draft_of_numbers_that_are_not_finite_is_no_draft(model, other_model):
+    weights = other_model.decoder
+    weights = replace(weights, output_norm=np.full_like(weights.output_norm, np.nan))
+    broken = replace(other_model, weights=weights)
+    one = Request([1, 310], replace(GREEDY, speculate="draft"))
+    serve(drafting(model, broken, 1), one)
+    assert one.answer == one.alone(model) and one.timings.draft_tokens == 0
+
+
+def test_a_draft_is_asked_for_only_where_there_is_one(model):
+    one = Request([1, 310], replace(GREEDY, speculate="draft"))
+    serve(scheduler_of(model), one)
+    assert str(one.error) == 'option "speculate" is "draft", and the model has no DRAFT'
+
+
+def test_a_draft_model_must_have_the_models_vocabulary(model, tmp_path):
+    few = load_model(tiny_gguf(tmp_path / "few.gguf", tokenizer="bpe"))
+    with pytest.raises(ModelError, match=r"few.gguf: .*vocabulary of \d+ tokens, expected the model's 417|token \d+"):
+        check_draft(few, model)
+    check_draft(model, model)
 
 
 def test_a_text_that_repeats_itself_takes_fewer_passes_and_tells_its_guesses(model):

@@ -34,9 +34,10 @@ class FakeRunner:
         self.error = error
 
 
-def model(name, adapters=(), projectors=()):
+def model(name, adapters=(), projectors=(), drafts=()):
     short = SimpleNamespace(short=f"{name}:latest")
-    return SimpleNamespace(weights=Path(name), name=short, adapters=[*adapters], projectors=[*projectors])
+    facts = {"adapters": [*adapters], "projectors": [*projectors], "drafts": [*drafts]}
+    return SimpleNamespace(weights=Path(name), name=short, **facts)
 
 
 class Bench:
@@ -116,8 +117,8 @@ def test_other_load_options_reload_the_model_after_it_is_idle(bench):
     assert b.names() == ["a"]
 
 
-@pytest.mark.parametrize("kind", ["adapters", "projectors"])
-def test_the_same_weights_with_other_adapters_or_projectors_are_reloaded(bench, kind):
+@pytest.mark.parametrize("kind", ["adapters", "projectors", "drafts"])
+def test_the_same_weights_with_other_parts_are_reloaded(bench, kind):
     b = bench()
     b.pool.release(b.acquire(attached={kind: [Path("x")]}))
     b.pool.release(b.acquire(attached={kind: [Path("x")]}))

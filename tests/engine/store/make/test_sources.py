@@ -111,7 +111,7 @@ def test_a_server_with_permission_reads_the_modelfile_and_its_folder(store, tmp_
         ("a", "SYSTEM y", BadModelfile, "no FROM line"),
         ("a", "FROM x\nFOO y", BadModelfile, r"\(line 2\): command must be one of"),
         ("a", "FROM x\nPARAMETER bogus 1", RequestError, "unknown parameter 'bogus'"),
-        ("a", "FROM x\nDRAFT y", BadModelfile, "DRAFT is not supported"),
+        ("a", "FROM x\nDRAFT y", BadModelfile, "invalid model reference: y"),
     ],
 )
 def test_an_invalid_modelfile_is_an_error_before_anything_is_created(store, name, text, kind, message):
