@@ -98,7 +98,6 @@ def check_draft(draft: Model, model: Model) -> None:
         found = f"a draft model with a vocabulary of {others.n_vocab} tokens"
         raise ModelError(f"{draft.path}: {found}, expected the model's {ours.n_vocab}")
     for id in range(ours.n_vocab):
-        if (found := others.piece(id, special=True)) != (expected := ours.piece(id, special=True)):
-            raise ModelError(
-                f"{draft.path}: token {id} of the draft model is {found!r}, expected {expected!r}, the model's"
-            )
+        theirs, expected = others.piece(id, special=True), ours.piece(id, special=True)
+        if theirs != expected:
+            raise ModelError(f"{draft.path}: token {id} of the draft model is {theirs!r}, expected {expected!r}")
