@@ -8,14 +8,18 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any, NamedTuple
 
 from ..errors import BadGrammar
+from .places import of_type, places
 from .schema_check import Schema
-from .schema_part import target, value_key, values
+from .schema_part import target, typed_values, value_key
 
 MAX_DIGITS = 20
 MAX_VALUES = 1000  # that items may have: each token is compared with all
+ABOUT_ITEMS = {"items", "prefixItems", "uniqueItems"}
+LISTING = {"type", "const", "enum"}
 FREE_STRING = {"type", "minLength"}
 BOUNDED_INTEGER = {"type", "minimum", "maximum"}
 
@@ -30,6 +34,13 @@ class Items(NamedTuple):
     texts: tuple[bytes, ...] | None = None
     low: float | None = None
     high: float = 0
+
+    @property
+    def n(self) -> float:
+        """How many items there are."""
+        if self.texts is not None:
+            return len(self.texts)
+        return inf if self.low is None else self._n_integers(b"")
 
     def can_differ(self, partial: bytes, seen: frozenset[tuple[str, str]]) -> bool:
         """Return whether an item that begins with `partial` can differ from those `seen`."""
@@ -56,18 +67,44 @@ class Items(NamedTuple):
 def items_of(part: Schema, root: Schema) -> Items:
     """Return the items of an array that must differ.  Raises: BadGrammar if that cannot be enforced for such items"""
     item = target(part.get("items", True), root)
-    listed = values(item)
-    if listed is not None and len(listed) <= MAX_VALUES:
+    listed, said = typed_values(item), item.get("type")
+    if "prefixItems" in part:
+        raise BadGrammar("format: uniqueItems: it cannot be enforced beside prefixItems or contains")
+    if listed is not None and len(listed) <= MAX_VALUES and item.keys() <= LISTING:
         return Items(tuple(spelled(value) for value in listed.values()))
-    if item.get("type") in ("boolean", "null"):
-        return Items(tuple([b"true", b"false"] if item["type"] == "boolean" else [b"null"]))
-    if item.get("type") == "integer" and item.keys() <= BOUNDED_INTEGER:
+    if said in ("boolean", "null") and item.keys() == {"type"}:
+        return Items((b"true", b"false") if said == "boolean" else (b"null",))
+    if said == "integer" and item.keys() <= BOUNDED_INTEGER:
         return Items(None, item.get("minimum", -(10**19)), item.get("maximum", 10**19))
-    if "prefixItems" in part or not (item.get("type") in ("string", "number") and item.keys() <= FREE_STRING):
-        raise BadGrammar(
-            "format: uniqueItems: it can be enforced for strings, numbers and listed values without limits"
-        )
-    return Items()
+    if said in ("string", "number") and item.keys() <= FREE_STRING:
+        return Items()
+    raise BadGrammar("format: uniqueItems: it can be enforced for strings, numbers and listed values without limits")
+
+
+def check_sets(schema: Schema) -> None:
+    """Check that a veto of repeated items leaves an item wherever the grammar requires another one.
+
+    The veto does not know which of several alternatives the answer follows.  So where one of them wants items to
+    differ, all arrays that are possible at the same place must have the same items; and if those are limited, all of
+    them must differ in each alternative.
+    Raises: BadGrammar
+    """
+    for alternatives in places(schema):
+        parts = [part for parts in alternatives for part in parts]
+        if not any(part.get("uniqueItems") for part in parts):
+            continue
+        arrays = of_type("array", alternatives)
+        items = {items_of(part, schema) for parts in arrays for part in parts if part.keys() & ABOUT_ITEMS}
+        is_alike = len(items) <= 1 and all(any(part.keys() & ABOUT_ITEMS for part in parts) for parts in arrays)
+        if not is_alike or (items != {Items()} and not all(map(_is_set, arrays))):
+            raise BadGrammar("format: uniqueItems: it cannot be enforced beside another array at the same place")
+        least, most = max(part.get("minItems", 0) for part in parts), min((one.n for one in items), default=inf)
+        if least > most:
+            raise BadGrammar(f"format: minItems: {least} items cannot differ, as there are {most:.0f} values")
+
+
+def _is_set(parts: tuple[Schema, ...]) -> bool:
+    return any(part.get("uniqueItems") for part in parts)
 
 
 def spelled(value: Any) -> bytes:

@@ -31,7 +31,7 @@ from ..tokenizer import Tokenizer
 from .exact_number import rounded
 from .forced_call import ForcedCall
 from .json_schema import mapped, narrowed
-from .trial import CLOSING, TOO_COMPLEX_ANSWER, Trial, compiled, explore
+from .trial import N_WALKS_OF_LARGE, TOO_COMPLEX_ANSWER, Trial, compiled, explore, progress_of
 from .veto import Pieces, Veto, needs_veto
 
 Tags = tuple[str, str]
@@ -111,7 +111,7 @@ class Grammars:
         ids = range(tokenizer.n_vocab)
         pieces = [b"" if id in tokenizer.eog else tokenizer.piece(id, special=False) for id in ids]
         self._spells_all = {piece for piece in pieces if len(piece) == 1} >= {bytes([byte]) for byte in range(256)}
-        self._is_closing = np.array([bool(piece) and CLOSING.issuperset(piece) for piece in pieces])
+        self._progress = np.array([*map(progress_of, pieces)], np.int8)
 
     def grammar(
         self,
@@ -141,8 +141,10 @@ class Grammars:
         matcher = compiled(_framed(rule, tags, is_open), tokens)
         if matcher.is_error():
             raise BadGrammar(_error_line(matcher.get_error()))
-        if not self._spells_all and (error := explore(matcher, self._is_closing, frozenset(self._tokenizer.eog))):
-            raise BadGrammar(f"format: {error} with this vocabulary")
+        if not self._spells_all:
+            error = explore(matcher, self._progress, frozenset(self._tokenizer.eog), N_WALKS_OF_LARGE)
+            if error:
+                raise BadGrammar(f"format: {error} with this vocabulary")
         return Grammar(matcher, self._tokenizer.n_vocab, veto)
 
     def _prepare(self, shown: frozenset[int]) -> tuple[LLTokenizer, Pieces]:

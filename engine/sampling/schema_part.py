@@ -9,6 +9,7 @@ from .schema_check import TYPES, Schema, resolve_reference
 
 MAX_STEPS = 10  # $refs from one to the next
 LABELS = {"title", "description", "default", "examples", "deprecated", "$comment"}
+BESIDE_REFERENCE = {"$ref", "$defs", "definitions", "$schema", "$id", *LABELS}  # ask nothing beside a $ref
 JSON_TYPES = TYPES - {"integer"}  # an integer is a number
 
 
@@ -20,12 +21,15 @@ def both(part: Schema, more: Any) -> Schema:
 
 
 def target(part: Any, root: Schema) -> Schema:
-    """Return `part`, or the schema that its $ref leads to; {} for True."""
+    """Return `part`, or the schema that its $ref leads to, with what the keywords beside the $ref ask; {} for True."""
+    beside: list[Schema] = []
     for _ in range(MAX_STEPS):
         if not isinstance(part, dict) or "$ref" not in part:
             break
+        beside.append({keyword: value for keyword, value in part.items() if keyword not in BESIDE_REFERENCE})
         part = resolve_reference(part["$ref"], root)
-    return part if isinstance(part, dict) else {"enum": []} if part is False else {}
+    part = part if isinstance(part, dict) else {"enum": []} if part is False else {}
+    return {"allOf": [part, *filter(None, beside)]} if any(beside) else part
 
 
 def types(part: Schema) -> set[str]:
@@ -40,6 +44,18 @@ def values(part: Schema) -> dict[tuple[str, str], Any] | None:
     """Return the valid values by (type, spelling), if the schema lists them; true differs from 1, but 1.0 does not."""
     listed = [part["const"]] if "const" in part else part.get("enum")
     return None if listed is None else {value_key(value): value for value in listed}
+
+
+def typed_values(part: Schema) -> dict[tuple[str, str], Any] | None:
+    """Return the values that the schema lists and its `type` allows."""
+    listed, said = values(part), part.get("type", [*TYPES])
+    if listed is None:
+        return None
+    names = {said} if isinstance(said, str) else set(said)
+    if "integer" in names and "number" not in names:  # 1.0 is spelled 1
+        listed = {key: value for key, value in listed.items() if key[0] != "number" or key[1].lstrip("-").isdecimal()}
+        names.add("number")
+    return {key: value for key, value in listed.items() if key[0] in names}
 
 
 def value_key(value: Any) -> tuple[str, str]:

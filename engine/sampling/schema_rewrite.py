@@ -16,7 +16,7 @@ from .exact_number import exact_constants
 from .negation import opposite, without_property
 from .number_bounds import bounded_numbers
 from .schema_check import Schema, shown
-from .schema_part import LABELS, both, required, target, values
+from .schema_part import LABELS, both, required, target, typed_values, values
 
 MAX_VARIANTS = 100  # of one object, by the properties that it has
 MAX_PROPERTIES = 1 << 31
@@ -200,7 +200,7 @@ def unique_items(part: Schema, root: Schema) -> Schema:
 
 def _n_values(part: Schema) -> int | None:
     """Count the values that match `part`; None if they are unbounded."""
-    if (listed := values(part)) is not None:
+    if (listed := typed_values(part)) is not None:
         return len(listed)
     if part.get("type") == "integer" and part.keys() >= {"minimum", "maximum"}:
         return int(max(floor(part["maximum"]) - ceil(part["minimum"]) + 1, 0))

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadGrammar
-from .distinct_items import Items, items_of, key_of, spelled
+from .distinct_items import Items, check_sets, items_of, key_of, spelled
 from .exact_number import is_exact
+from .places import flat, item_schemas, member_schemas
 from .schema_check import TYPES, Schema, walk
-from .schema_part import target, types, values
+from .schema_part import types, values
 
 WHITE_SPACE = b" \t\r\n"
 NUMBER_START, DIGITS = b"-0123456789", b"0123456789"
@@ -125,7 +126,7 @@ class Reader:
                 return self._can_differ()
         else:
             if not self.partial and self.has_exact:
-                self.numbers = _numbers(_flat(self._below(), self._root))
+                self.numbers = _numbers(flat(self._below(), self._root))
             self.partial += bytes([byte])
         return True
 
@@ -162,7 +163,7 @@ class Reader:
         self.levels = (*self.levels[:-1], self.levels[-1]._replace(**changes))
 
     def _open(self, is_object: bool) -> None:
-        parts = tuple(_flat(self._below(), self._root))
+        parts = tuple(flat(self._below(), self._root))
         unique = [] if is_object else [part for part in parts if part.get("uniqueItems")]
         items = items_of(unique[0], self._root) if unique else None
         self.levels = (*self.levels, _Level(is_object, parts, items=items))
@@ -173,29 +174,7 @@ class Reader:
         if level is None:
             yield self._root
             return
-        for part in level.parts:
-            if level.is_object and level.key in part.get("properties", {}):
-                yield part["properties"][level.key]
-            elif level.is_object:
-                yield from part.get("patternProperties", {}).values()
-                yield part.get("additionalProperties")
-            else:
-                first = part.get("prefixItems", [])
-                yield first[level.n] if level.n < len(first) else part.get("items")
-
-
-def _flat(parts: Iterator[Any], root: Schema) -> Iterator[Schema]:
-    """Yield the schemas, and instead of a combination those that it combines."""
-    waiting, seen = list(parts), set()
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, dict) or id(part) in seen:
-            continue
-        seen.add(id(part))
-        yield part
-        waiting += [one for keyword in ("anyOf", "allOf") for one in part.get(keyword, ())]
-        if "$ref" in part:
-            waiting.append(target(part, root))
+        yield from member_schemas(level.parts, level.key) if level.is_object else item_schemas(level.parts, level.n)
 
 
 Head = re.Pattern[bytes] | None
@@ -303,9 +282,8 @@ def needs_veto(schema: Schema) -> bool:
     Raises: BadGrammar if that cannot be vetoed
     """
     parts = [*_all_parts(schema)]
-    for part in parts:
-        if part.get("uniqueItems"):
-            items_of(part, schema)
+    if any(part.get("uniqueItems") for part in parts):
+        check_sets(schema)
     if any(map(_digits, parts)) and any("allOf" in part for part in parts):
         raise BadGrammar("format: enum: integers beyond 2^53 cannot be enforced beside allOf and conditions")
     return any(

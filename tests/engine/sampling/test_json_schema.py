@@ -540,7 +540,11 @@ def test_a_set_has_each_item_once(items, yes, no):
 
 
 @pytest.mark.parametrize(
-    "items", [{"type": "null"}, {"type": "boolean"}, {"enum": [1, 2]}, {"type": "integer", "minimum": 1, "maximum": 2}]
+    "items",
+    [
+        *({"type": "null"}, {"type": "boolean"}, {"enum": [1, 2]}, {"type": "integer", "minimum": 1, "maximum": 2}),
+        {"oneOf": [{"const": "a"}, {"const": "b"}]},
+    ],
 )
 def test_more_items_than_there_are_values_are_refused(items):
     with pytest.raises(BadGrammar, match="minItems"):
@@ -595,6 +599,115 @@ def test_items_that_might_run_out_are_refused(items):
         GRAMMARS.grammar({"type": "array", "items": items, "uniqueItems": True})
 
 
+SET = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        SET | {"prefixItems": [{"const": "c"}]},  # which the set does not list
+        SET | {"contains": {"const": "a"}, "minContains": 2},
+        {"anyOf": [SET, {"type": "array", "items": {"enum": ["a", "c"]}}]},
+        {"anyOf": [SET, SET | {"uniqueItems": False, "minItems": 3}]},
+        {"anyOf": [SET, {"type": "array"}]},
+        {"anyOf": [SET | {"minItems": 3, "type": "integer"}, SET | {"uniqueItems": False, "minItems": 3}]},
+        {"allOf": [SET, {"type": "array", "items": {"enum": ["b", "c"]}}]},
+        {"anyOf": [{"properties": {"s": SET}}, {"properties": {"s": {"type": "array", "items": {"enum": [1]}}}}]},
+        {"type": "array", "items": {"enum": ["a", "bc"], "maxLength": 1}, "uniqueItems": True},
+    ],
+)
+def test_a_set_beside_which_a_repeated_item_would_be_needed_is_refused(schema):
+    with pytest.raises(BadGrammar, match="uniqueItems"):
+        GRAMMARS.grammar(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "no"),
+    [
+        ({"anyOf": [SET, {"type": "null"}]}, ['["a","b"]', "null"], ['["a","a"]']),
+        ({"anyOf": [SET, {"type": "object", "additionalProperties": SET}]}, ['{"x":["a"]}'], ['{"x":["a","a"]}']),
+        ({"allOf": [SET, {"type": "array", "maxItems": 1}]}, ['["b"]'], ['["a","b"]']),
+        ({"type": "array", "items": {"enum": ["a", 1], "type": "string"}, "uniqueItems": True}, ['["a"]'], ["[1]"]),
+    ],
+)
+def test_a_set_beside_other_values_has_each_item_once(schema, yes, no):
+    assert [text for text in yes if not allows(schema, text)] == []
+    assert [text for text in no if allows(schema, text)] == []
+    assert generated(GRAMMARS.grammar(schema), Random(1)) is not None
+
+
+def any_array_of_scalars(random):
+    schema = {"type": "array", "maxItems": random.choice([2, 3, 4])}
+    keywords = {
+        "items": random.choice([*SETS, {"enum": ["a", "b"]}, {"const": "a"}, {"enum": [1, 2], "type": "string"}]),
+        "uniqueItems": True,
+        "minItems": random.choice([1, 2, 3]),
+        "prefixItems": [random.choice(SETS)],
+        "contains": random.choice(SETS),
+    }
+    likely = {"items": 0.95, "uniqueItems": 0.6, "minItems": 0.2, "prefixItems": 0.05, "contains": 0.05}
+    return schema | {name: value for name, value in keywords.items() if random.random() < likely[name]}
+
+
+def any_sets(random, depth=0):
+    """Return arrays of scalars, most of whose items must differ, in objects and combinations."""
+    inner = lambda: any_sets(random, depth + 1)  # noqa: E731
+    kind = random.choice(["array", "array", "leaf", "object", "$ref", "anyOf", "anyOf", "oneOf", "allOf"])
+    if depth > 2 or kind == "array":
+        return any_array_of_scalars(random)
+    if kind == "leaf":
+        return random.choice(SETS)
+    if kind == "object":
+        return {"type": "object", "properties": {"a": inner(), "b": inner()}, "required": random.choice([[], ["a"]])}
+    if kind == "$ref":
+        return {"$ref": "#/$defs/S"} | random.choice([{}, {"maxItems": 2}])
+    return {kind: [inner() for _ in range(random.randint(1, 3))]}
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_sets_in_combined_schemas_hold_and_every_answer_finishes(seed):
+    random = Random(seed)
+    schema = any_sets(random) | {"$defs": {"X": {"enum": ["x", "y", "z"]}, "S": any_array_of_scalars(random)}}
+    try:
+        grammars = [GRAMMARS.grammar(schema) for _ in range(3)]
+    except BadGrammar:
+        return
+    for grammar in grammars:
+        text = generated(grammar, random, 400)
+        assert text is None or is_valid(schema, text), text
+
+
+# --- keywords beside a $ref ---
+
+
+CODES = {"$defs": {"X": {"enum": ["x", "xyz"]}}}
+SHORT = {"$ref": "#/$defs/X", "maxLength": 2}
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "no"),
+    [
+        ({"oneOf": [{"$ref": "#/$defs/X", "not": {"const": "x"}}, {"const": 1}]}, ['"xyz"', "1"], ['"x"']),
+        ({"oneOf": [SHORT, {"const": "xyz"}]}, ['"x"', '"xyz"'], []),
+        ({"not": SHORT, "type": "string", "maxLength": 3}, ['"xyz"', '"ab"'], ['"x"']),
+        ({"type": "object", "properties": {"a": SHORT}}, ['{"a":"x"}'], ['{"a":"xyz"}']),
+        ({"type": "array", "items": SHORT}, ['["x","x"]'], ['["xyz"]']),
+    ],
+)
+def test_keywords_beside_a_reference_count(schema, yes, no):
+    assert [text for text in yes if not allows(schema | CODES, text)] == []
+    assert [text for text in no if allows(schema | CODES, text)] == []
+
+
+@pytest.mark.parametrize("keyword", ["propertyNames", "uniqueItems"])
+def test_keywords_beside_a_reference_that_cannot_be_enforced_are_refused(keyword):
+    names = {"type": "object", "propertyNames": SHORT}
+    schema = names if keyword == "propertyNames" else {"type": "array", "items": SHORT, "uniqueItems": True}
+    with pytest.raises(BadGrammar, match=keyword):
+        GRAMMARS.grammar(schema | CODES)
+
+
 # --- schemas that libraries generate ---
 
 
@@ -638,6 +751,13 @@ def test_a_large_schema_is_enforced_to_the_end(schema):
     for seed in range(5):
         text = generated(GRAMMARS.grammar(schema), Random(seed), 1200)
         assert text is None or is_valid(schema, text)
+
+
+def test_a_schema_with_dead_ends_that_few_answers_reach_is_refused():
+    """After "b" and "a" a comma may follow, but no other key matches the pattern."""
+    schema = {"type": "object", "propertyNames": {"pattern": "^[ab]$"}, "dependentRequired": {"b": ["a"]}}
+    with pytest.raises(BadGrammar, match="answers that cannot be completed"):
+        GRAMMARS.grammar(schema)
 
 
 def test_a_schema_that_has_dead_ends_is_refused():
