@@ -88,7 +88,7 @@ class Sequence:
 
     def sample(self, logits: np.ndarray, look: LookAtSampling = no_look) -> Piece:
         """Sample the next token from `logits` f32 [n_vocab] and return its piece; the last token sets `done_reason`."""
-        token = self.sampler.sample(logits, self._text_tokens, self._mask(len(logits)), look)
+        token = self._draw(logits, look)
         self.tokens.append(token)
         self._text_tokens.append(token)
         if self._grammar:
@@ -104,12 +104,24 @@ class Sequence:
             self.end("length")
         return piece
 
-    def _mask(self, n_vocab: int) -> np.ndarray | None:
-        """Return which tokens may be next, bool [n_vocab], or None if all may.
+    def _draw(self, logits: np.ndarray, look: LookAtSampling) -> int:
+        """Sample a token; if the grammar does not allow it, sample again among those that it allows, as llama.cpp does.
+
+        So a grammar that the model follows anyway changes nothing, and seeds give Ollama's answers.
+        """
+        free = self._longer(None, len(logits))
+        token = self.sampler.sample(logits, self._text_tokens, free, look)
+        if self._grammar is None:
+            return token
+        allowed = self._longer(self._grammar.mask(), len(logits))
+        assert allowed is not None
+        return token if allowed[token] else self.sampler.sample(logits, self._text_tokens, allowed, look)
+
+    def _longer(self, mask: np.ndarray | None, n_vocab: int) -> np.ndarray | None:
+        """Remove the end of generation from `mask`, bool [n_vocab] or None for all, while the answer is too short.
 
         A grammar that allows nothing but the end is not kept from it.
         """
-        mask = self._grammar.mask() if self._grammar else None
         if self.n_sampled >= self._n_min or not self._eog:
             return mask
         longer = np.ones(n_vocab, np.bool_) if mask is None else mask.copy()

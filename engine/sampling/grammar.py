@@ -36,15 +36,15 @@ from .veto import Pieces, Veto, needs_veto
 
 Tags = tuple[str, str]
 
-# One blank, or up to two line ends and an indentation, as in llama.cpp's common/json-schema-to-grammar.cpp.  With the
-# unlimited white space of JSON, some models generate nothing else.
+# One blank, or up to two line ends and an indentation, as in llama.cpp's common/json-schema-to-grammar.cpp, and in JSON
+# where it has them.  With the unlimited white space of JSON, some models generate nothing else.
 BLANKS = r" |\n{1,2}[ \t]{0,20}"
 JSON = rf"""
     start: object
     value: object | array | STRING | NUMBER | "true" | "false" | "null"
-    object: "{{" ws (member ("," ws member)*)? "}}"
-    member: STRING ws ":" ws value ws
-    array: "[" ws (value ws ("," ws value ws)*)? "]"
+    object: "{{" ws (member ("," ws member)* ws)? "}}"
+    member: STRING ":" ws value
+    array: "[" ws (value ("," ws value)* ws)? "]"
     ws: /{BLANKS}/?
     NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/
     STRING: "\"" (/[^"\\\x00-\x1f]/ | "\\" /["\\\/bfnrt]/ | "\\u" CODE)* "\""

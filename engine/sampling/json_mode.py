@@ -3,11 +3,11 @@ r"""JSON mode in plain Python, byte by byte: a readable equivalent of "json" in 
 The state is a stack of the symbols still expected, the next one first:
 
     {           blanks? members
-    "           chars blanks? : blanks? value blanks? more_members
-    a           chars blanks? : blanks? value blanks? more_members
-    "           blanks? : blanks? value blanks? more_members
-    :           blanks? value blanks? more_members
-    1           digits? fraction? exponent? blanks? more_members
+    "           chars : blanks? value more_members
+    a           chars : blanks? value more_members
+    "           : blanks? value more_members
+    :           blanks? value more_members
+    1           digits? fraction? exponent? more_members
     }           nothing: the text is complete
 
 RULES maps each symbol to the bytes that it may begin with, and to the symbols expected after such a byte.  A symbol
@@ -26,7 +26,7 @@ from ..tokenizer import Tokenizer
 
 Expected = tuple[str, ...]
 
-MEMBER = "chars blanks? : blanks? value blanks? more_members"
+MEMBER = "chars : blanks? value more_members"
 NUMBER = {"0": "fraction? exponent?", "[1-9]": "digits? fraction? exponent?"}
 VALUE = {
     r"\{": "blanks? members",
@@ -42,10 +42,12 @@ VALUE = {
 RULES: dict[str, dict[str, str]] = {
     "document": {r"\{": "blanks? members"},
     "members": {r"\}": "", '"': MEMBER},
-    "more_members": {r"\}": "", ",": "blanks? member"},
+    "more_members": {r"\}": "", ",": "blanks? member", " ": "end_of_object", "\n": "line? end_of_object"},
+    "end_of_object": {r"\}": ""},
     "member": {'"': MEMBER},
-    "items": {r"\]": "", **{first: f"{then} blanks? more_items" for first, then in VALUE.items()}},
-    "more_items": {r"\]": "", ",": "blanks? value blanks? more_items"},
+    "items": {r"\]": "", **{first: f"{then} more_items" for first, then in VALUE.items()}},
+    "more_items": {r"\]": "", ",": "blanks? value more_items", " ": "end_of_list", "\n": "line? end_of_list"},
+    "end_of_list": {r"\]": ""},
     "value": VALUE,
     "number": NUMBER,
     "digit": {"[0-9]": ""},

@@ -18,6 +18,7 @@ from numllama.engine.run.sequence import Sequence, SequenceState
 from numllama.engine.sampling.grammar import Grammars
 from numllama.engine.sampling.json_mode import JsonMode, follow
 from numllama.engine.sampling.json_schema import narrowed
+from numllama.engine.sampling.sampler import Sampler
 from numllama.engine.tokenizer import from_gguf
 from tiny import bpe_vocabulary, spm_vocabulary, tiny_gguf
 
@@ -101,6 +102,13 @@ def test_a_number_has_no_leading_zero_and_blanks_have_limits():
     assert follow(b'{"a":-0.5e+3}') == () and follow(b'{"a":01') is None and follow(b'{"a":1.}') is None
     assert follow(b"{\n\n" + b"\t" * 20 + b"}") == () and follow(b"{\n" + b" " * 21) is None
     assert follow(b"{  ") is None and follow(b"{\r") is None and follow(b" {") is None
+
+
+def test_blanks_follow_brackets_colons_and_commas_and_precede_closing_brackets():
+    """The places of llama.cpp's common/json-schema-to-grammar.cpp, so that seeds give Ollama's answers."""
+    assert follow(b'{ "a": [ 1, 2\n ], "b": 3\n}') == () and follow(b"{ }") == ()
+    for wrong in (b'{"a" ', b'{"a":1 ,', b'{"a":[1 ,', b'{"a":1 "'):
+        assert follow(wrong[:-1]) is not None and follow(wrong) is None
 
 
 def test_a_string_is_utf_8_without_lone_surrogates():
@@ -457,6 +465,32 @@ def test_a_grammar_does_not_change_the_random_numbers(model):
 
     held = told(model, {"temperature": 0.0, "num_predict": 20}, grammar=Everything(model.tokenizer))
     assert [piece.token for piece in held] == [piece.token for piece in free]
+
+
+def test_a_refused_token_is_drawn_again_among_the_allowed_ones(model):
+    """As in llama.cpp: the chain runs without the grammar first, and its draw counts, whether it is used or not."""
+    random = np.random.default_rng(4)
+    rows = random.normal(0, 2, (40, model.hparams.n_vocab)).astype(np.float32)
+    masks = random.random(rows.shape) < 0.5
+
+    class Half:
+        def __init__(self):
+            self.masks = iter(masks)
+
+        def mask(self):
+            return next(self.masks)
+
+        def accept(self, token):
+            pass
+
+    options = Options(seed=3, temperature=1.0)
+    held, free = Sequence(model.tokenizer, [1], options, grammar=Half()), Sampler(options, rows.shape[1])
+    tokens, n_refused = [1], 0
+    for row, mask in zip(rows, masks, strict=True):
+        token = free.sample(row, tokens)
+        n_refused += not mask[token]
+        tokens.append(token if mask[token] else free.sample(row, tokens, mask))
+    assert [held.sample(row).token for row in rows] == tokens[1:] and 10 < n_refused < 30
 
 
 def test_a_vocabulary_without_an_end_of_generation_token_is_refused():
