@@ -10,9 +10,8 @@ from ...engine.go.json import dumps
 from ...engine.go.times import rfc3339
 from ...engine.options import RequestOptions
 from ...engine.parse import ParsedCall
-from ...engine.sampling import Logprob
 from ...engine.serve.answer import Answer
-from ...engine.tokenizer import Tokenizer
+from ...engine.tokenizer.detokenize import is_cut, whole_text
 from .request import RequestContext
 from .schema import AnswerRequest
 from .stream import Chunk
@@ -82,20 +81,24 @@ def statistics_fields(context: RequestContext, chunk: Chunk) -> dict[str, Any]:
 
 
 def logprobs_field(answer: Answer, chunk: Chunk) -> dict[str, Any]:
-    """Return `logprobs`, one entry per token without the end-of-generation token, if the client requested them."""
+    """Return `logprobs`, one entry per token without the end-of-generation token, if the client requested them.
+
+    Tokens that end within a character have none of their own, as in llama.cpp: their bytes are part of the text of the
+    token that completes it.
+    """
     assert answer.model
-    tokenizer = answer.model.tokenizer
-    entries = [_entry(tokenizer, known) for known in chunk.logprobs if known.id not in tokenizer.eog]
+    tokenizer, entries, held = answer.model.tokenizer, [], b""
+    for known in chunk.logprobs:
+        if known.id not in tokenizer.eog:
+            held += tokenizer.piece(known.id, special=False)
+            if not is_cut(held):
+                top = [_token(whole_text(tokenizer.piece(id, special=False)), value) for id, value in known.top]
+                entries.append(_token(whole_text(held), known.logprob) | ({"top_logprobs": top} if top else {}))
+                held = b""
     return {"logprobs": entries} if entries else {}
 
 
-def _entry(tokenizer: Tokenizer, known: Logprob) -> dict[str, Any]:
-    top = [_token(tokenizer, id, value) for id, value in known.top]
-    return _token(tokenizer, known.id, known.logprob) | ({"top_logprobs": top} if top else {})
-
-
-def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
-    piece = tokenizer.piece(id, special=True)
-    shown: dict[str, Any] = {"token": piece.decode("utf-8", "replace")}
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {"token": text}
     shown["logprob"] = int(logprob) if logprob.is_integer() else logprob  # Go writes 0, not 0.0
-    return shown | ({"bytes": list(piece)} if piece else {})
+    return shown | ({"bytes": list(text.encode())} if text else {})

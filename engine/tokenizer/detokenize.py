@@ -81,3 +81,15 @@ class Detokenizer:
             if after < len(self._stop) and self._stop[after].startswith(end):
                 return True
         return False
+
+
+def is_cut(raw: bytes) -> bool:
+    """Return whether `raw` ends within a character of UTF-8."""
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    utf8.decode(raw)
+    return utf8.getstate()[0] != b""
+
+
+def whole_text(raw: bytes) -> str:
+    """Decode `raw` without the beginning of a character at its end.  Other bytes that are not UTF-8 become U+FFFD."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(raw)

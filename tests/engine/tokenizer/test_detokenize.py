@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from vocabularies import CONTROL, NORMAL, spm
 
 from numllama.engine.tokenizer import from_gguf
-from numllama.engine.tokenizer.detokenize import Detokenizer
+from numllama.engine.tokenizer.detokenize import Detokenizer, is_cut, whole_text
 
 # tokens of a scripted model, and the chunks that Ollama v0.33.0-rc2 sent for them
 PIECES = [
@@ -172,3 +172,12 @@ def test_very_many_stop_strings_take_no_longer_than_one():
     detokenizer = Detokenizer(tokenizer, [Counted(f"b{i}") for i in range(10_000)])
     assert [detokenizer.push(tokenizer.vocab.ids["a"]) for _ in range(100)] == ["a"] * 100
     assert Counted.n <= 100
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "cut"),
+    [(b"\xd5", "", True), (b"a\xf0\x9f", "a", True), (b"\x9e", "\ufffd", False), (b"\xd5 '", "\ufffd '", False)],
+)
+def test_a_character_that_has_begun_is_left_out_and_other_bytes_are_replaced(raw, text, cut):
+    """Recorded: alternatives and entries of dialect.json, steps 13 and 28."""
+    assert (whole_text(raw), is_cut(raw)) == (text, cut)
