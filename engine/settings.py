@@ -126,6 +126,9 @@ class Settings:
     look_limit: int = 64  # MiB of an answer's `look`
     origins: tuple[str, ...] = LOCAL_ORIGINS
     kv_cache_type: str = "f16"
+    kv_cache_ram: int = 512  # MiB for beginnings that lost their slot, per model
+    kv_cache_dir: Path | None = None  # where they are saved; None: nowhere
+    kv_cache_disk: int = 8192  # MiB of files there
     go_template: bool = True
     noprune: bool = False
     nohistory: bool = False
@@ -154,6 +157,9 @@ class Settings:
             look_limit=env.number("OLLAMA_LOOK_LIMIT", cls.look_limit),
             origins=origins + LOCAL_ORIGINS,
             kv_cache_type=env.text("OLLAMA_KV_CACHE_TYPE").lower() or cls.kv_cache_type,
+            kv_cache_ram=env.number("OLLAMA_KV_CACHE_RAM", cls.kv_cache_ram),
+            kv_cache_dir=expand_home(folder) if (folder := env.text("OLLAMA_KV_CACHE_DIR")) else None,
+            kv_cache_disk=env.number("OLLAMA_KV_CACHE_DISK", cls.kv_cache_disk),
             go_template=env.flag("OLLAMA_GO_TEMPLATE", True),
             noprune=env.flag("OLLAMA_NOPRUNE"),
             nohistory=env.flag("OLLAMA_NOHISTORY"),

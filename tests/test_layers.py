@@ -30,7 +30,7 @@ ONLY_IN = {
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],
     "llguidance": ["engine/sampling/grammar.py", "engine/sampling/trial.py"],
-    "safetensors": ["engine/model/trace.py"],
+    "safetensors": ["engine/model/trace.py", "engine/run/cache_file.py"],
     "prompt_toolkit": ["api/cli"],
     "typer": ["api/cli"],
     "rich": ["api/cli"],

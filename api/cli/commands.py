@@ -50,7 +50,12 @@ def numllama(
 
 
 @command("serve")
-def serve(args: Annotated[list[str] | None, positional("")] = None) -> None:
+def serve(
+    args: Annotated[list[str] | None, positional("")] = None,
+    cache_dir: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Save conversations here, so that they go on after a restart")
+    ] = None,
+) -> None:
     """Start the server (alias: start)
 
     OLLAMA_HOST sets the address (default 127.0.0.1:11434), OLLAMA_MODELS the folder of models (default
@@ -59,7 +64,7 @@ def serve(args: Annotated[list[str] | None, positional("")] = None) -> None:
     expect_exactly(0, args)
     from .serve import serve_forever
 
-    serve_forever()
+    serve_forever(cache_dir=cache_dir)
 
 
 @command("run")

@@ -14,6 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -30,12 +31,15 @@ from ..server.log import start_logging
 log = logging.getLogger(__name__)
 
 
-def serve_forever(settings: Settings | None = None) -> None:
+def serve_forever(settings: Settings | None = None, cache_dir: Path | None = None) -> None:
     """Serve at OLLAMA_HOST until SIGINT or SIGTERM, then unload all models and return.
 
+    cache_dir   takes the place of OLLAMA_KV_CACHE_DIR
     If the address is not available, prints one line and exits with status 1.
     """
     settings = settings or Settings.from_env()
+    if cache_dir:
+        settings = replace(settings, kv_cache_dir=cache_dir)
     start_logging(settings.debug)
     limit_malloc_arenas()
     for name in settings.without_effect:

@@ -105,6 +105,24 @@ class KVCache:
         for array in (*self.k, *self.v):
             array[target, start:end] = array[source, start:end]
 
+    def snapshot(self, slot: int, n: int) -> list[np.ndarray]:
+        """Copy the first `n` positions of `slot`: k of layer 0, v of layer 0, k of layer 1, ..., [n, n_head_kv, ...]
+
+        Raises: IndexError for a slot or positions outside the cache
+        """
+        self.check(slot, 0, n)
+        return [np.array(array[slot, :n], order="C") for pair in zip(self.k, self.v, strict=True) for array in pair]
+
+    def restore(self, slot: int, start: int, arrays: Sequence[np.ndarray]) -> None:
+        """Copy positions that `snapshot` returned, or a part of them, to those of `slot` from `start`.
+
+        Raises: IndexError for a slot or positions outside the cache
+        """
+        own = [array for pair in zip(self.k, self.v, strict=True) for array in pair]
+        for target, source in zip(own, arrays, strict=True):
+            self.check(slot, start, start + len(source))
+            target[slot, start : start + len(source)] = source
+
     def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, ropes: Ropes) -> int:
         """Discard `discard` positions after the first `keep` and move later ones down.  -> positions now cached
 

@@ -15,13 +15,17 @@ kernels guarantee that keys and values depend only on the tokens up to their pos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Prefixes:
-    """The tokens in each slot, and which slots are free."""
+    """The tokens in each slot, and which slots are free.
 
-    def __init__(self, n_slot: int):
+    losing   called with a slot, its tokens and how many of them stay, before a new prompt overwrites the others
+    """
+
+    def __init__(self, n_slot: int, losing: Callable[[int, list[int], int], None] = lambda slot, tokens, n_left: None):
+        self.losing = losing
         self.held: list[list[int]] = [[] for _ in range(n_slot)]
         self.free = deque(range(n_slot))  # the least recently used first
 
@@ -36,6 +40,8 @@ class Prefixes:
             slot = self.free[0]
         self.free.remove(slot)
         n = common_prefix(self.held[slot], prompt)
+        if n < len(self.held[slot]):
+            self.losing(slot, self.held[slot], n)
         self.truncate(slot, n)
         return slot, n
 

@@ -38,6 +38,7 @@ from .draft_model import DraftModel
 from .echo import Echo
 from .embed import Pooled
 from .job import Job
+from .kept import KeptPrefixes
 from .piece import Piece, Timings
 from .prefix import Prefixes
 from .sequence import Sequence, SequenceState, resolve_num_keep, shift_window, truncated
@@ -113,6 +114,7 @@ class Scheduler:
 
     num_batch   prompt tokens in one forward pass, at most
     draft       a model that guesses the next tokens
+    kept        beginnings that lost their slot
     guard       end answers that repeat themselves, which complete() does not
     """
 
@@ -124,10 +126,12 @@ class Scheduler:
         num_batch: int = 512,
         guard: bool = True,
         draft: DraftModel | None = None,
+        kept: KeptPrefixes | None = None,
     ):
         self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
         self.draft, self.times = draft, PassTimes()
-        self.prefixes = Prefixes(cache.n_slot)
+        self.kept = kept or KeptPrefixes(cache)
+        self.prefixes = Prefixes(cache.n_slot, self.kept.keep)
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in order of arrival
         self.timeline = Timeline()
@@ -218,6 +222,8 @@ class Scheduler:
         held = [len(tokens) for tokens in self.prefixes.held]
         reusable = self.prefixes.longest(prompt)[1] if look else 0
         seq.slot, seq.n_cached = self.prefixes.acquire([] if needs_all else prompt)
+        if not needs_all:
+            self._restore(seq)
         if look:
             try:
                 found: dict[str, int | list[int]] = {"slot": seq.slot, "held": held}
@@ -246,6 +252,17 @@ class Scheduler:
             running.held = HeldRun(self.model, self.kernels, look.look, look.sources, seq.n_prompt)
             look.prompt.run = self.held.add(running.held)
         return running
+
+    def _restore(self, seq: Sequence) -> None:
+        """Bring back what was kept of the prompt, if that is more than any slot knows."""
+        known = max(seq.n_cached, self.prefixes.longest(seq.tokens)[1])
+        n = self.kept.restore(seq.slot, seq.tokens, seq.n_cached, known)
+        self.prefixes.record(seq.slot, seq.n_cached, seq.tokens[seq.n_cached : n])
+        seq.n_cached = n
+
+    def save(self) -> None:
+        """Write what is cached to disk, if beginnings are kept there."""
+        self.kept.save(enumerate(self.prefixes.held))
 
     def _plan(self) -> list[tuple[Running, Batch]]:
         """Choose the next forward pass's sequences and their tokens; texts to embed come last."""

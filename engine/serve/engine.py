@@ -59,6 +59,7 @@ from ..template import (
 from ..template.messages import Tool
 from ..tokenizer import Tokenizer, from_gguf
 from .answer import Answer, Deliver, answer_splitter, grammar_for, splitting
+from .keeping import Keeping
 from .pool import Loaded, LoadProgress, Pool
 from .prompting import (
     Prompt,
@@ -573,7 +574,10 @@ class Engine:
         draft = load_model(model.drafts[0]) if model.drafts else None
         if draft:
             check_draft(draft, loaded)
-        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap, draft)
+        keeping = Keeping(
+            self.settings.kv_cache_ram << 20, self.settings.kv_cache_dir, self.settings.kv_cache_disk << 20
+        )
+        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap, draft, keeping)
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceeded"
 MAX_WAIT_S = 86_400.0  # longest single wait; FOREVER exceeds threading.TIMEOUT_MAX
+SAVING_S = 30  # for saving caches when the server ends
 MAX_LOADED = 3  # Ollama's choice for a machine without a graphics card
 
 
@@ -214,9 +215,9 @@ class Pool:
             return not self._closed and any(not other.cancelled for other in [handle, *waiting])
 
     def close(self) -> None:
-        """Unload every model; requests that wait or run end with ShuttingDown."""
+        """Unload every model; requests that wait or run end with ShuttingDown.  Waits until caches are saved."""
         with self._changed:
-            self._closed = True
+            self._closed, runners = True, [entry.runner for entry in self._loaded.values()]
             for _, handle in list(self._queue):
                 handle.cancel(ShuttingDown)
             for entry in list(self._loaded.values()):
@@ -224,6 +225,9 @@ class Pool:
                     entry.runner.stop(ShuttingDown())
                 self._drop(entry)
             self._changed.notify_all()
+        for runner in runners:
+            if not runner.saved(SAVING_S):
+                log.warning("caches could not be saved within %d s", SAVING_S)
 
     # --- the lock is held below, except in `_add`, `_wake` and `_watch`, which acquire it ---
 

@@ -30,15 +30,18 @@ from ..model.trace import Tap, Watch, no_tap
 from ..options import Options
 from ..run.draft_model import DraftModel
 from ..run.job import Job
+from ..run.kept import KeptPrefixes
 from ..run.scheduler import Scheduler, conclude
 from ..sampling.grammar import Grammars
 from ..vision.prompt import Images
+from .keeping import NOT_KEPT, Keeping
 from .memory import check_memory, default_slots
 
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 5.0  # between two log lines about one load
 MIN_VISION_CTX = 2048  # smallest num_ctx of a vision model, as in Ollama
+IDLE_S = 3.0  # without a request, until what is cached is saved to disk
 DRAFT_NUM_PREDICT = 4  # Ollama's default with a draft model
 N_ENCODER_SLOTS = 64  # an encoder's slots take no memory
 
@@ -84,6 +87,7 @@ class Runner:
     n_slot    sequences at once; 0: chosen by the available memory
     tap       tap of the first forward pass, which is part of loading
     draft     a smaller model that guesses this one's next tokens; it gets a cache of its own
+    keeping   where beginnings that lose their slot are kept
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Runner:
         n_slot: int = 0,
         tap: Tap = no_tap,
         draft: Model | None = None,
+        keeping: Keeping = NOT_KEPT,
     ):
         self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
@@ -117,7 +122,9 @@ class Runner:
         self.images = Images(vision, kernels) if vision else None
         self.grammars = Grammars(model.tokenizer)
         self.draft = self._draft_model(draft, kernels, n_slot, cache_type) if draft else None
-        self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch, draft=self.draft)
+        files = keeping.files(model, self.cache, kernels, cache_type)
+        kept = KeptPrefixes(self.cache, keeping.memory, files)
+        self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch, draft=self.draft, kept=kept)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -125,9 +132,9 @@ class Runner:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and cache, a draft model's included."""
+        """Bytes of weights and cache, a draft model's included, and of what is kept in memory."""
         draft = self.draft.model.nbytes + self.draft.cache.nbytes if self.draft else 0
-        return self.model.nbytes + self.cache.nbytes + draft
+        return self.model.nbytes + self.cache.nbytes + draft + self.scheduler.kept.nbytes
 
     def serves(self, options: Options) -> bool:
         """Return whether a request with `options` can be answered without a reload."""
@@ -163,12 +170,21 @@ class Runner:
         self.scheduler.stopped = error
         self.close()
 
+    def saved(self, timeout: float) -> bool:
+        """Wait after `close` or `stop` until what is cached is saved, at most `timeout` seconds.  -> whether it is
+
+        Returns True at once if nothing is to be saved.
+        """
+        if self.scheduler.kept.files:
+            self._thread.join(timeout)
+        return not (self.scheduler.kept.files and self._thread.is_alive())
+
     def _work(self) -> None:
         threads.limit(min(max(self.options.num_thread, 0), threads.N_CORE))
         is_open = True
         while is_open or not self.scheduler.idle:
             while is_open and (self.scheduler.idle or not self._jobs.empty()):
-                if job := self._jobs.get():
+                if job := self._next_job():
                     self.scheduler.submit(job)
                 is_open = job is not None
                 del job  # do not keep its caller's objects alive
@@ -179,6 +195,22 @@ class Runner:
                 self.scheduler.stopped = error
         self._is_over = True
         self._reject_queued()
+        self._save()
+
+    def _next_job(self) -> Job | None:
+        """Wait for the next job, and save what is cached after some idle seconds.  None: there will be no more"""
+        if self.scheduler.idle and self.scheduler.kept.files:
+            with suppress(Empty):
+                return self._jobs.get(timeout=IDLE_S)
+            self._save()
+        return self._jobs.get()
+
+    def _save(self) -> None:
+        """Save what is cached, if it is kept on disk.  A failure costs only what was to be saved."""
+        try:
+            self.scheduler.save()
+        except Exception:
+            log.warning("caches could not be saved", exc_info=True)
 
     def _check_files(self) -> None:
         """End every job if a file was truncated: reading a lost page of its mapping would kill the process.

@@ -16,7 +16,7 @@ from itertools import islice
 import httpx
 import pytest
 from adapters import tiny_lora
-from serving import until, wait_for
+from serving import Served, until, wait_for
 from tiny_encoder import tiny_encoder
 
 from numllama.api.wire.request import RequestContext
@@ -51,6 +51,16 @@ def test_speculation_is_counted_where_it_is_asked_for_and_changes_no_answer(serv
     assert "draft_tokens" not in ask(served, "the cat", **again)
     refused = served.post("/api/generate", model="bare", prompt="the cat", options={"speculate": "yes"})
     assert refused.status_code == 400 and "speculate" in refused.json()["error"]
+
+
+def test_a_restarted_server_continues_a_conversation_without_reading_it_again(models, tmp_path):
+    settings, known = Settings(models=tmp_path / "store", builtin=False, kv_cache_dir=tmp_path / "caches"), []
+    for _ in range(2):
+        server = Served(settings)
+        server.add("bare", models / "bare.gguf")
+        known.append(ask(server, "the cat and the dog " * 10)["prompt_eval_cached_count"])
+        server.close()
+    assert known[0] == 0 and known[1] > 40
 
 
 def test_a_draft_model_is_created_loaded_counted_and_changes_no_answer(served, models, tmp_path):

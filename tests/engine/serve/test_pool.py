@@ -33,6 +33,9 @@ class FakeRunner:
     def stop(self, error):
         self.error = error
 
+    def saved(self, timeout):
+        return True
+
 
 def model(name, adapters=(), projectors=(), drafts=()):
     short = SimpleNamespace(short=f"{name}:latest")
