@@ -4,6 +4,7 @@ Kernels     a record of functions, one per operation of the forward pass
 NUMPY       the definition, in float32;  numpy_kernels(np.float64) is the same in float64
 EXACT       the same values at real model sizes: weights dequantized tile by tile, sums independent of the batch
 GGML        activations rounded as in ggml's CPU code: explains llama.cpp's numbers
+LLAMACPP    llama.cpp's default computation on a CPU with AVX-512: flash attention, and its order of sums
 NUMBA       the values of GGML up to the order of float32 sums, at speed: the set used for serving
 """
 
@@ -45,6 +46,8 @@ from .image import (
     resize_numba,
     resize_numpy,
 )
+from .llamacpp.flash import attention_llamacpp
+from .llamacpp.sums import experts_llamacpp, matmul_llamacpp, rope_llamacpp, silu_mul_llamacpp
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import layer_norm_ggml, layer_norm_numba, layer_norm_numpy, rms_norm_ggml, rms_norm_numba, rms_norm_numpy
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
@@ -54,6 +57,7 @@ from .tensor import LowRank, Tensor
 __all__ = [
     "EXACT",
     "GGML",
+    "LLAMACPP",
     "NUMBA",
     "NUMPY",
     "SETS",
@@ -161,6 +165,15 @@ GGML = replace(
     patch_embd=patch_embd_ggml,
     depthwise=depthwise_ggml,
 )
+LLAMACPP = replace(
+    GGML,
+    name="llamacpp",
+    matmul=matmul_llamacpp,
+    experts=experts_llamacpp,
+    rope=rope_llamacpp,
+    attention=attention_llamacpp,
+    silu_mul=silu_mul_llamacpp,
+)
 NUMBA = replace(
     GGML,
     name="numba",
@@ -181,6 +194,6 @@ NUMBA = replace(
     patch_embd=patch_embd_numba,
     layers=layers_numba,
 )
-SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, NUMBA)}
-if config.DISABLE_JIT:  # the NUMBA set needs LLVM's vectors, which plain Python lacks
-    del SETS["numba"]
+SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, LLAMACPP, NUMBA)}
+if config.DISABLE_JIT:  # these need LLVM's vectors, which plain Python lacks
+    del SETS["llamacpp"], SETS["numba"]

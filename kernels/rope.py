@@ -110,9 +110,19 @@ def rope_ggml(x, positions, rope):
 
 
 def cos_and_sin_ggml(positions, rope):
-    """Compute cosines and sines as ggml does: a pair's angle is the previous one times base ** (-2 / n_rot), rounded.
+    """Compute cosines and sines as ggml does, of float32 angles; each rounded once.
 
     positions i32 [n_tok] -> two f32 [n_tok, n_rot / 2]
+    """
+    f32 = np.float32
+    angle = angles_ggml(positions, rope).astype(np.float64)
+    return np.cos(angle).astype(f32) * f32(rope.attn_factor), np.sin(angle).astype(f32) * f32(rope.attn_factor)
+
+
+def angles_ggml(positions, rope):
+    """Compute each pair's angle as the previous one times base ** (-2 / n_rot), rounded.
+
+    positions i32 [n_tok] -> f32 [n_tok, n_rot / 2]
     Source: ggml-cpu/ops.cpp ggml_rope_cache_init, llama.cpp 0c1e57098.
     """
     f32 = np.float32
@@ -124,8 +134,7 @@ def cos_and_sin_ggml(positions, rope):
     if rope.factors is not None:
         angle /= rope.factors
     scaled = angle * f32(rope.scale)
-    angle = (scaled if rope.ramp is None else scaled * (1 - rope.ramp) + angle * rope.ramp).astype(np.float64)
-    return np.cos(angle).astype(f32) * f32(rope.attn_factor), np.sin(angle).astype(f32) * f32(rope.attn_factor)
+    return scaled if rope.ramp is None else scaled * (1 - rope.ramp) + angle * rope.ramp
 
 
 _tables: WeakKeyDictionary[Rope, tuple[np.ndarray, np.ndarray]] = WeakKeyDictionary()

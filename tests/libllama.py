@@ -14,7 +14,8 @@ import numpy as np
 from llama_vocab import ModelParams, _quiet
 
 POOLING = {"": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.h, enum llama_pooling_type
-TYPES = {"f32": 0, "q4_0": 2, "q8_0": 8}  # ggml.h, enum ggml_type
+# ggml.h, enum ggml_type
+TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 
 
 class ContextParams(ctypes.Structure):
@@ -38,6 +39,38 @@ class ContextParams(ctypes.Structure):
         ("n_samplers", ctypes.c_size_t),
         ("ctx_other", ctypes.c_void_p),
     ]
+
+
+class GgmlTensor(ctypes.Structure):
+    """ggml.h, struct ggml_tensor."""
+
+    _fields_ = [
+        ("type", ctypes.c_int32),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int32),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+    def array(self):
+        """Copy the values of an F32 tensor, axes in NumPy's order, without leading ones of length 1."""
+        shape, strides = list(self.ne)[::-1], list(self.nb)[::-1]
+        n_bytes = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 4
+        buffer = (ctypes.c_char * n_bytes).from_address(self.data)
+        x = np.ndarray(shape, np.float32, buffer, strides=strides).copy()
+        while x.ndim > 2 and x.shape[0] == 1:
+            x = x[0]
+        return x
+
+
+EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(GgmlTensor), ctypes.c_bool, ctypes.c_void_p)
 
 
 class LlamaBatch(ctypes.Structure):
@@ -83,16 +116,33 @@ class LibLlama:
         folder = os.environ.get("NUMLLAMA_LLAMA_CPP")
         return cls(folder) if folder else None
 
-    def logits(self, path, tokens, adapters=None, cache="f32"):
+    def logits(self, path, tokens, adapters=None, cache="f32", defaults=False, **more):
         """Compute the logits of the model in GGUF `path` at each position of one text.  -> f32 [n_tok, n_vocab]
 
         adapters   scales of LoRA files, by path
-        cache      type of the KV cache; blocks need flash attention
+        cache      type of the KV cache, or two joined by a slash; blocks need flash attention
+        defaults   weights repacked and flash attention, as llama.cpp does unless told otherwise; else for blocks only
         """
-        kept = {"type_k": TYPES[cache], "type_v": TYPES[cache], "flash_attn_type": int(cache != "f32")}
-        with self._computed(path, tokens, adapters or {}, **kept) as (model, ctx):
+        k, _, v = cache.partition("/")
+        kept = {"type_k": TYPES[k], "type_v": TYPES[v or k], "flash_attn_type": int(defaults or cache != "f32")}
+        with self._computed(path, tokens, adapters or {}, repack=defaults, **kept, **more) as (model, ctx):
             n_vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(model))
             return np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (len(tokens), n_vocab)).copy()
+
+    def values(self, path, tokens, **more):
+        """Compute all F32 values of one text by name, with defaults and an f16 cache; the last one of a name stays."""
+        found = {}
+
+        def keep(tensor, ask, _):
+            t = tensor.contents
+            if not ask and t.type == TYPES["f32"]:
+                found[t.name.decode()] = t.array()
+            return True
+
+        callback = EvalCallback(keep)
+        pointer = ctypes.cast(callback, ctypes.c_void_p).value
+        self.logits(path, tokens, **{"cache": "f16", "defaults": True, "cb_eval": pointer} | more)
+        return found
 
     def embeddings(self, path, tokens, pooling=""):
         """Compute the final hidden states of one text; pooling "" uses the file's own.
@@ -107,14 +157,15 @@ class LibLlama:
             return np.ctypeslib.as_array(self.lib.llama_get_embeddings(ctx), (len(tokens), n_embd)).copy()
 
     @contextmanager
-    def _computed(self, path, tokens, adapters, **more):
+    def _computed(self, path, tokens, adapters, repack=False, n_ubatch=None, **more):
         """Provide (model, context) after `tokens`, with an output for each; `more` are context parameters."""
         params = self.lib.llama_model_default_params()
-        params.n_gpu_layers, params.use_extra_bufts = 0, False
+        params.n_gpu_layers, params.use_extra_bufts = 0, repack
         model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
         assert model, f"llama.cpp cannot load {path}"
         params = self.lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
+        params.n_ctx = params.n_batch = max(256, len(tokens))
+        params.n_ubatch = n_ubatch or params.n_ctx
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type, params.type_k, params.type_v = 0, TYPES["f32"], TYPES["f32"]
         for name, value in more.items():

@@ -49,8 +49,9 @@ ARGUMENTS = {
 }
 ROUNDED_TO_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu", "patch_embd", "depthwise")]
 ROUNDED_TO_HALF += [
-    ("numba", name) for _, name in ROUNDED_TO_HALF
+    (set_name, name) for set_name in ("numba", "llamacpp") for _, name in ROUNDED_TO_HALF
 ]  # ggml's tables and convolutions have float16 inputs
+ROUNDED_TO_HALF.append(("llamacpp", "attention"))  # flash attention with keys and values in float16
 
 
 def test_every_operation_has_arguments_here():

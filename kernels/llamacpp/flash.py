@@ -1,0 +1,172 @@
+"""Flash attention as llama.cpp's CPU code computes it, a query and head at a time; f32 keys are read as f16.
+
+64 queries or more   in tiles of 64 positions: scores summed along the head in float32, one largest score a tile, the
+                     weighted sum of values in float32
+fewer, or blocks     position after position, rescaled at each larger score; with an f16 cache, the query is rounded to
+                     f16, and so is the sum of values at every position; with blocks, the query is rounded to Q8_0
+
+A text is read in batches of 512 tokens (n_ubatch), so that the tokens after the last whole batch may be the fewer.
+llama.cpp splits the second kind among its threads from 512 positions on when it decodes; this is one thread's result.
+Source: llama.cpp 0c1e57098, ggml-cpu/ops.cpp ggml_compute_forward_flash_attn_ext_*.
+"""
+
+import numpy as np
+
+from ..attention import check_heads, no_attention_tap, slopes_of
+from ..jit import inner, kernel
+from ..kv import BLOCK, in_blocks, numbers
+from ..rounding import quantize_activations
+from ..simd import broadcast, f32x16, fma, load, round_to_half, splat, store, total
+from .sums import LANES, VECTORS, dot_in_blocks, dot_in_lanes, exp_llamacpp, fma32
+
+N_UBATCH = 512
+TILE = 64  # queries, and positions
+HALF, CODES = range(2)  # how a key is multiplied
+
+
+def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
+    """Compute attention_numpy.  Keys and values in float32 are rounded to f16 first.
+
+    q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
+    -> f32 [n_tok, n_head * n_head_dim];  raises as attention_numpy
+    """
+    check_heads(q, k, v, first, rule)
+    k, v = (x.astype(np.float16) if x.dtype == np.float32 else x for x in (k, v))
+    n_tok, n_head, d = q.shape
+    keys, values = whole_vectors(numbers(k, np.float32)), whole_vectors(numbers(v, np.float32))
+    key_codes, key_scales = codes_of(k)
+    slopes = slopes_of(rule, n_head)
+    out = np.zeros((n_tok, n_head, keys.shape[2]), np.float32)
+    softcap = np.float32(rule.softcap)
+    scale = np.float32(rule.scale) / softcap if rule.softcap else np.float32(rule.scale)
+    sees = np.array([rule.seen(first + t, len(k)) for t in range(n_tok)])
+    for start in range(0, n_tok, N_UBATCH):
+        rows = slice(start, start + N_UBATCH)
+        part = np.ascontiguousarray(q[rows])
+        rest = first + start, sees[rows], scale, softcap, slopes
+        if k.dtype == v.dtype and not in_blocks(k.dtype) and len(part) >= TILE:
+            _tiled(part, keys, values, *rest, out[rows])
+            continue
+        kind = HALF if k.dtype == np.float16 else CODES
+        codes, scales = codes_of(quantize_activations(part, "Q8_0") if kind == CODES else part)
+        part = part.astype(np.float16).astype(np.float32) if kind == HALF else part
+        _one_by_one(
+            part, codes, scales, keys, key_codes, key_scales, values, kind, v.dtype == np.float16, *rest, out[rows]
+        )
+    return np.ascontiguousarray(out[..., :d]).reshape(n_tok, n_head * d)
+
+
+def whole_vectors(x):
+    """Pad heads with zeros to whole vectors.  f32 [n_pos, n_head_kv, d] -> f32"""
+    n = -x.shape[2] % LANES
+    return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (0, n))) if n else x)
+
+
+def codes_of(blocks):
+    """Return the codes and scales of blocks, placeholders for numbers.  -> i8 [..., n], f32 [..., n / 32]"""
+    if not in_blocks(blocks.dtype):
+        return np.zeros((1, 1, BLOCK), np.int8), np.zeros((1, 1, 1), np.float32)
+    scales, unit = blocks["d"].astype(np.float32), blocks.copy()
+    unit["d"] = 1
+    return numbers(unit, np.float32).astype(np.int8), scales
+
+
+@inner
+def _c_exp(x):
+    """The C library's e^x.  f32 -> f32"""
+    return np.exp(np.float32(x))
+
+
+@inner
+def _scored(s, scale, softcap, slope, distance):
+    """Apply the rule to q . k; scale is already divided by softcap."""
+    s = s * scale
+    if softcap > 0:
+        s = np.float32(np.tanh(s)) * softcap
+    return s - slope * np.float32(distance) if slope != 0 else s
+
+
+@kernel
+def _tiled(q, keys, values, first, sees, scale, softcap, slopes, out):
+    n_tok, n_head, d = q.shape
+    group, wide = n_head // keys.shape[1], keys.shape[2]
+    weights = np.empty(TILE, np.float32)
+    sums = np.empty(wide, np.float32)
+    for t in range(n_tok):
+        begin, end = sees[t]
+        for h in range(n_head):
+            g, largest, weight_sum = h // group, np.float32(-np.inf), np.float32(0)
+            sums[:] = np.float32(0)
+            for tile in range(begin // TILE * TILE, end, TILE):
+                top = np.float32(-np.inf)
+                for j in range(TILE):
+                    p = tile + j
+                    weights[j] = np.float32(-np.inf)
+                    if begin <= p < end:
+                        s = np.float32(0)
+                        for i in range(d):
+                            s = fma32(q[t, h, i], keys[p, g, i], s)
+                        weights[j] = _scored(s, scale, softcap, slopes[h], abs(first + t - p))
+                        top = max(top, weights[j])
+                if top > largest:
+                    shrink = _c_exp(largest - top)
+                    weight_sum *= shrink
+                    for i in range(wide):
+                        sums[i] *= shrink
+                    largest = top
+                weight_sum = np.float32(np.float64(weight_sum) + _weigh(weights, largest))
+                for j in range(min(TILE, end - tile)):
+                    if weights[j] != 0:
+                        for i in range(0, wide, LANES):
+                            value = load(f32x16, values[tile + j, g], i)
+                            store(sums, i, fma(value, broadcast(f32x16, weights, j), load(f32x16, sums, i)))
+            per_sum = np.float32(1) / weight_sum
+            for i in range(wide):
+                out[t, h, i] = sums[i] * per_sum
+
+
+@inner
+def _weigh(weights, largest):
+    """Replace scores by e^(score - largest).  -> their sum in double precision, of sums of 16 in f32"""
+    summed = 0.0
+    for j in range(0, TILE, LANES):
+        for i in range(j, j + LANES):
+            weights[i] = exp_llamacpp(weights[i] - largest)
+        summed += np.float64(total(load(f32x16, weights, j)))
+    return summed
+
+
+@kernel
+def _one_by_one(
+    q, codes, scales, keys, key_codes, key_scales, values, kind, half_sums, first, sees, scale, softcap, slopes, out
+):
+    n_tok, n_head, d = q.shape
+    group, wide = n_head // keys.shape[1], keys.shape[2]
+    lanes, sums = np.empty(LANES * VECTORS, np.float32), np.empty(wide, np.float32)
+    for t in range(n_tok):
+        begin, end = sees[t]
+        for h in range(n_head):
+            g, largest, weight_sum = h // group, np.float32(-np.inf), np.float32(0)
+            sums[:] = np.float32(0)
+            for p in range(begin, end):
+                if kind == CODES:
+                    s = dot_in_blocks(key_codes[p, g], key_scales[p, g], codes[t, h], scales[t, h], lanes)
+                else:
+                    s = dot_in_lanes(q[t, h], keys[p, g, :d], VECTORS, kind == HALF, lanes)
+                s = _scored(s, scale, softcap, slopes[h], abs(first + t - p))
+                shrink, weight = np.float32(1), np.float32(1)
+                if s > largest:
+                    shrink = _c_exp(largest - s)
+                    largest = s
+                    for i in range(0, wide, LANES):
+                        x = load(f32x16, sums, i) * splat(f32x16, shrink)
+                        store(sums, i, round_to_half(x) if half_sums else x)
+                else:
+                    weight = _c_exp(s - largest)
+                for i in range(0, wide, LANES):
+                    x = fma(load(f32x16, values[p, g], i), splat(f32x16, weight), load(f32x16, sums, i))
+                    store(sums, i, round_to_half(x) if half_sums else x)
+                weight_sum = fma32(weight_sum, shrink, weight)
+            per_sum = np.float32(1) / weight_sum if weight_sum != 0 else np.float32(0)
+            for i in range(wide):
+                out[t, h, i] = sums[i] * per_sum

@@ -1,0 +1,57 @@
+"""The set `llamacpp` against logits that llama.cpp computed with its defaults (tests/golden/make_defaults.py)."""
+
+import platform
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from libllama import LibLlama
+
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
+from numllama.kernels import SETS, simd
+
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/make_defaults.py"))
+pytestmark = pytest.mark.skipif("llamacpp" not in SETS, reason="LLVM's vectors need the compiler")
+# expf, cosf and sinf are the C library's, and a fused product needs an instruction at every level but the portable one
+SAME_BITS = platform.libc_ver()[0] == "glibc" and simd.LEVEL != "portable"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return lambda name: GOLDEN["make"](folder, name)
+
+
+def logits(path, cache, n, kernels="llamacpp"):
+    model, outputs = load_model(path), (n - 2, n - 1)
+    batch = Batch.of(GOLDEN["TOKENS"][:n], outputs=outputs)
+    return forward(model, batch, model.new_cache(n, type=cache), SETS[kernels])
+
+
+@pytest.mark.parametrize(("name", "cache"), GOLDEN["CASES"], ids=[" ".join(case) for case in GOLDEN["CASES"]])
+def test_logits_are_those_of_llama_cpp_to_the_bit(files, name, cache):
+    for n in GOLDEN["LENGTHS"]:
+        expected, got = np.load(GOLDEN["PATH"])[f"{name} {cache} {n}"], logits(files(name), cache, n)
+        if SAME_BITS and name.startswith("gemma2"):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)  # the logits' soft-cap is NumPy's tanh
+        elif SAME_BITS:
+            np.testing.assert_array_equal(got, expected)
+        else:  # another last bit may round an activation otherwise, which moves logits by up to 0.1 deviations
+            assert np.abs(got - expected).max() < 0.5 * expected.std()
+
+
+def test_the_set_ggml_is_not_equal(files):
+    """Each of the steps that the set repeats is seen by the test above."""
+    expected = np.load(GOLDEN["PATH"])["llama Q8_0 f16 20"]
+    assert np.abs(logits(files("llama Q8_0"), "f16", 20, "ggml") - expected).max() > 1e-3
+
+
+@pytest.mark.peer
+def test_llama_cpp_still_gives_the_recorded_logits_with_its_defaults():
+    llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
+    recorded = np.load(GOLDEN["PATH"])
+    for name, expected in GOLDEN["record"](llama).items():
+        np.testing.assert_allclose(recorded[name], expected, rtol=0, atol=0.3, err_msg=name)  # builds round otherwise

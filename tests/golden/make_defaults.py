@@ -1,0 +1,60 @@
+"""Records tests/golden/defaults.npz: logits of tiny models and of primer, computed by llama.cpp with its defaults.
+
+    NUMLLAMA_LLAMA_CPP=llama.cpp/build/bin PYTHONPATH=tests python tests/golden/make_defaults.py
+
+Defaults on a CPU: weights repacked, flash attention, a cache in f16; one thread, on a CPU with AVX-512.
+
+    <model> <cache> <n>     f32 [2, n_vocab]    logits of the last two of the first n tokens of a text; n = 20 and 80,
+                                                as flash attention has one way for fewer than 64 tokens, and another
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from libllama import LibLlama
+
+from numllama.engine.store import default_store
+from tiny import tiny_gguf
+
+PATH = Path(__file__).parent / "defaults.npz"
+TOKENS = [1, *np.random.default_rng(0).integers(259, 330, 79).tolist()]
+LENGTHS = (20, 80)
+SIZES = {"n_embd": 128, "n_ff": 192, "n_head": 2, "n_head_kv": 1}  # heads of 64
+MODELS = {
+    **{
+        f"llama {quant}": {"quant": quant} for quant in ("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+    },
+    "gemma2 Q8_0": {"family": "gemma2", "quant": "Q8_0", "n_head_dim": 64},
+    "qwen3 Q4_0": {"family": "qwen3", "quant": "Q4_0", "n_head_dim": 64},
+    "phi3 Q8_0": {"family": "phi3", "quant": "Q8_0"},
+    "moe Q4_0": {"quant": "Q4_0", "n_expert": 4},
+}
+CASES = [*((name, "f16") for name in (*MODELS, "primer"))]
+
+
+def make(folder, name):
+    """The model's file, made in `folder`."""
+    if name == "primer":
+        return default_store().resolve("primer").weights
+    path = Path(folder) / f"{name}.gguf"
+    return path if path.exists() else tiny_gguf(path, **{**SIZES, **MODELS[name]})
+
+
+def record(llama):
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            f"{name} {cache} {n}": llama.logits(make(folder, name), TOKENS[:n], cache=cache, defaults=True)[-2:]
+            for name, cache in CASES
+            for n in LENGTHS
+        }
+
+
+def main():
+    llama = LibLlama.from_environment() or sys.exit("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")
+    np.savez_compressed(PATH, **record(llama))
+
+
+if __name__ == "__main__":
+    main()
