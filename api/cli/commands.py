@@ -1,7 +1,7 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, score, compare, template, warmup and
-bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, pack, score, compare, template, warmup
+and bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
 """
 
 from __future__ import annotations
@@ -318,6 +318,35 @@ def diff(
         html=html,
         verbose=verbose,
     )
+    if status:
+        raise typer.Exit(status)
+
+
+@command("pack")
+def pack(
+    args: Annotated[list[str] | None, positional("DIR | --check DIR -- COMMAND...")] = None,
+    check: Annotated[
+        Path | None, Option(metavar="DIR", help="Run COMMAND INPUT OUTPUT for each item of this pack, and judge it")
+    ] = None,
+    only: Annotated[
+        str, Option(metavar="NAME", help="Check these items only: dequantize/Q4_0, or rope, or gelu*")
+    ] = "",
+    timeout: Annotated[float, Option(metavar="SECONDS", help="Time that an item may take")] = 60.0,
+    json: Annotated[bool, Option("--json", help="Print the results as JSON")] = False,
+) -> None:
+    """Write golden inputs and outputs to a folder, or check a program in any language by them
+
+    A pack has the blocks of every format, every operation, a tiny model of every family, tokenizers and sampling, as
+    safetensors and JSON (docs/packs.md). With --check, the exit status is 0 if all items are right, 1 if one is wrong,
+    2 if none could be checked.
+    """
+    from .pack import check_program, write_pack
+
+    if check is None:
+        (folder,) = expect_exactly(1, args)
+        status = write_pack(Path(folder))
+    else:
+        status = check_program(check, expect_at_least(1, args), only, timeout, json)
     if status:
         raise typer.Exit(status)
 
