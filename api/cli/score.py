@@ -15,7 +15,7 @@ from ...engine.errors import RequestError
 from ...engine.model.load import load_model
 from ...engine.model.model import Model, require_decoder
 from ...engine.oracle.base_file import BaseReader, BaseWriter
-from ...engine.oracle.score import Divergence, Scores, cut_chunks, scored_logits, text_ids
+from ...engine.oracle.score import N_UBATCH, Divergence, Scores, cut_chunks, n_tokens_at_once, scored_logits, text_ids
 from ...kernels import Kernels
 from ...kernels.kv import CACHE_TYPES
 from .backend import kernel_set, local_model
@@ -113,8 +113,8 @@ def score_chunks(
     except ValueError as error:
         raise RequestError(f"{error}; choose another --cache-type") from None
     for i, chunk in enumerate(chunks):
-        row = 0
-        for logits, ids in scored_logits(model, chunk, cache, kernels):
+        row, n_at_once = 0, n_tokens_at_once(len(chunk), len(chunks), i) if kernels.name == "llamacpp" else N_UBATCH
+        for logits, ids in scored_logits(model, chunk, cache, kernels, n_at_once):
             if isinstance(scores, Divergence) and reader is not None:
                 scores.add_beside(logits, ids, reader.log_probs(i, row, row + len(ids)))
             else:

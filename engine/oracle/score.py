@@ -21,7 +21,7 @@ from ..model.cache import KVCache
 from ..model.decoder import hidden_states, logits
 from ..model.model import Model
 
-TOKENS_PER_BATCH = 512
+N_BATCH, N_UBATCH = 2048, 512  # tokens that llama-perplexity sends, and that it computes at a time
 ROWS_PER_PRODUCT = 128  # rows of logits at a time: 62 MiB with 128 thousand pieces
 
 
@@ -52,15 +52,28 @@ def n_scored(n_ctx: int) -> int:
     return n_ctx - 1 - n_ctx // 2
 
 
+def n_tokens_at_once(n_ctx: int, n_chunk: int, i: int) -> int:
+    """Return how many tokens of chunk i llama-perplexity computes at a time: it reads several chunks together.
+
+    >>> n_tokens_at_once(512, 10, 0), n_tokens_at_once(128, 20, 0), n_tokens_at_once(128, 20, 17)
+    (128, 32, 128)
+    """
+    n_together = max(1, N_BATCH // n_ctx)
+    return max(1, N_UBATCH // min(n_together, n_chunk - i // n_together * n_together))
+
+
 def scored_logits(
-    model: Model, chunk: np.ndarray, cache: KVCache, kernels: Kernels
+    model: Model, chunk: np.ndarray, cache: KVCache, kernels: Kernels, n_at_once: int = N_UBATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the logits that score a chunk, and the ids that they score: f32 [n, n_vocab], i32 [n], n_scored in all."""
+    """Yield the logits that score a chunk, and the ids that they score: f32 [n, n_vocab], i32 [n], n_scored in all.
+
+    n_at_once   tokens in a batch; changes the bits of the set `llamacpp` only
+    """
     first, last, tokens = len(chunk) // 2, len(chunk) - 1, chunk.copy()
     if model.tokenizer.add_bos and model.tokenizer.bos is not None:
         tokens[0] = model.tokenizer.bos
-    for start in range(0, len(tokens), TOKENS_PER_BATCH):
-        end = min(start + TOKENS_PER_BATCH, len(tokens))
+    for start in range(0, len(tokens), n_at_once):
+        end = min(start + n_at_once, len(tokens))
         outputs = range(max(first, start) - start, max(first, min(last, end)) - start)
         batch = Batch.of(tokens[start:end].tolist(), start=start, outputs=outputs)
         hidden = hidden_states(model, batch, cache, kernels)
@@ -93,10 +106,11 @@ class Scores:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return ln softmax of each row.  float [n, n_vocab] -> f64"""
-    shifted: np.ndarray = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+    """Return ln softmax of each row; exponentials in the logits' type, sums in float64.  float [n, n_vocab] -> f64"""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    sums = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    ln: np.ndarray = shifted.astype(np.float64) - np.log(sums)
+    return ln
 
 
 @dataclass

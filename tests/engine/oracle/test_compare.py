@@ -90,7 +90,7 @@ def sources(tmp_path_factory):
 def test_a_model_beside_itself_differs_by_rounding_only(sources):
     c = Distances()
     *_, done = compare_text(sources["a"], sources["f64"], PASSAGE[:150], c)
-    assert done == 150 and c.mean("kl")[0] < 1e-9 and c.mean("same_top") == (1, 0) and c.complete
+    assert done == 150 and c.mean("kl")[0] < 1e-6 and c.mean("same_top") == (1, 0) and c.complete
     assert c.n_skipped == 0 and len(c.kl) == len(sources["a"].split(PASSAGE[:150]))
 
 

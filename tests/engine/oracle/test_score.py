@@ -24,8 +24,8 @@ def model(tmp_path_factory):
     return load_model(tiny_gguf(tmp_path_factory.mktemp("models") / "m.gguf"))
 
 
-def rows_of(model, chunk):
-    pairs = list(scored_logits(model, chunk, model.new_cache(len(chunk), type="f64"), KERNELS))
+def rows_of(model, chunk, *n_at_once):
+    pairs = list(scored_logits(model, chunk, model.new_cache(len(chunk), type="f64"), KERNELS, *n_at_once))
     return np.concatenate([rows for rows, _ in pairs]), np.concatenate([ids for _, ids in pairs])
 
 
@@ -50,9 +50,8 @@ def test_the_second_half_of_each_chunk_is_scored_after_a_bos(model, n_ctx):
 def test_a_chunk_longer_than_a_batch_gives_the_same_rows(model, monkeypatch):
     (chunk,) = cut_chunks(text_ids(model, TEXT), 100, 1)
     whole, ids = rows_of(model, chunk)
-    for name in ("TOKENS_PER_BATCH", "ROWS_PER_PRODUCT"):
-        monkeypatch.setattr(f"numllama.engine.oracle.score.{name}", 7)
-    pieces, same = rows_of(model, chunk)
+    monkeypatch.setattr("numllama.engine.oracle.score.ROWS_PER_PRODUCT", 7)
+    pieces, same = rows_of(model, chunk, 7)
     assert len(whole) == 49 and np.array_equal(ids, same)
     np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-12)
 
