@@ -40,6 +40,17 @@ WORDS = (
 ).split()
 
 
+async def answer_lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """Yield the lines of a stream, split at newlines only: httpx also splits at U+2028 and others within a text."""
+    rest = b""
+    async for chunk in answer.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace").removesuffix("\r")
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class Answered:
     """One request's seconds and token counts.
@@ -127,7 +138,7 @@ class BenchServer:
 
     async def _lines(self, answer: httpx.Response) -> AsyncIterator[tuple[str, tuple[int, int, float] | None]]:
         """Yield each line's text, with the token counts and reported seconds if it has them."""
-        async for line in answer.aiter_lines():
+        async for line in answer_lines(answer):
             data = line.removeprefix("data: ")
             if not data.startswith("{"):
                 continue

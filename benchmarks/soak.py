@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 
 from . import machine
-from .server import WORDS
+from .server import WORDS, answer_lines
 
 MAX_GROWTH = 0.02  # accepted memory growth between the first fifth of the time and the end
 READ_TIMEOUT_S = 300.0  # seconds without a byte
@@ -89,7 +89,7 @@ class Soak:
             if answer.status_code != 200:
                 raise RuntimeError(f"{answer.status_code} {(await answer.aread()).decode()[:200]}")
             lines: list[str] = []
-            async for line in answer.aiter_lines():
+            async for line in answer_lines(answer):
                 if len(lines) == leaves_after:
                     return "disconnected after some lines"
                 lines.append(line)

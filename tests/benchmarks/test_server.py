@@ -6,12 +6,13 @@ import asyncio
 import json
 import re
 
+import httpx
 import numpy as np
 import pytest
 from serving import Served
 
 from numllama.benchmarks import page
-from numllama.benchmarks.server import Answered, BenchServer, Load, main, run_load, summary
+from numllama.benchmarks.server import Answered, BenchServer, Load, answer_lines, main, run_load, summary
 from numllama.engine.settings import Settings
 from tiny import tiny_gguf
 
@@ -30,6 +31,22 @@ def test_token_counts_are_the_server_s(served, wire):
     assert [answer.n_sampled for answer in answers] == [6] * 5 and all(answer.n_prompt > 4 for answer in answers)
     assert all(0 < answer.ttft <= answer.total <= seconds for answer in answers)
     assert all(0 < answer.reported <= answer.total if wire == "ollama" else answer.reported == 0 for answer in answers)
+
+
+def test_separators_within_a_text_end_no_line():
+    """JSON leaves U+0085, U+2028 and others as they are."""
+    lines = ["data: a\u2028b\x85c\x0bd", "", "data: é"]
+    content = "\r\n".join(lines).encode()
+
+    async def read():
+        chunks = (content[i : i + 3] for i in range(0, len(content), 3))
+        return [line async for line in answer_lines(httpx.Response(200, content=as_async(chunks)))]
+
+    async def as_async(chunks):
+        for chunk in chunks:
+            yield chunk
+
+    assert asyncio.run(read()) == lines
 
 
 def test_an_open_loop_sends_on_time_without_waiting_for_answers(served):
