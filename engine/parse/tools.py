@@ -179,12 +179,11 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _number(text: str) -> int | float:
-    """Return an int if it fits 64 bits, else a float.  Raises: ValueError for a number invalid in JSON or Go"""
+    """Return an int, with all digits, or a float.  Raises: ValueError if invalid in JSON or beyond a double"""
     value = float(text)
     if not abs(value) < float("inf"):
         raise ValueError(text)
-    whole = text.removeprefix("-").isdigit() and abs(value) < 2**63
-    return int(text) if whole else value
+    return int(text) if text.removeprefix("-").isdigit() else value
 
 
 def _arguments(call: dict[str, Any], tool: str) -> dict[str, Any] | None:

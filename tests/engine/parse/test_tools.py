@@ -77,9 +77,9 @@ def test_a_number_that_is_not_json_makes_no_call(number):
     assert split("<c>", f'<c>{{"name": "get", "arguments": {{"n": {number}}}}}') == ("", [])
 
 
-def test_a_number_beyond_64_bits_is_a_double():
-    [(_, arguments)] = split("<c>", f'<c>get {{"n": {10**30}}}')[1]
-    assert arguments == {"n": 1e30} and type(arguments["n"]) is float
+def test_an_integer_beyond_64_bits_keeps_its_digits():
+    [(_, arguments)] = split("<c>", f'<c>get {{"n": {2**65 + 1}, "m": -{10**300 + 1}}}')[1]
+    assert arguments == {"n": 2**65 + 1, "m": -(10**300) - 1} and type(arguments["n"]) is int
 
 
 def test_ids_are_ollamas():
