@@ -32,6 +32,8 @@ from .name import ModelName
 
 log = logging.getLogger("numllama.store")
 
+MAX_UNUSED_S = 3600.0  # how long a blob that a client uploaded is kept, although no manifest names it; as in `prune`
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -155,6 +157,7 @@ class Store:
         self.blobs = Blobs(self.root / "blobs")
         self.lock = StoreLock(self.root)
         self._kept: KeptBlobs | None = None  # of the task that uses this store
+        self._offered: dict[str, float] = {}  # digests that clients were told the store has, and when
 
     @contextmanager
     def keeping(self) -> Iterator[Store]:
@@ -253,9 +256,12 @@ class Store:
     # blobs
 
     def has_blob(self, digest: str) -> bool:
-        """Return whether either folder has the blob.  Raises: BadDigest"""
+        """Return whether either folder has the blob, which is kept for an hour if it does.  Raises: BadDigest"""
         with os_errors_as_store_errors():
-            return any(Blobs(root / "blobs").has(digest) for root in self._roots)
+            if not any(Blobs(root / "blobs").has(digest) for root in self._roots):
+                return False
+        self._announce(digest)
+        return True
 
     def digests(self) -> set[str]:
         """Return the digests of all blobs in both folders."""
@@ -276,12 +282,19 @@ class Store:
     def blob_writer(self) -> BlobWriter:
         """Return a context manager to write a new blob with."""
         with os_errors_as_store_errors():
-            return self.blobs.writer(lambda digest: self.keep([digest]))
+            return self.blobs.writer(self._announce)
 
     def put_blob(self, chunks: Iterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """Store `chunks` as a blob; return its digest and size.  Raises: DigestMismatch"""
         with os_errors_as_store_errors():
-            return self.blobs.put(chunks, expected, lambda digest: self.keep([digest]))
+            return self.blobs.put(chunks, expected, self._announce)
+
+    def _announce(self, digest: str) -> None:
+        """Keep a blob for the task that writes or finds it; outside of tasks, until a manifest names it, or an hour."""
+        if self._kept:
+            self.keep([digest])
+        else:
+            self._offered[check_digest(digest)] = time.monotonic()
 
     def adopt_blob(self, digest: str) -> None:
         """Copy a built-in blob to the user's folder, unless that folder has it.
@@ -327,6 +340,8 @@ class Store:
                 _remove_empty(path.parent, self.root / "manifests")
                 raise
             sync_folder(path.parent)
+            for layer in Manifest.from_bytes(data, name.short).all_layers:
+                self._offered.pop(layer.digest, None)
             if self._kept:
                 self._kept.close()  # the manifest keeps its blobs from here on
             return self._remove_unused(replaced)
@@ -402,7 +417,11 @@ class Store:
         A manifest counts even if its name is invalid here: another program may use it.
         """
         named = kept_digests(self.root / "manifests")
-        for path in _files(self.root / "manifests"):
+        paths, errors = _files(self.root / "manifests")
+        for error in errors:
+            log.warning("no blob is pruned: %s: %s", error.filename, str(error.strerror).lower())
+            return None
+        for path in paths:
             try:
                 named |= {layer.digest for layer in Manifest.from_bytes(read_limited(path), path).all_layers}
             except BadManifest as error:
@@ -414,7 +433,8 @@ class Store:
 
     def _remove_unused(self, layers: Iterable[ManifestLayer]) -> bool:
         """Delete those blobs of `layers` that no manifest names; return whether there were any."""
-        candidates = {layer.digest for layer in layers}
+        oldest = time.monotonic() - MAX_UNUSED_S
+        candidates = {layer.digest for layer in layers if self._offered.get(layer.digest, oldest) <= oldest}
         if self.keep_blobs or not candidates or (named := self._named_digests()) is None:
             return False
         for digest in candidates - named:
@@ -430,8 +450,11 @@ def default_store(settings: Settings | None = None) -> Store:
 
 
 def _names(manifests: Path) -> Iterator[ModelName]:
-    """Yield the model names of the files below `manifests`."""
-    for path in _files(manifests):
+    """Yield the model names of the files below `manifests`; what cannot be read is logged and left out."""
+    paths, errors = _files(manifests)
+    for error in errors:
+        log.warning("models in %s are left out: %s", error.filename, str(error.strerror).lower())
+    for path in paths:
         if name := _name(path):
             yield name
         else:
@@ -445,13 +468,23 @@ def _name(path: Path) -> ModelName | None:
         return None
 
 
-def _files(manifests: Path) -> list[Path]:
-    """List the files exactly four levels below a folder; others are not manifests."""
-    found = [manifests]
+def _files(manifests: Path) -> tuple[list[Path], list[OSError]]:
+    """List the files exactly four levels below a folder, as others are not manifests, and the errors on the way.
+
+    Raises: OSError if the folder itself cannot be read
+    """
+    found, errors = [manifests], []
     for level in range(4):
-        is_kind = os.DirEntry.is_file if level == 3 else os.DirEntry.is_dir
-        found = [Path(entry.path) for folder in found for entry in _scan(folder) if is_kind(entry)]
-    return found
+        is_kind, below = os.DirEntry.is_file if level == 3 else os.DirEntry.is_dir, []
+        for folder in found:
+            try:
+                below += [Path(entry.path) for entry in _scan(folder) if is_kind(entry)]
+            except OSError as error:
+                if not level:
+                    raise
+                errors.append(error)
+        found = below
+    return found, errors
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

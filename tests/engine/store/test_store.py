@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -151,6 +152,42 @@ def test_a_blob_that_a_task_needs_outlives_the_model_that_named_it(store):
     assert store.resolve("c").system == "new"
     store.delete("c")
     assert files(store.root) == []
+
+
+def test_a_blob_that_a_client_was_told_of_outlives_the_model_that_named_it(store, monkeypatch):
+    """A client uploads a file, or finds that the store has it, and creates the model in another request."""
+    make(store, "a", b"A")
+    offered = "sha256:" + hashlib.sha256(b"A").hexdigest()
+    assert store.has_blob(offered)
+    store.delete("a")
+    assert store.has_blob(offered)
+    make(store, "b", b"A")
+    store.delete("b")  # the blob was used
+    assert not (store.root / "blobs" / offered.replace(":", "-")).exists()
+
+    digest, _ = store.put_blob([b"B"])
+    make(store, "c", b"C", **{SYSTEM: b"B"})
+    store.put_blob([b"B"])
+    monkeypatch.setattr(store_module, "MAX_UNUSED_S", -1.0)
+    store.delete("c")
+    assert not store.has_blob(digest)
+
+
+def test_a_folder_of_manifests_that_cannot_be_read_hides_no_other(store, monkeypatch, caplog):
+    make(store, "a", b"A")
+    make(store, "hidden/b", b"B")
+    listed = store_module._scan
+
+    def scan(folder):  # root may read everything
+        if folder.name == "hidden":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(store_module, "_scan", scan)
+    assert [model.name.short for model in store.list()] == ["a:latest"] and len(store.names()) == 1
+    assert f"{store.root}/manifests/registry.ollama.ai/hidden are left out: permission denied" in caplog.text
+    store.delete("a")  # its blobs may belong to a hidden model
+    assert len(files(store.root / "blobs")) == 3 and "no blob is pruned" in caplog.text
 
 
 def test_a_task_that_fails_keeps_nothing(store):
