@@ -1,12 +1,15 @@
-"""The generator of docs/formats.md, from the table of formats and the drawings in its files; tests hold it up to date.
+"""The generator of docs/formats.md, from the table of formats, the drawings in its files and the recorded errors.
+
+Tests hold it up to date:
 
 python scripts/formats.py
 """
 
+import json
 import re
 from pathlib import Path
 
-from numllama.kernels.quants import FORMATS, GGMLType
+from numllama.kernels.quants import FORMATS, FORMATS_BY_NAME, GGMLType
 
 ROOT = Path(__file__).parents[1]
 FILES = ("floats", "block32", "k", "iq", "ternary", "fp4")
@@ -43,10 +46,40 @@ def drawings():
             yield f"\n## {names}\n\n```\n" + "\n".join(lines) + "\n```\n"
 
 
+ERRORS = """
+## Checked against llama.cpp
+
+SmolLM2-135M, its first four layers, with all matrices in the format whose rows are whole blocks, the others in Q8_0
+(`tensors`: how many are in the format; the embedding stays in Q8_0); 24 tokens, by the `ggml` set and by llama.cpp's
+plain path: one thread, weights not repacked, no flash attention. `python tests/golden/make_format_errors.py` measures
+again.
+
+- **operation**: each operation on llama.cpp's own inputs; the largest error of all values on the way, relative to the
+  largest magnitude of its value. 1e-5 is the limit that `pytest -m peer` holds.
+- **positions**: of the 24, those where both sides by themselves round every activation the same way, and **logits**,
+  the largest error there; the logits' standard deviation is 5.
+- **other**: the largest error of a logit at the other positions. The last bit of a float32 sum depends on its order,
+  and now and then moves an activation over the boundary between two codes.
+
+| format | with | tensors | operation | positions | logits | other |
+|---|---|--:|--:|--:|--:|--:|
+"""
+
+
+def errors():
+    """Yield the table of errors, line by line."""
+    yield ERRORS
+    for name, error in json.loads((ROOT / "tests/golden/format_errors.json").read_text()).items():
+        logits = f"{error['logits']:.0e}" if error["positions"] else ""
+        other = f"{error['other']:.0e}" if error["other"] else ""
+        sides = f"{error['operation']:.0e} | {error['positions']} | {logits} | {other}"
+        yield f"| {name} | {FORMATS_BY_NAME[name].dot_with} | {error['tensors']} | {sides} |\n"
+
+
 def document():
     retired = [f"{type.name} ({int(type)})" for type in GGMLType if type not in FORMATS]
     tail = f"\n## Retired\n\nggml no longer reads these formats, and neither does numllama: {', '.join(retired)}.\n"
-    return HEAD + "".join(map(row, FORMATS.values())) + "".join(drawings()) + tail
+    return HEAD + "".join(map(row, FORMATS.values())) + "".join(drawings()) + tail + "".join(errors())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Ggml:
         pointer, whole = ctypes.c_void_p, ctypes.c_int64
         self.base.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, whole, whole, whole, pointer]
         self.base.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
 
     @classmethod
     def from_environment(cls):
@@ -44,11 +45,18 @@ class Ggml:
         return cls(folder) if folder else None
 
     def quantize(self, format, x):
-        """Quantize weights as llama-quantize does.  f32 [n, block_size] -> blocks [n]"""
+        """Quantize weights as llama-quantize does.  f32 [n, block_size] -> blocks [n]
+
+        Formats that need to know how important weights are get the same importance for all.
+        """
         x = np.ascontiguousarray(x, np.float32)
         blocks = np.zeros(len(x), format.layout)
+        alike = (
+            np.ones(format.block_size, np.float32) if self.base.ggml_quantize_requires_imatrix(format.type) else None
+        )
+        importance = None if alike is None else alike.ctypes.data
         written = self.base.ggml_quantize_chunk(
-            format.type, x.ctypes.data, blocks.ctypes.data, 0, len(x), format.block_size, None
+            format.type, x.ctypes.data, blocks.ctypes.data, 0, len(x), format.block_size, importance
         )
         assert written == blocks.nbytes
         return blocks

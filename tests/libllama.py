@@ -144,6 +144,20 @@ class LibLlama:
         self.logits(path, tokens, **{"cache": "f16", "defaults": True, "cb_eval": pointer} | more)
         return found
 
+    def all_values(self, path, tokens):
+        """Compute all float32 values of one plain pass.  -> name -> arrays, in the order of computation"""
+        found = {}
+
+        @EvalCallback
+        def see(pointer, is_question, _):
+            tensor = pointer.contents
+            if not is_question:
+                found.setdefault(tensor.name.decode(), []).append(tensor.array())
+            return tensor.type == TYPES["f32"]
+
+        with self._computed(path, tokens, {}, cb_eval=ctypes.cast(see, ctypes.c_void_p)):
+            return found
+
     def embeddings(self, path, tokens, pooling=""):
         """Compute the final hidden states of one text; pooling "" uses the file's own.
 
