@@ -58,6 +58,11 @@ ROUTES = {  # "METHODS path": what the route does
     "POST /api/push": "Upload a model to its registry.",
     "POST /api/tokenize": "Return a text's token ids and pieces. Ollama lacks this route.",
     "POST /api/detokenize": "Return the text of token ids. Ollama lacks this route.",
+    "GET HEAD /learn": "Return the page that shows what a model computes (docs/learn.md).",
+    "GET HEAD /learn/{path}": "Return a file of that page.",
+    "GET /api/look/model": "Return a model's tensors by bytes, or a `block` of a `tensor` in bytes and numbers.",
+    "GET /api/look/time": "Return the schedulers' last 2,000 steps and who shared them; also as `format=perfetto`.",
+    "POST /api/look/run": 'Look at a position of an answer that `"look": {"keep": true}` held.',
     "GET /metrics": "Return counters and durations in Prometheus' text format. Ollama lacks this route.",
     "POST /v1/chat/completions": "Answer a conversation.",
     "POST /v1/responses": "Answer a conversation, in the form of OpenAI's Responses. Nothing is stored.",
@@ -82,6 +87,8 @@ FIELDS = {  # "Class.field", or "field" where every class that has it means the 
     "logprobs": "Return the log-probability of each token",
     "top_logprobs": "Return as many likeliest alternatives for each token, 0 to 20",
     "_debug_render_only": "Return the rendered prompt instead of an answer",
+    "run": "Name of the held answer",
+    "position": "Place of a token; the step from it to the next one is shown",
     "look": "What to show of the computation: docs/learn.md. Ollama lacks this field",
     "prompt": "Text to complete",
     "suffix": "Text after the gap, for models that fill in the middle",
@@ -241,7 +248,7 @@ OPTIONS = {
     "mirostat_eta": "Mirostat's learning rate",
 }
 
-WIRES = {"ollama": "Ollama", "server": "Ollama", "openai": "OpenAI", "anthropic": "Anthropic"}
+WIRES = {"ollama": "Ollama", "server": "Ollama", "learn": "The page", "openai": "OpenAI", "anthropic": "Anthropic"}
 JSON_TYPES = {
     str: "string",
     bool: "boolean",

@@ -20,7 +20,7 @@ LEVELS = {
         ["run", "store"],
         ["serve", "oracle"],
     ],
-    "api": [["wire"], ["ollama", "openai", "anthropic"], ["server"], ["cli"]],
+    "api": [["wire"], ["ollama", "openai", "anthropic", "learn"], ["server"], ["cli"]],
 }
 # The three wires do not import one another; they share only api/wire.
 APART = {"api/ollama", "api/openai", "api/anthropic"}

@@ -1,7 +1,8 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands trace, diff, pack, score, compare, template, warmup
-and bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands learn, look, trace, diff, pack, score, compare,
+template, warmup and bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by
+path.
 """
 
 from __future__ import annotations
@@ -279,6 +280,43 @@ def trace(
     from .trace import trace_model
 
     trace_model(model, prompt, kernels=kernels, only=only or [], save=save)
+
+
+@command("learn")
+def learn(
+    args: Annotated[list[str] | None, positional("[MODEL|FILE.gguf]")] = None,
+    no_browser: Annotated[bool, Option("--no-browser", help="Only print the page's address")] = False,
+) -> None:
+    """Open the page that shows what a model computes
+
+    Uses the server at OLLAMA_HOST, or starts one that runs until Ctrl-C. docs/learn.md describes the page.
+    """
+    (model,) = expect_at_most(1, args) or [""]
+    from .learn import learn_page
+
+    learn_page(model, not no_browser)
+
+
+@command("look")
+def look(
+    args: Annotated[list[str] | None, positional("MODEL|FILE.gguf PROMPT")] = None,
+    html: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Write the page with this answer in it: one file, no server, no network"),
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print the answer as /api/generate streams it with `look`")] = False,
+    raw: Annotated[bool, Option("--raw", help="Send the prompt without applying the template")] = False,
+    head: Annotated[str, Option(metavar="LAYER.HEAD", help="The head whose attention is printed")] = "0.0",
+    option: Annotated[
+        list[str] | None,
+        Option("-o", "--option", metavar="NAME=VALUE", help="Set a model option, e.g. temperature=0 (repeatable)"),
+    ] = None,
+) -> None:
+    """Answer a prompt and show what was computed: attention, each layer's guess, the sampler, time"""
+    model, prompt = expect_exactly(2, args)
+    from .look import look_at
+
+    look_at(model, prompt, html=html, as_json=json, raw=raw, head=head, options=option or ())
 
 
 @command("diff")

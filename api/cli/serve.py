@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +32,17 @@ from ..server.log import start_logging
 log = logging.getLogger(__name__)
 
 
-def serve_forever(settings: Settings | None = None, cache_dir: Path | None = None) -> None:
+def serve_forever(
+    settings: Settings | None = None,
+    cache_dir: Path | None = None,
+    engine: Engine | None = None,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
     """Serve at OLLAMA_HOST until SIGINT or SIGTERM, then unload all models and return.
 
     cache_dir   takes the place of OLLAMA_KV_CACHE_DIR
+    engine      one made before, of the same settings
+    ready       called with the server's address once it is bound
     If the address is not available, prints one line and exits with status 1.
     """
     settings = settings or Settings.from_env()
@@ -52,7 +60,7 @@ def serve_forever(settings: Settings | None = None, cache_dir: Path | None = Non
             file=sys.stderr,
         )
         sys.exit(1)
-    engine = Engine(settings)
+    engine = engine or Engine(settings)
     try:
         Credentials.from_env().ensure_key()
     except OSError as error:
@@ -78,7 +86,9 @@ def serve_forever(settings: Settings | None = None, cache_dir: Path | None = Non
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)  # uvicorn raises a captured signal again at the end
     port = listener.getsockname()[1]  # the system's choice, if port 0 was requested
-    log.info("listening on %s", replace(settings.host, port=port).url)
+    url = replace(settings.host, port=port).url
+    log.info("listening on %s", url)
+    ready(replace(settings.host.reachable, port=port).url)
     server.run(sockets=[listener])
 
 

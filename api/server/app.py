@@ -13,6 +13,7 @@ from ...engine.errors import EngineError
 from ...engine.go.json import DecodeError
 from ...engine.serve.engine import Engine
 from ..anthropic import routes as anthropic
+from ..learn import routes as learn
 from ..ollama import chat, create, embed, generate, models, root, tokens, transfer
 from ..openai import routes as openai
 from ..wire.dump import RequestDump
@@ -24,7 +25,7 @@ from .metrics import Metrics
 
 ROUTERS = [
     module.router
-    for module in (root, generate, chat, embed, models, create, transfer, tokens, metrics, openai, anthropic)
+    for module in (root, generate, chat, embed, models, create, transfer, tokens, metrics, openai, anthropic, learn)
 ]
 
 

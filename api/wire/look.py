@@ -30,7 +30,7 @@ class LookWriter:
         for part in parts:
             if part.prompt:
                 found["prompt"] = self.prompt(part.prompt)
-            found["steps"] += map(self.step, part.steps)
+            found["steps"] += [self.step(step, heads=False) for step in part.steps]
         return found
 
     def prompt(self, prompt: LookPrompt) -> dict[str, Any]:
@@ -42,6 +42,7 @@ class LookWriter:
             "spans": [list(span) for span in prompt.spans],
             "changed": prompt.changed,
             "sizes": prompt.sizes,
+            "heads": prompt.heads,
             "job": prompt.job,
             "seed": prompt.seed,
         }
@@ -59,14 +60,14 @@ class LookWriter:
             found["cache"] = prompt.cache
         return found | ({"run": prompt.run} if prompt.run else {})
 
-    def step(self, step: LookStep) -> dict[str, Any]:
-        """Return what was found at one position."""
+    def step(self, step: LookStep, heads: bool = True) -> dict[str, Any]:
+        """Return what was found at one position; an answer names the `heads` of all its steps with its prompt."""
         found: dict[str, Any] = {"position": step.position, "token": self.token(step.token)}
         if step.next is not None:
             found["next"] = self.token(step.next)
         found["sampled"] = step.sampled
         if step.attention is not None:
-            found |= {"heads": step.heads, "attention": self.array(step.attention)}
+            found |= {"attention": self.array(step.attention)} | ({"heads": step.heads} if heads else {})
         if step.lens:
             found["lens"] = self.lens(step.lens)
         if step.residual:

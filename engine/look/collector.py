@@ -116,6 +116,7 @@ class Collector:
             cache={**cache_facts(self.model, cache), **(cached or {})} if look.cache else None,
             changed=[*(f"without {part}" for part in look.ablate), *(f"with {patch}" for patch in look.patch)],
             sizes=sizes,
+            heads=look.attention,
             job=job,
             seed=seed,
         )

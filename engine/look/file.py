@@ -18,14 +18,18 @@ MAX_TEXT = 200  # characters of a value
 
 def tensor_map(gguf: GGUF) -> dict[str, Any]:
     """Return the file's key-values, in short, and its tensors with name, format, shape and bytes."""
-    tensors = gguf.tensors.values()
+    tensors, arch = gguf.tensors.values(), gguf.text("general.architecture")
+    heads = gguf.kv.get(f"{arch}.attention.head_count", 0)
     formats: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
         about = formats.setdefault(tensor.format.name, format_facts(tensor.format) | {"n": 0, "bytes": 0})
         about["n"] += 1
         about["bytes"] += tensor.nbytes
     return {
-        "architecture": gguf.text("general.architecture"),
+        "architecture": arch,
+        "n_layer": gguf.kv.get(f"{arch}.block_count", 0),
+        "n_head": int(np.max(heads)),
+        "n_vocab": len(gguf.kv.get("tokenizer.ggml.tokens", ())),
         "n_weight": sum(tensor.n_elements for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
         "file_bytes": sum(file.nbytes for file in gguf.mapped),

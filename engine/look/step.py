@@ -111,6 +111,7 @@ class LookPrompt:
     spans     (start, end, role): which characters of `text` are a message's, the rest is the template's
     words     of Tokenizer.explain, if merges were asked for
     cache     slots, bytes, what was reused; None unless asked for
+    heads     pairs (layer, head) whose attention the steps show, in this order
     changed   what ablate and patch change, in words
     job       the number of the request in the scheduler's timeline
     run       the name under which the keys and values are kept; "" if they are not
@@ -123,6 +124,7 @@ class LookPrompt:
     cache: dict[str, Any] | None
     changed: list[str]
     sizes: dict[str, int]
+    heads: Heads = ()
     job: int = 0
     seed: int = 0
     run: str = ""

@@ -456,7 +456,10 @@ class Engine:
         """Return a model's file as a map of tensors, and what can be looked at in it.  Raises: ModelNotFound"""
         stored = self._resolve(name)
         able = show.capabilities(stored, self.settings.go_template)
-        return tensor_map(text_view(GGUF.open(stored.weights))) | {"name": stored.name.short, "capabilities": able}
+        gguf = text_view(GGUF.open(stored.weights))
+        about: dict[str, Any] = {"name": stored.name.short, "capabilities": able}
+        about["has_template"] = bool(stored.template or gguf.text("tokenizer.chat_template"))
+        return about | tensor_map(gguf)
 
     def tensor_block(self, name: str, tensor: str, index: int) -> dict[str, Any]:
         """Return one block of a tensor: its bytes, fields and numbers.  Raises: ModelNotFound, RequestError"""

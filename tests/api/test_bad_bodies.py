@@ -33,6 +33,7 @@ REQUESTS = {
     ("POST", "/api/pull"): schema.PullRequest,
     ("POST", "/api/push"): schema.PushRequest,
     ("POST", "/api/tokenize"): schema.TokenizeRequest,
+    ("POST", "/api/look/run"): schema.LookAgainRequest,
     ("POST", "/api/detokenize"): schema.DetokenizeRequest,
     ("POST", BLOB): bytes,
     ("POST", "/v1/chat/completions"): openai_schema.ChatCompletionRequest,

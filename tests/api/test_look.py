@@ -42,7 +42,7 @@ def test_every_token_has_a_step_and_the_text_is_the_same(served, path, body):
     assert span[2] == "user" and prompt["text"][span[0] : span[1]] in json.dumps(body)
     assert prompt["seed"] == 1 and prompt["job"] > 0 and prompt["cache"]["type"] == "f16"
     one = found[-1]
-    assert len(one["attention"]) == len(one["heads"]) == 8 and len(one["attention"][0]) == one["position"] + 1
+    assert len(one["attention"]) == len(prompt["heads"]) == 8 and len(one["attention"][0]) == one["position"] + 1
     assert [len(top) for top in one["lens"]["top"]] == [3, 3] and len(one["residual"]["adds"]) == 5
     assert one["sampler"][-1]["top"][0][:2] == one["next"] and len(one["logits"]["top"]) == 5
     assert len(one["values"]["l_out-1"]) == 64 and one["time"]["n_tok"] == 1

@@ -1,0 +1,321 @@
+"""The page in a browser: its numbers are those of model.look for the same run (pytest -m browser)."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+
+from numllama.api.learn.page import FOLDER
+from numllama.engine.sampling.steps import (
+    candidates,
+    dist,
+    min_p,
+    scale_by_temperature,
+    softmax,
+    top_k,
+    top_p,
+    typical_p,
+)
+
+pytestmark = pytest.mark.browser
+
+QUESTION = "Why is the grass green?"
+HOT = {"temperature": 1.7, "seed": 5, "num_predict": 24}
+
+
+def address(**state):
+    return "/learn#" + urlencode({"model": "primer", "prompt": QUESTION} | state)
+
+
+@pytest.fixture(scope="module")
+def look(primer):
+    return primer.look([{"role": "user", "content": QUESTION}], **HOT)
+
+
+@pytest.fixture
+def page(tab):
+    return tab(address(**HOT))
+
+
+def choose(page, token):
+    page.locator(".token").nth(token).click()
+
+
+def table(page, name):
+    """Return the texts of a table's cells, row by row."""
+    rows = page.locator(f"[data-{name}] tbody tr")
+    return [rows.nth(i).locator("th, td").all_inner_texts() for i in range(rows.count())]
+
+
+def percent_of(text):
+    return float(text.split("%")[0].split()[-1]) / 100
+
+
+def shown(text):
+    """A token as the page shows it."""
+    text = text.replace("\n", "\u21b5").replace("\t", "\u21e5")
+    return ("\u2423" if text[:1] == " " else "") + text.strip(" ") + ("\u2423" if text[1:] and text[-1] == " " else "")
+
+
+def tokens_to_try(look):
+    return [look.n_prompt, look.n_prompt + 7, len(look.ids) - 2]
+
+
+def test_the_spine_has_every_token(page, look):
+    texts = page.locator(".token").all_inner_texts()
+    assert texts == [shown(piece) for piece in look.model.pieces(look.ids)]
+    roles = [page.locator(".token").nth(i).get_attribute("class").split()[1] for i in range(len(texts))]
+    assert roles[look.n_prompt :] == ["answer"] * (len(texts) - look.n_prompt)
+    asked = "".join(piece for piece, role in zip(look.pieces, roles, strict=True) if role == "user")
+    assert asked.strip() == QUESTION and roles[0] == roles[look.n_prompt - 1] == "special"
+
+
+def test_a_click_shows_the_step_of_that_token_in_every_panel(page, look):
+    for token in tokens_to_try(look):
+        choose(page, token)
+        step, ledger = look.steps[token - 1], look.sampler[token - look.n_prompt]
+        next_piece = shown(look.pieces[token])
+
+        rows = table(page, "lens")
+        assert [percent_of(row[2]) for row in rows] == pytest.approx(step.lens.p_next.tolist(), abs=6e-4)
+        assert [int(row[3]) for row in rows] == (step.lens.rank + 1).tolist()
+
+        rows = table(page, "ledger")
+        assert [row[0] for row in rows] == [one.name for one in ledger]
+        assert [int(row[2]) for row in rows] == [one.n for one in ledger]
+        assert float(rows[-1][1]) == pytest.approx(ledger[-1].parameter, rel=1e-2) and next_piece in rows[-1][4]
+
+        rows = table(page, "residual")
+        assert [float(row[2]) for row in rows] == pytest.approx(step.residual.adds.tolist(), rel=6e-3, abs=1e-4)
+        assert [float(row[1]) for row in rows] == pytest.approx(step.residual.norms.tolist(), rel=6e-3, abs=1e-4)
+
+        rows = table(page, "neurons")
+        expected = [neuron for neuron in step.residual.neurons if neuron[0] == 3]
+        assert [int(row[0]) for row in rows] == [j for _, j, _, _ in expected]
+        assert [float(row[2]) for row in rows] == pytest.approx([adds for *_, adds in expected], rel=6e-3, abs=1e-4)
+
+        for head in ((0, 0), (3, 2)):
+            page.get_by_role("button", name=f"layer {head[0]}, head {head[1]}", exact=True).click()
+            row = look.attention[head][token - 1]
+            best = np.argsort(-row, kind="stable")[:5]
+            rows = table(page, "attention")
+            # four digits in f16
+            assert [percent_of(cells[2]) for cells in rows] == pytest.approx(row[best].tolist(), abs=8e-4)
+            assert int(rows[0][0]) == best[0] and rows[0][1] == shown(look.pieces[best[0]])
+
+        assert {row[0] for row in table(page, "time")} >= {"Qcur", "ffn_out", "result_output"}
+
+
+def test_the_cache_panel_counts_what_was_computed(page, look):
+    n, n_prompt = len(look.ids), look.n_prompt
+    assert page.locator("[data-with]").inner_text() == str(n - 1)
+    without = sum(n_prompt + i for i in range(n - n_prompt))
+    assert (
+        page.locator("[data-without]").inner_text().replace(",", "")
+        == str(without)
+        == str(look.cache["columns_without"])
+    )
+
+
+def test_the_merges_slider_goes_from_characters_to_tokens(page, look):
+    panel = page.locator("#tokens")
+    word = next(word for word in look.merges if "grass" in word.text)
+    panel.locator("select").select_option(label="grass")
+    slider = panel.locator("input[type=range]")
+    slider.fill("0")
+    assert panel.locator(".symbols .tok").count() == len(word.merges) + len(word.symbols)
+    slider.fill(str(len(word.merges)))
+    assert panel.locator(".symbols .tok").all_inner_texts() == [shown(s.replace("\u0120", " ")) for s in word.symbols]
+
+
+def test_a_block_shows_the_numbers_of_the_file(page, primer):
+    tensor = primer.model.gguf.tensors["blk.2.ffn_down.weight"]
+    page.get_by_role("button", name="blk.2.ffn_down.weight").click()
+    page.locator("#weights input[type=number]").fill("17")
+    page.locator("#weights h3", has_text="blk.2.ffn_down.weight").wait_for()
+    expected = tensor.format.dequantize(np.ascontiguousarray(tensor.blocks.reshape(-1)[17:18])).reshape(-1)
+    page.wait_for_timeout(300)
+    got = json.loads(page.locator("[data-numbers]").get_attribute("data-numbers"))
+    np.testing.assert_array_equal(np.array(got, np.float32), expected)
+    block = np.ascontiguousarray(tensor.blocks.reshape(-1)[17:18]).tobytes()
+    assert page.locator("[data-bytes] span").all_inner_texts() == [f"{byte:02x}" for byte in block]
+
+
+SLIDERS = [
+    {"temperature": 2},
+    {"temperature": 0},
+    {"top_k": 3},
+    {"top_k": 0, "top_p": 1, "temperature": 2, "draw": 0.998},
+    {"top_p": 0.5, "temperature": 2},
+    {"top_k": 40, "top_p": 1, "min_p": 0.02, "temperature": 2, "draw": 0.9},
+    {"top_k": 50, "top_p": 1, "typical_p": 0.6, "temperature": 1.5, "draw": 0.3},
+]
+
+
+@pytest.mark.parametrize("moved", SLIDERS, ids=lambda moved: " ".join(f"{name}={x}" for name, x in moved.items()))
+def test_the_sliders_draw_what_the_engine_draws_from_the_same_logits(page, look, primer, moved):
+    token = look.n_prompt + 7
+    choose(page, token)
+    kept = primer.look([{"role": "user", "content": QUESTION}], logits=-1, **HOT)
+    row = kept.steps[token - 1].logits.values
+    ledger = {one.name: one.parameter for one in look.sampler[7]}
+    for name, value in moved.items():
+        page.locator(f"#sampler input[name={name}]").fill(str(value))
+    page.wait_for_timeout(500)  # all logits come, if the largest are not enough
+    o = (
+        {"draw": ledger["dist"]}
+        | {k: ledger[k] for k in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+        | moved
+    )
+    c = candidates(np.arange(len(row), dtype=np.int32), row, None)
+    for step, setting in ((top_k, o["top_k"]), (typical_p, o["typical_p"]), (top_p, o["top_p"]), (min_p, o["min_p"])):
+        c = step(c, int(setting) if step is top_k else setting)
+    c = scale_by_temperature(c, o["temperature"])
+    expected = int(c.ids[dist(c, round(o["draw"], 3) if "draw" in moved else o["draw"])])
+    assert int(page.locator("[data-redrawn]").get_attribute("data-redrawn")) == expected
+    got = [percent_of(cells[1]) for cells in table(page, "shown")]
+    assert got == pytest.approx(np.sort(softmax(c.logits))[::-1][:8].tolist(), abs=1e-3)
+
+
+def test_switching_off_a_layer_changes_the_answer(page, primer):
+    panel = page.locator("#try")
+    panel.locator("select").first.select_option("layer")
+    panel.locator("select").nth(1).select_option("0")
+    panel.get_by_role("button", name="Run changed").click()
+    panel.locator("[data-changed]").wait_for()
+    ablate = [{"layer": 0, "block": "layer"}]
+    expected = primer.look([{"role": "user", "content": QUESTION}], ablate=ablate, **HOT)
+    got = panel.locator("[data-changed]").inner_text()
+    assert got.replace("\u2423", " ") == "".join(expected.pieces[expected.n_prompt :])
+    assert got != panel.locator("[data-plain]").inner_text()
+    assert "The answers part at token" in panel.locator(".look").inner_text()
+
+
+def test_two_students_share_steps(page):
+    panel = page.locator("#students")
+    shared = 0
+    for _ in range(8):  # on a busy machine the first may be answered before the second has arrived
+        panel.get_by_role("button", name="Ask both").click()
+        panel.get_by_role("button", name="Ask both").wait_for()
+        panel.locator("[data-shared]").wait_for()
+        shared = int(panel.locator("[data-shared]").get_attribute("data-shared"))
+        if shared:
+            break
+    assert shared > 0 and f"{shared} of " in panel.locator(".look").inner_text()
+
+
+def test_the_tour_goes_to_its_end_by_keyboard_and_ends_by_escape(page):
+    page.get_by_role("button", name="Tour").click()
+    panels = page.locator(".panel").evaluate_all("panels => panels.map((panel) => panel.id)")
+    stops = re.findall(r'^  \["([a-z]+)"', (FOLDER / "tour.js").read_text(), re.MULTILINE)
+    assert sorted(stops) == sorted(["spine", *panels]) and len(panels) == 12
+    for stop in stops:
+        page.locator(f"#{stop}.toured").wait_for()
+        page.keyboard.press("ArrowRight")
+    assert "13 of 13" in page.locator(".tour").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert "12 of 13" in page.locator(".tour").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator(".tour").count() == 0
+
+
+def test_escape_closes_the_glossary(page):
+    page.get_by_role("button", name="Glossary").click()
+    assert page.get_by_role("dialog").is_visible() and "KV cache" in page.get_by_role("dialog").inner_text()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_arrow_keys_walk_along_the_spine(page, look):
+    choose(page, 3)
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 4:")
+    page.keyboard.press("End")
+    assert (
+        page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith(f"token {len(look.ids) - 1}:")
+    )
+
+
+def test_a_link_restores_model_prompt_seed_and_token(tab, page, school, look):
+    choose(page, look.n_prompt + 5)
+    link = page.evaluate("() => location.href")
+    other = tab(link.removeprefix(school.url))
+    assert other.locator(".token").all_inner_texts() == page.locator(".token").all_inner_texts()
+    assert (
+        other.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith(f"token {look.n_prompt + 5}:")
+    )
+    assert other.locator("[name=prompt]").input_value() == QUESTION
+    assert other.locator("[name=seed]").input_value() == "5"
+
+
+def test_texts_are_never_markup(tab):
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    page = tab(address(prompt=hostile, num_predict=2))
+    assert page.locator("#app img, #app script").count() == 0
+    assert hostile in page.locator("#template pre").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.locator("#sampler input[name=temperature]").fill("2")
+    for opened in ("", "Tour", "Glossary"):
+        if opened:
+            page.get_by_role("button", name=opened).click()
+        # Playwright's evaluate is not bound by the page's policy
+        found = axe.run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+        if opened:
+            page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280, 3840])
+def test_nothing_is_wider_than_the_window(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_an_encoder_says_so_and_shows_its_file(tab):
+    page = tab("/learn#model=encoder", ready=False)
+    page.get_by_role("alert").filter(has_text="is an encoder").wait_for()
+    assert page.locator("#weights .map button").count() > 10
+
+
+def test_a_model_without_a_template_says_so(tab):
+    page = tab("/learn#model=bare&prompt=the+cat&num_predict=4")
+    assert "has no chat template" in page.locator("#template .look").inner_text()
+
+
+def test_a_mixture_of_experts_says_so(tab):
+    page = tab("/learn#model=moe&prompt=the+cat&num_predict=4")
+    assert "mixture of experts" in page.locator("#feedforward").inner_text()
+    assert page.locator("[data-lens] tbody tr").count() == 2
+
+
+def test_a_missing_model_is_named(tab):
+    page = tab("/learn#model=nope", ready=False)
+    page.get_by_role("alert").filter(has_text="model 'nope' not found").wait_for()
+    tab.problems[:] = [text for text in tab.problems if "404" not in text]  # the browser reports the status itself
+
+
+def test_the_page_in_one_file_needs_no_server(tab, tmp_path, monkeypatch, school, look):
+    from numllama.api.cli.look import look_at
+
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    monkeypatch.delenv("NUMLLAMA_BUILTIN", raising=False)
+    options = [f"{name}={value}" for name, value in HOT.items()]
+    look_at("primer", QUESTION, html=tmp_path / "page.html", as_json=False, raw=False, head="0.0", options=options)
+    page = tab((tmp_path / "page.html").as_uri())
+    token = look.n_prompt + 7
+    choose(page, token)
+    p_next = [percent_of(row[2]) for row in table(page, "lens")]
+    assert p_next == pytest.approx(look.steps[token - 1].lens.p_next.tolist(), abs=6e-4)
+    page.locator("#sampler input[name=temperature]").fill("0")
+    assert page.locator("[data-redrawn]").count() == 1
+    assert page.locator("[data-bytes] span").count() == 34
