@@ -29,7 +29,7 @@ from .request import LookRequest, check_sizes
 from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, SamplerStep, StepTime
 
 LEDGER_ROWS = 8  # candidates of a sampler's step that are shown
-ROWS_AT_ONCE = 64  # of a lens: their logits are n_vocab numbers each
+ROWS_AT_ONCE = 64  # of all layers in a lens: the logits of each are n_vocab numbers
 CHECK_EVERY = 16  # tokens between two checks of an answer's size
 QUERIES = ("Qcur", "Qcur_attn_temp_scaled")  # the later one replaces the earlier
 EMBEDDINGS = ("embd", "inp_scaled", "inp_embd")
@@ -244,27 +244,32 @@ class Collector:
         return part
 
     def _lenses(self, following: Sequence[int]) -> list[LensAt]:
-        """Apply the lens to each row.  -> one for each of `following`"""
-        model, top = self.model, min(self.look.lens, self.model.hparams.n_vocab)
-        found = []
-        for start in range(0, len(following), ROWS_AT_ONCE):
-            some = following[start : start + ROWS_AT_ONCE]
-            layers = [self._lens(x[start : start + len(some)], some, top) for x in self._stream]
-            ids, p, p_next, rank = (np.stack(part, axis=1) for part in zip(*layers, strict=True))
-            found += [LensAt(ids[i], p[i], p_next[i], rank[i]) for i in range(len(some))]
-        assert len(self._stream) == model.hparams.n_layer
+        """Apply the lens to each row, to all layers of some rows at once.  -> one for each of `following`"""
+        n, found = max(1, ROWS_AT_ONCE // len(self._stream)), list[LensAt]()
+        for start in range(0, len(following), n):
+            rows = np.stack([x[start : start + n] for x in self._stream], axis=1)  # [n, n_layer, n_embd]
+            found += self._lens(rows, following[start : start + n])
         return found
 
-    def _lens(self, x: np.ndarray, following: Sequence[int], top: int) -> tuple[np.ndarray, ...]:
-        """Predict from one layer's output.  x f32 [n, n_embd] -> ids, p [n, top], p_next, rank [n]"""
+    def _lens(self, x: np.ndarray, following: Sequence[int]) -> list[LensAt]:
+        """Predict from the layers' outputs x f32 [n, n_layer, n_embd]."""
         assert self.kernels is not None
-        h = self.kernels.rms_norm(x, self.model.decoder.output_norm, self.model.hparams.norm_eps)
-        y = logits(self.model, np.ascontiguousarray(h), self.kernels)
-        p = probabilities(y)
+        n, n_layer, n_embd = x.shape
+        hp = self.model.hparams
+        h = self.kernels.rms_norm(x.reshape(-1, n_embd), self.model.decoder.output_norm, hp.norm_eps)
+        y, top = logits(self.model, h, self.kernels), min(self.look.lens, hp.n_vocab)
+        chosen = np.repeat(following, n_layer)[:, None]
+        level = np.take_along_axis(y, chosen, axis=1)
         ids = np.stack([descending(row, top) for row in y]).astype(np.int32)
-        chosen = np.array(following)[:, None]
-        rank = (y > np.take_along_axis(y, chosen, axis=1)).sum(axis=1).astype(np.int32)
-        return ids, np.take_along_axis(p, ids, axis=1), np.take_along_axis(p, chosen, axis=1)[:, 0], rank
+        most = y.max(axis=1, keepdims=True)
+        total = np.exp(y - most).sum(axis=1, keepdims=True, dtype=np.float64)
+        p, p_next = (
+            np.exp((part - most).astype(np.float64)) / total for part in (np.take_along_axis(y, ids, 1), level)
+        )
+        rank = (y > level).sum(axis=1).astype(np.int32)
+        shape = n, n_layer
+        parts = ids.reshape(*shape, top), p.reshape(*shape, top), p_next.reshape(shape), rank.reshape(shape)
+        return [LensAt(*(part[i] for part in parts)) for i in range(n)]
 
     def _residuals(self, following: Sequence[int]) -> list[ResidualAt]:
         """Split the residual stream of each row into what each block added.
