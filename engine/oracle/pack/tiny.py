@@ -165,7 +165,7 @@ def _write_encoder(
     bias: bool = False,
     keys: Mapping[str, Any] | None = None,
 ) -> None:
-    t, words, n_layer = RandomTensors(family), vocabulary.wordpiece(), 2
+    t, words, n_layer = RandomTensors(family), vocabulary.wordpiece_pieces(), 2
     t.matrix("token_embd", len(words["tokenizer.ggml.tokens"]), N_EMBD, 8)
     t.matrix("token_types", 2, N_EMBD, 2)
     if family == "bert":

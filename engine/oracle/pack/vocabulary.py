@@ -57,7 +57,7 @@ def bpe(pre: str) -> dict[str, Any]:
     }
 
 
-def wordpiece() -> dict[str, Any]:
+def wordpiece_pieces() -> dict[str, Any]:
     """Return words, letters and signs that begin words, then letters and endings within them."""
     words = sorted(prefixes(WORDS.split()))
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
