@@ -19,13 +19,15 @@ LEVELS = {
         ["look"],
         ["run", "store"],
         ["serve", "oracle"],
+        ["distributed"],
     ],
-    "api": [["wire"], ["ollama", "openai", "anthropic", "learn"], ["server"], ["cli"]],
+    "api": [["wire"], ["ollama", "openai", "anthropic", "learn"], ["server"], ["scale"], ["cli"]],
 }
 # The three wires do not import one another; they share only api/wire.
 APART = {"api/ollama", "api/openai", "api/anthropic"}
 # Optional or heavy libraries are imported only in these places.
 ONLY_IN = {
+    "ray": ["engine/distributed/cluster.py"],
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],

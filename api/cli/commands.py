@@ -471,6 +471,30 @@ def compare(
         raise typer.Exit(status)
 
 
+@command("batch")
+def batch(
+    args: Annotated[list[str] | None, positional("IN.jsonl OUT.jsonl")] = None,
+    model: Annotated[str, Option("-m", "--model", metavar="MODEL", help="Answers lines whose body names none")] = "",
+    parallel: Annotated[
+        int, Option(metavar="N", help="Requests at once; 0: OLLAMA_NUM_PARALLEL, or 4 for each worker")
+    ] = 0,
+    ray: Annotated[
+        str | None, Option(metavar="ADDRESS", help="Answer on a Ray cluster; local: one on this machine")
+    ] = None,
+    workers: Annotated[int, Option(metavar="N", help="Workers on the cluster; 0: one for each node")] = 0,
+) -> None:
+    """Answer a file of requests, in the lines of OpenAI's batch files
+
+    The same command continues an interrupted run.
+    """
+    source, target = expect_exactly(2, args)
+    from .batch import answer_batch
+
+    status = answer_batch(Path(source), Path(target), model, parallel, "" if ray == "local" else ray, workers)
+    if status:
+        raise typer.Exit(status)
+
+
 @command("template")
 def template(
     args: Annotated[list[str] | None, positional("FILE|MODEL")] = None,

@@ -1,0 +1,281 @@
+"""`numllama batch`: answer a file of requests, in the lines of OpenAI's batch files.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
+    {"id": "batch_req_1", "custom_id": "a", "error": null,
+     "response": {"status_code": 200, "request_id": "1", "body": {...}}}
+
+Output lines have the order of the input lines.  Each is written as soon as all before it are, so an interrupted run
+leaves whole lines, and the same command goes on after them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...engine.errors import EngineError, RequestError
+from ...engine.serve.engine import Engine
+from ...engine.settings import Settings, expand_home
+from ...engine.store.file import FileModel
+from .backend import is_file
+
+URLS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
+AHEAD = 4  # lines read ahead, in multiples of those answered at once
+
+
+class Answering(Protocol):
+    """A place that answers requests: the application in this process, or workers elsewhere."""
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """A line of the input; `wrong` says why it cannot be asked, or is ""."""
+
+    number: int
+    custom_id: str | None = None
+    url: str = ""
+    body: Any = None
+    wrong: str = ""
+
+
+def answer_batch(
+    source: Path, target: Path, model: str = "", parallel: int = 0, ray: str | None = None, workers: int = 0
+) -> int:
+    """Answer the requests in `source`, and write the answers to `target`.  -> exit status: 0, 1 or 130
+
+    model      for lines whose body names none; a GGUF file answers all lines
+    parallel   requests at once; 0: as many as a model has slots, for each worker
+    ray        address of a Ray cluster whose workers answer; "" starts one on this machine; None: this process
+    workers    on the cluster; 0: one for each node
+    0 if all are answered, 1 if some are errors, 130 after Ctrl-C.
+    Raises: RequestError for a file that cannot be read, or a target with other answers; EngineError
+    """
+    n_lines = check_custom_ids(source)
+    n_done = answered(source, target)
+    if n_done == n_lines:
+        print(f"{target}: all {n_lines} lines are there")
+        return 0
+    settings = Settings.from_env()
+    n_each = parallel or settings.num_parallel or 4
+    counts = {"answered": 0, "errors": 0}
+    try:
+        with progress_bar(n_lines, n_done) as advance:
+            asyncio.run(_run(source, target, model, n_done, settings, n_each, ray, workers, counts, advance))
+    except KeyboardInterrupt:
+        n = n_done + counts["answered"] + counts["errors"]
+        print(f"interrupted after {n} of {n_lines} lines; the same command goes on from there", file=sys.stderr)
+        return 130
+    before = f", {n_done} were there" if n_done else ""
+    print(f"{target}: {counts['answered']} answered, {counts['errors']} errors{before}")
+    return 1 if counts["errors"] else 0
+
+
+async def _run(
+    source: Path,
+    target: Path,
+    model: str,
+    n_done: int,
+    settings: Settings,
+    n_each: int,
+    ray: str | None,
+    workers: int,
+    counts: dict[str, int],
+    advance: Callable[[dict[str, int]], None],
+) -> None:
+    """Answer the lines after the first `n_done`."""
+    answering, n_worker = start(settings, model, ray, workers, n_each)
+    try:
+        with open(target, "ab") as file:
+            requests = islice(read_requests(source, model), n_done, None)
+            async for line in answered_lines(requests, answering, n_each * n_worker):
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                is_good = line["error"] is None and line["response"]["status_code"] == 200
+                counts["answered" if is_good else "errors"] += 1
+                advance(counts)
+            os.fsync(file.fileno())
+    finally:
+        await answering.close()
+
+
+def start(settings: Settings, model: str, ray: str | None, workers: int, n_each: int) -> tuple[Answering, int]:
+    """Start what answers.  -> it, and how many workers it has"""
+    settings, file = replace(settings, num_parallel=n_each), expand_home(model) if is_file(model) else None
+    if ray is None:
+        from ..server.local import LocalApp
+
+        return LocalApp(Engine(settings, file=FileModel.of(file) if file else None)), 1
+    from ..scale.workers import RayWorkers
+
+    answering = RayWorkers(settings, ray, workers, n_each, file)
+    return answering, answering.n_worker
+
+
+async def answered_lines(
+    requests: Iterator[BatchRequest], answering: Answering, n_parallel: int
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield the output lines in the order of `requests`, of which `n_parallel` are answered at once."""
+    room, tasks = asyncio.Semaphore(n_parallel), deque[asyncio.Task[dict[str, Any]]]()
+
+    async def answer(request: BatchRequest) -> dict[str, Any]:
+        async with room:
+            return await answer_line(request, answering)
+
+    try:
+        while True:
+            for request in islice(requests, AHEAD * n_parallel - len(tasks)):
+                tasks.append(asyncio.create_task(answer(request)))
+            if not tasks:
+                return
+            yield await tasks.popleft()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def answer_line(request: BatchRequest, answering: Answering) -> dict[str, Any]:
+    """Answer one request.  -> its output line"""
+    line = {"id": f"batch_req_{request.number}", "custom_id": request.custom_id, "response": None, "error": None}
+    if request.wrong:
+        return line | {"error": {"code": "invalid_request", "message": f"line {request.number}: {request.wrong}"}}
+    try:
+        status, body = await answering.post(request.url, request.body)
+    except EngineError as error:
+        return line | {"error": {"code": "failed", "message": f"line {request.number}: {error}"}}
+    return line | {"response": {"status_code": status, "request_id": str(request.number), "body": body}}
+
+
+def read_requests(source: Path, model: str = "") -> Iterator[BatchRequest]:
+    """Yield the requests of a file; blank lines are none.  Raises: RequestError if it cannot be read"""
+    for number, text in enumerate(lines_of(source), 1):
+        yield parse_request(number, text, model)
+
+
+def parse_request(number: int, text: bytes, model: str = "") -> BatchRequest:
+    """Parse a line; where its body names no model, `model` answers."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BatchRequest(number, wrong=f"not JSON: {error}")
+    if not isinstance(line, dict):
+        return BatchRequest(number, wrong=f"found {json_kind(line)}, expected an object with custom_id, url and body")
+    custom_id, url, body = line.get("custom_id"), line.get("url"), line.get("body")
+    request = BatchRequest(number, custom_id if isinstance(custom_id, str) else None)
+    wrong = ""
+    if not isinstance(custom_id, str):
+        wrong = f"custom_id is {json_kind(custom_id)}, expected text"
+    elif line.get("method", "POST") != "POST":
+        wrong = f"method is {line['method']!r}, expected 'POST'"
+    elif url not in URLS:
+        wrong = f"url is {url!r}, expected one of {', '.join(URLS)}"
+    elif not isinstance(body, dict):
+        wrong = f"body is {json_kind(body)}, expected an object"
+    elif body.get("stream"):
+        wrong = "body.stream is true, and a batch has no streams"
+    elif not (body.get("model") or model):
+        wrong = "body.model is missing, and --model names none"
+    if wrong:
+        return replace(request, wrong=wrong)
+    asked: dict[str, Any] = line["body"]
+    return replace(request, url=line["url"], body=asked if asked.get("model") else asked | {"model": model})
+
+
+def json_kind(value: Any) -> str:
+    """Return JSON's word for the type of `value`.
+
+    >>> json_kind(None), json_kind([1]), json_kind(2.5)
+    ('missing', 'a list', 'a number')
+    """
+    words = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return words.get(type(value), "missing")
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file that are not blank, without their ends.  Raises: RequestError if it cannot be read"""
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    yield line.rstrip(b"\r\n")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def check_custom_ids(source: Path) -> int:
+    """Check that no two requests have the same custom_id.  -> the number of requests
+
+    Raises: RequestError if they do, or if the file cannot be read or is empty
+    """
+    seen, n = dict[str, int](), 0
+    for request in read_requests(source, "any"):
+        n = request.number
+        if request.custom_id is not None and (first := seen.setdefault(request.custom_id, n)) != n:
+            raise RequestError(f"{source}, line {n}: custom_id {request.custom_id!r} is that of line {first}, too")
+    if not n:
+        raise RequestError(f"{source}: no lines, expected one request a line")
+    return n
+
+
+def answered(source: Path, target: Path) -> int:
+    """Return how many requests `target` answers already; a last line that was cut off is removed.
+
+    Raises: RequestError if its lines do not answer those of `source`, or it cannot be written
+    """
+    n, size = 0, 0
+    try:
+        with open(target, "ab+") as file:
+            file.seek(0)
+            requests = read_requests(source, "any")
+            for text in file:
+                if not text.endswith(b"\n"):
+                    break
+                request, found = next(requests, None), _id_of(text)
+                if request is None or found != {"custom_id": request.custom_id}:
+                    expected = repr(request.custom_id) if request else "no more lines"
+                    raise RequestError(
+                        f"{target}, line {n + 1}: answers {found.get('custom_id')!r}, expected {expected} as in"
+                        f" {source}; name another file for the answers"
+                    )
+                n, size = n + 1, size + len(text)
+            file.truncate(size)
+    except OSError as error:
+        raise RequestError(f"{target} cannot be written: {error.strerror}") from None
+    return n
+
+
+def _id_of(text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        return {"custom_id": line["custom_id"]} if "response" in line else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+@contextmanager
+def progress_bar(n_lines: int, n_done: int) -> Iterator[Callable[[dict[str, int]], None]]:
+    """Show a bar on standard error, if that is a terminal; yields a function that shows the counts."""
+    if not sys.stderr.isatty():
+        yield lambda counts: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=n_lines, completed=n_done)
+        yield lambda counts: bar.update(
+            task, completed=n_done + sum(counts.values()), description=f"{counts['errors']} errors"
+        )

@@ -1,0 +1,4 @@
+"""More than one process or machine, by Ray (pip install 'numllama[ray]'; docs/scale.md).
+
+workers   applications on a cluster, for batches
+"""

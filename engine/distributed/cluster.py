@@ -1,0 +1,35 @@
+"""The connection to a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from ..errors import RequestError
+
+PYTHONS = (3, 10), (3, 14)  # the first and last version of Python that Ray 2.60 has wheels for
+
+
+def join_cluster(address: str = "") -> Any:
+    """Connect to the Ray cluster at `address`, or start one on this machine if it is "".  -> the module `ray`
+
+    Raises: RequestError without Ray, or if no cluster answers there
+    """
+    try:
+        import ray
+    except ImportError:
+        first, last = (".".join(map(str, version)) for version in PYTHONS)
+        here = ".".join(map(str, sys.version_info[:2]))
+        raise RequestError(
+            f"Ray is not installed: pip install 'numllama[ray]' (Python {first} to {last}; this is {here})"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RequestError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
+    return ray
