@@ -508,6 +508,7 @@ def template(
     think: Annotated[
         str | None, Option(metavar="[LEVEL]", help="Enable thinking; the default if the template supports it")
     ] = None,
+    calls: Annotated[bool, Option("--calls", help="Print the form of tool calls and thoughts that was found")] = False,
 ) -> None:
     """Render a conversation with a chat template
 
@@ -517,8 +518,11 @@ def template(
     Use - to read a JSON file from standard input.
     """
     (source,) = expect_exactly(1, args)
-    from .template import print_template
+    from .template import print_calls, print_template
 
+    if calls:
+        print_calls(source)
+        return
     print_template(source, messages=messages, tools=tools, data=data, think=think)
 
 

@@ -15,11 +15,13 @@ from ...engine.gguf.read import GGUF
 from ...engine.go.decode import decode_json
 from ...engine.go.json import DecodeError
 from ...engine.options import RequestOptions
+from ...engine.parse.form import ARGUMENTS, ID, INDEX, KEY, NAME, TYPE
 from ...engine.serve.prompting import full_history, render_prompt
 from ...engine.settings import Settings, expand_home
 from ...engine.store import default_store
 from ...engine.store.make.modelfile import create_arguments, decode_text, parse_modelfile
 from ...engine.template import Message, Template, chat_messages, go, mark_images
+from ...engine.template.known import known_parser
 from ..wire.schema import ChatRequest
 from .backend import is_gguf
 from .run import parse_think
@@ -33,6 +35,53 @@ class TemplateSource:
 
     template: Template
     prepare: Callable[[Sequence[Message]], Sequence[Message]] = list
+
+
+def print_calls(source: str) -> None:
+    """Print the form of a template's tool calls and thoughts, as an answer is read by them."""
+    print("\n".join(f"{name:<12}{text}" for name, text in describe_calls(find_template(source).template)))
+
+
+def describe_calls(template: Template) -> list[tuple[str, str]]:
+    """Describe the form of a template's calls and thoughts, line by line: what it is, and its text."""
+    form, thoughts, name = template.call_form, template.thoughts, known_parser(template.text)
+    if name:
+        return [("parser", name)]
+    if template.tool_tag:
+        rows = [("calls", f"in JSON after {on_one_line(template.tool_tag)}")]
+    else:
+        middle = {"object": form.body, "named": "ARGUMENTS", "python": "(KEY=VALUE, ...)", "braces": "{KEY:VALUE,...}"}
+        text = form.head + middle.get(form.kind, "PARAMETERS") + form.tail
+        rows = [("call", on_one_line(text)), ("values", VALUES[form.kind])]
+        if form.kind == "parameters":
+            rows.insert(1, ("parameter", on_one_line(form.pre + "KEY" + form.mid + "VALUE" + form.post)))
+        if form.quotes[0] not in ("", '"'):
+            rows.append(("strings", f"between {on_one_line(form.quotes[0])} and {on_one_line(form.quotes[1])}"))
+        around = [("before", form.open), ("between", form.between), ("after", form.close)]
+        rows += [(name, on_one_line(text)) for name, text in around if text]
+        rows.append(
+            ("found by", "a call that the template renders" if template.probed.form else "words of the template")
+        )
+    if thoughts:
+        rows.append(("thoughts", f"{on_one_line(thoughts.open)} ... {on_one_line(thoughts.close)}"))
+    return rows
+
+
+VALUES = {
+    "object": "JSON",
+    "named": "JSON",
+    "python": "Python literals or JSON",
+    "braces": "numbers, true, false, null, lists and braces; strings in quotes of their own",
+    "parameters": "strings as they are, all else JSON or Python literals",
+}
+PLACE_NAMES = {NAME: "NAME", ID: "ID", INDEX: "INDEX", TYPE: "TYPE", KEY: "KEY", ARGUMENTS: "ARGUMENTS"}
+
+
+def on_one_line(text: str) -> str:
+    """Write a text of a form on one line, with names in the places."""
+    for place, name in PLACE_NAMES.items():
+        text = text.replace(place, name)
+    return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
 def print_template(source: str, **inputs: str | None) -> None:

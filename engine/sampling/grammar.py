@@ -135,7 +135,8 @@ class Grammars:
         heads = [format.head(i) if isinstance(format, ForcedCall) else None for i in range(len(schemas))]
         tokens, pieces = self._prepare(shown)
         is_vetoed = [needs_veto(schema) for schema in schemas]
-        veto = Veto([*zip(heads, schemas, strict=True)], pieces, tags, is_open) if any(is_vetoed) else None
+        is_followed = any(is_vetoed) and (not isinstance(format, ForcedCall) or format.form.is_json)
+        veto = Veto([*zip(heads, schemas, strict=True)], pieces, tags, is_open) if is_followed else None
         if schemas and (error := TRIAL.check(_framed(rule, None, False), handle)):
             raise BadGrammar(_error_line(error))
         matcher = compiled(_framed(rule, tags, is_open), tokens)

@@ -14,7 +14,8 @@ from ..go.text import WHITE_SPACE
 from ..handle import RequestHandle
 from ..model.model import Model
 from ..options import RequestOptions
-from ..parse import ThinkingParser, ToolParser
+from ..parse import AnswerParser, TaggedParser, ThinkingParser, ToolParser
+from ..parse.found import shape_of
 from ..run.piece import Piece
 from ..run.split import Split
 from ..sampling.forced_call import ForcedCall
@@ -87,21 +88,34 @@ class Answer:
         return self.model.tokenizer.encode(text, add_special=False, parse_special=True, check=check)
 
 
-def answer_splitter(template: Template, prompt: str, request: RequestOptions, tools: Sequence[Tool] = ()) -> Split:
-    """Make the splitter for the answer to `prompt`: thinking, tool calls and text, by the template's tags."""
-    thoughts = template.thinking_tags if request.think else None
+def answer_splitter(
+    template: Template,
+    prompt: str,
+    request: RequestOptions,
+    tools: Sequence[Tool] = (),
+    is_continued: bool = False,
+) -> Split:
+    """Make the splitter for the answer to `prompt`: thinking, tool calls and text.
+
+    is_continued   the prompt ends within an answer
+    """
     forced = request.format if isinstance(request.format, ForcedCall) else None
-    calls = None  # JSON for `format` is not a call
+    offered = tools if forced or request.format in (None, "") else ()  # JSON for `format` is not a call
+    schemas = {tool["function"].get("name") or "": tool["function"].get("parameters") or {} for tool in offered}
+    shape = template.answer_shape(prompt, request.think, bool(offered), is_continued)
+    thoughts = template.thoughts if request.think else None
+    is_open = thoughts is not None and prompt.rstrip(WHITE_SPACE).endswith(thoughts.open)
+    tags = (thoughts.open, thoughts.close) if thoughts else None
     if forced:
-        calls = forced.form.tag
-    elif tools and request.format in (None, ""):
-        calls = template.tool_tag
-    names = [tool["function"].get("name") or "" for tool in tools]
-    return Split(
-        ThinkingParser(*thoughts, is_open=prompt.rstrip(WHITE_SPACE).endswith(thoughts[0])) if thoughts else None,
-        ToolParser(calls, names) if calls else None,
-        (*(thoughts or ()), *(forced.texts if forced else [calls] if calls else [])),
+        shape = shape_of(forced.form, thoughts, is_open)
+    if shape:
+        return Split(AnswerParser(shape, schemas), tags, is_open, shape.tags)
+    tool_tag = template.tool_tag if offered else None
+    parser = TaggedParser(
+        ThinkingParser(*tags, is_open=is_open) if tags else None,
+        ToolParser(tool_tag, list(schemas)) if tool_tag else None,
     )
+    return Split(parser, tags, is_open, (*(tags or ()), *([tool_tag] if tool_tag else [])))
 
 
 def splitting(split: Split, deliver: Deliver) -> Deliver:
@@ -117,17 +131,20 @@ def splitting(split: Split, deliver: Deliver) -> Deliver:
 def grammar_for(
     grammars: Grammars,
     format: Any,
-    thinking: ThinkingParser | None = None,
+    tags: tuple[str, str] | None = None,
+    is_open: bool = False,
     shown: frozenset[int] = frozenset(),
     handle: RequestHandle | None = None,
 ) -> Grammar | None:
-    """Make the grammar that enforces `format`; it applies after the thinking.  Raises: BadGrammar"""
+    """Make the grammar that enforces `format`; it applies after the thinking, which is between `tags`.
+
+    Raises: BadGrammar
+    """
     if format is None or format == "":
         return None
     if format != "json" and not isinstance(format, dict | ForcedCall):
         quoted = literal_of_value(json_text(format))
         raise BadGrammar(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
-    tags, is_open = ((thinking.open, thinking.close), thinking.is_open) if thinking else (None, False)
     try:
         return grammars.grammar(format, tags, is_open, shown, handle)
     except BadGrammar as error:

@@ -234,7 +234,8 @@ class Engine:
                 return render(with_last_question(messages, text))
 
             rendered = render(messages)
-            splitter = answer_splitter(own, rendered.text, request, tools)
+            is_continued = messages[-1]["role"] == "assistant"
+            splitter = answer_splitter(own, rendered.text, request, tools, is_continued)
             return self._submit(prepared, loaded, rendered, splitter, deliver, render_other)
 
     def embed(
@@ -517,7 +518,7 @@ class Engine:
             return answer
         shown = runner.model.tokenizer.controls(splitter.tags)
         look = self._collector(request, runner, prompt, render)
-        grammar = grammar_for(runner.grammars, request.format, splitter.thinking, shown, handle)
+        grammar = grammar_for(runner.grammars, request.format, splitter.thoughts, splitter.is_open, shown, handle)
         began = perf_counter_ns()
         ids, embeds = prompt.encode(runner, handle, request.truncate)
         encoding = perf_counter_ns() - began if embeds else 0

@@ -10,12 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from ..errors import BadTemplate
-from ..go.text import valid_text
-from . import go, jinja, tags
+from ..go.text import WHITE_SPACE, valid_text
+from ..parse.form import PLAIN_FORM, CallForm
+from ..parse.found import Thoughts, shape_of
+from ..parse.named import PARSERS
+from ..parse.shape import Shape
+from . import go, jinja
+from .known import known_form, known_parser
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, images_of, mark_images
+from .probe import Probed, probe
 
 __all__ = [
     "Message",
@@ -103,10 +110,16 @@ class Template:
         if self.language == "go":
             return self._go.capabilities if self._go else []
         tools = "tools" in self.text or "tool_call" in self.text
+        shows = any(word in self.text for word in ("reasoning", "thinking")) and self.probed.thoughts
+        thinking = self._names_thoughts or (self.language == "jinja" and shows)
+        return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
+
+    @property
+    def _names_thoughts(self) -> bool:
+        """Whether the text has <think> and </think>, or cuts what comes before </think>."""
         splits = re.search(r"""content\.split\(['"]</think>['"]\)""", self.text)
         cuts = splits and "reasoning_content" not in self.text and "<SPECIAL_12>" not in self.text
-        thinking = ("<think>" in self.text and "</think>" in self.text) or cuts
-        return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
+        return ("<think>" in self.text and "</think>" in self.text) or bool(cuts)
 
     @property
     def takes_results(self) -> bool:
@@ -126,26 +139,53 @@ class Template:
         return len(mine) > len(others)
 
     @property
-    def thinking_tags(self) -> tuple[str, str] | None:
+    def thoughts(self) -> Thoughts | None:
         """The tags around the thinking in an answer, or None."""
         if self.language == "go":
-            return self._go.thinking_tags if self._go and all(self._go.thinking_tags) else None
-        return ("<think>", "</think>") if "thinking" in self.capabilities else None
+            tags = self._go.thinking_tags if self._go else ("", "")
+            return Thoughts(*tags) if all(tags) else None
+        if self.language == "chatml":
+            return None
+        return self.probed.thoughts or (Thoughts("<think>", "</think>") if self._names_thoughts else None)
 
     @property
     def tool_tag(self) -> str | None:
-        """The text that tool calls begin with in an answer; None if they cannot be recognized."""
-        if self.language == "go":
-            return self._go.tool_tag if self._go else None
-        return tags.tool_tag(self._render_probe)
+        """The text that tool calls in JSON begin with, for a Go template; None if it does not show them, or otherwise.
+
+        Such calls are read as Ollama reads them; all others by their form.
+        """
+        if self.language != "go" or not self._go:
+            return None
+        form = self.probed.form
+        return None if form and not form.is_json else self._go.tool_tag
 
     @property
-    def call_form(self) -> tags.CallForm:
-        """The form in which the template shows a tool call."""
-        return tags.call_form(self._render_probe, self.tool_tag)
+    def call_form(self) -> CallForm:
+        """The form in which the model writes a tool call."""
+        if self.language == "chatml":
+            return PLAIN_FORM
+        return self.probed.form or known_form(self.text)
 
-    def _render_probe(self, said: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
-        return self.render(said, tools, said[-1]["role"] == "user")
+    @property
+    def probed(self) -> Probed:
+        """The form of calls and the tags of thoughts that the template shows."""
+        return _probed(self.text, self.language, self.tool_use, tuple(sorted(self.special_tokens.items())))
+
+    def answer_shape(self, prompt: str, think: bool | str | None, has_tools: bool, is_continued: bool) -> Shape | None:
+        """Return the shape of the answer to `prompt`; None for a Go template, whose answers have tags.
+
+        think         the request's; without thinking, its tags are text
+        is_continued  the prompt ends within an answer
+        """
+        if self.language == "go" and (not has_tools or self.tool_tag):
+            return None
+        if self.language == "jinja" and (name := known_parser(self.text)):
+            return PARSERS[name].shape(think, is_continued, has_tools)
+        thoughts = self.thoughts
+        if thoughts and not think and not thoughts.text_open:
+            thoughts = None
+        is_open = bool(thoughts and think and thoughts.open and prompt.rstrip(WHITE_SPACE).endswith(thoughts.open))
+        return shape_of(self.call_form if has_tools else None, thoughts, is_open)
 
     @property
     def _go(self) -> go.GoTemplate | None:
@@ -154,6 +194,12 @@ class Template:
             return go.load_template(self.text)
         except BadTemplate:
             return None
+
+
+@lru_cache(maxsize=64)
+def _probed(text: str, language: Literal["jinja", "go"], tool_use: str, tokens: tuple[tuple[str, str], ...]) -> Probed:
+    template = Template(text, language, tool_use, dict(tokens))
+    return probe(lambda messages, tools: template.render(messages, tools, messages[-1]["role"] == "user", think=True))
 
 
 def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final_message: bool) -> str:

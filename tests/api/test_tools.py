@@ -114,10 +114,10 @@ def test_a_tool_without_a_name_gives_no_server_error(model, script, path, name):
     assert model.post(path, **body).status_code == (200 if name is None else 400)
 
 
-def test_an_unfinished_call_is_not_text(model, script):
-    script("So: ", '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
+def test_an_unfinished_call_is_text(model, script):
+    script("So: ", call := '<tool_call>{"name": "get_weather", "arguments": {"city": "Lim', done_reason="length")
     whole = chat(model, tools=[WEATHER])
-    assert (whole["message"], whole["done_reason"]) == ({"role": "assistant", "content": "So: "}, "length")
+    assert (whole["message"], whole["done_reason"]) == ({"role": "assistant", "content": f"So: {call}"}, "length")
 
 
 def test_without_tools_a_call_is_text(model, script):

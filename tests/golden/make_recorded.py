@@ -105,6 +105,13 @@ def jinja_templates(whole):
     keep("jinja/hostile", read(whole / "golden/jinja/hostile.json"))
 
 
+def named_formats(whole):
+    """Keep what Ollama's parsers read and its renderers write, whole."""
+    for kind in ("parsers", "renderers"):
+        for path in sorted((whole / f"golden/{kind}").glob("*.json")):
+            keep(f"{kind}/{path.stem}", read(path))
+
+
 def transcripts(whole):
     for name in TRANSCRIPTS:
         keep(f"transcripts/{name}", read(whole / f"transcripts/{name}.json"))
@@ -177,7 +184,17 @@ def main():
     whole = Path(sys.argv[1])
     shutil.rmtree(KEPT, ignore_errors=True)
     KEPT.mkdir()
-    for part in (models, go_templates, jinja_templates, transcripts, arrays, images, quantization, store):
+    for part in (
+        models,
+        go_templates,
+        jinja_templates,
+        named_formats,
+        transcripts,
+        arrays,
+        images,
+        quantization,
+        store,
+    ):
         part(whole)
     with tempfile.TemporaryDirectory() as scratch:  # what the tests will make is what was recorded
         for name in MADE:

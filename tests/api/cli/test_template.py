@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from call_templates import TEMPLATES
 from scripted import TEMPLATE, WEATHER
 
+from numllama.api.cli import template as template_cli
 from numllama.api.cli.backend import backend_for
 from numllama.engine.options import RequestOptions
 from numllama.engine.store import default_store
@@ -152,3 +154,16 @@ def test_an_unknown_source_is_an_error(alone, render, numllama):
 def test_a_dash_reads_standard_input(numllama, tmp_path):
     (tmp_path / "a.go").write_text("{{ .x }}")
     assert numllama("template", str(tmp_path / "a.go"), "--data", "-", stdin='{"x": "é"}').out == "é"
+
+
+def test_calls_prints_the_form_that_was_found(tmp_path, capsys):
+    path = tmp_path / "coder.jinja"
+    path.write_text(TEMPLATES["qwen3.5"])
+    template_cli.print_calls(str(path))
+    assert capsys.readouterr().out.splitlines() == [
+        r"call        <tool_call>\n<function=NAME>\nPARAMETERS\n</function>\n</tool_call>",
+        r"parameter   <parameter=KEY>\nVALUE\n</parameter>\n",
+        "values      strings as they are, all else JSON or Python literals",
+        "found by    a call that the template renders",
+        "thoughts    <think> ... </think>",
+    ]

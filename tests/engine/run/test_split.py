@@ -1,6 +1,6 @@
 """Splitting of pieces into thinking, text and tool calls."""
 
-from numllama.engine.parse import ThinkingParser, ToolParser
+from numllama.engine.parse import TaggedParser, ThinkingParser, ToolParser
 from numllama.engine.run.piece import Piece, Timings
 from numllama.engine.run.split import Split
 
@@ -16,7 +16,7 @@ def shown(split, texts, end=END):
 
 
 def both():
-    return Split(ThinkingParser("<think>", "</think>"), ToolParser("<c>", ["f", "g"]))
+    return Split(TaggedParser(ThinkingParser("<think>", "</think>"), ToolParser("<c>", ["f", "g"])))
 
 
 def test_thinking_text_and_calls_are_split_in_order():

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from vocabularies import spm
 
 from numllama.engine.errors import BadGrammar
+from numllama.engine.parse.form import ARGUMENTS, NAME, CallForm
 from numllama.engine.sampling.forced_call import ForcedCall
 from numllama.engine.sampling.grammar import Grammars
 from numllama.engine.sampling.json_schema import narrowed
-from numllama.engine.template.tags import ARGUMENTS, NAME, CallForm
 from numllama.engine.tokenizer import from_gguf
 from tiny import bpe_vocabulary
 
@@ -568,8 +568,8 @@ def test_a_set_after_thinking_has_each_item_once():
 
 
 FORMS = [
-    CallForm("<call>", f'\n{{"name": "{NAME}", "arguments": {ARGUMENTS}}}', "</call>"),
-    CallForm("[TOOL]", f"{NAME}{ARGUMENTS}", ""),
+    CallForm("object", head="<call>\n", body=f'{{"name": "{NAME}", "arguments": {ARGUMENTS}}}', tail="</call>"),
+    CallForm("named", head=f"[TOOL]{NAME}"),
 ]
 
 
@@ -587,8 +587,8 @@ def test_a_set_in_a_tool_call_has_each_item_once(form, tags):
         ("get_set", '"a","b"', True),
         ("get_set", '"a","a"', False),
     ]:
-        call = form.text.replace(NAME, name).replace(ARGUMENTS, f'{{"s":[{items}]}}')
-        assert allows(ForcedCall(form, tools), f"{thought}{form.tag}{call}{form.rest}", tags) == expected
+        call = (form.head + (form.body or ARGUMENTS)).replace(NAME, name).replace(ARGUMENTS, f'{{"s":[{items}]}}')
+        assert allows(ForcedCall(form, tools), f"{thought}{call}{form.tail}", tags) == expected
 
 
 @pytest.mark.parametrize(

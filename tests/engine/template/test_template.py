@@ -55,7 +55,7 @@ def test_takes_results_is_right_for_published_jinja_templates(kept):
 
 def test_an_invalid_go_template_has_no_capabilities_and_fails_when_rendered():
     broken = Template("{{ .Tools", "go")
-    assert (broken.capabilities, broken.thinking_tags, broken.tool_tag) == ([], None, None)
+    assert (broken.capabilities, broken.thoughts, broken.tool_tag) == ([], None, None)
     with pytest.raises(BadTemplate, match=r"^template: :1: unclosed action$"):
         broken.render(HI)
 
