@@ -20,6 +20,17 @@ settings.register_profile("default", deadline=None, max_examples=50, suppress_he
 settings.load_profile("default")
 
 
+def pytest_addoption(parser):
+    text = "inputs that each test of odd files or requests makes in all (pytest -m slow); default: 100,000"
+    parser.addoption("--inputs", type=int, default=100_000, metavar="N", help=text)
+
+
+@pytest.fixture(scope="session")
+def n_inputs(pytestconfig):
+    """Return how many inputs a slow test with random inputs makes, all its parameters together."""
+    return pytestconfig.getoption("--inputs")
+
+
 def pytest_generate_tests(metafunc):
     """Refuse parameters without an order: each of pytest-xdist's processes would number them otherwise."""
     for mark in metafunc.definition.iter_markers("parametrize"):

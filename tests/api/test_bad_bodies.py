@@ -113,8 +113,8 @@ def test_any_body_gets_a_documented_status(served, route):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_a_hundred_thousand_bodies_get_documented_statuses(served, route):
-    @settings(max_examples=100_000 // len(ROUTES), suppress_health_check=list(HealthCheck))
+def test_very_many_bodies_get_documented_statuses(served, route, n_inputs):
+    @settings(max_examples=n_inputs // len(ROUTES), suppress_health_check=list(HealthCheck))
     @given(bodies)
     def holds(body):
         check(served, route, body)
@@ -167,12 +167,12 @@ def test_types_become_schemas():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_a_hundred_thousand_bodies_of_schemathesis_get_documented_statuses(served, route, mode):
+def test_very_many_bodies_of_schemathesis_get_documented_statuses(served, route, mode, n_inputs):
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis (pip install '.[test]')")
     operation = schemathesis.openapi.from_dict(openapi())[route[1]][route[0]]
     cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode])
 
-    @settings(max_examples=100_000 // (2 * len(ROUTES)), suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=n_inputs // (2 * len(ROUTES)), suppress_health_check=list(HealthCheck), database=None)
     @given(cases)
     def holds(case):
         body = case.body if isinstance(case.body, bytes) else json.dumps(case.body, default=str).encode()
