@@ -31,6 +31,20 @@ def n_inputs(pytestconfig):
     return pytestconfig.getoption("--inputs")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own
+def pytest_cmdline_main(config):
+    """Run all tests in two processes, where there are two cores; a few run sooner, and are seen better, in one.
+
+    `-n`, `-p no:xdist`, `--pdb` and `-s` have their way.
+    """
+    option = config.option
+    is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not option.keyword
+    is_whole &= "not slow" in option.markexpr  # the opt-in suites need more memory
+    is_plain = not (option.usepdb or option.collectonly or option.capture == "no" or hasattr(config, "workerinput"))
+    if is_whole and is_plain and hasattr(option, "numprocesses") and option.numprocesses is None:
+        option.numprocesses = 2 if (os.cpu_count() or 1) > 1 else 0
+
+
 def pytest_generate_tests(metafunc):
     """Refuse parameters without an order: each of pytest-xdist's processes would number them otherwise."""
     for mark in metafunc.definition.iter_markers("parametrize"):
@@ -40,12 +54,13 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_finish(session):
-    """In a long run, compile the kernels that early tests do not use, beside those tests, which need one core.
+    """In a long run, compile the kernels that early tests do not use, beside those tests; the first process does it.
 
     With an empty cache these are most of the compilation: products of other formats, then the kernels of
     test_levels.py.
     """
-    if len(session.items) < 1000 or session.config.option.collectonly:
+    is_first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if len(session.items) < 1000 or session.config.option.collectonly or not is_first:
         return
     from numba.core import config as numba
 
