@@ -39,7 +39,7 @@ def pytest_cmdline_main(config):
     """
     option = config.option
     is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not option.keyword
-    is_whole &= "not slow" in option.markexpr  # the opt-in suites need more memory
+    is_whole &= option.markexpr.startswith("not ")  # the opt-in suites need more memory
     is_plain = not (option.usepdb or option.collectonly or option.capture == "no" or hasattr(config, "workerinput"))
     if is_whole and is_plain and hasattr(option, "numprocesses") and option.numprocesses is None:
         option.numprocesses = 2 if (os.cpu_count() or 1) > 1 else 0
