@@ -22,6 +22,7 @@ from .activation import softmax_numpy
 from .exp import exp
 from .jit import inner, kernel
 from .kv import BLOCK, F16, F32, KINDS, Q8_0, has_padding, in_blocks, numbers, strided
+from .packed.tiles import magnitude, nearest
 from .rounding import round_activations
 from .simd import (
     broadcast,
@@ -35,6 +36,7 @@ from .simd import (
     load,
     maximum,
     registers,
+    round_to_half,
     splat,
     store,
     total,
@@ -207,7 +209,7 @@ HIDDEN = np.float32(-np.inf)
 
 
 def attention_numba(q, k, v, first, rule, tap=no_attention_tap):
-    """Compute attention_numpy in float32.
+    """Compute attention_numpy in float32; with keys in blocks, queries are rounded as in attention_ggml.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
     -> f32 [n_tok, n_head * n_head_dim];  raises as attention_numpy
@@ -280,8 +282,12 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
         for r in range(n_row):
             t, head, start = (row + r) // group, h * group + (row + r) % group, r * d
             for i in range(d):
-                rows[start + i] = q[(t * n_head + head) * d + i] * rule.scale
+                rows[start + i] = q[(t * n_head + head) * d + i]
                 sums[start + i] = 0
+            if keys.kind != F16 and keys.kind != F32:
+                _round_to_blocks(rows, start, d)
+            for i in range(d):
+                rows[start + i] *= rule.scale
             for i in range(16):
                 weights[16 * r + i] = 0
             top[r] = -1e30
@@ -312,6 +318,18 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
             for i in range(0, d, 16):
                 store(out, start + i, load(f32x16, sums, r * d + i) * per_weight)
+
+
+@inner
+def _round_to_blocks(rows, start, d):
+    """Round d numbers from rows[start] on as Q8_0 blocks do: queries, before products with keys in blocks."""
+    for i in range(start, start + d, BLOCK):
+        low, high = load(f32x16, rows, i), load(f32x16, rows, i + 16)
+        amax = largest(maximum(magnitude(low), magnitude(high)))
+        per_step = np.float32(127) / amax if amax > 0 else np.float32(0)
+        step = round_to_half(splat(f32x16, amax / np.float32(127)))
+        store(rows, i, convert(f32x16, nearest(low * per_step)) * step)
+        store(rows, i + 16, convert(f32x16, nearest(high * per_step)) * step)
 
 
 @inner

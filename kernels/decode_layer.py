@@ -22,6 +22,7 @@ from numba.np.arrayobj import populate_array
 from . import packed
 from .activation import GELU, SILU, activate_gate
 from .attention import Attention, RuleRecord, attend_rows, slopes_of
+from .hadamard import rotate_in_place
 from .jit import Entry, inner, kernel
 from .kv import BLOCK, KINDS, VECTOR, Rows, in_blocks, strided, write_rows
 from .norm import norm_rows
@@ -53,6 +54,7 @@ LAYER = np.dtype(
         *record_fields(
             "n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"
         ),  # slot_size in bytes; the others as in kv.Rows
+        *record_fields("k_group", "v_group"),
         *record_fields(
             "n_rope_pos", "n_pair", "neighbours", "cos", "sin"
         ),  # RoPE's tables hold n_rope_pos positions; 0 if the layer has no RoPE
@@ -91,6 +93,7 @@ class LayerCall:
 
     weights        the tensors of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for a missing one
     k, v           [n_slot, n_ctx, n_head_kv, n_head_dim], made by new_cache
+    groups         sizes of the groups in which keys and values are rotated (hadamard.py), 0: not rotated
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class LayerCall:
         act: str,
         eps: float,
         residual_scale: float = 1.0,
+        groups: tuple[int, int] = (0, 0),
     ):
         self.record, self.rope = np.zeros(1, LAYER), rope
         self.address: int = self.record.ctypes.data
@@ -127,7 +131,7 @@ class LayerCall:
         self.set(
             k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=rows.step, head=rows.head, kind=rows.kind
         )
-        self.set(eps=eps, residual_scale=residual_scale)
+        self.set(eps=eps, residual_scale=residual_scale, k_group=groups[0], v_group=groups[1])
         self.set(**{name: entry.address for name, entry in CALLS.items()})
         self.extend_rope_tables(1)
 
@@ -318,6 +322,11 @@ def _rotate(one_thread, w, x, n_head, places):
 @inner(makes_arrays=True)
 def _write_and_attend(team, one_thread, w, q, k, v, places):
     """Write each token's key and value into the cache, then attend.  -> f32 [n_tok * n_head * n_head_dim]"""
+    if w.k_group > 0:
+        rotate_in_place(q, w.k_group)
+        rotate_in_place(k, w.k_group)
+    if w.v_group > 0:
+        rotate_in_place(v, w.v_group)
     out, n_q, n_kv = np.empty(q.size, np.float32), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
     for t in range(places.size // 2):
         slot, position = places[2 * t], places[2 * t + 1]
@@ -328,6 +337,8 @@ def _write_and_attend(team, one_thread, w, q, k, v, places):
             _attend(team, one_thread, w, slot, position, w.n_head_dim, query, result)
         else:
             _attend_padded(one_thread, w, slot, position, query, result)
+    if w.v_group > 0:
+        rotate_in_place(out, w.v_group)
     return out
 
 

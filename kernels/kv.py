@@ -4,9 +4,6 @@ CACHE_TYPES     by Ollama's and llama.cpp's names; f64 is for the reference only
 new_cache       zeros for all positions of a layer
 write           store keys or values, rounded as in ggml's CPU code: Q8_0 like activations, Q4_0 like weights
 numbers         read them back
-
-llama.cpp 0c1e57098 multiplies heads of 64 (or 128, ...) numbers by a Hadamard matrix before it stores them in blocks
-(LLAMA_ATTN_ROT_DISABLE=1 turns that off).  This cache does not.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 `cache.k[il][slot]` prints a slot's keys in layer il.  In memory the positions of one head are adjacent, since attention
 reads one head after the other: at 4096 positions, 8 heads of 64 take 0.56 ms, or 0.98 ms with the heads innermost.
 
-The types "q8_0" and "q4_0" keep blocks of 32 numbers under one scale, in 34 and 18 bytes where f16 takes 64.
+The types "q8_0" and "q4_0" keep blocks of 32 numbers under one scale, in 34 and 18 bytes where f16 takes 64.  Heads of
+a multiple of 64 numbers are rotated first (kernels/hadamard.py), as in llama.cpp; queries are rotated to match.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...kernels import Kernels, Rope
-from ...kernels.kv import CACHE_TYPES, n_kept, new_cache, numbers, write
+from ...kernels.hadamard import key_group, rotate_groups, value_group
+from ...kernels.kv import CACHE_TYPES, in_blocks, n_kept, new_cache, numbers, write
 from .batch import Span
 
 Ropes = Sequence[Rope | None]
@@ -52,6 +54,9 @@ class KVCache:
     def __init__(self, n_layer: int, n_head_kv: int, n_head_dim: int, n_ctx: int, n_slot: int = 1, type: str = "f16"):
         shape = n_slot, n_ctx, n_head_kv, n_head_dim
         self.n_ctx, self.n_slot = n_ctx, n_slot
+        blocks = in_blocks(CACHE_TYPES[type])
+        self.k_group: int = key_group(n_head_dim) if blocks else 0
+        self.v_group: int = value_group(n_head_dim) if blocks else 0
         self.k: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
         self.v: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
 
@@ -64,6 +69,16 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         return sum(array.base.nbytes for array in (*self.k, *self.v) if array.base is not None)
+
+    def rotated(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rotate queries, keys and values as this cache keeps them.  Each float [n_tok, n_head, n_head_dim]"""
+        if self.k_group:
+            q, k = rotate_groups(q, self.k_group), rotate_groups(k, self.k_group)
+        return q, k, rotate_groups(v, self.v_group) if self.v_group else v
+
+    def rotated_back(self, x: np.ndarray) -> np.ndarray:
+        """Rotate what attention computed of this cache's values back.  float [n_tok, n_head * n_head_dim] -> as x"""
+        return rotate_groups(x, self.v_group) if self.v_group else x
 
     def write(self, il: int, span: Span, k: np.ndarray, v: np.ndarray) -> None:
         """Remember a span's keys and values in layer `il`.  k and v float [span.length, n_head_kv, n_head_dim]
@@ -137,7 +152,12 @@ class KVCache:
         for k, v, rope in zip(self.k, self.v, ropes, strict=True):
             k[slot, target] = k[slot, source].copy()
             if rope is not None:
-                moved = numbers(k[slot, target], np.float64 if k.dtype == np.float64 else np.float32)
-                write(k[slot, target], kernels.rope(moved, positions, rope.unstretched))
+                moved = self._rotate_keys(numbers(k[slot, target], np.float64 if k.dtype == np.float64 else np.float32))
+                moved = kernels.rope(moved, positions, rope.unstretched)
+                write(k[slot, target], self._rotate_keys(moved))
             v[slot, target] = v[slot, source].copy()
         return n_cached - discard
+
+    def _rotate_keys(self, k: np.ndarray) -> np.ndarray:
+        """Rotate keys as this cache keeps them, or back."""
+        return rotate_groups(k, self.k_group) if self.k_group else k

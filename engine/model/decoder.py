@@ -94,6 +94,8 @@ def attend(
     if hp.attn_temp:
         q = tap("Qcur_attn_temp_scaled", il, q * query_temperature(hp, batch.positions, q.dtype)[:, None, None])
 
+    q, k, v = cache.rotated(q, k, v)
+
     out, row = np.empty((len(h), hp.n_head * hp.n_head_dim), h.dtype), 0
     for span in batch.spans:
         rows = slice(row, row + span.length)
@@ -101,7 +103,7 @@ def attend(
         keys, values = cache.read(il, span)
         out[rows] = kernels.attention(q[rows], keys, values, span.start, rule, lambda name, value: tap(name, il, value))
         row += span.length
-    out = tap("kqv_out", il, out)
+    out = cache.rotated_back(tap("kqv_out", il, out))
     out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
     return scale_by(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
 

@@ -28,7 +28,7 @@ class LayerCalls:
 
     def __init__(self, model: Model, cache: KVCache):
         self.model, self.k, self.v = model, cache.k, cache.v
-        self.ropes = model.hparams.ropes(cache.n_ctx)
+        self.ropes, self.groups = model.hparams.ropes(cache.n_ctx), (cache.k_group, cache.v_group)
         self._built: dict[int, LayerCall] = {}
 
     @cached_property
@@ -43,7 +43,16 @@ class LayerCalls:
             hp, act = self.model.hparams, self.model.family.act
             weights, rule, rope = vars(self.model.decoder.blk[il]), hp.attention[il], self.ropes[il]
             self._built[il] = LayerCall(
-                weights, self.k[il], self.v[il], hp.n_head, rule, rope, act, hp.norm_eps, hp.residual_scale
+                weights,
+                self.k[il],
+                self.v[il],
+                hp.n_head,
+                rule,
+                rope,
+                act,
+                hp.norm_eps,
+                hp.residual_scale,
+                self.groups,
             )
         return self._built[il]
 

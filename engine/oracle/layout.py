@@ -1,7 +1,8 @@
 """The layout of another engine's array: fitted to the shape of ours.
 
 Axes of length 1 are dropped and axes may be merged or split.  Axes in another order, padding at the end of an axis and
-values of the last rows only, as in the last layer of llama.cpp, are recognized.
+values of the last rows only, as in the last layer of llama.cpp, are recognized.  So are values rotated by a Hadamard
+matrix, as `kqv_out` is with a quantized cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from math import prod
 
 import numpy as np
 
+from ...kernels.hadamard import LEAST_GROUP, rotate_groups
+
 MAX_PADDING = 64  # an array this many times as large as ours is not read
+ROTATED = 0.5  # relative error below which an array counts as rotated: a 4-bit cache errs by 0.1 to 0.3
 SAME = 0.05  # relative error below which an array in a certain order counts as recognized
 
 
@@ -108,7 +112,18 @@ def _reordered(x: np.ndarray, ours: np.ndarray) -> Fitted:
                 flat.shape[0] != ours.shape[0] and candidate.shape[: len(ours.shape)] == ours.shape
             ):
                 return Fitted(values, None, f"axes in the order {'x'.join(map(str, flat.shape))}")
-    return plain
+    return _rotated_back(plain, ours) or plain
+
+
+def _rotated_back(plain: Fitted, ours: np.ndarray) -> Fitted | None:
+    """Rotate values of a quantized cache back, in which llama.cpp keeps them (kernels/hadamard.py); None if not so."""
+    error = relative_error(plain.values, ours)
+    if error < ROTATED or ours.size % LEAST_GROUP:
+        return None
+    values = rotate_groups(plain.values, LEAST_GROUP)
+    if relative_error(values, ours) > min(ROTATED, error / 2):
+        return None
+    return Fitted(values, plain.known, "rotated by a Hadamard matrix, as in a quantized cache")
 
 
 def relative_error(theirs: np.ndarray, ours: np.ndarray) -> float:

@@ -36,7 +36,7 @@ class Keeping:
         identity = {
             "model": [file_identity(file) for file in model.files],
             "kernels": [kernels.name, simd.LEVEL, __version__],
-            "cache": [cache_type, cache.n_ctx],
+            "cache": [cache_type, cache.n_ctx, cache.k_group, cache.v_group],
         }
         return CacheFiles(self.folder, identity, cache, self.disk)
 

@@ -4,6 +4,8 @@
 
 Defaults on a CPU: weights repacked, flash attention, a cache in f16; one thread, on a CPU with AVX-512.
 
+Keys and values in blocks are rotated by a Hadamard matrix first.
+
     <model> <cache> <n>     f32 [2, n_vocab]    logits of the last two of the first n tokens of a text; n = 20 and 80,
                                                 as flash attention has one way for fewer than 64 tokens, and another
 """
@@ -29,9 +31,11 @@ MODELS = {
     "gemma2 Q8_0": {"family": "gemma2", "quant": "Q8_0", "n_head_dim": 64},
     "qwen3 Q4_0": {"family": "qwen3", "quant": "Q4_0", "n_head_dim": 64},
     "phi3 Q8_0": {"family": "phi3", "quant": "Q8_0"},
+    "heads of 128": {"quant": "Q8_0", "n_head_dim": 128},
     "moe Q4_0": {"quant": "Q4_0", "n_expert": 4},
 }
-CASES = [*((name, "f16") for name in (*MODELS, "primer"))]
+CACHES = [("llama F32", "q8_0"), ("llama Q4_0", "q8_0"), ("heads of 128", "q8_0"), ("heads of 128", "q4_0")]
+CASES = [*((name, "f16") for name in (*MODELS, "primer")), *CACHES, ("primer", "q8_0"), ("primer", "q4_0")]
 
 
 def make(folder, name):

@@ -10,7 +10,8 @@ import numpy as np
 
 from ....kernels import Attention
 from ....kernels.attention import attention_numpy
-from ....kernels.kv import CACHE_TYPES, new_cache, numbers, write
+from ....kernels.hadamard import key_group, rotate_groups, value_group
+from ....kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
 from ....kernels.rounding import round_activations
 from ..injection import Setting
 from .attention import attend_by
@@ -20,17 +21,27 @@ from .feed_forward import gelu
 
 
 def cached_as(kind: str) -> Change:
-    """Read keys and values as a cache of this type has them."""
+    """Read keys and values as a cache of this type has them; in blocks rotated, and with queries in 8 bits."""
 
-    def stored(x: np.ndarray) -> np.ndarray:
+    def stored(x: np.ndarray, group: int) -> np.ndarray:
         cache = new_cache(1, len(x), x.shape[1], x.shape[2], CACHE_TYPES[kind])[0]
-        write(cache, x.astype(np.float32))
+        write(cache, turned(x, group).astype(np.float32))
         return np.asarray(numbers(cache, x.dtype))
 
     def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        return attention_numpy(q, stored(k), stored(v), first, rule, tap)
+        d, blocks = q.shape[2], in_blocks(CACHE_TYPES[kind])
+        k_group, v_group = (key_group(d), value_group(d)) if blocks else (0, 0)
+        q = turned(q, k_group)
+        q = _eight_bits(q, "Q8_0") if blocks else q
+        out = attention_numpy(q, stored(k, k_group), stored(v, v_group), first, rule, tap)
+        return turned(out, v_group)
 
     return attend_by(attend)
+
+
+def turned(x: np.ndarray, group: int) -> np.ndarray:
+    """Rotate `x` in groups, or back; return `x` itself if `group` is 0."""
+    return rotate_groups(x, group) if group else x
 
 
 def rounded_norms(rounded: Callable[[Any], Any]) -> Change:

@@ -49,6 +49,14 @@ def test_the_set_ggml_is_not_equal(files):
     assert np.abs(logits(files("llama Q8_0"), "f16", 20, "ggml") - expected).max() > 1e-3
 
 
+@pytest.mark.parametrize(("name", "cache"), GOLDEN["CACHES"], ids=[" ".join(case) for case in GOLDEN["CACHES"]])
+@pytest.mark.parametrize("kernels", ["ggml", "numba"])
+def test_other_sets_answer_as_llama_cpp_with_a_quantized_cache(files, name, cache, kernels):
+    expected = np.load(GOLDEN["PATH"])[f"{name} {cache} 20"]
+    got = logits(files(name), cache, 20, kernels)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)  # measured 3e-6; unless a last bit flips a rounding
+
+
 @pytest.mark.peer
 def test_llama_cpp_still_gives_the_recorded_logits_with_its_defaults():
     llama = LibLlama.from_environment() or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder with libllama.so")

@@ -171,20 +171,22 @@ def test_a_window_shift_rotates_keys_to_their_new_positions(model):
 
 
 @pytest.mark.parametrize(("type", "fraction"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4)])
-def test_every_cache_type_can_shift(tmp_path, type, fraction):
+@pytest.mark.parametrize("d", [32, 64, 128])  # of 64 and more, blocks hold rotated keys and values
+def test_every_cache_type_can_shift(tmp_path, type, fraction, d):
     """Keys are rounded to the cache type twice, each time by a fraction of the block's largest number."""
-    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_head=2, n_head_kv=1))  # heads of 32
+    model = load_model(tiny_gguf(tmp_path / "tiny.gguf", n_head=2, n_head_kv=1, n_head_dim=d))
     exact, cache = model.new_cache(16, type="f32"), model.new_cache(16, n_slot=2, type=type)
     for il in range(model.hparams.n_layer):
-        k, v = (np.random.default_rng([il, i]).standard_normal((11, 1, 32), np.float32) for i in (0, 1))
+        k, v = (np.random.default_rng([il, i]).standard_normal((11, 1, d), np.float32) for i in (0, 1))
         for each in (exact, cache):
-            each.write(il, Batch.of(TOKENS).spans[0], k, v)
+            each.write(il, Batch.of(TOKENS).spans[0], *each.rotated(k, k, v)[1:])
     cache.copy(source=0, target=1, start=0, end=11)
     for each, slot in ((exact, 0), (cache, 1)):
         assert each.shift(slot, 11, keep=2, discard=4, kernels=EXACT, ropes=model.hparams.ropes(16)) == 7
-    for expected, got in zip(exact.k + exact.v, cache.k + cache.v, strict=True):
-        largest = np.abs(expected[0, :7]).max(axis=-1, keepdims=True)
-        error = np.abs(numbers(got[1, :7], np.float32) - expected[0, :7])
+    for expected, got, turned in zip(exact.k + exact.v, cache.k + cache.v, 2 * [0] + 2 * [1], strict=True):
+        kept = cache.rotated(expected[0, :7], expected[0, :7], expected[0, :7])[1 + turned]
+        largest = np.abs(kept).max(axis=-1, keepdims=True)
+        error = np.abs(numbers(got[1, :7], np.float32) - kept)
         assert (error <= 1.5 * fraction * largest).all() and error.max() > 0
 
 
