@@ -29,8 +29,11 @@ class ScheduledStep(NamedTuple):
     shares: tuple[StepShare, ...]
 
 
-class Timeline(deque[ScheduledStep]):
-    """The last steps, the newest last."""
+RawStep = tuple[int, int, list[tuple[int, int, int, bool]]]
+
+
+class Timeline(deque[RawStep]):
+    """The last steps, the newest last: plain tuples of a ScheduledStep's fields, which take 1 us less to add."""
 
     def __init__(self) -> None:
         super().__init__(maxlen=N_KEPT)
@@ -84,6 +87,7 @@ class Timeline(deque[ScheduledStep]):
         """Copy the steps while the runner's thread may add one."""
         while True:
             try:
-                return list(self)
+                steps = list(self)
             except RuntimeError:  # mutated during iteration
                 continue
+            return [ScheduledStep(began, took, tuple(StepShare(*s) for s in shares)) for began, took, shares in steps]

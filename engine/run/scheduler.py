@@ -27,7 +27,7 @@ from ...kernels import NUMBA, Kernels
 from ..errors import BadOptions, ContextFull
 from ..look.collector import LookTap
 from ..look.held import HeldRun, HeldRuns
-from ..look.timeline import ScheduledStep, StepShare, Timeline
+from ..look.timeline import Timeline
 from ..model.batch import Batch, Span
 from ..model.cache import KVCache
 from ..model.decoder import forward, logits
@@ -165,16 +165,15 @@ class Scheduler:
             for one, _ in turns:
                 self._leave(one, error)
             return
-        shares = tuple(
-            StepShare(one.number, one.seq.slot, len(part.tokens), one.seq.state is SequenceState.PREFILL)
-            for one, part in turns
-        )
+        shares = [
+            (one.number, one.seq.slot, len(part.tokens), one.seq.state is SequenceState.PREFILL) for one, part in turns
+        ]
         for (one, part), rows in zip(turns, results, strict=True):
             try:
                 self._advance(one, part, rows)
             except Exception as error:
                 self._leave(one, error)
-        self.timeline.append(ScheduledStep(began, perf_counter_ns() - began, shares))
+        self.timeline.append((began, perf_counter_ns() - began, shares))
 
     def _dismiss(self) -> None:
         """Remove cancelled jobs, running or waiting; all of them if the scheduler was stopped."""

@@ -22,7 +22,7 @@ export function AttentionPanel({ run, token, head, setHead, setGlow }) {
   const [il, h] = heads[i];
   const strongest = argmax(row);
   return html`<${Frame} look=${html`After ${visibleToken(run, at)}, head ${il}.${h} looks mostly at ${visibleToken(run, strongest)} (${percent(row[strongest])}).`}>
-    <div class="heads" role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }}>
+    <div class=${isFull ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
       ${heads.map(([l, k], j) => html`<button type="button" key=${j} class="head" aria-pressed=${j === i} aria-label=${`layer ${l}, head ${k}`} title=${`layer ${l}, head ${k}`} onClick=${() => setHead([l, k])}>
         ${isFull ? html`<${HeatMap} rows=${rowsOf(j)} columns=${n} cell=${small} mark=${-1} label=${`weights of layer ${l}, head ${k}`} />`
           : html`<span class="strip" style=${{ opacity: 0.15 + 0.85 * step.attention[j][argmax(step.attention[j])] }}></span>`}

@@ -18,7 +18,7 @@ export function LensPanel({ run, token }) {
     not="A raw lens drifts: early layers keep their stream in coordinates that the output matrix was not trained to read. A strange guess there need not be the layer's opinion.">
     ${lens ? html`<div class="scroll"><table data-lens><thead><tr><th scope="col">layer</th><th scope="col">likeliest tokens</th><th scope="col">p of next</th><th scope="col">rank</th></tr></thead>
       <tbody>${lens.top.map((top, il) => html`<tr><th scope="row">${il}</th>
-        <td class="guesses">${top.map(([id, text, p]) => html`<span class=${next && id === next.id ? "guess right" : "guess"}><${Token} text=${text} /> ${percent(p)}</span>`)}</td>
+        <td class="guesses">${top.slice(0, lens.top.length > 8 ? 2 : 5).map(([id, text, p]) => html`<span class=${next && id === next.id ? "guess right" : "guess"}><${Token} text=${text} /> ${percent(p)}</span>`)}</td>
         <td class="num"><${Bar} value=${lens.p_next[il]} most=${1} label="" /> ${percent(lens.p_next[il])}</td><td class="num">${lens.rank[il] + 1}</td></tr>`)}</tbody></table></div>`
       : html`<${Waiting} error=${error} />`}
   </${Panel}>`;

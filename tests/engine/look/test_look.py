@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numllama
 from numllama.engine.errors import RequestError
 from numllama.engine.look.request import LookRequest
-from numllama.engine.look.timeline import ScheduledStep, StepShare, Timeline
+from numllama.engine.look.timeline import Timeline
 from numllama.engine.model.trace import Trace
 from numllama.engine.sampling.steps import softmax
 from tiny import CHAT_TEMPLATE, tiny_gguf
@@ -239,8 +239,8 @@ def test_a_look_too_large_says_which_part_is(folder, monkeypatch):
 
 def test_the_timeline_names_who_shared_a_step():
     line = Timeline()
-    line.append(ScheduledStep(1_000_000, 500_000, (StepShare(1, 0, 9, True), StepShare(2, 1, 1, False))))
-    line.append(ScheduledStep(1_600_000, 100_000, (StepShare(2, 1, 1, False),)))
+    line.append((1_000_000, 500_000, [(1, 0, 9, True), (2, 1, 1, False)]))
+    line.append((1_600_000, 100_000, [(2, 1, 1, False)]))
     assert line.steps()[0] == {
         "at_us": 0,
         "us": 500,
@@ -257,8 +257,8 @@ def test_the_timeline_names_who_shared_a_step():
 
 def test_the_ring_keeps_the_last_2000_steps():
     line = Timeline()
-    line.extend(ScheduledStep(i, 1, ()) for i in range(2500))
-    assert len(line) == 2000 and line[0].began == 500
+    line.extend((i, 1, []) for i in range(2500))
+    assert len(line) == 2000 and line[0][0] == 500
 
 
 def test_the_parts_have_pictures(model):
