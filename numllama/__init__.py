@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine.errors import EngineError
     from .language_model import LanguageModel, Reply, load
+    from .looked import Looked
 
-__all__ = ["EngineError", "LanguageModel", "Reply", "__version__", "load"]
+__all__ = ["EngineError", "LanguageModel", "Looked", "Reply", "__version__", "load"]
 __version__ = "0.2.0"  # the only place: pyproject.toml, the server and the commands read it here
 
 _HERE = Path(__file__).parent
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from .engine.errors import EngineError
 
         return EngineError
+    if name == "Looked":
+        from .looked import Looked
+
+        return Looked
     if name in ("LanguageModel", "Reply", "load"):
         from . import language_model
 

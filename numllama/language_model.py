@@ -240,7 +240,7 @@ class LanguageModel:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each id by itself; bytes that are not UTF-8 alone show as U+FFFD."""
-        return [self.tokenizer.piece(int(id)).decode("utf-8", "replace") for id in ids]
+        return [self.tokenizer.piece(int(id)).decode("utf-8", "replace") if id >= 0 else "[image]" for id in ids]
 
     def template(
         self,

@@ -23,7 +23,7 @@ export function ink(name) {
 }
 
 /** A heat map: rows of numbers in 0 .. 1, a cell each.  `mark`: row to outline. */
-export function HeatMap({ rows, columns, cell, mark, label, onPick }) {
+export function HeatMap({ rows, columns, cell, mark, label, onPick, onHover }) {
   const ref = useRef(null);
   useEffect(() => {
     const canvas = ref.current, ratio = window.devicePixelRatio || 1;
@@ -49,12 +49,12 @@ export function HeatMap({ rows, columns, cell, mark, label, onPick }) {
       g.strokeRect(0.75, mark * cell + 0.75, width - 1.5, Math.max(cell, 2) - 1);
     }
   });
-  const pick = (event) => {
+  const at = (use) => use && ((event) => {
     const box = ref.current.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-    onPick(Math.floor(y * rows.length), Math.floor(x * columns));
-  };
-  return html`<canvas ref=${ref} role="img" aria-label=${label} onClick=${onPick ? pick : undefined}></canvas>`;
+    use(Math.min(rows.length - 1, Math.floor(y * rows.length)), Math.min(columns - 1, Math.floor(x * columns)));
+  });
+  return html`<canvas ref=${ref} role="img" aria-label=${label} onClick=${at(onPick)} onMouseMove=${at(onHover)} onMouseLeave=${onHover && (() => onHover(-1, -1))}></canvas>`;
 }
 
 /** The step at `at` with its part `key`; a step that the run lacks is asked for, with all parts, and kept in the run. */

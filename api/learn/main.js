@@ -103,6 +103,7 @@ function App() {
     modelsOf().then(async (names) => {
       setModels(names);
       if (!names.length) return setError("This server has no models: numllama pull, or unset NUMLLAMA_BUILTIN.");
+      if (state.model && !names.includes(state.model)) setModels([state.model, ...names]);
       const name = state.model || (names.includes("primer") ? "primer" : names[0]);
       set({ model: name });
       const about = await load(name);
@@ -123,7 +124,7 @@ function App() {
     return () => (window.removeEventListener("keydown", key), window.removeEventListener("hashchange", hash));
   }, [state]);
 
-  const shared = { run, token, facts, state, models, head, setHead, setGlow };
+  const shared = { run, token, facts, state, models, head, setHead, setGlow, choose: (i) => set({ token: i }) };
   const submit = async (event) => {
     event.preventDefault();
     const about = facts && facts.name && facts.asked === state.model ? facts : await load(state.model);

@@ -13,6 +13,7 @@ export function rolesOf(prompt) {
     const [start, length] = found && text !== "" ? [at + found[0], found[1]] : [at, 0];
     at = start + length;
     if (kind === "control") return "special";
+    if (kind === "image") return "image";
     const span = prompt.spans.find(([a, b]) => start < b && start + length > a);
     return span ? span[2] : "template";
   });

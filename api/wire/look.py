@@ -111,8 +111,9 @@ class LookWriter:
         return {"top": top, "n_rest": logits.n_rest, "log_sum_rest": round(logits.log_sum_rest, 4)}
 
     def token(self, id: int) -> list[Any]:
-        """Return a token's id and text; bytes that are not UTF-8 alone show as U+FFFD."""
-        return [id, self.tokenizer.piece(id, special=True).decode("utf-8", "replace")]
+        """Return a token's id and text; bytes that are not UTF-8 show as \\xE2, an image's row as "[image]"."""
+        piece = self.tokenizer.piece(id, special=True) if id >= 0 else b"[image]"
+        return [id, piece.decode("utf-8", "backslashreplace")]
 
     def kind(self, id: int) -> str:
         """Return "control", "byte" or "" for a token of plain text."""

@@ -215,16 +215,17 @@ class Collector:
         look, first = self.look, self._first(span)
         n, at = max(0, span.length - first), at + first
         following = [tokens[i + 1] for i in range(at, at + n)]
-        lenses = self._lenses(following) if look.lens and n else None
-        residuals = self._residuals(following) if (look.residual or look.neurons) and n else None
+        words = [max(id, 0) for id in following]  # an image's row is predicted by nothing
+        lenses = self._lenses(words) if look.lens and n else None
+        residuals = self._residuals(words) if (look.residual or look.neurons) and n else None
         for i in range(n):
             position = span.start + first + i
             step = LookStep(position, tokens[at + i], following[i], sampled=at + i + 1 >= self.n_prompt)
             if self._weights:
                 step.heads = look.attention
                 step.attention = np.stack([self._weights[head][i, : position + 1] for head in look.attention])
-            step.lens = lenses[i] if lenses else None
-            step.residual = residuals[i] if residuals else None
+            step.lens = lenses[i] if lenses and following[i] >= 0 else None
+            step.residual = residuals[i] if residuals and following[i] >= 0 else None
             step.values = {name: value[i] for name, value in self._values.items()}
             self._steps.append(step)
         if n and row is not None:

@@ -51,6 +51,8 @@ class HeldRun:
             raise RequestError("look: this answer is not finished, or its window has shifted")
         if not 0 <= position < len(self.tokens) - 1:
             raise RequestError(f"look: position {position} does not exist, expected 0 to {len(self.tokens) - 2}")
+        if self.tokens[position] < 0:
+            raise RequestError(f"look: position {position} is a row of an image, which is not kept")
         wanted = replace(look, ablate=self.look.ablate, patch=self.look.patch, prompt="all")
         batch = Batch.of(self.tokens[position : position + 1], 0, position)
         with self._lock:

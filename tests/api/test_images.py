@@ -41,6 +41,22 @@ def test_generate_accepts_an_image(seer):
     assert N_ROWS <= one["prompt_eval_count"] - blind["prompt_eval_count"] <= N_ROWS + 2  # a space may be added
 
 
+def test_a_look_names_the_rows_of_an_image_and_predicts_none(seer):
+    look = {"attention": [[1, 0]], "lens": 2, "residual": True, "keep": True}
+    got = seer.ok("/api/generate", model="v", prompt="what?", images=[ONE], stream=False, look=look)
+    plain = seer.ok("/api/generate", model="v", prompt="what?", images=[ONE], stream=False)
+    kinds = [kind for _, _, kind in got["look"]["prompt"]["tokens"]]
+    steps, run = got["look"]["steps"], got["look"]["prompt"]["run"]
+    assert got["response"] == plain["response"] and kinds.count("image") == N_ROWS
+    for step in steps:
+        is_predicted = step["next"][0] >= 0
+        assert ("lens" in step) == ("residual" in step) == is_predicted
+    row = kinds.index("image")
+    assert seer.post("/api/look/run", run=run, position=row, look={}).status_code == 400
+    again = seer.ok("/api/look/run", run=run, position=len(steps) - 1, look={"lens": 2})
+    assert again["lens"]["rank"] == steps[-1]["lens"]["rank"]
+
+
 def test_the_next_turn_reuses_the_image_from_the_cache(seer):
     first = {"role": "user", "content": "what is this?", "images": [TWO]}
     answer = chat(seer, first)

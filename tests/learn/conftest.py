@@ -11,6 +11,7 @@ from tiny_encoder import tiny_encoder
 from numllama.engine.settings import Settings
 from numllama.language_model import LanguageModel
 from tiny import tiny_gguf
+from tiny_llava import tiny_mmproj
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -26,6 +27,9 @@ def school(tmp_path_factory):
         ("encoder", tiny_encoder(folder / "encoder.gguf")),
     ):
         server.add(name, path)
+    files = tiny_gguf(folder / "seer.gguf", seed=1, n_ctx=2048), tiny_mmproj(folder / "mmproj.gguf")
+    digests = {path.name: server.engine.store.put_blob([path.read_bytes()])[0] for path in files}
+    list(server.engine.create("seer", files=digests))
     yield server
     server.close()
 

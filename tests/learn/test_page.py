@@ -298,6 +298,24 @@ def test_a_mixture_of_experts_says_so(tab):
     assert page.locator("[data-lens] tbody tr").count() == 2
 
 
+def test_a_model_with_vision_says_that_the_page_sends_text_alone(tab):
+    page = tab("/learn#model=seer&prompt=the+cat&num_predict=4")
+    assert "sends text alone" in page.locator(".hint").inner_text()
+
+
+def test_the_large_map_tells_the_weight_under_the_pointer(page, look):
+    page.get_by_role("button", name="layer 2, head 1", exact=True).click()
+    canvas = page.locator("#attention figure canvas")
+    canvas.scroll_into_view_if_needed()
+    box, n = canvas.bounding_box(), len(look.ids) - 1
+    cell = box["width"] / n
+    page.mouse.move(box["x"] + 3.5 * cell, box["y"] + 20.5 * cell)
+    caption = page.locator("#attention figcaption").inner_text()
+    assert percent_of(caption) == pytest.approx(float(look.attention[2, 1][20, 3]), abs=8e-4)
+    page.mouse.click(box["x"] + 3.5 * cell, box["y"] + 20.5 * cell)
+    assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 21:")
+
+
 def test_a_missing_model_is_named(tab):
     page = tab("/learn#model=nope", ready=False)
     page.get_by_role("alert").filter(has_text="model 'nope' not found").wait_for()

@@ -1,9 +1,10 @@
 // Panel 3: attention, all heads small and one large.
 
-import { html, useEffect } from "preact";
+import { html, useEffect, useState } from "preact";
 import { HeatMap, Panel, Token, Waiting, argmax, percent, useStep } from "learn/draw.js";
 
-export function AttentionPanel({ run, token, head, setHead, setGlow }) {
+export function AttentionPanel({ run, token, head, setHead, setGlow, choose }) {
+  const [over, setOver] = useState(null);
   const at = Math.max(0, token - 1);
   const [step, error] = useStep(run, at, "attention");
   const heads = (step && step.heads) || (run.prompt && run.prompt.heads) || [];
@@ -20,6 +21,11 @@ export function AttentionPanel({ run, token, head, setHead, setGlow }) {
   const small = isFull ? Math.max(0.25, Math.min(1.5, 72 / n)) : 0;
   const cell = Math.max(1, Math.min(16, Math.floor(330 / n)));
   const [il, h] = heads[i];
+  const hover = (from, to) => {
+    const looks = from >= 0 && run.steps.get(from)?.attention?.[i];
+    setOver(looks && to < looks.length ? [from, to, looks[to]] : null);
+    setGlow(looks || row);
+  };
   const strongest = argmax(row);
   return html`<${Frame} look=${html`After ${visibleToken(run, at)}, head ${il}.${h} looks mostly at ${visibleToken(run, strongest)} (${percent(row[strongest])}).`}>
     <div class=${isFull ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
@@ -29,9 +35,9 @@ export function AttentionPanel({ run, token, head, setHead, setGlow }) {
         ${columns <= 8 ? html`<small>${l}.${k}</small>` : null}</button>`)}
     </div>
     <div class="two">
-      <figure><div class="scroll">${isFull ? html`<${HeatMap} rows=${rowsOf(i)} columns=${n} cell=${cell} mark=${at} label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />`
+      <figure><div class="scroll">${isFull ? html`<${HeatMap} rows=${rowsOf(i)} columns=${n} cell=${cell} mark=${at} onHover=${hover} onPick=${(from) => choose(from + 1)} label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />`
         : html`<${HeatMap} rows=${[row]} columns=${row.length} cell=${Math.max(1, Math.min(16, 330 / row.length))} mark=${-1} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />`}</div>
-        <figcaption>layer ${il}, head ${h}: ${isFull ? "down, who looks; across, at whom" : "the chosen token's row; larger models show a row at a time"}</figcaption></figure>
+        <figcaption>layer ${il}, head ${h}: ${over ? html`${visibleToken(run, over[0])} looks at ${visibleToken(run, over[1])}: ${percent(over[2])}` : isFull ? "down, who looks; across, at whom. A click chooses a row." : "the chosen token's row; larger models show a row at a time"}</figcaption></figure>
       <table data-attention><caption>The five strongest keys</caption><thead><tr><th scope="col">place</th><th scope="col">token</th><th scope="col">weight</th></tr></thead>
         <tbody>${order.map((j) => html`<tr><td>${j}</td><td>${visibleToken(run, j)}</td><td class="num">${percent(row[j])}</td></tr>`)}</tbody></table>
     </div>
