@@ -192,9 +192,11 @@ class Collector:
     # --- the sampler
 
     def sampling(self, name: str, parameter: float, c: Candidates) -> None:
-        """Record a step of the sampler."""
+        """Record a step of the sampler.  Where a grammar refuses the first draw, the second one is kept."""
         if not self.look.sampler:
             return
+        if name == "logits":
+            self._ledger, self._before = [], None
         p = probabilities(c.logits)
         best = descending(c.logits, min(LEDGER_ROWS, len(c.ids)))
         kept, before = 1.0, self._before

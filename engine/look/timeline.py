@@ -40,7 +40,7 @@ class Timeline(deque[RawStep]):
 
     def steps(self) -> list[dict[str, Any]]:
         """Return the steps as objects, times in microseconds since the first."""
-        steps = self._snapshot()
+        steps = self.snapshot()
         start = steps[0].began if steps else 0
         return [
             {
@@ -61,7 +61,7 @@ class Timeline(deque[RawStep]):
 
     def trace_events(self, name: str, pid: int = 1) -> list[dict[str, Any]]:
         """Return the steps as trace events: the model is a process, a slot is a thread."""
-        steps = self._snapshot()
+        steps = self.snapshot()
         slots = sorted({share.slot for step in steps for share in step.shares})
         events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}]
         for slot in slots:
@@ -83,7 +83,7 @@ class Timeline(deque[RawStep]):
                 events.append(event | {"args": args})
         return events
 
-    def _snapshot(self) -> list[ScheduledStep]:
+    def snapshot(self) -> list[ScheduledStep]:
         """Copy the steps while the runner's thread may add one."""
         while True:
             try:

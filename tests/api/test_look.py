@@ -48,6 +48,19 @@ def test_every_token_has_a_step_and_the_text_is_the_same(served, path, body):
     assert len(one["values"]["l_out-1"]) == 64 and one["time"]["n_tok"] == 1
 
 
+def test_the_ledger_is_of_the_draw_that_the_grammar_allowed(served):
+    body = {"model": "m", "prompt": "the cat", "format": "json", "stream": False, "logprobs": True}
+    body["options"] = {"seed": 3, "temperature": 1, "num_predict": 9}
+    plain, looked = (served.ok("/api/generate", **body, **look) for look in ({}, {"look": LOOK}))
+    assert (looked["response"], looked["logprobs"]) == (plain["response"], plain["logprobs"])
+    sampled = [step for step in looked["look"]["steps"] if step["sampled"]]
+    for step in sampled:
+        assert [one["name"] for one in step["sampler"]].count("dist") == 1
+        assert step["sampler"][-1]["top"][0][:2] == step["next"]
+    first = sampled[0]["sampler"][0]
+    assert first["name"] == "logits" and first["n"] < 100  # few tokens can begin a JSON value
+
+
 def test_one_object_carries_all_steps(served):
     body = {"model": "m", "prompt": "the cat", "look": LOOK, "options": {"num_predict": 4}}
     streamed, whole = lines(served.post("/api/generate", **body)), served.ok("/api/generate", stream=False, **body)

@@ -1,5 +1,7 @@
 """Looks: the values are those of a trace, the text is the text without, and changes change what they name."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,6 +126,41 @@ def test_every_position_has_its_token_and_the_one_that_follows(model):
     assert [step.position for step in last.steps] == list(range(look.n_prompt - 1, len(look.ids) - 1))
     first = look.steps[look.n_prompt - 1].attention  # NumPy's sums depend on how many rows there are
     np.testing.assert_allclose(last.steps[0].attention, first, rtol=1e-5, atol=1e-7)
+
+
+def values_of(look):
+    return [(step.position, step.token, step.next, step.lens.ids.tolist()) for step in look.steps]
+
+
+def test_a_prompt_in_chunks_shows_the_same(folder):
+    with numllama.load(folder / "m.gguf", num_ctx=64) as model:
+        whole, chunks = (model.look(PROMPT, num_batch=n, values=["l_out-*"], **GREEDY) for n in (512, 3))
+        assert values_of(chunks) == values_of(whole)
+        np.testing.assert_allclose(np.asarray(chunks.attention), np.asarray(whole.attention), rtol=1e-5, atol=1e-7)
+        for mine, theirs in zip(chunks.steps, whole.steps, strict=True):
+            assert all((mine.values[name] == value).all() for name, value in theirs.values.items())
+
+
+def test_looks_that_share_steps_do_not_mix(model):
+    """Four at once, of different lengths and with different changes; some of the steps have tokens of several."""
+    prompts = ["once upon a time", "the dog", "a", PROMPT * 3]
+    changes = [[], [{"layer": 0, "head": 2}], [], [{"layer": 1, "block": "ffn"}]]
+    options = {"temperature": 1, "seed": 4, "num_predict": 12, "raw": True, "values": ["l_out-*"]}
+    alone = [model.look(prompt, ablate=c, **options) for prompt, c in zip(prompts, changes, strict=True)]
+    timeline = next(iter(model.engine.timelines().values()))
+    for _ in range(20):
+        with ThreadPoolExecutor() as threads:  # each waits for its own answer
+            ask = [threads.submit(model.look, p, ablate=c, **options) for p, c in zip(prompts, changes, strict=True)]
+            together = [one.result() for one in ask]
+        for mine, theirs in zip(together, alone, strict=True):
+            assert values_of(mine) == values_of(theirs)
+            np.testing.assert_allclose(np.asarray(mine.attention), np.asarray(theirs.attention), rtol=1e-5, atol=1e-7)
+            for a, b in zip(mine.steps, theirs.steps, strict=True):
+                assert all((a.values[name] == value).all() for name, value in b.values.items())
+        jobs = {look.prompt.job for look in together}
+        if any(len({share.job for share in step.shares} & jobs) > 1 for step in timeline.snapshot()):
+            return
+    raise AssertionError("no step was shared in 20 tries")
 
 
 def test_the_ledger_ends_with_the_token_and_keeps_what_it_says(model):
