@@ -1,18 +1,17 @@
-"""A model's speed in prefill and decode, interleaved with llama.cpp's on the same machine in the same minutes.
+"""`bench model`: a model's speed in prefill and decode, in turns with llama.cpp's on the same machine.
 
-    python -m numllama.benchmarks.decode FILE.gguf [--peer DIR with llama-bench, llama-batched-bench, llama-server]
-        [--torch] [--rounds 5]
+    numllama bench FILE.gguf [--peer DIR with llama-bench, llama-batched-bench, llama-server] [--torch]
 
     prefill N           a prompt of N tokens, logits of the last only
     decode @D           single tokens after D cached ones
     batch B             B sequences, one token of each per step, after 64 cached tokens; the total of all sequences
-    load, rss           seconds until a model is ready, and peak memory in MiB: see start.py
+    load                seconds until a model is ready, and peak memory in MiB: see start.py
 
---torch also times the prompts in PyTorch, in bfloat16, through transformers, with random weights of the same shape.
+Several files without --peer are compared with the first one.  --torch also times the prompts in PyTorch, in bfloat16,
+through transformers, with random weights of the same shape.
 
-tok/s are medians over rounds.  Ratios are medians of each round's own ratio: on a shared machine only these are
-reliable.  On a busy machine, --cpu counts CPU seconds instead of elapsed ones.  That is fair for one thread; with
-several, waiting counts too.
+On a busy machine, --cpu counts CPU seconds instead of elapsed ones.  That is fair for one thread; with several,
+waiting counts too.
 """
 
 from __future__ import annotations
@@ -21,26 +20,27 @@ import argparse
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from ..engine.errors import EngineError, RequestError
+from ..engine.errors import RequestError
 from ..engine.model.batch import Batch
 from ..engine.model.cache import KVCache
 from ..engine.model.decoder import forward
 from ..engine.model.load import load_model
 from ..engine.model.model import Model, require_decoder
 from ..engine.store import LocalModel
-from ..engine.store.file import FileModel
 from ..kernels import NUMBA, threads
-from . import llama_cpp, machine, report, start
+from . import disturbance, llama_cpp, machine, start
+from .results import ResultsFile
+from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
+from .show import Progress
 from .with_torch import prefill_with_torch
 
 STEPS = 32  # decoded tokens per measurement
@@ -70,7 +70,7 @@ class Bench:
 
     def clock(self) -> float:
         """Return elapsed seconds, or CPU seconds with --cpu."""
-        return machine.own_cpu_seconds() if self.cpu else perf_counter()
+        return disturbance.own_cpu_seconds() if self.cpu else perf_counter()
 
     def step(self, batches: list[Batch]) -> None:
         """Run the batches one after the other."""
@@ -132,11 +132,11 @@ class Bench:
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
         """Return the CPU seconds of the command `more` minus those of `less`."""
-        before = machine.own_cpu_seconds()
+        before = disturbance.own_cpu_seconds()
         self.output(*less)
-        between = machine.own_cpu_seconds()
+        between = disturbance.own_cpu_seconds()
         self.output(*more)
-        return machine.own_cpu_seconds() - between - (between - before)
+        return disturbance.own_cpu_seconds() - between - (between - before)
 
     def output(self, program: object, *args: object) -> str:
         """Run one of the peer's programs on the model and return its standard output."""
@@ -150,181 +150,156 @@ def loaded(files: LocalModel) -> Model:
     return load_model(files.weights, dict.fromkeys(files.adapters, 1.0))
 
 
-def measure_decode(tasks: list[Task], n_threads: list[int], rounds: int, with_peer: bool) -> list[dict[str, Any]]:
-    """Measure each task and thread count in turn, ours and then the peer's, in each of `rounds` rounds."""
-    cells = [(task, n) for task in tasks for n in n_threads]
-    ours, peers, torch, others = (dict[Any, list[Any]]((cell, []) for cell in cells) for _ in range(4))
-    for i in range(rounds):
-        for task, n in cells:
-            report.show_progress(f"round {i + 1} of {rounds}: {task.name}, {n} thread{'s' * (n > 1)}")
-            with machine.watch() as share:
-                ours[task, n].append(task.ours(n))
-                if with_peer:
-                    peers[task, n].append(task.peer(n))
-                if task.torch:
-                    torch[task, n].append(task.torch(n))
-            others[task, n].append(share.others)
-    report.show_progress("")
-    rows = []
-    for cell in cells:
-        row = {"task": cell[0].name, "threads": cell[1], "ours": float(np.median(ours[cell]))}
-        row |= compared(ours[cell], peers[cell])
-        if torch[cell]:
-            row |= {"torch bf16": float(np.median(torch[cell])), "to torch": ratio(ours[cell], torch[cell])}
-        row["others"] = max((share for share in others[cell] if share is not None), default=None)
-        rows.append(row | {"rounds": rounds})
-    return rows
+@dataclass
+class ModelBench:
+    """The tasks of one file, and what is measured once.
 
-
-def compared(ours: Sequence[float], peers: Sequence[float]) -> dict[str, float]:
-    """Return a row's columns about the peer; empty if it was not measured."""
-    if not peers:
-        return {}
-    ratios = np.array(ours) / np.array(peers)
-    columns = {"llama.cpp": float(np.median(peers)), "ratio": ratio(ours, peers)}
-    return columns | {"least": float(ratios.min()), "most": float(ratios.max())}
-
-
-def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of each round's own ratio."""
-    return float(np.median(np.array(ours) / np.array(others)))
-
-
-def measure_start(files: LocalModel, programs: Path | None, rounds: int) -> list[dict[str, Any]]:
-    """Measure memory and seconds of loading, as rows like those of tasks.  Here less is better."""
-    rows, path = [], str(files.weights)
-    report.show_progress("loading")
-    if hasattr(os, "wait4"):
-        ours = start.peak_memory_ours(files) / 2**20  # while this process is small
-        peers = [start.peak_memory_of_llama_bench(programs, path) / 2**20] if programs else []
-        rows.append({"task": "rss, MiB", "ours": ours} | compared([ours], peers) | {"rounds": 1})
-    loader, seconds, peers = start.Loader(files), [], []
-    for _ in range(rounds):
-        seconds.append(loader.seconds())
-        if programs:
-            peers.append(llama_cpp.seconds_until_healthy(programs, path))
-    loader.close()
-    return [
-        *rows,
-        {"task": "load, s", "ours": float(np.median(seconds))} | compared(seconds, peers) | {"rounds": rounds},
-    ]
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises RequestError instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(message)
-
-
-def whole_number_from(minimum: int) -> Callable[[str], int]:
-    """Return an argument type: whole numbers from `minimum` on."""
-
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"'{text}', expected a whole number from {minimum}")
-        return int(text)
-
-    return number
-
-
-def read_options(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
-    """Parse the command line.  Raises: RequestError"""
-    parser = Parser(
-        prog=prog,
-        allow_abbrev=False,
-        description="Measure a model's speed; with --peer, compare it with llama.cpp, in turns.",
-        epilog="A 1B model compared with llama.cpp takes about twenty minutes; --rounds 2 --depth 0 --batch takes two.",
-    )
-    several: dict[str, Any] = {"nargs": "*", "metavar": "N"}
-    parser.add_argument("model", metavar="MODEL|FILE.gguf")
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama.cpp's programs")
-    parser.add_argument(
-        "--rounds", type=whole_number_from(1), metavar="N", default=5, help="measurements per row (default 5)"
-    )
-    cores = list(dict.fromkeys([1, threads.N_CORE]))
-    parser.add_argument(
-        "--threads", type=whole_number_from(1), **several | {"nargs": "+"}, default=cores, help="threads (1, all cores)"
-    )
-    prefill, depth, batch = [32, 128, 512], [0, 1024, 4096], [1, 2, 4, 8]
-    parser.add_argument(
-        "--prefill", type=whole_number_from(1), **several, default=prefill, help=f"prompt lengths {prefill}"
-    )
-    parser.add_argument(
-        "--depth", type=whole_number_from(0), **several, default=depth, help=f"decode after N cached tokens {depth}"
-    )
-    parser.add_argument(
-        "--batch", type=whole_number_from(1), **several, default=batch, help=f"decode N sequences {batch}"
-    )
-    parser.add_argument("--start", action="store_true", help="measure only load time and memory")
-    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
-    parser.add_argument("--torch", action="store_true", help="also time prompts in transformers, in bfloat16")
-    parser.add_argument("--jsonl", metavar="FILE", help="append the rows to FILE")
-    return parser.parse_args(argv)
-
-
-def main(
-    argv: list[str] | None = None, find: Callable[[str], LocalModel] = FileModel.of, prog: str | None = None
-) -> None:
-    """Run the benchmark and print the table.
-
-    `find` returns the files of the model of a given name.  Raises: EngineError
+    cells    name of a cell -> its task and number of threads
+    memory   contender -> peak memory in MiB
     """
-    options = read_options(argv, prog)
-    files = find(options.model)
+
+    name: str
+    files: LocalModel
+    cells: dict[str, tuple[Task, int]]
+    loader: start.Loader
+    programs: Path | None
+    memory: dict[str, float]
+
+    def measure(self, contender: str, cell: str, _: int) -> RoundResult:
+        """Measure a contender in a cell: ours, llama.cpp's or torch's."""
+        if cell.endswith(LOAD_CELL):
+            return RoundResult(self.loading(contender))
+        task, n_thread = self.cells[cell]
+        run = {PEER: task.peer, TORCH: task.torch}.get(contender, task.ours)
+        return RoundResult({"tok_s": run(n_thread)} if run else {})
+
+    def loading(self, contender: str) -> dict[str, float]:
+        """Measure the seconds until the model is ready."""
+        if contender == TORCH:
+            return {}
+        memory = {"memory_mib": self.memory[contender]} if contender in self.memory else {}
+        if contender == PEER:
+            assert self.programs is not None
+            return {"load_s": llama_cpp.seconds_until_healthy(self.programs, str(self.files.weights))} | memory
+        return {"load_s": self.loader.seconds()} | memory
+
+
+OURS, PEER, TORCH, LOAD_CELL = "numllama", "llama.cpp", "torch bf16", "load"
+
+
+def peak_memories(files: LocalModel, programs: Path | None) -> dict[str, float]:
+    """Measure peak memory in MiB, while this process is small."""
+    if not hasattr(os, "wait4"):
+        return {}
+    found = {OURS: start.peak_memory_ours(files) / 2**20}
+    return found | ({PEER: start.peak_memory_of_llama_bench(programs, str(files.weights)) / 2**20} if programs else {})
+
+
+def model_bench(name: str, files: LocalModel, options: argparse.Namespace, memory: dict[str, float]) -> ModelBench:
+    """Load a file and make its tasks."""
+    prefill, depth, batch = ([] if options.start else given for given in task_sizes(options))
+    n_ctx = max([*prefill, *(d + STEPS for d in depth), 64 + STEPS])
+    bench = Bench(files, options.peer, n_ctx, max([1, *batch]), options.cpu, options.torch)
+    tasks = [bench.prefill(n) for n in prefill] + [bench.decode(d) for d in depth] + [bench.batched(n) for n in batch]
+    n_threads = options.threads or [threads.N_CORE]
+    cells = {f"{task.name}, {n} thread{'s' * (n > 1)}": (task, n) for task in tasks for n in n_threads}
+    return ModelBench(name, files, cells, start.Loader(files), options.peer, memory)
+
+
+def task_sizes(options: argparse.Namespace) -> tuple[list[int], list[int], list[int]]:
+    """Return the lengths of prompts, depths of decode and sizes of batches."""
+    given = options.prefill, options.depth, options.batch
+    prefill, depth, batch = (size if size is not None else usual for size, usual in zip(given, USUAL, strict=True))
+    return prefill, depth, batch
+
+
+USUAL = ([128, 512], [0, 1024], [8])  # with a peer and a 1B model, 8 rounds of these take about five minutes
+
+
+def check_model(name: str, files: LocalModel, peer: Path | None) -> None:
+    """Check that a model can be measured.  Raises: EngineError"""
     require_decoder(loaded(files))
-    if options.peer and files.adapters:
-        raise RequestError(f"'{options.model}' has an adapter, which llama-bench does not apply: omit --peer")
+    if peer and files.adapters:
+        raise RequestError(f"'{name}' has an adapter, which llama-bench does not apply: omit --peer")
+
+
+def bench_model(
+    options: argparse.Namespace,
+    plan: Plan,
+    open_results: Callable[[dict[str, Any]], ResultsFile],
+    progress: Progress,
+    find: Callable[[str], LocalModel],
+) -> ResultsFile:
+    """Run `bench model`.  `find` returns the files of the model of a given name.  Raises: EngineError"""
     missing = [name for name in llama_cpp.PROGRAMS if options.peer and not (options.peer / name).exists()]
     if missing:
         raise RequestError(f"{options.peer}: {', '.join(missing)} missing, expected a folder of llama.cpp's programs")
-
-    about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
-    if options.peer:
-        about |= llama_cpp.about(options.peer)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    with machine.watch() as whole:
-        rows = measure_start(files, options.peer, options.rounds)
-        if not options.start:
-            rows = measure_tasks(files, options) + rows
-    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "torch bf16", "to torch", "others"]
-    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    print(report.markdown(rows, columns))
-    print("\n" + "\n".join(legend(columns, options, whole.others)))
-    if options.jsonl:
-        report.append_jsonl(options.jsonl, (about | row for row in rows))
-
-
-def legend(columns: list[str], options: argparse.Namespace, others: float | None) -> Iterator[str]:
-    """Yield explanations of the table's terms, one per line, and a warning if the machine was busy.
-
-    others: as in machine.Share
-    """
-    if not options.start:
-        clock = "CPU second" if options.cpu else "second"
-        yield f"prefill, decode, batch: tokens per {clock}, median of {options.rounds}; decode @D is after D tokens"
-    yield "rss: peak memory of a process with a prompt of 20 tokens that generates 20"
-    theirs = "; for llama.cpp from the start of llama-server until it responds" if options.peer else ""
-    yield f"load: seconds in a running process{theirs}"
-    if "ratio" in columns:
-        yield "ratio: ours / llama.cpp, median of the rounds' own ratios; least, most: of any round"
-    if "others" in columns:
-        yield "others: cores used by other processes during the measurement"
-    if others is not None and others > 0.2 and not options.cpu:
-        yield f"This machine was busy: other processes used {others:.2g} cores.  --cpu --threads 1 is fairer then"
-
-
-def measure_tasks(files: LocalModel, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the prefill, decode and batch rows that were requested."""
-    n_ctx = max([*options.prefill, *(depth + STEPS for depth in options.depth), 64 + STEPS])
-    bench = Bench(files, options.peer, n_ctx, max([1, *options.batch]), options.cpu, options.torch)
-    tasks = [bench.prefill(n) for n in options.prefill]
-    tasks += [bench.decode(depth) for depth in options.depth] + [bench.batched(n) for n in options.batch]
-    return measure_decode(tasks, options.threads, options.rounds, options.peer is not None)
-
-
-if __name__ == "__main__":
+    names = short_names(options.models)
+    found = {short: find(name) for short, name in names.items()}
+    for short, files in found.items():
+        check_model(short, files, options.peer)
+    progress(0.0, "memory")
+    memories = {short: peak_memories(files, options.peer) for short, files in found.items()}
+    progress(0.0, "loading and compiling")
+    benches = [model_bench(short, files, options, memories[short]) for short, files in found.items()]
+    results = open_results(model_header(benches, options))
     try:
-        main()
-    except EngineError as error:
-        sys.exit(f"Error: {error}")
+        if options.peer or options.torch or len(benches) == 1:
+            reason = run_beside(benches, options, plan, results, progress)
+        else:
+            reason = run_models(benches, plan, results, progress)
+    finally:
+        for bench in benches:
+            bench.loader.close()
+    results.say("memory: the peak of a process with a prompt of 20 tokens that generates 20")
+    finish_run(results, reason, plan)
+    return results
+
+
+def run_beside(
+    benches: Sequence[ModelBench], options: argparse.Namespace, plan: Plan, results: ResultsFile, progress: Progress
+) -> str:
+    """Compare each model in this engine with the same model in others."""
+    cells = {
+        (f"{b.name}: {cell}" if len(benches) > 1 else cell): (b, cell)
+        for b in benches
+        for cell in [*b.cells, LOAD_CELL]
+    }
+
+    def subject(name: str) -> Subject:
+        return Subject(name, lambda cell, number: cells[cell][0].measure(name, cells[cell][1], number))
+
+    names = list(results.run.header["contenders"])
+    return warm_and_run([subject(name) for name in names], list(cells), plan, results, progress)
+
+
+def run_models(benches: Sequence[ModelBench], plan: Plan, results: ResultsFile, progress: Progress) -> str:
+    """Compare models with one another."""
+
+    def subject(bench: ModelBench) -> Subject:
+        return Subject(bench.name, lambda cell, number: bench.measure(OURS, cell, number))
+
+    return warm_and_run([subject(b) for b in benches], [*benches[0].cells, LOAD_CELL], plan, results, progress)
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Return a name for each model: its file's, its path if two files have the same, numbered if it is given twice."""
+    short = [Path(model).name for model in models]
+    found: dict[str, str] = {}
+    for name, model in zip(short, models, strict=True):
+        name = name if short.count(name) == 1 else model
+        found[f"{name} ({models[: len(found)].count(model) + 1})" if models.count(model) > 1 else name] = model
+    return found
+
+
+def model_header(benches: Sequence[ModelBench], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the header of a run."""
+    prefill, depth, batch = task_sizes(options)
+    settings = {"models": [b.name for b in benches], "prefill": prefill, "depth": depth, "batch": batch}
+    settings |= {"threads": options.threads, "start": options.start, "seconds": "CPU" if options.cpu else "wall"}
+    if options.peer or options.torch or len(benches) == 1:
+        sides: dict[str, Any] = {PEER: llama_cpp.about(options.peer)} if options.peer else {}
+        sides |= {OURS: machine.own_version()} | ({TORCH: {}} if options.torch else {})
+    else:
+        sides = {b.name: {} for b in benches}
+    return {"part": "model", "settings": settings, "contenders": sides, "machine": machine.describe()}

@@ -1,14 +1,13 @@
-"""Embedding speed in tokens per second, interleaved with llama.cpp's on the same machine in the same minutes.
+"""`bench embed`: embedding speed in tokens per second, in turns with llama.cpp's on the same machine.
 
-    python -m numllama.benchmarks.embed FILE.gguf [--peer DIR with llama-server] [--texts 256] [--tokens 128]
+    numllama bench embed FILE.gguf [--peer DIR with llama-server] [--texts 256] [--tokens 128]
 
     engine      Engine.embed in this process
     server      POST /api/embed to a server in its own process, all texts in one request
     llama.cpp   POST /v1/embeddings to llama-server --embeddings, likewise; with its own defaults
 
-Vectors are compared before anything is measured.  tok/s are medians over rounds; ratios are medians of each round's own
-ratio.  --cpu counts CPU seconds of the measured process instead of elapsed ones (Linux), for busy machines.
-models.py creates files of real shapes.
+Vectors are compared before anything is measured.  --cpu counts CPU seconds of the measured process instead of elapsed
+ones (Linux), for busy machines.  models.py creates files of real shapes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -34,9 +34,13 @@ from ..engine.model.load import load_model
 from ..engine.options import RequestOptions
 from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
+from ..engine.store import LocalModel
 from ..engine.tokenizer import Tokenizer
 from ..kernels import threads
-from . import llama_cpp, machine, report
+from . import disturbance, llama_cpp, machine
+from .results import ResultsFile
+from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
+from .show import Progress
 
 NAME = "embed"
 MIN_COSINE = 0.999  # between two engines' vectors of a text; both round activations
@@ -44,16 +48,18 @@ SERVE = "import sys; from numllama.api.cli import main; sys.exit(main(['serve'])
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An implementation to measure.
+class Embedder:
+    """An implementation that embeds.
 
     vectors       embeddings of texts, f32 [n_text, n_embd]
     cpu_seconds   CPU seconds used by its process so far
+    pids          its process, if that is not this one
     """
 
     name: str
     vectors: Callable[[Sequence[str]], np.ndarray]
     cpu_seconds: Callable[[], float]
+    pids: Callable[[], Sequence[int]] = tuple
 
 
 def random_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
@@ -68,7 +74,7 @@ def random_texts(tokenizer: Tokenizer, n_text: int, n_tok: int) -> list[str]:
 
 
 @contextmanager
-def embed_in_process(store: Path, n_thread: int) -> Iterator[Contender]:
+def embed_in_process(store: Path, n_thread: int) -> Iterator[Embedder]:
     """Provide an engine in this process."""
     engine = Engine(Settings(models=store, builtin=False))
 
@@ -76,12 +82,12 @@ def embed_in_process(store: Path, n_thread: int) -> Iterator[Contender]:
         (piece,) = engine.embed(NAME, texts, RequestOptions({"num_thread": n_thread}))
         return np.array(piece.embeddings)
 
-    yield Contender("engine", vectors, machine.own_cpu_seconds)
+    yield Embedder("engine", vectors, disturbance.own_cpu_seconds)
     engine.close()
 
 
 @contextmanager
-def served(store: Path, n_thread: int) -> Iterator[Contender]:
+def served(store: Path, n_thread: int) -> Iterator[Embedder]:
     """Provide a numllama server in its own process."""
     port = free_port()
     environ = {"OLLAMA_MODELS": str(store), "OLLAMA_HOST": f"127.0.0.1:{port}", "NUMLLAMA_BUILTIN": "0"}
@@ -91,11 +97,11 @@ def served(store: Path, n_thread: int) -> Iterator[Contender]:
         return np.array(ask_for_vectors(f"http://127.0.0.1:{port}/api/embed", body)["embeddings"], np.float32)
 
     with running([sys.executable, "-P", "-c", SERVE], f"http://127.0.0.1:{port}/", environ) as process:
-        yield Contender("server", vectors, lambda: cpu_seconds(process.pid))
+        yield Embedder("server", vectors, lambda: disturbance.cpu_seconds_of(process.pid), lambda: [process.pid])
 
 
 @contextmanager
-def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
+def peer(programs: Path, model: str, n_thread: int) -> Iterator[Embedder]:
     """Provide llama-server."""
     port = free_port()
     options = ["--embeddings", "-t", n_thread, "--host", "127.0.0.1", "--port", port]
@@ -106,7 +112,7 @@ def peer(programs: Path, model: str, n_thread: int) -> Iterator[Contender]:
 
     command = [programs / "llama-server", "-m", model, *options]
     with running(command, f"http://127.0.0.1:{port}/health", {}) as process:
-        yield Contender("llama.cpp", vectors, lambda: cpu_seconds(process.pid))
+        yield Embedder("llama.cpp", vectors, lambda: disturbance.cpu_seconds_of(process.pid), lambda: [process.pid])
 
 
 @contextmanager
@@ -146,13 +152,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU seconds of process `pid`; Linux."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def check_embed(contenders: Sequence[Contender], texts: Sequence[str]) -> float:
+def check_embed(contenders: Sequence[Embedder], texts: Sequence[str]) -> float:
     """Compare the contenders' vectors.  -> the smallest cosine
 
     Raises: AssertionError if two contenders differ on a text.
@@ -169,72 +169,53 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def measure_embed(
-    contenders: Sequence[Contender], texts: Sequence[str], n_tok: int, rounds: int, cpu: bool
-) -> list[dict]:
-    """Measure all contenders in turn in every round.  -> a row for each of ours, with llama.cpp's figures if present"""
-    speeds: dict[str, list[float]] = {one.name: [] for one in contenders}
-    others: list[float | None] = []
-    for _ in range(rounds):
-        with machine.watch() as share:
-            for one in contenders:
-                clock = one.cpu_seconds if cpu else perf_counter
-                began = clock()
-                one.vectors(texts)
-                speeds[one.name].append(n_tok / (clock() - began))
-        others.append(share.others)
-    theirs = np.array(speeds.pop("llama.cpp", []))
-    rows = []
-    for name, ours in speeds.items():
-        row = {"task": name, "ours": float(np.median(ours)), "rounds": rounds}
-        if theirs.size:
-            ratios = np.array(ours) / theirs
-            row |= {"llama.cpp": float(np.median(theirs)), "ratio": float(np.median(ratios))}
-            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
-        rows.append(row | {"others": max((share for share in others if share is not None), default=None)})
-    return rows
+def embed_subject(one: Embedder, texts: Sequence[str], n_tok: int, cpu: bool) -> Subject:
+    """Return a contender as the rounds measure it."""
+
+    def measure(cell: str, number: int) -> RoundResult:
+        clock = one.cpu_seconds if cpu else perf_counter
+        began = clock()
+        one.vectors(texts)
+        return RoundResult({"tok_s": n_tok / (clock() - began)})
+
+    return Subject(one.name, measure, one.pids)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--peer", type=Path, help="folder with llama-server")
-    parser.add_argument("--texts", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
-    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
-    parser.add_argument("--jsonl", help="append the rows to this file")
-    options = parser.parse_args(argv)
-
-    tokenizer = load_model(options.model).tokenizer
+def bench_embed(
+    options: argparse.Namespace,
+    plan: Plan,
+    open_results: Callable[[dict[str, Any]], ResultsFile],
+    progress: Progress,
+    find: Callable[[str], LocalModel],
+) -> ResultsFile:
+    """Run `bench embed`.  Raises: EngineError"""
+    path = find(options.model).weights
+    tokenizer = load_model(path).tokenizer
     texts = random_texts(tokenizer, options.texts, options.tokens)
     n_tok = sum(len(tokenizer.encode(text)) for text in texts)
-    about = machine.describe() | {"model": Path(options.model).name, "seconds": "CPU" if options.cpu else "wall"}
-    about |= {"texts": options.texts, "tokens": options.tokens}
-    about |= llama_cpp.about(options.peer) if options.peer else {}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    rows = []
+    settings = {"model": path.name, "texts": options.texts, "tokens": options.tokens, "threads": options.threads}
+    settings |= {"seconds": "CPU" if options.cpu else "wall"}
+    sides: dict[str, Any] = {"llama.cpp": llama_cpp.about(options.peer)} if options.peer else {}
+    sides |= {"engine": machine.own_version(), "server": {}}
+    results = open_results({"part": "embed", "settings": settings, "contenders": sides, "machine": machine.describe()})
+    n_threads, reason = options.threads or list(dict.fromkeys([1, threads.N_CORE])), ""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         engine = Engine(Settings(models=store, builtin=False))
-        digest, _ = engine.store.put_blob([Path(options.model).read_bytes()])
+        digest, _ = engine.store.put_blob([path.read_bytes()])
         list(engine.create(NAME, files={"model.gguf": digest}))
         engine.close()
-        for n in options.threads:
+        for n in n_threads:
             with ExitStack() as stack:
-                contenders = [stack.enter_context(embed_in_process(store, n)), stack.enter_context(served(store, n))]
-                if options.peer:
-                    contenders.append(stack.enter_context(peer(options.peer, options.model, n)))
-                least = check_embed(contenders, texts[:16])
-                found = measure_embed(contenders, texts, n_tok, options.rounds, options.cpu)
-                rows += [{"task": row.pop("task"), "threads": n} | row | {"cosine": least} for row in found]
-    columns = ["task", "threads", "ours", "llama.cpp", "ratio", "least", "most", "others"]
-    print(report.markdown(rows, columns if options.peer else ["task", "threads", "ours", "others"]))
-    if options.jsonl:
-        report.append_jsonl(options.jsonl, (about | row for row in rows))
-
-
-if __name__ == "__main__":
-    main()
+                contenders = [stack.enter_context(peer(options.peer, str(path), n))] if options.peer else []
+                contenders += [stack.enter_context(embed_in_process(store, n)), stack.enter_context(served(store, n))]
+                results.say(
+                    f"{n} threads: the smallest cosine of two vectors is {check_embed(contenders, texts[:16]):.6f}"
+                )
+                subjects = [embed_subject(one, texts, n_tok, options.cpu) for one in contenders]
+                share = replace(plan, budget_s=plan.budget_s / len(n_threads))
+                reason = warm_and_run(subjects, [f"{n} thread{'s' * (n > 1)}"], share, results, progress)
+            if reason == "interrupted":
+                break
+    finish_run(results, reason, plan)
+    return results

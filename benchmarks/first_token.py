@@ -17,7 +17,7 @@ import urllib.request
 
 import numpy as np
 
-from . import machine, report
+from . import machine, table
 
 SERVE = [sys.executable, "-P", "-c", "from numllama.api.cli import main; main()", "serve"]
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         for cache, times in found.items()
         for ready, first in [np.median(times, axis=0).tolist()]
     ]
-    print(report.markdown(rows, ["cache", "ready, s", "first token, s"]))
+    print(table.markdown(rows, ["cache", "ready, s", "first token, s"]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Every kernel and format: checked, then timed, beside what this machine can do at most.
+"""`bench kernels`: every kernel and format: checked, then timed, beside what this machine can do at most.
 
-    python -m numllama.benchmarks.kernels [--format Q4_0 ...] [--threads 1 2]
+    numllama bench kernels [--format Q4_0 ...] [--threads 1 2]
 
 GB/s count the bytes of the weight as it is in memory, once a call; GFLOP/s two operations a weight and token.
 """
@@ -12,13 +12,14 @@ from time import perf_counter
 
 import numpy as np
 
+from ..engine.errors import RequestError
 from ..engine.model.batch import Span
 from ..engine.model.cache import KVCache
 from ..kernels import GGML, NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.attention import attention_numpy
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
 from ..kernels.select import descending, descending_numpy
-from . import machine, report
+from . import disturbance, machine, table
 
 N_OUT, N_IN = 5632, 2048  # the feed-forward of a 1.1B Llama
 
@@ -57,7 +58,7 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
             check_kernel(w, x)
             for n in n_threads:
                 threads.limit(n)
-                with machine.watch() as share:
+                with disturbance.watch() as share:
                     t = seconds(lambda w=w, x=x: NUMBA.matmul(w, x))
                 form = w.form(packed.pack_weight)
                 rows.append(
@@ -118,7 +119,7 @@ def attention_rows(n_threads: list[int]) -> list[dict]:
 
             for n in n_threads:
                 threads.limit(n)
-                with machine.watch() as share:
+                with disturbance.watch() as share:
                     t = seconds(all_layers) / n_layer
                 rows.append(
                     {
@@ -160,27 +161,18 @@ def elementwise_rows(n_threads: list[int]) -> list[dict]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The tables on standard output."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--format", nargs="+", default=[FORMATS[type].name for type in packed.PRODUCTS])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, threads.N_CORE])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 5, 8, 9, 64])  # one, two and three tiles
-    parser.add_argument("--jsonl", help="append the rows to this file")
-    options = parser.parse_args(argv)
-
+def bench_kernels(options: argparse.Namespace) -> None:
+    """Run `bench kernels`: the tables on standard output.  Raises: RequestError for an unknown format"""
+    if unknown := [name for name in options.format or () if name not in FORMATS_BY_NAME]:
+        raise RequestError(f"unknown format '{unknown[0]}'; choose from {' '.join(FORMATS_BY_NAME)}")
     about = machine.describe()
-    for n in dict.fromkeys(options.threads):
+    n_threads = list(dict.fromkeys(options.threads or [1, threads.N_CORE]))
+    for n in n_threads:
         threads.limit(n)
         limits = f"read {machine.read_bandwidth():.1f} GB/s, dot4 {machine.dot_peak():.0f} GOP/s"
         print(f"{about['cpu']}, {about['simd']}, {n} threads: {limits}, fma {machine.fma_peak():.0f} GFLOP/s")
-    n_threads = list(dict.fromkeys(options.threads))
-    formats = [FORMATS_BY_NAME[name] for name in options.format]
+    formats = [FORMATS_BY_NAME[name] for name in options.format or [FORMATS[type].name for type in packed.PRODUCTS]]
     rows = matmul_rows(formats, n_threads, options.tokens) + attention_rows(n_threads) + elementwise_rows(n_threads)
-    print(report.markdown(rows, ["kernel", "format", "tokens", "threads", "us", "GB/s", "GFLOP/s", "others"]))
+    print(table.markdown(rows, ["kernel", "format", "tokens", "threads", "us", "GB/s", "GFLOP/s", "others"]))
     if options.jsonl:
-        report.append_jsonl(options.jsonl, (about | row for row in rows))
-
-
-if __name__ == "__main__":
-    main()
+        table.append_jsonl(options.jsonl, ({"type": "row", "part": "kernels"} | about | row for row in rows))

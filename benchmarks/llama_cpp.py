@@ -17,7 +17,7 @@ def about(programs: Path) -> dict[str, str]:
     """Return the build's commit and the CPU features it uses."""
     output = subprocess.run([programs / "llama-server", "--version"], capture_output=True, text=True)
     commit = re.search(r"commit:? (\w+)", output.stdout + output.stderr)
-    return {"llama.cpp": commit[1] if commit else "unknown", "its features": " ".join(features(programs))}
+    return {"commit": commit[1] if commit else "unknown", "features": " ".join(features(programs))}
 
 
 def features(programs: Path) -> list[str]:

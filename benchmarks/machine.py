@@ -1,17 +1,17 @@
-"""The machine that runs a benchmark: its name, its limits, and the load from other processes."""
+"""The machine that runs a benchmark: its name and its limits; and the version that is measured."""
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import subprocess
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 from numba import literally
+
+from numllama import __version__
 
 from ..kernels import simd, threads
 from ..kernels.jit import inner, kernel
@@ -28,40 +28,20 @@ def describe() -> dict[str, object]:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return {"cpu": name, "cores": threads.N_CORE, "simd": simd.LEVEL, "python": platform.python_version()}
+    about = {"cpu": name, "cores": threads.N_CORE, "simd": simd.LEVEL, "python": platform.python_version()}
+    return about | {"kernel": f"{platform.system()} {platform.release()}"}
 
 
-@dataclass
-class Share:
-    """Cores that other processes used during a block; None if unknown, or if the block was too short."""
-
-    others: float | None = None
-
-
-@contextmanager
-def watch() -> Iterator[Share]:
-    """Measure the cores that other processes use during the block."""
-    share, all_before, own_before, began = Share(), busy_seconds(), own_cpu_seconds(), perf_counter()
-    yield share
-    all_after = busy_seconds()
-    passed = perf_counter() - began
-    if all_before is not None and all_after is not None and passed > 0.25:  # the system counts in 1/100 s
-        others = all_after - all_before - (own_cpu_seconds() - own_before)
-        share.others = round(max(0.0, others / passed), 2)
-
-
-def busy_seconds() -> float | None:
-    """Return the busy seconds of all cores together, or None."""
-    try:
-        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    except OSError:
-        return None
-    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")  # everything except idle and iowait
-
-
-def own_cpu_seconds() -> float:
-    """Return the CPU seconds of this process and its children."""
-    return sum(os.times()[:4])
+@cache
+def own_version() -> dict[str, str]:
+    """Return this package's version, and its commit in a checkout."""
+    found = {"version": __version__}
+    here = Path(__file__).parents[1]
+    if (here / ".git").exists():
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        output = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        found |= {"commit": output} if output else {}
+    return found
 
 
 # --- limits

@@ -32,7 +32,7 @@ from ..engine.model.model import Model
 from ..engine.options import Options
 from ..engine.run.request import complete
 from ..engine.store import default_store
-from . import machine, report
+from . import machine, table
 
 PROMPT = "Tell me a long story about a cat, a dog and the sea."
 TimedTexts = list[tuple[str, float]]
@@ -125,9 +125,9 @@ def main(argv: list[str] | None = None) -> None:
         },
         o.rounds,
     )
-    print(report.markdown(rows, COLUMNS))
+    print(table.markdown(rows, COLUMNS))
     if o.jsonl:
-        report.append_jsonl(o.jsonl, (about | row for row in rows))
+        table.append_jsonl(o.jsonl, (about | row for row in rows))
 
 
 if __name__ == "__main__":

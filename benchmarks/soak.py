@@ -20,7 +20,8 @@ import httpx
 import numpy as np
 
 from . import machine
-from .server import WORDS, answer_lines
+from .client import answer_lines
+from .workload import WORDS
 
 MAX_GROWTH = 0.02  # accepted memory growth between the first fifth of the time and the end
 READ_TIMEOUT_S = 300.0  # seconds without a byte

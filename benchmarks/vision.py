@@ -1,32 +1,36 @@
-"""The time to encode an image for a text model, interleaved with llama.cpp's libmtmd in this process.
+"""`bench vision`: the time to encode an image for a text model, in turns with llama.cpp's libmtmd in this process.
 
-    python -m numllama.benchmarks.vision [MMPROJ.gguf] [--peer DIR with libmtmd.so] [--rounds 5] [--threads 1 2]
+    numllama bench vision [MMPROJ.gguf] [--peer DIR with libmtmd.so] [--threads 1 2]
 
 Without a file, one is created with random weights in the shape of LLaVA 1.5's tower: CLIP ViT-L/14-336, 24 layers of
 1024 (23 are used), 577 positions, F16 (600 MB in the temporary folder, kept for later runs).
 
 Both get the pixels of one tile, so decoding and resizing are not measured.  Results are compared before anything is
-timed.  Milliseconds are medians over rounds.  Ratios, llama.cpp's time over ours, are medians of each round's own
-ratio: on a shared machine only these are reliable.  `others` is the cores used by other processes.  On a busy machine,
---cpu counts CPU seconds: fair for one thread; with several, waiting counts too.
+timed.  On a busy machine, --cpu counts CPU seconds: fair for one thread; with several, waiting counts too.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from ..engine.gguf.write import write_gguf
+from ..engine.store import LocalModel
 from ..engine.vision.tower import Vision, VisionHparams, load_vision
 from ..kernels import NUMBA, threads
 from ..kernels.quants import FORMATS_BY_NAME, quantize
-from . import machine, report
+from . import disturbance, llama_cpp, machine
 from .libmtmd import LibMtmd
+from .results import ResultsFile
+from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
+from .show import Progress
 
 
 def random_mmproj(path: Path, n_layer: int = 24, n_embd: int = 1024, n_out: int = 4096, image_size: int = 336) -> Path:
@@ -88,74 +92,58 @@ def multiply_adds(hp: VisionHparams, vision: Vision) -> float:
     return hp.n_layer * layer + n_patch * (vision.patch_embd.n_elements + vision.n_embd * (hp.n_embd + vision.n_embd))
 
 
-def measure_vision(
-    path: Path, mtmd: LibMtmd | None, n_threads: list[int], rounds: int, cpu: bool = False
-) -> list[dict]:
-    """Measure each thread count, ours and then the peer's, in `rounds` rounds.  -> a row for each"""
-    vision, clock = load_vision(path), machine.own_cpu_seconds if cpu else perf_counter
-    hp = vision.hparams
-    tile = np.random.default_rng(0).integers(0, 256, (hp.image_size, hp.image_size, 3), dtype=np.uint8)
-    ours, peers, others = ({n: [] for n in n_threads} for _ in range(3))  # type: dict, dict, dict
-    got = vision.rows(tile, NUMBA)  # warm-up: compiles, and packs the weights
-    with ExitStack() as stack:
-        if mtmd:
-            contexts = {n: stack.enter_context(mtmd.loaded(path, n, flash_attention=-1)) for n in n_threads}
-            (chunk,) = stack.enter_context(mtmd.cut(contexts[n_threads[0]], tile))
-            check_vision(got, mtmd.encoded(contexts[n_threads[0]], chunk, vision.n_embd))
-        for _ in range(rounds):
-            for n in n_threads:
-                threads.limit(n)
-                with machine.watch() as share:
-                    began = clock()
-                    vision.rows(tile, NUMBA)
-                    between = clock()
-                    if mtmd:
-                        mtmd.encoded(contexts[n], chunk, vision.n_embd)
-                        peers[n].append(clock() - between)
-                    ours[n].append(between - began)
-                others[n].append(share.others)
-    rows = []
-    for n in n_threads:
-        seconds = float(np.median(ours[n]))
-        row = {"threads": n, "ours ms": 1e3 * seconds, "GFLOP/s": 2e-9 * multiply_adds(hp, vision) / seconds}
-        if mtmd:
-            ratios = np.array(peers[n]) / np.array(ours[n])
-            row |= {"llama.cpp ms": 1e3 * float(np.median(peers[n])), "ratio": float(np.median(ratios))}
-            row |= {"least": float(ratios.min()), "most": float(ratios.max())}
-        row["others"] = max((share for share in others[n] if share is not None), default=None)
-        rows.append(row | {"rounds": rounds})
-    return rows
-
-
 def check_vision(got: np.ndarray, expected: np.ndarray) -> None:
     """Check that the rows have the same directions: llama.cpp keeps keys and values, and sometimes sums, in f16."""
     cosine = np.sum(got * expected, axis=1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1))
     assert cosine.min() > 0.999, f"rows differ from llama.cpp's: the smallest cosine is {cosine.min()}"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("mmproj", nargs="?", type=Path)
-    parser.add_argument("--peer", type=Path, help="folder with libmtmd.so")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", nargs="+", type=int, default=list(dict.fromkeys([1, threads.N_CORE])))
-    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
-    parser.add_argument("--jsonl", help="append the rows to this file")
-    options = parser.parse_args(argv)
-
+def bench_vision(
+    options: argparse.Namespace,
+    plan: Plan,
+    open_results: Callable[[dict[str, Any]], ResultsFile],
+    progress: Progress,
+    find: Callable[[str], LocalModel],
+) -> ResultsFile:
+    """Run `bench vision`.  Raises: EngineError"""
     path = options.mmproj or Path(tempfile.gettempdir()) / "numllama-clip-vit-l-336-f16.gguf"
-    if not path.exists():
+    if not path.exists() and options.mmproj is None:
         random_mmproj(path)
-    about = machine.describe() | {"model": path.name, "seconds": "CPU" if options.cpu else "wall"}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    clock = disturbance.own_cpu_seconds if options.cpu else perf_counter
     mtmd = LibMtmd(options.peer) if options.peer else None
-    rows = measure_vision(path, mtmd, options.threads, options.rounds, options.cpu)
-    columns = ["threads", "ours ms", "GFLOP/s", "llama.cpp ms", "ratio", "least", "most", "others"]
-    print(report.markdown(rows, columns if options.peer else ["threads", "ours ms", "GFLOP/s", "others"]))
-    if options.jsonl:
-        report.append_jsonl(options.jsonl, (about | row for row in rows))
+    n_threads = options.threads or list(dict.fromkeys([1, threads.N_CORE]))
+    vision = load_vision(path)
+    tile = random_tile(vision.hparams)
+    got = vision.rows(tile, NUMBA)  # warm-up: compiles, and packs the weights
+    settings = {"model": path.name, "threads": n_threads, "seconds": "CPU" if options.cpu else "wall"}
+    sides: dict[str, Any] = {"llama.cpp": llama_cpp.about(options.peer)} if options.peer else {}
+    sides |= {"numllama": machine.own_version()}
+    results = open_results({"part": "vision", "settings": settings, "contenders": sides, "machine": machine.describe()})
+    results.say(f"an image: {2e-9 * multiply_adds(vision.hparams, vision):.3g} GFLOP")
+    n_of = {f"{n} thread{'s' * (n > 1)}": n for n in n_threads}
+
+    def timed(encode: Callable[[int], Any]) -> Callable[[str, int], RoundResult]:
+        def measure(cell: str, number: int) -> RoundResult:
+            threads.limit(n_of[cell])
+            began = clock()
+            encode(n_of[cell])
+            return RoundResult({"ms": 1e3 * (clock() - began)})
+
+        return measure
+
+    subjects = [Subject("numllama", timed(lambda n: vision.rows(tile, NUMBA)))]
+    with ExitStack() as stack:
+        if mtmd:
+            contexts = {n: stack.enter_context(mtmd.loaded(path, n, flash_attention=-1)) for n in n_threads}
+            (chunk,) = stack.enter_context(mtmd.cut(contexts[n_threads[0]], tile))
+            check_vision(got, mtmd.encoded(contexts[n_threads[0]], chunk, vision.n_embd))
+            theirs = timed(lambda n: mtmd.encoded(contexts[n], chunk, vision.n_embd))
+            subjects.insert(0, Subject("llama.cpp", theirs))
+        reason = warm_and_run(subjects, list(n_of), plan, results, progress)
+    finish_run(results, reason, plan)
+    return results
 
 
-if __name__ == "__main__":
-    main()
+def random_tile(hp: VisionHparams) -> np.ndarray:
+    """Return random pixels, u8 [image_size, image_size, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (hp.image_size, hp.image_size, 3), dtype=np.uint8)

@@ -1,14 +1,14 @@
-"""`numllama bench`: a model's speed, compared with llama.cpp's if --peer names its folder."""
+"""`numllama bench`: the parts of benchmarks/command.py, with models by name."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-from ...benchmarks.decode import main
+from ...benchmarks.command import run_part
 from .backend import local_model
 
 
-def run_bench(arguments: list[str]) -> None:
-    """Run benchmarks/decode.py with its flags in `arguments`."""
-    with suppress(SystemExit):  # after --help; errors are RequestErrors
-        main(arguments, local_model, "numllama bench")
+def run_bench(arguments: list[str]) -> int:
+    """Run a part of the harness with its flags.  -> exit status"""
+    try:
+        return run_part(arguments, local_model)
+    except SystemExit:  # after --help; errors are RequestErrors
+        return 0

@@ -536,11 +536,16 @@ def warmup(args: Annotated[list[str] | None, positional("")] = None) -> None:
 
 
 @command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
-def bench(args: Annotated[list[str] | None, positional("MODEL|FILE.gguf")] = None) -> None:
-    """Measure a model's speed; --peer DIR compares with llama.cpp"""
+def bench(args: Annotated[list[str] | None, positional("PART|MODEL|FILE.gguf ...")] = None) -> None:
+    """Measure models and servers: model, serve, formats, embed, vision, kernels, compare, report, self
+
+    `bench FILE [--peer DIR]` is short for `bench model`. `bench PART --help` lists the flags of a part.
+    docs/benchmarks.md says how it measures.
+    """
     from .bench import run_bench
 
-    run_bench(args or [])
+    if status := run_bench(args or ["--help"]):
+        raise typer.Exit(status)
 
 
 @command("help")

@@ -1,6 +1,5 @@
 """The benchmarks run, check what they measure, and write what they print."""
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ from adapters import tiny_lora
 from numba.core import config
 from tiny_encoder import tiny_encoder
 
-from numllama.benchmarks import decode, kernels, machine, models, report, start, vision, with_torch
+from numllama.benchmarks import command, decode, kernels, machine, models, results, start, table, vision, with_torch
 from numllama.engine.errors import RequestError
 from numllama.engine.gguf.read import GGUF
 from numllama.engine.model.load import load_model
@@ -22,25 +21,56 @@ from tiny import tiny_gguf
 compiled = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
 
 
+def bench(*arguments, find=FileModel.of):
+    """Run `numllama bench` and return its exit status."""
+    return command.run_part([str(argument) for argument in arguments], find)
+
+
+def rows_of(path):
+    """Return {(cell, contender): rounds} of a file of results."""
+    (run,) = results.read_runs([path])
+    found = {}
+    for line in run.rounds:
+        found.setdefault((line["cell"], line["contender"]), []).append(line["figures"])
+    return found
+
+
+SMALL = "--rounds 1 --prefill 8 --depth 0 --batch 2 --busy".split()
+
+
 @compiled
-def test_decode_prints_and_writes_a_row_for_each_task_and_thread_count(tmp_path, capsys):
-    model = tiny_gguf(tmp_path / "tiny.gguf")
-    options = "--rounds 1 --threads 1 2 --prefill 8 --depth 0 --batch 2".split()
-    decode.main([str(model), *options, "--jsonl", str(tmp_path / "rows.jsonl")])
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [(row["task"], row.get("threads")) for row in rows] == [
-        *((task, n) for task in ("prefill 8", "decode @0", "batch 2") for n in (1, 2)),
-        *([("rss, MiB", None)] if hasattr(os, "wait4") else []),
-        ("load, s", None),
+def test_a_model_has_a_row_for_each_task_and_thread_count(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    assert bench(tiny_gguf(tmp_path / "tiny.gguf"), *SMALL, "--threads", 1, 2, "--jsonl", path) == 0
+    found = rows_of(path)
+    assert [cell for cell, _ in found] == [
+        *(f"{task}, {n}" for task in ("prefill 8", "decode @0", "batch 2") for n in ("1 thread", "2 threads")),
+        "load",
     ]
-    assert all(row["ours"] > 0 for row in rows)
-    assert capsys.readouterr().out.count("\n| batch 2 |") == 2
+    assert all(figures.get("tok_s", 1) > 0 for rounds in found.values() for figures in rounds)
+    assert found["load", "numllama"][0]["load_s"] > 0
+    out = capsys.readouterr().out
+    assert out.count("| batch 2, 2 threads ") == 1 and "stopped: the rounds are done" in out
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    """Do not start a process for each model to measure its memory."""
+    monkeypatch.setattr(decode, "peak_memories", lambda files, programs: {})
+
+
+@compiled
+@pytest.mark.usefixtures("no_memory")
+def test_models_are_compared_with_one_another(tmp_path, capsys):
+    models = [tiny_gguf(tmp_path / f"{name}.gguf") for name in "ab"]
+    assert bench(*models, *SMALL, "--threads", 1) == 0
+    assert "| b.gguf / a.gguf " in capsys.readouterr().out
 
 
 @compiled
 def test_an_encoder_is_refused(tmp_path):
     with pytest.raises(RequestError, match="'bert' is an encoder"):
-        decode.main([str(tiny_encoder(tmp_path / "bert.gguf"))])
+        bench("model", tiny_encoder(tmp_path / "bert.gguf"))
 
 
 @compiled
@@ -49,38 +79,33 @@ def test_a_model_is_timed_with_its_adapters(tmp_path, capsys):
     path = tiny_gguf(tmp_path / "tiny.gguf")
     files = FileModel.of(path, [tiny_lora(tmp_path / "lora.gguf", path)])
     assert decode.loaded(files).weights.blk[0].attn_q.low_rank
-    options = "mine --rounds 1 --threads 1 --prefill 8 --depth --batch".split()
-    decode.main(options, find={"mine": files}.get)
-    assert ", model mine, " in capsys.readouterr().out
+    programs(tmp_path)
     with pytest.raises(RequestError, match="'mine' has an adapter, which llama-bench does not apply"):
-        decode.main([*options, "--peer", str(tmp_path)], find={"mine": files}.get)
+        bench("mine", *SMALL, "--peer", tmp_path, find={"mine": files}.get)
 
 
-@pytest.mark.parametrize(("others", "warned"), [(1.5, True), (0.1, False), (None, False)])
-def test_a_busy_machine_is_reported(others, warned):
-    options = decode.read_options(["m"], None)
-    assert ("other processes used 1.5 cores" in " ".join(decode.legend(["ours"], options, others))) is warned
-
-
+@pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--rounds 0", "argument --rounds: '0', expected a whole number from 1"),
+        ("--rounds 0", "argument --rounds: '0', expected a whole number from 1 on"),
         ("--round 3", "unrecognized arguments: --round 3"),
         ("--peer nowhere", "nowhere: llama-bench, llama-batched-bench, llama-server missing"),
+        ("--jsonl /nowhere/x --start", "/nowhere/x cannot be written: No such file or directory"),
     ],
 )
 def test_invalid_options_are_one_line_errors(tmp_path, options, message):
     with pytest.raises(RequestError, match=f"^{message}"):
-        decode.main([str(tiny_gguf(tmp_path / "tiny.gguf")), *options.split()])
+        bench(tiny_gguf(tmp_path / "tiny.gguf"), *options.split())
 
 
 def test_an_image_is_timed_with_each_number_of_threads(tmp_path, capsys):
     mmproj = vision.random_mmproj(tmp_path / "mmproj.gguf", n_layer=2, n_embd=64, n_out=32, image_size=28)
-    vision.main([str(mmproj), "--rounds", "1", "--threads", "1", "2", "--jsonl", str(tmp_path / "rows.jsonl")])
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["threads"] for row in rows] == [1, 2] and all(row["ours ms"] > 0 for row in rows)
-    assert "| threads | ours ms | GFLOP/s | others |" in capsys.readouterr().out
+    assert bench("vision", mmproj, "--rounds", 1, "--busy", "--threads", 1, 2, "--jsonl", tmp_path / "rows.jsonl") == 0
+    found = rows_of(tmp_path / "rows.jsonl")
+    assert [cell for cell, _ in found] == ["1 thread", "2 threads"]
+    assert all(figures["ms"] > 0 for rounds in found.values() for figures in rounds)
+    assert "GFLOP" in capsys.readouterr().out
 
 
 def test_rows_that_differ_from_llama_cpp_s_are_not_timed():
@@ -90,21 +115,29 @@ def test_rows_that_differ_from_llama_cpp_s_are_not_timed():
         vision.check_vision(rows, np.roll(rows, 1, axis=0))
 
 
-@compiled
-def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
-    """llama-bench and the others are scripts here that always print 100 tokens per second."""
+def programs(folder):
+    """Write programs in place of llama.cpp's that always print 100 tokens per second."""
     for name in ("llama-bench", "llama-batched-bench", "llama-server"):
-        program = tmp_path / name
+        program = folder / name
         program.write_text(f"#!{sys.executable}\nprint('[{{\"avg_ts\": 100.0}}]')\n")
         program.chmod(0o755)
+
+
+@compiled
+@pytest.mark.usefixtures("no_memory")
+def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
+    programs(tmp_path)
     monkeypatch.setattr("numllama.benchmarks.llama_cpp.seconds_until_healthy", lambda programs, path: 1e9)
     model = tiny_gguf(tmp_path / "tiny.gguf")
-    options = "--rounds 3 --threads 1 --prefill 8 --depth 0 --batch".split()
-    decode.main([str(model), *options, "--peer", str(tmp_path), "--jsonl", str(tmp_path / "rows.jsonl")])
-    rows = {row["task"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
-    assert rows["decode @0"]["llama.cpp"] == 100 and rows["load, s"]["ratio"] < 1e-3
-    assert rows["prefill 8"]["least"] <= rows["prefill 8"]["ratio"] <= rows["prefill 8"]["most"]
-    assert "llama.cpp unknown" in capsys.readouterr().out  # the script prints no commit
+    options = "--rounds 6 --threads 1 --prefill 8 --depth 0 --batch --busy".split()
+    assert bench("model", model, *options, "--peer", tmp_path, "--jsonl", tmp_path / "rows.jsonl") == 0
+    (run,) = results.read_runs([tmp_path / "rows.jsonl"])
+    assert run.header["contenders"]["llama.cpp"]["commit"] == "unknown"  # the script prints no commit
+    assert rows_of(tmp_path / "rows.jsonl")["decode @0, 1 thread", "llama.cpp"] == [{"tok_s": 100.0}] * 6
+    verdicts = {(v["cell"], v["figure"]): v for v in run.end["verdicts"]}
+    load = verdicts["load", "load_s"]
+    assert load["verdict"] == "faster" and load["ratio"] < 1e-3 and load["low"] <= load["ratio"] <= load["high"]
+    assert "| numllama / llama.cpp |" in capsys.readouterr().out
 
 
 @compiled
@@ -150,5 +183,5 @@ def test_requantizing_keeps_shapes_and_key_values(tmp_path):
 
 
 def test_a_table_leaves_missing_values_out():
-    table = report.markdown([{"a": 1234.5, "b": None}, {"a": 0.01234}], ["a", "b"])
-    assert table == "| a | b |\n|---|---|\n| 1234 |  |\n| 0.0123 |  |"
+    text = table.markdown([{"a": 1234.5, "b": None}, {"a": 0.01234, "b": "x|y"}], ["a", "b"])
+    assert text.splitlines() == ["| a      | b    |", "|--------|------|", "| 1234   |      |", "| 0.0123 | x\\|y |"]

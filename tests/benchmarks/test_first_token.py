@@ -9,7 +9,10 @@ def test_the_table_shows_medians(monkeypatch, capsys):
     times = iter([(1.0, 9.0), (1.0, 1.5), (3.0, 7.0), (1.0, 1.3)])
     monkeypatch.setattr(first_token, "first_token", lambda folder: next(times))
     first_token.main(["--rounds", "2"])
-    assert capsys.readouterr().out.splitlines()[-2:] == ["| empty | 2 | 8 |", "| full | 1 | 1.4 |"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "| empty | 2        | 8              |",
+        "| full  | 1        | 1.4            |",
+    ]
 
 
 @pytest.mark.slow

@@ -23,8 +23,9 @@ def served(tmp_path, monkeypatch):
 def test_a_server_generates_the_same_text_as_generate(served, capsys):
     overhead.main([served.url, "--model", "m", "--answer", "12", "--rounds", "2"])
     table = capsys.readouterr().out.splitlines()[-3:]
-    assert [row.split(" | ")[0] for row in table] == ["| in process", "| /api/generate", "| /api/chat"]
-    assert [row.split(" | ")[2] for row in table] == ["2"] * 3
+    cells = [[cell.strip() for cell in row.split("|")[1:]] for row in table]
+    assert [row[0] for row in cells] == ["in process", "/api/generate", "/api/chat"]
+    assert [row[2] for row in cells] == ["2"] * 3
 
 
 def test_an_error_response_raises(served):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 from serving import Served
 
+from numllama.benchmarks.client import answer_lines
 from numllama.benchmarks.soak import Soak, main
 from numllama.engine.errors import EngineError
 from numllama.engine.serve.engine import Engine
@@ -47,3 +49,19 @@ def test_an_error_response_fails_the_test(served, monkeypatch, capsys):
 def test_memory_growth_is_measured():
     soak = Soak("", "", 0, rss=[50.0, 90.0, *[100.0] * 10, *[103.0] * 8])
     assert soak.growth == pytest.approx(0.03)
+
+
+def test_separators_within_a_text_end_no_line():
+    """JSON leaves U+0085, U+2028 and others as they are."""
+    lines = ["data: a\u2028b\x85c\x0bd", "", "data: é"]
+    content = "\r\n".join(lines).encode()
+
+    async def read():
+        chunks = (content[i : i + 3] for i in range(0, len(content), 3))
+        return [line async for line in answer_lines(httpx.Response(200, content=as_async(chunks)))]
+
+    async def as_async(chunks):
+        for chunk in chunks:
+            yield chunk
+
+    assert asyncio.run(read()) == lines

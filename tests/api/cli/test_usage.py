@@ -67,10 +67,12 @@ def test_help_on_a_command_begins_with_its_arguments(numllama, command, argument
     assert out.startswith(f"Usage: numllama {command} [OPTIONS]{arguments}\n\n") and "Arguments:" not in out
 
 
-def test_help_on_bench_lists_the_benchmarks_flags(numllama):
+def test_help_on_bench_lists_its_parts_and_their_flags(numllama):
     out = numllama("help", "bench").out
-    assert out == numllama("bench", "--help").out and {"--peer", "--rounds", "--cpu"} <= set(out.split())
-    assert numllama("bench").err == "Error: the following arguments are required: MODEL|FILE.gguf\n"
+    parts = "model serve formats embed vision kernels compare report self".split()
+    assert out == numllama("bench", "--help").out == numllama("bench").out and set(parts) <= set(out.split())
+    assert {"--peer", "--rounds", "--cpu"} <= set(numllama("bench", "model", "--help").out.split())
+    assert numllama("bench", "model").err == "Error: the following arguments are required: MODEL|FILE.gguf\n"
 
 
 def test_an_unexpected_error_is_one_line(numllama, monkeypatch):

@@ -1,0 +1,349 @@
+"""Equal work, or no comparison: the check of all servers before anything is timed.
+
+Every contender gets the same greedy requests.  Compared are the tokens of the prompt (ids where servers tell them),
+the tokens of the answer, the tokens that the stream carried against those that the server tells, the context, and the
+text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import numpy as np
+
+from ..engine.errors import RequestError
+from .client import new_client, send_request
+from .figures import TimedAnswer
+from .wires import Contender, Prompted, whole
+from .workload import draw_words
+
+FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
+MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a template
+HOLD = 5.0  # times the usual gap; a blank first text that is followed by so long a gap is suspect
+CountTokens = Callable[[str], int]
+
+
+@dataclass
+class Examined:
+    """A contender's answers to the check.
+
+    forced     how it is made to generate exactly n tokens
+    answers    to the long prompt, to the short one
+    counted    whether `carried` of the answers is the client's own count
+    exact      whether that count is exact; a text that is tokenized again may have a few tokens more or less
+    """
+
+    contender: Contender
+    forced: str = ""
+    answers: list[TimedAnswer] = field(default_factory=list)
+    n_ctx: int | None = None
+    ids: list[int] | None = None
+    counted: bool = False
+    exact: bool = False
+    version: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+
+def check_prompts(n_word: int, seed: int) -> list[str]:
+    """Return a long and a short prompt, other ones than those that are timed."""
+    rng = np.random.default_rng([seed, 77])
+    return [" ".join(draw_words(rng, n)) for n in (n_word, max(1, n_word // 2))]
+
+
+async def examine(
+    contender: Contender, prompts: Sequence[str], like: Prompted, count: CountTokens | None = None
+) -> Examined:
+    """Send the check's requests to one contender.  Raises: RequestError if they are not answered"""
+    found = Examined(contender)
+    async with new_client(contender) as http:
+        if like.kind == "embed":
+            found.answers = [await require_answer(http, contender, replace(like, texts=tuple(prompts)))]
+            return found
+        for forced in FORCING:
+            if forced == "logit_bias" and not like.end_ids:
+                continue
+            asked = replace(like, prompt=prompts[0], forced=forced, logprobs=False)
+            try:
+                answer = await require_answer(http, contender, asked)
+            except RequestError:
+                if not forced or forced == FORCING[-1]:
+                    raise
+                continue  # some servers refuse a field that they do not know
+            found.forced = forced
+            if answer.counts.answer == like.n or (answer.counts.answer is None and len(answer.chunks) >= like.n):
+                break
+        asked = replace(like, forced=found.forced)
+        found.answers = [answer, await require_answer(http, contender, replace(asked, prompt=prompts[1]))]
+        await count_carried(http, contender, found, replace(asked, prompt=prompts[0]), prompts, count)
+        found.n_ctx = await told_context(http, contender)
+        found.version = await told_version(http, contender)
+        if like.kind == "completion":
+            found.ids = await told_ids(http, contender, prompts[0])
+    return found
+
+
+async def require_answer(http: httpx.AsyncClient, contender: Contender, asked: Prompted) -> TimedAnswer:
+    """Send one request that must be answered.  Raises: RequestError"""
+    answer = await send_request(http, contender, asked)
+    if answer.outcome != "answered":
+        if answer.error in ("connection refused", "unknown host"):
+            raise RequestError(f"{contender.name}: no server at {contender.url}: {answer.error}")
+        raise RequestError(f"{contender.name}: {contender.path(asked.kind)}: {answer.error}")
+    return answer
+
+
+async def count_carried(
+    http: httpx.AsyncClient,
+    contender: Contender,
+    found: Examined,
+    asked: Prompted,
+    prompts: Sequence[str],
+    count: CountTokens | None,
+) -> None:
+    """Count the tokens that the stream carried: by a tokenizer, or by log-probabilities if chunks hold several."""
+    for answer, prompt in zip(found.answers, prompts, strict=True):
+        if count and answer.carried is None:
+            answer.carried, found.counted = count(answer.text), True
+        if count and answer.counts.prompt is None and asked.kind == "completion":
+            answer.prompt = count(prompt)
+            found.notes.append(f"{contender.name} tells no tokens of prompts; they are counted here")
+    first = found.answers[0]
+    if first.carried is not None and not found.counted:
+        found.counted = found.exact = True
+    if first.carried is None and len(first.chunks) != first.counts.answer:
+        with suppress(RequestError):
+            again = await require_answer(http, contender, replace(asked, logprobs=True))
+            if again.carried is not None and again.text == first.text:
+                first.carried, found.counted, found.exact = again.carried, True, True
+
+
+# --- what servers tell about themselves
+
+
+async def told(http: httpx.AsyncClient, contender: Contender, path: str, body: Any = None) -> Any:
+    """Return the JSON at a path of the server, or None."""
+    parts = urlsplit(contender.url)
+    url = urlunsplit((parts.scheme, parts.netloc, parts.path.removesuffix("/v1") + path, "", ""))
+    with suppress(httpx.HTTPError, ValueError):
+        answer = await (http.get(url) if body is None else http.post(url, json=body))
+        if answer.status_code == 200:
+            return answer.json()
+    return None
+
+
+async def told_context(http: httpx.AsyncClient, contender: Contender) -> int | None:
+    """Return the context size in tokens, as Ollama, llama-server or vLLM tell it; None if it is not told."""
+    loaded = await told(http, contender, "/api/ps")
+    if isinstance(loaded, dict):
+        for model in loaded.get("models") or ():
+            if contender.model in (model.get("name"), model.get("model"), str(model.get("name")).split(":")[0]):
+                return whole(model.get("context_length"))
+    props = await told(http, contender, "/props")
+    if isinstance(props, dict) and isinstance(settings := props.get("default_generation_settings"), dict):
+        return whole(settings.get("n_ctx"))
+    listed = await told(http, contender, "/v1/models")
+    for model in (listed.get("data") or ()) if isinstance(listed, dict) else ():
+        if model.get("id") == contender.model and whole(model.get("max_model_len")):
+            return whole(model["max_model_len"])
+    return None
+
+
+async def told_version(http: httpx.AsyncClient, contender: Contender) -> str:
+    """Return what the server says it is."""
+    props = await told(http, contender, "/props")
+    if isinstance(props, dict) and props.get("build_info"):
+        return f"llama.cpp {props['build_info']}"
+    for path in ("/api/version", "/version"):
+        version = await told(http, contender, path)
+        if isinstance(version, dict) and version.get("version"):
+            return f"{version['version']} at {path}"
+    return ""
+
+
+async def told_ids(http: httpx.AsyncClient, contender: Contender, prompt: str) -> list[int] | None:
+    """Return the token ids of a prompt, as numllama, llama-server or vLLM tell them; None if they are not told."""
+    bodies: Mapping[str, Any] = {
+        "/api/tokenize": {"model": contender.model, "content": prompt, "add_special": True},
+        "/tokenize": {"content": prompt, "prompt": prompt, "model": contender.model, "add_special": True},
+    }
+    for path, body in bodies.items():
+        found = await told(http, contender, path, body)
+        ids = found.get("tokens") if isinstance(found, dict) else None
+        if isinstance(ids, list) and ids and all(isinstance(id, int) for id in ids):
+            return ids
+    return None
+
+
+# --- comparisons
+
+
+def differences(found: Sequence[Examined], like: Prompted) -> list[str]:
+    """Return a line for each thing that is not equal, with how to make it equal."""
+    lines: list[str] = []
+    for one in found:
+        lines += answer_differences(one, like)
+    base, *others = found
+    for other in others:
+        lines += prompt_differences(base, other, like)
+        if base.n_ctx and other.n_ctx and base.n_ctx != other.n_ctx:
+            larger, smaller = (base, other) if base.n_ctx > other.n_ctx else (other, base)
+            lines.append(
+                f"context: {larger.name} has {larger.n_ctx} tokens and {smaller.name} {smaller.n_ctx}; "
+                f"--ctx {smaller.n_ctx} sets it on Ollama's wire, -c {smaller.n_ctx} for llama-server"
+            )
+    return lines
+
+
+def answer_differences(one: Examined, like: Prompted) -> list[str]:
+    """Return the complaints about the number of tokens in a contender's answers."""
+    if like.kind == "embed":
+        return []
+    first = one.answers[0]
+    told, chunks = first.counts.answer, len(first.chunks)
+    if told is None and first.carried is None:
+        return [f"{one.name} does not tell how many tokens it generated; --tokenizer FILE.gguf counts them here"]
+    n = first.carried if told is None else told
+    if told is not None and one.counted and first.carried is not None and off(told, first.carried, one):
+        return [f"{one.name} tells {told} tokens, its stream carried {first.carried}: its count is wrong"]
+    if told is not None and not one.counted and told < chunks:
+        return [f"{one.name} tells {told} tokens, its stream carried {chunks} chunks: its count is wrong"]
+    if n != like.n:
+        by = {"ignore_eos": "although ignore_eos is set", "logit_bias": "although its end tokens are banned"}
+        why = by.get(one.forced, "it ended its answer")
+        how = "" if like.end_ids else ", or --end-tokens IDS for a server that knows logit_bias"
+        return [f"{one.name} answered {n} of {like.n} tokens, {why}; --answer {n} makes it equal{how}"]
+    if told is not None and not one.counted and chunks + parts_of_characters(first.text) < 0.9 * told:
+        return [
+            f"{one.name} tells {told} tokens, its stream carried {chunks} chunks, and nothing else counts them; "
+            "--tokenizer FILE.gguf does"
+        ]
+    return []
+
+
+def off(told: int, carried: int, one: Examined) -> bool:
+    """Return whether a count is wrong.
+
+    The token that ends an answer has no text, and one that ends within a character has no log-probability:
+    both may be missing in a stream.
+    """
+    first = one.answers[0]
+    if not one.exact:
+        return abs(told - carried) > max(2, 0.1 * carried)
+    hidden = int(first.counts.reason in ("stop", "eos")) + parts_of_characters(first.text)
+    return not carried <= told <= carried + hidden
+
+
+def parts_of_characters(text: str) -> int:
+    """Return how many tokens of a text may have ended within a character: its bytes more than its characters."""
+    return len(text.encode()) - len(text)
+
+
+def prompt_differences(base: Examined, other: Examined, like: Prompted) -> list[str]:
+    """Return the complaint about the tokens of the same prompts on two servers."""
+    if base.answers[0].prompt or other.answers[0].prompt:
+        return []  # counted here, by one tokenizer
+    counts = [[a.counts.prompt for a in one.answers] for one in (base, other)]
+    for one, told in zip((base, other), counts, strict=True):
+        if None in told:
+            return [f"{one.name} does not tell how many tokens a prompt has; --tokenizer FILE.gguf counts them here"]
+    pairs = list(zip(*counts, strict=True))
+    by = {int(b) - int(a) for a, b in pairs if a is not None and b is not None}
+    if by == {0}:
+        ids = [one.ids for one in (base, other) if one.ids and len(one.ids) == one.answers[0].counts.prompt]
+        if len(ids) == 2 and ids[0] != ids[1]:  # of as many tokens as the server counted, so these are the prompt's
+            at = next(i for i, (x, y) in enumerate(zip(*ids, strict=True)) if x != y)
+            return [
+                f"prompt: {base.name} and {other.name} have different token ids from position {at} on: not one model"
+            ]
+        return []
+    (a, b), *_ = pairs
+    if len(by) == 1:
+        (more,) = by
+        one = other.name if more > 0 else base.name
+        sign = "a template or a start token; compare --chat with --chat, or use a wire that adds none"
+        return [f"prompt: {base.name} counts {a} tokens, {other.name} {b}: {one} adds {abs(more)} to each ({sign})"]
+    return [f"prompt: {base.name} counts {a} tokens, {other.name} {b}: not one tokenizer"]
+
+
+def remarks(found: Sequence[Examined]) -> list[str]:
+    """Return what a reader should know about the contenders, though it prevents no comparison."""
+    lines = []
+    for one in found:
+        first = one.answers[0]
+        if first.counts.answer and first.chunks and first.counts.answer != len(first.chunks) and first.text != "vector":
+            counted = f", {first.carried} tokens by the client's count" if one.counted else ""
+            lines.append(f"{one.name} tells {first.counts.answer} tokens in {len(first.chunks)} chunks{counted}")
+        lines += [*clock_remarks(one), *stream_remarks(one), *dict.fromkeys(one.notes)]
+    silent = [one.name for one in found if one.n_ctx is None and one.answers[0].text != "vector"]
+    if silent:
+        lines.append(f"context size not told by {', '.join(silent)}")
+    return lines
+
+
+def clock_remarks(one: Examined) -> list[str]:
+    """Return a line if the server's durations contradict the client's clock."""
+    a = one.answers[0]
+    told = (a.counts.prefill_s or 0) + (a.counts.decode_s or 0)
+    if not told or not a.chunks:
+        return []
+    if told > 1.05 * a.e2e + 0.002:
+        return [f"{one.name} tells {told:.3g} s of work in an answer that took {a.e2e:.3g} s: its clock is wrong"]
+    spent = a.chunks[-1][0] - a.chunks[0][0]
+    if a.counts.decode_s and spent > 0.1 and a.counts.decode_s < 0.8 * spent:
+        ms = [1e3 * x for x in (a.counts.decode_s, spent)]
+        return [f"{one.name} tells {ms[0]:.0f} ms of decode where its stream took {ms[1]:.0f} ms: believe the client's"]
+    return []
+
+
+def stream_remarks(one: Examined) -> list[str]:
+    """Return a line if the stream shows no time per token, or begins with a text that may hide the real first token."""
+    a = one.answers[0]
+    if a.text == "vector" or a.n < 4:
+        return []
+    if a.tpot is None:
+        return [
+            f"{one.name} sends its answer in one piece: it has no time per token, and its ttft is that of the whole"
+        ]
+    gaps = np.diff([at for at, _, _ in a.chunks])
+    if not a.chunks[0][1].strip() and gaps[0] > HOLD * max(float(np.median(gaps)), 1e-4):
+        return [f"the first text of {one.name} is blank, {1e3 * gaps[0]:.0f} ms before the next: not a token?"]
+    return []
+
+
+def outputs_line(base: Examined, other: Examined) -> str:
+    """Return how the greedy answers of two contenders compare: "outputs: equal", "equal to token 41" or "differ"."""
+    names = f"outputs of {base.name} and {other.name}"
+    least = None
+    for a, b in zip(base.answers, other.answers, strict=True):
+        if a.text == b.text:
+            continue
+        n = 0
+        for (_, x, _), (_, y, _) in zip(a.chunks, b.chunks, strict=False):
+            if x != y:
+                break
+            n += 1
+        least = n if least is None else min(least, n)
+    if least is None:
+        return f"{names}: equal"
+    return f"{names}: equal to token {least}" if least else f"{names}: differ"
+
+
+def examine_all(
+    contenders: Sequence[Contender], prompts: Sequence[str], like: Prompted, count: CountTokens | None = None
+) -> list[Examined]:
+    """Examine the contenders one after the other.  Raises: RequestError"""
+
+    async def one_by_one() -> list[Examined]:
+        return [await examine(contender, prompts, like, count) for contender in contenders]
+
+    return asyncio.run(one_by_one())

@@ -1,0 +1,360 @@
+"""`bench serve`: servers compared over their wires, in turns, with equal work."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ..engine.errors import RequestError
+from ..engine.tokenizer import from_gguf
+from . import disturbance, machine
+from .client import new_client, send_request
+from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
+from .figures import TimedAnswer, run_figures
+from .load import run_load
+from .results import ResultsFile
+from .rounds import MAX_WARM_UP, STEADY, Plan, RoundResult, Subject, finish_run, run_rounds
+from .show import Progress
+from .wires import Contender, Prompted, parse_contender
+from .workload import Load, read_trace, scale_prompts
+
+MAX_CACHED_SHARE, MAX_CACHED_TOKENS = 0.1, 48  # of a new prompt; a template's tokens may come from a cache
+MAX_TWIN_DIFFERENCE = 0.02  # tokens of the same words in another order, as a share
+PROBE_WORDS = 64
+
+
+class ServeBench:
+    """The servers of a comparison, what they were found to have in common, and their loads."""
+
+    def __init__(
+        self, contenders: Sequence[Contender], loads: Sequence[Load], like: Prompted, options: argparse.Namespace
+    ):
+        self.contenders, self.like, self.options = contenders, like, options
+        self.seed = int(options.seed if options.seed is not None else secrets.randbits(31))
+        self.loads = {load.name: load for load in loads}
+        self.found: list[Examined] = []
+        self.prompts: dict[tuple[str, int], tuple[str, list[int]]] = {}
+        self.notes: list[str] = []
+
+    def prepare(self) -> None:
+        """Examine all servers, and scale prompts from words to tokens.  Raises: RequestError if they differ"""
+        options, count = self.options, tokenizer_count(self.options.tokenizer)
+        like = replace(self.like, n=options.answer)
+        probe = examine_all(self.contenders[:1], check_prompts(PROBE_WORDS, self.seed), replace(like, n=1), count)[0]
+        per_word = words_per_token(probe)
+        self.loads = {name: scale_prompts(load, per_word) for name, load in self.loads.items()}
+        n_word = max(2, round(options.prompt * per_word))
+        self.found = examine_all(self.contenders, check_prompts(n_word, self.seed), like, count)
+        if different := differences(self.found, like) if len(self.found) > 1 else []:
+            if not options.unequal:
+                raise RequestError(
+                    f"the work is not equal: {'; '.join(different)}; --unequal measures without verdicts"
+                )
+            self.notes += different
+        self.notes += remarks(self.found)
+        if like.kind != "embed":
+            self.notes += [outputs_line(self.found[0], other) for other in self.found[1:]]
+
+    def twin(self, contender: Contender) -> int:
+        """Return the number of contenders before this one that may be the same server."""
+        before = self.contenders[: list(self.contenders).index(contender)]
+        return sum(self.may_be_one(one, contender) for one in before)
+
+    def may_be_one(self, a: Contender, b: Contender) -> bool:
+        """Return whether two contenders may be one server: one address, or one version of one model behind two."""
+        if real_address(a) == real_address(b):
+            return True
+        x, y = (next((e for e in self.found if e.name == one.name), None) for one in (a, b))
+        return bool(x and y and x.version and x.version == y.version and a.model == b.model)
+
+    def forced(self, name: str) -> str:
+        return next(one.forced for one in self.found if one.name == name)
+
+    def measure(self, contender: Contender, cell: str, number: int) -> RoundResult:
+        """Run one load on one server once."""
+        load, like = self.loads[cell], replace(self.like, forced=self.forced(contender.name))
+        seed = [self.seed, number, *cell.encode()]
+        questions = load.questions(seed, self.twin(contender))
+        if self.like.kind == "embed":
+            return self.measure_embed(contender, questions, like)
+        if self.has_twins:  # others may have displaced its model
+            asyncio.run(run_load(contender, Load(1, 1, 1, clients=1), [("hello", 1)], None, like))
+        if self.options.cache == "warm":
+            asyncio.run(
+                run_load(contender, replace(load, clients=1, turns=1), [(q, 1) for q, _ in questions], None, like)
+            )
+        answers = asyncio.run(run_load(contender, load, questions, load.moments(seed), like))
+        figures = run_figures(answers, self.options.goodput)
+        if memory := disturbance.resident_mib(self.pids(contender), peak=False):
+            figures["memory_mib"] = memory
+        unequal = self.unequal(contender, load, cell, number, answers)
+        n_token = sum(a.n for a in answers if a.outcome == "answered")
+        return RoundResult(figures, {"requests": [raw_answer(a) for a in answers]}, unequal, n_token)
+
+    def measure_embed(self, contender: Contender, questions: Sequence[tuple[str, int]], like: Prompted) -> RoundResult:
+        """Embed all texts of a round in one request."""
+        asked = replace(like, texts=tuple(text for text, _ in questions))
+
+        async def send() -> TimedAnswer:
+            async with new_client(contender) as http:
+                return await send_request(http, contender, asked)
+
+        answer = asyncio.run(send())
+        if answer.outcome != "answered":
+            return RoundResult({"failed": 1.0}, {"requests": [raw_answer(answer)]}, answer.error)
+        n = answer.counts.prompt or sum(len(text.split()) for text, _ in questions)
+        figures = {"tok_s": n / answer.e2e, "requests_s": len(questions) / answer.e2e, "e2e_p50": answer.e2e}
+        return RoundResult(figures, {"requests": [raw_answer(answer)]})
+
+    def unequal(self, contender: Contender, load: Load, cell: str, number: int, answers: Sequence[TimedAnswer]) -> str:
+        """Return why the work of a round was not that of the others; "" if it was."""
+        if self.options.unequal:
+            return "--unequal"
+        good = [a for a in answers if a.outcome == "answered"]
+        if len(good) < len(answers):
+            first = next(a for a in answers if a.outcome != "answered")
+            n = len(answers) - len(good)
+            return f"{contender.name}: {n} of {len(answers)} requests {first.outcome}: {first.error}"
+        for a in good:
+            if a.counts.answer is not None and a.counts.answer != a.wanted:
+                return f"{contender.name} answered {a.counts.answer} of {a.wanted} tokens"
+            if a.counts.answer is not None and a.counts.answer < len(a.chunks):
+                return f"{contender.name} tells {a.counts.answer} tokens in {len(a.chunks)} chunks"
+            limit = max(MAX_CACHED_TOKENS, MAX_CACHED_SHARE * a.n_prompt)
+            if self.is_cold(load) and (a.counts.cached or 0) > limit:
+                return f"{contender.name} had {a.counts.cached} of {a.n_prompt} tokens of a new prompt cached"
+        told = sorted(a.counts.prompt or 0 for a in good)
+        name, expected = self.prompts.setdefault((cell, number), (contender.name, told))
+        tolerance = MAX_TWIN_DIFFERENCE * sum(expected) if self.has_twins or load.turns > 1 else 0
+        if abs(sum(told) - sum(expected)) > tolerance:
+            return f"the prompts have {sum(expected)} tokens for {name} and {sum(told)} for {contender.name}"
+        return ""
+
+    def is_cold(self, load: Load) -> bool:
+        return bool(self.options.cache == "cold" and not load.shared and load.turns == 1)
+
+    @property
+    def has_twins(self) -> bool:
+        return any(self.twin(one) for one in self.contenders)
+
+    def pids(self, contender: Contender) -> list[int]:
+        """Return the server's processes, if it runs on this machine and can be seen."""
+        return disturbance.listening_pids(contender.address[1]) if is_local(contender) else []
+
+    def warm_up_server(self, contender: Contender) -> str:
+        """Send requests until they get no faster, and return how many that took."""
+        load, like = next(iter(self.loads.values())), replace(self.like, forced=self.forced(contender.name))
+        times: list[float] = []
+        while len(times) < MAX_WARM_UP:
+            seed = [self.seed, len(times), 99]
+            one = replace(load, requests=1, clients=1, trace=(), mixed=False, turns=1)
+            questions = one.questions(seed, self.twin(contender))
+            began = perf_counter()
+            if like.kind == "embed":
+                self.measure_embed(contender, questions, like)
+            else:
+                asyncio.run(run_load(contender, one, questions, None, like))
+            times.append(perf_counter() - began)
+            if len(times) > 2 and times[-1] > STEADY * min(times[:-1]):
+                break
+        return f"{contender.name} {len(times)} requests, {times[0]:.3g} s to {min(times):.3g} s"
+
+    def subjects(self) -> list[Subject]:
+        found = []
+        for one in self.contenders:
+
+            def measure(cell: str, number: int, one: Contender = one) -> RoundResult:
+                return self.measure(one, cell, number)
+
+            visible = not is_local(one) or bool(self.pids(one))
+            found.append(Subject(one.name, measure, lambda one=one: self.pids(one), visible))
+        return found
+
+
+def bench_serve(options: argparse.Namespace, plan: Plan, open_results: Callable, progress: Progress) -> ResultsFile:
+    """Run `bench serve`.  Raises: RequestError"""
+    contenders = read_contenders(options)
+    like = read_request(options)
+    bench = ServeBench(contenders, read_loads(options), like, options)
+    bench.prepare()
+    results: ResultsFile = open_results(header_of(bench, options))
+    bench.seed = results.run.header["seed"]
+    progress(0.0, "warm-up")
+    warm = [bench.warm_up_server(contender) for contender in contenders]
+    results.say("warm-up: " + "; ".join(warm))
+    for note in bench.notes:
+        results.say(note)
+    gates = ["tok_s"] if like.kind == "embed" else None
+    reason = run_rounds(bench.subjects(), list(bench.loads), replace(plan, seed=bench.seed), results, gates, progress)
+    finish_run(results, reason, plan)
+    return results
+
+
+def header_of(bench: ServeBench, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the header of a run: settings that make it comparable, and everything that describes both sides."""
+    names = (
+        "kind prompt answer requests clients rate arrivals shared mixed turns cache ctx goodput unequal seed".split()
+    )
+    settings = {name: getattr(options, name) for name in names} | {"loads": list(bench.loads), "twins": bench.has_twins}
+    described = {
+        one.contender.name: {
+            "wire": one.contender.wire.name,
+            "url": one.contender.url,
+            "model": one.contender.model,
+            "settings": dict(one.contender.settings),
+            "version": one.version,
+            "context": one.n_ctx,
+            "forced": one.forced,
+        }
+        for one in bench.found
+    }
+    return {
+        "part": "serve",
+        "settings": settings,
+        "contenders": described,
+        "machine": machine.describe(),
+        "seed": bench.seed,
+    }
+
+
+# --- reading the command line
+
+
+def read_contenders(options: argparse.Namespace) -> list[Contender]:
+    """Return the contenders with their headers.  Raises: RequestError"""
+    names = [text.partition("=")[0] for text in options.servers]
+    if len(set(names)) < len(names):
+        raise RequestError(f"two servers have the same name: {', '.join(names)}")
+    headers: dict[str, dict[str, str]] = {name: {} for name in names}
+    for text in options.header:
+        name, value = for_server(text, names, "--header")
+        key, colon, content = value.partition(":")
+        if not colon or not key.strip():
+            raise RequestError(f"--header is '{text}', expected 'Name: value' or 'SERVER=Name: value'")
+        for one in names if name is None else [name]:
+            headers[one][key.strip()] = content.strip()
+    for text in options.key_env:
+        name, variable = for_server(text, names, "--key-env")
+        if not os.environ.get(variable):
+            raise RequestError(f"--key-env names {variable}, which is not set")
+        for one in names if name is None else [name]:
+            headers[one]["Authorization"] = f"Bearer {os.environ[variable]}"
+    return [
+        parse_contender(text, headers[name], options.timeout) for name, text in zip(names, options.servers, strict=True)
+    ]
+
+
+def for_server(text: str, names: Sequence[str], flag: str) -> tuple[str | None, str]:
+    """Split `SERVER=value`; without a known server before the sign, it is for all.  Raises: RequestError"""
+    name, equals, value = text.partition("=")
+    if not equals:
+        return None, text
+    if name in names:
+        return name, value
+    if ":" in name:
+        return None, text  # a header whose value has the sign
+    raise RequestError(f"{flag} names server '{name}', which is not among {', '.join(names)}")
+
+
+def read_request(options: argparse.Namespace) -> Prompted:
+    """Return what all requests have in common.  Raises: RequestError"""
+    images = tuple(base64.b64encode(read_bytes(path)).decode() for path in options.image)
+    tools: Sequence[Any] = ()
+    if options.tools:
+        try:
+            tools = json.loads(read_bytes(options.tools))
+        except ValueError:
+            raise RequestError(f"{options.tools}: not JSON, expected a list of tools") from None
+        if not isinstance(tools, list):
+            raise RequestError(f"{options.tools}: expected a list of tools")
+    kind = options.kind
+    if (images or tools or options.turns > 1) and kind == "completion":
+        kind = "chat"
+    options.kind = kind
+    return Prompted(kind=kind, images=images, tools=tools, n_ctx=options.ctx, end_ids=tuple(options.end_tokens))
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_loads(options: argparse.Namespace) -> list[Load]:
+    """Return the loads that the options describe."""
+    shape = {"shared": options.shared, "mixed": options.mixed, "turns": options.turns}
+    clients = [*options.clients, *(options.ramp or [])]
+
+    def load(**more: Any) -> Load:
+        n = options.requests or max(4, 2 * more.get("clients", 0), int(4 * more.get("rate", 0)))
+        return Load(n, options.prompt, options.answer, **shape, **more)
+
+    loads = [load(clients=n) for n in dict.fromkeys(clients)]
+    loads += [load(rate=rate, arrivals=options.arrivals) for rate in dict.fromkeys(options.rate)]
+    if options.trace:
+        loads.append(load(trace=read_trace(options.trace)))
+    return loads or [load(clients=1)]
+
+
+def tokenizer_count(path: str | None) -> Callable[[str], int] | None:
+    """Return a function that counts the tokens of a text with a GGUF file's tokenizer."""
+    if path is None:
+        return None
+    from ..engine.gguf.read import GGUF
+
+    tokenizer = from_gguf(GGUF.open(path).kv)
+    return lambda text: len(tokenizer.encode(text, add_special=False))
+
+
+def words_per_token(probe: Examined) -> float:
+    """Return the words in a token of a server's tokenizer, from prompts of two lengths, which cancels a template."""
+    if probe.answers[0].text == "vector" or len(probe.answers) < 2:
+        return 1.0
+    long, short = (a.counts.prompt for a in probe.answers)
+    if not long or not short or long <= short:
+        return 1.0
+    return (PROBE_WORDS - PROBE_WORDS // 2) / (long - short)
+
+
+def raw_answer(a: TimedAnswer) -> Mapping[str, Any]:
+    """Return one request as it is recorded: times in seconds from its sending."""
+    known = {name: value for name, value in vars(a.counts).items() if value not in (None, "")}
+    times = np.round(np.array([at for at, _, _ in a.chunks]) - a.sent, 6).tolist()
+    line = {"outcome": a.outcome, "wanted": a.wanted, "chunks": times, "ended": round(a.e2e, 6), "told": known}
+    if a.text:
+        line["sha256"] = hashlib.sha256(a.text.encode()).hexdigest()[:16]
+    return line | ({"error": a.error} if a.error else {})
+
+
+def real_address(contender: Contender) -> tuple[str, int]:
+    """Return the numeric address of a server, so that two names for one machine are one."""
+    host, port = contender.address
+    try:
+        return str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]), port
+    except OSError:
+        return host, port
+
+
+def is_local(contender: Contender) -> bool:
+    """Return whether a server runs on this machine: whether packets to it would leave from its own address."""
+    host, _ = real_address(contender)
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            return bool(probe.getsockname()[0] == host)
+    except OSError:
+        return False

@@ -1,0 +1,187 @@
+"""`bench serve` on a real server: both wires, loads, and what is printed and written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+from fakes import QUICK, faked, serve
+from serving import Served
+
+from numllama.benchmarks.command import run_part
+from numllama.benchmarks.results import read_runs
+from numllama.benchmarks.wires import Prompted
+from numllama.benchmarks.workload import Load, read_trace, scale_prompts
+from numllama.engine.settings import Settings
+from tiny import CHAT_TEMPLATE, tiny_gguf
+
+SHORT = "--prompt 8 --answer 6 --rounds 1 --requests 2 --seed 1 --busy".split()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served(Settings(models=tmp_path_factory.mktemp("store"), builtin=False))
+    server.add("m", tiny_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", seed=2, chat_template=CHAT_TEMPLATE))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("kind", ["--completion", "--chat"])
+def test_the_wires_of_one_server_do_the_same_work(served, capsys, tmp_path, kind):
+    """Its completions on OpenAI's wire have the template, as Ollama's, so there only chats are equal."""
+    other = "openai" if kind == "--chat" else "ollama"
+    path = tmp_path / "rows.jsonl"
+    servers = f"a=ollama+{served.url}#m", f"b={other}+{served.url}?top_k=3#m"
+    assert run_part(["serve", *servers, kind, *SHORT, "--jsonl", str(path)]) == 0
+    (run,) = read_runs([path])
+    assert all(line["figures"]["failed"] == 0 and "unequal" not in line for line in run.rounds)
+    for line in run.rounds:
+        assert [r["told"]["answer"] for r in line["raw"]["requests"]] == [6, 6]
+    out = capsys.readouterr().out
+    assert "outputs of a and b: equal" in out and "| tpot p50, ms" in out
+    assert run.header["contenders"]["b"]["settings"] == {"top_k": 3}
+
+
+EOS = 2  # of the tiny model
+ROUTES = {  # route: its own fields, and where its answer has the number of tokens
+    "/api/generate": ({"prompt": "hello", "stream": False}, ("eval_count",)),
+    "/api/chat": ({"messages": [{"role": "user", "content": "hello"}], "stream": False}, ("eval_count",)),
+    "/v1/completions": ({"prompt": "hello"}, ("usage", "completion_tokens")),
+    "/v1/chat/completions": ({"messages": [{"role": "user", "content": "hello"}]}, ("usage", "completion_tokens")),
+    "/v1/responses": ({"input": "hello"}, ("usage", "output_tokens")),
+    "/v1/messages": ({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}, ("usage", "output_tokens")),
+}
+
+
+@pytest.mark.parametrize("path", list(ROUTES))
+def test_ignore_eos_is_obeyed_on_every_wire(served, path):
+    """A model that would end its answer at once still generates all tokens."""
+    own, place = ROUTES[path]
+
+    def n_answered(**options):
+        options |= {"num_predict": 5, "logit_bias": {str(EOS): 1e9}}
+        answer = served.ok(path, model="m", options=options, **own)
+        for key in place:
+            answer = answer[key]
+        return answer
+
+    assert n_answered() < 5 and n_answered(ignore_eos=True) == 5
+
+
+def test_ignore_eos_is_a_field_of_openai_s_completions(served):
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        own, (_, count) = ROUTES[path]
+        body = {"model": "m", "max_tokens": 5, "logit_bias": {"2": 100}, "temperature": 0, **own}
+        assert served.ok(path, **body, ignore_eos=True)["usage"][count] == 5
+
+
+def test_open_and_closed_loops_have_a_table_each(served, capsys):
+    loads = "--clients 1 2 --rate 50 --arrivals constant --goodput ttft:60,tpot:60".split()
+    assert run_part(["serve", f"a=ollama+{served.url}#m", *SHORT, *loads]) == 0
+    out = capsys.readouterr().out
+    assert [f"**{name} (" in out for name in ("1 client", "2 clients", "50/s constant")] == [True] * 3
+    assert out.count("| goodput, 1/s") == 3
+
+
+def test_conversations_and_mixed_lengths(served, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    flags = "--chat --turns 2 --mixed --requests 4".split()
+    assert run_part(["serve", f"a=ollama+{served.url}#m", *SHORT, *flags, "--jsonl", str(path)]) == 0
+    (run,) = read_runs([path])
+    requests = run.rounds[0]["raw"]["requests"]
+    assert len(requests) == 8 and len({r["wanted"] for r in requests}) > 1
+    assert requests[1]["told"]["prompt"] > requests[0]["told"]["prompt"]
+
+
+def test_embeddings_have_a_rate(served, capsys):
+    assert run_part(["serve", f"a=ollama+{served.url}#m", f"b=openai+{served.url}#m", "--embed", *SHORT]) == 0
+    assert "| speed, tok/s" in capsys.readouterr().out
+
+
+def test_a_ramp_finds_the_knee(capsys):
+    """A fake with one slot would not be faster with more clients; this one has no limit."""
+    assert serve(*SHORT, "--ramp", "1..4", a=QUICK) == 0
+    assert re.search("a: (no knee up to|the knee is at) ", capsys.readouterr().out)
+
+
+def test_a_page_has_charts_and_needs_no_network(tmp_path, capsys):
+    pytest.importorskip("plotly", reason="needs the extra `bench`")
+    html, table = tmp_path / "page.html", tmp_path / "table.csv"
+    assert serve(*SHORT, "--html", str(html), "--csv", str(table), a=QUICK, b=QUICK) == 0
+    text = html.read_text()
+    assert text.count("<table>") == 1 and text.count("Plotly.newPlot(") >= 4
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
+    first, *rows = csv.reader(table.read_text().splitlines())
+    assert first[:4] == ["table", "figure", "a", "b"] and len(rows) > 10
+    assert "ttft p50, ms" in capsys.readouterr().out
+
+
+def test_a_page_escapes_what_servers_say(tmp_path):
+    pytest.importorskip("plotly", reason="needs the extra `bench`")
+    path, html = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    assert serve(*SHORT, "--jsonl", str(path), a=QUICK) == 0
+    path.write_text(path.read_text().replace("fake", "<script>alert(1)</script>"))
+    assert run_part(["report", str(path), "--html", str(html)]) == 0
+    assert "<script>alert" not in html.read_text() and "&lt;script&gt;alert" in html.read_text()
+
+
+def test_without_plotly_the_extra_is_named_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "plotly.graph_objects", None)
+    from numllama.engine.errors import RequestError
+
+    with pytest.raises(RequestError, match=r"--html needs plotly: pip install 'numllama\[bench\]'"):
+        serve(*SHORT, "--html", "x.html", a=QUICK)
+
+
+def test_ctrl_c_prints_what_is_there(monkeypatch, capsys):
+    from numllama.benchmarks.serve import ServeBench
+
+    plain = ServeBench.measure
+
+    def measure(self, contender, cell, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return plain(self, contender, cell, number)
+
+    monkeypatch.setattr(ServeBench, "measure", measure)
+    with faked(QUICK) as url:
+        assert run_part(["serve", f"a={url}", *SHORT[:-1], "--rounds", "5"]) == 130
+    out = capsys.readouterr().out
+    assert "| tpot p50, ms" in out and "interrupted: these are the rounds that were complete" in out
+
+
+# --- workloads
+
+
+def test_prompts_share_the_requested_fraction():
+    prompts = [prompt.split() for prompt, _ in Load(4, 40, 8, clients=1, shared=0.5).questions([7])]
+    assert len({tuple(prompt[:20]) for prompt in prompts}) == 1 and len({tuple(prompt) for prompt in prompts}) == 4
+    mixed = Load(50, 40, 8, clients=1, mixed=True).questions([7])
+    assert {len(prompt.split()) for prompt, _ in mixed} == {20, 40, 80} and {n for _, n in mixed} == {4, 8, 16}
+
+
+@pytest.mark.parametrize("arrivals", ["poisson", "constant", "burst"])
+def test_an_open_loop_keeps_its_rate(arrivals):
+    moments = Load(4000, 1, 1, rate=40, arrivals=arrivals).moments([0])
+    assert moments[-1] == pytest.approx(100, rel=0.06) and moments == sorted(moments) and moments[0] >= 0
+
+
+def test_a_trace_is_replayed_from_its_beginning(tmp_path):
+    rows = [
+        {"timestamp": 5000, "input_length": 10, "output_length": 3},
+        {"timestamp": 5250, "input_length": 20, "output_length": 4},
+    ]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    load = scale_prompts(Load(0, 1, 1, trace=read_trace(path)), 0.5)
+    assert load.moments([0]) == [0.0, 0.25]
+    assert [(len(prompt.split()), n) for prompt, n in load.questions([0])] == [(5, 3), (10, 4)]
+
+
+def test_a_request_keeps_what_it_does_not_set():
+    assert Prompted("x", 3, turns=(("user", "a"),)).messages == [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "x"},
+    ]
