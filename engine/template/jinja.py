@@ -239,6 +239,37 @@ def render_jinja(
     return _cut(rendered) if continue_final_message else rendered
 
 
+_OWN_FILTERS: dict[str, Callable[..., Any]] = {}
+
+
+def add_filters(filters: Mapping[str, Callable[..., Any]]) -> None:
+    """Add filters for the templates that render_own() renders."""
+    _OWN_FILTERS.update(filters)
+
+
+def render_own(text: str, variables: Mapping[str, Any]) -> str:
+    """Render a template of this package, with filters of its own, under the limits of all others.
+
+    Raises: BadTemplate; ConversationRefused if the template calls raise_exception
+    """
+    previous = _budget.set(Budget(dict(variables)))
+    try:
+        return _compiled_own(text).render(**variables)
+    except Exception as error:  # as for render_jinja
+        if type(error) is jinja2.TemplateError:
+            raise ConversationRefused(_one_line(error)) from error
+        raise BadTemplate(_one_line(error)) from error
+    finally:
+        _budget.reset(previous)
+
+
+@lru_cache(maxsize=32)
+def _compiled_own(text: str) -> jinja2.Template:
+    environment = Environment()
+    environment.filters |= {name: _metered(name, function) for name, function in _OWN_FILTERS.items()}
+    return environment.from_string(text)
+
+
 def compiles(text: str) -> bool:
     """Return whether the template `text` compiles."""
     try:

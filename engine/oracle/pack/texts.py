@@ -38,7 +38,11 @@ TEXTS = (
 def text_items(folder: Path) -> Iterator[Item]:
     """Write the vocabularies to `folder`/vocabularies, and yield two items for each."""
     (folder / "vocabularies").mkdir(parents=True, exist_ok=True)
-    kinds = {"spm": vocabulary.spm(), "spm-without-prefix": vocabulary.spm(False), "wordpiece": vocabulary.wordpiece_pieces()}
+    kinds = {
+        "spm": vocabulary.spm(),
+        "spm-without-prefix": vocabulary.spm(False),
+        "wordpiece": vocabulary.wordpiece_pieces(),
+    }
     rules: dict[Pre, str] = {}
     for pre, rule in PRE.items():  # one name for each rule
         if rule.byte_level and pre != "default":
