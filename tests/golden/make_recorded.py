@@ -30,7 +30,8 @@ GO = (
     "chat_truncation model_names modelfile modelfile_show named_templates ollama_conversations ollama_renders "
     "ollama_templates template_choice text_template think_filter thinking_parser tool_parser"
 ).split()
-TRANSCRIPTS = ("greedy", "options", "seeds")
+TRANSCRIPTS = ("greedy", "options", "seeds", "real-smollm2", "real-seeds", "real-gemma3", "real-minilm")
+N_COMPONENTS = 24  # of an embedding, in transcripts
 N_GUIDE = 177
 LOGITS = {
     "stories260K-F32": 8,
@@ -112,9 +113,18 @@ def named_formats(whole):
             keep(f"{kind}/{path.stem}", read(path))
 
 
+def cut_vectors(value):
+    """Cut embeddings to their first components."""
+    if isinstance(value, dict):
+        return {key: cut_vectors(item) for key, item in value.items()}
+    if isinstance(value, list) and len(value) > 300 and all(isinstance(x, float) for x in value):
+        return value[:N_COMPONENTS]
+    return [cut_vectors(item) for item in value] if isinstance(value, list) else value
+
+
 def transcripts(whole):
     for name in TRANSCRIPTS:
-        keep(f"transcripts/{name}", read(whole / f"transcripts/{name}.json"))
+        keep(f"transcripts/{name}", cut_vectors(read(whole / f"transcripts/{name}.json")))
     guide = read(whole / "transcripts/seedguide.json")
     about = {"name": "guide", "about": "the requests of Ollama's API guide, in its order"}
     keep("transcripts/guide", guide | about | {"steps": guide["steps"][:N_GUIDE]})
