@@ -7,7 +7,7 @@ query t=0    * * * *           first = 3: three positions were cached before thi
 query t=1    * * * * *         so query t is position first + t and sees keys 0 .. first + t
 query t=2    * * * * * *
 
-`Attention` holds what differs between models: scale, window, soft-cap, ALiBi slopes, causal or not.
+`Attention` holds what differs between models: scale, window, soft-cap, ALiBi slopes, sinks, causal or not.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ from .simd import (
 )
 from .threads import parallel_for, run
 
+NO_LIMIT = 1 << 40  # positions
+NO_SINK = np.float32(-1e30)  # a score that any other exceeds
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:
@@ -57,6 +60,8 @@ class Attention:
     slopes    f32 [n_head]: then s - slope * |i - j|, which favours near keys (ALiBi).  arXiv:2108.12409
     causal    True: keys after the query are hidden; False: all n_pos keys are visible
     window    keys `window` or more positions before the query are hidden; 0: no limit.  arXiv:2004.05150
+    ahead     if not causal, keys more than `ahead` positions after the query are hidden; 0: no limit
+    sinks     f32 [n_head]: the score of one more key, whose value is 0, so that a head may attend to nothing
     """
 
     scale: float
@@ -64,24 +69,31 @@ class Attention:
     softcap: float = 0.0
     causal: bool = True
     slopes: np.ndarray | None = None
+    ahead: int = 0
+    sinks: np.ndarray | None = None
+
+    @property
+    def reach(self) -> int:
+        """The number of visible positions after the query."""
+        return 0 if self.causal else self.ahead or NO_LIMIT
 
     def seen(self, i: int, n_pos: int) -> tuple[int, int]:
         """Return the range begin, end of the positions, out of n_pos, that a query at position i sees."""
-        return max(0, i - self.window + 1) if self.window else 0, min(i + 1, n_pos) if self.causal else n_pos
+        return max(0, i - self.window + 1) if self.window else 0, min(i + 1 + self.reach, n_pos)
 
 
 def check_heads(q, k, v, first, rule):
-    """Check that q, k, v and the rule's slopes have matching heads, and that each query's position has a key.
+    """Check that q, k, v, the rule's slopes and sinks have matching heads, and that each query's position has a key.
 
     Raises: ValueError, IndexError
     """
     heads = [(*a.shape[:-1], a.shape[-1] * (BLOCK if in_blocks(a.dtype) else 1)) for a in (k, v)]
-    n_slope = q.shape[1] if rule.slopes is None else len(rule.slopes)
+    n_slope, n_sink = (q.shape[1] if x is None else len(x) for x in (rule.slopes, rule.sinks))
     sizes = q.ndim == k.ndim == 3 and heads[0] == heads[1] and q.shape[2] == heads[0][2]
-    if not sizes or not k.shape[1] or q.shape[1] % k.shape[1] or q.shape[1] != n_slope:
-        shapes = f"q {q.shape}, k {k.dtype} {k.shape}, v {v.dtype} {v.shape} and {n_slope} slopes"
+    if not sizes or not k.shape[1] or q.shape[1] % k.shape[1] or q.shape[1] != n_slope or n_sink != n_slope:
+        shapes = f"q {q.shape}, k {k.dtype} {k.shape}, v {v.dtype} {v.shape}, {n_slope} slopes and {n_sink} sinks"
         raise ValueError(f"attention over {shapes}, expected as many keys as values, in heads of one size")
-    if not 0 <= first <= len(k) - len(q) or rule.window < 0:
+    if not 0 <= first <= len(k) - len(q) or min(rule.window, rule.ahead) < 0:
         raise IndexError(f"queries at positions {first} to {first + len(q) - 1}, expected 0 to {len(k) - 1}")
 
 
@@ -116,7 +128,11 @@ def attention_numpy(q, k, v, first, rule, tap=no_attention_tap):
     if rule.slopes is not None:
         distance = np.abs(first + np.arange(n_tok)[:, None] - j)  # [n_tok, n_pos]
         score = score - rule.slopes[:, None, None].astype(q.dtype) * distance
-    p = tap("kq_soft_max", softmax_numpy(np.where((begin <= j) & (j < end), score, -np.inf)))
+    score = np.where((begin <= j) & (j < end), score, -np.inf)
+    if rule.sinks is not None:
+        sink = np.broadcast_to(rule.sinks[:, None, None].astype(q.dtype), (n_head, n_tok, 1))
+        score = np.concatenate([score, sink], axis=-1)  # one more key, whose value is 0
+    p = tap("kq_soft_max", softmax_numpy(score)[..., :n_pos])
     out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
 
@@ -132,7 +148,7 @@ def attention_exact(q, k, v, first, rule, tap=no_attention_tap):
     out = np.empty((n_tok, n_head, n_head_dim), np.float32)
     seen = np.array([rule.seen(first + t, len(k)) for t in range(n_tok)])
     k, v = np.ascontiguousarray(numbers(k, np.float32)), np.ascontiguousarray(numbers(v, np.float32))
-    _attend_exact(q, k, v, first, seen, rule.scale, rule.softcap, slopes_of(rule, n_head), out)
+    _attend_exact(q, k, v, first, seen, rule.scale, rule.softcap, slopes_of(rule, n_head), sinks_of(rule, n_head), out)
     return out.reshape(n_tok, n_head * n_head_dim)
 
 
@@ -141,8 +157,13 @@ def slopes_of(rule, n_head):
     return np.zeros(n_head, np.float32) if rule.slopes is None else np.array(rule.slopes, np.float32)
 
 
+def sinks_of(rule, n_head):
+    """Return the rule's sinks, NO_SINK for each head if it has none.  -> f32 [n_head]"""
+    return np.full(n_head, NO_SINK) if rule.sinks is None else np.array(rule.sinks, np.float32)
+
+
 @kernel
-def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
+def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, sinks, out):
     n_tok, n_head, n_head_dim = q.shape
     group = n_head // k.shape[1]
     score = np.empty(len(k), np.float64)
@@ -151,7 +172,7 @@ def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
         begin, end = seen[t]
         for h in range(n_head):
             g = h // group
-            largest = -np.inf
+            largest = np.float64(sinks[h])
             for j in range(begin, end):
                 s = 0.0
                 for i in range(n_head_dim):
@@ -161,7 +182,7 @@ def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, out):
                     s = softcap * np.tanh(s / softcap)
                 score[j] = s - slopes[h] * abs(first + t - j)
                 largest = max(largest, score[j])
-            weight_sum = 0.0
+            weight_sum = np.exp(sinks[h] - largest) if sinks[h] > NO_SINK else 0.0
             total[:] = 0.0
             for j in range(begin, end):
                 p = np.exp(score[j] - largest)
@@ -223,9 +244,8 @@ def attention_numba(q, k, v, first, rule, tap=no_attention_tap):
     shape, d = (n_tok, n_head, n_head_kv, n_pos), q.shape[2]
     out = np.empty((n_tok, n_head, d), np.float32)
     work = 2 * n_tok * n_head * d * (min(rule.window, n_pos) or n_pos)
-    record = RuleRecord(
-        np.float32(rule.scale), rule.window, np.float32(rule.softcap), rule.causal, slopes_of(rule, n_head)
-    )
+    lists = slopes_of(rule, n_head), sinks_of(rule, n_head)
+    record = RuleRecord(np.float32(rule.scale), rule.window, np.float32(rule.softcap), rule.reach, *lists)
     run(attend_rows, work, q.reshape(-1), strided(k), strided(v), *shape, d, first, record, out.reshape(-1))
     return np.ascontiguousarray(out[:, :, :n_head_dim]).reshape(n_tok, n_head * n_head_dim)
 
@@ -243,13 +263,14 @@ def padded(a):
 
 
 class RuleRecord(NamedTuple):
-    """An `Attention` in compiled code.  Its slopes are always an array, of zeros if the rule has none."""
+    """An `Attention` in compiled code; without slopes and sinks, their arrays hold zeros and NO_SINK."""
 
     scale: np.float32
     window: int
     softcap: np.float32
-    causal: bool
+    reach: int
     slopes: np.ndarray
+    sinks: np.ndarray
 
 
 @kernel
@@ -290,10 +311,12 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
                 rows[start + i] *= rule.scale
             for i in range(16):
                 weights[16 * r + i] = 0
-            top[r] = -1e30
+            top[r] = rule.sinks[head]
+            if top[r] > NO_SINK:
+                weights[16 * r] = 1
             position[r], slope[r] = first + t, rule.slopes[head]
         seen = max(0, position[0] - rule.window + 1) if rule.window > 0 else 0
-        n_seen = position[n_row - 1] + 1 if rule.causal else n_pos
+        n_seen = min(position[n_row - 1] + 1 + rule.reach, n_pos)
         for p in range(seen // TILE * TILE, n_seen, TILE):
             n = min(TILE, n_seen - p)
             for i in range(0, n, CHUNK):
@@ -395,7 +418,7 @@ def _apply_rule(score, start, position, n, rule, slope):
             score[start + i] -= slope * np.float32(abs(position - i))
     for i in range(min(position - rule.window + 1, n) if rule.window > 0 else 0):
         score[start + i] = HIDDEN
-    for i in range(min(max(position + 1, 0), n) if rule.causal else n, n16):
+    for i in range(min(max(position + 1 + rule.reach, 0), n), n16):
         score[start + i] = HIDDEN
 
 

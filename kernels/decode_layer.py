@@ -21,7 +21,7 @@ from numba.np.arrayobj import populate_array
 
 from . import packed
 from .activation import GELU, SILU, activate_gate
-from .attention import Attention, RuleRecord, attend_rows, slopes_of
+from .attention import Attention, RuleRecord, attend_rows, sinks_of, slopes_of
 from .hadamard import rotate_in_place
 from .jit import Entry, inner, kernel
 from .kv import BLOCK, KINDS, VECTOR, Rows, in_blocks, strided, write_rows
@@ -50,7 +50,7 @@ LAYER = np.dtype(
     [
         *record_fields(*MATRICES, kind=MATRIX),
         *record_fields(*NORMS),
-        *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes"),
+        *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes", "sinks"),
         *record_fields(
             "n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"
         ),  # slot_size in bytes; the others as in kv.Rows
@@ -70,7 +70,7 @@ RECORDS = types.Array(from_dtype(LAYER), 1, "C")
 F32, WEIGHT = types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True)
 INT = types.int64
 ROWS = types.NamedTuple((U16, INT, INT, INT), Rows)
-RULE = typeof(RuleRecord(np.float32(1), 0, np.float32(0), True, np.zeros(1, np.float32)))
+RULE = typeof(RuleRecord(np.float32(1), 0, np.float32(0), 0, *np.zeros((2, 1), np.float32)))
 
 MATMULS = {
     type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
@@ -125,7 +125,11 @@ class LayerCall:
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
         self.set(
-            scale=rule.scale, softcap=rule.softcap, window=rule.window, slopes=self.vector(slopes_of(rule, n_head))
+            scale=rule.scale,
+            softcap=rule.softcap,
+            window=rule.window,
+            slopes=self.vector(slopes_of(rule, n_head)),
+            sinks=self.vector(sinks_of(rule, n_head)),
         )
         self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
         self.set(
@@ -349,7 +353,8 @@ def _write(w, address, slot, position, x):
 
 @inner(makes_arrays=True)
 def _attend(team, one_thread, w, slot, position, d, q, out):
-    rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), True, array_at(F32, w.slopes, w.n_head))
+    lists = array_at(F32, w.slopes, w.n_head), array_at(F32, w.sinks, w.n_head)
+    rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), 0, lists[0], lists[1])
     keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d

@@ -356,7 +356,8 @@ def attention_weights(
         return found
     for h in heads:
         g = h // group
-        own = rule if rule.slopes is None else replace(rule, slopes=rule.slopes[h : h + 1])
+        slopes, sinks = (None if x is None else x[h : h + 1] for x in (rule.slopes, rule.sinks))
+        own = replace(rule, slopes=slopes, sinks=sinks)
         attention_numpy(q[:, h : h + 1], k[:, g : g + 1], v[:, g : g + 1], first, own, tap)
     return found
 

@@ -12,7 +12,7 @@ Source: llama.cpp 0c1e57098, ggml-cpu/ops.cpp ggml_compute_forward_flash_attn_ex
 
 import numpy as np
 
-from ..attention import check_heads, no_attention_tap, slopes_of
+from ..attention import NO_SINK, check_heads, no_attention_tap, sinks_of, slopes_of
 from ..jit import inner, kernel
 from ..kv import BLOCK, in_blocks, numbers
 from ..rounding import quantize_activations
@@ -35,7 +35,7 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
     n_tok, n_head, d = q.shape
     keys, values = whole_vectors(numbers(k, np.float32)), whole_vectors(numbers(v, np.float32))
     key_codes, key_scales = codes_of(k)
-    slopes = slopes_of(rule, n_head)
+    slopes, sinks = slopes_of(rule, n_head), sinks_of(rule, n_head)
     out = np.zeros((n_tok, n_head, keys.shape[2]), np.float32)
     softcap = np.float32(rule.softcap)
     scale = np.float32(rule.scale) / softcap if rule.softcap else np.float32(rule.scale)
@@ -43,7 +43,7 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
     for start in range(0, n_tok, N_UBATCH):
         rows = slice(start, start + N_UBATCH)
         part = np.ascontiguousarray(q[rows])
-        rest = first + start, sees[rows], scale, softcap, slopes
+        rest = first + start, sees[rows], scale, softcap, slopes, sinks
         if k.dtype == v.dtype and not in_blocks(k.dtype) and len(part) >= TILE:
             _tiled(part, keys, values, *rest, out[rows])
             continue
@@ -86,8 +86,21 @@ def _scored(s, scale, softcap, slope, distance):
     return s - slope * np.float32(distance) if slope != 0 else s
 
 
+@inner
+def _with_sink(sink, largest, weight_sum, sums):
+    """Return the sum of weights with the sink's, after rescaling `sums` if the sink is the largest score."""
+    if sink == NO_SINK:
+        return weight_sum
+    if sink <= largest:
+        return weight_sum + _c_exp(sink - largest)
+    shrink = _c_exp(largest - sink)
+    for i in range(len(sums)):
+        sums[i] *= shrink
+    return weight_sum * shrink + np.float32(1)
+
+
 @kernel
-def _tiled(q, keys, values, first, sees, scale, softcap, slopes, out):
+def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, out):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
     weights = np.empty(TILE, np.float32)
@@ -120,6 +133,7 @@ def _tiled(q, keys, values, first, sees, scale, softcap, slopes, out):
                         for i in range(0, wide, LANES):
                             value = load(f32x16, values[tile + j, g], i)
                             store(sums, i, fma(value, broadcast(f32x16, weights, j), load(f32x16, sums, i)))
+            weight_sum = _with_sink(sinks[h], largest, weight_sum, sums)
             per_sum = np.float32(1) / weight_sum
             for i in range(wide):
                 out[t, h, i] = sums[i] * per_sum
@@ -138,7 +152,22 @@ def _weigh(weights, largest):
 
 @kernel
 def _one_by_one(
-    q, codes, scales, keys, key_codes, key_scales, values, kind, half_sums, first, sees, scale, softcap, slopes, out
+    q,
+    codes,
+    scales,
+    keys,
+    key_codes,
+    key_scales,
+    values,
+    kind,
+    half_sums,
+    first,
+    sees,
+    scale,
+    softcap,
+    slopes,
+    sinks,
+    out,
 ):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
@@ -167,6 +196,7 @@ def _one_by_one(
                     x = fma(load(f32x16, values[p, g], i), splat(f32x16, weight), load(f32x16, sums, i))
                     store(sums, i, round_to_half(x) if half_sums else x)
                 weight_sum = fma32(weight_sum, shrink, weight)
+            weight_sum = _with_sink(sinks[h], largest, weight_sum, sums)
             per_sum = np.float32(1) / weight_sum if weight_sum != 0 else np.float32(0)
             for i in range(wide):
                 out[t, h, i] = sums[i] * per_sum

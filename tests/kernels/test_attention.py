@@ -95,7 +95,11 @@ def test_worked_examples_of_each_rule(attention):
     assert answer(window=1) == near(4)  # only its own value
     assert answer(causal=False) == near(4)  # the mean of all three
     assert answer(causal=False, window=1) == near(2)  # its own value and the next one
+    assert answer(sinks=np.float32([np.log(3)])) == near(4)  # a third key whose value is 0: (8 + 4 + 0) / 3
     assert answer(slopes=np.float32([np.log(3)])) == near(5)  # a position away weighs a third: (8 / 3 + 4) / (4 / 3)
+    four = np.full((4, 1, 1), np.log(3), np.float32), np.float32([8, 4, 0, 100])[:, None, None]
+    ahead = float(attention(q, *four, 1, Attention(1.0, causal=False, ahead=1))[0, 0])
+    assert ahead == near(4)  # the fourth key is two positions after the query
     k[0] = 1e4
     assert answer(softcap=np.log(3)) == near((3 * 8 + np.exp(np.log(3) * np.tanh(1)) * 4) / (3 + 3 ** np.tanh(1)))
 

@@ -59,7 +59,12 @@ REFUSED = {  # operation, arguments, error
     "few slopes": (
         "attention",
         (zeros(3, 4, 16), zeros(8, 2, 16), zeros(8, 2, 16), 5, Attention(0.25, slopes=zeros(3))),
-        "and 3 slopes",
+        "3 slopes and 4 sinks",
+    ),
+    "few sinks": (
+        "attention",
+        (zeros(3, 4, 16), zeros(8, 2, 16), zeros(8, 2, 16), 5, Attention(0.25, sinks=zeros(3))),
+        "4 slopes and 3 sinks",
     ),
 }
 REFUSED_BY_NUMBA = {
