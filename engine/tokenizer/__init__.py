@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from ..errors import RequestError
 from ..go.text import LONE_SURROGATE
 from . import explain as plain
 from .bpe import bpe_encoder
-from .chunks import Encoder, chunks
+from .chunks import MAX_TOKENS, Encoder, chunks
 from .special import SpecialTokens
 from .spm import spm_encoder
 from .vocab import BYTE_ALPHABET, SPACE, Attr, Vocab
@@ -85,6 +86,7 @@ class Tokenizer:
         add_special     put `first` before and `last` after the text, if the vocabulary requires them
         parse_special   "<|eot_id|>" in the text is that token; otherwise only user-defined tokens are recognized
         check           called between chunks of a long text; an error that it raises ends the encoding
+        Raises: RequestError for more than MAX_TOKENS tokens, or a word of more than MAX_UNCUT_CHARS characters
         Bytes that are not UTF-8 may come as lone surrogates (PEP 383); BPE replaces them with U+FFFD, SPM keeps them.
         """
         ids = [self.first] if add_special and self.first is not None else []
@@ -95,6 +97,8 @@ class Tokenizer:
             for chunk in chunks(fragment, self._encoder.boundary):
                 check()
                 ids += self._encoder.encode(chunk)
+                if len(ids) > MAX_TOKENS:
+                    raise RequestError(f"the text has more than {MAX_TOKENS} tokens")
         if add_special and self.add_bos and ids[1:2] == [self.bos]:
             log.warning("the prompt begins with the BOS token %r, and the vocabulary adds another", self.bos)
         if add_special and self.last is not None:

@@ -12,9 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from ..errors import RequestError
 from .vocab import SPACE
 
 CHUNK_CHARS = 1 << 14  # about 5 ms of byte-level BPE
+MAX_UNCUT_CHARS = 1 << 24  # of one chunk, which nothing can cancel: 3 s of byte-level BPE
+MAX_TOKENS = 1 << 24  # of one text, a list of 0.6 GB; no model's window has as many
 
 
 class Encoder(NamedTuple):
@@ -29,12 +32,23 @@ class Encoder(NamedTuple):
 
 
 def chunks(text: str, boundary: re.Pattern[str] | None, size: int = CHUNK_CHARS) -> Iterator[str]:
-    """Yield `text` in chunks of `size` characters and those up to the next boundary."""
+    """Yield `text` in chunks of `size` characters and those up to the next boundary.
+
+    Raises: RequestError for a chunk of more than MAX_UNCUT_CHARS
+    """
     start = 0
     while boundary and len(text) - start > size and (cut := boundary.search(text, start + size - 1)):
-        yield text[start : cut.end()]
+        yield _bounded(text[start : cut.end()])
         start = cut.end()
-    yield text[start:]
+    yield _bounded(text[start:])
+
+
+def _bounded(chunk: str) -> str:
+    if len(chunk) > MAX_UNCUT_CHARS:
+        raise RequestError(
+            f"the text has {len(chunk)} characters in a row where no token ends, at most {MAX_UNCUT_CHARS} are allowed"
+        )
+    return chunk
 
 
 _LETTERS = "A-Za-z\u0400-\u0481\u4e00-\u9fa5\uac00-\ud7a3"  # of scripts with and without case or blanks

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vocabularies import CONTROL, USER_DEFINED, bpe, spm, wordpiece
 
+from numllama.engine.errors import RequestError
 from numllama.engine.tokenizer import from_gguf
 from numllama.engine.tokenizer.bpe import pre_tokenizer
 from numllama.engine.tokenizer.chunks import CHUNK_CHARS, chunks, word_boundary
 from numllama.engine.tokenizer.pre import PRE
 from numllama.engine.tokenizer.special import SpecialTokens
 from numllama.engine.tokenizer.vocab import Attr
+from tiny import bpe_vocabulary, spm_vocabulary
 
 KINDS = {pre: name for name, pre in reversed(PRE.items())}  # a name for each
 WITHOUT_WORDS = {pre for pre in KINDS if not pre.byte_level}
@@ -195,3 +198,21 @@ def test_a_word_of_any_length_is_read_once():
     began = time.process_time()
     assert len(tokenizer.encode("a" * 400_000)) == 200_002 + 1
     assert time.process_time() - began < 10  # 0.3 s; copying the rest of the word for each piece took time squared
+
+
+@pytest.mark.parametrize("vocabulary", [bpe_vocabulary(), spm_vocabulary(), wordpiece("_a", "a", "aa")])
+def test_a_word_that_nothing_could_cancel_for_long_is_refused(monkeypatch, vocabulary):
+    """Between chunks a request can be cancelled; a word is one chunk."""
+    tokenizer = from_gguf({"general.architecture": "bert"} | vocabulary)
+    monkeypatch.setattr(import_module("numllama.engine.tokenizer.chunks"), "MAX_UNCUT_CHARS", 100_000)
+    assert tokenizer.encode("a" * 99_999) and tokenizer.encode("aa aa " * 50_000)
+    with pytest.raises(RequestError, match=r"the text has 10000\d characters in a row where no token ends, at most"):
+        tokenizer.encode("a" * 100_001)
+
+
+def test_a_text_of_more_tokens_than_any_window_holds_is_refused(monkeypatch):
+    tokenizer = from_gguf({"general.architecture": "llama"} | spm_vocabulary())
+    monkeypatch.setattr("numllama.engine.tokenizer.MAX_TOKENS", 50_000)
+    assert len(tokenizer.encode("a " * 20_000)) > 20_000
+    with pytest.raises(RequestError, match="the text has more than 50000 tokens"):
+        tokenizer.encode("a " * 1_000_000)
