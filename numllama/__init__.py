@@ -9,6 +9,7 @@
 Importing this takes milliseconds; NumPy and Numba are imported with the first model.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ __version__ = "0.2.0"  # the only place: pyproject.toml, the server and the comm
 _HERE = Path(__file__).parent
 if not (_HERE / "engine").exists():  # a source tree: the other packages lie beside this folder, not in it
     __path__.append(str(_HERE.parent))
+    sys.modules["numllama.numllama"] = None  # type: ignore[assignment]  # or a walk through all packages would not end
 
 
 def __getattr__(name: str) -> Any:

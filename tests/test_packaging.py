@@ -112,6 +112,19 @@ def test_each_form_serves_with_its_version_and_its_built_in_model(numllama, tmp_
     assert output == f"numllama version is {VERSION}\n"
 
 
+def test_a_walk_through_the_packages_of_a_source_tree_ends(tree):
+    """There the folder `numllama` lies in a folder of its own path."""
+    walk = """if True:
+        import pkgutil, numllama
+        names = [module.name for module in pkgutil.walk_packages(numllama.__path__, "numllama.", lambda name: None)]
+        print(len(names), max(name.count(".") for name in names), "numllama.engine.go.json" in names)
+    """
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, "-c", walk], env=environment, check=True, capture_output=True, text=True)
+    n, depth, is_complete = done.stdout.split()
+    assert 150 < int(n) < 1000 and int(depth) < 6 and is_complete == "True"
+
+
 def test_the_lowest_versions_are_those_that_pyproject_allows():
     """Against the `packaging` library's reading of the requirements: each pin is allowed, and nothing below it is."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
