@@ -49,6 +49,7 @@ PARTS = {  # name: the module with its function bench_NAME
     "self": "harness",
 }
 INTERRUPTED = 130
+USUAL_BUDGET_S = 300.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,11 +141,11 @@ def build_parser(prog: str) -> Parser:
     return parser
 
 
-def add_plan(parser: argparse.ArgumentParser, budget: str = "5m") -> None:
+def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say when to stop, and where results go."""
     several = parser.add_argument_group("rounds and results")
     several.add_argument(
-        "--budget", type=duration, default=duration(budget), metavar="TIME", help=f"stop after TIME ({budget})"
+        "--budget", type=duration, metavar="TIME", help="stop after TIME (5m; without limit with --rounds)"
     )
     several.add_argument(
         "--within", type=share, default=0.02, metavar="SHARE", help="differences that count as the same (2%%)"
@@ -153,7 +154,7 @@ def add_plan(parser: argparse.ArgumentParser, budget: str = "5m") -> None:
         "--rounds",
         type=number_from(1),
         metavar="N",
-        help="a fixed number of rounds; 6 are the fewest that allow a verdict",
+        help="a fixed number of rounds; 6 are the fewest that allow a verdict on one figure",
     )
     several.add_argument(
         "--busy", action="store_true", help="count rounds in which the machine was disturbed like others"
@@ -344,7 +345,10 @@ def add_self(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_from(options: argparse.Namespace) -> Plan:
-    return Plan(options.budget, options.within, options.rounds, options.busy, options.seed or 0, perf_counter())
+    """Return the plan of the flags: no limit for --rounds without --budget; CPU seconds count on a busy machine."""
+    usual = math.inf if options.rounds else USUAL_BUDGET_S
+    busy = options.busy or getattr(options, "cpu", False)
+    return Plan(options.budget or usual, options.within, options.rounds, busy, options.seed or 0, perf_counter())
 
 
 def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "numllama bench") -> int:
@@ -362,7 +366,7 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
     opened: list[ResultsFile] = []
 
     def open_results(header: Line) -> ResultsFile:
-        how = {name: getattr(plan, name) for name in ("within", "rounds", "busy", "budget_s")}
+        how = {name: getattr(plan, name) for name in ("within", "rounds", "busy")}
         opened.append(ResultsFile(options.jsonl, header | {"plan": how, "arguments": argv}))
         if opened[0].is_resumed:
             done = len({(line["cell"], line["round"]) for line in opened[0].run.rounds})

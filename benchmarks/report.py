@@ -181,7 +181,7 @@ def worth_showing(figure: Figure, row: Mapping[str, float]) -> bool:
 def rounds_text(run: Run, cell: str, plan: Plan) -> str:
     clean, every = count_rounds(run.rounds, cell, plan)
     text = f"{every} round{'s' * (every != 1)}"
-    return f"{text}, {every - clean} disturbed" if every > clean else text
+    return f"{text}, {every - clean} left out" if every > clean else text
 
 
 def cell_remarks(run: Run, cell: str, verdicts: Sequence[FigureVerdict]) -> list[str]:

@@ -23,6 +23,7 @@ from .verdict import CANNOT_TELL, Ruling, is_look, judge_rounds
 
 MAX_WARM_UP, STEADY = 10, 0.9  # a measurement that takes this share of the best so far still gets better
 ROUNDS_ALONE = 5  # of a contender without a rival
+MAX_UNEQUAL = 0.1  # share of rounds whose work was not equal; with more, the work of the rest is in doubt too
 MAX_DISTURBED = 0.5  # share of rounds; with more, no verdict rests on the rest
 
 
@@ -114,7 +115,7 @@ def run_rounds(
                 if cell in done:
                     continue
                 passed = perf_counter() - began
-                if passed > plan.budget_s and (not plan.rounds or passed > 3 * plan.budget_s):
+                if passed > plan.budget_s:
                     return "the budget is spent"
                 progress(passed / plan.budget_s, f"round {number + 1}: {cell}")
                 measure_round(subjects, cell, number, plan, results)
@@ -196,6 +197,9 @@ def cell_is_done(
 ) -> bool:
     """Return whether a cell needs no further round."""
     clean, all_rounds = count_rounds(lines, cell, plan)
+    unequal = {line["round"] for line in lines if line["cell"] == cell and line.get("unequal")}
+    if not plan.rounds and all_rounds >= ROUNDS_ALONE and len(unequal) > MAX_UNEQUAL * all_rounds:
+        return True  # more rounds cannot give a verdict
     if plan.rounds:
         return clean >= plan.rounds or all_rounds >= 2 * plan.rounds
     if len(subjects) == 1:  # without a comparison: enough for medians
@@ -209,9 +213,10 @@ def cell_is_done(
 
 
 def count_rounds(lines: Sequence[Line], cell: str, plan: Plan) -> tuple[int, int]:
-    """Return the number of undisturbed rounds of a cell, and of all."""
+    """Return the number of rounds of a cell that count, and of all."""
     every = {line["round"] for line in lines if line["cell"] == cell}
-    marked = set() if plan.busy else {n["round"] for n in lines if n["cell"] == cell and n["disturbed"]}
+    mine = [line for line in lines if line["cell"] == cell]
+    marked = {line["round"] for line in mine if line.get("unequal") or (line["disturbed"] and not plan.busy)}
     return len(every - marked), len(every)
 
 
@@ -230,7 +235,7 @@ def verdicts_of(lines: Sequence[Line], contenders: Sequence[str], plan: Plan) ->
         for other in contenders[1:]:
             pairs = [(both[base], both[other]) for both in mine if base in both and other in both]
             for figure in FIGURES.values():
-                if figure.better and (ratios := figure_ratios(pairs, figure.name)):
+                if figure.better and (ratios := figure_ratios(pairs, figure.name, plan.busy)):
                     judgement = judge_pairs(ratios, pairs, plan, figure.better == "lower", family)
                     found.append(FigureVerdict(cell, other, base, figure.name, judgement))
     return found
@@ -241,13 +246,14 @@ def family_size(lines: Sequence[Line]) -> int:
     return max(1, sum(any(name in line["figures"] for line in lines) for name, f in FIGURES.items() if f.better))
 
 
-def figure_ratios(pairs: Sequence[tuple[Line, Line]], figure: str) -> list[tuple[float, bool]]:
-    """Return (log of the ratio, whether the round was disturbed) for each round in which both have the figure."""
+def figure_ratios(pairs: Sequence[tuple[Line, Line]], figure: str, busy: bool) -> list[tuple[float, bool]]:
+    """Return (log of the ratio, whether the round is left out) for each round in which both have the figure."""
     found = []
     for a, b in pairs:
         x, y = a["figures"].get(figure), b["figures"].get(figure)
         if isinstance(x, int | float) and isinstance(y, int | float) and x > 0 and y > 0:
-            found.append((math.log(y / x), bool(a["disturbed"] or b["disturbed"])))
+            is_disturbed = not busy and bool(a["disturbed"] or b["disturbed"])
+            found.append((math.log(y / x), is_disturbed or bool(a.get("unequal") or b.get("unequal"))))
     return found
 
 
@@ -259,17 +265,20 @@ def judge_pairs(
     family: int,
 ) -> Ruling:
     """Judge one figure; the reasons for which there can be no verdict come first."""
-    clean = [ratio for ratio, disturbed in ratios if plan.busy or not disturbed]
-    unequal = next((line["unequal"] for pair in pairs for line in pair if line.get("unequal")), "")
-    is_busy = len(clean) < (1 - MAX_DISTURBED) * len(ratios)
+    clean = [ratio for ratio, is_marked in ratios if not is_marked]
+    complaints = [next((line["unequal"] for line in pair if line.get("unequal")), "") for pair in pairs]
+    unequal = next(filter(None, complaints), "")
+    n_unequal = len([c for c in complaints if c])
+    is_unequal = n_unequal > MAX_UNEQUAL * len(pairs)
+    is_busy = len(clean) + n_unequal < (1 - MAX_DISTURBED) * len(ratios)
     judged = judge_rounds(
-        [ratio for ratio, _ in ratios] if unequal or is_busy else clean,
+        [ratio for ratio, _ in ratios] if is_unequal or is_busy else clean,
         plan.within,
         lower_is_better=lower_is_better,
         family=family,
         fixed=plan.rounds is not None and len(clean) >= plan.rounds,
     )
-    if unequal:
+    if is_unequal:
         return replace(judged, word=CANNOT_TELL, more=None, note=f"the work was not equal: {unequal}")
     if is_busy:
         n = len(ratios) - len(clean)

@@ -95,6 +95,20 @@ def test_unequal_work_allows_no_verdict():
     assert verdict.judgement.note == "the work was not equal: b answered 29 of 64 tokens"
 
 
+def test_one_failure_in_many_rounds_is_left_out():
+    results = ResultsFile(None, HEADER)
+    b = Subject("b", lambda cell, n: RoundResult({"tok_s": 200}, unequal="b: 1 of 4 requests failed" if n == 3 else ""))
+    assert run_rounds([subject("a", 100), b], ["x"], Plan(rounds=11), results) == "the rounds are done"
+    assert words(results, Plan(rounds=11)) == {"x": "faster"} and len(results.run.rounds) == 2 * 12
+
+
+def test_rounds_end_early_if_no_verdict_is_possible():
+    results = ResultsFile(None, HEADER)
+    b = Subject("b", lambda cell, n: RoundResult({"tok_s": 200}, unequal="b answered 29 of 64 tokens"))
+    run_rounds([subject("a", 100), b], ["x"], Plan(), results)
+    assert len(results.run.rounds) == 2 * 5 and words(results) == {"x": "cannot tell"}
+
+
 def test_every_second_round_reverses_the_order():
     orders = [draw_order(3, 7, "x", n) for n in range(400)]
     assert all(one == other[::-1] for one, other in zip(orders[::2], orders[1::2], strict=True))
