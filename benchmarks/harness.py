@@ -21,9 +21,10 @@ import numpy as np
 from ..engine.errors import RequestError
 from . import disturbance, serve
 from .client import new_client, send_request
-from .command import build_parser, plan_from
+from .command import plan_from
 from .fake import Fake, fake_server
 from .figures import TimedAnswer, run_figures
+from .flags import build_parser
 from .results import Line, ResultsFile, Run
 from .rounds import verdicts_of
 from .show import budget_bar

@@ -188,7 +188,7 @@ def test_wrong_flags_are_one_line(flags, message, tmp_path, monkeypatch):
 
 
 def test_headers_and_keys_go_to_their_server(monkeypatch):
-    from numllama.benchmarks import command, serve
+    from numllama.benchmarks import flags, serve
 
     monkeypatch.setenv("KEY", "secret")
     arguments = [
@@ -200,6 +200,6 @@ def test_headers_and_keys_go_to_their_server(monkeypatch):
         "--header",
         "X-All: 1",
     ]
-    a, b = serve.read_contenders(command.build_parser("bench").parse_args(arguments))
+    a, b = serve.read_contenders(flags.build_parser("bench").parse_args(arguments))
     assert a.headers == {"X-All": "1"} and b.headers == {"X-All": "1", "Authorization": "Bearer secret"}
     assert b.path("chat") == "https://y/v1/chat/completions" and b.settings == {"top_k": 1}
