@@ -16,6 +16,7 @@ import numpy as np
 
 from ...kernels import Attention, Kernels
 from ...kernels.attention import attention_numpy
+from ...kernels.hadamard import rotate_groups
 from ...kernels.kv import CACHE_TYPES
 from ...kernels.select import descending
 from ..errors import RequestError
@@ -137,7 +138,9 @@ class Collector:
             assert self.cache is not None
             keys, values = self.cache.read(il, span)
             rule, heads = self.model.hparams.attention[il], self.heads[il]
-            weights = attention_weights(self._queries, keys, values, span.start + first, rule, heads)
+            group = self.cache.k_group
+            queries = rotate_groups(self._queries, group) if group else self._queries  # as the cached keys are
+            weights = attention_weights(queries, keys, values, span.start + first, rule, heads)
             self._weights |= {(il, h): one for h, one in zip(heads, weights, strict=True)}
         elif name == "l_out":
             self._stream.append(mine)

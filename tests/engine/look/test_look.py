@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 import numllama
 from numllama.engine.errors import RequestError
+from numllama.engine.look.collector import attention_weights
 from numllama.engine.look.request import LookRequest
 from numllama.engine.look.timeline import Timeline
 from numllama.engine.model.trace import Trace
 from numllama.engine.sampling.steps import softmax
+from numllama.kernels import Attention
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
 PROMPT = "once upon a time there was a cat"
@@ -47,6 +49,30 @@ def test_attention_weights_are_those_of_a_trace(exact):
         # the cache holds f16 in a request and f32 in a trace
         np.testing.assert_allclose(got, expected["kq_soft_max", il], atol=4e-3)
     np.testing.assert_allclose(np.asarray(look.attention).sum(axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("type", ["q8_0", "f32"])
+def test_attention_is_that_of_the_cache_s_type(folder, monkeypatch, type):
+    """Keys in blocks are rotated, and queries with them; the weights differ by the rounding of 8 bits alone."""
+    path = tiny_gguf(folder / "wide.gguf", seed=5, n_head_dim=64)
+    looks = []
+    for used in ("f16", type):
+        monkeypatch.setenv("OLLAMA_KV_CACHE_TYPE", used)
+        with numllama.load(path, num_ctx=64) as model:
+            looks.append(model.look(PROMPT, temperature=0, num_predict=1, raw=True))
+            assert looks[-1].cache["type"] == used
+    np.testing.assert_allclose(np.asarray(looks[1].attention), np.asarray(looks[0].attention), atol=0.03)
+
+
+def test_a_head_alone_has_its_own_slope_and_sink():
+    random = np.random.default_rng(0)
+    q, k, v = (random.standard_normal((5, n, 16), np.float32) for n in (4, 2, 2))
+    rule = Attention(0.25, slopes=np.float32([0, 0.1, 0.2, 0.3]), sinks=np.float32([0, 1, 2, 3]))
+    expected = attention_weights(q, k, v, 0, rule, [0, 1, 2, 3])
+    for h in range(4):
+        (got,) = attention_weights(q, k, v, 0, rule, [h])
+        np.testing.assert_allclose(got, expected[h], rtol=1e-5, atol=1e-7)
+        assert (got.sum(axis=1) < 1).all()  # the sink has the rest
 
 
 def test_the_last_layer_s_lens_is_the_model_s_prediction(exact):
