@@ -181,6 +181,10 @@ def cpu_seconds_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
+def is_running(pid: int) -> bool:
+    return (PROC / str(pid)).exists()
+
+
 def resident_mib(pids: Sequence[int], peak: bool = True) -> float | None:
     """Return the memory of the processes and their children in MiB: the peak since their start, or now."""
     key, total = "VmHWM:" if peak else "VmRSS:", 0

@@ -47,6 +47,7 @@ class ServeBench:
         self.loads = {load.name: load for load in loads}
         self.found: list[Examined] = []
         self.prompts: dict[tuple[str, int], tuple[str, list[int]]] = {}
+        self.processes: dict[str, list[int]] = {}
         self.notes: list[str] = []
 
     def prepare(self) -> None:
@@ -152,7 +153,11 @@ class ServeBench:
 
     def pids(self, contender: Contender) -> list[int]:
         """Return the server's processes, if it runs on this machine and can be seen."""
-        return disturbance.listening_pids(contender.address[1]) if is_local(contender) else []
+        known = self.processes.get(contender.name, [])
+        if not known or not all(disturbance.is_running(pid) for pid in known):  # finding them takes milliseconds
+            known = disturbance.listening_pids(contender.address[1]) if is_local(contender) else []
+            self.processes[contender.name] = known
+        return known
 
     def warm_up_server(self, contender: Contender) -> str:
         """Send requests until they get no faster, and return how many that took."""

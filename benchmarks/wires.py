@@ -102,10 +102,11 @@ class Contender:
         return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
 
     def write(self, prompted: Prompted) -> dict[str, Any]:
+        """Return the body of a request, with the settings; a setting of null removes a field."""
         body = self.wire.body(self.model, prompted)
         if self.wire.name == "ollama":
             return body | {"options": {**body["options"], **self.settings}}
-        return {**body, **self.settings}
+        return {key: value for key, value in {**body, **self.settings}.items() if value is not None}
 
 
 def parse_contender(text: str, headers: Mapping[str, str], timeout_s: float) -> Contender:

@@ -133,6 +133,15 @@ def test_an_empty_first_chunk_is_not_the_first_text(monkeypatch):
     assert answer.ttft == pytest.approx(FIRST)
 
 
+def test_settings_follow_the_address_and_null_removes_a_field():
+    other = parse_contender("b=openai+http://x/v1?max_tokens=null&max_completion_tokens=9&user=me#m", {}, 1)
+    body = other.write(Prompted("x", 5, "chat"))
+    assert "max_tokens" not in body and (body["max_completion_tokens"], body["user"]) == (9, "me")
+    assert (
+        parse_contender("b=ollama+http://x?num_thread=1#m", {}, 1).write(Prompted("x", 5))["options"]["num_thread"] == 1
+    )
+
+
 def test_a_request_that_asks_for_more_names_it_on_every_wire():
     forced = Prompted("x", 5, forced="ignore_eos")
     assert WIRES["ollama"].body("m", forced)["options"] == {
