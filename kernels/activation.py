@@ -4,6 +4,7 @@
     gelu        z / (1 + exp(-2 u)),  u = sqrt(2/pi) (z + 0.044715 z^3)  Gemma, with a gate: GeGLU
     gelu_erf    z (1 + erf(z / sqrt(2))) / 2                           BERT
     quick_gelu  z / (1 + exp(-1.702 z))                                CLIP
+    swiglu_oai  quick_gelu(min(z, 7)) (up + 1), up bounded to -7 .. 7  gpt-oss's experts
 
 GELU is z times the probability that a normal variate is below z.  gelu_erf is exact, the other two approximate it.
 ggml reads gelu and quick_gelu from tables indexed by float16.  The *_ggml versions therefore have 11 bits: within 5e-4.
@@ -61,6 +62,15 @@ def quick_gelu_numpy(x):
     """Compute GELU with the logistic function.  float [n_tok, n_ff] -> as x"""
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(x.dtype.type(-1.702) * x))
+
+
+def swiglu_oai(gate, up):
+    """Compute gpt-oss's gated product,  quick_gelu(gate) * (up + 1),  of bounded inputs, in every set.
+
+    gate and up float [n, n_ff] -> as gate.  Source: ggml-cpu/ops.cpp ggml_compute_forward_swiglu_oai_f32, 0c1e57098.
+    """
+    limit, one = gate.dtype.type(7), gate.dtype.type(1)
+    return quick_gelu_numpy(np.minimum(gate, limit)) * (np.clip(up, -limit, limit) + one)
 
 
 def gelu_mul_numpy(gate, up):

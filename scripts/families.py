@@ -55,6 +55,11 @@ ABOUT = {  # the models of each family, and how it differs from llama
         "GLM 4 0414, Z1",
         "norms after each block too; RoPE on half of a head; biases; gate and up fused",
     ),
+    "gpt-oss": (
+        "gpt-oss 20B and 120B",
+        "experts with biases and a bounded SwiGLU; sinks in attention; a window in every other layer; RoPE as in "
+        "qwen2, stretched by YaRN",
+    ),
     "bert": ("BERT, bge, MiniLM, mxbai", "an encoder (`engine/model/encoder.py`); learned positions"),
     "nomic-bert": ("nomic-embed-text 1 and 1.5", "as bert with RoPE and SwiGLU"),
     "jina-bert-v2": ("jina-embeddings-v2", "as bert with ALiBi and GeGLU"),

@@ -85,6 +85,7 @@ GEMMA = {
 AROUND = {  # names of norms in families that also have one after each block
     "gemma2": GEMMA,
     "gemma3": GEMMA,
+    "gpt": {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"},
     "glm4": {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
 }
 
@@ -103,6 +104,17 @@ def qwen3moe(kv):
         "num_experts_per_tok": int(kv("expert_used_count")),
         "moe_intermediate_size": int(kv("expert_feed_forward_length")),
         "norm_topk_prob": True,
+    }
+
+
+def gpt_oss(kv):
+    """The ends of YaRN's ramp are rounded here, as in llama.cpp; the published models say `truncate` false."""
+    return {
+        "num_local_experts": int(kv("expert_count")),
+        "num_experts_per_tok": int(kv("expert_used_count")),
+        "sliding_window": int(kv("attention.sliding_window")),
+        "intermediate_size": int(kv("expert_feed_forward_length")),
+        "attention_bias": True,
     }
 
 
@@ -149,6 +161,7 @@ CLASSES = {  # by the first word of a model's name: its classes in transformers,
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", plain),
     "granite": ("GraniteConfig", "GraniteForCausalLM", granite),
     "glm4": ("Glm4Config", "Glm4ForCausalLM", lambda kv: {"attention_bias": True}),
+    "gpt": ("GptOssConfig", "GptOssForCausalLM", gpt_oss),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", mixtral),
     "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", qwen3moe),
 }
@@ -176,7 +189,6 @@ def transformers_logits(path, name, tokens):
     config = getattr(transformers, config_class)(
         vocab_size=n_vocab,
         hidden_size=n_embd,
-        intermediate_size=int(kv("feed_forward_length")),
         num_hidden_layers=int(kv("block_count")),
         num_attention_heads=n_head,
         num_key_value_heads=n_head_kv,
@@ -189,6 +201,7 @@ def transformers_logits(path, name, tokens):
         pad_token_id=0,
         eos_token_id=2,
         **{
+            "intermediate_size": int(kv("feed_forward_length")),
             "rope_parameters": {"rope_type": "default", "rope_theta": float(kv("rope.freq_base"))},
             **more(kv),
             **stretched(kv, gguf, n_head_dim),
@@ -246,6 +259,15 @@ def state(gguf, family, n_head, n_head_kv):
         place = f"model.layers.{layer[1]}." if layer else "model."
         if part == "output":
             found["lm_head.weight"] = x
+        elif part == "attn_sinks":
+            found[f"{place}self_attn.sinks"] = x
+        elif family == "gpt" and part in ("ffn_gate_exps", "ffn_down_exps"):
+            end = "_bias" if kind == "bias" else ""
+            if part == "ffn_gate_exps":  # rows of gate and up take turns
+                both = np.stack([x, arrays[name.replace("ffn_gate", "ffn_up")]], axis=2)
+                x = both.reshape(len(x), -1, *x.shape[2:])
+            matrix = "gate_up_proj" if part == "ffn_gate_exps" else "down_proj"
+            found[f"{place}mlp.experts.{matrix}{end}"] = x if end else x.swapaxes(1, 2)
         elif part == "ffn_gate_exps":
             found[f"{place}mlp.experts.gate_up_proj"] = np.concatenate(
                 [x, arrays[name.replace("ffn_gate", "ffn_up")]], axis=1

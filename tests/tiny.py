@@ -63,6 +63,21 @@ FAMILIES = {
     },
     "smollm3": {"n_layer": 4},  # the fourth has no RoPE
     "glm4": {"bias": True, "norms": POST_NORMS, "fused": ("ffn_up",), "n_rot": 8},
+    "gpt-oss": {
+        "n_head_dim": 32,
+        "bias": True,
+        "n_expert": 4,
+        "n_ff_exp": 64,
+        "names": {"ffn_norm": "post_attention_norm"},
+        "more_bias": True,
+        "sinks": True,
+        "keys": {
+            "attention.sliding_window": 8,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 8,
+        },
+    },
     "granite": {
         "tied": True,
         "keys": {"attention.scale": 0.125, "embedding_scale": 4.0, "residual_scale": 0.5, "logit_scale": 2.0},
@@ -142,7 +157,14 @@ def tiny_gguf(
             if bias:
                 vector(f"{blk}.{name}.bias", random.normal(0, 0.5, n_out))
         matrix(f"{blk}.attn_output", n_embd, n_q, n_q**-0.5)
-        vector(f"{blk}.ffn_norm.weight", random.uniform(0.75, 1.25, n_embd))
+        if own.get("more_bias"):
+            vector(f"{blk}.attn_output.bias", random.normal(0, 0.5, n_embd))
+            vector(f"{blk}.ffn_gate_inp.bias", random.normal(0, 0.5, n_expert))
+            for name, n in (("gate", n_ff_exp), ("up", n_ff_exp), ("down", n_embd)):
+                vector(f"{blk}.ffn_{name}_exps.bias", random.normal(0, 2, (n_expert, n)))
+        if own.get("sinks"):
+            vector(f"{blk}.attn_sinks.weight", random.normal(0, 1, n_head))
+        vector(f"{blk}.{own.get('names', {}).get('ffn_norm', 'ffn_norm')}.weight", random.uniform(0.75, 1.25, n_embd))
         for name in own.get("norms", ()):
             n = n_head_dim if name in HEAD_NORMS else n_embd
             vector(f"{blk}.{name}.weight", random.uniform(0.75, 1.25, n))

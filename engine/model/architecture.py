@@ -33,8 +33,9 @@ class Family:
     name            general.architecture in the GGUF
     rope_style      which components RoPE rotates together: "norm" or "neox", see kernels/rope.py
     positions       how positions are encoded: "rope", "learned" (position_embd) or "alibi"
-    act             activation function of the feed-forward block: "silu" or "gelu"
+    act             activation function of the feed-forward block: "silu", "gelu" or "swiglu_oai"
     norms           fields of Block that its files have besides attn_norm and ffn_norm
+    tensors         fields of Block and Weights that its files call otherwise: their names there
     defaults        values of keys that a file may lack, without the architecture's name
     keys            of FEW_READ, those that its files may have
     embed_scale     n_embd -> factor on embeddings
@@ -55,6 +56,7 @@ class Family:
     positions: str = "rope"
     act: str = "silu"
     norms: tuple[str, ...] = ()
+    tensors: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     embed_scale: Callable[[int], float] = lambda n_embd: 1.0

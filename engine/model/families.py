@@ -81,6 +81,14 @@ GEMMA3 = replace(
     window_rope=unstretched_window,
     attn_scale=scale_by_embd_at(62),
 )
+GPT_OSS = replace(
+    LLAMA,
+    name="gpt-oss",
+    rope_style="neox",
+    act="swiglu_oai",
+    window_pattern=2,
+    tensors={"ffn_norm": "post_attention_norm"},
+)
 GLM4 = replace(LLAMA, name="glm4", norms=GEMMA2.norms)
 
 BERT = Family(
@@ -95,7 +103,7 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-DECODERS = (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4)
+DECODERS = (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4, GPT_OSS)
 ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
 FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 

@@ -184,7 +184,10 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         norm_eps=keys.number(f"attention.{norm}_epsilon", minimum=0),
-        attention=tuple(Attention(scale, window, softcap, causal) for window in windows),
+        attention=tuple(
+            Attention(scale, window, softcap, causal, sinks=_vector(gguf, f"blk.{il}.attn_sinks.weight", n_head))
+            for il, window in enumerate(windows)
+        ),
         rope=rope,
         rope_long=rope_long,
         n_ctx_orig=keys.integer("rope.scaling.original_context_length", n_ctx_train),
@@ -269,15 +272,16 @@ def _ropes(keys: Keys, family: Family, windows: list[int], n_head_dim: int, n_ct
         return tuple(rope if has_rope and family.uses_rope(il) else None for il, rope in enumerate(ropes))
 
     names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
-    freqs, short, long = (_factors(keys.gguf, f"{name}.weight", n_rot) for name in names)
+    freqs, short, long = (_vector(keys.gguf, f"{name}.weight", n_rot // 2) for name in names)
     return layers(short if freqs is None else freqs), () if long is None or freqs is not None else layers(long)
 
 
-def _factors(gguf: GGUF, name: str, n_rot: int) -> np.ndarray | None:
+def _vector(gguf: GGUF, name: str, n: int) -> np.ndarray | None:
+    """Read a vector of `n` numbers; None if the file lacks it.  Raises: BadGGUF for another shape"""
     tensor = gguf.tensors.get(name)
     if tensor is None:
         return None
     tensor = with_axes(tensor, 1)
-    if tensor.shape != (n_rot // 2,):
-        raise BadGGUF(gguf.path, 0, f"tensor '{name}' has shape {tensor.shape}, expected ({n_rot // 2},)")
+    if tensor.shape != (n,):
+        raise BadGGUF(gguf.path, 0, f"tensor '{name}' has shape {tensor.shape}, expected ({n},)")
     return tensor.dequantize()

@@ -14,6 +14,7 @@ from functools import reduce
 import numpy as np
 
 from ...kernels import Kernels, Tensor
+from ...kernels.activation import swiglu_oai
 from .linear import experts, linear
 from .model import Model
 from .trace import Tap
@@ -27,21 +28,26 @@ def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) ->
     """Return what the experts of layer `il` add.  h float [n_tok, n_embd] -> as h"""
     hp, blk = model.hparams, model.decoder.blk[il]
     assert blk.ffn_gate_inp and blk.ffn_gate_exps and blk.ffn_up_exps and blk.ffn_down_exps
-    logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h))  # [n_tok, n_expert]
+    logits = tap("ffn_moe_logits", il, linear(kernels, blk.ffn_gate_inp, h, blk.ffn_gate_inp_bias))  # [n_tok, n_expert]
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
     chosen = tap("ffn_moe_topk", il, top_experts(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
     weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
     total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
     weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, MIN_WEIGHT_SUM))
 
-    def each(w: Tensor, x: np.ndarray) -> np.ndarray:
+    def each(w: Tensor, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """Multiply rows by their experts.  x [n_tok * n_expert_used, n_in] -> [n_tok * n_expert_used, n_out]"""
-        return experts(kernels, w, x, chosen.reshape(-1))
+        y = experts(kernels, w, x, chosen.reshape(-1))
+        return y if bias is None else y + bias[chosen.reshape(-1)].astype(y.dtype, copy=False)
 
     x = np.repeat(h, hp.n_expert_used, axis=0)
-    gate, up = tap("ffn_moe_gate", il, each(blk.ffn_gate_exps, x)), tap("ffn_moe_up", il, each(blk.ffn_up_exps, x))
-    gated = tap("ffn_moe_swiglu", il, kernels.silu_mul(gate, up))
-    out = tap("ffn_moe_down", il, each(blk.ffn_down_exps, gated)).reshape(*chosen.shape, -1)
+    gate = tap("ffn_moe_gate", il, each(blk.ffn_gate_exps, x, blk.ffn_gate_exps_bias))
+    up = tap("ffn_moe_up", il, each(blk.ffn_up_exps, x, blk.ffn_up_exps_bias))
+    if model.family.act == "silu":
+        gated = tap("ffn_moe_swiglu", il, kernels.silu_mul(gate, up))
+    else:
+        gated = tap("ffn_moe_swiglu_oai", il, swiglu_oai(gate, up))
+    out = tap("ffn_moe_down", il, each(blk.ffn_down_exps, gated, blk.ffn_down_exps_bias)).reshape(*chosen.shape, -1)
     weighted = tap("ffn_moe_weighted", il, out * weights[:, :, None])  # [n_tok, n_expert_used, n_embd]
     return tap("ffn_moe_out", il, reduce(np.add, weighted.swapaxes(0, 1)))  # in order of preference
 

@@ -36,6 +36,10 @@ class Block:
     ffn_gate_exps: Tensor | None = None
     ffn_up_exps: Tensor | None = None
     ffn_down_exps: Tensor | None = None
+    ffn_gate_inp_bias: np.ndarray | None = None  # [n_expert], then [n_expert, n_out]
+    ffn_gate_exps_bias: np.ndarray | None = None
+    ffn_up_exps_bias: np.ndarray | None = None
+    ffn_down_exps_bias: np.ndarray | None = None
     attn_q_bias: np.ndarray | None = None
     attn_k_bias: np.ndarray | None = None
     attn_v_bias: np.ndarray | None = None
@@ -151,7 +155,8 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             "ffn_down": (hp.n_embd, hp.n_ff),
         }
     file = Tensors(gguf)
-    file.used |= {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
+    file.used |= {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}  # read with hparams
+    file.used |= {f"blk.{il}.attn_sinks.weight" for il in range(hp.n_layer)}
 
     def layer(il: int) -> Block:
         found: dict[str, Any] = {}
@@ -168,8 +173,11 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             name, is_bias = field.name.removesuffix("_bias"), field.name.endswith("_bias")
             if field.name in found or name not in shapes:
                 continue
-            suffix, shape = ("bias", shapes[name][:1]) if is_bias else ("weight", shapes[name])
-            found[field.name] = file.read(f"blk.{il}.{name}.{suffix}", shape, optional=is_bias)
+            suffix, shape = ("bias", shapes[name][:-1]) if is_bias else ("weight", shapes[name])
+            if is_bias and not shape:
+                continue  # a norm has none
+            read = file.read(f"blk.{il}.{family.tensors.get(name, name)}.{suffix}", shape, optional=is_bias)
+            found[field.name] = read.dequantize() if is_bias and isinstance(read, Tensor) else read
         return Block(**found)
 
     if hp.n_expert and "blk.0.ffn_gate.0.weight" in gguf.tensors:

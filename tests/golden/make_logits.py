@@ -53,6 +53,7 @@ MODELS = {  # arguments of tiny_gguf
     "smollm3": {"family": "smollm3"},
     "granite": {"family": "granite"},
     "glm4": {"family": "glm4"},
+    "gpt-oss": {"family": "gpt-oss"},
     "mixtral": {"n_expert": 4},
     "qwen3moe": {"family": "qwen3moe"},
 }

@@ -9,6 +9,7 @@ from numllama.kernels.activation import (
     quick_gelu_numpy,
     silu_mul_numpy,
     softmax_numpy,
+    swiglu_oai,
 )
 
 
@@ -78,3 +79,14 @@ def test_numba_rounds_to_float16_where_ggml_does(name):
 @compiled
 def test_gelu_erf_in_vectors_is_within_float32_of_the_definition():
     np.testing.assert_allclose(SETS["numba"].gelu_erf(LINE), gelu_erf_numpy(LINE.astype(np.float64)), atol=1e-6)
+
+
+def test_gpt_oss_s_gated_product_bounds_its_inputs():
+    gate, up = np.float32([[1, 9, -9, 7]]), np.float32([[1, 9, -9, -7]])
+    silu = [
+        1 / (1 + np.exp(-1.702)),
+        7 / (1 + np.exp(-1.702 * 7)),
+        -9 / (1 + np.exp(1.702 * 9)),
+        7 / (1 + np.exp(-1.702 * 7)),
+    ]
+    np.testing.assert_allclose(swiglu_oai(gate, up), [np.multiply(silu, [2, 8, -6, -6])], rtol=1e-6)

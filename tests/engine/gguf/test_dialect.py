@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from dialects import file_of, gemma3_twins, i32s, mistral3_twins, rewritten
 
-from numllama.engine.errors import UnsupportedArchitecture
 from numllama.engine.gguf.dialect import has_tower, projector_view, read_as, text_view
 from numllama.engine.gguf.dialect.projector import neighbours_from_halves
 from numllama.engine.gguf.dialect.text import TEXT_ROWS
@@ -248,7 +247,7 @@ def test_llama_3_keeps_a_pre_that_it_has_and_a_right_file_is_left_alone(tmp_path
     assert text_view(right) is right
 
 
-def test_gptoss_is_renamed_and_refused_by_its_family_s_name(tmp_path):
+def test_gptoss_is_renamed(tmp_path):
     names = ["blk.0.attn_out.weight", "blk.0.attn_out.bias", "blk.0.attn_sinks", "blk.0.ffn_norm.weight"]
     tensors = dict.fromkeys(names, (4, 4)) | {"blk.0.ffn_gate_exps.weight": (2, 8, 4)}
     gguf = file_of(tmp_path / "o.gguf", "gptoss", {"block_count": U32(1)}, tensors)
@@ -263,8 +262,18 @@ def test_gptoss_is_renamed_and_refused_by_its_family_s_name(tmp_path):
     assert sorted(view.tensors) == [f"blk.0.{name}" for name in new]
     assert [view.kv[f"gpt-oss.{key}"] for key in ("block_count", "expert_feed_forward_length")] == [1, 8]
     assert view.kv["tokenizer.ggml.pre"] == "gpt-4o" and view.kv["gpt-oss.rope.scaling.type"] == "yarn"
-    with pytest.raises(UnsupportedArchitecture, match=r"^unsupported architecture 'gpt-oss'"):
-        load_model(gguf)
+
+
+def test_a_gptoss_file_equals_its_twin_bit_for_bit(tmp_path):
+    theirs = tiny_gguf(tmp_path / "theirs.gguf", "gpt-oss", quant="F16", tokenizer="bpe")
+    gguf = GGUF.open(theirs)
+    keys = {key: key.replace("gpt-oss.", "gptoss.") for key in gguf.kv}
+    drop = ["gpt-oss.expert_feed_forward_length", "gpt-oss.rope.scaling.type", "tokenizer.ggml.pre"]
+    old = {".attn_output.": ".attn_out.", ".attn_sinks.weight": ".attn_sinks", ".post_attention_norm.": ".ffn_norm."}
+    names = {name: name.replace(part, old[part]) for name in gguf.tensors for part in old if part in name}
+    more = {"general.architecture": STR("gptoss")}
+    ollamas = rewritten(theirs, tmp_path / "ollamas.gguf", keys, names, drop=drop, more=more)
+    np.testing.assert_array_equal(logits(ollamas), logits(theirs))
 
 
 def test_names_that_are_right_already_stay(tmp_path):

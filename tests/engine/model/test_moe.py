@@ -10,6 +10,7 @@ from numllama.engine.errors import BadGGUF, UnsupportedArchitecture
 from numllama.engine.gguf.read import GGUF
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
+from numllama.engine.model.families import FAMILIES
 from numllama.engine.model.load import load_model
 from numllama.engine.model.moe import mixture, top_experts
 from numllama.engine.model.trace import Trace, no_tap
@@ -45,8 +46,10 @@ def test_a_token_uses_the_two_experts_that_the_router_prefers():
         ffn_up_exps=tensor([[[1]], [[2]], [[3]]]),
         ffn_down_exps=tensor([[[1]], [[1]], [[1]]]),
     )
+    for name in ("gate_inp", "gate_exps", "up_exps", "down_exps"):
+        setattr(blk, f"ffn_{name}_bias", None)
     hparams = SimpleNamespace(n_expert_used=2)
-    model = SimpleNamespace(hparams=hparams, decoder=SimpleNamespace(blk=[blk]))
+    model = SimpleNamespace(hparams=hparams, decoder=SimpleNamespace(blk=[blk]), family=FAMILIES["llama"])
     out = mixture(model, 0, np.ones((1, 1), np.float32), NUMPY, no_tap)
     np.testing.assert_allclose(out, [[3 / 4 * 300 + 1 / 4 * 200]], rtol=1e-6)
 
