@@ -132,7 +132,7 @@ async def answered_lines(
 
     async def answer(request: BatchRequest) -> dict[str, Any]:
         async with room:
-            return await answer_line(request, answering)
+            return await answer_request(request, answering)
 
     try:
         while True:
@@ -146,7 +146,7 @@ async def answered_lines(
             task.cancel()
 
 
-async def answer_line(request: BatchRequest, answering: Answering) -> dict[str, Any]:
+async def answer_request(request: BatchRequest, answering: Answering) -> dict[str, Any]:
     """Answer one request.  -> its output line"""
     line = {"id": f"batch_req_{request.number}", "custom_id": request.custom_id, "response": None, "error": None}
     if request.wrong:

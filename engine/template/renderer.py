@@ -82,11 +82,11 @@ def render_named(
         "last_user": max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1),
         "today": date.today().isoformat(),
     }
-    return jinja.render_own(template_text(renderer.file), variables)
+    return jinja.render_own(renderer_source(renderer.file), variables)
 
 
 @lru_cache
-def template_text(file: str) -> str:
+def renderer_source(file: str) -> str:
     return (FOLDER / f"{file}.jinja").read_text(encoding="utf-8")
 
 

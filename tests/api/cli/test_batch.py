@@ -98,13 +98,13 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_line(alone, numllama, w
     with open(target, "wb") as file:
         file.write(b"".join(whole[:3]) + whole[3][:cut])
     asked = []
-    ask = module.answer_line
+    ask = module.answer_request
 
     async def counted(request, answering):
         asked.append(request.custom_id)
         return await ask(request, answering)
 
-    monkeypatch.setattr(module, "answer_line", counted)
+    monkeypatch.setattr(module, "answer_request", counted)
     status, out, _ = numllama("batch", source, target, "-m", "m")
     assert (status, out, sorted(asked)) == (0, f"{target}: 3 answered, 0 errors, 3 were there\n", ["3", "4", "5"])
     texts = [line["response"]["body"]["choices"] for line in read(target)]
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_line(alone, numllama, w
 
 
 def test_ctrl_c_keeps_what_is_answered(alone, numllama, written, monkeypatch):
-    ask = module.answer_line
+    ask = module.answer_request
 
     async def interrupted(request, answering):
         if request.custom_id == "2":
@@ -121,10 +121,10 @@ def test_ctrl_c_keeps_what_is_answered(alone, numllama, written, monkeypatch):
         return await ask(request, answering)
 
     source, target = written(*[chat(str(i), "x", max_tokens=1) for i in range(5)])
-    monkeypatch.setattr(module, "answer_line", interrupted)
+    monkeypatch.setattr(module, "answer_request", interrupted)
     status, _, err = numllama("batch", source, target, "-m", "m", "--parallel", "1")
     assert status == 130 and err.endswith("of 5 lines; the same command goes on from there\n")
-    monkeypatch.setattr(module, "answer_line", ask)
+    monkeypatch.setattr(module, "answer_request", ask)
     assert numllama("batch", source, target, "-m", "m").status == 0
     assert [line["custom_id"] for line in read(target)] == list("01234")
 
