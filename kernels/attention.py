@@ -20,11 +20,32 @@ from numba import literally
 
 from .activation import softmax_numpy
 from .exp import exp
+from .half import bf16_to_f32, f32_to_bf16
 from .jit import inner, kernel
-from .kv import BLOCK, F16, F32, KINDS, Q8_0, has_padding, in_blocks, numbers, strided
+from .kv import (
+    BF16,
+    BF16_KIND,
+    BIT_OF_LANE,
+    BLOCK,
+    F16,
+    F32,
+    IQ4_NL,
+    KINDS,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    STEPS,
+    has_padding,
+    in_blocks,
+    numbers,
+    strided,
+)
 from .packed.tiles import magnitude, nearest
 from .rounding import round_activations
 from .simd import (
+    bits,
     broadcast,
     convert,
     f32x16,
@@ -35,6 +56,7 @@ from .simd import (
     largest,
     load,
     maximum,
+    minimum,
     registers,
     round_to_half,
     splat,
@@ -201,6 +223,10 @@ def attention_ggml(q, k, v, first, rule, tap=no_attention_tap):
     """
     if in_blocks(k.dtype):
         return attention_exact(round_activations(q, "Q8_0"), k, v, first, rule)
+    if k.dtype == BF16:
+        return attention_exact(bf16_to_f32(f32_to_bf16(q)), k, v, first, rule)
+    if k.dtype == np.float16 and k.dtype != v.dtype:
+        return attention_exact(q.astype(np.float16).astype(np.float32), k, v, first, rule)
     if k.dtype != np.float16:
         return attention_exact(q, k, v, first, rule)
     check_heads(q, k, v, first, rule)
@@ -252,7 +278,7 @@ def attention_numba(q, k, v, first, rule, tap=no_attention_tap):
 
 def kernel_layout(a):
     """Return `a`, converted to f32 unless its type is in KINDS and a head's numbers are contiguous."""
-    return a if a.strides[2] == a.itemsize and a.dtype in KINDS else np.ascontiguousarray(a, np.float32)
+    return a if a.strides[2] == a.itemsize and a.dtype in KINDS else np.ascontiguousarray(numbers(a, np.float32))
 
 
 def padded(a):
@@ -305,7 +331,7 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
             for i in range(d):
                 rows[start + i] = q[(t * n_head + head) * d + i]
                 sums[start + i] = 0
-            if keys.kind != F16 and keys.kind != F32:
+            if keys.kind > BF16_KIND:
                 _round_to_blocks(rows, start, d)
             for i in range(d):
                 rows[start + i] *= rule.scale
@@ -357,7 +383,7 @@ def _round_to_blocks(rows, start, d):
 
 @inner
 def _load_chunk(cache, h, first, n, d, chunk):
-    """Load positions first .. first + n - 1 of head h as f32 [n, d].  A block of Q8_0 is 17 u16, one of Q4_0 is 9."""
+    """Load positions first .. first + n - 1 of head h as f32 [n, d].  Blocks are laid out as in kv.py."""
     a, kind = cache.a, cache.kind
     for p in range(n):
         at, to = h * cache.head + (first + p) * cache.step, p * d
@@ -373,12 +399,42 @@ def _load_chunk(cache, h, first, n, d, chunk):
                 store(chunk, to + i, convert(f32x16, convert(i32x16, load(i8x16, a, at + 1))) * scale)
                 store(chunk, to + i + 16, convert(f32x16, convert(i32x16, load(i8x16, a, at + 9))) * scale)
                 at += 17
-        else:
+        elif kind == BF16_KIND:
+            for i in range(0, d, 16):
+                store(chunk, to + i, bits(f32x16, convert(i32x16, load(u16x16, a, at + i)) << 16))
+        elif kind == IQ4_NL:
             for i in range(0, d, 32):
-                scale, q = half_to_f32(broadcast(u16x16, a, at)), load(u8x16, a, at + 1)
-                store(chunk, to + i, convert(f32x16, convert(i32x16, q & 15) - 8) * scale)
-                store(chunk, to + i + 16, convert(f32x16, convert(i32x16, q >> 4) - 8) * scale)
+                scale = half_to_f32(broadcast(u16x16, a, at))
+                for j in range(16):
+                    byte = a[at + 1 + j // 2] >> (j % 2 * 8)
+                    chunk[to + i + j], chunk[to + i + 16 + j] = STEPS[byte & 15], STEPS[byte >> 4 & 15]
+                for j in range(to + i, to + i + 32, 16):
+                    store(chunk, j, load(f32x16, chunk, j) * scale)
                 at += 9
+        else:
+            has_minimum = kind == Q4_1 or kind == Q5_1
+            offset = np.float32(8) if kind == Q4_0 else np.float32(16) if kind == Q5_0 else np.float32(0)
+            for i in range(0, d, 32):
+                scale, least = half_to_f32(broadcast(u16x16, a, at)), zero(f32x16)
+                at += 1
+                if has_minimum:
+                    least = half_to_f32(broadcast(u16x16, a, at))
+                    at += 1
+                low, high = zero(i32x16), zero(i32x16)
+                if kind == Q5_0 or kind == Q5_1:
+                    low, high = _fifth_bits(a[at]), _fifth_bits(a[at + 1])
+                    at += 2
+                q = load(u8x16, a, at)
+                low, high = low | convert(i32x16, q & 15), high | convert(i32x16, q >> 4)
+                store(chunk, to + i, (convert(f32x16, low) - offset) * scale + least)
+                store(chunk, to + i + 16, (convert(f32x16, high) - offset) * scale + least)
+                at += 8
+
+
+@inner
+def _fifth_bits(mask):
+    """Return 16 in each lane whose bit is set in `mask`, else 0.  u16 -> i32x16"""
+    return minimum(splat(i32x16, np.int32(mask)) & load(i32x16, BIT_OF_LANE, 0), splat(i32x16, 1)) << 4
 
 
 @inner

@@ -24,7 +24,7 @@ from .activation import GELU, SILU, activate_gate
 from .attention import Attention, RuleRecord, attend_rows, sinks_of, slopes_of
 from .hadamard import rotate_in_place
 from .jit import Entry, inner, kernel
-from .kv import BLOCK, KINDS, VECTOR, Rows, in_blocks, strided, write_rows
+from .kv import BLOCK, VECTOR, WRITTEN_FAST, Rows, in_blocks, strided, write_rows
 from .norm import norm_rows
 from .packed.tiles import LANES
 from .rope import Rope, cos_and_sin_table, rotate_tokens
@@ -46,14 +46,14 @@ def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
 MATRIX = np.dtype(
     record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work", "bias")
 )
+PLACES = np.dtype(record_fields("address", "slot_size", "step", "head", "kind"))  # bytes; then as in kv.Rows
 LAYER = np.dtype(
     [
         *record_fields(*MATRICES, kind=MATRIX),
         *record_fields(*NORMS),
         *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes", "sinks"),
-        *record_fields(
-            "n_slot", "n_ctx", "k", "v", "slot_size", "step", "head", "kind"
-        ),  # slot_size in bytes; the others as in kv.Rows
+        *record_fields("n_slot", "n_ctx"),
+        *record_fields("k", "v", kind=PLACES),
         *record_fields("k_group", "v_group"),
         *record_fields(
             "n_rope_pos", "n_pair", "neighbours", "cos", "sin"
@@ -115,12 +115,11 @@ class LayerCall:
         self.n_weight = sum(weights[name].n_elements for name in MATRICES)
         n_q, n_embd = weights["attn_q"].shape
         self.n_embd: int = n_embd
-        n_kv = k.shape[2] * (k.shape[3] * BLOCK if in_blocks(k.dtype) else k.shape[3])
-        if (k.shape, k.strides, k.dtype) != (v.shape, v.strides, v.dtype) or n_kv * n_head != n_q * k.shape[2]:
+        sizes = [(*a.shape[:3], a.shape[3] * (BLOCK if in_blocks(a.dtype) else 1)) for a in (k, v)]
+        if sizes[0] != sizes[1] or sizes[0][3] * n_head != n_q:
             raise ValueError(
-                f"a cache of k {k.shape} and v {v.shape}, expected one layout, and heads of {n_q // n_head}"
+                f"a cache of k {sizes[0]} and v {sizes[1]}, expected one size, and heads of {n_q // n_head}"
             )
-        rows = strided(k[0])
         self.set(**{name: self.matrix(weights[name], weights.get(f"{name}_bias")) for name in MATRICES})
         self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
@@ -132,9 +131,7 @@ class LayerCall:
             sinks=self.vector(sinks_of(rule, n_head)),
         )
         self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
-        self.set(
-            k=k.ctypes.data, v=v.ctypes.data, slot_size=k.strides[0], step=rows.step, head=rows.head, kind=rows.kind
-        )
+        self.set(k=self.places(k), v=self.places(v))
         self.set(eps=eps, residual_scale=residual_scale, k_group=groups[0], v_group=groups[1])
         self.set(**{name: entry.address for name, entry in CALLS.items()})
         self.extend_rope_tables(1)
@@ -145,11 +142,11 @@ class LayerCall:
             self.record[name] = value
 
     @staticmethod
-    def fits(weights: Mapping[str, Any], k: np.ndarray, act: str) -> bool:
+    def fits(weights: Mapping[str, Any], k: np.ndarray, v: np.ndarray, act: str) -> bool:
         """Check whether a layer with these weights (all that its file has) can run as one call."""
         present = {name for name, w in weights.items() if w is not None}
         known = {*MATRICES, *NORMS, *(f"{name}_bias" for name in MATRICES)}
-        if act not in ACTS or k.dtype not in KINDS or not set(MATRICES) <= present <= known:
+        if act not in ACTS or not {k.dtype, v.dtype} <= WRITTEN_FAST or not set(MATRICES) <= present <= known:
             return False
         return all(weights[name].format.type in MATMULS and not weights[name].low_rank for name in MATRICES)
 
@@ -161,6 +158,12 @@ class LayerCall:
         sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements
         call = MATMULS[w.format.type].address
         return call, codes, form.codes.size, scales, form.scales.size, *sizes, self.vector(bias)
+
+    @staticmethod
+    def places(cache: np.ndarray) -> tuple[int, ...]:
+        """Return the PLACES record of keys or values."""
+        rows = strided(cache[0])
+        return cache.ctypes.data, cache.strides[0], rows.step, rows.head, rows.kind
 
     def vector(self, a: np.ndarray | None) -> int:
         """Return the address of `a` as f32, 0 for None."""
@@ -347,15 +350,15 @@ def _write_and_attend(team, one_thread, w, q, k, v, places):
 
 
 @inner(makes_arrays=True)
-def _write(w, address, slot, position, x):
-    call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(w, address, slot, position)))
+def _write(w, places, slot, position, x):
+    call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(places, slot, position)))
 
 
 @inner(makes_arrays=True)
 def _attend(team, one_thread, w, slot, position, d, q, out):
     lists = array_at(F32, w.slopes, w.n_head), array_at(F32, w.sinks, w.n_head)
     rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), 0, lists[0], lists[1])
-    keys, values, n_pos = _rows(w, w.k, slot, 0), _rows(w, w.v, slot, 0), position + 1
+    keys, values, n_pos = _rows(w.k, slot, 0), _rows(w.v, slot, 0), position + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d
     call_attend(
@@ -376,7 +379,7 @@ def _attend_padded(one_thread, w, slot, position, q, out):
 
 
 @inner(makes_arrays=True)
-def _rows(w, address, slot, position):
+def _rows(places, slot, position):
     """Return a slot's cache rows, starting at `position`."""
-    a = array_at(U16, address + slot * w.slot_size, w.slot_size // 2)
-    return Rows(a[position * w.step :], w.step, w.head, w.kind)
+    a = array_at(U16, places.address + slot * places.slot_size, places.slot_size // 2)
+    return Rows(a[position * places.step :], places.step, places.head, places.kind)

@@ -17,7 +17,7 @@ from ...engine.model.model import Model, require_decoder
 from ...engine.oracle.base_file import BaseReader, BaseWriter
 from ...engine.oracle.score import N_UBATCH, Divergence, Scores, cut_chunks, n_tokens_at_once, scored_logits, text_ids
 from ...kernels import Kernels
-from ...kernels.kv import CACHE_TYPES
+from ...kernels.kv import CACHE_TYPES, types_of_keys_and_values
 from .backend import kernel_set, local_model
 
 KLD_QUANTILES = (1, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0)
@@ -84,8 +84,11 @@ def cache_of(kernels: str, cache_type: str | None) -> str:
     """
     if cache_type is None:
         return {"numpy-float64": "f64", "numpy-float32": "f32", "exact": "f32"}.get(kernels, "f16")
-    if cache_type not in CACHE_TYPES:
-        raise RequestError(f"unknown cache type '{cache_type}'; choose from {', '.join(CACHE_TYPES)}")
+    try:
+        types_of_keys_and_values(cache_type)
+    except KeyError:
+        known = ", ".join(CACHE_TYPES)
+        raise RequestError(f"unknown cache type '{cache_type}'; choose from {known}, or keys/values") from None
     return cache_type
 
 

@@ -17,11 +17,10 @@ import numpy as np
 from ...kernels import Attention, Kernels
 from ...kernels.attention import attention_numpy
 from ...kernels.hadamard import rotate_groups
-from ...kernels.kv import CACHE_TYPES
 from ...kernels.select import descending
 from ..errors import RequestError
 from ..model.batch import Batch, Span
-from ..model.cache import KVCache, row_bytes
+from ..model.cache import KVCache, position_bytes
 from ..model.decoder import hidden_states, logits
 from ..model.model import Model
 from ..model.trace import INSIDE_ATTENTION, Trace, label
@@ -385,21 +384,15 @@ def largest_logits(row: np.ndarray, n: int) -> LogitsAt:
 def cache_facts(model: Model, cache: KVCache) -> dict[str, int | str]:
     """Return the cache's type and sizes: a position takes bytes_per_position in all layers together."""
     hp = model.hparams
-    type = cache_type_of(cache)
-    per_position = 2 * hp.n_layer * hp.n_head_kv * row_bytes(type, hp.n_head_dim)
+    per_position = hp.n_layer * hp.n_head_kv * position_bytes(cache.type, hp.n_head_dim)
     return {
-        "type": type,
+        "type": cache.type,
         "n_slot": cache.n_slot,
         "n_ctx": cache.n_ctx,
         "n_layer": hp.n_layer,
         "bytes_per_position": per_position,
         "bytes": cache.nbytes,
     }
-
-
-def cache_type_of(cache: KVCache) -> str:
-    """Return the name of the cache's type."""
-    return next(name for name, known in CACHE_TYPES.items() if known == cache.k[0].dtype)
 
 
 def patch_values(

@@ -19,7 +19,7 @@ from ..model.batch import Batch
 from ..model.cache import KVCache
 from ..model.decoder import forward
 from ..model.model import Model
-from .collector import Collector, LookTap, cache_type_of
+from .collector import Collector, LookTap
 from .request import LookRequest
 from .step import LookStep
 
@@ -40,7 +40,7 @@ class HeldRun:
 
     def fill(self, tokens: Sequence[int], n_cached: int, cache: KVCache, slot: int) -> None:
         """Copy the positions of `slot`."""
-        own = self.model.new_cache(cache.n_ctx, 1, cache_type_of(cache))  # as long a window: RoPE may depend on it
+        own = self.model.new_cache(cache.n_ctx, 1, cache.type)  # as long a window: RoPE may depend on it
         for mine, theirs in zip((*own.k, *own.v), (*cache.k, *cache.v), strict=True):
             mine[0, :n_cached] = theirs[slot, :n_cached]
         self.tokens, self.cache = list(tokens), own

@@ -7,7 +7,8 @@
 `cache.k[il][slot]` prints a slot's keys in layer il.  In memory the positions of one head are adjacent, since attention
 reads one head after the other: at 4096 positions, 8 heads of 64 take 0.56 ms, or 0.98 ms with the heads innermost.
 
-The types "q8_0" and "q4_0" keep blocks of 32 numbers under one scale, in 34 and 18 bytes where f16 takes 64.  Heads of
+The types q8_0, q5_1, q5_0, q4_1, q4_0 and iq4_nl keep blocks of 32 numbers under one scale: q8_0 in 34 bytes and q4_0
+in 18, where f16 takes 64.  Keys and values may have types of their own: "q8_0/q4_0".  In blocks, heads of
 a multiple of 64 numbers are rotated first (kernels/hadamard.py), as in llama.cpp; queries are rotated to match.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from ...kernels import Kernels, Rope
 from ...kernels.hadamard import key_group, rotate_groups, value_group
-from ...kernels.kv import CACHE_TYPES, in_blocks, n_kept, new_cache, numbers, write
+from ...kernels.kv import in_blocks, n_kept, new_cache, numbers, types_of_keys_and_values, write
 from .batch import Span
 
 Ropes = Sequence[Rope | None]
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def usable_type(requested: str, n_head_dim: int) -> str:
     """Return `requested`, or "f16" with a warning if that type is unknown or cannot hold heads of this size."""
     try:
-        row_bytes(requested, n_head_dim)
+        position_bytes(requested, n_head_dim)
     except KeyError:
         log.warning("unknown cache type, f16 is used: OLLAMA_KV_CACHE_TYPE=%s", requested)
     except ValueError as error:
@@ -40,9 +41,12 @@ def usable_type(requested: str, n_head_dim: int) -> str:
     return "f16"
 
 
-def row_bytes(type: str, n_head_dim: int) -> int:
-    """Return the bytes of one head's keys at one position."""
-    return CACHE_TYPES[type].itemsize * n_kept(CACHE_TYPES[type], n_head_dim)
+def position_bytes(type: str, n_head_dim: int) -> int:
+    """Return the bytes of one head's key and value at one position.
+
+    Raises: KeyError for an unknown type, ValueError if it cannot hold heads of this size
+    """
+    return sum(one.itemsize * n_kept(one, n_head_dim) for one in types_of_keys_and_values(type))
 
 
 class KVCache:
@@ -53,18 +57,16 @@ class KVCache:
 
     def __init__(self, n_layer: int, n_head_kv: int, n_head_dim: int, n_ctx: int, n_slot: int = 1, type: str = "f16"):
         shape = n_slot, n_ctx, n_head_kv, n_head_dim
-        self.n_ctx, self.n_slot = n_ctx, n_slot
-        blocks = in_blocks(CACHE_TYPES[type])
-        self.k_group: int = key_group(n_head_dim) if blocks else 0
-        self.v_group: int = value_group(n_head_dim) if blocks else 0
-        self.k: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
-        self.v: list[np.ndarray] = [new_cache(*shape, CACHE_TYPES[type]) for _ in range(n_layer)]
+        self.n_ctx, self.n_slot, self.type = n_ctx, n_slot, type
+        k_type, v_type = types_of_keys_and_values(type)
+        self.k_group: int = key_group(n_head_dim) if in_blocks(k_type) else 0
+        self.v_group: int = value_group(n_head_dim) if in_blocks(v_type) else 0
+        self.k: list[np.ndarray] = [new_cache(*shape, k_type) for _ in range(n_layer)]
+        self.v: list[np.ndarray] = [new_cache(*shape, v_type) for _ in range(n_layer)]
 
     def __repr__(self) -> str:
-        dtype = self.k[0].dtype if self.k else None
-        type = next((name for name, known in CACHE_TYPES.items() if known == dtype), "nothing")
         shape = f"{len(self.k)} layers, {self.n_slot} slots of {self.n_ctx} positions"
-        return f"<KVCache: {shape}, {type}, {self.nbytes / 2**20:.1f} MiB>"
+        return f"<KVCache: {shape}, {self.type}, {self.nbytes / 2**20:.1f} MiB>"
 
     @property
     def nbytes(self) -> int:

@@ -70,7 +70,7 @@ class Model:
         return Template.from_gguf(self.gguf)
 
     def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
-        """Create an empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py)."""
+        """Create an empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py), or two."""
         hp = self.hparams
         n_layer = hp.n_layer if self.family.causal else 0  # an encoder caches nothing
         return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type)

@@ -35,8 +35,8 @@ class LayerCalls:
     def fit(self) -> bool:
         """Whether every layer can run as one call: no experts, adapters, or formats without a kernel of their own."""
         hp, act = self.model.hparams, self.model.family.act
-        blks = zip(self.model.decoder.blk, self.k, strict=True)
-        return hp.causal and not hp.attn_temp and all(LayerCall.fits(vars(blk), k, act) for blk, k in blks)
+        blks = zip(self.model.decoder.blk, self.k, self.v, strict=True)
+        return hp.causal and not hp.attn_temp and all(LayerCall.fits(vars(blk), k, v, act) for blk, k, v in blks)
 
     def __getitem__(self, il: int) -> LayerCall:
         if il not in self._built:

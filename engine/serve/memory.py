@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import OutOfMemory
-from ..model.cache import row_bytes
+from ..model.cache import position_bytes
 from ..model.model import Model
 
 DEFAULT_SLOTS = 4  # if their caches fit into a quarter of the available memory; else 1
@@ -18,7 +18,7 @@ def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
     if not model.family.causal:
         return 0
     hp = model.hparams
-    return 2 * hp.n_layer * n_slot * n_ctx * hp.n_head_kv * row_bytes(cache_type, hp.n_head_dim)
+    return hp.n_layer * n_slot * n_ctx * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
 
 
 def default_slots(model: Model, n_ctx: int, cache_type: str) -> int:

@@ -3,25 +3,28 @@
 64 queries or more   in tiles of 64 positions: scores summed along the head in float32, one largest score a tile, the
                      weighted sum of values in float32
 fewer, or blocks     position after position, rescaled at each larger score; with an f16 cache, the query is rounded to
-                     f16, and so is the sum of values at every position; with blocks, the query is rounded to Q8_0
+                     f16, and so is the sum of values at every position; with blocks, the query is rounded to 8 bits
 
 A text is read in batches of 512 tokens (n_ubatch), so that the tokens after the last whole batch may be the fewer.
 llama.cpp splits the second kind among its threads from 512 positions on when it decodes; this is one thread's result.
 Source: llama.cpp 0c1e57098, ggml-cpu/ops.cpp ggml_compute_forward_flash_attn_ext_*.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..attention import NO_SINK, check_heads, no_attention_tap, sinks_of, slopes_of
+from ..half import bf16_to_f32, f32_to_bf16
 from ..jit import inner, kernel
-from ..kv import BLOCK, in_blocks, numbers
+from ..kv import BF16, BLOCK, CACHE_TYPES, numbers
 from ..rounding import quantize_activations
 from ..simd import broadcast, f32x16, fma, load, round_to_half, splat, store, total
 from .sums import LANES, VECTORS, dot_in_blocks, dot_in_lanes, exp_llamacpp, fma32
 
 N_UBATCH = 512
 TILE = 64  # queries, and positions
-HALF, CODES = range(2)  # how a key is multiplied
+HALF, FLOAT, CODES, STEPS = range(4)  # how a key is multiplied; STEPS: iq4_nl, every other block in sums of its own
 
 
 def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
@@ -34,7 +37,7 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
     k, v = (x.astype(np.float16) if x.dtype == np.float32 else x for x in (k, v))
     n_tok, n_head, d = q.shape
     keys, values = whole_vectors(numbers(k, np.float32)), whole_vectors(numbers(v, np.float32))
-    key_codes, key_scales = codes_of(k)
+    key_codes = codes_of(k)
     slopes, sinks = slopes_of(rule, n_head), sinks_of(rule, n_head)
     out = np.zeros((n_tok, n_head, keys.shape[2]), np.float32)
     softcap = np.float32(rule.softcap)
@@ -44,15 +47,18 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
         rows = slice(start, start + N_UBATCH)
         part = np.ascontiguousarray(q[rows])
         rest = first + start, sees[rows], scale, softcap, slopes, sinks
-        if k.dtype == v.dtype and not in_blocks(k.dtype) and len(part) >= TILE:
+        if k.dtype == v.dtype == np.float16 and len(part) >= TILE:
             _tiled(part, keys, values, *rest, out[rows])
             continue
-        kind = HALF if k.dtype == np.float16 else CODES
-        codes, scales = codes_of(quantize_activations(part, "Q8_0") if kind == CODES else part)
-        part = part.astype(np.float16).astype(np.float32) if kind == HALF else part
-        _one_by_one(
-            part, codes, scales, keys, key_codes, key_scales, values, kind, v.dtype == np.float16, *rest, out[rows]
-        )
+        kind, codes = HALF, codes_of(part)
+        if k.dtype == np.float16:
+            part = part.astype(np.float16).astype(np.float32)
+        elif k.dtype == BF16:
+            kind, part = FLOAT, bf16_to_f32(f32_to_bf16(part))
+        else:
+            kind = STEPS if k.dtype == CACHE_TYPES["iq4_nl"] else CODES
+            codes = codes_of(quantize_activations(part, "Q8_1" if "m" in k.dtype.names else "Q8_0"))
+        _one_by_one(part, codes, keys, key_codes, values, kind, v.dtype == np.float16, *rest, out[rows])
     return np.ascontiguousarray(out[..., :d]).reshape(n_tok, n_head * d)
 
 
@@ -62,13 +68,32 @@ def whole_vectors(x):
     return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (0, n))) if n else x)
 
 
+class Codes(NamedTuple):
+    """Blocks in compiled code.
+
+    codes    i8 [..., n], f32 [..., n / 32] scales
+    more     f32 [..., n / 32]: of keys the minima, of queries the sums that they are multiplied by; or empty
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    more: np.ndarray
+
+
 def codes_of(blocks):
-    """Return the codes and scales of blocks, placeholders for numbers.  -> i8 [..., n], f32 [..., n / 32]"""
-    if not in_blocks(blocks.dtype):
-        return np.zeros((1, 1, BLOCK), np.int8), np.zeros((1, 1, 1), np.float32)
-    scales, unit = blocks["d"].astype(np.float32), blocks.copy()
-    unit["d"] = 1
-    return numbers(unit, np.float32).astype(np.int8), scales
+    """Return the codes of keys or of rounded queries in blocks, placeholders for numbers."""
+    if not blocks.dtype.names:
+        return Codes(np.zeros((1, 1, BLOCK), np.int8), np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 0), np.float32))
+    scales, more = blocks["d"].astype(np.float32), np.zeros((*blocks.shape[:2], 0), np.float32)
+    for name in {"m", "s"} & set(blocks.dtype.names):
+        more = blocks[name].astype(np.float32)
+    if blocks.dtype.names[-1] == "qs" and blocks.dtype["qs"].base == np.int8:
+        return Codes(np.ascontiguousarray(blocks["qs"]).reshape(*blocks.shape[:2], -1), scales, more)
+    unit = blocks.copy()
+    unit["d"] = 1  # the values of these blocks are their codes
+    if "m" in blocks.dtype.names:
+        unit["m"] = 0
+    return Codes(numbers(unit, np.float32).astype(np.int8), scales, more)
 
 
 @inner
@@ -151,24 +176,7 @@ def _weigh(weights, largest):
 
 
 @kernel
-def _one_by_one(
-    q,
-    codes,
-    scales,
-    keys,
-    key_codes,
-    key_scales,
-    values,
-    kind,
-    half_sums,
-    first,
-    sees,
-    scale,
-    softcap,
-    slopes,
-    sinks,
-    out,
-):
+def _one_by_one(q, codes, keys, key_codes, values, kind, half_sums, first, sees, scale, softcap, slopes, sinks, out):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
     lanes, sums = np.empty(LANES * VECTORS, np.float32), np.empty(wide, np.float32)
@@ -178,8 +186,20 @@ def _one_by_one(
             g, largest, weight_sum = h // group, np.float32(-np.inf), np.float32(0)
             sums[:] = np.float32(0)
             for p in range(begin, end):
-                if kind == CODES:
-                    s = dot_in_blocks(key_codes[p, g], key_scales[p, g], codes[t, h], scales[t, h], lanes)
+                if kind >= CODES:
+                    s = dot_in_blocks(
+                        key_codes.codes[p, g],
+                        key_codes.scales[p, g],
+                        codes.codes[t, h],
+                        codes.scales[t, h],
+                        lanes,
+                        2 if kind == STEPS else 1,
+                    )
+                    if key_codes.more.shape[2] > 0:
+                        least = np.float32(0)
+                        for block in range(key_codes.more.shape[2]):
+                            least = fma32(key_codes.more[p, g, block], codes.more[t, h, block], least)
+                        s += least
                 else:
                     s = dot_in_lanes(q[t, h], keys[p, g, :d], VECTORS, kind == HALF, lanes)
                 s = _scored(s, scale, softcap, slopes[h], abs(first + t - p))

@@ -139,7 +139,7 @@ def _dot_blocks(w, w_scale, minima, x, x_scale, sums, y):
     lanes = np.empty(8, np.float32)
     for t in range(len(x)):
         for r in range(len(w)):
-            y[t, r] = dot_in_blocks(w[r], w_scale[r], x[t], x_scale[t], lanes)
+            y[t, r] = dot_in_blocks(w[r], w_scale[r], x[t], x_scale[t], lanes, 1)
             if minima.shape[1] > 0:
                 total = np.float32(0)
                 for block in range(minima.shape[1]):
@@ -148,17 +148,23 @@ def _dot_blocks(w, w_scale, minima, x, x_scale, sums, y):
 
 
 @inner
-def dot_in_blocks(a, a_scale, b, b_scale, lanes):
-    """Compute the dot product of two rows of codes, i8 [n] with scales f32 [n / 32].  lanes: a buffer, f32 [8]"""
-    for j in range(8):
+def dot_in_blocks(a, a_scale, b, b_scale, lanes, n_sum):
+    """Compute the dot product of two rows of codes, i8 [n] with scales f32 [n / 32].
+
+    lanes   a scratch buffer, f32 [8 * n_sum]
+    n_sum   1; or 2 sums of 8 lanes, for even blocks and for odd ones
+    """
+    for j in range(8 * n_sum):
         lanes[j] = np.float32(0)
     for block in range(len(a_scale)):
-        scale = a_scale[block] * b_scale[block]
+        scale, at = a_scale[block] * b_scale[block], block % n_sum * 8
         for j in range(8):
             i = 32 * block + 4 * j
             products = np.int32(a[i]) * np.int32(b[i]) + np.int32(a[i + 1]) * np.int32(b[i + 1])
             products += np.int32(a[i + 2]) * np.int32(b[i + 2]) + np.int32(a[i + 3]) * np.int32(b[i + 3])
-            lanes[j] = fma32(scale, np.float32(products), lanes[j])
+            lanes[at + j] = fma32(scale, np.float32(products), lanes[at + j])
+    for j in range(8 * n_sum - 8):
+        lanes[j] = lanes[j] + lanes[j + 8]
     s0, s1 = lanes[0] + lanes[4], lanes[1] + lanes[5]
     s2, s3 = lanes[2] + lanes[6], lanes[3] + lanes[7]
     return (s0 + s2) + (s1 + s3)

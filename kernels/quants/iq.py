@@ -185,6 +185,23 @@ def quantize_iq4_nl(x):
     return blocks
 
 
+def quantize_iq4_nl_once(x):
+    """Quantize numbers that are only kept for a while, as in a cache: the codes of one trial, then their best scale.
+
+    f32 [n, 32] -> IQ4_NL [n].  As in ggml-quants.c quantize_row_iq4_nl_ref, 0c1e57098.
+    """
+    groups = by_group(x, 32)
+    peak = extreme(groups, axis=0)[0]
+    codes = nearest_step(quotient(1, peak / STEPS[0]) * groups)
+    weights, step = groups * groups, STEPS[codes]
+    sum_qq = sum_in_order(weights * step * step)
+    scale = np.where(sum_qq > 0, sum_in_order(weights * step * groups) / sum_qq, np.float32(0))
+    blocks = np.empty(len(x), IQ4_NL)
+    blocks["d"] = np.where(np.abs(peak) < GROUP_MAX_EPS, np.float32(0), scale)
+    blocks["qs"] = pack(codes.T, bits=4, run=16)
+    return blocks
+
+
 # For each integer i in -128..127: the code of the first step above i, clipped to 1..15.
 UPPER = np.clip(np.searchsorted(STEPS, np.arange(-128, 128), side="right"), 1, 15)
 

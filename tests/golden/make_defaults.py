@@ -35,6 +35,7 @@ MODELS = {
     "moe Q4_0": {"quant": "Q4_0", "n_expert": 4},
 }
 CACHES = [("llama F32", "q8_0"), ("llama Q4_0", "q8_0"), ("heads of 128", "q8_0"), ("heads of 128", "q4_0")]
+CACHES += [("llama F32", cache) for cache in ("q5_1", "q5_0", "iq4_nl", "q8_0/q4_0", "f16/q8_0", "q4_0/f16")]
 CASES = [*((name, "f16") for name in (*MODELS, "primer")), *CACHES, ("primer", "q8_0"), ("primer", "q4_0")]
 
 

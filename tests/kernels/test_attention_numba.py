@@ -12,7 +12,7 @@ from numllama.kernels import threads
 from numllama.kernels.attention import TILE, Attention, attention_numba, attention_numpy
 from numllama.kernels.exp import exp
 from numllama.kernels.jit import kernel
-from numllama.kernels.kv import CACHE_TYPES, in_blocks, new_cache, write
+from numllama.kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
 from numllama.kernels.rounding import round_activations
 from numllama.kernels.simd import f32x16, load, store
 from rules import rules
@@ -44,10 +44,19 @@ def test_several_tiles_equal_one_softmax(n_head, n_head_kv, d, cache_type):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # float32: values around 1, 600 weights, scores to 10
 
 
-@pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("cache_type", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "bf16"])
 @pytest.mark.parametrize("n_head, n_head_kv, d", [(8, 2, 64), (4, 4, 128), (7, 1, 96)])
 def test_several_tiles_in_blocks_equal_one_softmax(n_head, n_head_kv, d, cache_type):
     test_several_tiles_equal_one_softmax(n_head, n_head_kv, d, cache_type)
+
+
+def test_every_cache_type_is_read_to_the_bit():
+    """A query of zeros takes the mean of the values; one position has it alone."""
+    for name in CACHE_TYPES:
+        if name != "f64":
+            q, k, v = queries_and_cache(1, 1, 2, 2, 64, name)
+            expected = numbers(v, np.float32).reshape(1, -1)
+            np.testing.assert_array_equal(attention_numba(0 * q, k, v, 0, Attention(1.0)), expected, err_msg=name)
 
 
 def test_keys_and_values_may_have_different_types():

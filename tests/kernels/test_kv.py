@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from numllama.kernels.kv import BLOCK, CACHE_TYPES, in_blocks, n_kept, new_cache, numbers, write, write_numpy
 
 TYPES = pytest.mark.parametrize("name", CACHE_TYPES)
-BLOCKS = pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+BLOCKS = pytest.mark.parametrize("name", [name for name in CACHE_TYPES if in_blocks(CACHE_TYPES[name])])
 
 
 def cache_of(name, x):
@@ -25,6 +25,10 @@ def test_writing_changes_only_the_given_positions(name, n_head_dim):
     x = np.random.default_rng(0).standard_normal((4, 3, 64 if blocks else n_head_dim), np.float32)
     if not blocks:
         x[0, 0, :4] = np.inf, -np.nan, 1e-7, 65520  # as f16: unchanged, unchanged, a subnormal, infinity
+        if name == "bf16":
+            x[0, 0, 1] = (
+                1.00390625  # halfway between two bf16 numbers; the fast path keeps other NaNs than the reference
+            )
     expected, got = cache_of(name, x), cache_of(name, x)
     with np.errstate(all="ignore"):
         write_numpy(expected, x)
@@ -49,8 +53,10 @@ def test_reading_returns_the_written_numbers_up_to_rounding(name):
     cache = cache_of(name, x)
     write(cache, x.astype(np.float64 if name == "f64" else np.float32))
     largest = np.abs(x.reshape(-1, BLOCK)).max(axis=1).repeat(BLOCK).reshape(x.shape)
-    steps = {"f16": 2**-11, "f32": 2**-24, "f64": 0, "q8_0": 0.51 / 127, "q4_0": 1.01 / 8}  # relative to the maximum
-    assert (np.abs(numbers(cache, np.float64) - x) <= steps[name] * largest).all()  # q4_0 clips the other sign at 7/8
+    steps = {"f16": 2**-11, "bf16": 2**-8, "f32": 2**-24, "f64": 0, "q8_0": 0.51 / 127}  # relative to the maximum
+    steps |= {"q4_0": 1.01 / 8, "q5_0": 1.01 / 16, "q4_1": 1.01 / 15, "q5_1": 1.01 / 31, "iq4_nl": 0.2}
+    # q4_0 and q5_0 clip the other sign at 7/8 and 15/16; from the least to the most is at most twice the maximum
+    assert (np.abs(numbers(cache, np.float64) - x) <= steps[name] * largest).all()
 
 
 def test_a_worked_example():

@@ -170,7 +170,7 @@ def test_a_window_shift_rotates_keys_to_their_new_positions(model):
         np.testing.assert_array_equal(cache.v[il][0, 2:7], before[il][6:11])
 
 
-@pytest.mark.parametrize(("type", "fraction"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4)])
+@pytest.mark.parametrize(("type", "fraction"), [("f16", 2**-10), ("q8_0", 1 / 127), ("q4_0", 1 / 4), ("bf16", 2**-7)])
 @pytest.mark.parametrize("d", [32, 64, 128])  # of 64 and more, blocks hold rotated keys and values
 def test_every_cache_type_can_shift(tmp_path, type, fraction, d):
     """Keys are rounded to the cache type twice, each time by a fraction of the block's largest number."""
@@ -192,6 +192,7 @@ def test_every_cache_type_can_shift(tmp_path, type, fraction, d):
 
 def test_an_unusable_cache_type_is_replaced_by_f16(caplog):
     assert [usable_type("q8_0", 64), usable_type("q8_0", 80), usable_type("q9", 64)] == ["q8_0", "f16", "f16"]
+    assert [usable_type("q8_0/q4_0", 64), usable_type("iq4_nl/bf16", 32)] == ["q8_0/q4_0", "iq4_nl/bf16"]
     unfit, unknown = [record.getMessage() for record in caplog.records]
     assert unfit == "a cache in blocks of 32 numbers cannot keep heads of 80, f16 is used: OLLAMA_KV_CACHE_TYPE=q8_0"
     assert unknown == "unknown cache type, f16 is used: OLLAMA_KV_CACHE_TYPE=q9"

@@ -15,6 +15,7 @@ from numllama.engine.model.trace import Trace, Watch, no_tap
 from numllama.engine.model.whole import LayerCalls, groups, whole_layers
 from numllama.kernels import SETS, LowRank
 from numllama.kernels.decode_layer import LayerCall
+from numllama.kernels.kv import CACHE_TYPES
 from tiny import tiny_gguf
 
 pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
@@ -53,8 +54,14 @@ def test_every_dense_family_gives_the_same_bits(tmp_path, family):
         assert_equal(model, pair, step([(slot, position) for slot in range(N_SLOT)], position))
 
 
-@pytest.mark.parametrize("cache_type", ["f16", "f32", "q8_0", "q4_0"])
-@pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K"])
+OTHER_CACHES = [("Q4_K", cache) for cache in ("bf16", "q5_1", "q5_0", "q4_1", "q8_0/q4_0", "f16/q8_0", "q4_0/f32")]
+
+
+@pytest.mark.parametrize(
+    ("quant", "cache_type"),
+    [(q, c) for q in ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K") for c in ("f16", "f32", "q8_0", "q4_0")]
+    + OTHER_CACHES,
+)
 def test_every_weight_format_and_cache_type_gives_the_same_bits(tmp_path, quant, cache_type):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", quant=quant, n_head=2, n_embd=64 if quant != "Q4_K" else 0))
     pair = both(model, cache_type)
@@ -106,13 +113,18 @@ def test_unsupported_models_run_in_steps(tmp_path, family, options):
     assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
 
 
-@pytest.mark.parametrize("cause", ["an unknown tensor", "an adapter", "a cache in float64", "another activation"])
+@pytest.mark.parametrize(
+    "cause", ["an unknown tensor", "an adapter", "a cache in float64", "another activation", "values in iq4_nl"]
+)
 def test_a_layer_with_unsupported_parts_does_not_fit(tmp_path, cause):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
-    weights, k, act = dict(vars(model.weights.blk[0])), model.new_cache(8).k[0], "silu"
-    assert LayerCall.fits(weights, k, act)
+    weights, act = dict(vars(model.weights.blk[0])), "silu"
+    k, v = model.new_cache(8).k[0], model.new_cache(8).v[0]
+    assert LayerCall.fits(weights, k, v, act)
     if cause == "a cache in float64":
         k = model.new_cache(8, type="f64").k[0]
+    elif cause == "values in iq4_nl":
+        v = np.zeros((1, 8, 2, 1), CACHE_TYPES["iq4_nl"])
     elif cause == "another activation":
         act = "relu"
     elif cause == "an adapter":
@@ -120,7 +132,7 @@ def test_a_layer_with_unsupported_parts_does_not_fit(tmp_path, cause):
         weights["attn_q"] = replace(q, low_rank=(LowRank(q, q, 1.0),))
     else:
         weights["ffn_sub_norm"] = weights["ffn_norm"]
-    assert not LayerCall.fits(weights, k, act)
+    assert not LayerCall.fits(weights, k, v, act)
 
 
 @pytest.mark.parametrize("place", [(0, 64), (0, -1), (N_SLOT, 0), (-1, 0)])
