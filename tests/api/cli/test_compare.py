@@ -1,10 +1,16 @@
 """`numllama compare`: models here, our own server, and small servers of each wire."""
 
 import json
+import os
+import socket
+import subprocess
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 
@@ -234,3 +240,38 @@ def test_errors_of_compare_are_one_line(numllama, alone, file, engine, tmp_path)
             status, out, err = numllama("compare", *args)
             assert (status, out) == (1, "") and err.startswith("Error: ") and message in err, (args, err)
             assert err.count("\n") == 1
+
+
+@contextmanager
+def native_server(path):
+    """Run llama-server with the model in `path`.  Skips without a native build."""
+    folder = os.environ.get("NUMLLAMA_LLAMA_CPP") or pytest.skip("NUMLLAMA_LLAMA_CPP names no folder of programs")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    args = ["-m", path, "--port", str(port), "-t", "1", "-c", "512", "-np", "1"]
+    environment = os.environ | {"LD_LIBRARY_PATH": folder}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([Path(folder) / "llama-server", *args], env=environment, **quiet) as server:
+        try:
+            for _ in range(300):
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.peer
+def test_llama_server_with_the_same_model_agrees(numllama, tmp_path):
+    path = str(tiny_gguf(tmp_path / "m.gguf", n_embd=128, n_head=2, n_head_kv=1))
+    with native_server(path) as url:
+        report = compared(numllama, path, url, "--kernels", "llamacpp")
+        listed = compared(numllama, path, url, "--kernels", "llamacpp", "--top", "5")
+    # in float32, which token is read in which batch changes last bits, and flash attention in f16
+    assert report["kl"]["value"] < 1e-5 and report["kl"]["at_least"] is False and report["places"] >= 8
+    assert report["b"]["perplexity"]["value"] == pytest.approx(report["a"]["perplexity"]["value"], rel=1e-2)
+    assert listed["kl"]["value"] < 1e-5 and listed["kl"]["at_least"] and "5 of 334 tokens" not in listed["a"]["kind"]
