@@ -1,6 +1,6 @@
 // The page: the state, the question, the spine and the panels.
 
-import { html, render, useEffect, useMemo, useRef, useState } from "preact";
+import { html, render, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact";
 import { Glossary } from "learn/glossary.js";
 import { AttentionPanel } from "learn/panels/attention.js";
 import { CachePanel } from "learn/panels/cache.js";
@@ -53,6 +53,20 @@ function useColumns() {
     return () => removeEventListener("resize", resized);
   }, []);
   return columns;
+}
+
+/** A panel's place in the grid, whose rows are a pixel each: below the one before it in its column, however high that is. */
+function Cell({ column, children }) {
+  const ref = useRef(null);
+  useLayoutEffect(() => {
+    const cell = ref.current;
+    const fit = () => (cell.style.gridRow = `span ${Math.ceil(cell.firstElementChild.getBoundingClientRect().height) + 14}`);
+    const observer = new ResizeObserver(fit);
+    observer.observe(cell.firstElementChild);
+    fit();
+    return () => observer.disconnect();
+  }, []);
+  return html`<div ref=${ref} style=${{ gridColumn: String(column) }}>${children}</div>`;
 }
 
 function App() {
@@ -155,8 +169,8 @@ function App() {
     ${facts && facts.capabilities.includes("vision") ? html`<p class="hint">This model sees images; this page sends text alone.</p>` : null}
     ${facts && facts.n_weight >= SMALL ? html`<p class="hint">A large model: of the prompt, a token is computed again when you choose it, with all that the panels show.</p>` : null}
     <div id="spine"><${Spine} run=${run} token=${token} choose=${(i) => set({ token: i })} glow=${glow} /></div>
-    <main onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
-      ${Array.from({ length: columns }, (_, c) => html`<div class="column" key=${`${c} of ${columns}`}>${panels.filter((_, i) => i % columns === c).map((P) => html`<${P} key=${P.name} ...${shared} />`)}</div>`)}
+    <main style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
+      ${panels.map((P, i) => html`<${Cell} key=${P.name} column=${(i % columns) + 1}><${P} ...${shared} /></${Cell}>`)}
     </main>
     ${stop >= 0 && html`<${Tour} stop=${stop} go=${setStop} end=${() => setStop(-1)} />`}
     ${glossary && html`<${Glossary} close=${() => setGlossary(false)} />`}`;

@@ -31,7 +31,8 @@ class Ablation:
     block: str = ""
 
     def __str__(self) -> str:
-        return f"layer {self.layer}, " + (f"head {self.head}" if self.head is not None else self.block)
+        part = f"head {self.head}" if self.head is not None else self.block
+        return f"layer {self.layer}" if part == "layer" else f"layer {self.layer}, {part}"
 
 
 @dataclass(frozen=True)

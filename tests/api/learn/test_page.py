@@ -192,6 +192,7 @@ def test_switching_off_a_layer_changes_the_answer(page, primer):
     got = panel.locator("[data-changed]").inner_text()
     assert got.replace("\u2423", " ") == "".join(expected.pieces[expected.n_prompt :])
     assert got != panel.locator("[data-plain]").inner_text()
+    assert panel.locator("h3").all_inner_texts() == ["As it is", "without layer 0"]
     assert "The answers part at token" in panel.locator(".look").inner_text()
 
 
@@ -275,10 +276,17 @@ def test_axe_finds_nothing(page, scheme):
 
 
 @pytest.mark.parametrize("width", [390, 820, 1280, 3840])
-def test_nothing_is_wider_than_the_window(page, width):
+def test_nothing_is_wider_than_the_window_or_lost_in_another(page, width):
+    page.locator("#sampler input[name=temperature]").fill("0")
     page.set_viewport_size({"width": width, "height": 844})
     page.wait_for_timeout(300)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    assert page.locator("[data-redrawn]").count() == 1
+    boxes = page.locator(".panel").evaluate_all("all => all.map((one) => one.getBoundingClientRect().toJSON())")
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            beside = a["right"] <= b["left"] or b["right"] <= a["left"]
+            assert beside or a["bottom"] <= b["top"] or b["bottom"] <= a["top"]
 
 
 def test_an_encoder_says_so_and_shows_its_file(tab):
