@@ -25,6 +25,7 @@ from .workload import draw_words
 
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
 MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a template
+MIN_TOLD = 0.8  # of the stream's time; what is less is not decode, or a wrong clock
 HOLD = 5.0  # times the usual gap; a blank first text that is followed by so long a gap is suspect
 CountTokens = Callable[[str], int]
 
@@ -291,18 +292,21 @@ def remarks(found: Sequence[Examined]) -> list[str]:
 
 
 def clock_remarks(one: Examined) -> list[str]:
-    """Return a line if the server's durations contradict the client's clock."""
-    a = one.answers[0]
+    """Return a line if the server's durations contradict the client's clock in every answer."""
+    lines = [clock_contradiction(one.name, answer) for answer in one.answers if answer.chunks]
+    return lines[:1] if lines and all(lines) else []
+
+
+def clock_contradiction(name: str, a: TimedAnswer) -> str:
+    """Return how a server's durations contradict the client's clock; "" if they do not."""
     told = (a.counts.prefill_s or 0) + (a.counts.decode_s or 0)
-    if not told or not a.chunks:
-        return []
     if told > 1.05 * a.e2e + 0.002:
-        return [f"{one.name} tells {told:.3g} s of work in an answer that took {a.e2e:.3g} s: its clock is wrong"]
+        return f"{name} tells {told:.3g} s of work in an answer that took {a.e2e:.3g} s: its clock is wrong"
     spent = a.chunks[-1][0] - a.chunks[0][0]
-    if a.counts.decode_s and spent > 0.1 and a.counts.decode_s < 0.8 * spent:
+    if a.counts.decode_s and spent > 0.1 and a.counts.decode_s < MIN_TOLD * spent:
         ms = [1e3 * x for x in (a.counts.decode_s, spent)]
-        return [f"{one.name} tells {ms[0]:.0f} ms of decode where its stream took {ms[1]:.0f} ms: believe the client's"]
-    return []
+        return f"{name} tells {ms[0]:.0f} ms of decode where its stream took {ms[1]:.0f} ms: believe the client's"
+    return ""
 
 
 def stream_remarks(one: Examined) -> list[str]:

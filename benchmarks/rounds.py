@@ -115,7 +115,7 @@ def run_rounds(
                 if cell in done:
                     continue
                 passed = perf_counter() - began
-                if passed > plan.budget_s:
+                if number > first and passed > plan.budget_s:  # at least one round, however long the warm-up took
                     return "the budget is spent"
                 progress(passed / plan.budget_s, f"round {number + 1}: {cell}")
                 measure_round(subjects, cell, number, plan, results)
