@@ -51,6 +51,10 @@ ABOUT = {  # the models of each family, and how it differs from llama
         "Gemma 3, the text",
         "as gemma2 without soft-caps; qwen3's norms; a window in five of six layers, with another RoPE base",
     ),
+    "gemma-embedding": (
+        "EmbeddingGemma",
+        "gemma3 that attends both ways, in windows that reach half to each side; two matrices after pooling",
+    ),
     "glm4": (
         "GLM 4 0414, Z1",
         "norms after each block too; RoPE on half of a head; biases; gate and up fused",

@@ -57,6 +57,13 @@ FAMILIES = {
             "rope.scaling.factor": 8.0,
         },
     },
+    "gemma-embedding": {
+        "tied": True,
+        "n_head_dim": 32,
+        "n_layer": 7,
+        "norms": (*HEAD_NORMS, *POST_NORMS),
+        "keys": {"attention.sliding_window": 8, "rope.freq_base": 1e6, "pooling_type": 1},
+    },
     "phi3": {
         "fused": ("attn_qkv", "ffn_up"),
         "keys": {"attention.sliding_window": 8, "rope.scaling.original_context_length": 256},

@@ -41,6 +41,7 @@ class Family:
     embed_scale     n_embd -> factor on embeddings
     attn_scale      n_layer, n_embd, n_head, n_head_dim -> factor on attention scores
     window_pattern  period of layers: the last of each period sees all positions, the others a window; 0: all see all
+    symmetric       windows reach half of their size to each side of a token, not all of it before the token
     window_rope     RoPE of the other layers -> RoPE of layers with a window
     uses_rope       il -> whether that layer has RoPE
     attn_sum        llama.cpp's name for the sum after attention, for traces
@@ -62,6 +63,7 @@ class Family:
     embed_scale: Callable[[int], float] = lambda n_embd: 1.0
     attn_scale: Callable[[int, int, int, int], float] = scale_by_head_dim
     window_pattern: int = 0
+    symmetric: bool = False
     window_rope: Callable[[Rope], Rope] = lambda rope: rope
     uses_rope: Callable[[int], bool] = lambda il: True
     attn_sum: str = "ffn_inp"

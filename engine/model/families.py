@@ -81,6 +81,7 @@ GEMMA3 = replace(
     window_rope=unstretched_window,
     attn_scale=scale_by_embd_at(62),
 )
+GEMMA_EMBEDDING = replace(GEMMA3, name="gemma-embedding", defaults={"attention.causal": False}, symmetric=True)
 GPT_OSS = replace(
     LLAMA,
     name="gpt-oss",
@@ -103,7 +104,22 @@ BERT = Family(
 NOMIC_BERT = replace(BERT, name="nomic-bert", positions="rope", act="silu")
 JINA_BERT_V2 = replace(BERT, name="jina-bert-v2", positions="alibi")
 
-DECODERS = (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, PHI3, SMOLLM3, GRANITE, GEMMA, GEMMA2, GEMMA3, GLM4, GPT_OSS)
+DECODERS = (
+    LLAMA,
+    MISTRAL3,
+    QWEN2,
+    QWEN3,
+    QWEN3MOE,
+    PHI3,
+    SMOLLM3,
+    GRANITE,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GEMMA_EMBEDDING,
+    GLM4,
+    GPT_OSS,
+)
 ENCODERS = (BERT, NOMIC_BERT, JINA_BERT_V2)
 FAMILIES = {family.name: family for family in DECODERS + ENCODERS}
 

@@ -185,7 +185,14 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
         n_ctx_train=n_ctx_train,
         norm_eps=keys.number(f"attention.{norm}_epsilon", minimum=0),
         attention=tuple(
-            Attention(scale, window, softcap, causal, sinks=_vector(gguf, f"blk.{il}.attn_sinks.weight", n_head))
+            Attention(
+                scale,
+                window // 2 + 1 if window and family.symmetric else window,
+                softcap,
+                causal,
+                ahead=window // 2 if family.symmetric else 0,
+                sinks=_vector(gguf, f"blk.{il}.attn_sinks.weight", n_head),
+            )
             for il, window in enumerate(windows)
         ),
         rope=rope,

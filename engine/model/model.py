@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ...kernels import Tensor
 from ..errors import RequestError
 from ..gguf.file_type import parameter_size
 from ..gguf.read import GGUF, MappedFile
@@ -47,6 +48,11 @@ class Model:
         """The weights of an encoder: a model that only embeds text."""
         assert isinstance(self.weights, EncoderWeights)
         return self.weights
+
+    @property
+    def dense(self) -> tuple[Tensor, ...]:
+        """The matrices that multiply a pooled vector; most models have none."""
+        return self.weights.dense if isinstance(self.weights, Weights) else ()
 
     @property
     def files(self) -> tuple[MappedFile, ...]:

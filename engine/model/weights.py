@@ -58,12 +58,16 @@ FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Weights:
-    """A decoder's tensors.  `output` is `token_embd` if the file has no output matrix."""
+    """A decoder's tensors.  `output` is `token_embd` if the file has no output matrix.
+
+    dense   an embedding model's matrices, which multiply the pooled vector one after the other
+    """
 
     token_embd: Tensor
     output_norm: np.ndarray
     output: Tensor
     blk: tuple[Block, ...]
+    dense: tuple[Tensor, ...] = ()
 
 
 class Tensors:
@@ -186,6 +190,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
             "each expert is a separate tensor ('blk.0.ffn_gate.0.weight'), as in files made before April 2024; "
             "expected 'blk.0.ffn_gate_exps.weight': convert the model again with a current llama.cpp",
         )
+    dense: dict[str, Shape] = {"dense_2.weight": (None, hp.n_embd), "dense_3.weight": (hp.n_embd, None)}
     token_embd = file.read("token_embd.weight", (hp.n_vocab, hp.n_embd))
     output = file.read("output.weight", (hp.n_vocab, hp.n_embd), optional=True)
     weights = Weights(
@@ -193,6 +198,7 @@ def read_weights(gguf: GGUF, hp: Hparams, family: Any) -> Weights:
         output_norm=file.read("output_norm.weight", (hp.n_embd,)),
         output=replace(token_embd, low_rank=()) if output is None else output,
         blk=tuple(layer(il) for il in range(hp.n_layer)),
+        dense=tuple(file.tensor(name, shape) for name, shape in dense.items() if name in gguf.tensor_offsets),
     )
     file.check_all_used()
     return weights

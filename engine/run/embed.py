@@ -5,7 +5,8 @@
              cls                      last     the vector is one row,
               '--------- mean --------'        or the mean of all rows
 
-The file's `pooling_type` selects one; without it, and for "none", the mean is used.  Vectors have length 1, so that the
+The file's `pooling_type` selects one; without it, and for "none", the mean is used.  Some models multiply it by two
+matrices, dense_2 and dense_3.  Vectors have length 1, so that the
 dot product of two vectors is the cosine of the angle between them.
 """
 
@@ -17,6 +18,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from ...kernels import NUMPY, Kernels, Tensor
 from ..errors import ContextFull, RequestError
 from ..handle import RequestHandle
 from ..model.hparams import Hparams
@@ -34,8 +36,13 @@ class Pooled:
     Rows are added one after the other, so that the size of chunks changes no bit.
     """
 
-    def __init__(self, pooling: str, n_tok: int):
-        """Start with no rows.  `pooling` is "mean", "cls" or "last"; the latter two are means of one row."""
+    def __init__(self, pooling: str, n_tok: int, dense: Sequence[Tensor] = (), kernels: Kernels = NUMPY):
+        """Start with no rows.
+
+        pooling   "mean", "cls" or "last"; the latter two are means of one row
+        dense     matrices that multiply the vector, one after the other
+        """
+        self.dense, self.kernels = dense, kernels
         self.first, self.end = {"mean": (0, n_tok), "cls": (0, 1), "last": (n_tok - 1, n_tok)}[pooling]
         self._sum: np.ndarray = np.zeros(1, np.float32)
 
@@ -49,8 +56,11 @@ class Pooled:
             self._sum = self._sum + row
 
     def vector(self) -> np.ndarray:
-        """Return the mean of the added rows.  -> float [n_embd]"""
-        return self._sum / np.float32(self.end - self.first)
+        """Return the mean of the added rows, multiplied by each dense matrix.  -> float [n_embd]"""
+        x = self._sum / np.float32(self.end - self.first)
+        for w in self.dense:
+            x = self.kernels.matmul(w, x[None])[0]
+        return x
 
 
 def pooling_of(hp: Hparams) -> str:

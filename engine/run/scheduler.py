@@ -243,7 +243,7 @@ class Scheduler:
         facts = {"slot": seq.slot, "prompt": seq.n_prompt, "known": seq.n_cached, "waiting": len(self.waiting)}
         log.debug("begins", extra={"fields": facts})
         echo = Echo(tokenizer, seq) if job.echo else None
-        pooled = Pooled(job.pooling, seq.n_prompt) if job.pooling else None
+        pooled = Pooled(job.pooling, seq.n_prompt, self.model.dense, self.kernels) if job.pooling else None
         speculation = Speculation("off" if look else options.speculate or "auto")
         running = Running(job, seq, seq.n_cached, began, speculation, number, echo=echo, pooled=pooled)
         if look and look.look.keep:

@@ -21,7 +21,11 @@ from tiny_encoder import ENCODERS, tiny_encoder
 
 from tiny import tiny_gguf
 
-DECODERS = {"llama": {}, "qwen2": {"family": "qwen2", "bias": True}}  # arguments of tiny_gguf
+DECODERS = {
+    "llama": {},
+    "qwen2": {"family": "qwen2", "bias": True},
+    "gemma-embedding": {"family": "gemma-embedding"},
+}  # arguments of tiny_gguf
 FORMATS = ("F32", "F16", "Q8_0")
 TOKENS = [2, 20, 7, 61, 90, 33, 12, 120, 5, 77, 20, 44, 101, 9, 64, 30, 3]
 MADE_BY = "llama.cpp 0c1e57098, x86-64: one thread, not repacked, no flash attention"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import state
 
 from numllama.engine.gguf.read import GGUF
 from numllama.engine.model.batch import Batch
@@ -121,3 +122,42 @@ def test_rows_equal_those_of_transformers(tmp_path, name):
         1e-5 if name == "nomic-bert" else 1e-12
     )  # transformers computes RoPE angles in float32; measured 1e-6 and 1e-14
     np.testing.assert_allclose(got, transformers_rows(path, name), rtol=0, atol=tolerance)
+
+
+def test_embeddinggemma_s_rows_equal_those_of_transformers(tmp_path):
+    """Both ways, with windows that reach half to each side, which transformers computes from the whole window too."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    path = GOLDEN["make"](tmp_path, "gemma-embedding", "F32")
+    gguf, arch = GGUF.open(path), "gemma-embedding"
+    n_head, n_head_kv, n_layer, window = (
+        int(gguf.kv[f"{arch}.{key}"])
+        for key in ("attention.head_count", "attention.head_count_kv", "block_count", "attention.sliding_window")
+    )
+    n_vocab, n_embd = gguf.tensors["token_embd.weight"].shape
+    config = transformers.Gemma3TextConfig(
+        vocab_size=n_vocab,
+        hidden_size=n_embd,
+        intermediate_size=int(gguf.kv[f"{arch}.feed_forward_length"]),
+        num_hidden_layers=n_layer,
+        num_attention_heads=n_head,
+        num_key_value_heads=n_head_kv,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=window,
+        rms_norm_eps=1e-5,
+        use_bidirectional_attention=True,
+        attn_implementation="eager",
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+    model = transformers.Gemma3TextModel(config).double().eval()
+    weights = state(gguf, "gemma3", n_head, n_head_kv)
+    model.load_state_dict({name.removeprefix("model."): torch.from_numpy(x) for name, x in weights.items()})
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS])).last_hidden_state[0].numpy()
+    ours, batch = load_model(path), Batch.of(TOKENS, outputs=range(len(TOKENS)))
+    got = ours.family.hidden(ours, batch, ours.new_cache(64, type="f64"), numpy_kernels(np.float64))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)  # transformers' angles and norms are float32
