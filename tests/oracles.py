@@ -174,6 +174,13 @@ def transformers_logits(path, name, tokens):
 
     path    a float32 GGUF;  name: the model's name, whose first word is a key of CLASSES
     """
+    model, torch = transformers_model(path, name), pytest.importorskip("torch")
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def transformers_model(path, name):
+    """Build transformers' model, in float64.  path, name: as transformers_logits"""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     torch.set_num_threads(1)
     gguf, family = GGUF.open(path), name.split("-")[0]
@@ -214,8 +221,7 @@ def transformers_logits(path, name, tokens):
     assert missing.missing_keys == tied and not missing.unexpected_keys, missing
     if (factors := gguf.tensors.get("rope_freqs.weight")) is not None:
         model.model.rotary_emb.inv_freq /= torch.tensor(factors.dequantize())
-    with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].numpy()
+    return model
 
 
 def stretched(kv, gguf, n_head_dim):

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -101,7 +101,7 @@ def open_dump(path: str | os.PathLike[str], names: str = "", map_file: str | os.
         raise RequestError(f"{place}: cannot be read: {error.strerror or error}") from None
     if names == "hf":
         n = sum(name.startswith("hidden_states") for name in dump.entries)
-        dump = dump.renamed(partial(hugging_face_label, n_hidden=n))
+        dump = dump.renamed(partial(hugging_face_label, n_hidden=n, names=dump.entries.keys()))
     elif names:
         raise RequestError(f"unknown names '{names}'; --names accepts hf")
     if map_file is not None:
@@ -270,6 +270,7 @@ def _token_list(path: Path, text: str) -> list[int]:
 HEAD = re.compile(r"(\S+(?: \([\w ]+\))*) = \(\w+\)\s+(\w+)\(.*= \{([\d, ]+)\}")
 SUM = re.compile(r"sum = (\S+)")
 PRE_ROPE = {"Qcur", "Kcur"}
+MOVES = ("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "CPY", "CONT", "GET_ROWS", "SET_ROWS")
 
 
 def _open_text(path: Path, size: int) -> Dump:
@@ -296,10 +297,10 @@ def _open_text(path: Path, size: int) -> Dump:
 
 def _printed_label(name: str, operation: str) -> str:
     """Return the label of a printed value: those before RoPE get a name of their own, views none."""
-    if "(" in name or operation in ("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "CPY", "CONT", "GET_ROWS", "SET_ROWS"):
-        return {"inp_embd": "embd"}.get(name, "")
     base, _, il = name.rpartition("-")
-    return f"{base}_pre_rope-{il}" if base in PRE_ROPE and operation != "ROPE" else name
+    if "(" in name or (operation in MOVES and base != "kqv_out"):
+        return "embd" if name in ("embd", "inp_embd") else ""
+    return f"{base}_projected-{il}" if base in PRE_ROPE and operation != "ROPE" else name
 
 
 def _add_printed(dump: Dump, label: str, shape: tuple[int, ...], body: Iterable[str], total: str) -> None:
@@ -334,17 +335,21 @@ def _printed_places(n: int) -> Iterable[int]:
 
 MODULES = {
     "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "Qcur_pre_rope",
-    "self_attn.k_proj": "Kcur_pre_rope",
+    "self_attn.q_proj": "Qcur_projected",
+    "self_attn.k_proj": "Kcur_projected",
+    "self_attn.qkv_proj": "wqkv",
     "self_attn.v_proj": "Vcur",
     "self_attn.q_norm": "Qcur_normed",
     "self_attn.k_norm": "Kcur_normed",
     "self_attn.o_proj": "attn_out",
     "self_attn": "attn_out",
     "post_attention_layernorm": "ffn_norm",
+    "post_self_attn_layernorm": "attn_post_norm",
     "pre_feedforward_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "ffn_post_norm",
     "post_feedforward_layernorm": "ffn_post_norm",
     "mlp.gate_proj": "ffn_gate",
+    "mlp.gate_up_proj": "ffn_gate_up",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_out",
     "mlp": "ffn_out",
@@ -356,16 +361,17 @@ MODULES = {
 OUTSIDE = {
     "model.embed_tokens": "embd",
     "model.norm": "result_norm",
-    "lm_head": "result_output",
+    "lm_head": "lm_head",  # before the scale and the soft-cap of some families
     "logits": "result_output",
     "last_hidden_state": "result_norm",
 }
 
 
-def hugging_face_label(name: str, n_hidden: int = 0) -> str | None:
+def hugging_face_label(name: str, n_hidden: int = 0, names: Collection[str] = ()) -> str | None:
     """Return our label for the name of a module or hidden state in transformers; None for an unknown one.
 
     n_hidden   number of hidden states; the last one is after the final norm
+    names      all names of the dump: with Gemma's fourth norm, the one after attention is not that of feed-forward
 
     >>> hugging_face_label("model.layers.3.self_attn.o_proj"), hugging_face_label("hidden_states.2", 5)
     ('attn_out-3', 'l_out-1')
@@ -376,6 +382,8 @@ def hugging_face_label(name: str, n_hidden: int = 0) -> str | None:
         return "result_norm" if i == n_hidden - 1 else "embd" if i == 0 else f"l_out-{i - 1}"
     if found := re.fullmatch(r"(?:model\.)?layers\.(\d+)\.?(.*)", name):
         value = MODULES.get(found[2])
+        if found[2] == "post_attention_layernorm" and any("pre_feedforward_layernorm" in other for other in names):
+            value = "attn_post_norm"
         return value and f"{value}-{found[1]}"
     return OUTSIDE.get(name, OUTSIDE.get(f"model.{name}"))
 

@@ -12,7 +12,7 @@ heads, or if one of the hypotheses in causes.py explains it far better than the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -24,6 +24,7 @@ from ..errors import RequestError
 from ..model.model import Model
 from .causes import CAUSES, Cause
 from .dumps import Dump
+from .forms import FORMED, unfused
 from .injection import (
     F64,
     MAX_BITS,
@@ -36,7 +37,16 @@ from .injection import (
     one_layer,
     without_unused_products,
 )
-from .values import INPUT_NAMES, KINDS, SPAN_BY_SPAN, dependents, inputs_of, kind_of, split_label
+from .values import (
+    INPUT_NAMES,
+    KINDS,
+    SPAN_BY_SPAN,
+    accumulated_kinds,
+    dependents,
+    inputs_of,
+    kind_of,
+    split_label,
+)
 
 FLOORS = {"elementwise": 14.0, "attention": 5.0, "product": 5.0}
 ROUNDED_FLOOR = 3.5  # elementwise values of an engine that stores all values in 16 bits
@@ -44,6 +54,7 @@ FLOAT32_MEDIAN = 17.0  # an engine whose elementwise values stand above it store
 OUT_OF_LINE_BITS, OUT_OF_LINE_BELOW = 7.0, 10.0
 SUBTLE_BELOW = 18.0  # values above it are not tried with hypotheses
 MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
+MAX_CHOICE_ROWS = 0.25  # of all rows: more than these are not chosen otherwise by rounding
 CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
 OTHER_MODEL_BITS = 1.5
 ARITHMETICS = (
@@ -155,7 +166,7 @@ class Judgement:
             raise RequestError(f"token id {max(ids)}, expected 0 to {model.hparams.n_vocab - 1}")
         if not 0 <= n_decode < len(ids):
             raise RequestError(f"{n_decode} decode steps out of {len(ids)} tokens, expected at least one prompt token")
-        self.base, self.dump, self.causes = Setting(F64, model), dump, causes
+        self.base, self.dump, self.causes = Setting(F64, model), unfused(dump, model), causes
         self.n_layer = model.hparams.n_layer
         widths = {"result_norm": model.hparams.n_embd, "result_embd": model.hparams.n_embd}
         widths["result_output"] = model.hparams.n_vocab
@@ -185,7 +196,11 @@ class Judgement:
                 f"{reason[:160]}; expected names such as {', '.join(self.order[:3])}"
             )
         self.last_input = [label for label in self.order if label in INPUT_NAMES][-1]
-        self.kinds = {label: kind_of(label, self.order, self.scores, self.n_layer) for label in self.scores}
+        if self.dump.printed:
+            kinds = accumulated_kinds(self.order, self.n_layer)
+            self.kinds = {label: kind for label, kind in kinds.items() if label in self.scores}
+        else:
+            self.kinds = {label: kind_of(label, self.order, self.scores, self.n_layer) for label in self.scores}
 
     def check_rows(self) -> None:
         """Check that the dump has as many rows as the text has tokens.  Raises: RequestError"""
@@ -261,14 +276,52 @@ class Judgement:
         for name, labels in self.by_name(self.scores).items():
             cells = np.concatenate([self.scores[label].bits.ravel() for label in labels])
             lines[name] = float(np.nanmedian(cells)) if np.isfinite(cells).any() else MAX_BITS
+        upstream: dict[str, float] = {}  # the least bits on the way to each value
+        for label in self.order:
+            before = [
+                min(upstream[source], self.scores[source].least if source in self.scores else MAX_BITS)
+                for source in inputs_of(label, upstream, self.n_layer)
+            ]
+            upstream[label] = min(before, default=MAX_BITS)
         found = []
         for label in self.order:
             if label in self.scores:
                 least = self.scores[label].least
-                out = lines[split_label(label)[0]] - least > OUT_OF_LINE_BITS and least < OUT_OF_LINE_BELOW
+                name = split_label(label)[0]
+                line = lines[name]
+                if self.dump.printed:  # errors pass on, and no elementwise operation adds to them
+                    line = upstream[label] if kind_of(label, self.order, self.scores, self.n_layer) == KINDS[0] else 0
+                out = line - least > OUT_OF_LINE_BITS and least < OUT_OF_LINE_BELOW
                 if least < self.floor(label) or out:
                     found.append(label)
         return found
+
+    def chose_otherwise(self, label: str) -> bool:
+        """Return whether a value is low in few rows because rounding chose other experts there, and note it.
+
+        Router probabilities that are nearly equal decide such rows; a wrong choice would show in most of them.
+        """
+        if "ffn_moe_topk" not in self.between(label) or self.scores[label].median > FLOORS["elementwise"]:
+            return False
+        low = np.flatnonzero((self.scores[label].bits < self.floor(label)).any(axis=1))
+        few = len(low) <= MAX_CHOICE_ROWS * len(self.scores[label].bits)
+        if few:
+            self.notes.append(f"{label}: other experts in rows {', '.join(map(str, low))}, a matter of rounding")
+        return few
+
+    def is_passed_on(self, label: str, wrong: Collection[str]) -> bool:
+        """Return whether a value that follows is wrong too, or none does; if not, the value has another form."""
+        todo, seen, found = [label], {label}, False
+        while todo:
+            for other in dependents(todo.pop(), self.order, self.n_layer):
+                if other in self.scores:
+                    if other in wrong:
+                        return True
+                    found = True
+                elif other not in seen:
+                    seen.add(other)
+                    todo.append(other)
+        return not found
 
     @staticmethod
     def by_name(labels: Iterable[str]) -> dict[str, list[str]]:
@@ -374,8 +427,11 @@ class Judgement:
         if not self.dump.printed:
             self.rearrange()
         wrong = self.suspects()
-        if self.dump.printed:
-            wrong = wrong[:1]  # printed corners cannot be injected: later values contain the error
+        if self.dump.printed:  # printed corners cannot be injected: values that follow contain the error
+            wrong = [
+                label for label in wrong if split_label(label)[0] not in FORMED or self.is_passed_on(label, wrong)
+            ][:1]
+        wrong = [label for label in wrong if not self.chose_otherwise(label)]
         explained: dict[str, tuple[Cause, Score]] = {}
         for name, labels in self.by_name(wrong).items():
             worst = min(labels, key=lambda label: self.scores[label].least)

@@ -5,7 +5,7 @@ A value that a dump lacks passes its kind on: the next value that the dump has i
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 KINDS = ("elementwise", "attention", "product")  # from the most to the least precise in usual engines
@@ -39,8 +39,10 @@ VALUES = {
     "inp_embd": Value("elementwise"),
     "inp_norm": elementwise("inp_embd"),
     "attn_norm": elementwise(LAYER_INPUT),
-    "Qcur_normed": Value("product", (ATTN_IN,), ("attn_q",)),
-    "Kcur_normed": Value("product", (ATTN_IN,), ("attn_k",)),
+    "Qcur_unnormed": Value("product", (ATTN_IN,), ("attn_q",)),
+    "Kcur_unnormed": Value("product", (ATTN_IN,), ("attn_k",)),
+    "Qcur_normed": Value("product", (("Qcur_unnormed", *ATTN_IN),), ("attn_q",)),
+    "Kcur_normed": Value("product", (("Kcur_unnormed", *ATTN_IN),), ("attn_k",)),
     "Qcur_pre_rope": Value("product", (("Qcur_normed", *ATTN_IN),), ("attn_q",)),
     "Kcur_pre_rope": Value("product", (("Kcur_normed", *ATTN_IN),), ("attn_k",)),
     "Qcur": Value("product", (("Qcur_pre_rope", "Qcur_normed", *ATTN_IN),), ("attn_q",)),
@@ -80,6 +82,9 @@ VALUES = {
 }
 
 
+Q_OR_K = {name + rest for name in ("Qcur", "Kcur") for rest in ("", "_pre_rope", "_normed")}
+
+
 def split_label(label: str) -> tuple[str, int]:
     """Split a value's label into its name and layer, -1 outside the layers.
 
@@ -111,7 +116,7 @@ def kind_of(label: str, known: Collection[str], dumped: Collection[str], n_layer
     """Return the kind of `label`: the least precise of the operations since the values that the dump has."""
     name, _ = split_label(label)
     own = VALUES[name].kind if name in VALUES else "product"
-    if name in ("Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope"):  # a product, unless the dump has what follows it
+    if name in Q_OR_K:  # a product, unless the dump has what follows it
         normed = any(
             source in dumped and split_label(source)[0].startswith(name[:4])
             for source in inputs_of(label, known, n_layer)
@@ -122,6 +127,15 @@ def kind_of(label: str, known: Collection[str], dumped: Collection[str], n_layer
         if source not in dumped:
             kinds.append(kind_of(source, known, dumped, n_layer))
     return max(kinds, key=KINDS.index)
+
+
+def accumulated_kinds(order: Sequence[str], n_layer: int) -> dict[str, str]:
+    """Return the least precise kind on the whole way to each value, for values that contain all errors before them."""
+    kinds: dict[str, str] = {}
+    for label in order:
+        own = kind_of(label, order, order, n_layer)
+        kinds[label] = max([own, *(kinds[source] for source in inputs_of(label, kinds, n_layer))], key=KINDS.index)
+    return kinds
 
 
 def dependents(label: str, known: Collection[str], n_layer: int) -> list[str]:

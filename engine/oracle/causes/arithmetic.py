@@ -20,8 +20,8 @@ from .change import weights
 from .feed_forward import gelu
 
 
-def cached_as(kind: str) -> Change:
-    """Read keys and values as a cache of this type has them; in blocks rotated, and with queries in 8 bits."""
+def cached_as(kind: str, rotated: bool = False) -> Change:
+    """Read keys and values as a cache of this type has them; in blocks with queries in 8 bits, and rotated if so."""
 
     def stored(x: np.ndarray, group: int) -> np.ndarray:
         cache = new_cache(1, len(x), x.shape[1], x.shape[2], CACHE_TYPES[kind])[0]
@@ -30,13 +30,16 @@ def cached_as(kind: str) -> Change:
 
     def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
         d, blocks = q.shape[2], in_blocks(CACHE_TYPES[kind])
-        k_group, v_group = (key_group(d), value_group(d)) if blocks else (0, 0)
+        k_group, v_group = (key_group(d), value_group(d)) if rotated else (0, 0)
         q = turned(q, k_group)
         q = _eight_bits(q, "Q8_0") if blocks else q
         out = attention_numpy(q, stored(k, k_group), stored(v, v_group), first, rule, tap)
         return turned(out, v_group)
 
-    return attend_by(attend)
+    def changed(s: Setting) -> Setting | None:
+        return attend_by(attend)(s) if not rotated or key_group(s.model.hparams.n_head_dim) else None
+
+    return changed
 
 
 def turned(x: np.ndarray, group: int) -> np.ndarray:
@@ -95,6 +98,8 @@ ARITHMETIC: tuple[Cause, ...] = (
     Cause("the cache were f16", SCORES, cached_as("f16"), arithmetic=True),
     Cause("the cache were q8_0", SCORES, cached_as("q8_0"), arithmetic=True),
     Cause("the cache were q4_0", SCORES, cached_as("q4_0"), arithmetic=True),
+    Cause("the cache were q8_0, of rotated heads", SCORES, cached_as("q8_0", rotated=True), arithmetic=True),
+    Cause("the cache were q4_0, of rotated heads", SCORES, cached_as("q4_0", rotated=True), arithmetic=True),
     Cause(
         "GELU were read from ggml's table in float16",
         ACTIVATED,

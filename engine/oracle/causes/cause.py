@@ -31,7 +31,8 @@ class Cause:
 
 
 Q_K = frozenset({"Qcur", "Kcur"})
-PROJECTED = frozenset({"Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope", "Qcur_normed", "Kcur_normed"})
+UNNORMED = frozenset({"Qcur_unnormed", "Kcur_unnormed"})
+PROJECTED = UNNORMED | {"Qcur", "Kcur", "Qcur_pre_rope", "Kcur_pre_rope", "Qcur_normed", "Kcur_normed"}
 PRODUCTS = PROJECTED | {
     "Vcur",
     "attn_out",

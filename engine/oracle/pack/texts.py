@@ -39,15 +39,15 @@ def text_items(folder: Path) -> Iterator[Item]:
     """Write the vocabularies to `folder`/vocabularies, and yield two items for each."""
     (folder / "vocabularies").mkdir(parents=True, exist_ok=True)
     kinds = {
-        "spm": vocabulary.spm(),
-        "spm-without-prefix": vocabulary.spm(False),
-        "wordpiece": vocabulary.wordpiece_pieces(),
+        "spm": vocabulary.tiny_spm(),
+        "spm-without-prefix": vocabulary.tiny_spm(False),
+        "wordpiece": vocabulary.tiny_wordpiece(),
     }
     rules: dict[Pre, str] = {}
     for pre, rule in PRE.items():  # one name for each rule
         if rule.byte_level and pre != "default":
             rules.setdefault(rule, pre)
-    kinds |= {f"bpe-{pre}": vocabulary.bpe(pre) for pre in rules.values()}
+    kinds |= {f"bpe-{pre}": vocabulary.tiny_bpe(pre) for pre in rules.values()}
     for kind, values in kinds.items():
         path = folder / "vocabularies" / f"{kind}.gguf"
         write_gguf(path, {"general.architecture": "llama", **values})

@@ -112,7 +112,7 @@ def _write_decoder(
     keys: Mapping[str, Any] | None = None,
 ) -> None:
     family = name.partition("-")[0]
-    t, words = RandomTensors(name), vocabulary.spm(add_space_prefix=not family.startswith("gemma"))
+    t, words = RandomTensors(name), vocabulary.tiny_spm(add_space_prefix=not family.startswith("gemma"))
     n_vocab, n_q, n_kv = len(words["tokenizer.ggml.tokens"]), N_HEAD * n_head_dim, N_HEAD_KV * n_head_dim
     t.matrix("token_embd", n_vocab, N_EMBD, 4 if tied else 8)
     if factors:
@@ -165,7 +165,7 @@ def _write_encoder(
     bias: bool = False,
     keys: Mapping[str, Any] | None = None,
 ) -> None:
-    t, words, n_layer = RandomTensors(family), vocabulary.wordpiece_pieces(), 2
+    t, words, n_layer = RandomTensors(family), vocabulary.tiny_wordpiece(), 2
     t.matrix("token_embd", len(words["tokenizer.ggml.tokens"]), N_EMBD, 8)
     t.matrix("token_types", 2, N_EMBD, 2)
     if family == "bert":

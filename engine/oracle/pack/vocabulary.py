@@ -17,7 +17,7 @@ def prefixes(words: list[str]) -> list[str]:
     return list(dict.fromkeys(word[:n] for word in words for n in range(2, len(word) + 1)))
 
 
-def spm(add_space_prefix: bool = True) -> dict[str, Any]:
+def tiny_spm(add_space_prefix: bool = True) -> dict[str, Any]:
     """Return pieces, scores and types as sentencepiece has them: specials, bytes, words, characters."""
     merged = prefixes(WORDS.replace(" ", f" {SPACE}").split())
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *merged]
@@ -38,7 +38,7 @@ def spm(add_space_prefix: bool = True) -> dict[str, Any]:
     }
 
 
-def bpe(pre: str) -> dict[str, Any]:
+def tiny_bpe(pre: str) -> dict[str, Any]:
     """Return pieces and merges as GPT-2 has them, split by the pre-tokenizer `pre`."""
     letters = list(BYTE_ALPHABET.values())
     words = WORDS.replace(" ", f" {BYTE_ALPHABET[32]}").split()
@@ -57,7 +57,7 @@ def bpe(pre: str) -> dict[str, Any]:
     }
 
 
-def wordpiece_pieces() -> dict[str, Any]:
+def tiny_wordpiece() -> dict[str, Any]:
     """Return words, letters and signs that begin words, then letters and endings within them."""
     words = sorted(prefixes(WORDS.split()))
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]

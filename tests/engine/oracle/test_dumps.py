@@ -16,7 +16,7 @@ from numllama.engine.oracle.judge import judge, unweave
 from numllama.kernels import SETS
 from tiny import tiny_gguf
 
-from .engines import F32, IDS, WRONG, bf16, dump_of, products, values_of
+from .engines import F32, IDS, WRONG, bf16, dump_of, products, values_of, with_tap
 
 ROPE_BUG = next(engine for engine in WRONG if engine.name == "halves for neighbours")
 
@@ -124,10 +124,11 @@ def test_a_printed_sum_shows_an_error_that_the_corners_do_not(model, right, tmp_
         values = {key: x for key, x in values_of(model, kernels).items() if not key.startswith("kq")}
         (tmp_path / "right").write_text(eval_callback_text(values))
         assert judge(model, IDS, open_dump(tmp_path / "right")).agrees
-    shown = {key: x for key, x in right.items() if not key.startswith("kq")}
-    shown["ffn_swiglu-0"] = shown["ffn_swiglu-0"].copy()
-    shown["ffn_swiglu-0"][8:10, 20:60] += 0.5  # in the middle of the rows: between the corners
-    (tmp_path / "wrong").write_text(eval_callback_text(shown))
+    middle = np.zeros(right["ffn_swiglu-0"].shape, np.float32)
+    middle[8:10, 20:60] = 0.5  # between the corners
+    kernels, changed = with_tap(ffn_swiglu=lambda x, seen: x + middle)(F32, model)
+    values = {key: x for key, x in values_of(changed, kernels).items() if not key.startswith("kq")}
+    (tmp_path / "wrong").write_text(eval_callback_text(values))
     assert [v.label for v in judge(model, IDS, open_dump(tmp_path / "wrong")).wrong] == ["ffn_swiglu-0"]
 
 
@@ -174,7 +175,7 @@ def test_names_of_transformers_are_translated(model, right, tmp_path):
     assert "result_norm" in dump.entries and "rotary_emb" in dump.skipped
     del dump.entries["result_norm"]
     assert judge(model, IDS, dump).agrees
-    assert hugging_face_label("model.layers.11.self_attn.q_proj") == "Qcur_pre_rope-11"
+    assert hugging_face_label("model.layers.11.self_attn.q_proj") == "Qcur_projected-11"
 
 
 def test_own_names_are_translated_by_a_map(model, wrong, tmp_path):
