@@ -8,6 +8,7 @@ COPY kernels kernels
 COPY engine engine
 COPY api api
 COPY benchmarks benchmarks
+COPY docs/course docs/course
 RUN python -m venv /opt/numllama && /opt/numllama/bin/pip install --no-cache-dir .
 
 FROM python:3.13-slim

@@ -89,6 +89,8 @@ def test_the_wheel_holds_every_source_file(install):
             wanted = path.suffix == ".py" or path.name == "py.typed" or "builtin" in path.parts
             if path.is_file() and wanted and "__pycache__" not in path.parts:
                 assert f"numllama/{path.relative_to(beside).as_posix()}" in packed
+    for lesson in (ROOT / "docs" / "course").glob("*.md"):
+        assert f"numllama/course/{lesson.name}" in packed
     tops = {name.partition("/")[0] for name in packed if not name.endswith(".whl")}
     assert tops == {"numllama", f"numllama-{VERSION}.dist-info"}  # so nothing of ours has a plain name
 

@@ -1,8 +1,8 @@
 """The commands of `numllama`, their arguments and flags.
 
-Names, texts and exit codes are Ollama's.  Extensions: the commands learn, look, trace, diff, pack, score, compare,
-template, warmup and bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files given by
-path.
+Names, texts and exit codes are Ollama's.  Extensions: the commands learn, look, course, trace, diff, pack, score,
+compare, template, warmup and bench; the flags -o, --raw, --kernels, --adapter, --projector and --tokenizer; GGUF files
+given by path.
 """
 
 from __future__ import annotations
@@ -493,6 +493,19 @@ def batch(
     status = answer_batch(Path(source), Path(target), model, parallel, "" if ray == "local" else ray, workers)
     if status:
         raise typer.Exit(status)
+
+
+@command("course")
+def course(args: Annotated[list[str] | None, positional("DIR")] = None) -> None:
+    """Write the lessons of the course to a folder, as notebooks
+
+    Six lessons of 15 minutes with the built-in model, from tokens to finding a bug. DIR/solutions has the same
+    notebooks with the exercises solved.
+    """
+    (folder,) = expect_exactly(1, args)
+    from .course import write_course
+
+    write_course(folder)
 
 
 @command("template")

@@ -48,7 +48,7 @@ def test_help_lists_every_command(numllama, args):
     assert outcome.status == 0 and not outcome.err
     assert names == {
         *"serve run show create list ps stop cp rm pull push".split(),
-        *"trace diff score compare template warmup bench help".split(),
+        *"learn look course trace diff pack score compare batch template warmup bench help".split(),
     }
     assert all(f"\n  {name} " in outcome.out for name in names)
 
