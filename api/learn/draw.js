@@ -22,8 +22,8 @@ export function ink(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-/** A heat map: rows of numbers in 0 .. 1, a cell each.  `mark`: row to outline. */
-export function HeatMap({ rows, columns, cell, mark, label, onPick, onHover }) {
+/** A heat map: rows of numbers in 0 .. 1, a cell each.  `mark`: row to outline; `version`: changes with the numbers. */
+export function HeatMap({ rows, columns, cell, mark, label, version, onPick, onHover }) {
   const ref = useRef(null);
   useEffect(() => {
     const canvas = ref.current, ratio = window.devicePixelRatio || 1;
@@ -48,7 +48,7 @@ export function HeatMap({ rows, columns, cell, mark, label, onPick, onHover }) {
       g.lineWidth = 1.5;
       g.strokeRect(0.75, mark * cell + 0.75, width - 1.5, Math.max(cell, 2) - 1);
     }
-  });
+  }, [version, columns, rows.length, cell, mark]);
   const at = (use) => use && ((event) => {
     const box = ref.current.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;

@@ -1,7 +1,7 @@
 // Panel 3: attention, all heads small and one large.
 
 import { html, useEffect, useState } from "preact";
-import { HeatMap, Panel, Token, Waiting, argmax, percent, useStep } from "learn/draw.js";
+import { HeatMap, Panel, Token, Waiting, argmax, ink, percent, useStep } from "learn/draw.js";
 
 export function AttentionPanel({ run, token, head, setHead, setGlow, choose }) {
   const [over, setOver] = useState(null);
@@ -21,6 +21,7 @@ export function AttentionPanel({ run, token, head, setHead, setGlow, choose }) {
   const small = isFull ? Math.max(0.25, Math.min(1.5, 72 / n)) : 0;
   const cell = Math.max(1, Math.min(16, Math.floor(330 / n)));
   const [il, h] = heads[i];
+  const version = `${run.prompt.job} ${run.steps.size} ${ink("--accent")}`;
   const hover = (from, to) => {
     const looks = from >= 0 && run.steps.get(from)?.attention?.[i];
     setOver(looks && to < looks.length ? [from, to, looks[to]] : null);
@@ -30,13 +31,13 @@ export function AttentionPanel({ run, token, head, setHead, setGlow, choose }) {
   return html`<${Frame} look=${html`After ${visibleToken(run, at)}, head ${il}.${h} looks mostly at ${visibleToken(run, strongest)} (${percent(row[strongest])}).`}>
     <div class=${isFull ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
       ${heads.map(([l, k], j) => html`<button type="button" key=${j} class="head" aria-pressed=${j === i} aria-label=${`layer ${l}, head ${k}`} title=${`layer ${l}, head ${k}`} onClick=${() => setHead([l, k])}>
-        ${isFull ? html`<${HeatMap} rows=${rowsOf(j)} columns=${n} cell=${small} mark=${-1} label=${`weights of layer ${l}, head ${k}`} />`
+        ${isFull ? html`<${HeatMap} rows=${rowsOf(j)} columns=${n} cell=${small} mark=${-1} version=${version} label=${`weights of layer ${l}, head ${k}`} />`
           : html`<span class="strip" style=${{ opacity: 0.15 + 0.85 * step.attention[j][argmax(step.attention[j])] }}></span>`}
         ${columns <= 8 ? html`<small>${l}.${k}</small>` : null}</button>`)}
     </div>
     <div class="two">
-      <figure><div class="scroll">${isFull ? html`<${HeatMap} rows=${rowsOf(i)} columns=${n} cell=${cell} mark=${at} onHover=${hover} onPick=${(from) => choose(from + 1)} label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />`
-        : html`<${HeatMap} rows=${[row]} columns=${row.length} cell=${Math.max(1, Math.min(16, 330 / row.length))} mark=${-1} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />`}</div>
+      <figure><div class="scroll">${isFull ? html`<${HeatMap} rows=${rowsOf(i)} columns=${n} cell=${cell} mark=${at} version=${`${version} ${i}`} onHover=${hover} onPick=${(from) => choose(from + 1)} label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />`
+        : html`<${HeatMap} rows=${[row]} columns=${row.length} cell=${Math.max(1, Math.min(16, 330 / row.length))} mark=${-1} version=${`${version} ${i} ${at}`} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />`}</div>
         <figcaption>layer ${il}, head ${h}: ${over ? html`${visibleToken(run, over[0])} looks at ${visibleToken(run, over[1])}: ${percent(over[2])}` : isFull ? "down, who looks; across, at whom. A click chooses a row." : "the chosen token's row; larger models show a row at a time"}</figcaption></figure>
       <table data-attention><caption>The five strongest keys</caption><thead><tr><th scope="col">place</th><th scope="col">token</th><th scope="col">weight</th></tr></thead>
         <tbody>${order.map((j) => html`<tr><td>${j}</td><td>${visibleToken(run, j)}</td><td class="num">${percent(row[j])}</td></tr>`)}</tbody></table>
