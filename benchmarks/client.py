@@ -128,8 +128,6 @@ def take_line(line: str, at: float, contender: Contender, answer: TimedAnswer) -
     except ValueError:
         fail(answer, f"a line is not JSON: {line[:60]!r}")
         return False
-    if isinstance(value, list):  # llama-server's /embedding
-        value = {"object": "list", "data": value}
     try:
         part = contender.wire.parse(value)
     except (AttributeError, TypeError, KeyError, ValueError):

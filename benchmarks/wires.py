@@ -2,7 +2,7 @@
 
     ollama    /api/generate (raw), /api/chat, /api/embed
     openai    /v1/completions, /v1/chat/completions, /v1/embeddings: OpenAI's, vLLM's, llama-server's, numllama's
-    llama     /completion and /embedding of llama-server
+    llama     /completion of llama-server
 
 A wire's `body` is a dict, its `parse` a function of one decoded line; neither sees a socket or a clock.
 """
@@ -251,8 +251,6 @@ def openai_part(line: dict[str, Any]) -> StreamPart:
 
 def llama_body(model: str, asked: Prompted) -> dict[str, Any]:
     """Write a request to llama-server."""
-    if asked.kind == "embed":
-        return {"content": list(asked.texts)}
     body: dict[str, Any] = {"prompt": asked.prompt, "n_predict": asked.n, "stream": True, "temperature": 0, "seed": 1}
     body |= {"return_tokens": True}
     if asked.forced == "ignore_eos":
@@ -313,5 +311,5 @@ WIRES = {
         openai_body,
         openai_part,
     ),
-    "llama": BenchWire("llama", {"completion": "/completion", "embed": "/embedding"}, llama_body, llama_part),
+    "llama": BenchWire("llama", {"completion": "/completion"}, llama_body, llama_part),
 }

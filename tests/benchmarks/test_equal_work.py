@@ -177,12 +177,13 @@ def test_a_server_that_cannot_be_reached_is_one_line(server, message):
         ("--goodput fast", "argument --goodput: 'fast', expected limits"),
         ("--trace nowhere", "nowhere cannot be read: No such file"),
         ("--tokenizer nowhere", "'nowhere': no such file"),
+        ("--embed", "a: the wire 'llama' has no embed; use openai or ollama"),
         ("--clients 0", "argument --clients: '0', expected a whole number from 1 on"),
     ],
 )
 def test_wrong_flags_are_one_line(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with faked(QUICK) as url, pytest.raises(EngineError) as caught:
+    with faked(replace(QUICK, wire="llama")) as url, pytest.raises(EngineError) as caught:
         run_part(["serve", f"a={url}", *SHORT, *flags.split()])
     assert message in str(caught.value)
 
