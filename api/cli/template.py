@@ -19,9 +19,9 @@ from ...engine.parse.form import ARGUMENTS, ID, INDEX, KEY, NAME, TYPE
 from ...engine.serve.prompting import full_history, render_prompt
 from ...engine.settings import Settings, expand_home
 from ...engine.store import default_store
+from ...engine.store.chat_template import chat_template
 from ...engine.store.make.modelfile import create_arguments, decode_text, parse_modelfile
-from ...engine.template import Message, Template, chat_messages, go, mark_images
-from ...engine.template.known import known_parser
+from ...engine.template import Message, Template, chat_messages, go
 from ..wire.schema import ChatRequest
 from .backend import is_gguf
 from .run import parse_think
@@ -44,9 +44,9 @@ def print_calls(source: str) -> None:
 
 def describe_calls(template: Template) -> list[tuple[str, str]]:
     """Describe the form of a template's calls and thoughts, line by line: what it is, and its text."""
-    form, thoughts, name = template.call_form, template.thoughts, known_parser(template.text)
-    if name:
+    if name := template.parser_name:
         return [("parser", name)]
+    form, thoughts = template.call_form, template.thoughts
     if template.tool_tag:
         rows = [("calls", f"in JSON after {on_one_line(template.tool_tag)}")]
     else:
@@ -116,7 +116,10 @@ def template_text(
         conversation, offered = read_conversation(messages or "", tools)
         thinking = parse_think(think) if think is not None else "thinking" in found.template.capabilities or None
         return render_prompt(
-            found.template, mark_images(found.prepare(conversation)), RequestOptions(think=thinking), offered
+            found.template,
+            found.template.mark_images(found.prepare(conversation)),
+            RequestOptions(think=thinking),
+            offered,
         )
     except BadTemplate as error:
         raise BadTemplate(f"{source}: {error}") from None
@@ -146,16 +149,18 @@ def template_of_model(name: str) -> TemplateSource:
         model = default_store().resolve(name)
     except (ModelNotFound, BadName):
         raise ModelNotFound(name, f"'{name}' is neither a file nor an installed model") from None
-    layer = model.template if Settings.from_env().go_template else None
-    return TemplateSource(Template.from_gguf(GGUF.open(model.weights), layer), partial(full_history, model))
+    template = chat_template(model, GGUF.open(model.weights), Settings.from_env().go_template)
+    return TemplateSource(template, partial(full_history, model))
 
 
 def template_of_modelfile(source: str, text: str) -> TemplateSource:
     fields = create_arguments(parse_modelfile(text))
-    if "template" not in fields:
+    renderer, parser = fields.get("renderer", ""), fields.get("parser", "")
+    if "template" not in fields and not renderer:
         raise RequestError(f"{source}: no TEMPLATE instruction; render the model in FROM instead")
     first = {"system": fields.get("system", ""), "history": fields.get("messages", ())}
-    return TemplateSource(Template(fields["template"], "go"), partial(chat_messages, **first))
+    template = Template(fields.get("template", ""), "go").named(renderer, parser)
+    return TemplateSource(template, partial(chat_messages, **first))
 
 
 def read_conversation(messages: str, tools: str | None) -> tuple[list[Message], list[dict[str, Any]]]:

@@ -47,6 +47,7 @@ from ..sampling.forced_call import ForcedCall
 from ..sampling.rng import seed_of_choice
 from ..settings import TRACE, Settings
 from ..store import LocalModel, ModelName, Store, default_store, show
+from ..store.chat_template import chat_template
 from ..store.make.create import create, create_from_modelfile
 from ..store.make.sources import file_chunks
 from ..store.registry.auth import Credentials
@@ -440,9 +441,10 @@ class Engine:
             raise
 
     def template_of(self, stored: LocalModel, model: Model) -> Template:
-        """Return a loaded model's chat template: its TEMPLATE layer or the GGUF's own."""
-        layer = stored.template if self.settings.go_template else None
-        return Template.from_gguf(model.gguf, layer)
+        """Return a loaded model's chat template.  Raises: BadTemplate for an unknown name"""
+        template = chat_template(stored, model.gguf, self.settings.go_template)
+        template.check_names()
+        return template
 
     def look_again(self, run: str, position: int, look: Any) -> tuple[Model, LookStep]:
         """Look at a position of an answer that `"look": {"keep": true}` held.  Raises: RequestError"""

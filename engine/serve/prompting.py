@@ -27,7 +27,6 @@ from ..template import (
     for_jinja,
     generate_messages,
     images_of,
-    mark_images,
 )
 from ..template.messages import Tool
 from ..tokenizer import Tokenizer
@@ -131,16 +130,16 @@ def generate_prompt(
         return Prompt(prompt, images, plain=request.echo, said=[("user", prompt)])
     history = stored.messages if context is None else []
     messages = generate_messages(prompt, system or stored.system, history, images)
-    seen, messages = images_of(messages), mark_images(messages)
+    seen, messages = images_of(messages), list(template.mark_images(messages))
     if suffix:
         text = template.fill(prompt, suffix, request.think)
-    elif template.language == "chatml":
+    elif template.language == "chatml" and not template.renderer:
         text = bare_prompt(messages)
     else:
         text = render_prompt(template, messages, request)
     text = text_of_ids(model, context or ()) + text
     said = roles_and_texts(messages)
-    return Prompt(text, seen, bos_once=template.language == "jinja" and context is None, said=said)
+    return Prompt(text, seen, bos_once=template.writes_bos and context is None, said=said)
 
 
 def chat_prompt(
@@ -168,7 +167,7 @@ def chat_prompt(
         n_images = sum(len(message.get("images") or ()) for message in messages) if has_vision else 0
         return Measured(text, ids, len(ids) + n_images * IMAGE_TOKENS)
 
-    bos_once = template.language != "go"
+    bos_once = template.writes_bos or template.language == "chatml"
     images, n_whole = images_of(messages), 0
     if request.truncate:
         messages, measured, n_whole = trim_to_context(messages, measure, n_ctx)
@@ -176,7 +175,7 @@ def chat_prompt(
             said = roles_and_texts(messages)
             return Prompt(measured.text, ids=measured.ids, bos_once=bos_once, n_whole=n_whole, said=said)
         images = images_of(messages)
-    text = render_prompt(template, mark_images(messages), request, tools)
+    text = render_prompt(template, template.mark_images(messages), request, tools)
     return Prompt(text, images, bos_once=bos_once, n_whole=n_whole, said=roles_and_texts(messages))
 
 
@@ -214,7 +213,7 @@ def render_prompt(
 ) -> str:
     """Render the conversation.  A last message of the assistant stays open, so that the model continues it."""
     continues = bool(messages) and messages[-1]["role"] == "assistant"
-    if template.language != "jinja":
+    if template.language != "jinja" or template.renderer:
         return template.render(messages, tools, add_generation_prompt=not continues, think=request.think)
     thinking: dict[str, Any] = {} if request.think is None else {"enable_thinking": bool(request.think)}
     if isinstance(request.think, str):

@@ -24,12 +24,12 @@ from ..go.text import valid_text
 from ..go.times import rfc3339
 from ..template import Template
 from .blobs import os_errors_as_store_errors
+from .chat_template import HARMONY_FAMILIES, chat_template
 from .make.modelfile import BARE_TEMPLATE, modelfile
 from .store import LocalModel
 
 log = logging.getLogger("numllama.store")
 
-THINKING_FAMILIES = ("gptoss", "gpt-oss")  # think whatever their template shows
 HIDDEN_KEYS = ("general.name", "tokenizer.chat_template")  # not in `model_info`
 
 
@@ -53,6 +53,8 @@ def show(
         "parameters": _parameters(model.params),
         "template": BARE_TEMPLATE if model.template is None else model.template,
         "system": system,
+        "renderer": model.config.more.get("renderer", ""),
+        "parser": model.config.more.get("parser", ""),
         "details": _details(model, head.file_type),
         "messages": [{"role": message["role"], "content": message["content"]} for message in model.messages],
         "model_info": model_info(weights, verbose) if weights else dict(head.info),
@@ -209,8 +211,8 @@ def _details(model: LocalModel, stored_type: str) -> dict[str, Any]:
 def _capabilities(model: LocalModel, head: _Head, go_template: bool = True) -> list[str]:
     own = model.config.more.get("capabilities") or []
     vision = ["vision"] if model.has_projector else []
-    template = Template.from_gguf(head.jinja, model.template if go_template else None)
-    thinking = ["thinking"] if model.config.model_family in THINKING_FAMILIES else []
+    template = chat_template(model, head.jinja, go_template)
+    thinking = ["thinking"] if model.config.model_family in HARMONY_FAMILIES else []
     return list(dict.fromkeys([*own, *head.kinds, *vision, *template.capabilities, *thinking]))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from . import go, jinja
 from .known import known_form, known_parser
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, images_of, mark_images
 from .probe import Probed, probe
+from .rendered_call import shared_suffix
+from .renderer import RENDERERS, render_named, template_text
 
 __all__ = [
     "Message",
@@ -56,12 +58,16 @@ class Template:
 
     tool_use        a second text that replaces `text` when tools are offered; some models have one
     special_tokens  bos_token, eos_token, ...: their text; a token that the vocabulary lacks is absent
+    renderer        the name of the renderer that writes the prompts of conversations instead, or ""
+    parser          the name of the parser that reads the answers; "" for what the prompts show
     """
 
     text: str = ""
     language: Literal["jinja", "go", "chatml"] = "jinja"
     tool_use: str = ""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    renderer: str = ""
+    parser: str = ""
 
     @classmethod
     def from_gguf(cls, gguf: Any, go_text: str | None = None) -> Template:
@@ -79,6 +85,16 @@ class Template:
         own = cls(valid_text(text), "jinja", tool_use, _special_tokens(kv))
         return layer if layer and not own.supports_more_than(layer) else own
 
+    def named(self, renderer: str, parser: str) -> Template:
+        """Return this template under a renderer and a parser, by their names or ""."""
+        return replace(self, renderer=renderer, parser=parser)
+
+    def check_names(self) -> None:
+        """Check that the renderer and the parser are known.  Raises: BadTemplate"""
+        for kind, name, known in (("renderer", self.renderer, RENDERERS), ("parser", self.parser, PARSERS)):
+            if name and name not in known:
+                raise BadTemplate(f'unknown {kind} "{name}"')
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -87,16 +103,24 @@ class Template:
         think: bool | str | None = None,
         **extra: Any,
     ) -> str:
-        """Render the conversation as a prompt; `extra` is passed to render_jinja, `think` to the Go template.
+        """Render the conversation as a prompt; `extra` is passed to render_jinja, `think` to a Go template or renderer.
 
         Raises: BadTemplate
         """
+        if self.renderer:
+            self.check_names()
+            return render_named(self.renderer, messages, tools or (), think)
         if self.language == "go":
+            think = "high" if think == "max" and self.parser == "harmony" else think
             return go.load_template(self.text).render(messages, tools, think)
         if self.language == "chatml":
             return _chatml(messages, add_generation_prompt, extra.get("continue_final_message", False))
         text = self.tool_use if tools and self.tool_use else self.text
         return jinja.render_jinja(text, messages, tools, add_generation_prompt, **{**self.special_tokens, **extra})
+
+    def mark_images(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Mark the places of images, unless a renderer does."""
+        return messages if self.renderer else mark_images(messages)
 
     def fill(self, prompt: str, suffix: str, think: bool | str | None = None) -> str:
         """Render a prompt for the text between `prompt` and `suffix`.  Raises: BadTemplate, also for Jinja"""
@@ -105,8 +129,19 @@ class Template:
         return go.load_template(self.text).fill(prompt, suffix, think)
 
     @property
+    def writes_bos(self) -> bool:
+        """Whether the prompts may begin with the text of BOS."""
+        return self.language == "jinja" or bool(self.renderer)
+
+    @property
     def capabilities(self) -> list[str]:
         """Capabilities beyond plain text: some of tools, insert, thinking; Jinja is searched for keywords."""
+        parser = PARSERS.get(self.parser)
+        more = [("tools", parser.tools), ("thinking", parser.thinking)] if parser else []
+        return list(dict.fromkeys([*self._own_capabilities, *(capability for capability, has in more if has)]))
+
+    @property
+    def _own_capabilities(self) -> list[str]:
         if self.language == "go":
             return self._go.capabilities if self._go else []
         tools = "tools" in self.text or "tool_call" in self.text
@@ -141,6 +176,9 @@ class Template:
     @property
     def thoughts(self) -> Thoughts | None:
         """The tags around the thinking in an answer, or None."""
+        if self.renderer:
+            shows = self.renderer in RENDERERS and "<think>" in template_text(RENDERERS[self.renderer].file)
+            return self.probed.thoughts or (Thoughts("<think>", "</think>") if shows else None)
         if self.language == "go":
             tags = self._go.thinking_tags if self._go else ("", "")
             return Thoughts(*tags) if all(tags) else None
@@ -154,7 +192,7 @@ class Template:
 
         Such calls are read as Ollama reads them; all others by their form.
         """
-        if self.language != "go" or not self._go:
+        if self.language != "go" or not self._go or self.renderer:
             return None
         form = self.probed.form
         return None if form and not form.is_json else self._go.tool_tag
@@ -162,14 +200,15 @@ class Template:
     @property
     def call_form(self) -> CallForm:
         """The form in which the model writes a tool call."""
-        if self.language == "chatml":
+        if self.language == "chatml" and not self.renderer:
             return PLAIN_FORM
         return self.probed.form or known_form(self.text)
 
     @property
     def probed(self) -> Probed:
         """The form of calls and the tags of thoughts that the template shows."""
-        return _probed(self.text, self.language, self.tool_use, tuple(sorted(self.special_tokens.items())))
+        tokens = tuple(sorted(self.special_tokens.items()))
+        return _probed(self.text, self.language, self.tool_use, tokens, self.renderer)
 
     def answer_shape(self, prompt: str, think: bool | str | None, has_tools: bool, is_continued: bool) -> Shape | None:
         """Return the shape of the answer to `prompt`; None for a Go template, whose answers have tags.
@@ -177,15 +216,22 @@ class Template:
         think         the request's; without thinking, its tags are text
         is_continued  the prompt ends within an answer
         """
-        if self.language == "go" and (not has_tools or self.tool_tag):
+        if name := self.parser_name:
+            parser = PARSERS[name]
+            return replace(parser.shape(think, is_continued, has_tools), tags=parser.tags)
+        if self.language == "go" and not self.renderer and (not has_tools or self.tool_tag):
             return None
-        if self.language == "jinja" and (name := known_parser(self.text)):
-            return PARSERS[name].shape(think, is_continued, has_tools)
         thoughts = self.thoughts
         if thoughts and not think and not thoughts.text_open:
             thoughts = None
         is_open = bool(thoughts and think and thoughts.open and prompt.rstrip(WHITE_SPACE).endswith(thoughts.open))
         return shape_of(self.call_form if has_tools else None, thoughts, is_open)
+
+    @property
+    def parser_name(self) -> str:
+        """The name of the parser of the answers; "" if the prompts show their shape.  Raises: BadTemplate"""
+        self.check_names()
+        return self.parser or (known_parser(self.text) if self.language == "jinja" and not self.renderer else "")
 
     @property
     def _go(self) -> go.GoTemplate | None:
@@ -197,9 +243,23 @@ class Template:
 
 
 @lru_cache(maxsize=64)
-def _probed(text: str, language: Literal["jinja", "go"], tool_use: str, tokens: tuple[tuple[str, str], ...]) -> Probed:
-    template = Template(text, language, tool_use, dict(tokens))
-    return probe(lambda messages, tools: template.render(messages, tools, messages[-1]["role"] == "user", think=True))
+def _probed(
+    text: str,
+    language: Literal["jinja", "go", "chatml"],
+    tool_use: str,
+    tokens: tuple[tuple[str, str], ...],
+    renderer: str = "",
+) -> Probed:
+    template = Template(text, language, tool_use, dict(tokens), renderer)
+
+    def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        text = template.render(messages, tools, messages[-1]["role"] == "user", think=True)
+        if not renderer or messages[-1]["role"] != "assistant":
+            return text
+        asked = template.render(messages[:1], tools, think=True)  # a renderer may begin the next answer
+        return text.removesuffix("<".join(["", *shared_suffix(asked, text).split("<")[1:]]))
+
+    return probe(render)
 
 
 def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, continue_final_message: bool) -> str:

@@ -16,7 +16,7 @@ from ...errors import BadDigest, BadModelfile, BadTemplate, EngineError, ModelEr
 from ...gguf.read import GGUF
 from ...go.fmt import json_text, ordered_json_text
 from ...settings import expand_home
-from ...template import go, jinja
+from ...template import Template, go, jinja
 from ...template.named import NamedTemplate, match, match_words
 from .. import manifest as media
 from ..manifest import Config, Manifest, ManifestLayer
@@ -25,6 +25,15 @@ from ..store import Store
 from .modelfile import create_arguments, parse_modelfile, read_modelfile
 from .sources import file_chunks, find_sources
 from .uploads import CheckFits, CheckLoads, Status, adapter_layer, draft_layer, model_layers, quantized_layer
+
+NANO = {"renderer": "nemotron-3-nano", "parser": "nemotron-3-nano"}
+FORMATS: dict[str, dict[str, str]] = {  # by family: the renderer and parser of a model that names none
+    "gemma4": {"renderer": "gemma4", "parser": "gemma4"},
+    "laguna": {"renderer": "laguna", "parser": "laguna"},
+    "nemotron_h": NANO,
+    "nemotron_h_moe": NANO,
+    "nemotron_h_omni": NANO,
+}
 
 
 def create(
@@ -84,6 +93,10 @@ def create(
             raise RequestError("neither 'from' or 'files' was specified")
         if template:
             _check_template(template)
+        try:
+            Template().named(renderer, parser).check_names()
+        except BadTemplate as error:
+            raise RequestError(str(error)) from None
         stop, named = list[str](), None
         if from_:
             yield from fetch(from_)
@@ -103,11 +116,16 @@ def create(
             layers = [*_without(layers, media.DRAFT), draft]
         if template:
             named = None
+        formats = FORMATS.get(config.model_family, {})
+        formats = {key: name for key, name in formats.items() if not (overrides.get(key) or config.more.get(key))}
+        if formats.get("renderer") == "gemma4":
+            stop = stop or ["<turn|>"]
 
         def text(media_type: str, content: str) -> ManifestLayer:
             return ManifestLayer(media_type, *store.put_blob([content.encode("utf-8", "replace")]))
 
-        inherited = {"stop": stop} if stop else _params(store, layers)
+        inherited = _params(store, layers)
+        inherited = {"stop": stop, **inherited} if stop else inherited
         layers = _without(layers, template and media.TEMPLATE, template and media.PROMPT)
         layers = _without(layers, media.SYSTEM) if system or drop_system else layers
         if template or named:
@@ -127,7 +145,7 @@ def create(
                     "status": f"{'using existing' if layer.digest in before else 'creating new'} layer {layer.digest}"
                 }
         yield {"status": "writing manifest"}
-        written = text(media.CONFIG_TYPE, _configured(config, overrides).to_bytes().decode())
+        written = text(media.CONFIG_TYPE, _configured(config, overrides | formats).to_bytes().decode())
         with store.lock:
             store.write_manifest(store.respell(target), Manifest(written, tuple(layers)))
         yield {"status": "success"}

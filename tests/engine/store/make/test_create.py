@@ -118,10 +118,10 @@ def test_messages_keep_calls_and_images(store, digest):
 
 def test_info_and_names_are_kept_in_the_config(store, digest):
     info = {"model_family": "fam", "parameter_size": "1B", "quantization_level": "Q9", "context_length": 8.0}
-    list(create(store, "a", files={"m.gguf": digest}, info={**info, "other": 1}, requires="0.14.0", parser="p"))
+    list(create(store, "a", files={"m.gguf": digest}, info={**info, "other": 1}, requires="0.14.0", parser="qwen3"))
     config = store.resolve("a").config
     assert (config.model_family, config.model_type, config.file_type) == ("fam", "1B", "Q9")
-    assert config.more == {"context_length": 8, "requires": "0.14.0", "parser": "p"}
+    assert config.more == {"context_length": 8, "requires": "0.14.0", "parser": "qwen3"}
     list(create(store, "b", "a"))
     assert store.resolve("b").config.more["requires"] == "0.14.0"
 
