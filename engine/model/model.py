@@ -64,7 +64,7 @@ class Model:
         """Bytes of its weights, including adapters and projector."""
         tensors = self.gguf.tensors.values()
         weights = sum(tensor.nbytes + sum(term.nbytes for term in tensor.low_rank) for tensor in tensors)
-        return weights + (self.vision.file.nbytes if self.vision else 0)
+        return weights + (self.vision.nbytes if self.vision else 0)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -36,6 +36,7 @@ ORDERS = ("llama.cpp", "huggingface")
 MAX_PATCHES_PER_SIDE = 128  # every patch attends to every other: twice Gemma 3's side takes 16 times its time
 PAD_COLOR = (122, 116, 104)  # CLIP's mean as bytes
 TILED_PAD_COLOR = (0, 0, 0)  # llama.cpp 0c1e57098 sets PAD_COLOR only for models without tiles
+TOWER = ("v.", "mm.", "model.image_newline")  # prefixes of a tower's and a projector's tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,8 @@ class VisionLayer:
 class Vision:
     """A loaded projector file: immutable, shared by all sequences.
 
+    file     the file it is mapped from, which may be the text model's
+    nbytes   bytes of its own tensors
     n_embd   width of a row: the text model's n_embd
     n_rows   rows of one tile; a large image may have several tiles (`hparams.tiled`)
     """
@@ -93,6 +96,7 @@ class Vision:
     blk: tuple[VisionLayer, ...]
     post_ln: LayerNorm | None
     projector: Projector
+    nbytes: int
     order: str = "llama.cpp"
 
     @property
@@ -227,6 +231,7 @@ def load_vision(source: str | os.PathLike[str] | GGUF, n_embd: int | None = None
     class_embd = read_vector(file, "v.class_embd", n)
     n_pos = n_patch if class_embd is None else n_patch + 1
     vision = Vision(
+        nbytes=sum(tensor.nbytes for name, tensor in gguf.tensors.items() if name.startswith(TOWER)),
         file=gguf.mapped[0],
         hparams=hp,
         patch_embd=file.tensor("v.patch_embd.weight", (n, 3, hp.patch_size, hp.patch_size)),

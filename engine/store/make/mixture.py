@@ -61,7 +61,12 @@ def base_format(file_type: str) -> QuantFormat:
 
 
 def is_kept(tensor: Tensor) -> bool:
-    """Return whether a tensor is never quantized: a vector, a norm, a router, ..."""
+    """Return whether a tensor is never quantized: a vector, a norm, a router, a vision tower inside a text model, ...
+
+    A reader of Ollama's dialect changes the order of a tower's rows, which it does in float16 alone.
+    """
+    if tensor.name.startswith(("v.", "mm.")):
+        return True
     is_vector = all(n == 1 for n in tensor.shape[:-1])
     return is_vector or not tensor.name.endswith("weight") or bool(KEPT_NAMES.search(tensor.name))
 

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from dialects import mistral3_twins
 
 from numllama.engine.errors import EngineError, RequestError
-from numllama.engine.gguf.read import read_gguf
+from numllama.engine.gguf.dialect import projector_view
+from numllama.engine.gguf.read import GGUF, read_gguf
 from numllama.engine.gguf.write import gguf_chunks, write_gguf
 from numllama.engine.store.make import quantize
 from numllama.engine.store.make.mixture import file_type_of, tensor_formats
@@ -193,3 +195,18 @@ def test_weight_too_large_for_its_format_is_named(tmp_path, file_type, value):
     gguf = with_weight(tmp_path / "m.gguf", "F32", value)
     with pytest.raises(RequestError, match=r"'blk.0.ffn_up.weight' has weight .* near \[3, .*, too large for"):
         list(gguf_chunks(*quantize_model(gguf, file_type)))
+
+
+def test_a_tower_inside_a_text_model_is_kept(tmp_path):
+    """Ollama's reader reorders the rows of Pixtral's queries and keys in float16 alone; quantized, they stay wrong."""
+    source, _ = mistral3_twins(tmp_path, tower=True)
+    gguf = GGUF.open(source)
+    kv, tensors = quantize_model(gguf, "Q8_0")
+    path = tmp_path / "quantized.gguf"
+    path.write_bytes(b"".join(map(bytes, gguf_chunks(kv, tensors))))
+    got, expected = projector_view(GGUF.open(path)), projector_view(gguf)
+    towers = [name for name in expected.tensors if name.startswith(("v.", "mm."))]
+    assert "v.blk.0.attn_q.weight" in towers
+    for name in towers:
+        np.testing.assert_array_equal(got.tensors[name].dequantize(), expected.tensors[name].dequantize(), err_msg=name)
+    assert GGUF.open(path).tensors["blk.0.attn_q.weight"].format.name == "Q8_0"
