@@ -24,7 +24,7 @@ from .known import known_form, known_parser
 from .messages import Message, bare_prompt, chat_messages, collate, for_jinja, generate_messages, images_of, mark_images
 from .probe import Probed, probe
 from .rendered_call import shared_suffix
-from .renderer import RENDERERS, render_named, template_text
+from .renderer import RENDERERS, render_named, renderer_source
 
 __all__ = [
     "Message",
@@ -177,7 +177,7 @@ class Template:
     def thoughts(self) -> Thoughts | None:
         """The tags around the thinking in an answer, or None."""
         if self.renderer:
-            shows = self.renderer in RENDERERS and "<think>" in template_text(RENDERERS[self.renderer].file)
+            shows = self.renderer in RENDERERS and "<think>" in renderer_source(RENDERERS[self.renderer].file)
             return self.probed.thoughts or (Thoughts("<think>", "</think>") if shows else None)
         if self.language == "go":
             tags = self._go.thinking_tags if self._go else ("", "")
