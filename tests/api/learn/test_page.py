@@ -71,7 +71,8 @@ def test_the_spine_has_every_token(page, look):
     roles = [page.locator(".token").nth(i).get_attribute("class").split()[1] for i in range(len(texts))]
     assert roles[look.n_prompt :] == ["answer"] * (len(texts) - look.n_prompt)
     asked = "".join(piece for piece, role in zip(look.pieces, roles, strict=True) if role == "user")
-    assert asked.strip() == QUESTION and roles[0] == roles[look.n_prompt - 1] == "special"
+    assert asked.strip() == QUESTION and roles[0] == roles[look.n_prompt - 2] == "special"
+    assert look.pieces[look.n_prompt - 1] == "<think>" and roles[look.n_prompt - 1] == "template"
 
 
 def test_a_click_shows_the_step_of_that_token_in_every_panel(page, look):
