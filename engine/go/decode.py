@@ -110,7 +110,7 @@ class _Decoding:
         if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
             return self.mismatch(f"number {value}", hint, owner, path)
         if hint is float and type(value) is int:
-            return float(value)
+            return self.mismatch("number", hint, owner, path) if _is_beyond_float64(value) else float(value)
         return value if type(value) is hint else self.mismatch(kind(value), hint, owner, path)
 
     def open_object(self, hint: Any, value: dict[str, Any], owner: str, path: tuple[str, ...]) -> Any:
@@ -150,7 +150,7 @@ class _Decoding:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for v in inner:
             self.free(v, owner, path)
-        if isinstance(value, float) and math.isinf(value):
+        if isinstance(value, int | float) and _is_beyond_float64(value):
             self.mismatch("number", float, owner, path)
         return value
 
@@ -164,6 +164,14 @@ class _Decoding:
 
 
 _WRONG = object()
+
+
+def _is_beyond_float64(value: float) -> bool:
+    """Return whether a number, of any digits, is infinite as a float64."""
+    try:
+        return math.isinf(float(value))
+    except OverflowError:  # an integer
+        return True
 
 
 def _bad_base64(text: str) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from numllama.api.openai.schema import OpenAIEmbedRequest
+from numllama.api.openai.schema import ChatCompletionRequest, OpenAIEmbedRequest
 from numllama.api.wire.schema import ChatRequest, CopyRequest, CreateRequest, GenerateRequest
 from numllama.engine.go.decode import decode_json
 from numllama.engine.go.json import MAX_VALUES, BodyTooLarge, DecodeError, dumps, loads, syntax_error
@@ -189,3 +189,10 @@ def test_an_error_far_inside_a_long_body_is_told_without_a_second_scan(monkeypat
     with pytest.raises(DecodeError) as refused:
         loads(b'{"stop":[' + b'"a",' * 300_000 + end)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("field", ["temperature", "options"])
+def test_an_integer_beyond_a_float64_is_a_mismatch(field):
+    body = json.dumps({field: 10**400 if field == "temperature" else {"temperature": 10**400}}).encode()
+    with pytest.raises(DecodeError, match=r"json: cannot unmarshal number into Go struct field .* of type float64"):
+        decode_json(ChatCompletionRequest, body)
