@@ -5,6 +5,7 @@ NUMPY       the definition, in float32;  numpy_kernels(np.float64) is the same i
 EXACT       the same values at real model sizes: weights dequantized tile by tile, sums independent of the batch
 GGML        activations rounded as in ggml's CPU code: explains llama.cpp's numbers
 LLAMACPP    llama.cpp's default computation on a CPU with AVX-512: flash attention, and its order of sums
+LLAMACPP_AVX2   the same with AVX2, as published builds have it
 NUMBA       the values of GGML up to the order of float32 sums, at speed: the set used for serving
 """
 
@@ -47,7 +48,7 @@ from .image import (
     resize_numpy,
 )
 from .llamacpp.flash import attention_llamacpp
-from .llamacpp.sums import experts_llamacpp, matmul_llamacpp, rope_llamacpp, silu_mul_llamacpp
+from .llamacpp.sums import AVX2, experts_llamacpp, matmul_llamacpp, rope_llamacpp, silu_mul_llamacpp
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import layer_norm_ggml, layer_norm_numba, layer_norm_numpy, rms_norm_ggml, rms_norm_numba, rms_norm_numpy
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
@@ -58,6 +59,7 @@ __all__ = [
     "EXACT",
     "GGML",
     "LLAMACPP",
+    "LLAMACPP_AVX2",
     "NUMBA",
     "NUMPY",
     "SETS",
@@ -174,6 +176,14 @@ LLAMACPP = replace(
     attention=attention_llamacpp,
     silu_mul=silu_mul_llamacpp,
 )
+LLAMACPP_AVX2 = replace(
+    LLAMACPP,
+    name="llamacpp-avx2",
+    matmul=partial(matmul_llamacpp, width=AVX2),
+    experts=partial(experts_llamacpp, width=AVX2),
+    attention=partial(attention_llamacpp, width=AVX2),
+    silu_mul=partial(silu_mul_llamacpp, width=AVX2),
+)
 NUMBA = replace(
     GGML,
     name="numba",
@@ -194,6 +204,8 @@ NUMBA = replace(
     patch_embd=patch_embd_numba,
     layers=layers_numba,
 )
-SETS = {kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, LLAMACPP, NUMBA)}
+SETS = {
+    kernels.name: kernels for kernels in (NUMPY, numpy_kernels(np.float64), EXACT, GGML, LLAMACPP, LLAMACPP_AVX2, NUMBA)
+}
 if config.DISABLE_JIT:  # these need LLVM's vectors, which plain Python lacks
-    del SETS["llamacpp"], SETS["numba"]
+    del SETS["llamacpp"], SETS["llamacpp-avx2"], SETS["numba"]

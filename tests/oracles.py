@@ -295,26 +295,31 @@ def separate(x, n_head):
 # --- xllamacpp
 
 
-def xllamacpp_logprobs(path, texts):
-    """Compute log-probabilities of the token after each of `texts`, lists of ids.  -> f64 [len(texts), n_vocab]"""
+def xllamacpp_logprobs(path, texts, defaults=False, word=290):
+    """Compute log-probabilities of the token after each of `texts`, lists of ids.  -> f64 [len(texts), n_vocab]
+
+    defaults   weights repacked, flash attention, a cache in f16; else the plainest options
+    word       a token that is a whole word
+    """
     xllamacpp = pytest.importorskip("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_gpu_layers, params.n_ctx, params.n_parallel, params.verbosity = 0, 256, 1, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.no_extra_bufts, params.warmup, params.fit_params = True, False, False
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.no_extra_bufts, params.warmup, params.fit_params = not defaults, False, False
+    if not defaults:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server, n_vocab = xllamacpp.Server(params), GGUF.open(path).tensors["token_embd.weight"].shape[0]
     rows = np.full((len(texts), n_vocab), np.nan)
-    # token 290, a word, is forced: probabilities are computed before the bias, but omitted for half a character
+    # `word` is forced: probabilities are computed before the bias, but omitted for half a character
     for row, text in zip(rows, texts, strict=True):
         request = {
             "prompt": text,
             "n_predict": 1,
             "n_probs": n_vocab,
             "cache_prompt": False,
-            "logit_bias": {"290": 1e3},
+            "logit_bias": {str(word): 1e3},
         }
         answer = server.handle_completions(request)
         for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:

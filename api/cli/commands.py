@@ -257,7 +257,11 @@ def rm(args: Annotated[list[str] | None, positional("MODEL [MODEL...]")] = None)
 def trace(
     args: Annotated[list[str] | None, positional("MODEL|FILE.gguf PROMPT")] = None,
     kernels: Annotated[
-        str, Option(metavar="SET", help="Kernel set: numpy-float32, numpy-float64, exact, ggml, llamacpp or numba")
+        str,
+        Option(
+            metavar="SET",
+            help="Kernel set: numpy-float32, numpy-float64, exact, ggml, llamacpp, llamacpp-avx2 or numba",
+        ),
     ] = "numpy-float32",
     only: Annotated[
         list[str] | None, Option(metavar="PATTERN", help="Show only these names, e.g. 'ffn_*' (repeatable)")

@@ -116,7 +116,10 @@ def score_chunks(
     except ValueError as error:
         raise RequestError(f"{error}; choose another --cache-type") from None
     for i, chunk in enumerate(chunks):
-        row, n_at_once = 0, n_tokens_at_once(len(chunk), len(chunks), i) if kernels.name == "llamacpp" else N_UBATCH
+        row, n_at_once = (
+            0,
+            n_tokens_at_once(len(chunk), len(chunks), i) if kernels.name.startswith("llamacpp") else N_UBATCH,
+        )
         for logits, ids in scored_logits(model, chunk, cache, kernels, n_at_once):
             if isinstance(scores, Divergence) and reader is not None:
                 scores.add_beside(logits, ids, reader.log_probs(i, row, row + len(ids)))

@@ -19,15 +19,15 @@ from ..half import bf16_to_f32, f32_to_bf16
 from ..jit import inner, kernel
 from ..kv import BF16, BLOCK, CACHE_TYPES, numbers
 from ..rounding import quantize_activations
-from ..simd import broadcast, f32x16, fma, load, round_to_half, splat, store, total
-from .sums import LANES, VECTORS, dot_in_blocks, dot_in_lanes, exp_llamacpp, fma32
+from ..simd import broadcast, f32x16, fma, load, round_to_half, splat, store
+from .sums import AVX512, VECTORS, add_halves, dot_in_blocks, dot_in_lanes, exp_llamacpp, fma32
 
 N_UBATCH = 512
 TILE = 64  # queries, and positions
 HALF, FLOAT, CODES, STEPS = range(4)  # how a key is multiplied; STEPS: iq4_nl, every other block in sums of its own
 
 
-def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
+def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap, width=AVX512):
     """Compute attention_numpy.  Keys and values in float32 are rounded to f16 first.
 
     q f32 [n_tok, n_head, n_head_dim], k and v in a cache's type [n_pos, n_head_kv, n_head_dim]
@@ -46,7 +46,7 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
     for start in range(0, n_tok, N_UBATCH):
         rows = slice(start, start + N_UBATCH)
         part = np.ascontiguousarray(q[rows])
-        rest = first + start, sees[rows], scale, softcap, slopes, sinks
+        rest = first + start, sees[rows], scale, softcap, slopes, sinks, width
         if k.dtype == v.dtype == np.float16 and len(part) >= TILE:
             _tiled(part, keys, values, *rest, out[rows])
             continue
@@ -64,7 +64,7 @@ def attention_llamacpp(q, k, v, first, rule, tap=no_attention_tap):
 
 def whole_vectors(x):
     """Pad heads with zeros to whole vectors.  f32 [n_pos, n_head_kv, d] -> f32"""
-    n = -x.shape[2] % LANES
+    n = -x.shape[2] % AVX512
     return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (0, n))) if n else x)
 
 
@@ -125,7 +125,7 @@ def _with_sink(sink, largest, weight_sum, sums):
 
 
 @kernel
-def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, out):
+def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, width, out):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
     weights = np.empty(TILE, np.float32)
@@ -152,10 +152,10 @@ def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, out):
                     for i in range(wide):
                         sums[i] *= shrink
                     largest = top
-                weight_sum = np.float32(np.float64(weight_sum) + _weigh(weights, largest))
+                weight_sum = np.float32(np.float64(weight_sum) + _weigh(weights, largest, width))
                 for j in range(min(TILE, end - tile)):
                     if weights[j] != 0:
-                        for i in range(0, wide, LANES):
+                        for i in range(0, wide, AVX512):
                             value = load(f32x16, values[tile + j, g], i)
                             store(sums, i, fma(value, broadcast(f32x16, weights, j), load(f32x16, sums, i)))
             weight_sum = _with_sink(sinks[h], largest, weight_sum, sums)
@@ -164,22 +164,25 @@ def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, out):
                 out[t, h, i] = sums[i] * per_sum
 
 
-@inner
-def _weigh(weights, largest):
-    """Replace scores by e^(score - largest).  -> their sum in double precision, of sums of 16 in f32"""
-    summed = 0.0
-    for j in range(0, TILE, LANES):
-        for i in range(j, j + LANES):
-            weights[i] = exp_llamacpp(weights[i] - largest)
-        summed += np.float64(total(load(f32x16, weights, j)))
+@inner(makes_arrays=True)
+def _weigh(weights, largest, width):
+    """Replace scores by e^(score - largest).  -> their sum in double precision, of vectors' in f32"""
+    summed, lanes = 0.0, np.empty(AVX512, np.float32)
+    for j in range(0, TILE, width):
+        for i in range(width):
+            weights[j + i] = lanes[i] = exp_llamacpp(weights[j + i] - largest, width)
+        add_halves(lanes, width, 1)
+        summed += np.float64(lanes[0])
     return summed
 
 
 @kernel
-def _one_by_one(q, codes, keys, key_codes, values, kind, half_sums, first, sees, scale, softcap, slopes, sinks, out):
+def _one_by_one(
+    q, codes, keys, key_codes, values, kind, half_sums, first, sees, scale, softcap, slopes, sinks, width, out
+):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
-    lanes, sums = np.empty(LANES * VECTORS, np.float32), np.empty(wide, np.float32)
+    lanes, sums = np.empty(AVX512 * VECTORS, np.float32), np.empty(wide, np.float32)
     for t in range(n_tok):
         begin, end = sees[t]
         for h in range(n_head):
@@ -201,21 +204,24 @@ def _one_by_one(q, codes, keys, key_codes, values, kind, half_sums, first, sees,
                             least = fma32(key_codes.more[p, g, block], codes.more[t, h, block], least)
                         s += least
                 else:
-                    s = dot_in_lanes(q[t, h], keys[p, g, :d], VECTORS, kind == HALF, lanes)
+                    s = dot_in_lanes(q[t, h], keys[p, g, :d], width, VECTORS, kind == HALF, lanes)
                 s = _scored(s, scale, softcap, slopes[h], abs(first + t - p))
                 shrink, weight = np.float32(1), np.float32(1)
                 if s > largest:
                     shrink = _c_exp(largest - s)
                     largest = s
-                    for i in range(0, wide, LANES):
+                    for i in range(0, wide, AVX512):
                         x = load(f32x16, sums, i) * splat(f32x16, shrink)
                         store(sums, i, round_to_half(x) if half_sums else x)
                 else:
                     weight = _c_exp(s - largest)
-                for i in range(0, wide, LANES):
+                for i in range(0, wide, AVX512):
                     x = fma(load(f32x16, values[p, g], i), splat(f32x16, weight), load(f32x16, sums, i))
                     store(sums, i, round_to_half(x) if half_sums else x)
-                weight_sum = fma32(weight_sum, shrink, weight)
+                if width == AVX512:
+                    weight_sum = fma32(weight_sum, shrink, weight)
+                else:  # as the compiler of published builds has it
+                    weight_sum = weight_sum * shrink + weight
             weight_sum = _with_sink(sinks[h], largest, weight_sum, sums)
             per_sum = np.float32(1) / weight_sum if weight_sum != 0 else np.float32(0)
             for i in range(wide):

@@ -4,15 +4,14 @@ weights                     llama.cpp's code                         sum
 Q8_0 Q4_0 Q5_0 IQ4_NL       tinyBLAS_Q0_AVX, ggml_vec_dot_*          8 lanes of 4 codes a block, scaled block by block
 Q4_1 Q5_1                   ggml_vec_dot_*_q8_1                      the same, then the minima
 Q4_0, IQ4_NL, 8 n rows      repack.cpp, 8x8                          a block's 32 codes, scaled block by block
-F32 F16, 2 or more tokens   tinyBLAS                                 16 lanes
-F32 F16, 1 token            ggml_vec_dot_f32, ggml_vec_dot_f16       64 lanes
+F32 F16, 2 or more tokens   tinyBLAS                                 a vector of lanes
+F32 F16, 1 token            ggml_vec_dot_f32, ggml_vec_dot_f16       four vectors
 others                                                               as the set ggml: exact
 
-The lanes are added up as a tree, upper half to lower half.  A batch of one token and a larger one therefore give other
-last bits for F32 and F16, as in llama.cpp.
+`width` is the lanes of a vector: 16 with AVX-512, 8 with AVX2.  The lanes are added up as a tree, upper half to lower
+half; the last four of ggml_vec_dot with AVX2 are added in neighbouring pairs.  A batch of one token and a larger one
+therefore give other last bits for F32 and F16, as in llama.cpp.
 """
-
-from functools import partial
 
 import numpy as np
 from llvmlite import ir
@@ -28,7 +27,8 @@ from ..rounding import quantize_activations
 BLOCKS_OF_CODES = ("Q8_0", "Q4_0", "Q5_0", "IQ4_NL", "Q4_1", "Q5_1")
 REPACKED = ("Q4_0", "IQ4_NL")  # if the rows fill groups of REPACKED_ROWS
 REPACKED_ROWS = 8
-LANES, VECTORS = 16, 4  # of a sum in ggml_vec_dot
+AVX512, AVX2 = 16, 8  # lanes of a vector
+VECTORS = 4  # of a sum in ggml_vec_dot
 
 
 @intrinsic
@@ -43,12 +43,12 @@ def fma32(typing, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-def matmul_llamacpp(w, x):
+def matmul_llamacpp(w, x, width=AVX512):
     """Compute x w^T.  w Tensor [n_out, n_in], x f32 [n_tok, n_in] -> f32 [n_tok, n_out].  Raises: as matmul_exact"""
-    return _product(w, x, len(x) > 1)
+    return _product(w, x, len(x) > 1, width)
 
 
-def _product(w, x, together):
+def _product(w, x, together, width):
     """Compute x w^T; `together`: as one product of several tokens, else a token at a time."""
     check_columns(w, x)
     name, (n_out, n_in) = w.format.name, w.shape
@@ -59,44 +59,47 @@ def _product(w, x, together):
     if name not in ("F32", "F16"):
         return matmul_ggml(w, x)
     x = x.astype(np.float16).astype(np.float32) if name == "F16" else x
-    lanes = 1 if together and n_in % LANES == 0 and n_out % 4 == 0 else VECTORS
+    vectors = 1 if together and n_in % width == 0 and n_out % 4 == 0 else VECTORS
     y = np.empty((len(x), n_out), np.float32)
     for r in range(0, n_out, TILE):
         rows = w.dequantize(np.arange(r, min(r + TILE, n_out)))
-        _dot_rows(rows, np.ascontiguousarray(x), lanes, name == "F16", y[:, r : r + TILE])
+        _dot_rows(rows, np.ascontiguousarray(x), width, vectors, name == "F16", y[:, r : r + TILE])
     return y
 
 
-experts_llamacpp = partial(experts_together, lambda w, x: _product(w, x, False))
+def experts_llamacpp(w, x, chosen, width=AVX512):
+    """Compute experts_numpy, each row by itself.  Raises as experts_numpy"""
+    return experts_together(lambda w, x: _product(w, x, False, width), w, x, chosen)
 
 
 @kernel
-def _dot_rows(rows, x, vectors, is_half, y):
+def _dot_rows(rows, x, width, vectors, is_half, y):
     """Compute y[t, r] = x[t] . rows[r]."""
-    lanes = np.empty(LANES * VECTORS, np.float32)
+    lanes = np.empty(AVX512 * VECTORS, np.float32)
     for t in range(len(x)):
         for r in range(len(rows)):
-            y[t, r] = dot_in_lanes(x[t], rows[r], vectors, is_half, lanes)
+            y[t, r] = dot_in_lanes(x[t], rows[r], width, vectors, is_half, lanes)
 
 
 @inner
-def dot_in_lanes(a, b, vectors, is_half, lanes):
-    """Compute a . b with 16 * vectors running sums, then the rest, in double precision for f16.
+def dot_in_lanes(a, b, width, vectors, is_half, lanes):
+    """Compute a . b with width * vectors running sums, then the rest, in double precision for f16.
 
     lanes   a scratch buffer, f32 [64]
     """
-    n_lane, size = LANES * vectors, len(a)
+    n_lane, size = width * vectors, len(a)
     whole = size // n_lane * n_lane
     for j in range(n_lane):
         lanes[j] = np.float32(0)
     for i in range(0, whole, n_lane):
         for j in range(n_lane):
             lanes[j] = fma32(a[i + j], b[i + j], lanes[j])
-    while n_lane > 1:
-        n_lane //= 2
-        for j in range(n_lane):
-            lanes[j] = lanes[j] + lanes[j + n_lane]
-    total = lanes[0]
+    if width == AVX2 and vectors > 1:
+        add_halves(lanes, n_lane, 4)
+        total = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    else:
+        add_halves(lanes, n_lane, 1)
+        total = lanes[0]
     if is_half:
         exact = np.float64(total)
         for i in range(whole, size):
@@ -108,6 +111,15 @@ def dot_in_lanes(a, b, vectors, is_half, lanes):
     for i in range(products, size):
         total = fma32(a[i], b[i], total)
     return total
+
+
+@inner
+def add_halves(lanes, n_lane, n_left):
+    """Add the upper half of n_lane sums to the lower, until n_left are left."""
+    while n_lane > n_left:
+        n_lane //= 2
+        for j in range(n_lane):
+            lanes[j] = lanes[j] + lanes[j + n_lane]
 
 
 def _blocks(w, x):
@@ -182,34 +194,37 @@ EXP5, EXP4, EXP3, EXP2, EXP1 = EXP  # coefficients of the polynomial
 
 
 @inner
-def exp_llamacpp(x):
-    """Compute e^x as ggml_v_expf with AVX-512.  f32 -> f32"""
+def exp_llamacpp(x, width):
+    """Compute e^x as ggml_v_expf.  f32 -> f32"""
     n = fma32(x, LOG2_E, SHIFT) - SHIFT
     if abs(n) > np.float32(192):
         return np.float32(0) if n <= 0 else np.float32(np.inf)
     b = fma32(-n, LN_2_LOW, fma32(-n, LN_2_HIGH, x))
     u = b * b
-    low, middle, high = fma32(EXP1, b, np.float32(1)), fma32(EXP3, b, EXP2), fma32(EXP5, b, EXP4)
-    p = fma32(fma32(high, u, middle), u, low)
+    middle, high = fma32(EXP3, b, EXP2), fma32(EXP5, b, EXP4)
+    if width == AVX2:
+        p = fma32(fma32(high, u, middle), u, EXP1 * b) + np.float32(1)
+    else:
+        p = fma32(fma32(high, u, middle), u, fma32(EXP1, b, np.float32(1)))
     return np.float32(np.ldexp(np.float64(p), np.int32(n)))
 
 
-def silu_mul_llamacpp(gate, up):
+def silu_mul_llamacpp(gate, up, width=AVX512):
     """Compute silu_mul_numpy.  f32 [n_tok, n_ff] -> f32 [n_tok, n_ff]"""
     y = np.empty(gate.shape, np.float32)
-    _silu_mul(np.ascontiguousarray(gate), np.ascontiguousarray(up), y)
+    _silu_mul(np.ascontiguousarray(gate), np.ascontiguousarray(up), width, y)
     return y
 
 
 @kernel
-def _silu_mul(gate, up, y):
+def _silu_mul(gate, up, width, y):
     """Compute whole vectors by the polynomial, the rest of a row by the C library's exp."""
     n_tok, n_ff = gate.shape
-    whole = n_ff // LANES * LANES
+    whole = n_ff // width * width
     for t in range(n_tok):
         for i in range(n_ff):
             g = gate[t, i]
-            e = exp_llamacpp(-g) if i < whole else np.exp(-g)
+            e = exp_llamacpp(-g, width) if i < whole else np.exp(-g)
             y[t, i] = g / (np.float32(1) + e) * up[t, i]
 
 

@@ -49,9 +49,11 @@ ARGUMENTS = {
 }
 ROUNDED_TO_HALF = [("ggml", name) for name in ("gelu_mul", "gelu", "quick_gelu", "patch_embd", "depthwise")]
 ROUNDED_TO_HALF += [
-    (set_name, name) for set_name in ("numba", "llamacpp") for _, name in ROUNDED_TO_HALF
+    (set_name, name) for set_name in ("numba", "llamacpp", "llamacpp-avx2") for _, name in ROUNDED_TO_HALF
 ]  # ggml's tables and convolutions have float16 inputs
-ROUNDED_TO_HALF.append(("llamacpp", "attention"))  # flash attention with keys and values in float16
+ROUNDED_TO_HALF += [
+    (name, "attention") for name in ("llamacpp", "llamacpp-avx2")
+]  # flash attention with keys and values in float16
 
 
 def test_every_operation_has_arguments_here():

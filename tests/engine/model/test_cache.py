@@ -27,7 +27,7 @@ def logits(model, kernels, type):
 
 
 @TYPES
-@pytest.mark.parametrize("kernels", [name for name in ("ggml", "llamacpp", "numba") if name in SETS])
+@pytest.mark.parametrize("kernels", [name for name in ("ggml", "llamacpp", "llamacpp-avx2", "numba") if name in SETS])
 def test_kernels_that_round_queries_match_llama_cpp(model, kernels, type):
     recorded = np.load(GOLDEN["PATH"])[type]
     np.testing.assert_allclose(
@@ -37,7 +37,9 @@ def test_kernels_that_round_queries_match_llama_cpp(model, kernels, type):
 
 
 @TYPES
-@pytest.mark.parametrize("kernels", [name for name in SETS if name not in ("ggml", "llamacpp", "numba")])
+@pytest.mark.parametrize(
+    "kernels", [name for name in SETS if name not in ("ggml", "llamacpp", "llamacpp-avx2", "numba")]
+)
 def test_kernels_that_do_not_round_queries_come_close(model, kernels, type):
     recorded = np.load(GOLDEN["PATH"])[type]
     exact = logits(model, "exact", "f32")

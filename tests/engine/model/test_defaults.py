@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from libllama import LibLlama
+from oracles import log_softmax, xllamacpp_logprobs
 
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
@@ -68,3 +69,13 @@ def test_llama_cpp_still_gives_the_recorded_logits_with_its_defaults():
     recorded = np.load(GOLDEN["PATH"])
     for name, expected in GOLDEN["record"](llama).items():
         np.testing.assert_allclose(recorded[name], expected, rtol=0, atol=0.3, err_msg=name)  # builds round otherwise
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["llama F32", "llama F16", "llama Q8_0", "llama Q4_0", "primer"])
+def test_the_avx2_set_gives_the_logprobs_of_llama_cpp_in_a_wheel(files, name):
+    path, texts = files(name), [GOLDEN["TOKENS"][:n] for n in (1, 3, 6, 12, 20)]
+    expected = xllamacpp_logprobs(path, texts, defaults=True)
+    got = [logits(path, "f16", max(2, len(text)), "llamacpp-avx2")[-1 if len(text) > 1 else 0] for text in texts]
+    # the server computes probabilities in float32; it reads a text's last tokens apart, which changes last bits
+    np.testing.assert_allclose(log_softmax(np.array(got)), expected, rtol=0, atol=1e-3)
