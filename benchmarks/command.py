@@ -81,7 +81,7 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
         return opened[0]
 
     interrupted = False
-    with budget_bar() as progress, terminated_as_interrupted():
+    with budget_bar() as progress, interruptible():
         try:
             call: Callable[..., Any] = getattr(module, f"bench_{options.part}")
             extra = {} if options.part == "serve" else {"find": find}
@@ -96,16 +96,24 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C during the block, so that it also prints what is there."""
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block by KeyboardInterrupt.
+
+    asyncio cancels its tasks at Ctrl-C only if the handler is Python's own; else it leaves a traceback.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    if before[0] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def print_results(results: ResultsFile, options: argparse.Namespace) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from subprocess import PIPE
 
 import pytest
 from fakes import QUICK, faked, serve
-from serving import Served
+from serving import Served, until
 
 from numllama.benchmarks.command import run_part
 from numllama.benchmarks.results import read_runs
@@ -150,6 +155,20 @@ def test_ctrl_c_prints_what_is_there(monkeypatch, capsys):
         assert run_part(["serve", f"a={url}", *SHORT[:-1], "--rounds", "5"]) == 130
     out = capsys.readouterr().out
     assert "| tpot p50, ms" in out and "interrupted: these are the rounds that were complete" in out
+
+
+def test_ctrl_c_within_a_request_leaves_no_traceback(tmp_path):
+    """Sent while a slow answer streams, to the command as it is installed."""
+    path = tmp_path / "rows.jsonl"
+    with faked(replace(QUICK, step=0.02)) as url:
+        main = "import sys; from numllama.api.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-P", "-c", main, "bench", "serve", f"a={url}", *SHORT[:4], "--rounds", "999"]
+        process = subprocess.Popen([*command, "--jsonl", str(path)], stdout=PIPE, stderr=PIPE, text=True)
+        until(lambda: path.exists() and path.read_text().count('"round"') >= 2, seconds=60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "| tpot p50, ms" in out and f"the same command resumes it from {path}" in out
 
 
 # --- workloads
