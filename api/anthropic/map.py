@@ -15,6 +15,7 @@ from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..wire import schema as ollama
 from ..wire.answer import arguments_json
+from ..wire.effort import think_from_effort
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as anthropic
@@ -51,9 +52,27 @@ def chat_from_messages(request: anthropic.MessagesRequest) -> ollama.ChatRequest
         messages=[*first, *messages_from_anthropic(request.messages)],
         tools=ollama.Tools(tool_from_anthropic(offered) for offered in request.tools if offered.type in ("", "custom")),
         format=schema_of_format(form) if form else None,
-        think=request.thinking and {"enabled": True, "adaptive": True, "disabled": False}.get(request.thinking.type),  # type: ignore[arg-type]
+        think=think_of(request),
         options=options_from_anthropic(request),
     )
+
+
+BUDGETS = ((4096, "low"), (16384, "medium"), (65536, "high"))  # tokens of thinking below which an effort is meant
+
+
+def think_of(request: anthropic.MessagesRequest) -> Any:
+    """Return Ollama's `think`: an effort, else the one that a budget of tokens stands for; None if not asked.
+
+    Raises: RequestError for an unknown effort
+    """
+    kind = request.thinking.type if request.thinking else ""
+    effort = think_from_effort(request.output_config.effort if request.output_config else "")
+    if kind == "disabled":
+        return False
+    budget = request.thinking.budget_tokens if request.thinking else 0
+    if effort is None and kind == "enabled" and budget > 0:
+        effort = next((word for below, word in BUDGETS if budget < below), "max")
+    return True if effort is None and kind in ("enabled", "adaptive") else effort
 
 
 def schema_of_format(form: anthropic.Format) -> Any:

@@ -42,10 +42,15 @@ async def count_tokens(request: Annotated[MessagesRequest, body(MessagesRequest)
 
 
 async def chat_for(request: MessagesRequest, context: RequestContext) -> ChatRequest:
-    """Convert to a request to /api/chat.  Thinking is ignored for a model that cannot think.  Raises: RequestError"""
+    """Convert to a request to /api/chat.  Raises: RequestError
+
+    Thinking is ignored for a model that cannot think; one that can do without thinks only when asked.
+    """
     chat = await context.run_in_thread(chat_from_messages, request)
     if chat.think and "thinking" not in await context.run_in_thread(context.engine.capabilities, request.model):
         chat.think = None
+    elif chat.think is None and await context.run_in_thread(context.engine.thinks_by_choice, request.model):
+        chat.think = False  # type: ignore[assignment]
     return chat
 
 

@@ -40,6 +40,7 @@ class Format:
 class OutputConfig:
     go_name: ClassVar[str] = "anthropic.OutputConfig"
     format: Format | None = None
+    effort: str = ""
 
 
 @dataclass

@@ -28,12 +28,11 @@ from ...engine.serve.answer import Answer
 from ...engine.tokenizer import Tokenizer
 from ..wire import schema as ollama
 from ..wire.answer import arguments_json, logprobs_field
+from ..wire.effort import think_from_effort
 from ..wire.sse import Event
 from ..wire.stream import Chunk
 from . import schema as openai
 
-THINK_OF_EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
-THINK_OF_EFFORT |= {"xhigh": "max", "ultra": "max", "max": "max"}
 MIN_CACHED_PROMPT_TOKENS = 512  # Ollama's recorded answers, with prompts up to 307 tokens, report no cached tokens
 Prompt = str | Sequence[int]
 
@@ -160,16 +159,6 @@ def format_from_type(kind: str, schema: Any, field: str) -> Any:
     if schema is None and kind == "json_schema":
         raise RequestError(f"{field}: type json_schema requires a schema")
     return "json" if schema is None else schema
-
-
-def think_from_effort(effort: str | None) -> Any:
-    """Convert OpenAI's reasoning effort to Ollama's `think`.  Raises: RequestError"""
-    if not effort:
-        return None
-    if effort != "none" and effort not in THINK_OF_EFFORT:
-        words = ", ".join(f'"{word}"' for word in THINK_OF_EFFORT)
-        raise RequestError(f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
-    return THINK_OF_EFFORT.get(effort, False)
 
 
 def messages_from_openai(sent: Sequence[openai.OpenAIMessage]) -> list[ollama.Message]:

@@ -15,6 +15,7 @@ from ...engine.parse import ParsedCall
 from ...engine.run.piece import Timings
 from ..wire import schema as ollama
 from ..wire.answer import arguments_json
+from ..wire.effort import think_from_effort
 from ..wire.errors import error_body
 from ..wire.sse import Event
 from ..wire.stream import Chunk
@@ -25,7 +26,6 @@ from .map import (
     ollama_role,
     parse_part,
     parse_tool_call,
-    think_from_effort,
 )
 
 # --- requests ---

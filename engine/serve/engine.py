@@ -361,6 +361,10 @@ class Engine:
         """Return the model's capabilities under Ollama's names.  Raises: BadName, ModelNotFound, CloudModel"""
         return show.capabilities(self._resolve(name))
 
+    def thinks_by_choice(self, name: str) -> bool:
+        """Return whether the model can think, and its prompt tells it whether to.  Raises: as `capabilities`"""
+        return show.thinks_by_choice(self._resolve(name), self.settings.go_template)
+
     def copy(self, source: str, destination: str) -> None:
         """Copy model `source` to `destination`.  Raises: BadName, ModelNotFound"""
         self.store.copy(ModelName.parse_request(source)[0], ModelName.parse_request(destination)[0])

@@ -217,7 +217,7 @@ def render_prompt(
         return template.render(messages, tools, add_generation_prompt=not continues, think=request.think)
     thinking: dict[str, Any] = {} if request.think is None else {"enable_thinking": bool(request.think)}
     if isinstance(request.think, str):
-        thinking["reasoning_effort"] = request.think
+        thinking["reasoning_effort"] = template.effort(request.think)
     offered = [{key: value for key, value in tool.items() if value is not None} for tool in tools]
     return template.render(for_jinja(messages), offered or None, continue_final_message=continues, **thinking)
 

@@ -143,6 +143,13 @@ def capabilities(model: LocalModel, go_template: bool = True) -> list[str]:
     return _capabilities(model, _head_of(model.weights), go_template)
 
 
+def thinks_by_choice(model: LocalModel, go_template: bool = True) -> bool:
+    """Return whether the model can think, and its prompt tells it whether to."""
+    if "thinking" not in capabilities(model, go_template):
+        return False
+    return chat_template(model, _head_of(model.weights).jinja, go_template).thinks_by_choice
+
+
 def model_info(gguf: GGUF, verbose: bool = False, leave_out: Sequence[str] = HIDDEN_KEYS) -> dict[str, Any]:
     """Return the metadata and `general.parameter_count`, sorted by key; arrays are None unless `verbose`."""
     info = {key: _value(gguf, key, verbose) for key in gguf.kv if key not in leave_out}

@@ -111,8 +111,8 @@ class Template:
             self.check_names()
             return render_named(self.renderer, messages, tools or (), think)
         if self.language == "go":
-            think = "high" if think == "max" and self.parser == "harmony" else think
-            return go.load_template(self.text).render(messages, tools, think)
+            effort = self.effort(think) if isinstance(think, str) else think
+            return go.load_template(self.text).render(messages, tools, effort)
         if self.language == "chatml":
             return _chatml(messages, add_generation_prompt, extra.get("continue_final_message", False))
         text = self.tool_use if tools and self.tool_use else self.text
@@ -127,6 +127,10 @@ class Template:
         if self.language != "go":
             raise BadTemplate("a suffix requires a Go template that uses .Suffix")
         return go.load_template(self.text).fill(prompt, suffix, think)
+
+    def effort(self, word: str) -> str:
+        """Return the word for an effort in the prompts: gpt-oss knows none above "high"."""
+        return "high" if word == "max" and self.parser_name == "harmony" else word
 
     @property
     def writes_bos(self) -> bool:
@@ -148,6 +152,19 @@ class Template:
         shows = any(word in self.text for word in ("reasoning", "thinking")) and self.probed.thoughts
         thinking = self._names_thoughts or (self.language == "jinja" and shows)
         return [capability for capability, has in (("tools", tools), ("thinking", thinking)) if has]
+
+    @property
+    def thinks_by_choice(self) -> bool:
+        """Whether the prompt differs where the model shall not think."""
+        asked = [{"role": "user", "content": "u"}]
+        try:
+            if self.language == "jinja" and not self.renderer:
+                prompts = {self.render(asked, enable_thinking=thinks) for thinks in (True, False)}
+            else:
+                prompts = {self.render(asked, think=thinks) for thinks in (True, False)}
+        except BadTemplate:
+            return False
+        return len(prompts) == 2
 
     @property
     def _names_thoughts(self) -> bool:

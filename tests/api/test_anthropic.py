@@ -12,6 +12,7 @@ PATH = "/v1/messages"
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
 TOOL = {"name": "get_weather", "description": "d", "input_schema": WEATHER["function"]["parameters"]}
 ASK = {"model": "t", "max_tokens": 50, "messages": HELLO}
+THINKS = {"thinking": {"type": "adaptive"}}
 
 
 def events(answer):
@@ -26,7 +27,7 @@ def events(answer):
 
 def test_a_message_has_a_block_for_each_kind_of_content(model, script):
     script("<think>hm</think>", "See: ", CALL)
-    answer = model.post(PATH, **ASK, tools=[TOOL])
+    answer = model.post(PATH, **ASK, **THINKS, tools=[TOOL])
     assert answer.headers["content-type"] == "application/json"
     got = answer.json()
     thought, text, call = got.pop("content")
@@ -40,7 +41,7 @@ def test_a_message_has_a_block_for_each_kind_of_content(model, script):
 
 def test_a_message_streams_block_by_block(model, script):
     script("<think>hm</think>", "See", ": ", CALL)
-    start, *blocks, delta, stop = events(model.post(PATH, **ASK, tools=[TOOL], stream=True))
+    start, *blocks, delta, stop = events(model.post(PATH, **ASK, **THINKS, tools=[TOOL], stream=True))
     assert (start["message"]["stop_reason"], start["message"]["stop_sequence"]) == (None, None)
     assert start["message"]["content"] == [] and start["message"]["usage"]["output_tokens"] == 0
     assert start["message"]["usage"]["input_tokens"] > 20  # the length of the prompt, before prefill
