@@ -74,7 +74,7 @@ def check_fits(part: GGUF, model: GGUF) -> None:
 
     A projector of an unsupported type is accepted unchecked.  Raises: BadGGUF, ModelError
     """
-    is_adapter, architecture = part.text("general.type") == "adapter", part.kv.get("general.architecture")
+    is_adapter, architecture = part.text("general.type") == "adapter", part.text("general.architecture")
     if not is_adapter and architecture != "clip":
         check_draft(load_model(part), load_model(model))
         return
