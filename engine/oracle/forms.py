@@ -13,13 +13,13 @@ from functools import partial
 
 import numpy as np
 
+from ...kernels.hadamard import rotate_groups, value_group
 from ..model.hparams import Hparams
 from ..model.model import Model
 from .dumps import Dump, StoredArray
 
 SAME = 0.05  # relative error below which a value counts as recognized; products with 8-bit activations have 0.01
 ROTATED_SAME = 0.4  # of attention over a cache in 4 bits
-ROTATION = 64  # numbers that llama.cpp 0c1e57098 rotates together
 FORMED = ("kq", "Qcur", "embd", "kqv_out")  # values that may have another form
 OTHER_NAMES = {  # in some of llama.cpp's graphs
     "__fattn__": "kqv_out",
@@ -29,19 +29,6 @@ OTHER_NAMES = {  # in some of llama.cpp's graphs
 }
 
 
-def hadamard(n: int) -> np.ndarray:
-    """Return the symmetric, orthogonal matrix of signs, n a power of two.  -> f64 [n, n]"""
-    h = np.ones((1, 1))
-    while len(h) < n:
-        h = np.block([[h, h], [h, -h]])
-    return np.asarray(h / n**0.5)
-
-
-def rotated(x: np.ndarray, n: int = ROTATION) -> np.ndarray:
-    """Multiply groups of n components by a Hadamard matrix, which is its own inverse.  [..., k n] -> as x"""
-    return np.asarray((x.reshape(*x.shape[:-1], -1, n) @ hadamard(n).astype(x.dtype)).reshape(x.shape))
-
-
 def other_forms(name: str, x: np.ndarray, hp: Hparams) -> Iterator[tuple[np.ndarray, float, str]]:
     """Yield the value that `x` stands for if it is kept in another form: numbers, tolerance, and a note."""
     scale = hp.attention[0].scale if hp.attention else 1.0
@@ -49,8 +36,8 @@ def other_forms(name: str, x: np.ndarray, hp: Hparams) -> Iterator[tuple[np.ndar
         yield x / scale, SAME, "already multiplied by the scale"
     if name == "embd" and hp.embed_scale != 1:
         yield x / hp.embed_scale, SAME, "already multiplied by the scale of embeddings"
-    if name == "kqv_out" and hp.n_head_dim % ROTATION == 0:
-        yield rotated(x), ROTATED_SAME, "rotated, as llama.cpp's quantized caches are"
+    if name == "kqv_out" and (group := value_group(hp.n_head_dim)):
+        yield rotate_groups(x, group), ROTATED_SAME, "rotated, as llama.cpp's quantized caches are"
 
 
 def recognized(

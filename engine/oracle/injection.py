@@ -60,12 +60,14 @@ F64 = replace(SETS["numpy-float64"], matmul=matmul_tiled, experts=experts_tiled)
 class Setting:
     """The kernels and the model of a pass.
 
-    values   name -> (our value, the values before it by name) -> the value under a hypothesis
+    values     name -> (our value, the values before it by name) -> the value under a hypothesis
+    n_prompt   tokens before the first decode step; 0: without decode steps
     """
 
     kernels: Kernels
     model: Model
     values: Mapping[str, Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]] = field(default_factory=dict)
+    n_prompt: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ class Injection:
     il, enters   for a pass over a single layer: its number, and what enters it
     target       the label after which the pass ends
     moved        sensitivities of an earlier pass, for one copy
+    read         their values as an earlier pass read them
     """
 
     setting: Setting
@@ -134,6 +137,7 @@ class Injection:
     enters: np.ndarray | None = None
     target: str = ""
     moved: Mapping[str, np.ndarray] = field(default_factory=dict)
+    read: Mapping[str, Fitted | None] = field(default_factory=dict)
     seed: int = 0
     scores: dict[str, Score] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -225,6 +229,10 @@ class Injection:
         self.shapes[label] = ours.shape
         found = None
         entry = self.dump.entries.get(label)
+        known = self.read.get(label)
+        if known is not None and known.values.shape == ours.shape and not {label} & {*self.changed, *self.hidden}:
+            self.fitted[label] = known
+            return known
         if label in self.changed:
             found = Fitted(self.changed[label])
         elif entry is not None and label not in self.hidden:
@@ -375,7 +383,7 @@ def one_layer(setting: Setting, il: int) -> Setting:
         rope_long=hp.rope_long[part],
     )
     weights = replace(model.weights, blk=model.weights.blk[part])  # type: ignore[arg-type]
-    return Setting(setting.kernels, replace(model, hparams=hparams, weights=weights))
+    return replace(setting, model=replace(model, hparams=hparams, weights=weights))
 
 
 def without_unused_products(setting: Setting, target: str, complete: set[str]) -> Setting:

@@ -54,6 +54,7 @@ FLOAT32_MEDIAN = 17.0  # an engine whose elementwise values stand above it store
 OUT_OF_LINE_BITS, OUT_OF_LINE_BELOW = 7.0, 10.0
 SUBTLE_BELOW = 18.0  # values above it are not tried with hypotheses
 MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
+MAX_CAUSES_OF_NAME = 3  # tried for the layers of one name; each try takes all hypotheses
 MAX_CHOICE_ROWS = 0.25  # of all rows: more than these are not chosen otherwise by rounding
 CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
 OTHER_MODEL_BITS = 1.5
@@ -166,7 +167,8 @@ class Judgement:
             raise RequestError(f"token id {max(ids)}, expected 0 to {model.hparams.n_vocab - 1}")
         if not 0 <= n_decode < len(ids):
             raise RequestError(f"{n_decode} decode steps out of {len(ids)} tokens, expected at least one prompt token")
-        self.base, self.dump, self.causes = Setting(F64, model), unfused(dump, model), causes
+        self.dump, self.causes = unfused(dump, model), causes
+        self.base = Setting(F64, model, n_prompt=len(ids) - n_decode if n_decode else 0)
         self.n_layer = model.hparams.n_layer
         widths = {"result_norm": model.hparams.n_embd, "result_embd": model.hparams.n_embd}
         widths["result_output"] = model.hparams.n_vocab
@@ -249,6 +251,7 @@ class Judgement:
             enters=enters,
             target=label,
             moved=moved,
+            read=self.all.fitted,
         )
         try:
             return run.run().scores.get(label)
@@ -433,20 +436,18 @@ class Judgement:
             ][:1]
         wrong = [label for label in wrong if not self.chose_otherwise(label)]
         explained: dict[str, tuple[Cause, Score]] = {}
-        for name, labels in self.by_name(wrong).items():
-            worst = min(labels, key=lambda label: self.scores[label].least)
-            found = self.explain(worst, subtle=False)
-            for label in labels if found else ():
-                assert found is not None
-                score = found[1] if label == worst else self.score_under(label, found[0])
-                if score is not None and score.least >= self.scores[label].least + MIN_GAIN_BITS:
-                    explained[label] = found[0], score
-                elif own := self.explain(label, subtle=False):
-                    explained[label] = own
-            if name not in self.by_name(explained) and len(labels) > 1:
-                for label in labels:
-                    if own := self.explain(label, subtle=False):
-                        explained[label] = own
+        for labels in self.by_name(wrong).values():
+            todo = sorted(labels, key=lambda label: self.scores[label].least)
+            for _ in range(MAX_CAUSES_OF_NAME):
+                if not todo:
+                    break
+                worst = todo.pop(0)
+                if found := self.explain(worst, subtle=False):
+                    for label in (worst, *todo):
+                        score = found[1] if label == worst else self.score_under(label, found[0])
+                        if score is not None and score.least >= self.scores[label].least + MIN_GAIN_BITS:
+                            explained[label] = found[0], score
+                    todo = [label for label in todo if label not in explained]
         if not self.dump.printed:
             for label, found in self.subtle(wrong).items():
                 wrong.append(label)
@@ -489,7 +490,9 @@ class Judgement:
             for label in weighted
             if label in wrong and label not in explained and self.scores[label].median < OTHER_MODEL_BITS
         ]
-        if len(weighted) > 3 and len(foreign) > 0.9 * len(weighted):
+        normed = [label for label, kind in self.kinds.items() if kind == "elementwise" and "norm" in label]
+        same_norms = any(label not in wrong for label in normed)  # their weights are those of this model
+        if len(weighted) > 3 and len(foreign) > 0.9 * len(weighted) and not same_norms:
             raise RequestError(
                 f"{self.dump.path}: {len(foreign)} of {len(weighted)} values that weights enter have nothing in "
                 "common with this model's; expected the dump of the same model and the same tokens"

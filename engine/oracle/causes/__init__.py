@@ -11,7 +11,7 @@ from .cause import Cause
 from .embedding import EMBEDDING
 from .experts import EXPERTS
 from .feed_forward import FEED_FORWARD, RESIDUAL
-from .formats import FORMATS
+from .formats import FORMAT_CAUSES
 from .matrices import MATRICES
 from .norm import NORM
 from .rope import ROPE
@@ -25,7 +25,7 @@ CAUSES: tuple[Cause, ...] = (
     *EXPERTS,
     *EMBEDDING,
     *MATRICES,
-    *FORMATS,
+    *FORMAT_CAUSES,
     *ARITHMETIC,
 )
 

@@ -16,7 +16,7 @@ from ....kernels.rounding import round_activations
 from ..injection import Setting
 from .attention import attend_by
 from .cause import ACTIVATED, INPUT, NORMS, PRODUCTS, SCORES, Cause, Change
-from .change import weights
+from .change import bf16, f16, weights
 from .feed_forward import gelu
 
 
@@ -56,16 +56,6 @@ def rounded_norms(rounded: Callable[[Any], Any]) -> Change:
         ),
         s.model,
     )
-
-
-def bf16(x: Any) -> Any:
-    """Round to the nearest bfloat16, ties to even.  -> f32"""
-    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((u + 0x7FFF + ((u >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-def f16(x: Any) -> Any:
-    return np.asarray(x).astype(np.float16).astype(np.float32)
 
 
 def eight_bit(block_type: str) -> Change:

@@ -112,6 +112,63 @@ def _over_queries(score: Any) -> Any:
     return e / np.maximum(e.sum(axis=1, keepdims=True), 1e-300)
 
 
+def reweighted(weigh: Callable[[Any, np.ndarray, np.ndarray], Any]) -> Change:
+    """Replace mask and softmax.  weigh: scores [n_head, n_tok, n_pos], positions i [n_tok, 1] and j [1, n_pos] -> p"""
+
+    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+        i, j = first + np.arange(len(q))[:, None], np.arange(len(k))[None]
+        return _softmax_attention(q, k, v, first, rule, tap, lambda s: s, lambda s: weigh(s, i, j))
+
+    return attend_by(attend)
+
+
+def _after_softmax(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
+    return np.where(j <= i, _softmax(score), 0)
+
+
+def _slot_early(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
+    """Weigh keys that lie one slot early: the first one is lost, and an empty slot is read in its place."""
+    score = np.where((j <= i) & ((j > 0) | (i == 0)), score, -np.inf)
+    top = np.maximum(np.max(score, axis=-1, keepdims=True), 0)
+    e = np.exp(score - top)
+    return e / (e.sum(axis=-1, keepdims=True) + np.where(i > 0, np.exp(-top), 0))
+
+
+def decode_attention(attend: Callable[..., Change]) -> Change:
+    """Change the attention of decode steps, given the length of the prompt."""
+    return lambda s: attend(s.n_prompt)(s) if s.n_prompt else None
+
+
+def _decode_mask(visible: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Change:
+    return decode_attention(lambda n: masked(lambda i, j: np.where(i >= n, visible(i, j), j <= i)))
+
+
+def _overwritten_slot(n: int) -> Change:
+    """Let each decode step store its key in slot 0 as well: the first key is lost, the newest counts twice."""
+
+    def weigh(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
+        score = np.where((j <= i) & ((j > 0) | (i < n)), score, -np.inf)
+        return _softmax(score + np.where((i == j) & (i >= n), np.log(2), 0))
+
+    return reweighted(weigh)
+
+
+def _stale_values(n: int) -> Change:
+    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+        values = numbers(v, q.dtype).copy()
+        values[n:] = values[n - 1]
+        return attention_numpy(q, k, values, first, rule, tap)
+
+    return attend_by(attend)
+
+
+def _values_modulo(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+    n_head, n_head_kv = q.shape[1], k.shape[1]
+    keys = numbers(k, q.dtype).repeat(n_head // n_head_kv, axis=1)
+    values = numbers(v, q.dtype)[:, np.arange(n_head) % n_head_kv]
+    return attention_numpy(q, keys, values, first, rule, tap)
+
+
 ATTENTION: tuple[Cause, ...] = (
     Cause(
         "scores were divided by n_head_dim, not by its root", SCORES, attention(lambda a, d: replace(a, scale=1 / d))
@@ -171,6 +228,23 @@ ATTENTION: tuple[Cause, ...] = (
         for n in (50, 30, 20, 10)
     ),
     Cause("query head h read key head h % n_head_kv", SCORES, attend_by(heads_modulo)),
+    Cause("query head h read the values of head h % n_head_kv", frozenset({"kqv_out"}), attend_by(_values_modulo)),
+    Cause("the mask came after the softmax", SOFTMAX, reweighted(_after_softmax)),
+    Cause("keys and values were stored one slot early", SOFTMAX, reweighted(_slot_early)),
+    Cause("decode steps did not see their own key", SOFTMAX, _decode_mask(lambda i, j: j < i)),
+    Cause("decode steps saw their own key only", SOFTMAX, _decode_mask(lambda i, j: j == i)),
+    Cause(
+        "decode steps did not see the prompt",
+        SOFTMAX,
+        decode_attention(lambda n: masked(lambda i, j: (j <= i) & ((i < n) | (j >= n)))),
+    ),
+    Cause(
+        "decode steps saw the prompt and their own key only",
+        SOFTMAX,
+        decode_attention(lambda n: masked(lambda i, j: (j <= i) & ((j < n) | (i == j)))),
+    ),
+    Cause("decode steps overwrote slot 0 of the cache", SOFTMAX, decode_attention(_overwritten_slot)),
+    Cause("decode steps stored the values of the step before", frozenset({"kqv_out"}), decode_attention(_stale_values)),
     Cause("all query heads read key head 0", SCORES, attend_by(first_key_head)),
     Cause("the softmax went over queries, not keys", SOFTMAX, special_softmax(_over_queries)),
     Cause("the softmax had one more key with score 0 (a sink)", SOFTMAX, special_softmax(_sink)),

@@ -98,3 +98,13 @@ def weights(change: Callable[[Tensor, np.ndarray], np.ndarray]) -> Change:
         )
 
     return changed
+
+
+def bf16(x: Any) -> Any:
+    """Round to the nearest bfloat16, ties to even.  -> f32"""
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((u + 0x7FFF + ((u >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def f16(x: Any) -> Any:
+    return np.asarray(x).astype(np.float16).astype(np.float32)

@@ -8,9 +8,8 @@ import numpy as np
 
 from ...model.weights import Weights
 from ..injection import Setting
-from .arithmetic import bf16
-from .cause import INPUT, LOGITS, Cause
-from .change import hparams, norms
+from .cause import INPUT, LOGITS, Cause, Change
+from .change import bf16, hparams, norms, other_kernel
 
 
 def tied(s: Setting) -> Setting | None:
@@ -34,6 +33,11 @@ def no_token_types(s: Setting) -> Setting | None:
     return Setting(s.kernels, replace(s.model, weights=weights))
 
 
+def other_ids(by: int) -> Change:
+    """Look up the embeddings of other tokens."""
+    return other_kernel("rows", lambda k: lambda w, ids: k.rows(w, (ids + by) % w.shape[0]))
+
+
 EMBEDDING: tuple[Cause, ...] = (
     Cause("the scale of embeddings were missing", INPUT | {"inp_scaled"}, hparams(embed_scale=lambda hp: 1.0)),
     Cause("embeddings were scaled by sqrt(n_embd)", INPUT, hparams(embed_scale=lambda hp: hp.n_embd**0.5)),
@@ -46,6 +50,8 @@ EMBEDDING: tuple[Cause, ...] = (
     ),
     Cause("embeddings of positions were missing", INPUT, no_learned_positions),
     Cause("embeddings of token types were missing", INPUT, no_token_types),
+    Cause("token ids were one higher", INPUT, other_ids(1)),
+    Cause("token ids were one lower", INPUT, other_ids(-1)),
     Cause("the output matrix were the embedding", LOGITS, tied),
     Cause("the soft-cap of logits were missing", LOGITS, hparams(logit_softcap=lambda hp: 0.0)),
     Cause("logits had a soft-cap of 30", LOGITS, hparams(logit_softcap=lambda hp: 30.0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ....kernels.activation import softmax_numpy
 from ..injection import Setting
 from .cause import MIXTURE, Cause
 from .change import hparams, other_kernel, other_values
@@ -21,6 +22,25 @@ EXPERTS: tuple[Cause, ...] = (
         "the weights of chosen experts were not normalized to sum 1",
         MIXTURE | {"ffn_moe_out"},
         other_values(ffn_moe_weights_norm=lambda x, before: before["ffn_moe_weights"]),
+    ),
+    Cause(
+        "the least probable experts were chosen",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(
+            ffn_moe_topk=lambda x, before: np.argsort(before["ffn_moe_probs"], 1, "stable")[:, : x.shape[1]].astype(
+                x.dtype
+            )
+        ),
+    ),
+    Cause(
+        "the weights of chosen experts were in reverse order",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(ffn_moe_weights_norm=lambda x, before: x[:, ::-1]),
+    ),
+    Cause(
+        "the weights of chosen experts were a softmax of their probabilities",
+        MIXTURE | {"ffn_moe_out"},
+        other_values(ffn_moe_weights_norm=lambda x, before: softmax_numpy(before["ffn_moe_weights"])),
     ),
     Cause(
         "chosen experts had equal weights",

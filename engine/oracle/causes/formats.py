@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ....kernels import Tensor
+from ....kernels.quants import FORMATS
 from ..injection import Setting
 from .cause import INPUT, PRODUCTS, Cause, Change
 
 Dequantize = Callable[[np.ndarray], np.ndarray]
 NIBBLES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q4_K", "Q5_K", "IQ4_XS", "MXFP4")
 SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+ALL_IN_BLOCKS = tuple(format.name for format in FORMATS.values() if format.block_size > 1)
 BLOCKS_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
 
 
@@ -190,6 +192,14 @@ FORMAT_MISTAKES = (
     ),
     FormatMistake("the scales were without sign", ("Q6_K",), _unsigned_scales),
     FormatMistake("the codes were without sign", ("Q8_0",), _unsigned_bytes),
+    FormatMistake(
+        "each group of a super-block had the next group's scale",
+        ("Q6_K", "Q2_K"),
+        changed_fields(scales=lambda s: np.roll(s, -1, axis=-1)),
+    ),
+    FormatMistake("weights were twice as large", ALL_IN_BLOCKS, lambda blocks, dequantize: 2 * dequantize(blocks)),
+    FormatMistake("weights were half as large", ALL_IN_BLOCKS, lambda blocks, dequantize: dequantize(blocks) / 2),
+    FormatMistake("weights had the other sign", ALL_IN_BLOCKS, lambda blocks, dequantize: -dequantize(blocks)),
     FormatMistake("the bytes of a code group were reversed", NIBBLES, changed_fields(qs=lambda q: q[:, ::-1])),
 )
 
@@ -224,6 +234,6 @@ def mistaken_format(mistake: FormatMistake) -> Change:
     return change
 
 
-FORMATS: tuple[Cause, ...] = tuple(
+FORMAT_CAUSES: tuple[Cause, ...] = tuple(
     Cause(mistake.sentence, PRODUCTS | INPUT, mistaken_format(mistake)) for mistake in FORMAT_MISTAKES
 )

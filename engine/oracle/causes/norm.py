@@ -10,7 +10,7 @@ import numpy as np
 from ....kernels import Kernels
 from ..injection import Setting
 from .cause import HEAD_NORMS, NORMS, SUMS, Cause, Change
-from .change import block, constant, hparams, missing, norms, other_kernel
+from .change import block, constant, hparams, missing, norms, other_kernel, other_values
 
 
 def norm_eps(factor: float) -> Change:
@@ -98,6 +98,11 @@ NORM: tuple[Cause, ...] = (
         "the norm of attention had feed-forward's weight",
         frozenset({"attn_norm"}),
         block(attn_norm=lambda blk: blk.ffn_norm),
+    ),
+    Cause(
+        "feed-forward read the norm of attention, in parallel to it",
+        frozenset({"ffn_norm"}),
+        other_values(ffn_norm=lambda x, before: before["attn_norm"]),
     ),
     Cause("the norm after attention were missing", SUMS | {"attn_post_norm"}, missing("post_attention_norm")),
     Cause("the norm after feed-forward were missing", SUMS | {"ffn_post_norm"}, missing("post_ffw_norm")),

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ....kernels import Rope
+from ....kernels.rope import rotate
 from ..injection import Setting
 from .cause import Q_K, Cause, Change
-from .change import other_kernel
+from .change import bf16, f16, other_kernel
 
 
 def rope(change: Callable[[Rope], Rope | None]) -> Change:
@@ -48,6 +49,27 @@ def rope_base(base: float) -> Change:
     return rope(lambda rule: _only(rule, base=float(base)))
 
 
+def decode_positions(change: Callable[[np.ndarray, int], np.ndarray]) -> Change:
+    """Change the positions of decode steps, given theirs and the length of the prompt."""
+
+    def changed(s: Setting) -> Setting | None:
+        n = s.n_prompt
+        return positions(lambda p: np.where(p >= n, change(p, n), p))(s) if n else None
+
+    return changed
+
+
+def turned_by(angle: Callable[[np.ndarray, Rope], np.ndarray]) -> Change:
+    """Rotate by other angles.  angle: positions [n_tok, 1], the rule -> angles [n_tok, n_rot / 2]"""
+
+    def turn(x: Any, positions: Any, rule: Rope) -> Any:
+        angles = angle(np.asarray(positions, np.float64)[:, None], rule)
+        cos, sin = rule.attn_factor * np.cos(angles), rule.attn_factor * np.sin(angles)
+        return rotate(x, cos, sin, rule.pairs)
+
+    return other_kernel("rope", lambda k: turn)
+
+
 ROPE: tuple[Cause, ...] = (
     Cause(
         "RoPE paired other components (neighbours instead of halves, or the reverse)",
@@ -76,6 +98,16 @@ ROPE: tuple[Cause, ...] = (
     Cause("positions were one later", Q_K, positions(lambda p: p + 1)),
     Cause("positions were one earlier", Q_K, positions(lambda p: p - 1)),
     Cause("all positions were 0", Q_K, positions(lambda p: 0 * p)),
+    Cause("decode steps counted positions from 0", Q_K, decode_positions(lambda p, n: p - n)),
+    Cause("positions of decode steps were one later", Q_K, decode_positions(lambda p, n: p + 1)),
+    Cause("positions of decode steps were one earlier", Q_K, decode_positions(lambda p, n: p - 1)),
+    Cause("all decode steps had the prompt's last position", Q_K, decode_positions(lambda p, n: 0 * p + n - 1)),
+    Cause("all decode steps had the first one's position", Q_K, decode_positions(lambda p, n: 0 * p + n)),
+    Cause("sine and cosine of RoPE were exchanged", Q_K, turned_by(lambda p, r: np.pi / 2 - p * r.freqs)),
+    Cause("the frequencies of RoPE were rounded to bfloat16", Q_K, turned_by(lambda p, r: p * bf16(r.freqs))),
+    Cause("the frequencies of RoPE were rounded to float16", Q_K, turned_by(lambda p, r: p * f16(r.freqs))),
+    Cause("the angles of RoPE were rounded to float16", Q_K, turned_by(lambda p, r: f16(p * f16(r.freqs)))),
+    Cause("the angles of RoPE were rounded to bfloat16", Q_K, turned_by(lambda p, r: bf16(p * bf16(r.freqs)))),
     Cause("positions counted from the end", Q_K, positions(lambda p: p[::-1])),
     Cause(
         "RoPE turned all components, not n_rot of them",
