@@ -54,6 +54,6 @@ export function StudentsPanel({ run, state, facts }) {
             style=${{ left: `${(100 * (s.at_us - began)) / (end - began)}%`, width: `${Math.max(0.3, (100 * s.us) / (end - began))}%` }}></span>`;
         })}</span></div>`)}</div>
         <ul class="legend"><li><span class="swatch beat prefill"></span>prompt</li><li><span class="swatch beat decode"></span>answer, alone</li><li><span class="swatch beat decode both"></span>answer, in a shared step</li></ul>
-        ${found.answers.map((a, i) => html`<p class="said answer"><b>${"AB"[i]}</b> ${a.text}</p>`)}`}`}
+        ${found.answers.map((a, i) => html`<p class="said answer"><b>${"AB"[i]}</b> ${a.thinking ? html`<i>${a.thinking} </i>` : null}${a.text}</p>`)}`}`}
   </${Panel}>`;
 }
