@@ -25,6 +25,7 @@ from .workload import draw_words
 
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
 MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a template
+UNCOUNTED = "and nothing else counts them"
 MIN_TOLD = 0.8  # of the stream's time; what is less is not decode, or a wrong clock
 HOLD = 5.0  # times the usual gap; a blank first text that is followed by so long a gap is suspect
 CountTokens = Callable[[str], int]
@@ -190,9 +191,12 @@ async def told_ids(http: httpx.AsyncClient, contender: Contender, prompt: str) -
 
 def differences(found: Sequence[Examined], like: Prompted) -> list[str]:
     """Return a line for each thing that is not equal, with how to make it equal."""
+    complaints = [answer_differences(one, like) for one in found]
+    counted = {one.answers[0].text for one, lines in zip(found, complaints, strict=True) if not lines}
     lines: list[str] = []
-    for one in found:
-        lines += answer_differences(one, like)
+    for one, own in zip(found, complaints, strict=True):
+        is_counted = one.answers[0].text in counted  # the same text as of a server whose count is right
+        lines += [line for line in own if not (is_counted and UNCOUNTED in line)]
     base, *others = found
     for other in others:
         lines += prompt_differences(base, other, like)
@@ -225,7 +229,7 @@ def answer_differences(one: Examined, like: Prompted) -> list[str]:
         return [f"{one.name} answered {n} of {like.n} tokens, {why}; --answer {n} makes it equal{how}"]
     if told is not None and not one.counted and chunks + parts_of_characters(first.text) < 0.9 * told:
         return [
-            f"{one.name} tells {told} tokens, its stream carried {chunks} chunks, and nothing else counts them; "
+            f"{one.name} tells {told} tokens, its stream carried {chunks} chunks, {UNCOUNTED}; "
             "--tokenizer FILE.gguf does"
         ]
     return []

@@ -9,7 +9,7 @@ import pytest
 from fakes import QUICK, faked, serve
 
 from numllama.benchmarks.command import run_part
-from numllama.benchmarks.equality import Examined, answer_differences, clock_remarks, stream_remarks
+from numllama.benchmarks.equality import Examined, answer_differences, clock_remarks, differences, stream_remarks
 from numllama.benchmarks.fake import Fake
 from numllama.benchmarks.figures import ServerCounts, TimedAnswer
 from numllama.benchmarks.serve import ServeBench
@@ -87,6 +87,15 @@ def test_a_blank_first_text_long_before_the_others_is_named():
     assert stream_remarks(examined(*texts)) == []
     (line,) = stream_remarks(examined((0.1, " ", None), *texts))
     assert line == "the first text of b is blank, 900 ms before the next: not a token?"
+
+
+def test_the_text_of_a_server_whose_count_is_right_counts_for_another():
+    plain = [(1 + i, " w", None) for i in range(8)]
+    a, coarse = examined(*plain), examined((1, " w" * 4, None), (2, " w" * 4, None), told=8)
+    other = examined((1, " v" * 4, None), (2, " v" * 4, None), told=8)
+    assert differences([a, coarse], Prompted(n=8)) == []
+    (line,) = differences([a, other], Prompted(n=8))
+    assert line.startswith("b tells 8 tokens, its stream carried 2 chunks, and nothing else counts them; --tokenizer")
 
 
 def test_an_answer_in_one_piece_has_no_time_per_token():
