@@ -6,7 +6,6 @@ rss     peak memory of a process with a prompt of 20 tokens that generates 20; o
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,17 +38,24 @@ class Loader:
         self.engine.close()
 
 
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_maxrss)
+"""
+
+
 def peak_memory(command: list[str]) -> int:
     """Run `command` and return its peak memory in bytes.  Raises: RuntimeError
 
-    The system counts this process's current memory as the child's too, so this process must be small.
+    The system counts the memory of the process that starts it as its own too, so a small one does.
     """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    output = subprocess.run([sys.executable, "-S", "-c", MEASURE, *command], check=True, capture_output=True, text=True)
+    status, peak = map(int, output.stdout.split())
+    if status:
+        raise RuntimeError(f"{' '.join(command)} exited with {status}")
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def peak_memory_ours(files: LocalModel) -> int:

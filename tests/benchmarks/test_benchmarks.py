@@ -151,8 +151,9 @@ def test_torch_runs_prompts_of_the_same_shape(tmp_path):
 def test_peak_memory_is_the_child_s_own():
     if not hasattr(os, "wait4"):
         pytest.skip("needs os.wait4")
-    block = "x = b'x' * (600 << 20)"
-    assert start.peak_memory([sys.executable, "-c", block]) > 600 << 20
+    own = b"x" * (300 << 20)  # this process is larger than the small child
+    assert start.peak_memory([sys.executable, "-c", "pass"]) < 100 << 20 < len(own)
+    assert start.peak_memory([sys.executable, "-c", "x = b'x' * (600 << 20)"]) > 600 << 20
     with pytest.raises(RuntimeError, match="exited with 3"):
         start.peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
 
