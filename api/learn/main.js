@@ -18,7 +18,7 @@ import { SMALL, addLine, emptyRun, facts as factsOf, models as modelsOf, offline
 import { Spine } from "learn/spine.js";
 import { Tour } from "learn/tour.js";
 
-const DEFAULTS = { model: "", mode: "chat", system: "", prompt: "Why is the grass green?", temperature: 0.8, seed: 1, num_predict: 80, token: -1, panel: "" };
+const DEFAULTS = { model: "", mode: "chat", think: "", system: "", prompt: "Why is the grass green?", temperature: 0.8, seed: 1, num_predict: 80, token: -1, panel: "" };
 
 /** Read the state of a link: the page's address after #. */
 function fromLink() {
@@ -158,6 +158,7 @@ function App() {
         <label>Model <select name="model" value=${state.model} onChange=${(e) => { set({ model: e.target.value }); load(e.target.value); }}>${models.map((m) => html`<option value=${m}>${m}</option>`)}</select></label>
         <label class="grow"><span class="hidden">Prompt</span><input type="text" name="prompt" aria-label="Prompt" value=${state.prompt} onInput=${(e) => set({ prompt: e.target.value })} /></label>
         <label><span class="hidden">Form</span><select name="mode" aria-label="Form" value=${state.mode} onChange=${(e) => set({ mode: e.target.value })}><option value="chat">chat</option><option value="raw">raw</option></select></label>
+        ${facts && facts.capabilities.includes("thinking") && state.mode === "chat" ? html`<label><span class="hidden">Thinking</span><select name="think" aria-label="Thinking" value=${state.think} onChange=${(e) => set({ think: e.target.value })}><option value="">thinks first</option><option value="off">answers at once</option></select></label>` : null}
         <label>temperature <input type="number" name="temperature" min="0" max="5" step="0.1" value=${state.temperature} onInput=${(e) => set({ temperature: +e.target.value })} /></label>
         <label>seed <input type="number" name="seed" min="0" step="1" value=${state.seed} onInput=${(e) => set({ seed: +e.target.value })} /></label>
         <label>tokens <input type="number" name="num_predict" min="1" max="2000" step="1" value=${state.num_predict} onInput=${(e) => set({ num_predict: Math.max(1, +e.target.value || 1) })} /></label>

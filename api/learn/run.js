@@ -29,6 +29,7 @@ export function requestOf(state, facts, more = {}) {
   const options = { temperature: state.temperature, seed: state.seed, num_predict: state.num_predict };
   const body = { model: state.model, options, look };
   if (state.mode === "chat") {
+    if (state.think === "off" && facts.capabilities.includes("thinking")) body.think = false;
     const system = state.system ? [{ role: "system", content: state.system }] : [];
     return ["/api/chat", { ...body, messages: [...system, { role: "user", content: state.prompt }] }];
   }

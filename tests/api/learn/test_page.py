@@ -325,6 +325,15 @@ def test_the_large_map_tells_the_weight_under_the_pointer(page, look):
     assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 21:")
 
 
+def test_a_model_that_thinks_can_be_asked_not_to(tab, primer):
+    messages = [{"role": "user", "content": QUESTION}]
+    for think in ("", "off"):
+        page = tab(address(think=think, **HOT))
+        expected = primer.look(messages, think=None if think == "" else False, **HOT)
+        assert page.locator(".token").count() == len(expected.ids)
+        assert page.locator(".token").nth(expected.n_prompt).inner_text() == shown(expected.pieces[expected.n_prompt])
+
+
 def test_a_missing_model_is_named(tab):
     page = tab("/learn#model=nope", ready=False)
     page.get_by_role("alert").filter(has_text="model 'nope' not found").wait_for()
