@@ -188,7 +188,7 @@ OURS, PEER, TORCH, LOAD_CELL = "numllama", "llama.cpp", "torch bf16", "load"
 
 
 def peak_memories(files: LocalModel, programs: Path | None) -> dict[str, float]:
-    """Measure peak memory in MiB, while this process is small."""
+    """Measure peak memory in MiB."""
     if not hasattr(os, "wait4"):
         return {}
     found = {OURS: start.peak_memory_ours(files) / 2**20}
