@@ -18,7 +18,7 @@ MAX_NESTING = 100  # deeper values are not read; Python's JSON parser gives up a
 
 
 def json_value(text: str) -> Any:
-    """Parse JSON as Go does: no NaN, whole numbers of 64 bits.  Raises: ValueError"""
+    """Parse JSON as Go does, without NaN; an integer keeps its digits.  Raises: ValueError"""
     depth = text.count("{") + text.count("[")
     if depth > MAX_NESTING and _nesting(text) > MAX_NESTING:
         raise ValueError("nested too deeply")
@@ -51,11 +51,11 @@ def _nesting(text: str) -> int:
 
 
 def _number(text: str) -> int | float:
-    """Return an int if it fits 64 bits, else a float.  Raises: ValueError for a number invalid in JSON or Go"""
+    """Return an int, with all digits, or a float.  Raises: ValueError if invalid in JSON or beyond a double"""
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) < float("inf"):
         raise ValueError(text)
-    return int(text) if text.removeprefix("-").isdigit() and abs(value) < 2**63 else value
+    return int(text) if text.removeprefix("-").isdigit() else value
 
 
 def types_of(schema: Any) -> list[str]:
