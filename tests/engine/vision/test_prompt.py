@@ -182,7 +182,7 @@ def test_penalties_see_text_tokens_only(model, images):
     ids, rows = images.prompt(model.tokenizer, "[img-0] once", [ONE])
     recent = []
     seq = Sequence(model.tokenizer, ids, GREEDY, embeds=rows)
-    seq.sampler.sample = lambda logits, tokens, mask=None: recent.append(list(tokens)) or 7
+    seq.sampler.sample = lambda logits, tokens, *more: recent.append(list(tokens)) or 7
     seq.sample(np.zeros(model.hparams.n_vocab, np.float32))
     seq.sample(np.zeros(model.hparams.n_vocab, np.float32))
     text = [id for id in ids if id >= 0]
