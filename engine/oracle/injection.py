@@ -28,6 +28,8 @@ SHAKE = 2.0**-20
 SHAKE_BITS = 20
 N_SHAKEN = 2  # copies; a group of few numbers may by chance move little in one of them
 MAX_BITS = 26.0
+OTHER_MODEL_BITS = 1.5  # of most rows of a value from another model or text
+ALIKE_BITS = 8.0  # of a row that is right, if coarsely
 TILE_ROWS = 2048
 PRINTED_ROUNDING = 6e-5  # llama-eval-callback prints four digits
 SUM_ROUNDING = 1e-6  # of the sum of magnitudes, summed one by one in float32
@@ -90,6 +92,17 @@ class Score:
     @property
     def median(self) -> float:
         return float(np.nanmedian(self.bits)) if np.isfinite(self.bits).any() else MAX_BITS
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the value has nothing in common with ours: in no row are all heads alike."""
+        best_row = np.nanmin(np.nan_to_num(self.bits, nan=MAX_BITS), axis=1).max(where=self.compared, initial=0)
+        return self.median < OTHER_MODEL_BITS and float(best_row) < ALIKE_BITS
+
+    @property
+    def compared(self) -> np.ndarray:
+        """Whether a row is in the dump.  bool [n_row]"""
+        return np.asarray(np.isfinite(self.bits).any(axis=1))
 
 
 @dataclass(frozen=True, eq=False)

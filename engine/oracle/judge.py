@@ -57,7 +57,6 @@ MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
 MAX_CAUSES_OF_NAME = 3  # tried for the layers of one name; each try takes all hypotheses
 MAX_CHOICE_ROWS = 0.25  # of all rows: more than these are not chosen otherwise by rounding
 CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
-OTHER_MODEL_BITS = 1.5
 ARITHMETICS = (
     (19, "float32"),
     (15.5, "float32 with larger rounding"),
@@ -486,9 +485,7 @@ class Judgement:
     def _check_model(self, wrong: Sequence[str], explained: Mapping[str, object]) -> None:
         weighted = [label for label, kind in self.kinds.items() if kind == "product" or label == "embd"]
         foreign = [
-            label
-            for label in weighted
-            if label in wrong and label not in explained and self.scores[label].median < OTHER_MODEL_BITS
+            label for label in weighted if label in wrong and label not in explained and self.scores[label].is_foreign
         ]
         normed = [label for label, kind in self.kinds.items() if kind == "elementwise" and "norm" in label]
         same_norms = any(label not in wrong for label in normed)  # their weights are those of this model
