@@ -132,6 +132,10 @@ class ContextFull(RequestError):
         super().__init__(message)
 
 
+class CacheLost(EngineError):
+    """A process that held a part of the cache has ended; every answer under way has to be asked for again."""
+
+
 class CloudModel(RequestError):
     """The model runs only on ollama.com."""
 

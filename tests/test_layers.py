@@ -27,7 +27,7 @@ LEVELS = {
 APART = {"api/ollama", "api/openai", "api/anthropic"}
 # Optional or heavy libraries are imported only in these places.
 ONLY_IN = {
-    "ray": ["engine/distributed/cluster.py"],
+    "ray": ["engine/distributed"],
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],

@@ -56,6 +56,11 @@ def serve(
     cache_dir: Annotated[
         Path | None, Option(metavar="FOLDER", help="Save conversations here, so that they go on after a restart")
     ] = None,
+    stages: Annotated[
+        int, Option(metavar="N", help="Cut models by layers into N processes of a Ray cluster (docs/scale.md)")
+    ] = 0,
+    stage_memory: Annotated[str, Option(metavar="SIZE", help="As many stages as fit into SIZE each, e.g. 4GiB")] = "",
+    ray: Annotated[str, Option(metavar="ADDRESS", help="The Ray cluster of the stages; by default one here")] = "",
 ) -> None:
     """Start the server (alias: start)
 
@@ -63,9 +68,9 @@ def serve(
     ~/.ollama/models). All variables: docs/environment.md.
     """
     expect_exactly(0, args)
-    from .serve import serve_forever
+    from .serve import serve_forever, staged_cache
 
-    serve_forever(cache_dir=cache_dir)
+    serve_forever(cache_dir=cache_dir, staged=staged_cache(stages, stage_memory, ray))
 
 
 @command("run")

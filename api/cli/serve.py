@@ -8,6 +8,7 @@ import errno
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,13 +16,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from ... import __version__
-from ...engine.errors import StoreError
+from ...engine.errors import RequestError, StoreError
+from ...engine.model.cache import KVCache
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings
 from ...engine.store.registry.auth import Credentials
@@ -37,12 +40,14 @@ def serve_forever(
     cache_dir: Path | None = None,
     engine: Engine | None = None,
     ready: Callable[[str], None] = lambda url: None,
+    staged: Callable[..., KVCache] | None = None,
 ) -> None:
     """Serve at OLLAMA_HOST until SIGINT or SIGTERM, then unload all models and return.
 
     cache_dir   takes the place of OLLAMA_KV_CACHE_DIR
     engine      one made before, of the same settings
     ready       called with the server's address once it is bound
+    staged      makes caches in stages, see Engine
     If the address is not available, prints one line and exits with status 1.
     """
     settings = settings or Settings.from_env()
@@ -60,7 +65,7 @@ def serve_forever(
             file=sys.stderr,
         )
         sys.exit(1)
-    engine = engine or Engine(settings)
+    engine = engine or Engine(settings, staged=staged)
     try:
         Credentials.from_env().ensure_key()
     except OSError as error:
@@ -153,6 +158,21 @@ class Listener(socket.socket):
             raise
         self._is_exhausted = False
         return accepted
+
+
+def staged_cache(stages: int, memory: str, ray: str) -> Callable[..., KVCache] | None:
+    """Return what makes a cache in stages, or None.  Raises: RequestError for a wrong size, or without Ray"""
+    if not stages and not memory:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", memory or "0", re.IGNORECASE)
+    if not found or stages < 0:
+        raise RequestError(f"--stages {stages} --stage-memory '{memory}', expected a number and a size such as 4GiB")
+    n_byte = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    from ...engine.distributed.cluster import join_cluster
+    from ...engine.distributed.pipeline import StagedCache
+
+    join_cluster(ray)
+    return partial(StagedCache, n_stage=stages, memory=n_byte, address=ray)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -1,7 +1,7 @@
 """Errors as HTTP responses: one table from the engine's classes to a status, and the body for each API.
 
 ModelNotFound            404        RequestError, subclasses     400, with Ollama's text where clients match on it
-NotYet                   501        QueueFull, ShuttingDown      503
+NotYet                   501        QueueFull, ShuttingDown, CacheLost   503
 BadTemplate              500        ConversationRefused          400, a BadTemplate
 BodyTooLarge             413
 any other                500
@@ -34,6 +34,7 @@ STATUS_OF_ERROR: dict[type[Exception], int] = {
     e.RequestError: 400,
     e.QueueFull: 503,
     e.ShuttingDown: 503,
+    e.CacheLost: 503,
     e.Cancelled: 499,  # for the log, as in Ollama; the client has disconnected
     e.EngineError: 500,
 }

@@ -41,8 +41,7 @@ class HeldRun:
     def fill(self, tokens: Sequence[int], n_cached: int, cache: KVCache, slot: int) -> None:
         """Copy the positions of `slot`."""
         own = self.model.new_cache(cache.n_ctx, 1, cache.type)  # as long a window: RoPE may depend on it
-        for mine, theirs in zip((*own.k, *own.v), (*cache.k, *cache.v), strict=True):
-            mine[0, :n_cached] = theirs[slot, :n_cached]
+        own.restore(0, 0, cache.snapshot(slot, n_cached))
         self.tokens, self.cache = list(tokens), own
 
     def at(self, position: int, look: LookRequest) -> LookStep:

@@ -78,6 +78,17 @@ class Batch:
             np.concatenate(embeds) if embeds else None,
         )
 
+    def rows(self, first: int, last: int) -> Batch:
+        """Return the batch of tokens `first` .. `last` - 1; spans are cut, outputs are those among these tokens."""
+        spans, row = [], 0
+        for span in self.spans:
+            a, b = max(first - row, 0), min(last - row, span.length)
+            if a < b:
+                spans.append(Span(span.slot, span.start + a, b - a))
+            row += span.length
+        inside = self.outputs[(self.outputs >= first) & (self.outputs < last)] - first
+        return Batch(self.tokens[first:last], tuple(spans), inside)
+
     @cached_property
     def places(self) -> np.ndarray | None:
         """Slot and position of each token, i64 [n_tok, 2]; None unless every span has one token."""

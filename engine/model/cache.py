@@ -15,7 +15,7 @@ a multiple of 64 numbers are rotated first (kernels/hadamard.py), as in llama.cp
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -52,8 +52,11 @@ def position_bytes(type: str, n_head_dim: int) -> int:
 class KVCache:
     """Keys and values per layer, slot, position and key head.
 
+    run_layers   how layers run whose cache lies in other processes (engine/distributed), else None
     Raises: ValueError if n_head_dim is not a multiple of the type's block size
     """
+
+    run_layers: Callable[..., np.ndarray] | None = None
 
     def __init__(self, n_layer: int, n_head_kv: int, n_head_dim: int, n_ctx: int, n_slot: int = 1, type: str = "f16"):
         shape = n_slot, n_ctx, n_head_kv, n_head_dim
@@ -81,6 +84,9 @@ class KVCache:
     def rotated_back(self, x: np.ndarray) -> np.ndarray:
         """Rotate what attention computed of this cache's values back.  float [n_tok, n_head * n_head_dim] -> as x"""
         return rotate_groups(x, self.v_group) if self.v_group else x
+
+    def close(self) -> None:
+        """End processes that hold a part of the cache; here there are none."""
 
     def write(self, il: int, span: Span, k: np.ndarray, v: np.ndarray) -> None:
         """Remember a span's keys and values in layer `il`.  k and v float [span.length, n_head_kv, n_head_dim]

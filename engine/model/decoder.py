@@ -34,7 +34,7 @@ def forward(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: T
 def hidden_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Return the final hidden states at `batch.outputs`, before the output matrix.  -> float [n_out, n_embd]"""
     x = embeddings(model, batch, kernels, tap)
-    run_layers = whole_layers(model, batch, cache, kernels, tap) or layer_by_layer
+    run_layers = cache.run_layers or whole_layers(model, batch, cache, kernels, tap) or layer_by_layer
     x = run_layers(model, x, batch, cache, kernels, tap)
     return tap("result_norm", -1, kernels.rms_norm(x[batch.outputs], model.decoder.output_norm, model.hparams.norm_eps))
 

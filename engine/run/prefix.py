@@ -60,6 +60,10 @@ class Prefixes:
         """Record that positions from `n` will be overwritten, or have moved."""
         del self.held[slot][n:]
 
+    def forget(self) -> None:
+        """Record that nothing is cached any more; no slot may be in use."""
+        self.held, self.free = [[] for _ in self.held], deque(range(len(self.held)))
+
     def release(self, slot: int) -> None:
         """Mark the slot as free; its tokens stay cached."""
         self.free.append(slot)

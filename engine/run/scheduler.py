@@ -24,7 +24,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from ...kernels import NUMBA, Kernels
-from ..errors import BadOptions, ContextFull
+from ..errors import BadOptions, CacheLost, ContextFull
 from ..look.collector import LookTap
 from ..look.held import HeldRun, HeldRuns
 from ..look.timeline import Timeline
@@ -155,13 +155,18 @@ class Scheduler:
         """Run one forward pass for the sequences whose turn it is, and deliver what they generate."""
         self._dismiss()
         self._admit()
-        turns = self._plan()
-        if not turns:
-            return
+        turns = list[tuple[Running, Batch]]()
         began = perf_counter_ns()
         try:
+            if not (turns := self._plan()):
+                return
             results = self._compute(turns)
+        except CacheLost as error:
+            self._lose(error)
+            return
         except Exception as error:
+            if not turns:
+                raise
             for one, _ in turns:
                 self._leave(one, error)
             return
@@ -174,6 +179,12 @@ class Scheduler:
             except Exception as error:
                 self._leave(one, error)
         self.timeline.append((began, perf_counter_ns() - began, shares))
+
+    def _lose(self, error: CacheLost) -> None:
+        """End all running jobs: what was cached for them is gone."""
+        for one in list(self.running):
+            self._leave(one, error)
+        self.prefixes.forget()
 
     def _dismiss(self) -> None:
         """Remove cancelled jobs, running or waiting; all of them if the scheduler was stopped."""
@@ -189,6 +200,9 @@ class Scheduler:
             job = self.waiting.popleft()
             try:
                 self.running.append(self._begin(job))
+            except CacheLost as error:
+                conclude(job, error)
+                self._lose(error)
             except Exception as error:
                 conclude(job, error)
 

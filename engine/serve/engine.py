@@ -36,7 +36,7 @@ from ..look.file import block_facts, tensor_map
 from ..look.request import LookRequest
 from ..look.step import LookStep
 from ..look.timeline import Timeline
-from ..model.cache import usable_type
+from ..model.cache import KVCache, usable_type
 from ..model.load import check_draft, check_fits, check_loads, load_model
 from ..model.model import Model
 from ..options import DEFAULT_REQUEST, Options, RequestOptions
@@ -100,6 +100,7 @@ class Engine:
 
     file      a GGUF outside the store that answers under every name; then it is the only model
     kernels   the kernel set
+    staged    makes a cache in stages, which run the layers: (adapters, model, n_ctx, n_slot, cache_type) -> cache
     """
 
     def __init__(
@@ -109,8 +110,9 @@ class Engine:
         *,
         file: LocalModel | None = None,
         kernels: Kernels = NUMBA,
+        staged: Callable[[Sequence[Path], Model, int, int, str], KVCache] | None = None,
     ):
-        self.settings = settings or Settings.from_env()
+        self.settings, self.staged = settings or Settings.from_env(), staged
         self.store = store or default_store(self.settings)
         self.file, self.kernels = file, kernels
         s = self.settings
@@ -584,10 +586,10 @@ class Engine:
         draft = load_model(model.drafts[0]) if model.drafts else None
         if draft:
             check_draft(draft, loaded)
-        keeping = Keeping(
-            self.settings.kv_cache_ram << 20, self.settings.kv_cache_dir, self.settings.kv_cache_disk << 20
-        )
-        return Runner(loaded, options, cache_type, self.kernels, self.settings.num_parallel, tap, draft, keeping)
+        s = self.settings
+        keeping = Keeping(s.kv_cache_ram << 20, s.kv_cache_dir, s.kv_cache_disk << 20)
+        new_cache = partial(self.staged, model.adapters) if self.staged and loaded.family.causal else Model.new_cache
+        return Runner(loaded, options, cache_type, self.kernels, s.num_parallel, tap, draft, keeping, new_cache)
 
 
 @lru_cache(maxsize=2)

@@ -46,6 +46,9 @@ DRAFT_NUM_PREDICT = 4  # Ollama's default with a draft model
 N_ENCODER_SLOTS = 64  # an encoder's slots take no memory
 
 
+NewCache = Callable[[Model, int, int, str], KVCache]
+
+
 def loading(n_layer: int, progress: Callable[[float], None], facts: dict[str, Any]) -> Tap:
     """Make the tap for the first forward pass, which packs weights and compiles kernels.
 
@@ -88,6 +91,7 @@ class Runner:
     tap       tap of the first forward pass, which is part of loading
     draft     a smaller model that guesses this one's next tokens; it gets a cache of its own
     keeping   where beginnings that lose their slot are kept
+    new_cache   makes the cache: (model, n_ctx, n_slot, cache_type) -> cache; by default in this process
     """
 
     def __init__(
@@ -100,15 +104,17 @@ class Runner:
         tap: Tap = no_tap,
         draft: Model | None = None,
         keeping: Keeping = NOT_KEPT,
+        new_cache: NewCache = Model.new_cache,
     ):
         self.model, self.options = model, self._clamped(model, options)
         n_ctx = self.options.num_ctx
         n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_ENCODER_SLOTS
         self.files = [*model.files, *(draft.files if draft else ())]
-        check_memory([one for one in (model, draft) if one], n_ctx, n_slot, cache_type)
+        if new_cache is Model.new_cache:
+            check_memory([one for one in (model, draft) if one], n_ctx, n_slot, cache_type)
         for file in self.files:
             file.check()
-        self.cache: KVCache = model.new_cache(n_ctx, n_slot, cache_type)
+        self.cache: KVCache = new_cache(model, n_ctx, n_slot, cache_type)
         # Force the lazy parts now, so that their cost counts as load time: tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
         if kernels is NUMBA:
@@ -196,6 +202,7 @@ class Runner:
         self._is_over = True
         self._reject_queued()
         self._save()
+        self.cache.close()
 
     def _next_job(self) -> Job | None:
         """Wait for the next job, and save what is cached after some idle seconds.  None: there will be no more"""

@@ -1,0 +1,245 @@
+"""A model cut by layers into stages, each an actor on a Ray cluster.
+
+    driver                      stage 0            stage 1            stage 2
+    embeddings of a batch  -->  layers 0 .. 7  --> layers 8 .. 15 --> layers 16 .. 21  -->  output matrix, sampling
+         part 1                    part 1
+         part 2                    part 2             part 1
+         part 3                    part 3             part 2              part 1
+
+A pass of many tokens is sent in parts that follow each other through the stages, so that none is idle: chunks of a
+prompt, groups of sequences that decode.  An actor runs its calls in order, so every part finds the keys and values of
+the ones before it.  The bits are those of one process, as a token's values do not depend on its batch.
+
+The scheduler sees a cache (`StagedCache`) and knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...kernels import NUMBA, Kernels
+from ...kernels.hadamard import key_group, value_group
+from ...kernels.kv import in_blocks, types_of_keys_and_values
+from ..errors import CacheLost, EngineError
+from ..model.batch import Batch, Span
+from ..model.cache import KVCache, Ropes, position_bytes
+from ..model.model import Model
+from ..model.trace import Tap, sees_values
+from .cluster import join_cluster
+from .relay import TapRelay
+from .stage import Stage, block_nbytes
+
+log = logging.getLogger(__name__)
+
+MIN_ROWS = 8  # in a part: fewer would pay more for the way than they win
+PARTS_PER_STAGE = 2
+START_S = 300.0  # for a stage to load
+PROCESS_BYTES = 400 << 20  # of a process without weights: Python, Numba, Ray
+
+
+def cut_by_bytes(sizes: Sequence[int], n_stage: int) -> list[range]:
+    """Cut layers of these sizes into `n_stage` runs whose largest is as small as possible.
+
+    >>> cut_by_bytes([1, 1, 1, 1, 4], 2)
+    [range(0, 4), range(4, 5)]
+    """
+    low, high = max(sizes), sum(sizes)
+    while low < high:  # the least size of a stage that suffices
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(sizes, middle)) <= n_stage else (middle + 1, high)
+    cuts = _filled(sizes, low)
+    while len(cuts) < n_stage:  # fewer would do: halve the longest
+        i = max(range(len(cuts)), key=lambda i: len(cuts[i]))
+        first, last = cuts[i].start, cuts[i].stop
+        cuts[i : i + 1] = [range(first, (first + last) // 2), range((first + last) // 2, last)]
+    return cuts
+
+
+def _filled(sizes: Sequence[int], limit: int) -> list[range]:
+    cuts, first, total = list[range](), 0, 0
+    for i, size in enumerate(sizes):
+        if total + size > limit and i > first:
+            cuts.append(range(first, i))
+            first, total = i, 0
+        total += size
+    return [*cuts, range(first, len(sizes))]
+
+
+def stages_of(model: Model, n_ctx: int, n_slot: int, cache_type: str, n_stage: int, memory: int = 0) -> list[range]:
+    """Return the layers of each stage.
+
+    n_stage   how many; 0: as few as fit
+    memory    bytes of each stage's process; 0: any
+    Raises: EngineError if a layer needs more, or there are more stages than layers
+    """
+    hp = model.hparams
+    cache = n_slot * n_ctx * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
+    sizes = [2 * block_nbytes(blk) + cache for blk in model.decoder.blk]  # in the mapped file, and packed
+    if n_stage > hp.n_layer:
+        raise EngineError(
+            f"{n_stage} stages, and the model has {hp.n_layer} layers: expected at most one stage for each"
+        )
+    if not memory:
+        return cut_by_bytes(sizes, max(1, n_stage))
+    room = memory - PROCESS_BYTES
+    if max(sizes) > room:
+        found = f"{memory >> 20} MiB for a stage"
+        raise EngineError(
+            f"{found}, expected at least {(PROCESS_BYTES + max(sizes)) >> 20} MiB: one layer and its cache"
+        )
+    return cut_by_bytes(sizes, max(n_stage, len(_filled(sizes, room))))
+
+
+class StagedCache(KVCache):
+    """A cache whose layers lie in stages, which also run these layers.
+
+    adapters         LoRA files of the model
+    n_stage, memory  see stages_of
+    address          of the Ray cluster; "": one on this machine
+    Raises: RequestError without Ray; EngineError for a cut that cannot be made; CacheLost if a stage does not start
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Path],
+        model: Model,
+        n_ctx: int,
+        n_slot: int,
+        type: str,
+        *,
+        kernels: Kernels = NUMBA,
+        n_stage: int = 0,
+        memory: int = 0,
+        address: str = "",
+    ):
+        self.cuts = stages_of(model, n_ctx, n_slot, type, n_stage, memory)
+        self._ray = ray = join_cluster(address)
+        self.n_ctx, self.n_slot, self.type = n_ctx, n_slot, type
+        k_type, v_type = types_of_keys_and_values(type)
+        self.k_group = key_group(model.hparams.n_head_dim) if in_blocks(k_type) else 0
+        self.v_group = value_group(model.hparams.n_head_dim) if in_blocks(v_type) else 0
+        self.k, self.v = (
+            [np.empty(0, one)] * model.hparams.n_layer for one in (k_type, v_type)
+        )  # how many, which type
+        actor = ray.remote(max_restarts=-1, num_cpus=0, scheduling_strategy="SPREAD")(Stage)
+        shape = n_ctx, n_slot, type, kernels.name
+        self.stages = [actor.remote(model.path, adapters, cut.start, cut.stop, *shape) for cut in self.cuts]
+        self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
+
+    def __repr__(self) -> str:
+        return f"<StagedCache: {len(self.stages)} stages, {self.n_slot} slots of {self.n_ctx} positions, {self.type}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stages' weights and caches."""
+        return sum(self._sizes)
+
+    def run_layers(
+        self, model: Model, x: np.ndarray, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap
+    ) -> np.ndarray:
+        """Run all layers.  x float [n_tok, n_embd] -> as x.  Raises: CacheLost if a stage ends"""
+        if sees_values(tap):
+            return self._run_tapped(x, batch, tap)
+        results = []
+        for rows, part in parts(batch, len(self.stages)):
+            value: Any = x[rows]
+            for stage in self.stages:
+                value = stage.run.remote(value, part)
+            results.append(value)
+        done = self._call(results)
+        tap("l_out", model.hparams.n_layer - 1, x)
+        return np.concatenate(done) if len(done) > 1 else np.array(done[0])
+
+    def _run_tapped(self, x: np.ndarray, batch: Batch, tap: Tap) -> np.ndarray:
+        """Run the layers in steps, each value passing through `tap` in this process."""
+        relay = TapRelay(self._ray)
+        for i, stage in enumerate(self.stages):
+            try:
+                x = relay.serve(stage.run_tapped.remote(x, batch, relay.remote), tap)
+            except self._ray.exceptions.RayActorError:
+                raise self._lost(i) from None
+        return np.array(x)
+
+    def read(self, il: int, span: Span) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `span` attends to in layer `il`.  Raises: CacheLost"""
+        i = next(i for i, cut in enumerate(self.cuts) if il in cut)
+        ((keys, values),) = self._call([self.stages[i].read.remote(il, span)])
+        return keys, values
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy positions from slot to slot, in every stage.  Raises: CacheLost"""
+        self._all(lambda stage: stage.copy.remote(source, target, start, end))
+
+    def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, ropes: Ropes) -> int:
+        """Discard positions in every stage.  -> positions now cached.  Raises: CacheLost"""
+        self._all(lambda stage: stage.shift.remote(slot, n_cached, keep, discard))
+        return n_cached - discard
+
+    def snapshot(self, slot: int, n: int) -> list[np.ndarray]:
+        """Copy the first `n` positions of `slot`, all layers.  Raises: CacheLost"""
+        return [array for arrays in self._all(lambda stage: stage.snapshot.remote(slot, n)) for array in arrays]
+
+    def restore(self, slot: int, start: int, arrays: Sequence[np.ndarray]) -> None:
+        """Copy positions of all layers into `slot`.  Raises: CacheLost"""
+        calls = [
+            stage.restore.remote(slot, start, list(arrays[2 * cut.start : 2 * cut.stop]))
+            for stage, cut in zip(self.stages, self.cuts, strict=True)
+        ]
+        self._call(calls)
+
+    def close(self) -> None:
+        """End the stages."""
+        for stage in self.stages:
+            self._ray.kill(stage)
+
+    def resident(self) -> list[int]:
+        """Return the bytes of memory that each stage's process occupies."""
+        return self._all(lambda stage: stage.resident.remote())
+
+    def _all(self, call: Callable[[Any], Any]) -> list[Any]:
+        return self._call([call(stage) for stage in self.stages])
+
+    def _call(self, calls: list[Any], timeout: float | None = None) -> list[Any]:
+        """Return the results of calls.  Raises: CacheLost if a stage ends before"""
+        try:
+            results: list[Any] = self._ray.get(calls, timeout=timeout)
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+            raise self._lost(self._dead(error)) from None
+        except self._ray.exceptions.GetTimeoutError:
+            raise CacheLost(f"a stage did not start within {START_S:.0f} s") from None
+        except self._ray.exceptions.RayTaskError as error:
+            raise (
+                error.cause if isinstance(error.cause, EngineError) else EngineError(f"a stage failed: {error.cause!r}")
+            ) from None
+        return results
+
+    def _dead(self, error: Exception) -> int | None:
+        id = getattr(error, "actor_id", None)
+        return next((i for i, stage in enumerate(self.stages) if id and stage._actor_id.hex() == id), None)
+
+    def _lost(self, i: int | None) -> CacheLost:
+        """Return the error after the end of stage `i`; it is started again by Ray, with an empty cache."""
+        if i is None:
+            return CacheLost("a stage of the model ended, and what it had cached is lost: ask again")
+        cut = self.cuts[i]
+        where = f"stage {i + 1} of {len(self.cuts)} (layers {cut.start} to {cut.stop - 1})"
+        log.warning("%s ended; it is started again", where)
+        return CacheLost(f"{where} ended, and what it had cached is lost: ask again")
+
+
+def parts(batch: Batch, n_stage: int) -> list[tuple[slice, Batch]]:
+    """Cut a batch into parts that follow each other through the stages.  -> (rows of the batch, part)
+
+    Tokens stay in order.  A part has at least MIN_ROWS rows, or one row of each span if every span has one.
+    """
+    n_tok = len(batch.tokens)
+    least = 1 if batch.places is not None else MIN_ROWS
+    n_part = 1 if n_stage == 1 else max(1, min(PARTS_PER_STAGE * n_stage, n_tok // least))
+    bounds = [n_tok * i // n_part for i in range(n_part + 1)]
+    return [(slice(a, b), batch.rows(a, b)) for a, b in pairwise(bounds)]

@@ -1,0 +1,135 @@
+"""Models in stages on a Ray cluster: pytest -m ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from adapters import tiny_lora
+
+from numllama.engine.errors import CacheLost
+from numllama.engine.handle import RequestHandle
+from numllama.engine.model.batch import Batch
+from numllama.engine.model.decoder import forward
+from numllama.engine.model.load import load_model
+from numllama.engine.model.trace import Trace
+from numllama.engine.options import Options
+from numllama.engine.run.job import Job
+from numllama.engine.run.request import complete
+from numllama.engine.run.scheduler import Scheduler
+from numllama.kernels import NUMBA
+from tiny import FAMILIES, tiny_gguf
+
+pytestmark = pytest.mark.ray
+ray = pytest.importorskip("ray")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+N_CTX = 64
+IDS = [1, *range(260, 300)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two nodes on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def staged(cluster, tmp_path):
+    """Return a function that makes a model and its cache in stages; they end with the test."""
+    from numllama.engine.distributed.pipeline import StagedCache
+
+    caches = []
+
+    def make(family="llama", n_stage=2, adapter=False, n_slot=2, **more):
+        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", **more)
+        adapters = [tiny_lora(tmp_path / "lora.gguf", path)] if adapter else []
+        model = load_model(path, dict.fromkeys(adapters, 1.0))
+        caches.append(StagedCache(adapters, model, N_CTX, n_slot, "f16", n_stage=n_stage))
+        return model, caches[-1]
+
+    yield make
+    for cache in caches:
+        cache.close()
+
+
+def answer(scheduler, ids, options):
+    """Answer a prompt.  -> its pieces"""
+    pieces = []
+    scheduler.submit(Job(handle=RequestHandle(), prompt=ids, options=options, deliver=pieces.append))
+    while not scheduler.idle:
+        scheduler.step()
+    return pieces
+
+
+@pytest.mark.parametrize("family", sorted({"llama", *FAMILIES} - {"gemma-embedding"}))  # which generates nothing
+def test_every_family_has_the_bits_of_one_process(staged, family):
+    model, cache = staged(family)
+    own = model.new_cache(N_CTX, 2)
+    for batch in (Batch.of(IDS, outputs=range(len(IDS))), Batch.of([301], 0, len(IDS)), Batch.of([302], 1, 0)):
+        got, expected = (forward(model, batch, one, NUMBA) for one in (cache, own))
+        np.testing.assert_array_equal(got, expected)
+    for got, expected in zip(cache.snapshot(0, len(IDS)), own.snapshot(0, len(IDS)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_adapters_have_the_bits_of_one_process(staged):
+    model, cache = staged(adapter=True)
+    batch = Batch.of(IDS)
+    np.testing.assert_array_equal(
+        forward(model, batch, cache, NUMBA), forward(model, batch, model.new_cache(N_CTX), NUMBA)
+    )
+
+
+def test_answers_are_those_of_one_process_with_shifts_and_reuse(staged):
+    model, cache = staged(n_stage=2)
+    scheduler = Scheduler(model, cache, guard=False)
+    options = Options(num_ctx=N_CTX, num_predict=60, temperature=1.0, seed=3, ignore_eos=True)
+    for ids in (IDS, IDS[:30], [*IDS, 310]):
+        got = [piece.token for piece in answer(scheduler, ids, options)]
+        assert got == [piece.token for piece in complete(model, ids, options)]
+
+
+def test_taps_see_and_change_values_across_stages(staged):
+    model, cache = staged()
+    theirs, ours = Trace(), Trace()
+    forward(model, Batch.of(IDS), cache, NUMBA, theirs)
+    forward(model, Batch.of(IDS), model.new_cache(N_CTX), NUMBA, ours)
+    assert list(theirs.values) == list(ours.values)
+    for key, value in ours.values.items():
+        np.testing.assert_array_equal(theirs.values[key], value)
+
+    def without(name, il, value):
+        return np.zeros_like(value) if (name, il) == ("kqv_out", 1) else value
+
+    got, expected = (forward(model, Batch.of(IDS), one, NUMBA, without) for one in (cache, model.new_cache(N_CTX)))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_stage_that_ends_is_one_clear_error_and_the_next_request_is_right(staged):
+    model, cache = staged()
+    scheduler = Scheduler(model, cache, guard=False)
+    options = Options(num_ctx=N_CTX, num_predict=8, temperature=0.0, ignore_eos=True)
+    expected = [piece.token for piece in complete(model, IDS, options)]
+    assert [piece.token for piece in answer(scheduler, IDS, options)] == expected
+    os.kill(ray.get(cache.stages[1].pid.remote()), signal.SIGKILL)
+    began = time.monotonic()
+    *_, last = answer(scheduler, IDS, options)
+    assert isinstance(last, CacheLost) and "stage 2 of 2 (layers 1 to 1) ended" in str(last)
+    assert time.monotonic() - began < 5
+    for _ in range(60):  # until it is there again
+        pieces = answer(scheduler, IDS, options)
+        if not isinstance(pieces[-1], Exception):
+            break
+        time.sleep(0.5)
+    assert [piece.token for piece in pieces] == expected
