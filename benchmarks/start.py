@@ -51,7 +51,9 @@ def peak_memory(command: list[str]) -> int:
 
     The system counts the memory of the process that starts it as its own too, so a small one does.
     """
-    output = subprocess.run([sys.executable, "-S", "-c", MEASURE, *command], check=True, capture_output=True, text=True)
+    output = subprocess.run(
+        [sys.executable, "-P", "-S", "-c", MEASURE, *command], check=True, capture_output=True, text=True
+    )
     status, peak = map(int, output.stdout.split())
     if status:
         raise RuntimeError(f"{' '.join(command)} exited with {status}")
