@@ -41,6 +41,7 @@ def pytest_cmdline_main(config):
     is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not option.keyword
     is_whole &= option.markexpr.startswith("not ")  # the opt-in suites need more memory
     is_plain = not (option.usepdb or option.collectonly or option.capture == "no" or hasattr(config, "workerinput"))
+    is_plain = is_plain and not getattr(option, "cov_source", None)  # pytest-cov must know of processes before this
     if is_whole and is_plain and hasattr(option, "numprocesses") and option.numprocesses is None:
         option.numprocesses = 2 if (os.cpu_count() or 1) > 1 else 0
 
