@@ -161,7 +161,9 @@ def test_ctrl_c_within_a_request_leaves_no_traceback(tmp_path):
     """Sent while a slow answer streams, to the command as it is installed."""
     path = tmp_path / "rows.jsonl"
     with faked(replace(QUICK, step=0.02)) as url:
-        main = "import sys; from numllama.api.cli import main; sys.exit(main(sys.argv[1:]))"
+        # a background job's child ignores the signal unless told otherwise
+        heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        main = f"{heed}; from numllama.api.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-P", "-c", main, "bench", "serve", f"a={url}", *SHORT[:4], "--rounds", "999"]
         process = subprocess.Popen([*command, "--jsonl", str(path)], stdout=PIPE, stderr=PIPE, text=True)
         until(lambda: path.exists() and path.read_text().count('"round"') >= 2, seconds=60)

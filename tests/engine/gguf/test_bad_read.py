@@ -354,7 +354,7 @@ def test_random_damage_costs_little_time_and_memory(tiny, damage, keep):
     path.write_bytes(damaged[: int(keep * len(data))])
     _, allocated, seconds = measured(path)
     assert allocated < len(data) + 200_000  # strings take 49 bytes of Python each
-    assert seconds < 1
+    assert seconds < 20  # milliseconds on a quiet machine; what a count in the file would cost is hours
 
 
 @given(st.binary(max_size=200), st.booleans())

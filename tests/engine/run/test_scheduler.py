@@ -231,7 +231,7 @@ def test_guesses_right_and_wrong_change_no_bit(model):
         n_right.append(scheduler.n_right)
 
     check()
-    assert sum(n_guessed) > sum(n_right) > len(n_right)  # the test did what its name says
+    assert sum(n_guessed) > sum(n_right) > 5  # the test did what its name says
 
 
 @pytest.fixture(scope="module")
