@@ -28,7 +28,7 @@ async def has_blob(digest: str, context: Context) -> Response:
 async def put_blob(digest: str, request: Request, context: Context) -> Response:
     """Store the body as it arrives.  An existing blob is not read again."""
     store = context.engine.store
-    if await context.run_in_thread(store.has_blob, digest):
+    if await context.run_in_thread(store.offer_blob, digest):
         return Response()
     with await context.run_in_thread(store.blob_writer) as writer:
         async for chunk in request.stream():

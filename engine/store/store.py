@@ -157,7 +157,7 @@ class Store:
         self.blobs = Blobs(self.root / "blobs")
         self.lock = StoreLock(self.root)
         self._kept: KeptBlobs | None = None  # of the task that uses this store
-        self._offered: dict[str, float] = {}  # digests that clients were told the store has, and when
+        self._offered: dict[str, float] = {}  # digests of blobs that clients uploaded, and when
 
     @contextmanager
     def keeping(self) -> Iterator[Store]:
@@ -256,12 +256,18 @@ class Store:
     # blobs
 
     def has_blob(self, digest: str) -> bool:
-        """Return whether either folder has the blob, which is kept for an hour if it does.  Raises: BadDigest"""
+        """Return whether either folder has the blob.  Raises: BadDigest"""
         with os_errors_as_store_errors():
-            if not any(Blobs(root / "blobs").has(digest) for root in self._roots):
-                return False
-        self._announce(digest)
-        return True
+            return any(Blobs(root / "blobs").has(digest) for root in self._roots)
+
+    def offer_blob(self, digest: str) -> bool:
+        """Return whether either folder has a blob that a client uploads; it is then kept like one uploaded now.
+
+        Raises: BadDigest
+        """
+        if has := self.has_blob(digest):
+            self._announce(digest)
+        return has
 
     def digests(self) -> set[str]:
         """Return the digests of all blobs in both folders."""
