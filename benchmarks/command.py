@@ -1,17 +1,4 @@
-"""`numllama bench`: the parts of the harness and their flags.
-
-    bench model FILE... [--peer DIR]      a model's prefill and decode, beside llama.cpp's
-    bench serve a=WIRE+URL#MODEL ...      servers, in turns, with equal work
-    bench formats MODEL                   one model in several formats: speed, size, distance
-    bench embed FILE [--peer DIR]         an embedding model, in process and served, beside llama.cpp's
-    bench vision [MMPROJ] [--peer DIR]    an image, beside llama.cpp's
-    bench kernels                         each kernel beside the machine's limits
-    bench compare A.jsonl B.jsonl         two files of results
-    bench report FILE...                  tables and charts of results
-    bench self                            the harness itself, measured on servers whose figures are known
-
-`bench FILE` is short for `bench model FILE`.
-"""
+"""`numllama bench`: runs a part of the harness; flags.py lists the parts with their flags."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
-from libllama import LibLlama
+from libllama import GgmlTensor, LibLlama
 
 from numllama.engine.oracle.dumps import Dump, StoredArray
 from numllama.kernels.quants import FORMATS, GGMLType, dequantize
@@ -16,25 +16,6 @@ from numllama.kernels.quants import FORMATS, GGMLType, dequantize
 CACHES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # ggml.h, enum ggml_type
 VIEWS = ("VIEW", "PERMUTE", "TRANSPOSE", "NONE")
 Callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
-
-
-class GgmlTensor(ctypes.Structure):
-    """ggml.h, struct ggml_tensor."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    ]
 
 
 def array_of(tensor):
