@@ -17,18 +17,18 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...engine.errors import EngineError, RequestError
+from ...engine.errors import EngineError
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings, expand_home
 from ...engine.store.file import FileModel
 from .backend import is_file
+from .batch_lines import BatchRequest, answered, check_custom_ids, read_requests
 
-URLS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 AHEAD = 4  # lines read ahead, in multiples of those answered at once
 
 
@@ -38,17 +38,6 @@ class Answering(Protocol):
     async def post(self, path: str, body: Any) -> tuple[int, Any]: ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """A line of the input; `wrong` says why it cannot be asked, or is ""."""
-
-    number: int
-    custom_id: str | None = None
-    url: str = ""
-    body: Any = None
-    wrong: str = ""
 
 
 def answer_batch(
@@ -156,112 +145,6 @@ async def answer_request(request: BatchRequest, answering: Answering) -> dict[st
     except EngineError as error:
         return line | {"error": {"code": "failed", "message": f"line {request.number}: {error}"}}
     return line | {"response": {"status_code": status, "request_id": str(request.number), "body": body}}
-
-
-def read_requests(source: Path, model: str = "") -> Iterator[BatchRequest]:
-    """Yield the requests of a file; blank lines are none.  Raises: RequestError if it cannot be read"""
-    for number, text in enumerate(lines_of(source), 1):
-        yield parse_request(number, text, model)
-
-
-def parse_request(number: int, text: bytes, model: str = "") -> BatchRequest:
-    """Parse a line; where its body names no model, `model` answers."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return BatchRequest(number, wrong=f"not JSON: {error}")
-    if not isinstance(line, dict):
-        return BatchRequest(number, wrong=f"found {json_kind(line)}, expected an object with custom_id, url and body")
-    custom_id, url, body = line.get("custom_id"), line.get("url"), line.get("body")
-    request = BatchRequest(number, custom_id if isinstance(custom_id, str) else None)
-    wrong = ""
-    if not isinstance(custom_id, str):
-        wrong = f"custom_id is {json_kind(custom_id)}, expected text"
-    elif line.get("method", "POST") != "POST":
-        wrong = f"method is {line['method']!r}, expected 'POST'"
-    elif url not in URLS:
-        wrong = f"url is {url!r}, expected one of {', '.join(URLS)}"
-    elif not isinstance(body, dict):
-        wrong = f"body is {json_kind(body)}, expected an object"
-    elif body.get("stream"):
-        wrong = "body.stream is true, and a batch has no streams"
-    elif not (body.get("model") or model):
-        wrong = "body.model is missing, and --model names none"
-    if wrong:
-        return replace(request, wrong=wrong)
-    asked: dict[str, Any] = line["body"]
-    return replace(request, url=line["url"], body=asked if asked.get("model") else asked | {"model": model})
-
-
-def json_kind(value: Any) -> str:
-    """Return JSON's word for the type of `value`.
-
-    >>> json_kind(None), json_kind([1]), json_kind(2.5)
-    ('missing', 'a list', 'a number')
-    """
-    words = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return words.get(type(value), "missing")
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file that are not blank, without their ends.  Raises: RequestError if it cannot be read"""
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                if line.strip():
-                    yield line.rstrip(b"\r\n")
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def check_custom_ids(source: Path) -> int:
-    """Check that no two requests have the same custom_id.  -> the number of requests
-
-    Raises: RequestError if they do, or if the file cannot be read or is empty
-    """
-    seen, n = dict[str, int](), 0
-    for request in read_requests(source, "any"):
-        n = request.number
-        if request.custom_id is not None and (first := seen.setdefault(request.custom_id, n)) != n:
-            raise RequestError(f"{source}, line {n}: custom_id {request.custom_id!r} is that of line {first}, too")
-    if not n:
-        raise RequestError(f"{source}: no lines, expected one request a line")
-    return n
-
-
-def answered(source: Path, target: Path) -> int:
-    """Return how many requests `target` answers already; a last line that was cut off is removed.
-
-    Raises: RequestError if its lines do not answer those of `source`, or it cannot be written
-    """
-    n, size = 0, 0
-    try:
-        with open(target, "ab+") as file:
-            file.seek(0)
-            requests = read_requests(source, "any")
-            for text in file:
-                if not text.endswith(b"\n"):
-                    break
-                request, found = next(requests, None), _id_of(text)
-                if request is None or found != {"custom_id": request.custom_id}:
-                    expected = repr(request.custom_id) if request else "no more lines"
-                    raise RequestError(
-                        f"{target}, line {n + 1}: answers {found.get('custom_id')!r}, expected {expected} as in"
-                        f" {source}; name another file for the answers"
-                    )
-                n, size = n + 1, size + len(text)
-            file.truncate(size)
-    except OSError as error:
-        raise RequestError(f"{target} cannot be written: {error.strerror}") from None
-    return n
-
-
-def _id_of(text: bytes) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-        return {"custom_id": line["custom_id"]} if "response" in line else {}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
 
 
 @contextmanager
