@@ -28,6 +28,7 @@ APART = {"api/ollama", "api/openai", "api/anthropic"}
 # Optional or heavy libraries are imported only in these places.
 ONLY_IN = {
     "ray": ["engine/distributed"],
+    "pyarrow": ["api/scale/parquet.py"],
     "jinja2": ["engine/template/jinja.py"],
     "tokenizers": ["engine/tokenizer/bpe.py"],
     "sentencepiece": ["engine/tokenizer/spm.py"],

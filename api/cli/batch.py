@@ -5,7 +5,8 @@
      "response": {"status_code": 200, "request_id": "1", "body": {...}}}
 
 Output lines have the order of the input lines.  Each is written as soon as all before it are, so an interrupted run
-leaves whole lines, and the same command goes on after them.
+leaves whole lines, and the same command goes on after them.  Files named .parquet have the same lines as rows; that of
+the answers is made at the end, of the lines in OUT.parquet.jsonl.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...engine.errors import EngineError
+from ...engine.errors import EngineError, RequestError
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings, expand_home
 from ...engine.store.file import FileModel
+from ..scale.parquet import is_parquet, pyarrow, write_answers
 from .backend import is_file
-from .batch_lines import BatchRequest, answered, check_custom_ids, read_requests
+from .batch_lines import BatchRequest, answered, check_custom_ids, lines_of, read_requests
 
 AHEAD = 4  # lines read ahead, in multiples of those answered at once
 
@@ -52,24 +54,36 @@ def answer_batch(
     0 if all are answered, 1 if some are errors, 130 after Ctrl-C.
     Raises: RequestError for a file that cannot be read, or a target with other answers; EngineError
     """
-    n_lines = check_custom_ids(source)
-    n_done = answered(source, target)
-    if n_done == n_lines:
+    n_lines, lines = check_custom_ids(source), lines_file(target)
+    if target != lines:
+        pyarrow()  # refuses before anything is asked
+    n_done = answered(source, target if target.exists() else lines)
+    if n_done == n_lines and target.exists():
         print(f"{target}: all {n_lines} lines are there")
         return 0
+    if target != lines and target.exists():
+        raise RequestError(f"{target} answers {n_done} of {n_lines} lines; name another file for the answers")
     settings = Settings.from_env()
     n_each = parallel or settings.num_parallel or 4
     counts = {"answered": 0, "errors": 0}
     try:
         with progress_bar(n_lines, n_done) as advance:
-            asyncio.run(_run(source, target, model, n_done, settings, n_each, ray, workers, counts, advance))
+            asyncio.run(_run(source, lines, model, n_done, settings, n_each, ray, workers, counts, advance))
     except KeyboardInterrupt:
         n = n_done + counts["answered"] + counts["errors"]
         print(f"interrupted after {n} of {n_lines} lines; the same command goes on from there", file=sys.stderr)
         return 130
+    if target != lines:
+        write_answers(target, lines_of(lines))
+        lines.unlink()
     before = f", {n_done} were there" if n_done else ""
     print(f"{target}: {counts['answered']} answered, {counts['errors']} errors{before}")
     return 1 if counts["errors"] else 0
+
+
+def lines_file(target: Path) -> Path:
+    """Return the file that takes the lines as they are answered: `target` itself, unless it is parquet."""
+    return target.with_name(f"{target.name}.jsonl") if is_parquet(target) else target
 
 
 async def _run(

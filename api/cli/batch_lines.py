@@ -1,14 +1,19 @@
-"""The lines of a batch: requests, checked as they are read; answers, which must be those of the requests."""
+"""The lines of a batch: requests, checked as they are read; answers, which must be those of the requests.
+
+A file in parquet counts as its lines (api/scale/parquet.py).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from ...engine.errors import RequestError
+from ..scale.parquet import is_parquet, read_lines
 
 URLS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 
@@ -71,6 +76,9 @@ def json_kind(value: Any) -> str:
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file that are not blank, without their ends.  Raises: RequestError if it cannot be read"""
+    if is_parquet(path):
+        yield from read_lines(path)
+        return
     try:
         with open(path, "rb") as file:
             for line in file:
@@ -100,26 +108,34 @@ def answered(source: Path, target: Path) -> int:
 
     Raises: RequestError if its lines do not answer those of `source`, or it cannot be written
     """
-    n, size = 0, 0
+    if is_parquet(target):
+        return sum(1 for _ in _check_answers(source, target, lines_of(target)))
     try:
         with open(target, "ab+") as file:
             file.seek(0)
-            requests = read_requests(source, "any")
-            for text in file:
-                if not text.endswith(b"\n"):
-                    break
-                request, found = next(requests, None), _id_of(text)
-                if request is None or found != {"custom_id": request.custom_id}:
-                    expected = repr(request.custom_id) if request else "no more lines"
-                    raise RequestError(
-                        f"{target}, line {n + 1}: answers {found.get('custom_id')!r}, expected {expected} as in"
-                        f" {source}; name another file for the answers"
-                    )
-                n, size = n + 1, size + len(text)
-            file.truncate(size)
+            whole = takewhile(lambda text: text.endswith(b"\n"), file)
+            sizes = list(_check_answers(source, target, whole))
+            file.truncate(sum(sizes))
     except OSError as error:
         raise RequestError(f"{target} cannot be written: {error.strerror}") from None
-    return n
+    return len(sizes)
+
+
+def _check_answers(source: Path, target: Path, lines: Iterable[bytes]) -> Iterator[int]:
+    """Check that the lines of `target` answer the requests of `source`, and yield the bytes of each.
+
+    Raises: RequestError
+    """
+    requests = read_requests(source, "any")
+    for n, text in enumerate(lines, 1):
+        request, found = next(requests, None), _id_of(text)
+        if request is None or found != {"custom_id": request.custom_id}:
+            expected = repr(request.custom_id) if request else "no more lines"
+            raise RequestError(
+                f"{target}, line {n}: answers {found.get('custom_id')!r}, expected {expected} as in"
+                f" {source}; name another file for the answers"
+            )
+        yield len(text)
 
 
 def _id_of(text: bytes) -> dict[str, Any]:

@@ -494,7 +494,7 @@ def batch(
 ) -> None:
     """Answer a file of requests, in the lines of OpenAI's batch files
 
-    The same command continues an interrupted run.
+    Files named .parquet have a row for each line (docs/scale.md). The same command continues an interrupted run.
     """
     source, target = expect_exactly(2, args)
     from .batch import answer_batch

@@ -150,3 +150,12 @@ def test_without_ray_the_error_says_how_to_get_it(alone, numllama, written, monk
     source, target = written(chat("a", "x"))
     status, _, err = numllama("batch", source, target, "-m", "m", "--ray", "local")
     assert status == 1 and "pip install 'numllama[ray]'" in err and err.count("\n") == 1
+
+
+def test_without_pyarrow_parquet_is_one_line_of_error(alone, numllama, written, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    source, target = written(chat("a", "x"))
+    for names in ((source, str(tmp_path / "out.parquet")), (str(tmp_path / "in.parquet"), target)):
+        status, _, err = numllama("batch", *names, "-m", "m")
+        assert (status, err) == (1, "Error: parquet needs pyarrow, which is not installed: pip install pyarrow\n")
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
