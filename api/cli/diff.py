@@ -17,7 +17,8 @@ from ...engine.go.text import one_line
 from ...engine.model.load import load_model
 from ...engine.oracle.dumps import open_dump
 from ...engine.oracle.heatmap import heatmap
-from ...engine.oracle.judge import Report, Verdict, arithmetic_of, judge
+from ...engine.oracle.judge import judge
+from ...engine.oracle.report import Report, Verdict, arithmetic_of
 from .backend import local_model
 
 PLURALS = {"elementwise": "elementwise values", "attention": "attention", "product": "products"}

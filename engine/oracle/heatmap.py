@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from .injection import MAX_BITS
-from .judge import Report, Verdict, arithmetic_of
+from .report import Report, Verdict, arithmetic_of
 from .values import split_label
 
 STYLE = """

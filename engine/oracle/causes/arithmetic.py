@@ -13,7 +13,7 @@ from ....kernels.attention import attention_numpy
 from ....kernels.hadamard import key_group, rotate_groups, value_group
 from ....kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
 from ....kernels.rounding import round_activations
-from ..injection import Setting
+from ..setting import Setting
 from .attention import attend_by
 from .cause import ACTIVATED, INPUT, NORMS, PRODUCTS, SCORES, Cause, Change
 from .change import bf16, f16, weights

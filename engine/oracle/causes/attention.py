@@ -11,7 +11,7 @@ import numpy as np
 from ....kernels import Attention
 from ....kernels.attention import attention_numpy
 from ....kernels.kv import numbers
-from ..injection import Setting
+from ..setting import Setting
 from .cause import SCORES, SOFTMAX, Cause, Change
 from .change import other_kernel, other_values
 

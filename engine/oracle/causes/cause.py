@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ..injection import Setting
+from ..setting import Setting
 
 Change = Callable[[Setting], Setting | None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....kernels import Kernels, Tensor
-from ..injection import Setting
+from ..setting import Setting
 from .cause import Change
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...model.weights import Weights
-from ..injection import Setting
+from ..setting import Setting
 from .cause import INPUT, LOGITS, Cause, Change
 from .change import bf16, hparams, norms, other_kernel
 

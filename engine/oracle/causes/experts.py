@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....kernels.activation import softmax_numpy
-from ..injection import Setting
+from ..setting import Setting
 from .cause import MIXTURE, Cause
 from .change import hparams, other_kernel, other_values
 

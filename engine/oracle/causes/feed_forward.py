@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....kernels import Kernels
-from ..injection import Setting
+from ..setting import Setting
 from ..values import LAYER_INPUT
 from .cause import ACTIVATED, SUMS, Cause, Change
 from .change import block, hparams, other_values

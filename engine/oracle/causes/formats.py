@@ -9,7 +9,7 @@ import numpy as np
 
 from ....kernels import Tensor
 from ....kernels.quants import FORMATS
-from ..injection import Setting
+from ..setting import Setting
 from .cause import INPUT, PRODUCTS, Cause, Change
 
 Dequantize = Callable[[np.ndarray], np.ndarray]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ....kernels import Tensor
-from ..injection import Setting
+from ..setting import Setting
 from .cause import PRODUCTS, PROJECTED, Cause, Change
 from .change import block, missing, weights
 

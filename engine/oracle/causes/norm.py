@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ....kernels import Kernels
-from ..injection import Setting
+from ..setting import Setting
 from .cause import HEAD_NORMS, NORMS, SUMS, Cause, Change
 from .change import block, constant, hparams, missing, norms, other_kernel, other_values
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....kernels import Rope
 from ....kernels.rope import rotate
-from ..injection import Setting
+from ..setting import Setting
 from .cause import Q_K, Cause, Change
 from .change import bf16, f16, other_kernel
 

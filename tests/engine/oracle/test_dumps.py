@@ -10,9 +10,11 @@ from safetensors.numpy import save_file
 
 from numllama.engine.errors import RequestError
 from numllama.engine.model.load import load_model
-from numllama.engine.oracle.dumps import hugging_face_label, open_dump
+from numllama.engine.oracle.arrangement import unweave
+from numllama.engine.oracle.dumps import open_dump
 from numllama.engine.oracle.heatmap import heatmap
-from numllama.engine.oracle.judge import judge, unweave
+from numllama.engine.oracle.judge import judge
+from numllama.engine.oracle.names import hugging_face_label
 from numllama.kernels import SETS
 from tiny import tiny_gguf
 
