@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from time import perf_counter
-from typing import Any
 
-from ..engine.store import LocalModel
 from ..engine.store.file import FileModel
 from .disturbance import energy_joules
 from .flags import build_parser
+from .invocation import FindModel, Invocation
 from .results import Line, ResultsFile
 from .rounds import Plan
 from .show import budget_bar
 
-FindModel = Callable[[str], LocalModel]
 PARTS = {  # name: the module with its function bench_NAME
     "model": "decode",
     "serve": "serve",
@@ -70,9 +68,8 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
     interrupted = False
     with budget_bar() as progress, interruptible():
         try:
-            call: Callable[..., Any] = getattr(module, f"bench_{options.part}")
-            extra = {} if options.part == "serve" else {"find": find}
-            call(options, plan, open_results, progress, **extra)
+            bench: Callable[[Invocation], ResultsFile] = getattr(module, f"bench_{options.part}")
+            bench(Invocation(options, plan, open_results, progress, find))
         except KeyboardInterrupt:
             if not opened:
                 raise

@@ -38,6 +38,7 @@ from ..engine.model.model import Model, require_decoder
 from ..engine.store import LocalModel
 from ..kernels import NUMBA, threads
 from . import disturbance, llama_cpp, machine, start
+from .invocation import Invocation
 from .results import ResultsFile
 from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
 from .show import Progress
@@ -223,26 +224,21 @@ def check_model(name: str, files: LocalModel, peer: Path | None) -> None:
         raise RequestError(f"'{name}' has an adapter, which llama-bench does not apply: omit --peer")
 
 
-def bench_model(
-    options: argparse.Namespace,
-    plan: Plan,
-    open_results: Callable[[dict[str, Any]], ResultsFile],
-    progress: Progress,
-    find: Callable[[str], LocalModel],
-) -> ResultsFile:
+def bench_model(call: Invocation) -> ResultsFile:
     """Run `bench model`.  `find` returns the files of the model of a given name.  Raises: EngineError"""
+    options, plan, progress = call.options, call.plan, call.progress
     missing = [name for name in llama_cpp.PROGRAMS if options.peer and not (options.peer / name).exists()]
     if missing:
         raise RequestError(f"{options.peer}: {', '.join(missing)} missing, expected a folder of llama.cpp's programs")
     names = short_names(options.models)
-    found = {short: find(name) for short, name in names.items()}
+    found = {short: call.find(name) for short, name in names.items()}
     for short, files in found.items():
         check_model(short, files, options.peer)
     progress(0.0, "memory")
     memories = {short: peak_memories(files, options.peer) for short, files in found.items()}
     progress(0.0, "loading and compiling")
     benches = [model_bench(short, files, options, memories[short]) for short, files in found.items()]
-    results = open_results(model_header(benches, options))
+    results = call.open_results(model_header(benches, options))
     try:
         if options.peer or options.torch or len(benches) == 1:
             reason = run_beside(benches, options, plan, results, progress)

@@ -12,7 +12,6 @@ ones (Linux), for busy machines.  models.py creates files of real shapes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -34,13 +33,12 @@ from ..engine.model.load import load_model
 from ..engine.options import RequestOptions
 from ..engine.serve.engine import Engine
 from ..engine.settings import Settings
-from ..engine.store import LocalModel
 from ..engine.tokenizer import Tokenizer
 from ..kernels import threads
 from . import disturbance, llama_cpp, machine
+from .invocation import Invocation
 from .results import ResultsFile
-from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
-from .show import Progress
+from .rounds import RoundResult, Subject, finish_run, warm_and_run
 
 NAME = "embed"
 MIN_COSINE = 0.999  # between two engines' vectors of a text; both round activations
@@ -181,15 +179,10 @@ def embed_subject(one: Embedder, texts: Sequence[str], n_tok: int, cpu: bool) ->
     return Subject(one.name, measure, one.pids)
 
 
-def bench_embed(
-    options: argparse.Namespace,
-    plan: Plan,
-    open_results: Callable[[dict[str, Any]], ResultsFile],
-    progress: Progress,
-    find: Callable[[str], LocalModel],
-) -> ResultsFile:
+def bench_embed(call: Invocation) -> ResultsFile:
     """Run `bench embed`.  Raises: EngineError"""
-    path = find(options.model).weights
+    options, plan, progress = call.options, call.plan, call.progress
+    path = call.find(options.model).weights
     tokenizer = load_model(path).tokenizer
     texts = random_texts(tokenizer, options.texts, options.tokens)
     n_tok = sum(len(tokenizer.encode(text)) for text in texts)
@@ -197,7 +190,9 @@ def bench_embed(
     settings |= {"seconds": "CPU" if options.cpu else "wall"}
     sides: dict[str, Any] = {"llama.cpp": llama_cpp.about(options.peer)} if options.peer else {}
     sides |= {"engine": machine.own_version(), "server": {}}
-    results = open_results({"part": "embed", "settings": settings, "contenders": sides, "machine": machine.describe()})
+    results = call.open_results(
+        {"part": "embed", "settings": settings, "contenders": sides, "machine": machine.describe()}
+    )
     n_threads, reason = options.threads or list(dict.fromkeys([1, threads.N_CORE])), ""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)

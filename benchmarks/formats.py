@@ -35,9 +35,9 @@ from ..engine.store.make.quantize import quantize_model
 from ..kernels import NUMBA, threads
 from . import machine, start
 from .decode import STEPS, Bench
+from .invocation import Invocation
 from .results import ResultsFile
-from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
-from .show import Progress
+from .rounds import RoundResult, Subject, finish_run, warm_and_run
 
 SOURCE = "source"
 PREFILL, DEPTH = 128, 0
@@ -57,19 +57,14 @@ class FormatFile:
         return os.path.getsize(self.path) / 2**20
 
 
-def bench_formats(
-    options: argparse.Namespace,
-    plan: Plan,
-    open_results: Callable[[dict[str, Any]], ResultsFile],
-    progress: Progress,
-    find: Callable[[str], LocalModel],
-) -> ResultsFile:
+def bench_formats(call: Invocation) -> ResultsFile:
     """Run `bench formats`.  Raises: EngineError"""
+    options, plan, progress = call.options, call.plan, call.progress
     names = list(dict.fromkeys(file_type_of(name.strip()) for name in options.formats.split(",") if name.strip()))
     if not names:
         raise RequestError("--formats names no format, expected for example Q8_0,Q4_K_M")
     with folder_for(options.keep) as folder:
-        source = source_file(options.model, folder, find)
+        source = source_file(options.model, folder, call.find)
         files = [FormatFile(SOURCE, source)]
         for i, name in enumerate(names):
             progress(i / len(names), f"quantizing to {name}")
@@ -83,7 +78,7 @@ def bench_formats(
         for name, distance in distances(models, chunks).items():
             sides[name] |= distance
         header = header_of_formats(options, names, source, models[SOURCE], chunks)
-        results = open_results(header | {"contenders": sides})
+        results = call.open_results(header | {"contenders": sides})
         results.say(f"distance over {chunks.size} tokens of {text_name(options)}")
         benches = {file.name: Bench(FileModel.of(file.path), None, PREFILL + STEPS, 1) for file in files}
         reason = warm_and_run(subjects_of(benches, options), [PREFILL_CELL, DECODE_CELL], plan, results, progress)

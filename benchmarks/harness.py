@@ -25,6 +25,7 @@ from .command import plan_from
 from .fake import Fake, fake_server
 from .figures import TimedAnswer, run_figures
 from .flags import build_parser
+from .invocation import Invocation
 from .results import Line, ResultsFile, Run
 from .rounds import verdicts_of
 from .show import budget_bar
@@ -137,7 +138,7 @@ def compare_fakes(fakes: dict[str, Fake], flags: Sequence[str], one_server: bool
         def open_results(header: Line) -> ResultsFile:
             return ResultsFile(None, header | {"plan": {"within": plan.within, "busy": plan.busy}})
 
-        return serve.bench_serve(options, plan, open_results, lambda share, text: None).run
+        return serve.bench_serve(Invocation(options, plan, open_results)).run
 
 
 def verdict_words(run: Run) -> list[str]:

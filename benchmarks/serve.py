@@ -24,10 +24,10 @@ from . import disturbance, machine
 from .client import new_client, send_request
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
 from .figures import TimedAnswer, run_figures
+from .invocation import Invocation
 from .load import run_load
 from .results import ResultsFile
-from .rounds import MAX_WARM_UP, STEADY, Plan, RoundResult, Subject, finish_run, run_rounds
-from .show import Progress
+from .rounds import MAX_WARM_UP, STEADY, RoundResult, Subject, finish_run, run_rounds
 from .wires import Contender, Prompted, parse_contender
 from .workload import Load, read_trace, scale_prompts
 
@@ -189,13 +189,14 @@ class ServeBench:
         return found
 
 
-def bench_serve(options: argparse.Namespace, plan: Plan, open_results: Callable, progress: Progress) -> ResultsFile:
+def bench_serve(call: Invocation) -> ResultsFile:
     """Run `bench serve`.  Raises: RequestError"""
+    options, plan, progress = call.options, call.plan, call.progress
     contenders = read_contenders(options)
     like = read_request(options)
     bench = ServeBench(contenders, read_loads(options), like, options)
     bench.prepare()
-    results: ResultsFile = open_results(header_of(bench, options))
+    results = call.open_results(header_of(bench, options))
     bench.seed = results.run.header["seed"]
     progress(0.0, "warm-up")
     warm = [bench.warm_up_server(contender) for contender in contenders]

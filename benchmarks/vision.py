@@ -11,7 +11,6 @@ timed.  On a busy machine, --cpu counts CPU seconds: fair for one thread; with s
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,15 +21,14 @@ from typing import Any
 import numpy as np
 
 from ..engine.gguf.write import write_gguf
-from ..engine.store import LocalModel
 from ..engine.vision.tower import Vision, VisionHparams, load_vision
 from ..kernels import NUMBA, threads
 from ..kernels.quants import FORMATS_BY_NAME, quantize
 from . import disturbance, llama_cpp, machine
+from .invocation import Invocation
 from .libmtmd import LibMtmd
 from .results import ResultsFile
-from .rounds import Plan, RoundResult, Subject, finish_run, warm_and_run
-from .show import Progress
+from .rounds import RoundResult, Subject, finish_run, warm_and_run
 
 
 def random_mmproj(path: Path, n_layer: int = 24, n_embd: int = 1024, n_out: int = 4096, image_size: int = 336) -> Path:
@@ -98,14 +96,9 @@ def check_vision(got: np.ndarray, expected: np.ndarray) -> None:
     assert cosine.min() > 0.999, f"rows differ from llama.cpp's: the smallest cosine is {cosine.min()}"
 
 
-def bench_vision(
-    options: argparse.Namespace,
-    plan: Plan,
-    open_results: Callable[[dict[str, Any]], ResultsFile],
-    progress: Progress,
-    find: Callable[[str], LocalModel],
-) -> ResultsFile:
+def bench_vision(call: Invocation) -> ResultsFile:
     """Run `bench vision`.  Raises: EngineError"""
+    options, plan, progress = call.options, call.plan, call.progress
     path = options.mmproj or Path(tempfile.gettempdir()) / "numllama-clip-vit-l-336-f16.gguf"
     if not path.exists() and options.mmproj is None:
         random_mmproj(path)
@@ -118,7 +111,9 @@ def bench_vision(
     settings = {"model": path.name, "threads": n_threads, "seconds": "CPU" if options.cpu else "wall"}
     sides: dict[str, Any] = {"llama.cpp": llama_cpp.about(options.peer)} if options.peer else {}
     sides |= {"numllama": machine.own_version()}
-    results = open_results({"part": "vision", "settings": settings, "contenders": sides, "machine": machine.describe()})
+    results = call.open_results(
+        {"part": "vision", "settings": settings, "contenders": sides, "machine": machine.describe()}
+    )
     results.say(f"an image: {2e-9 * multiply_adds(vision.hparams, vision):.3g} GFLOP")
     n_of = {f"{n} thread{'s' * (n > 1)}": n for n in n_threads}
 
