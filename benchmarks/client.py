@@ -2,10 +2,14 @@
 
 The clock is read when bytes arrive, before they are parsed.  Every request has a connection of its own, so that none
 fails because a server closed an idle one; its set-up counts, as it does for a first request.
+
+A server may send anything: bytes without a text, a stream without an end, values that no reader can hold.  Each is a
+failed request with one line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
 import socket
@@ -20,9 +24,12 @@ from typing import Any
 import httpx
 
 from .figures import ServerCounts, TimedAnswer
-from .wires import Contender, Prompted, error_message
+from .wires import Contender, Prompted, error_message, one_line
 
 REFUSED_STATUSES = (429, 503)
+GRACE_S = 2.0  # a stream that is still open so long after its last line has ended
+MAX_TEXTS, MAX_MORE_TEXTS = 4, 64  # texts for each token that was asked for, and in addition: some servers split tokens
+MAX_LINE = 1 << 26  # characters
 
 
 class LineSplitter:
@@ -30,14 +37,11 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-        self._rest = ""
+        self.rest = ""
 
     def push(self, data: bytes) -> Iterator[str]:
-        *lines, self._rest = (self._rest + self._decode(data)).split("\n")
+        *lines, self.rest = (self.rest + self._decode(data)).split("\n")
         yield from lines
-
-    def finish(self) -> str:
-        return self._rest
 
 
 async def answer_lines(answer: httpx.Response) -> AsyncIterator[str]:
@@ -46,8 +50,8 @@ async def answer_lines(answer: httpx.Response) -> AsyncIterator[str]:
     async for data in answer.aiter_bytes():
         for line in splitter.push(data):
             yield line.removesuffix("\r")
-    if rest := splitter.finish():
-        yield rest
+    if splitter.rest:
+        yield splitter.rest
 
 
 def new_client(contender: Contender, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -75,15 +79,17 @@ async def send_request(
     """Send one request, read its stream to the end, and return what arrived when; failures are outcomes, not errors."""
     body = json.dumps(contender.write(asked)).encode()
     answer = TimedAnswer(clock(), due, wanted=asked.n)
+    posted = http.stream("POST", contender.path(asked.kind), content=body, headers=JSON_HEADERS)
     try:
-        async with http.stream("POST", contender.path(asked.kind), content=body, headers=JSON_HEADERS) as response:
+        async with asyncio.timeout(contender.timeout_s) as limit, posted as response:
             if response.status_code != 200:
                 answer.error = f"{response.status_code} {status_text(await response.aread())}"
                 answer.outcome = "refused" if response.status_code in REFUSED_STATUSES else "failed"
             else:
-                await read_stream(response, contender, answer, clock)
-    except httpx.TimeoutException:
-        fail(answer, f"no byte for {contender.timeout_s:g} s")
+                await read_stream(response, contender, answer, clock, limit)
+    except (httpx.TimeoutException, TimeoutError):
+        if not answer.is_complete:
+            fail(answer, f"no text for {contender.timeout_s:g} s")
     except httpx.HTTPError as error:
         fail(answer, connection_text(error))
     answer.ended = answer.ended or clock()
@@ -98,51 +104,64 @@ JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 async def read_stream(
-    response: httpx.Response, contender: Contender, answer: TimedAnswer, clock: Callable[[], float]
+    response: httpx.Response,
+    contender: Contender,
+    answer: TimedAnswer,
+    clock: Callable[[], float],
+    limit: asyncio.Timeout,
 ) -> None:
-    """Read the lines of a stream into `answer`."""
-    splitter, is_complete = LineSplitter(), False
+    """Read the lines of a stream into `answer`; `limit` moves with every text, and ends soon after the last line."""
+    splitter, head, now = LineSplitter(), "", asyncio.get_running_loop().time
     async for data in response.aiter_bytes():
-        at = clock()
+        at, n_text, was_complete = clock(), len(answer.chunks), answer.is_complete
         for line in splitter.push(data):
-            is_complete |= take_line(line, at, contender, answer)
-    answer.ended = clock()
-    is_complete |= take_line(splitter.finish(), answer.ended, contender, answer)
-    if answer.outcome == "answered" and not is_complete:
-        fail(answer, "the stream ended before the answer did")
+            head = head or line.strip()
+            take_line(line, at, contender, answer)
+        if (n := len(answer.chunks)) > MAX_TEXTS * answer.wanted + MAX_MORE_TEXTS:
+            return fail(answer, f"it does not stop: {n} texts where {answer.wanted} tokens were asked for")
+        if len(splitter.rest) > MAX_LINE:
+            return fail(answer, f"a line has more than {MAX_LINE} characters")
+        if answer.is_complete and not was_complete:
+            limit.reschedule(now() + GRACE_S)
+        elif len(answer.chunks) > n_text:
+            limit.reschedule(now() + contender.timeout_s)
+    head = head or splitter.rest.strip()
+    take_line(splitter.rest, clock(), contender, answer)
+    if answer.outcome == "answered" and not answer.is_complete:
+        is_other = head and not answer.chunks and not head.startswith(("{", "data:", "event:", "id:", "retry:", ":"))
+        fail(answer, f"the answer is not JSON: {head[:60]!r}" if is_other else "the stream ended before the answer did")
 
 
-def take_line(line: str, at: float, contender: Contender, answer: TimedAnswer) -> bool:
-    """Add a line's text, counts or error to `answer`.  -> whether it shows that the answer is complete"""
+def take_line(line: str, at: float, contender: Contender, answer: TimedAnswer) -> None:
+    """Add a line's text, counts or error to `answer`, and whether it shows that the answer is complete."""
     line = line.strip()
     if line.startswith("data:"):
         line = line[5:].strip()
-    elif line and not line.startswith("{"):
-        return False  # a comment, or another field of a server-sent event
+    elif not line.startswith("{"):
+        return  # a comment, or another field of a server-sent event
+    answer.ended = at if line else answer.ended
     if line == "[DONE]":
-        return True
-    if not line:
-        return False
+        answer.is_complete = True
+    if line in ("", "[DONE]"):
+        return
     try:
         value: Any = json.loads(line)
-    except ValueError:
-        fail(answer, f"a line is not JSON: {line[:60]!r}")
-        return False
+    except (ValueError, RecursionError):
+        return fail(answer, f"a line is not JSON: {line[:60]!r}")
     try:
         part = contender.wire.parse(value)
-    except (AttributeError, TypeError, KeyError, ValueError):
-        fail(answer, f"a line has an unexpected form: {line[:60]!r}")
-        return False
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+        return fail(answer, f"a line has an unexpected form: {line[:60]!r}")
     if part.error:
         fail(answer, part.error)
     if part.text:
-        answer.chunks.append((at, part.text, part.n_token))
+        answer.chunks.append((at, part.text.encode(errors="replace").decode(), part.n_token))  # half a surrogate pair
     elif part.n_token and answer.chunks:  # tokens without text belong to the chunk before
         before, text, n = answer.chunks[-1]
         answer.chunks[-1] = before, text, (n or 0) + part.n_token
     if part.counts:
         answer.counts = merge_counts(answer.counts, part.counts)
-    return part.is_last or bool(part.counts and part.counts.reason) or value.get("object") == "list"
+    answer.is_complete |= part.is_last or bool(part.counts and part.counts.reason) or value.get("object") == "list"
 
 
 def merge_counts(before: ServerCounts, after: ServerCounts) -> ServerCounts:
@@ -158,11 +177,11 @@ def fail(answer: TimedAnswer, error: str) -> None:
 def status_text(body: bytes) -> str:
     """Return the message in the body of an error response."""
     text = body.decode(errors="replace")
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
         if isinstance(value, dict):
             return error_message(value.get("error") or value.get("message") or value.get("detail") or value)
-    return " ".join(text.split())[:200]
+    return one_line(text)
 
 
 def connection_text(error: httpx.HTTPError) -> str:

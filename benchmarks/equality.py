@@ -20,7 +20,7 @@ import numpy as np
 from ..engine.errors import RequestError
 from .client import new_client, send_request
 from .figures import TimedAnswer
-from .wires import Contender, Prompted, whole
+from .wires import Contender, Prompted, one_line, whole
 from .workload import draw_words
 
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
@@ -28,6 +28,7 @@ MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a
 UNCOUNTED = "and nothing else counts them"
 MIN_TOLD = 0.8  # of the stream's time; what is less is not decode, or a wrong clock
 HOLD = 5.0  # times the usual gap; a blank first text that is followed by so long a gap is suspect
+TOLD_S = 20.0  # longest wait for what a server tells about itself
 CountTokens = Callable[[str], int]
 
 
@@ -136,8 +137,9 @@ async def told(http: httpx.AsyncClient, contender: Contender, path: str, body: A
     """Return the JSON at a path of the server, or None."""
     parts = urlsplit(contender.url)
     url = urlunsplit((parts.scheme, parts.netloc, parts.path.removesuffix("/v1") + path, "", ""))
-    with suppress(httpx.HTTPError, ValueError):
-        answer = await (http.get(url) if body is None else http.post(url, json=body))
+    with suppress(httpx.HTTPError, ValueError, RecursionError, TimeoutError):
+        async with asyncio.timeout(TOLD_S):
+            answer = await (http.get(url) if body is None else http.post(url, json=body))
         if answer.status_code == 200:
             return answer.json()
     return None
@@ -145,30 +147,33 @@ async def told(http: httpx.AsyncClient, contender: Contender, path: str, body: A
 
 async def told_context(http: httpx.AsyncClient, contender: Contender) -> int | None:
     """Return the context size in tokens, as Ollama, llama-server or vLLM tell it; None if it is not told."""
-    loaded = await told(http, contender, "/api/ps")
-    if isinstance(loaded, dict):
-        for model in loaded.get("models") or ():
-            if contender.model in (model.get("name"), model.get("model"), str(model.get("name")).split(":")[0]):
-                return whole(model.get("context_length"))
+    for model in entries(await told(http, contender, "/api/ps"), "models"):
+        if contender.model in (model.get("name"), model.get("model"), str(model.get("name")).split(":")[0]):
+            return whole(model.get("context_length"))
     props = await told(http, contender, "/props")
     if isinstance(props, dict) and isinstance(settings := props.get("default_generation_settings"), dict):
         return whole(settings.get("n_ctx"))
-    listed = await told(http, contender, "/v1/models")
-    for model in (listed.get("data") or ()) if isinstance(listed, dict) else ():
+    for model in entries(await told(http, contender, "/v1/models"), "data"):
         if model.get("id") == contender.model and whole(model.get("max_model_len")):
             return whole(model["max_model_len"])
     return None
+
+
+def entries(found: Any, key: str) -> list[dict[str, Any]]:
+    """Return the objects in a list of an answer; [] if it has another form."""
+    listed = found.get(key) if isinstance(found, dict) else None
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 async def told_version(http: httpx.AsyncClient, contender: Contender) -> str:
     """Return what the server says it is."""
     props = await told(http, contender, "/props")
     if isinstance(props, dict) and props.get("build_info"):
-        return f"llama.cpp {props['build_info']}"
+        return one_line(f"llama.cpp {props['build_info']}")
     for path in ("/api/version", "/version"):
         version = await told(http, contender, path)
         if isinstance(version, dict) and version.get("version"):
-            return f"{version['version']} at {path}"
+            return one_line(f"{version['version']} at {path}")
     return ""
 
 

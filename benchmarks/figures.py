@@ -99,6 +99,8 @@ class TimedAnswer:
     due       when an open loop should have sent it
     chunks    (seconds, text, tokens in it if known)
     carried   tokens that the stream carried, counted by the client; None if it cannot count them
+
+    is_complete   whether the stream had its last line
     """
 
     sent: float
@@ -111,6 +113,7 @@ class TimedAnswer:
     wanted: int = 0
     prompt: int = 0
     carried: int | None = None
+    is_complete: bool = False
 
     @property
     def text(self) -> str:

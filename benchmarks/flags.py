@@ -243,7 +243,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]HEADER",
         help="a header for a server, or for all: 'X-Name: value'",
     )
-    parser.add_argument("--timeout", type=duration, default=600.0, metavar="TIME", help="longest wait for a byte (10m)")
+    parser.add_argument("--timeout", type=duration, default=600.0, metavar="TIME", help="longest wait for a text (10m)")
     parser.add_argument(
         "--tokenizer", metavar="FILE.gguf", help="count answers here, for servers whose counts are missing or wrong"
     )

@@ -165,7 +165,7 @@ def ollama_body(model: str, asked: Prompted) -> dict[str, Any]:
 
 def ollama_part(line: dict[str, Any]) -> StreamPart:
     """Read a line of an answer of Ollama's API."""
-    if "error" in line:
+    if line.get("error"):
         return StreamPart(error=error_message(line["error"]))
     message = line.get("message") or {}
     text = (line.get("response") or "") + (line.get("thinking") or "")
@@ -220,7 +220,7 @@ def openai_part(line: dict[str, Any]) -> StreamPart:
         return StreamPart("vector", 1, ServerCounts(whole((line.get("usage") or {}).get("prompt_tokens")), 0))
     text, n_token, reason = "", None, ""
     for choice in line.get("choices") or ():
-        delta = choice.get("delta") or {}
+        delta = choice.get("delta") or choice.get("message") or {}
         text += (choice.get("text") or "") + (delta.get("content") or "")
         text += delta.get("reasoning_content") or delta.get("reasoning") or ""
         for call in delta.get("tool_calls") or ():
@@ -262,7 +262,7 @@ def llama_body(model: str, asked: Prompted) -> dict[str, Any]:
 
 def llama_part(line: dict[str, Any]) -> StreamPart:
     """Read an event of an answer of llama-server."""
-    if "error" in line:
+    if line.get("error"):
         return StreamPart(error=error_message(line["error"]))
     tokens = line.get("tokens")
     n_token = len(tokens) if isinstance(tokens, list) and tokens else None
@@ -284,18 +284,25 @@ def llama_part(line: dict[str, Any]) -> StreamPart:
 # --- values
 
 
+MAX_COUNT, MAX_SECONDS = 1 << 40, 1e9  # more is no count of tokens, and no time of a request
+
+
 def whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT else None
 
 
 def seconds_of(value: Any, unit: float) -> float | None:
-    return value / unit if isinstance(value, int | float) and value > 0 else None
+    return value / unit if isinstance(value, int | float) and 0 < value < MAX_SECONDS * unit else None
 
 
 def error_message(error: Any) -> str:
     """Return the message of an error object of any wire, as one line."""
-    found = error.get("message") or error if isinstance(error, dict) else error
-    return " ".join(str(found).split())[:200]
+    return one_line(str(error.get("message") or error if isinstance(error, dict) else error))
+
+
+def one_line(text: str) -> str:
+    """Return a server's text as one line for a terminal: without control characters, and not too long."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:200]
 
 
 WIRES = {

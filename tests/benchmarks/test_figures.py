@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import count
 
+import httpx
 import pytest
 
 from numllama.benchmarks.client import new_client, send_request
@@ -97,12 +99,78 @@ def test_failures_are_outcomes(wire):
         (b'{"message": 3, "choices": 4}\n', "a line has an unexpected form"),
         (b'{"response": "half an answer", "done": false}\n', "the stream ended before the answer did"),
         (b"", "the stream ended before the answer did"),
+        (b"<!doctype html>\n<p>Welcome\n", "the answer is not JSON: '<!doctype html>'"),
+        (b"[" * 99_999 + b"\n{" + b'"a":[' * 99_999 + b"\n", "a line is not JSON"),
+        (b'{"error": "\\u001b[2Jno\\nsuch model"}\n', "\x20[2Jno such model"),
     ],
 )
 def test_a_stream_that_is_not_an_answer_has_failed(monkeypatch, sent, error):
     monkeypatch.setattr(Fake, "script", lambda *_: [(0.1, sent)])
     (answer,) = ask(Fake("ollama"))
     assert answer.outcome == "failed" and error in answer.error
+
+
+def test_values_that_nothing_can_hold_count_as_not_told(monkeypatch):
+    """Half a surrogate pair, a count and a duration of 400 digits, infinity; and an error that is null."""
+    text = b'{"response": "\\ud800", "done": false, "error": null}\n'
+    last = (
+        b'{"done": true, "done_reason": "length", "eval_count": %s, "eval_duration": %s, "prompt_eval_duration": %s}\n'
+    )
+    monkeypatch.setattr(Fake, "script", lambda *_: [(0.1, text), (0.2, last % (b"9" * 400, b"9" * 400, b"Infinity"))])
+    (answer,) = ask(Fake("ollama"))
+    assert (answer.outcome, answer.text, answer.counts) == ("answered", "?", ServerCounts(reason="length"))
+    run_figures([answer])
+
+
+def test_an_answer_that_is_not_streamed_is_one_chunk(monkeypatch):
+    whole = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}'
+    monkeypatch.setattr(Fake, "script", lambda *_: [(0.1, whole)])
+    (answer,) = ask(Fake("openai"), "chat")
+    assert (answer.outcome, answer.text, answer.n) == ("answered", "hi", 1)
+
+
+def test_an_answer_without_an_end_is_cut_off(monkeypatch):
+    monkeypatch.setattr(Fake, "script", lambda *_: ((i, b'{"response": "w"}\n') for i in count()))
+    (answer,) = ask(Fake("ollama"))
+    assert (answer.outcome, answer.error) == ("failed", f"it does not stop: 229 texts where {N} tokens were asked for")
+
+
+class Slow(httpx.AsyncBaseTransport):
+    """A server that sends lines, and then another line again and again."""
+
+    def __init__(self, lines, again):
+        self.lines, self.again = lines, again
+
+    async def handle_async_request(self, request):
+        return httpx.Response(200, content=self.stream())
+
+    async def stream(self):
+        for line in self.lines:
+            yield line
+        while True:
+            await asyncio.sleep(0.01)
+            yield self.again
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome", "error"),
+    [
+        ([], "failed", "no text for 0.1 s"),
+        ([b'{"response": "w"}\n'], "failed", "no text for 0.1 s"),
+        ([b'{"response": "w"}\n', b'{"done": true}\n'], "answered", ""),
+    ],
+    ids=["from the start", "after a text", "after the end"],
+)
+def test_bytes_that_keep_a_connection_alive_are_no_answer(monkeypatch, lines, outcome, error):
+    monkeypatch.setattr("numllama.benchmarks.client.GRACE_S", 0.1)
+    contender = parse_contender("a=ollama+http://fake#m", {}, 0.1)
+
+    async def send():
+        async with new_client(contender, Slow(lines, b": ping\n")) as http:
+            return await send_request(http, contender, Prompted("x", 3))
+
+    answer = asyncio.run(asyncio.wait_for(send(), 30))
+    assert (answer.outcome, answer.error) == (outcome, error)
 
 
 def test_worked_example_of_goodput_and_throughput():
