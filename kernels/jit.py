@@ -14,8 +14,10 @@ to another kernel, is ignored and replaced; what cannot be saved stays in this p
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
+import mmap
 import os
 import pickle
 import platform
@@ -30,11 +32,14 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
+from llvmlite.utils import get_library_name
 from numba import types
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.compiler import Compiler
+from numba.core.runtime._nrt_python import c_helpers
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic, overload
 
@@ -188,17 +193,23 @@ class KernelCache(FunctionCache):
         self.enable()
 
     def load_overload(self, sig, target_context):
+        """Load machine code.  What compiling needs is not loaded: half a second and 40 MiB."""
         try:
-            return super().load_overload(sig, target_context)
+            prepare_to_run()
+            return self._load_overload(sig, target_context)
         except Exception as error:
             warn_once(f"damaged machine code in {self._folder} is compiled again", error)
             return None
+        finally:
+            release_llvm()
 
     def save_overload(self, sig, data):
         try:
             super().save_overload(sig, data)
         except Exception as error:
             warn_once(f"machine code cannot be saved in {self._folder}", error)
+        finally:
+            release_llvm()
 
 
 class KernelCode(CompileResultCacheImpl):
@@ -211,6 +222,50 @@ class KernelCode(CompileResultCacheImpl):
 
     def ensure_cache_path(self) -> None:
         self.folder.mkdir(exist_ok=True)
+
+    def reduce(self, compiled):
+        """Leave out what only other kernels would link, LLVM's form of the code, and Numba's notes on its types."""
+        (name, kind, (code, _)), *rest = super().reduce(compiled)
+        rest[TYPE_NOTES] = ""
+        return (name, kind, (code, llvm.parse_assembly("").as_bitcode())), *rest
+
+    def rebuild(self, target_context, payload):
+        names = {payload[1].llvm_func_name, payload[1].llvm_cpython_wrapper_name}
+        target_context.codegen()._engine._defined_symbols |= names  # Numba would read them from LLVM's form
+        return super().rebuild(target_context, payload)
+
+
+TYPE_NOTES = 5  # in what CompileResult._reduce returns after the code
+
+
+@cache
+def prepare_to_run() -> None:
+    """Let machine code find the functions that it calls, as Numba does before it compiles."""
+    for name, address in c_helpers.items():
+        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
+def release_llvm() -> None:
+    """Give LLVM's code and constants back to the system, 30 to 70 MiB: what is used again is read from its file."""
+    for start, end in llvm_pages():
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+@cache
+def llvm_pages() -> list[tuple[int, int]]:
+    """Return the parts of memory, from .. to, in which LLVM's library is as in its file and cannot change (Linux)."""
+    parts, maps = [], Path("/proc/self/smaps")
+    for part in re.split("(?m)^(?=[0-9a-f]+-)", maps.read_text())[1:] if maps.exists() else []:
+        first_line, _, sizes = part.partition("\n")
+        addresses, rights, *_, path = first_line.split()
+        if (
+            path.endswith("/" + get_library_name())
+            and "w" not in rights
+            and re.search("^Anonymous: +0 kB", sizes, re.M)
+        ):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            parts.append((start, end))
+    return parts
 
 
 _warned: set[str] = set()

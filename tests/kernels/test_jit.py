@@ -88,6 +88,41 @@ def test_a_second_process_finds_the_machine_code_of_the_first(compiled, cache):
     assert run(compiled, XDG_CACHE_HOME=str(cache), NUMBA_CACHE_DIR=str(cache)) == ["10.0", "1", "True"]
 
 
+def test_loading_machine_code_loads_no_compiler_and_leaves_no_page_of_llvm(compiled, cache):
+    """Numba's implementations of operations take 40 MiB, LLVM's pages 30 to 70."""
+    program = (
+        PROGRAM
+        + """
+from pathlib import Path
+def resident(text, size=0):
+    for line in text.splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            counted = "libllvmlite" in line and " r-xp " in line
+        elif first == "Rss:" and counted:
+            size += int(line.split()[1])
+    return size
+smaps = Path("/proc/self/smaps")
+print("numba.np.linalg" in sys.modules, resident(smaps.read_text()) if smaps.exists() else 0)
+"""
+    )
+    *_, hits, _, compiler, resident = run(compiled, program, NUMBA_CACHE_DIR=str(cache))
+    assert (hits, compiler) == ("1", "False") and int(resident) < 10_000  # KiB; the code has 80,000
+
+
+def test_a_kernel_that_calls_loaded_machine_code_compiles(compiled, cache):
+    program = (
+        PROGRAM
+        + """
+@kernel
+def twice(x):
+    return 2 * total(x)
+print(twice(np.arange(5.0)), twice.py_func(np.arange(5.0)))
+"""
+    )
+    assert run(compiled, program, NUMBA_CACHE_DIR=str(cache)) == ["10.0", "1", "True", "20.0", "20.0"]
+
+
 def test_inner_functions_have_no_machine_code_of_their_own(tmp_path):
     """Calls by name would find it: kernels were forty times slower in the process that compiled them."""
     program = """
