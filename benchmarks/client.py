@@ -74,10 +74,10 @@ async def send_request(
     asked: Prompted,
     *,
     due: float = 0.0,
-    clock: Callable[[], float] = perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> TimedAnswer:
     """Send one request, read its stream to the end, and return what arrived when; failures are outcomes, not errors."""
-    body = json.dumps(contender.write(asked)).encode()
+    body, clock = json.dumps(contender.write(asked)).encode(), clock or perf_counter
     answer = TimedAnswer(clock(), due, wanted=asked.n)
     posted = http.stream("POST", contender.path(asked.kind), content=body, headers=JSON_HEADERS)
     try:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..engine.errors import RequestError
 from .client import new_client, send_request
+from .doubts import Doubt, clock_doubts, stream_doubts
 from .figures import TimedAnswer
 from .wires import Contender, Prompted, one_line, whole
 from .workload import draw_words
@@ -26,8 +27,7 @@ from .workload import draw_words
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
 MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a template
 UNCOUNTED = "and nothing else counts them"
-MIN_TOLD = 0.8  # of the stream's time; what is less is not decode, or a wrong clock
-HOLD = 5.0  # times the usual gap; a blank first text that is followed by so long a gap is suspect
+SHRINKS = 0.7  # of the chunks, and of the text, that a token had in the check
 TOLD_S = 20.0  # longest wait for what a server tells about itself
 CountTokens = Callable[[str], int]
 
@@ -51,10 +51,42 @@ class Examined:
     exact: bool = False
     version: str = ""
     notes: list[str] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.contender.name
+
+    @property
+    def splits(self) -> bool:
+        """Whether it was found to send a token in several chunks."""
+        first = self.answers[0]
+        return bool(self.counted and first.carried and first.carried < len(first.chunks))
+
+    def count_again(self, a: TimedAnswer, count: CountTokens | None) -> None:
+        """Count the tokens of a timed answer as the check did, where the server's own count is missing or was wrong."""
+        first = self.answers[0]
+        told = first.counts.answer
+        if a.carried is not None or not (a.chunks and self.counted and first.carried):
+            return
+        if told is None or off(told, first.carried, self):
+            n = count(a.text) if count else round(first.carried * len(a.chunks) / len(first.chunks))
+            a.carried = a.wanted if is_about(n, a.wanted) else n
+
+    def stream_shrinks(self, answers: Sequence[TimedAnswer]) -> str:
+        """Return a line if timed answers have fewer chunks and less text for a token than in the check; else ""."""
+
+        def rates(found: Sequence[TimedAnswer]) -> tuple[float, float]:
+            told = max(1, sum(a.counts.answer or 0 for a in found))
+            return sum(len(a.chunks) for a in found) / told, sum(len(a.text.encode()) for a in found) / told
+
+        if not answers or not all(a.counts.answer for a in (*answers, *self.answers)):
+            return ""
+        now, before = rates(answers), rates(self.answers)
+        if now[0] >= SHRINKS * before[0] or now[1] >= SHRINKS * before[1]:
+            return ""
+        n, told = sum(len(a.chunks) for a in answers), sum(a.counts.answer or 0 for a in answers)
+        return f"{self.name} tells {told} tokens, its stream carried {n} chunks, and less text than in the check"
 
 
 def check_prompts(n_word: int, seed: int) -> list[str]:
@@ -88,6 +120,7 @@ async def examine(
         asked = replace(like, forced=found.forced)
         found.answers = [answer, await require_answer(http, contender, replace(asked, prompt=prompts[1]))]
         await count_carried(http, contender, found, replace(asked, prompt=prompts[0]), prompts, count)
+        found.doubts = clock_doubts(found.name, found.answers) + stream_doubts(found.name, found.answers[0])
         found.n_ctx = await told_context(http, contender)
         found.version = await told_version(http, contender)
         if like.kind == "completion":
@@ -222,11 +255,19 @@ def answer_differences(one: Examined, like: Prompted) -> list[str]:
     told, chunks = first.counts.answer, len(first.chunks)
     if told is None and first.carried is None:
         return [f"{one.name} does not tell how many tokens it generated; --tokenizer FILE.gguf counts them here"]
+    if told is None and not one.exact:
+        if is_about(first.carried or 0, like.n):
+            return []
+        return [f"{one.name} answered {first.carried} of {like.n} tokens, by the count of --tokenizer"]
     n = first.carried if told is None else told
     if told is not None and one.counted and first.carried is not None and off(told, first.carried, one):
         return [f"{one.name} tells {told} tokens, its stream carried {first.carried}: its count is wrong"]
     if told is not None and not one.counted and told < chunks:
-        return [f"{one.name} tells {told} tokens, its stream carried {chunks} chunks: its count is wrong"]
+        why = "its count is wrong, or it splits tokens; --tokenizer FILE.gguf counts them"
+        return [f"{one.name} tells {told} tokens, its stream carried {chunks} chunks: {why}"]
+    if n is not None and n > like.n:
+        carried = "" if n == chunks else f", in {chunks} chunks"
+        return [f"{one.name} tells {n} tokens{carried}, where {like.n} were asked for: it does not obey the limit"]
     if n != like.n:
         by = {"ignore_eos": "although ignore_eos is set", "logit_bias": "although its end tokens are banned"}
         why = by.get(one.forced, "it ended its answer")
@@ -248,9 +289,14 @@ def off(told: int, carried: int, one: Examined) -> bool:
     """
     first = one.answers[0]
     if not one.exact:
-        return abs(told - carried) > max(2, 0.1 * carried)
+        return not is_about(carried, told)
     hidden = int(first.counts.reason in ("stop", "eos")) + parts_of_characters(first.text)
     return not carried <= told <= carried + hidden
+
+
+def is_about(counted: int, told: int) -> bool:
+    """Return whether a text that was tokenized again may have had `told` tokens."""
+    return abs(told - counted) <= max(2, 0.1 * told)
 
 
 def parts_of_characters(text: str) -> int:
@@ -293,44 +339,11 @@ def remarks(found: Sequence[Examined]) -> list[str]:
         if first.counts.answer and first.chunks and first.counts.answer != len(first.chunks) and first.text != "vector":
             counted = f", {first.carried} tokens by the client's count" if one.counted else ""
             lines.append(f"{one.name} tells {first.counts.answer} tokens in {len(first.chunks)} chunks{counted}")
-        lines += [*clock_remarks(one), *stream_remarks(one), *dict.fromkeys(one.notes)]
+        lines += [*(doubt.text for doubt in one.doubts), *dict.fromkeys(one.notes)]
     silent = [one.name for one in found if one.n_ctx is None and one.answers[0].text != "vector"]
     if silent:
         lines.append(f"context size not told by {', '.join(silent)}")
     return lines
-
-
-def clock_remarks(one: Examined) -> list[str]:
-    """Return a line if the server's durations contradict the client's clock in every answer."""
-    lines = [clock_contradiction(one.name, answer) for answer in one.answers if answer.chunks]
-    return lines[:1] if lines and all(lines) else []
-
-
-def clock_contradiction(name: str, a: TimedAnswer) -> str:
-    """Return how a server's durations contradict the client's clock; "" if they do not."""
-    told = (a.counts.prefill_s or 0) + (a.counts.decode_s or 0)
-    if told > 1.05 * a.e2e + 0.002:
-        return f"{name} tells {told:.3g} s of work in an answer that took {a.e2e:.3g} s: its clock is wrong"
-    spent = a.chunks[-1][0] - a.chunks[0][0]
-    if a.counts.decode_s and spent > 0.1 and a.counts.decode_s < MIN_TOLD * spent:
-        ms = [1e3 * x for x in (a.counts.decode_s, spent)]
-        return f"{name} tells {ms[0]:.0f} ms of decode where its stream took {ms[1]:.0f} ms: believe the client's"
-    return ""
-
-
-def stream_remarks(one: Examined) -> list[str]:
-    """Return a line if the stream shows no time per token, or begins with a text that may hide the real first token."""
-    a = one.answers[0]
-    if a.text == "vector" or a.n < 4:
-        return []
-    if a.tpot is None:
-        return [
-            f"{one.name} sends its answer in one piece: it has no time per token, and its ttft is that of the whole"
-        ]
-    gaps = np.diff([at for at, _, _ in a.chunks])
-    if not a.chunks[0][1].strip() and gaps[0] > HOLD * max(float(np.median(gaps)), 1e-4):
-        return [f"the first text of {one.name} is blank, {1e3 * gaps[0]:.0f} ms before the next: not a token?"]
-    return []
 
 
 def outputs_line(base: Examined, other: Examined) -> str:

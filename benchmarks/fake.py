@@ -3,32 +3,37 @@
     python -m numllama.benchmarks.fake '{"wire": "openai", "first": 0.1, "step": 0.02}'      prints its port
 
 A fake answers with n tokens at first, first + step, first + 2 step, ... seconds after the request, and can misbehave:
-send coarse chunks, hold chunks back and send them in bursts, count wrongly, tell wrong durations, refuse, or break
-off.
+send coarse chunks, hold chunks back and send them in bursts, count wrongly, tell wrong durations, refuse, break off,
+send a text before its first token, or work less where it is not watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
+from zlib import crc32
 
 import httpx
 import numpy as np
 
 from .wires import WIRES
+from .workload import WORDS
 
 TimedBytes = tuple[float, bytes]
 """Bytes and when they are sent, in seconds after the request."""
 HEAD = "HTTP/1.1 {} X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 PATHS = {path for wire in WIRES.values() for path in wire.paths.values()}
+WORD_SET = {*WORDS, "one", "two", "three", "four", "hello"}
 SPIN_S = 0.002  # the event loop's timers are this late at most; the rest is waited for in a loop
 
 
@@ -47,6 +52,15 @@ class Fake:
     breaks_at       the connection breaks after this token; 0: never
     jitter          standard deviation of a request's speed, as a share
     tells           whether it tells counts at all
+    early           when it sends `early_text` in place of its first token; 0: never
+    splits          chunks of a token
+    is_held         whether everything is sent with the last token, 0.1 ms apart
+    is_canned       whether its answer is the same to every prompt
+    overshoots      tokens more than asked for
+    remembers       whether a prompt that it has seen takes a tenth of `first`, and is not told as cached
+    on_prose        its time where a prompt has other words than those of a benchmark, as a multiple
+    after           requests after which it is `later` times as slow, and its streams carry the share `carries`
+    empty_every     every so many answers have no text, `after` those; 0: none
     """
 
     wire: str = "ollama"
@@ -65,19 +79,53 @@ class Fake:
     seed: int = 0
     tells: bool = True
     words: str = "w"
+    early: float = 0.0
+    early_text: str = " "
+    splits: int = 1
+    is_held: bool = False
+    is_canned: bool = False
+    overshoots: int = 0
+    remembers: bool = False
+    on_prose: float = 1.0
+    after: int = 1 << 30
+    later: float = 1.0
+    carries: float = 1.0
+    empty_every: int = 0
+
+    def for_request(self, number: int, prompt: str, seen: set[str]) -> Fake:
+        """Return the behaviour towards a request, which is the `number`th; `seen` holds the prompts before it."""
+        known = self.remembers and prompt in seen
+        seen.add(prompt)
+        slow = (self.later if number > self.after else 1.0) * (
+            1.0 if set(prompt.split()) <= WORD_SET else self.on_prose
+        )
+        first = self.first * slow * (0.1 if known else 1.0)
+        more = {} if number > self.after else {"carries": 1.0}
+        return replace(self, first=first, step=self.step * slow, **more)
 
     def token_times(self, n: int, speed: float = 1.0) -> list[float]:
         return [speed * (self.first + i * self.step) for i in range(n)]
 
     def script(self, path: str, body: dict[str, Any], speed: float = 1.0) -> list[TimedBytes]:
         """Return the lines of the answer to a request, each with its time."""
-        n = wanted_tokens(body)
+        n = wanted_tokens(body) + self.overshoots
         n = min(n, self.stops_at) if self.stops_at else n
         times = self.token_times(n, speed)
+        mark = 0 if self.is_canned else crc32(prompt_of(body).encode()) % 1000
         lines: list[TimedBytes] = []
-        for i in range(0, n, self.per_chunk):
+        for i in range(0, math.ceil(n * self.carries), self.per_chunk):
             part = range(i, min(i + self.per_chunk, n))
-            lines.append((times[part[-1]], self.line(path, [f" {self.words}{t}" for t in part], body)))
+            words = [f" {self.words}{t}-{mark}" for t in part]
+            if self.splits > 1:  # a token's text in pieces of about the same length
+                cuts = np.linspace(0, len(words[0]), self.splits + 1).astype(int)
+                words = [words[0][a:b] for a, b in pairwise(cuts)]
+                lines += [(times[part[-1]] + 1e-4 * k, self.line(path, [word], body)) for k, word in enumerate(words)]
+            else:
+                lines.append((times[part[-1]], self.line(path, words, body)))
+        if self.is_held:
+            lines = [(times[-1] + 1e-4 * k, data) for k, (_, data) in enumerate(lines)]
+        if self.early:
+            lines[0] = self.early, self.line(path, [self.early_text], body)
         if self.breaks_at:
             return lines[: self.breaks_at]
         if self.burst > 1:
@@ -133,8 +181,11 @@ class Fake:
         yield b"data: [DONE]\n\n"
 
     def prompt_tokens(self, body: dict[str, Any]) -> int:
-        prompt = body.get("prompt") or " ".join(str(m.get("content")) for m in body.get("messages") or ())
-        return self.template + len(str(prompt).split())
+        return self.template + len(prompt_of(body).split())
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    return str(body.get("prompt") or " ".join(str(m.get("content")) for m in body.get("messages") or ()))
 
 
 def wanted_tokens(body: dict[str, Any]) -> int:
@@ -164,22 +215,40 @@ class FakeClock:
         return self.now
 
 
+class Replies:
+    """A fake's answers to its requests, in order: how many it had, and which prompts."""
+
+    def __init__(self, fake: Fake):
+        self.fake, self.n, self.seen = fake, 0, set[str]()
+
+    def take(self, path: str, body: dict[str, Any], speed: float = 1.0) -> Sequence[TimedBytes] | None:
+        """Return the lines of the answer to the next request, each with its time; None if it is refused."""
+        self.n += 1
+        if self.fake.refuse_every and self.n % self.fake.refuse_every == 0:
+            return None
+        lines = self.fake.for_request(self.n, prompt_of(body), self.seen).script(path, body, speed)
+        if self.fake.empty_every and self.n > self.fake.after and self.n % self.fake.empty_every == 0:
+            return lines[-3:] if self.fake.wire == "openai" else lines[-1:]
+        return lines
+
+
 class FakeTransport(httpx.AsyncBaseTransport):
     """A fake in place of the network: its clock is exact, so the figures must be too."""
 
     def __init__(self, fake: Fake, clock: FakeClock):
-        self.fake, self.clock, self.bodies = fake, clock, list[dict[str, Any]]()
+        self.fake, self.clock, self.replies = fake, clock, Replies(fake)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        body = json.loads(await request.aread())
-        self.bodies.append(body)
-        if self.fake.refuse_every and len(self.bodies) % self.fake.refuse_every == 0:
+        if request.url.path not in PATHS:
+            return httpx.Response(404)
+        lines = self.replies.take(request.url.path, json.loads(await request.aread()))
+        if lines is None:
             return httpx.Response(503, json={"error": "busy"})
-        return httpx.Response(200, content=self.stream(request.url.path, body))
+        return httpx.Response(200, content=self.stream(lines))
 
-    async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def stream(self, lines: Iterable[TimedBytes]) -> AsyncIterator[bytes]:
         began = self.clock.now
-        for at, data in self.fake.script(path, body):
+        for at, data in lines:
             self.clock.now = began + at
             yield data
         if self.fake.breaks_at:
@@ -193,7 +262,7 @@ class FakeListener:
     """A fake on a socket.  GET /sent returns when it sent the lines of each answer, in seconds after the request."""
 
     def __init__(self, fake: Fake):
-        self.fake, self.n, self.rng = fake, 0, np.random.default_rng(fake.seed)
+        self.fake, self.replies, self.rng = fake, Replies(fake), np.random.default_rng(fake.seed)
         self.sent: list[list[float]] = []
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,19 +277,18 @@ class FakeListener:
         _, path, _ = head.split(" ", 2)
         if path not in PATHS:
             length = 0
-        self.n += bool(length)
-        is_refused = bool(length and self.fake.refuse_every and self.n % self.fake.refuse_every == 0)
-        is_known = length or path == "/sent"
+        speed = float(np.exp(self.fake.jitter * self.rng.standard_normal()))
+        lines = self.replies.take(path, body, speed) if length else []
+        is_refused, is_known = lines is None, length or path == "/sent"
         writer.write(HEAD.format(503 if is_refused else 200 if is_known else 404).encode())
         if path == "/sent":
             data = json.dumps(self.sent).encode()
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))
         if is_refused:
             writer.write(b'10\r\n{"error":"busy"}\r\n')
-        if length and not is_refused:
-            speed = float(np.exp(self.fake.jitter * self.rng.standard_normal()))
+        if length and lines is not None:
             self.sent.append([])
-            for at, data in self.fake.script(path, body, speed):
+            for at, data in lines:
                 await sleep_until(began + at)
                 self.sent[-1].append(perf_counter() - began)
                 writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -155,8 +155,11 @@ class TimedAnswer:
 
     @property
     def gaps(self) -> list[float]:
-        """One gap for each token after the first; tokens that came with others are 0 later."""
-        if len(self.chunks) < 2:
+        """One gap for each token after the first; tokens that came with others are 0 later.
+
+        With more chunks than tokens, it is unknown which of them ended a token: there are no gaps then.
+        """
+        if not 1 < len(self.chunks) <= self.n:
             return []
         times = [at for at, _, _ in self.chunks]
         between = np.diff(times).tolist()

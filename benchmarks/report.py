@@ -131,7 +131,7 @@ def formats_table(run: Run, verdicts: Sequence[FigureVerdict], plan: Plan) -> Na
 
 
 def medians(run: Run, cell: str, plan: Plan) -> dict[str, dict[str, float]]:
-    """Return each contender's median of each figure, over undisturbed rounds if there are any."""
+    """Return each contender's median of each figure, over undisturbed rounds if there are any; the sum of failures."""
     lines = [line for line in run.rounds if line["cell"] == cell]
     marked = set() if plan.busy else {line["round"] for line in lines if line["disturbed"]}
     kept = [line for line in lines if line["round"] not in marked] or lines
@@ -141,7 +141,7 @@ def medians(run: Run, cell: str, plan: Plan) -> dict[str, dict[str, float]]:
         for key in dict.fromkeys(key for figures in mine for key in figures):
             numbers = [f[key] for f in mine if isinstance(f.get(key), int | float)]
             if numbers:
-                found[name][key] = float(np.median(numbers))
+                found[name][key] = float(sum(numbers) if key in ("refused", "failed") else np.median(numbers))
     return found
 
 
@@ -192,12 +192,25 @@ def cell_remarks(run: Run, cell: str, verdicts: Sequence[FigureVerdict]) -> list
         if v.judgement.word == CANNOT_TELL and v.judgement.note:
             notes.setdefault(v.judgement.note, []).append(figure_label(FIGURES[v.figure]).split(",")[0])
     lines += [f"cannot tell: {', '.join(dict.fromkeys(figures))}: {note}" for note, figures in notes.items()]
+    lines += failure_lines(run, cell)
     reasons = [r for line in run.rounds if line["cell"] == cell for r in line["disturbed"]]
     if reasons:
         lines.append(f"disturbed: {len(reasons)} times, for example: {reasons[-1]}")
     hashes = output_hashes(run, cell)
     if hashes:
         lines.append(hashes)
+    return lines
+
+
+def failure_lines(run: Run, cell: str) -> list[str]:
+    """Return for each contender how many of its requests failed, in all rounds, and why the last one did."""
+    lines = []
+    for name in run.contenders:
+        mine = [line for line in run.rounds if (line["cell"], line["contender"]) == (cell, name)]
+        requests = [request for line in mine for request in line.get("raw", {}).get("requests", ())]
+        if bad := [request for request in requests if request.get("outcome") != "answered"]:
+            why = f"{bad[-1]['outcome']}: {bad[-1].get('error', '')}"
+            lines.append(f"{name}: {len(bad)} of {len(requests)} requests were not answered, for example {why}")
     return lines
 
 

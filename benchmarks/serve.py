@@ -22,18 +22,22 @@ from ..engine.errors import RequestError
 from ..engine.tokenizer import from_gguf
 from . import disturbance, machine
 from .client import new_client, send_request
+from .doubts import canned_lines, probe_doubts, run_doubts
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
 from .figures import TimedAnswer, run_figures
 from .invocation import Invocation
 from .load import run_load
+from .probe import N_PROBE, probe_server, share_a_cache
 from .results import ResultsFile
 from .rounds import MAX_WARM_UP, STEADY, RoundResult, Subject, finish_run, run_rounds
+from .show import Progress
 from .wires import Contender, Prompted, parse_contender
 from .workload import Load, read_trace, scale_prompts
 
 MAX_CACHED_SHARE, MAX_CACHED_TOKENS = 0.1, 48  # of a new prompt; a template's tokens may come from a cache
 MAX_TWIN_DIFFERENCE = 0.02  # tokens of the same words in another order, as a share
 PROBE_WORDS = 64
+N_DOUBTED = 3  # times in a row that a probe must raise a doubt
 
 
 class ServeBench:
@@ -49,25 +53,77 @@ class ServeBench:
         self.prompts: dict[tuple[str, int], tuple[str, list[int]]] = {}
         self.processes: dict[str, list[int]] = {}
         self.notes: list[str] = []
+        self.count = tokenizer_count(options.tokenizer)
+        self.shared: set[tuple[str, str]] = set()  # contenders that were found to share a cache
+        self.warm_s: dict[str, float] = {}
 
-    def prepare(self) -> None:
-        """Examine all servers, and scale prompts from words to tokens.  Raises: RequestError if they differ"""
-        options, count = self.options, tokenizer_count(self.options.tokenizer)
+    def prepare(self, progress: Progress) -> None:
+        """Examine all servers, warm them up, and scale prompts to tokens.  Raises: RequestError if they differ"""
+        options, count = self.options, self.count
+        progress(0.0, "are the servers equal?")
         like = replace(self.like, n=options.answer)
         probe = examine_all(self.contenders[:1], check_prompts(PROBE_WORDS, self.seed), replace(like, n=1), count)[0]
         per_word = words_per_token(probe)
         self.loads = {name: scale_prompts(load, per_word) for name, load in self.loads.items()}
         n_word = max(2, round(options.prompt * per_word))
         self.found = examine_all(self.contenders, check_prompts(n_word, self.seed), like, count)
-        if different := differences(self.found, like) if len(self.found) > 1 else []:
-            if not options.unequal:
-                raise RequestError(
-                    f"the work is not equal: {'; '.join(different)}; --unequal measures without verdicts"
-                )
-            self.notes += different
+        self.require_equal(differences(self.found, like) if len(self.found) > 1 else [])
+        warm = []
+        for contender in self.contenders:
+            progress(0.0, f"warm-up of {contender.name}")
+            warm.append(self.warm_up_server(contender))
+        self.notes.append("warm-up: " + "; ".join(warm))
+        if like.kind != "embed":
+            progress(0.0, "do the servers show their work?")
+            self.probe(like)
         self.notes += remarks(self.found)
         if like.kind != "embed":
             self.notes += [outputs_line(self.found[0], other) for other in self.found[1:]]
+
+    def require_equal(self, different: Sequence[str]) -> None:
+        """Raise RequestError with the differences, or note them with --unequal."""
+        if different and not self.options.unequal:
+            raise RequestError(f"the work is not equal: {'; '.join(different)}; --unequal measures without verdicts")
+        self.notes += different
+
+    def probe(self, like: Prompted) -> None:
+        """Find what the streams do not show: see probe.py and doubts.py.  Raises: RequestError for canned answers"""
+        one = replace(next(iter(self.loads.values())), requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
+        probed = []
+        for i, (contender, found) in enumerate(zip(self.contenders, self.found, strict=True)):
+            asked, rng = replace(like, forced=found.forced), np.random.default_rng([self.seed, 98, i])
+            kinds: set[str] | None = None
+            for again in range(
+                N_DOUBTED
+            ):  # a disturbance of the machine raises doubts, too, but not each time the same
+                prompts = self.new_prompts(replace(one, shared=0.0), 2 * N_PROBE, 98, i, again)
+                now = asyncio.run(probe_server(contender, prompts, asked, rng))
+                doubts = [doubt for doubt in probe_doubts(now) if kinds is None or doubt.kind in kinds]
+                kinds = {doubt.kind for doubt in doubts}
+                if not kinds:
+                    break
+            probed.append(now)
+            known = {doubt.kind for doubt in found.doubts}
+            found.doubts += [doubt for doubt in doubts if doubt.kind not in known]
+        canned = canned_lines(probed)
+        if canned and len(canned) < len(probed):
+            self.require_equal(canned)
+        elif canned:
+            self.notes += canned
+        for i, other in enumerate(self.contenders):
+            for j, first in enumerate(self.contenders[:i]):
+                new_s = probed[i].best("single")
+                if new_s is None or self.may_be_one(first, other):
+                    continue
+                prompts = self.new_prompts(replace(one, shared=0.0), N_PROBE, 97, i, j)
+                if asyncio.run(share_a_cache(first, other, prompts, replace(like, forced=""), new_s)):
+                    self.shared.add((first.name, other.name))
+                    line = f"{other.name} answers at once where {first.name} was asked before: they share a cache"
+                    self.notes.append(f"{line}, so each gets other prompts")
+
+    def new_prompts(self, load: Load, n: int, *seed: int) -> list[str]:
+        """Return `n` prompts that occur nowhere else in the run."""
+        return [load.questions([self.seed, k, *seed])[0][0] for k in range(n)]
 
     def twin(self, contender: Contender) -> int:
         """Return the number of contenders before this one that may be the same server."""
@@ -76,17 +132,18 @@ class ServeBench:
 
     def may_be_one(self, a: Contender, b: Contender) -> bool:
         """Return whether two contenders may be one server: one address, or one version of one model behind two."""
-        if real_address(a) == real_address(b):
+        if real_address(a) == real_address(b) or (a.name, b.name) in self.shared:
             return True
         x, y = (next((e for e in self.found if e.name == one.name), None) for one in (a, b))
         return bool(x and y and x.version and x.version == y.version and a.model == b.model)
 
-    def forced(self, name: str) -> str:
-        return next(one.forced for one in self.found if one.name == name)
+    def examined(self, name: str) -> Examined:
+        return next(one for one in self.found if one.name == name)
 
     def measure(self, contender: Contender, cell: str, number: int) -> RoundResult:
         """Run one load on one server once."""
-        load, like = self.loads[cell], replace(self.like, forced=self.forced(contender.name))
+        found = self.examined(contender.name)
+        load, like = self.loads[cell], replace(self.like, forced=found.forced)
         seed = [self.seed, number, *cell.encode()]
         questions = load.questions(seed, self.twin(contender))
         if self.like.kind == "embed":
@@ -98,7 +155,11 @@ class ServeBench:
                 run_load(contender, replace(load, clients=1, turns=1), [(q, 1) for q, _ in questions], None, like)
             )
         answers = asyncio.run(run_load(contender, load, questions, load.moments(seed), like))
+        for answer in answers:
+            found.count_again(answer, self.count)
         figures = run_figures(answers, self.options.goodput)
+        for doubt in found.doubts:
+            figures = {name: value for name, value in figures.items() if not name.startswith(doubt.figures)}
         if memory := disturbance.resident_mib(self.pids(contender), peak=False):
             figures["memory_mib"] = memory
         unequal = self.unequal(contender, load, cell, number, answers)
@@ -129,10 +190,13 @@ class ServeBench:
             first = next(a for a in answers if a.outcome != "answered")
             n = len(answers) - len(good)
             return f"{contender.name}: {n} of {len(answers)} requests {first.outcome}: {first.error}"
+        found = self.examined(contender.name)
+        if line := found.stream_shrinks(good):
+            return line
         for a in good:
             if a.counts.answer is not None and a.counts.answer != a.wanted:
                 return f"{contender.name} answered {a.counts.answer} of {a.wanted} tokens"
-            if a.counts.answer is not None and a.counts.answer < len(a.chunks):
+            if a.counts.answer is not None and a.counts.answer < len(a.chunks) and not found.splits:
                 return f"{contender.name} tells {a.counts.answer} tokens in {len(a.chunks)} chunks"
             limit = max(MAX_CACHED_TOKENS, MAX_CACHED_SHARE * a.n_prompt)
             if self.is_cold(load) and (a.counts.cached or 0) > limit:
@@ -161,11 +225,11 @@ class ServeBench:
 
     def warm_up_server(self, contender: Contender) -> str:
         """Send requests until they get no faster, and return how many that took."""
-        load, like = next(iter(self.loads.values())), replace(self.like, forced=self.forced(contender.name))
+        load, like = next(iter(self.loads.values())), replace(self.like, forced=self.examined(contender.name).forced)
         times: list[float] = []
         while len(times) < MAX_WARM_UP:
             seed = [self.seed, len(times), 99]
-            one = replace(load, requests=1, clients=1, trace=(), mixed=False, turns=1)
+            one = replace(load, requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
             questions = one.questions(seed, self.twin(contender))
             began = perf_counter()
             if like.kind == "embed":
@@ -175,6 +239,7 @@ class ServeBench:
             times.append(perf_counter() - began)
             if len(times) > 2 and times[-1] > STEADY * min(times[:-1]):
                 break
+        self.warm_s[contender.name] = min(times)
         return f"{contender.name} {len(times)} requests, {times[0]:.3g} s to {min(times):.3g} s"
 
     def subjects(self) -> list[Subject]:
@@ -195,16 +260,16 @@ def bench_serve(call: Invocation) -> ResultsFile:
     contenders = read_contenders(options)
     like = read_request(options)
     bench = ServeBench(contenders, read_loads(options), like, options)
-    bench.prepare()
+    bench.prepare(progress)
     results = call.open_results(header_of(bench, options))
     bench.seed = results.run.header["seed"]
-    progress(0.0, "warm-up")
-    warm = [bench.warm_up_server(contender) for contender in contenders]
-    results.say("warm-up: " + "; ".join(warm))
     for note in bench.notes:
         results.say(note)
     gates = ["tok_s"] if like.kind == "embed" else None
     reason = run_rounds(bench.subjects(), list(bench.loads), replace(plan, seed=bench.seed), results, gates, progress)
+    is_plain = like.kind != "embed" and not (options.shared or options.mixed or options.turns > 1)
+    for line in run_doubts(results.run, bench.warm_s if is_plain else {}):
+        results.say(line)
     finish_run(results, reason, plan)
     return results
 

@@ -29,6 +29,7 @@ class Prompted:
     forced     how the server is made to generate exactly n: "ignore_eos", "logit_bias" or "" for not at all
     end_ids    tokens that end an answer, for "logit_bias"
     logprobs   ask for log-probabilities, which show the tokens of each chunk
+    is_ordinary   sample at a temperature, without a seed, as people do
     turns      earlier messages of a conversation
     """
 
@@ -43,6 +44,11 @@ class Prompted:
     tools: Sequence[Any] = ()
     texts: tuple[str, ...] = ()
     n_ctx: int | None = None
+    is_ordinary: bool = False
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"temperature": 0.7} if self.is_ordinary else {"temperature": 0, "seed": 1}
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -147,7 +153,7 @@ def ollama_body(model: str, asked: Prompted) -> dict[str, Any]:
     """Write a request to Ollama's API."""
     if asked.kind == "embed":
         return {"model": model, "input": list(asked.texts), "options": {}}
-    options: dict[str, Any] = {"num_predict": asked.n, "temperature": 0, "seed": 1}
+    options: dict[str, Any] = {"num_predict": asked.n, **asked.sampling}
     options |= {"num_ctx": asked.n_ctx} if asked.n_ctx else {}
     if asked.forced == "ignore_eos":
         options["ignore_eos"] = True
@@ -196,7 +202,7 @@ def openai_body(model: str, asked: Prompted) -> dict[str, Any]:
     """Write a request to OpenAI's API."""
     if asked.kind == "embed":
         return {"model": model, "input": list(asked.texts)}
-    body: dict[str, Any] = {"model": model, "max_tokens": asked.n, "temperature": 0, "seed": 1}
+    body: dict[str, Any] = {"model": model, "max_tokens": asked.n, **asked.sampling}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if asked.forced == "ignore_eos":
         body |= {"ignore_eos": True, "min_tokens": asked.n}
@@ -251,7 +257,7 @@ def openai_part(line: dict[str, Any]) -> StreamPart:
 
 def llama_body(model: str, asked: Prompted) -> dict[str, Any]:
     """Write a request to llama-server."""
-    body: dict[str, Any] = {"prompt": asked.prompt, "n_predict": asked.n, "stream": True, "temperature": 0, "seed": 1}
+    body: dict[str, Any] = {"prompt": asked.prompt, "n_predict": asked.n, "stream": True, **asked.sampling}
     body |= {"return_tokens": True}
     if asked.forced == "ignore_eos":
         body["ignore_eos"] = True
@@ -284,7 +290,7 @@ def llama_part(line: dict[str, Any]) -> StreamPart:
 # --- values
 
 
-MAX_COUNT, MAX_SECONDS = 1 << 40, 1e9  # more is no count of tokens, and no time of a request
+MAX_COUNT, MAX_SECONDS = 1 << 40, 1e9  # of tokens, and of a request; more is not believed
 
 
 def whole(value: Any) -> int | None:

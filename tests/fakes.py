@@ -6,10 +6,27 @@ import asyncio
 import threading
 from contextlib import ExitStack, contextmanager
 
+from numllama.benchmarks.client import new_client
 from numllama.benchmarks.command import run_part
-from numllama.benchmarks.fake import Fake, FakeListener
+from numllama.benchmarks.fake import Fake, FakeClock, FakeListener, FakeTransport
 
 QUICK = Fake(first=0.002, step=0.001)
+CLIENTS = ("serve", "load", "equality", "probe")  # modules that open connections
+
+
+def serve_on_a_clock(monkeypatch, *arguments, **fakes):
+    """Run `bench serve` on fakes without a network, on a clock that they move: no time passes.  -> exit status"""
+    clock, ports = FakeClock(), {name: 1 + i for i, name in enumerate(fakes)}
+    transports = {ports[name]: FakeTransport(fake, clock) for name, fake in fakes.items()}
+    for module in CLIENTS:
+        monkeypatch.setattr(
+            f"numllama.benchmarks.{module}.new_client",
+            lambda contender, transport=None: new_client(contender, transports[contender.address[1]]),
+        )
+    monkeypatch.setattr("numllama.benchmarks.client.perf_counter", clock)
+    monkeypatch.setattr("numllama.benchmarks.serve.perf_counter", clock)
+    servers = [f"{name}={fake.wire}+http://192.0.2.1:{ports[name]}#fake" for name, fake in fakes.items()]
+    return run_part(["serve", *servers, *arguments])
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import pytest
 from fakes import QUICK, faked, serve
 
 from numllama.benchmarks.command import run_part
-from numllama.benchmarks.equality import Examined, answer_differences, clock_remarks, differences, stream_remarks
+from numllama.benchmarks.doubts import clock_doubts, stream_doubts
+from numllama.benchmarks.equality import Examined, answer_differences, differences
 from numllama.benchmarks.fake import Fake
 from numllama.benchmarks.figures import ServerCounts, TimedAnswer
 from numllama.benchmarks.serve import ServeBench
@@ -74,7 +75,7 @@ def test_a_clock_that_contradicts_the_client_s_is_named(decode_s, remark):
     one = examined(*((1 + i / 10, "a", None) for i in range(4)))
     one.answers[0].ended = 1.3
     one.answers[0].counts = replace(one.answers[0].counts, decode_s=decode_s)
-    assert "; ".join(clock_remarks(one)) == remark
+    assert "; ".join(doubt.text for doubt in clock_doubts("b", one.answers)) == remark
 
 
 def examined(*chunks, told=None):
@@ -84,9 +85,9 @@ def examined(*chunks, told=None):
 
 def test_a_blank_first_text_long_before_the_others_is_named():
     texts = [(1.0, "a", None), (1.1, "b", None), (1.2, "c", None), (1.3, "d", None)]
-    assert stream_remarks(examined(*texts)) == []
-    (line,) = stream_remarks(examined((0.1, " ", None), *texts))
-    assert line == "the first text of b is blank, 900 ms before the next: not a token?"
+    assert stream_doubts("b", examined(*texts).answers[0]) == []
+    (doubt,) = stream_doubts("b", examined((0.1, " ", None), *texts).answers[0])
+    assert doubt.text == "the first text of b is blank, 900 ms before the next: not a token?"
 
 
 def test_the_text_of_a_server_whose_count_is_right_counts_for_another():
@@ -99,13 +100,13 @@ def test_the_text_of_a_server_whose_count_is_right_counts_for_another():
 
 
 def test_an_answer_in_one_piece_has_no_time_per_token():
-    (line,) = stream_remarks(examined((1.0, "a b c d", None), told=8))
-    assert line.startswith("b sends its answer in one piece")
+    (doubt,) = stream_doubts("b", examined((1.0, "a b c d", None), told=8).answers[0])
+    assert doubt.text.startswith("b sends its answer in one piece")
 
 
 def test_servers_that_may_be_one_get_different_prompts():
     def bench(*found):
-        made = ServeBench([one.contender for one in found], [], Prompted(), SimpleNamespace(seed=0))
+        made = ServeBench([one.contender for one in found], [], Prompted(), SimpleNamespace(seed=0, tokenizer=None))
         made.found = list(found)
         return made
 
@@ -122,7 +123,7 @@ def test_a_client_s_tokenizer_counts_for_a_server_that_tells_nothing(tmp_path, c
     from tiny import tiny_gguf
 
     path = str(tiny_gguf(tmp_path / "tiny.gguf"))
-    with pytest.raises(RequestError, match=r"b answered \d+ of 12 tokens"):  # the words are several of its tokens
+    with pytest.raises(RequestError, match=r"b answered \d+ of 12 tokens, by the count of --tokenizer"):
         serve(*SHORT, "--tokenizer", path, a=QUICK, b=replace(OPENAI, tells=False))
 
 
