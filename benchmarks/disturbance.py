@@ -176,9 +176,9 @@ def system_text(path: Path) -> str:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """Return the CPU seconds of process `pid`; 0 if it has ended."""
+    """Return the CPU seconds of process `pid` and of its children that have ended; 0 if it has ended itself."""
     fields = system_text(PROC / str(pid) / "stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
 def is_running(pid: int) -> bool:

@@ -168,7 +168,9 @@ class TimedAnswer:
 
 
 def percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}_p{p}": float(np.percentile(values, p)) for p in (50, 90, 99)} if values else {}
+    """Return the percentiles of a round; of one or two values, only the median is a figure of its own."""
+    which = (50, 90, 99) if len(values) > 2 else (50,)
+    return {f"{name}_p{p}": float(np.percentile(values, p)) for p in which} if values else {}
 
 
 def run_figures(answers: Sequence[TimedAnswer], limits: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -204,7 +204,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="open loop: replay JSON lines of timestamp, input_length, output_length",
     )
     parser.add_argument(
-        "--requests", type=number_from(1), metavar="N", help="requests per round (4, or twice the clients)"
+        "--requests",
+        type=number_from(1),
+        metavar="N",
+        help="requests per round (from one a client to twice as many, as the budget allows)",
     )
     parser.add_argument(
         "--shared",

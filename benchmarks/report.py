@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .figures import FIGURES, Figure
-from .results import Run
+from .results import Line, Run
 from .rounds import FigureVerdict, Plan, count_rounds, verdicts_of
 from .table import NamedTable
 from .verdict import CANNOT_TELL, SAME, percent_text
@@ -142,6 +142,20 @@ def medians(run: Run, cell: str, plan: Plan) -> dict[str, dict[str, float]]:
             numbers = [f[key] for f in mine if isinstance(f.get(key), int | float)]
             if numbers:
                 found[name][key] = float(sum(numbers) if key in ("refused", "failed") else np.median(numbers))
+        found[name] |= pooled_percentiles([line for line in kept if line["contender"] == name], found[name])
+    return found
+
+
+def pooled_percentiles(lines: Sequence[Line], known: Mapping[str, float]) -> dict[str, float]:
+    """Return the percentiles over all rounds of what single rounds were too short for."""
+    found = {}
+    answered = [r for line in lines for r in line.get("raw", {}).get("requests", ()) if r.get("outcome") == "answered"]
+    for name, values in (
+        ("ttft", [r["chunks"][0] for r in answered if r.get("chunks")]),
+        ("e2e", [r["ended"] for r in answered]),
+    ):
+        if f"{name}_p50" in known and f"{name}_p99" not in known and len(values) > 2:
+            found |= {f"{name}_p{p}": float(np.percentile(values, p)) for p in (90, 99)}
     return found
 
 

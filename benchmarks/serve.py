@@ -7,6 +7,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -29,14 +30,16 @@ from .invocation import Invocation
 from .load import run_load
 from .probe import N_PROBE, probe_server, share_a_cache
 from .results import ResultsFile
-from .rounds import MAX_WARM_UP, STEADY, RoundResult, Subject, finish_run, run_rounds
+from .rounds import MAX_WARM_UP, STEADY, Plan, RoundResult, Subject, finish_run, run_rounds
 from .show import Progress
+from .verdict import looks
 from .wires import Contender, Prompted, parse_contender
-from .workload import Load, read_trace, scale_prompts
+from .workload import Load, read_trace, scale_prompts, size_rounds
 
 MAX_CACHED_SHARE, MAX_CACHED_TOKENS = 0.1, 48  # of a new prompt; a template's tokens may come from a cache
 MAX_TWIN_DIFFERENCE = 0.02  # tokens of the same words in another order, as a share
 PROBE_WORDS = 64
+USUAL_FIGURES = 6  # with verdicts in a cell
 N_DOUBTED = 3  # times in a row that a probe must raise a doubt
 
 
@@ -225,8 +228,8 @@ class ServeBench:
 
     def warm_up_server(self, contender: Contender) -> str:
         """Send requests until they get no faster, and return how many that took."""
-        load, like = next(iter(self.loads.values())), replace(self.like, forced=self.examined(contender.name).forced)
-        times: list[float] = []
+        load, found = next(iter(self.loads.values())), self.examined(contender.name)
+        like, times = replace(self.like, forced=found.forced), [found.answers[0].e2e]  # of the check
         while len(times) < MAX_WARM_UP:
             seed = [self.seed, len(times), 99]
             one = replace(load, requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
@@ -241,6 +244,25 @@ class ServeBench:
                 break
         self.warm_s[contender.name] = min(times)
         return f"{contender.name} {len(times)} requests, {times[0]:.3g} s to {min(times):.3g} s"
+
+    def size_rounds(self, plan: Plan) -> dict[str, int]:
+        """Return the requests of a round of each load; say so at once if too few rounds fit into the budget."""
+        loads, seconds = list(self.loads.values()), list(self.warm_s.values())
+        if self.options.requests or plan.rounds or self.like.kind == "embed":
+            return {load.name: load.requests for load in loads}
+        left = plan.budget_s - (perf_counter() - plan.began)
+        sizes, round_s = size_rounds(loads, seconds, left)
+        least, _ = next(looks(USUAL_FIGURES))
+        if len(seconds) > 1 and left < least * round_s:
+            minutes = math.ceil((plan.budget_s - left + 1.2 * least * round_s) / 60)
+            how = f"--budget {minutes}m, a shorter --prompt or --answer, or fewer loads"
+            line = f"a round takes {round_s:.3g} s and {max(0.0, left):.3g} s of the budget are left"
+            self.notes.append(f"{line}; {least} rounds are the fewest that allow a verdict: {how}")
+            print(self.notes[-1], flush=True)
+        return {load.name: n for load, n in zip(loads, sizes, strict=True)}
+
+    def set_requests(self, requests: Mapping[str, int]) -> None:
+        self.loads = {name: replace(load, requests=requests[name]) for name, load in self.loads.items()}
 
     def subjects(self) -> list[Subject]:
         found = []
@@ -261,8 +283,9 @@ def bench_serve(call: Invocation) -> ResultsFile:
     like = read_request(options)
     bench = ServeBench(contenders, read_loads(options), like, options)
     bench.prepare(progress)
-    results = call.open_results(header_of(bench, options))
+    results = call.open_results(header_of(bench, options, bench.size_rounds(plan)))
     bench.seed = results.run.header["seed"]
+    bench.set_requests(results.run.header["requests"])
     for note in bench.notes:
         results.say(note)
     gates = ["tok_s"] if like.kind == "embed" else None
@@ -274,7 +297,7 @@ def bench_serve(call: Invocation) -> ResultsFile:
     return results
 
 
-def header_of(bench: ServeBench, options: argparse.Namespace) -> dict[str, Any]:
+def header_of(bench: ServeBench, options: argparse.Namespace, requests: Mapping[str, int]) -> dict[str, Any]:
     """Return the header of a run: settings that make it comparable, and everything that describes both sides."""
     names = (
         "kind prompt answer requests clients rate arrivals shared mixed turns cache ctx goodput unequal seed".split()
@@ -298,6 +321,7 @@ def header_of(bench: ServeBench, options: argparse.Namespace) -> dict[str, Any]:
         "contenders": described,
         "machine": machine.describe(),
         "seed": bench.seed,
+        "requests": requests,
     }
 
 
@@ -371,8 +395,8 @@ def read_loads(options: argparse.Namespace) -> list[Load]:
     clients = [*options.clients, *(options.ramp or [])]
 
     def load(**more: Any) -> Load:
-        n = options.requests or max(4, 2 * more.get("clients", 0), int(4 * more.get("rate", 0)))
-        return Load(n, options.prompt, options.answer, **shape, **more)
+        made = Load(options.requests or 0, options.prompt, options.answer, **shape, **more)
+        return made if options.requests else replace(made, requests=made.usual)
 
     loads = [load(clients=n) for n in dict.fromkeys(clients)]
     loads += [load(rate=rate, arrivals=options.arrivals) for rate in dict.fromkeys(options.rate)]

@@ -23,8 +23,8 @@ def serve_on_a_clock(monkeypatch, *arguments, **fakes):
             f"numllama.benchmarks.{module}.new_client",
             lambda contender, transport=None: new_client(contender, transports[contender.address[1]]),
         )
-    monkeypatch.setattr("numllama.benchmarks.client.perf_counter", clock)
-    monkeypatch.setattr("numllama.benchmarks.serve.perf_counter", clock)
+    for module in ("client", "serve", "command", "rounds"):
+        monkeypatch.setattr(f"numllama.benchmarks.{module}.perf_counter", clock)
     servers = [f"{name}={fake.wire}+http://192.0.2.1:{ports[name]}#fake" for name, fake in fakes.items()]
     return run_part(["serve", *servers, *arguments])
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from subprocess import PIPE
 
 import pytest
-from fakes import QUICK, faked, serve
+from fakes import QUICK, faked, serve, serve_on_a_clock
 from serving import Served, until
 
 from numllama.benchmarks.command import run_part
 from numllama.benchmarks.results import read_runs
 from numllama.benchmarks.wires import Prompted
-from numllama.benchmarks.workload import Load, read_trace, scale_prompts
+from numllama.benchmarks.workload import Load, read_trace, scale_prompts, size_rounds
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
@@ -199,6 +199,34 @@ def test_a_trace_is_replayed_from_its_beginning(tmp_path):
     load = scale_prompts(Load(0, 1, 1, trace=read_trace(path)), 0.5)
     assert load.moments([0]) == [0.0, 0.25]
     assert [(len(prompt.split()), n) for prompt, n in load.questions([0])] == [(5, 3), (10, 4)]
+
+
+def test_rounds_are_as_long_as_the_budget_allows():
+    """Worked example: two servers of 1 and 2 s a request; 40 rounds of one client's 4 requests would take 480 s."""
+    one, eight = Load(4, 1, 1, clients=1), Load(16, 1, 1, clients=8)
+    assert size_rounds([one], [1.0, 2.0], 480) == ([4], 12.0)
+    assert size_rounds([one], [1.0, 2.0], 240) == ([2], 6.0)
+    assert size_rounds([one], [1.0, 2.0], 1) == ([1], 3.0)
+    assert size_rounds([one, eight], [1.0, 2.0], 40 * 30) == ([2, 8], 30.0)
+    assert size_rounds([Load(1, 1, 1, rate=2.0)], [0.1], 1) == ([4], 2.0)  # requests of an open loop take their time
+
+
+def test_too_small_a_budget_is_said_at_once(monkeypatch, capsys):
+    slow = replace(QUICK, first=3.0)
+    serve_on_a_clock(monkeypatch, *SHORT[:4], "--budget", "9s", "--busy", a=slow, b=slow)
+    line = "a round takes 6.01 s and 0 s of the budget are left; 11 rounds are the fewest that allow a verdict: --budget 3m"
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_a_difference_of_a_tenth_is_found_within_the_usual_budget(monkeypatch, capsys):
+    """Answers of 6 and of 6.6 s: in 5 minutes, with rounds of one request, there is time for more than enough rounds."""
+    a = replace(QUICK, first=2.0, step=4 / 63)
+    serve_on_a_clock(monkeypatch, "--busy", "--seed", "1", a=a, b=replace(a, first=2.2, step=4.4 / 63))
+    out = capsys.readouterr().out
+    assert "stopped: every verdict is known" in out
+    rows = [row.split("|") for row in out.splitlines() if row.startswith("| ")]
+    verdicts = [row[-2].strip() for row in rows if "p50" in row[1] or "output" in row[1]]
+    assert [word for word in verdicts if word] == ["slower"] * 4
 
 
 def test_a_request_keeps_what_it_does_not_set():

@@ -183,7 +183,7 @@ def test_worked_example_of_goodput_and_throughput():
 
     got = run_figures([answer(0.5), answer(3.0, due=99.9)], {"ttft": 2.0, "tpot": 0.2})
     assert (got["output_tok_s"], got["total_tok_s"], got["goodput_s"]) == (5.5, 15.5, 0.25)
-    assert got["ttft_p50"] == 1.75 and got["tpot_p99"] == pytest.approx(0.1) and got["gap_p50"] == pytest.approx(0.1)
+    assert got["ttft_p50"] == 1.75 and got["tpot_p50"] == pytest.approx(0.1) and got["gap_p99"] == pytest.approx(0.1)
     assert got["prefill_tok_s"] == pytest.approx((40 + 20 / 3) / 2)
 
 

@@ -17,7 +17,7 @@ from numllama.benchmarks.results import Run
 from numllama.engine.errors import RequestError
 
 HONEST = Fake("openai", first=0.04, step=0.005)
-N_BEFORE = 14  # requests before the rounds: 2 of the check, 3 of the warm-up, 8 probes, and 1 after a
+N_BEFORE = 13  # requests before the rounds: 2 of the check, 2 of the warm-up, 8 probes, and 1 after a
 SHORT = "--prompt 32 --answer 12 --rounds 1 --requests 3 --seed 1 --busy".split()
 
 
