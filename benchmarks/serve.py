@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import hashlib
-import json
 import math
-import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..engine.errors import RequestError
-from ..engine.tokenizer import from_gguf
 from . import disturbance, machine
+from .arguments import read_contenders, read_loads, read_request, tokenizer_count
 from .client import new_client, send_request
 from .doubts import canned_lines, probe_doubts, run_doubts
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
@@ -33,8 +29,8 @@ from .results import ResultsFile
 from .rounds import MAX_WARM_UP, STEADY, Plan, RoundResult, Subject, finish_run, run_rounds
 from .show import Progress
 from .verdict import looks
-from .wires import Contender, Prompted, parse_contender
-from .workload import Load, read_trace, scale_prompts, size_rounds
+from .wires import Contender, Prompted
+from .workload import Load, scale_prompts, size_rounds
 
 MAX_CACHED_SHARE, MAX_CACHED_TOKENS = 0.1, 48  # of a new prompt; a template's tokens may come from a cache
 MAX_TWIN_DIFFERENCE = 0.02  # tokens of the same words in another order, as a share
@@ -323,96 +319,6 @@ def header_of(bench: ServeBench, options: argparse.Namespace, requests: Mapping[
         "seed": bench.seed,
         "requests": requests,
     }
-
-
-# --- reading the command line
-
-
-def read_contenders(options: argparse.Namespace) -> list[Contender]:
-    """Return the contenders with their headers.  Raises: RequestError"""
-    names = [text.partition("=")[0] for text in options.servers]
-    if len(set(names)) < len(names):
-        raise RequestError(f"two servers have the same name: {', '.join(names)}")
-    headers: dict[str, dict[str, str]] = {name: {} for name in names}
-    for text in options.header:
-        name, value = for_server(text, names, "--header")
-        key, colon, content = value.partition(":")
-        if not colon or not key.strip():
-            raise RequestError(f"--header is '{text}', expected 'Name: value' or 'SERVER=Name: value'")
-        for one in names if name is None else [name]:
-            headers[one][key.strip()] = content.strip()
-    for text in options.key_env:
-        name, variable = for_server(text, names, "--key-env")
-        if not os.environ.get(variable):
-            raise RequestError(f"--key-env names {variable}, which is not set")
-        for one in names if name is None else [name]:
-            headers[one]["Authorization"] = f"Bearer {os.environ[variable]}"
-    return [
-        parse_contender(text, headers[name], options.timeout) for name, text in zip(names, options.servers, strict=True)
-    ]
-
-
-def for_server(text: str, names: Sequence[str], flag: str) -> tuple[str | None, str]:
-    """Split `SERVER=value`; without a known server before the sign, it is for all.  Raises: RequestError"""
-    name, equals, value = text.partition("=")
-    if not equals:
-        return None, text
-    if name in names:
-        return name, value
-    if ":" in name:
-        return None, text  # a header whose value has the sign
-    raise RequestError(f"{flag} names server '{name}', which is not among {', '.join(names)}")
-
-
-def read_request(options: argparse.Namespace) -> Prompted:
-    """Return what all requests have in common.  Raises: RequestError"""
-    images = tuple(base64.b64encode(read_bytes(path)).decode() for path in options.image)
-    tools: Sequence[Any] = ()
-    if options.tools:
-        try:
-            tools = json.loads(read_bytes(options.tools))
-        except ValueError:
-            raise RequestError(f"{options.tools}: not JSON, expected a list of tools") from None
-        if not isinstance(tools, list):
-            raise RequestError(f"{options.tools}: expected a list of tools")
-    kind = options.kind
-    if (images or tools or options.turns > 1) and kind == "completion":
-        kind = "chat"
-    options.kind = kind
-    return Prompted(kind=kind, images=images, tools=tools, n_ctx=options.ctx, end_ids=tuple(options.end_tokens))
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_loads(options: argparse.Namespace) -> list[Load]:
-    """Return the loads that the options describe."""
-    shape = {"shared": options.shared, "mixed": options.mixed, "turns": options.turns}
-    clients = [*options.clients, *(options.ramp or [])]
-
-    def load(**more: Any) -> Load:
-        made = Load(options.requests or 0, options.prompt, options.answer, **shape, **more)
-        return made if options.requests else replace(made, requests=made.usual)
-
-    loads = [load(clients=n) for n in dict.fromkeys(clients)]
-    loads += [load(rate=rate, arrivals=options.arrivals) for rate in dict.fromkeys(options.rate)]
-    if options.trace:
-        loads.append(load(trace=read_trace(options.trace)))
-    return loads or [load(clients=1)]
-
-
-def tokenizer_count(path: str | None) -> Callable[[str], int] | None:
-    """Return a function that counts the tokens of a text with a GGUF file's tokenizer."""
-    if path is None:
-        return None
-    from ..engine.gguf.read import GGUF
-
-    tokenizer = from_gguf(GGUF.open(path).kv)
-    return lambda text: len(tokenizer.encode(text, add_special=False))
 
 
 def words_per_token(probe: Examined) -> float:

@@ -199,10 +199,10 @@ def test_wrong_flags_are_one_line(flags, message, tmp_path, monkeypatch):
 
 
 def test_headers_and_keys_go_to_their_server(monkeypatch):
-    from numllama.benchmarks import flags, serve
+    from numllama.benchmarks import arguments, flags
 
     monkeypatch.setenv("KEY", "secret")
-    arguments = [
+    argv = [
         "serve",
         "a=ollama+http://x#m",
         "b=openai+https://y/v1?top_k=1#m",
@@ -211,6 +211,6 @@ def test_headers_and_keys_go_to_their_server(monkeypatch):
         "--header",
         "X-All: 1",
     ]
-    a, b = serve.read_contenders(flags.build_parser("bench").parse_args(arguments))
+    a, b = arguments.read_contenders(flags.build_parser("bench").parse_args(argv))
     assert a.headers == {"X-All": "1"} and b.headers == {"X-All": "1", "Authorization": "Bearer secret"}
     assert b.path("chat") == "https://y/v1/chat/completions" and b.settings == {"top_k": 1}
