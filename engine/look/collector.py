@@ -233,7 +233,7 @@ class Collector:
             step.values = {name: value[i] for name, value in self._values.items()}
             self._steps.append(step)
         if n and row is not None:
-            step.sampler = self._ledger if look.sampler else None
+            step.sampler = self._ledger or None  # a held position is looked at without a draw
             step.logits = largest_logits(row, look.logits) if look.logits else None
             self._ledger, self._before = [], None
         if n and look.time:

@@ -77,6 +77,13 @@ def test_a_head_alone_has_its_own_slope_and_sink():
         assert (got.sum(axis=1) < 1).all()  # the sink has the rest
 
 
+def test_a_position_looked_at_again_has_no_draw(model):
+    """Not an empty one, which a page would read."""
+    look = model.look(PROMPT, keep=True, **GREEDY)
+    _, step = model.engine.look_again(look.prompt.run, 1, {"sampler": True, "logits": 3})
+    assert step.sampler is None and len(step.logits.ids) == 3
+
+
 def test_the_last_layer_s_lens_is_the_model_s_prediction(exact):
     look = exact.look(PROMPT, lens=exact.model.hparams.n_vocab, **GREEDY)
     expected = exact.logits(look.ids[:-1])
