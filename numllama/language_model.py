@@ -166,6 +166,7 @@ class LanguageModel:
         prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
         *,
         attention: Any = "*",
+        peaks: bool = False,
         lens: int = 5,
         logits: int = 64,
         neurons: int = 8,
@@ -183,6 +184,7 @@ class LanguageModel:
 
         prompt      as for generate(), or messages as for chat(); the answer is the same, bit for bit
         attention   [[layer, head], ...] whose weights are kept; "*" in a place for all, "*" alone for all heads
+        peaks       each head's largest weight and where it is, in steps: for models too large for all weights
         lens        tokens that each layer's output would predict;  logits: the largest before sampling, -1 for all
         neurons     strongest neurons of each layer;  values: patterns of labels such as "l_out-*"
         rows        "last": of the prompt look at the last token alone, which keeps large models quick
@@ -194,7 +196,7 @@ class LanguageModel:
         from .looked import Looked
 
         wanted = {"attention": attention, "lens": lens, "logits": logits, "neurons": neurons, "values": list(values)}
-        wanted |= {"prompt": rows, "keep": keep, "ablate": list(ablate), "patch": list(patch)}
+        wanted |= {"peaks": peaks, "prompt": rows, "keep": keep, "ablate": list(ablate), "patch": list(patch)}
         wanted |= dict.fromkeys(("sampler", "residual", "time", "cache", "merges"), True)
         request = replace(self._request(None, think, None, options), look=wanted)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):

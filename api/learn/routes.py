@@ -1,4 +1,4 @@
-"""GET /learn, the page; GET /api/look/model and /api/look/time, POST /api/look/run, which it reads.
+"""GET /learn, the page; GET /api/look/model and /api/look/time, POST /api/look/run and /api/look/map, which it reads.
 
 The page is a folder of ES modules and a style sheet.  Its modules name one another by an import map, so that the same
 files also make a page without a server (page.py).
@@ -12,9 +12,9 @@ from fastapi import APIRouter, Response
 
 from ...engine.errors import RequestError
 from ..wire.errors import json_response
-from ..wire.look import LookWriter, encoding_of
+from ..wire.look import LookWriter, attention_map_json, encoding_of
 from ..wire.request import Context, body
-from ..wire.schema import LookAgainRequest
+from ..wire.schema import LookAgainRequest, LookMapRequest
 from .page import CONTENT_TYPES, asset, page_html, policy
 
 router = APIRouter()
@@ -74,3 +74,9 @@ async def look_run(request: Annotated[LookAgainRequest, body(LookAgainRequest)],
         return LookWriter(model.tokenizer, encoding_of(request.look)).step(step)
 
     return json_response(await context.run_in_thread(again))
+
+
+@router.post("/api/look/map")
+async def look_map(request: Annotated[LookMapRequest, body(LookMapRequest)], context: Context) -> Response:
+    found = await context.run_in_thread(context.engine.look_at_maps, request.run, request.layer, request.head)
+    return json_response(attention_map_json(found))

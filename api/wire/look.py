@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...engine.look.maps import AttentionMap
 from ...engine.look.step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, SamplerStep
 from ...engine.tokenizer import Attr, Tokenizer
 from .schema import AnswerRequest
@@ -68,6 +69,9 @@ class LookWriter:
         found["sampled"] = step.sampled
         if step.attention is not None:
             found |= {"attention": self.array(step.attention)} | ({"heads": step.heads} if heads else {})
+        if step.peaks is not None:
+            places, weights = step.peaks
+            found["peaks"] = {"place": places.tolist(), "weight": four_digits(weights)}
         if step.lens:
             found["lens"] = self.lens(step.lens)
         if step.residual:
@@ -129,6 +133,13 @@ class LookWriter:
 def four_digits(x: np.ndarray) -> Any:
     """Return an array as lists of numbers with four digits after the point."""
     return np.round(x.astype(np.float64), 4).tolist()
+
+
+def attention_map_json(found: AttentionMap) -> dict[str, Any]:
+    """Return a map; its weights w as bytes, round(255 sqrt(w)), so that small ones keep their first digit."""
+    packed = np.rint(255 * np.sqrt(found.weights)).astype(np.uint8)
+    about = {"layer": found.layer, "heads": found.heads, "rows": found.rows, "every": found.every, "width": found.width}
+    return about | {"shape": packed.shape, "u8": b64encode(packed.tobytes()).decode()}
 
 
 def encoding_of(look: Any) -> str:

@@ -140,6 +140,13 @@ class LookAgainRequest:
 
 
 @dataclass
+class LookMapRequest:
+    run: str = ""
+    layer: int = 0
+    head: int | None = None
+
+
+@dataclass
 class EmbedRequest:
     """`input`: a string or a list of strings."""
 

@@ -131,16 +131,18 @@ class Collector:
         if first >= span.length:
             return value
         mine = value[rows][first:]
-        if name in QUERIES and il in self.heads:
+        if name in QUERIES and (self.look.peaks or il in self.heads):
             self._queries = mine
-        elif name == "kqv_out" and il in self.heads:
+        elif name == "kqv_out" and (self.look.peaks or il in self.heads):
             assert self.cache is not None
-            keys, values = self.cache.read(il, span)
-            rule, heads = self.model.hparams.attention[il], self.heads[il]
-            group = self.cache.k_group
-            queries = rotate_groups(self._queries, group) if group else self._queries  # as the cached keys are
-            weights = attention_weights(queries, keys, values, span.start + first, rule, heads)
-            self._weights |= {(il, h): one for h, one in zip(heads, weights, strict=True)}
+            heads = range(self.model.hparams.n_head) if self.look.peaks else self.heads[il]
+            span = Span(span.slot, span.start + first, span.length - first)
+            weights = cached_weights(self.model, self.cache, il, span, self._queries, heads)
+            self._weights |= {
+                (il, h): one for h, one in zip(heads, weights, strict=True) if h in self.heads.get(il, ())
+            }
+            if self.look.peaks:
+                self._peaks.append(([w.argmax(axis=1) for w in weights], [w.max(axis=1) for w in weights]))
         elif name == "l_out":
             self._stream.append(mine)
         elif name == self.model.family.attn_sum:
@@ -188,6 +190,7 @@ class Collector:
         self._activation: dict[int, np.ndarray] = {}
         self._ffn_out: dict[int, np.ndarray] = {}
         self._weights: dict[tuple[int, int], np.ndarray] = {}
+        self._peaks: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self._values: dict[str, np.ndarray] = {}
         self.time = {}
 
@@ -222,12 +225,17 @@ class Collector:
         words = [max(id, 0) for id in following]  # an image's row is predicted by nothing
         lenses = self._lenses(words) if look.lens and n else None
         residuals = self._residuals(words) if (look.residual or look.neurons) and n else None
+        places, largest = (
+            np.moveaxis(np.array(self._peaks), 1, 0) if self._peaks else (None, None)
+        )  # [n_layer, n_head, n]
         for i in range(n):
             position = span.start + first + i
             step = LookStep(position, tokens[at + i], following[i], sampled=at + i + 1 >= self.n_prompt)
             if self._weights:
                 step.heads = look.attention
                 step.attention = np.stack([self._weights[head][i, : position + 1] for head in look.attention])
+            if self._peaks:
+                step.peaks = places[..., i].astype(np.int32), largest[..., i].astype(np.float32)
             step.lens = lenses[i] if lenses and following[i] >= 0 else None
             step.residual = residuals[i] if residuals and following[i] >= 0 else None
             step.values = {name: value[i] for name, value in self._values.items()}
@@ -336,6 +344,19 @@ class LookTap:
                 value = collector.see(name, il, value, rows, span)
         self.left = perf_counter_ns()
         return value
+
+
+def cached_weights(
+    model: Model, cache: KVCache, il: int, span: Span, queries: np.ndarray, heads: Sequence[int]
+) -> list[np.ndarray]:
+    """Compute the attention weights of `span` over what is cached.  queries f32 [span.length, n_head, n_head_dim]
+
+    -> for each of `heads` f32 [span.length, span.start + span.length]
+    """
+    keys, values = cache.read(il, span)
+    if cache.k_group:  # as the cached keys are
+        queries = rotate_groups(queries, cache.k_group)
+    return attention_weights(queries, keys, values, span.start, model.hparams.attention[il], heads)
 
 
 def attention_weights(

@@ -1,6 +1,7 @@
 """A held answer: its tokens with their keys and values, so that any position can be looked at again.
 
 Looking at position p is one decoding step over the cached positions before it, with the same bits as when it ran.
+Several positions share a forward pass, each as a span of its own.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class HeldRun:
     """The tokens of an answer, and a cache of their keys and values.
 
     look, sources   of the answer: its changes apply again
+    queries         of positions whose attention was mapped (maps.py): for each layer f32 [n_head, n_head_dim]
     """
 
     def __init__(self, model: Model, kernels: Kernels, look: LookRequest, sources: Sequence[np.ndarray], n_prompt: int):
         self.model, self.kernels, self.look, self.sources, self.n_prompt = model, kernels, look, sources, n_prompt
         self.tokens: list[int] = []
         self.cache: KVCache | None = None
+        self.queries: dict[int, list[np.ndarray]] = {}
         self._lock = Lock()
 
     def fill(self, tokens: Sequence[int], n_cached: int, cache: KVCache, slot: int) -> None:
@@ -46,22 +49,34 @@ class HeldRun:
 
     def at(self, position: int, look: LookRequest) -> LookStep:
         """Look at `position` with what `look` wants; what the answer changed is changed again.  Raises: RequestError"""
-        if self.cache is None:
-            raise RequestError("look: this answer is not finished, or its window has shifted")
+        self.require_cache()
         if not 0 <= position < len(self.tokens) - 1:
             raise RequestError(f"look: position {position} does not exist, expected 0 to {len(self.tokens) - 2}")
         if self.tokens[position] < 0:
             raise RequestError(f"look: position {position} is a row of an image, which is not kept")
-        wanted = replace(look, ablate=self.look.ablate, patch=self.look.patch, prompt="all")
-        batch = Batch.of(self.tokens[position : position + 1], 0, position)
-        with self._lock:
-            collector = Collector(wanted, self.model, sources=self.sources)
-            collector.begin(self.tokens[: self.n_prompt], self.cache, self.kernels)
-            tap = LookTap([(collector, slice(0, 1), batch.spans[0])], 1, lambda il: None)
-            (row,) = forward(self.model, batch, self.cache, self.kernels, tap)
-            collector.end(self.tokens, position, batch.spans[0], row)
-        (step,) = collector.take().steps
+        (step,) = self.steps([position], look)
         return step
+
+    def require_cache(self) -> KVCache:
+        """Return the keys and values.  Raises: RequestError while there are none"""
+        if self.cache is None:
+            raise RequestError("look: this answer is not finished, or its window has shifted")
+        return self.cache
+
+    def steps(self, positions: Sequence[int], look: LookRequest) -> list[LookStep]:
+        """Look at `positions`, which are not rows of an image, in one forward pass.  Raises: RequestError"""
+        cache = self.require_cache()
+        wanted = replace(look, ablate=self.look.ablate, patch=self.look.patch, prompt="all")
+        batch = Batch.join([Batch.of([self.tokens[position]], 0, position) for position in positions])
+        with self._lock:
+            collectors = [Collector(wanted, self.model, sources=self.sources) for _ in positions]
+            for collector in collectors:
+                collector.begin(self.tokens[: self.n_prompt], cache, self.kernels)
+            shown = [(one, slice(i, i + 1), batch.spans[i]) for i, one in enumerate(collectors)]
+            rows = forward(self.model, batch, cache, self.kernels, LookTap(shown, len(positions), lambda il: None))
+            for one, position, span, row in zip(collectors, positions, batch.spans, rows, strict=True):
+                one.end(self.tokens, position, span, row)
+        return [step for one in collectors for step in one.take().steps]
 
 
 class HeldRuns:

@@ -1,8 +1,8 @@
 """The field `look` of a request: which values of an answer are wanted, and what is changed in it.
 
 {"lens": 5, "attention": [[0, 1], [3, "*"]], "values": ["l_out-*", "ffn_swiglu-2"], "sampler": true, "logits": 64,
- "residual": true, "neurons": 8, "time": true, "cache": true, "merges": true, "prompt": "all", "keep": true,
- "ablate": [{"layer": 3, "head": 1}, {"layer": 2, "block": "ffn"}],
+ "residual": true, "neurons": 8, "peaks": true, "time": true, "cache": true, "merges": true, "prompt": "all",
+ "keep": true, "ablate": [{"layer": 3, "head": 1}, {"layer": 2, "block": "ffn"}],
  "patch": [{"name": "l_out", "layer": 1, "row": -1, "from": "another prompt"}], "encoding": "f16"}
 """
 
@@ -20,6 +20,7 @@ from ..model.trace import INSIDE_ATTENTION
 BLOCKS = ("attn", "ffn", "layer")
 NUMBER_BYTES = {"": 8, "f16": 3}  # of one number as text, "-0.1234,", and of two bytes in base64
 MAX_TOP = 1000  # tokens in a lens, neurons in a layer
+FLAGS = ("peaks", "sampler", "residual", "time", "cache", "merges", "keep")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class LookRequest:
     """The values that a request wants to see.
 
     attention   pairs (layer, head) whose weights are shown
+    peaks       the largest weight of every head, and where it is
     lens        tokens that each layer's output would predict
     logits      largest logits before sampling; -1: all
     neurons     strongest neurons of each layer, with what each adds to the chosen token
@@ -72,6 +74,7 @@ class LookRequest:
     logits: int = 0
     residual: bool = False
     neurons: int = 0
+    peaks: bool = False
     values: tuple[str, ...] = ()
     time: bool = False
     cache: bool = False
@@ -85,7 +88,7 @@ class LookRequest:
     @property
     def wants_rows(self) -> bool:
         """Whether each token of the prompt must be computed: a cached one shows nothing."""
-        rows = self.attention or self.lens or self.residual or self.neurons or self.values
+        rows = self.attention or self.peaks or self.lens or self.residual or self.neurons or self.values
         return bool(self.ablate or self.patch or (rows and self.prompt == "all"))
 
     @classmethod
@@ -108,7 +111,7 @@ class LookRequest:
             encoding=_choice(got, "encoding", ("", "f16")),
             ablate=tuple(_ablation(item, hp) for item in _list(got, "ablate")),
             patch=tuple(_patch(item, hp) for item in _list(got, "patch")),
-            **{name: _flag(got, name) for name in ("sampler", "residual", "time", "cache", "merges", "keep")},
+            **{name: _flag(got, name) for name in FLAGS},
         )
 
     def sizes(self, n_prompt: int, n_token: int, hp: Hparams) -> dict[str, int]:
@@ -122,6 +125,7 @@ class LookRequest:
         n_logits = hp.n_vocab if self.logits < 0 else self.logits
         parts = {
             "attention": len(self.attention) * keys * number,
+            "peaks": n_row * hp.n_layer * hp.n_head * 12 * self.peaks,
             "lens": n_row * hp.n_layer * self.lens * 24,
             "logits": max(n_token, 1) * n_logits * 15,
             "neurons": n_row * hp.n_layer * self.neurons * 24,

@@ -87,6 +87,7 @@ class LookStep:
     """One position: the token there, the token that follows, and the values between them.
 
     attention   f32 [n_map, position + 1], the weights of the heads in `heads`
+    peaks       the position of each head's largest weight, i32 [n_layer, n_head], and that weight, f32
     sampled     whether the token that follows was sampled; otherwise the prompt has it
     """
 
@@ -96,6 +97,7 @@ class LookStep:
     sampled: bool
     heads: Heads = ()
     attention: np.ndarray | None = None
+    peaks: tuple[np.ndarray, np.ndarray] | None = None
     lens: LensAt | None = None
     residual: ResidualAt | None = None
     sampler: list[SamplerStep] | None = None

@@ -33,6 +33,8 @@ from ..go.times import rfc3339
 from ..handle import RequestHandle
 from ..look.collector import Collector, patch_values
 from ..look.file import block_facts, tensor_map
+from ..look.held import HeldRun
+from ..look.maps import AttentionMap, map_of_heads
 from ..look.request import LookRequest
 from ..look.step import LookStep
 from ..look.timeline import Timeline
@@ -454,11 +456,18 @@ class Engine:
 
     def look_again(self, run: str, position: int, look: Any) -> tuple[Model, LookStep]:
         """Look at a position of an answer that `"look": {"keep": true}` held.  Raises: RequestError"""
+        held = self._held(run)
+        return held.model, held.at(position, LookRequest.parse(look, held.model.hparams))
+
+    def look_at_maps(self, run: str, layer: int, head: int | None = None) -> AttentionMap:
+        """Map the attention of a held answer: of one head, or of all heads of a layer.  Raises: RequestError"""
+        return map_of_heads(self._held(run), layer, head)
+
+    def _held(self, run: str) -> HeldRun:
+        """Return an answer that is held.  Raises: RequestError"""
         for loaded in self.pool.loaded():
-            runner = loaded.runner
-            if run in runner.scheduler.held:
-                wanted = LookRequest.parse(look, runner.model.hparams)
-                return runner.model, runner.scheduler.held[run].at(position, wanted)
+            if run in loaded.runner.scheduler.held:
+                return loaded.runner.scheduler.held[run]
         raise RequestError(f"look: no answer '{run}' is held by a loaded model; ask again with \"keep\": true")
 
     def model_facts(self, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -126,6 +127,20 @@ def test_a_held_answer_is_looked_at_again(served):
         again = served.ok("/api/look/run", run=got["prompt"]["run"], position=step["position"], look=asked)
         assert (again["token"], again["next"], again["residual"]) == (step["token"], step["next"], step["residual"])
         assert again["heads"] == [[1, 1]] and len(again["attention"][0]) == step["position"] + 1
+
+
+def test_a_held_answer_s_attention_comes_as_a_map(served):
+    body = {"model": "m", "prompt": "the cat", "options": {"num_predict": 3}, "stream": False}
+    look = served.ok("/api/generate", look={"keep": True, "attention": "*", "peaks": True}, **body)["look"]
+    small = served.ok("/api/look/map", run=look["prompt"]["run"], layer=1)
+    assert (small["heads"], small["rows"]) == ([0, 1, 2, 3], [step["position"] for step in look["steps"]])
+    one = served.ok("/api/look/map", run=look["prompt"]["run"], layer=1, head=2)
+    got = (np.frombuffer(base64.b64decode(one["u8"]), np.uint8).reshape(one["shape"])[0] / 255.0) ** 2
+    for i, step in enumerate(look["steps"]):
+        row = step["attention"][look["prompt"]["heads"].index([1, 2])]
+        np.testing.assert_allclose(got[i, : i + 1], row, atol=4e-3)  # steps of 1 / 255 of the root
+        assert step["peaks"]["weight"][1][2] == max(row) and step["peaks"]["place"][1][2] == np.argmax(row)
+    assert served.post("/api/look/map", run="x").status_code == 400
 
 
 @pytest.mark.parametrize(

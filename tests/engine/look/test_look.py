@@ -77,6 +77,40 @@ def test_a_head_alone_has_its_own_slope_and_sink():
         assert (got.sum(axis=1) < 1).all()  # the sink has the rest
 
 
+def test_a_peak_is_the_largest_weight_of_its_head(exact):
+    for step in exact.look(PROMPT, peaks=True, **GREEDY).steps:
+        places, weights = (part.reshape(-1) for part in step.peaks)
+        assert places.tolist() == step.attention.argmax(axis=1).tolist()
+        np.testing.assert_array_equal(weights, step.attention.max(axis=1))
+
+
+@pytest.mark.parametrize("n_token", [5, 110])
+def test_a_map_has_the_weights_of_the_answer(folder, n_token):
+    """Whole while the answer is short; else rows of some tokens, and in each cell the largest weight."""
+    path = tiny_gguf(folder / "long.gguf", "gemma2", seed=6, n_ctx=1024)
+    long = {"temperature": 0, "num_predict": n_token, "raw": True, "logit_bias": {"2": False}, "seed": 1}
+    with numllama.load(path) as model:
+        look = model.look(PROMPT, keep=True, **long)
+        n = len(look.ids) - 1
+        for head in (None, 2):
+            found = model.engine.look_at_maps(look.prompt.run, 1, head)
+            assert found.rows == list(range(0, n, found.every)) and found.heads == (
+                [0, 1, 2, 3] if head is None else [2]
+            )
+            assert (found.every, found.width) == ((1, 1) if n <= 64 or head else (2, 2))
+            for h, got in zip(found.heads, found.weights, strict=True):
+                expected = look.attention[1, h][found.rows]
+                cells = [expected[:, i : i + found.width].max(axis=1) for i in range(0, n, found.width)]
+                np.testing.assert_allclose(got, np.transpose(cells), atol=1e-6)
+
+
+def test_a_map_of_a_layer_or_head_that_does_not_exist_is_refused(model):
+    look = model.look(PROMPT, keep=True, **GREEDY)
+    for layer, head in ((9, None), (0, 4)):
+        with pytest.raises(RequestError, match="does not exist, expected 0 to"):
+            model.engine.look_at_maps(look.prompt.run, layer, head)
+
+
 def test_a_position_looked_at_again_has_no_draw(model):
     """Not an empty one, which a page would read."""
     look = model.look(PROMPT, keep=True, **GREEDY)
@@ -129,6 +163,7 @@ looks = st.fixed_dictionaries(
     {},
     optional={
         "attention": st.sampled_from(["*", [[0, 1]], [[1, "*"], [0, 0]], []]),
+        "peaks": st.booleans(),
         "lens": st.integers(0, 9),
         "logits": st.integers(-1, 9),
         "neurons": st.integers(0, 3),
