@@ -52,7 +52,7 @@ LAYER = np.dtype(
         *record_fields(*MATRICES, kind=MATRIX),
         *record_fields(*NORMS),
         *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes", "sinks"),
-        *record_fields("n_slot", "n_ctx"),
+        *record_fields("n_slot", "n_kept", "bases"),  # positions bases[slot] .. bases[slot] + n_kept - 1 of a slot
         *record_fields("k", "v", kind=PLACES),
         *record_fields("k_group", "v_group"),
         *record_fields(
@@ -94,6 +94,7 @@ class LayerCall:
     weights        the tensors of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for a missing one
     k, v           [n_slot, n_ctx, n_head_kv, n_head_dim], made by new_cache
     groups         sizes of the groups in which keys and values are rotated (hadamard.py), 0: not rotated
+    bases          i64 [n_slot], read at each call: the position that a slot's first row has; None: 0
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class LayerCall:
         eps: float,
         residual_scale: float = 1.0,
         groups: tuple[int, int] = (0, 0),
+        bases: np.ndarray | None = None,
     ):
         self.record, self.rope = np.zeros(1, LAYER), rope
         self.address: int = self.record.ctypes.data
-        self.referenced: list[Any] = [k, v]  # keeps alive the arrays that the record's addresses point to
+        bases = np.zeros(len(k), np.int64) if bases is None else bases
+        self.referenced: list[Any] = [k, v, bases]  # keeps alive the arrays that the record's addresses point to
         self.n_weight = sum(weights[name].n_elements for name in MATRICES)
         n_q, n_embd = weights["attn_q"].shape
         self.n_embd: int = n_embd
@@ -130,7 +133,7 @@ class LayerCall:
             slopes=self.vector(slopes_of(rule, n_head)),
             sinks=self.vector(sinks_of(rule, n_head)),
         )
-        self.set(n_slot=k.shape[0], n_ctx=k.shape[1])
+        self.set(n_slot=k.shape[0], n_kept=k.shape[1], bases=bases.ctypes.data)
         self.set(k=self.places(k), v=self.places(v))
         self.set(eps=eps, residual_scale=residual_scale, k_group=groups[0], v_group=groups[1])
         self.set(**{name: entry.address for name, entry in CALLS.items()})
@@ -198,9 +201,9 @@ def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray)
     while len(addresses):
         done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1))
         if done < 0:
-            n_slot, n_ctx = (int(layers[0].record[name][0]) for name in ("n_slot", "n_ctx"))
+            n_slot, n_kept = (int(layers[0].record[name][0]) for name in ("n_slot", "n_kept"))
             raise IndexError(
-                f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_ctx} positions"
+                f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_kept} positions"
             )
         addresses, layers = addresses[done:], layers[done:]
         for layer in layers[:1]:
@@ -238,10 +241,12 @@ def _layers(team, one_thread, addresses, x, places):
     x f32 [n_tok * n_embd], places i64 [n_tok * 2].  Stops before a layer whose RoPE tables are too short.  Returns -1,
     with nothing done, if a slot or position is outside the cache.
     """
-    first = array_at(RECORDS, addresses[0], 1)[0]
-    for i in range(0, places.size, 2):
-        if not (0 <= places[i] < first.n_slot and 0 <= places[i + 1] < first.n_ctx):
-            return -1
+    for il in range(addresses.size):
+        w = array_at(RECORDS, addresses[il], 1)[0]
+        bases = array_at(I64, w.bases, w.n_slot)
+        for i in range(0, places.size, 2):
+            if not (0 <= places[i] < w.n_slot and 0 <= places[i + 1] - bases[places[i]] < w.n_kept):
+                return -1
     for il in range(addresses.size):
         if not _layer(team, one_thread, addresses[il], x, places):
             return il
@@ -335,51 +340,52 @@ def _write_and_attend(team, one_thread, w, q, k, v, places):
     if w.v_group > 0:
         rotate_in_place(v, w.v_group)
     out, n_q, n_kv = np.empty(q.size, np.float32), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
+    bases = array_at(I64, w.bases, w.n_slot)
     for t in range(places.size // 2):
-        slot, position = places[2 * t], places[2 * t + 1]
-        _write(w, w.k, slot, position, k[t * n_kv : (t + 1) * n_kv])
-        _write(w, w.v, slot, position, v[t * n_kv : (t + 1) * n_kv])
+        slot = places[2 * t]
+        row = places[2 * t + 1] - bases[slot]
+        _write(w, w.k, slot, row, k[t * n_kv : (t + 1) * n_kv])
+        _write(w, w.v, slot, row, v[t * n_kv : (t + 1) * n_kv])
         query, result = q[t * n_q : (t + 1) * n_q], out[t * n_q : (t + 1) * n_q]
         if w.n_head_dim % VECTOR == 0:
-            _attend(team, one_thread, w, slot, position, w.n_head_dim, query, result)
+            _attend(team, one_thread, w, slot, row, w.n_head_dim, query, result)
         else:
-            _attend_padded(one_thread, w, slot, position, query, result)
+            _attend_padded(one_thread, w, slot, row, query, result)
     if w.v_group > 0:
         rotate_in_place(out, w.v_group)
     return out
 
 
 @inner(makes_arrays=True)
-def _write(w, places, slot, position, x):
-    call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(places, slot, position)))
+def _write(w, places, slot, row, x):
+    call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(places, slot, row)))
 
 
 @inner(makes_arrays=True)
-def _attend(team, one_thread, w, slot, position, d, q, out):
+def _attend(team, one_thread, w, slot, row, d, q, out):
+    """Attend to the rows up to `row`: rules see distances alone."""
     lists = array_at(F32, w.slopes, w.n_head), array_at(F32, w.sinks, w.n_head)
     rule = RuleRecord(np.float32(w.scale), w.window, np.float32(w.softcap), 0, lists[0], lists[1])
-    keys, values, n_pos = _rows(w.k, slot, 0), _rows(w.v, slot, 0), position + 1
+    keys, values, n_pos = _rows(w.k, slot, 0), _rows(w.v, slot, 0), row + 1
     work = 2 * q.size * (min(w.window, n_pos) if w.window > 0 else n_pos)
     shape = 1, w.n_head, w.n_head_kv, n_pos, d
-    call_attend(
-        w.attend, (team if work >= MIN_PARALLEL_WORK else one_thread, q, keys, values, *shape, position, rule, out)
-    )
+    call_attend(w.attend, (team if work >= MIN_PARALLEL_WORK else one_thread, q, keys, values, *shape, row, rule, out))
 
 
 @inner(makes_arrays=True)
-def _attend_padded(one_thread, w, slot, position, q, out):
+def _attend_padded(one_thread, w, slot, row, q, out):
     """Attend with heads padded with zeros to whole vectors."""
     d, d_padded = w.n_head_dim, -(-w.n_head_dim // VECTOR) * VECTOR
     padded, result = np.zeros(w.n_head * d_padded, np.float32), np.empty(w.n_head * d_padded, np.float32)
     for i in range(q.size):
         padded[i // d * d_padded + i % d] = q[i]
-    _attend(one_thread, one_thread, w, slot, position, d_padded, padded, result)
+    _attend(one_thread, one_thread, w, slot, row, d_padded, padded, result)
     for i in range(q.size):
         out[i] = result[i // d * d_padded + i % d]
 
 
 @inner(makes_arrays=True)
-def _rows(places, slot, position):
-    """Return a slot's cache rows, starting at `position`."""
+def _rows(places, slot, row):
+    """Return a slot's cache rows from `row` on."""
     a = array_at(U16, places.address + slot * places.slot_size, places.slot_size // 2)
-    return Rows(a[position * places.step :], places.step, places.head, places.kind)
+    return Rows(a[row * places.step :], places.step, places.head, places.kind)

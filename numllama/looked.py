@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .engine.look.pictures import bar_table, heat_map, image, table
-from .engine.look.step import LookPrompt, LookStep, SamplerStep, StepTime
+from .engine.look.step import LookPrompt, LookStep, SamplerStep, StepTime, cached_bytes
 from .engine.tokenizer.explain import Word
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class CacheUse(dict[str, Any]):
             used = max(n_token - 1, 0)
             work = {
                 "positions": used,
-                "bytes_used": used * facts["bytes_per_position"],
+                "bytes_used": cached_bytes(facts, used),
                 "columns_with": used - facts.get("reused", 0),
                 "columns_without": sum(n_prompt + i for i in range(n_answer)),
             }

@@ -16,6 +16,7 @@ from rich.text import Text
 from ...engine.errors import RequestError
 from ...engine.go.duration import FOREVER
 from ...engine.go.json import dumps
+from ...engine.look.step import cached_bytes
 from ...engine.options import RequestOptions
 from ...engine.run.piece import Piece, Timings
 from ...engine.serve.answer import Answer
@@ -128,7 +129,7 @@ def print_look(lines: Sequence[dict[str, Any]], layer: int, head: int) -> None:
     console.print(time_table(steps))
     if cache := prompt.get("cache"):
         n = len(steps)
-        size = n * cache["bytes_per_position"]
+        size = cached_bytes(cache, n)
         print_line = (
             f"KV cache: {n} positions, {size / 1024:.1f} KiB of {cache['bytes'] / 2**20:.1f} MiB, {cache['type']}"
         )

@@ -28,7 +28,7 @@ from ...kernels.hadamard import key_group, value_group
 from ...kernels.kv import in_blocks, types_of_keys_and_values
 from ..errors import CacheLost, EngineError
 from ..model.batch import Batch, Span
-from ..model.cache import KVCache, Ropes, position_bytes
+from ..model.cache import KVCache, Ropes, n_kept_positions, position_bytes
 from ..model.model import Model
 from ..model.trace import Tap, sees_values
 from .cluster import join_cluster
@@ -71,16 +71,22 @@ def _filled(sizes: Sequence[int], limit: int) -> list[range]:
     return [*cuts, range(first, len(sizes))]
 
 
-def stages_of(model: Model, n_ctx: int, n_slot: int, cache_type: str, n_stage: int, memory: int = 0) -> list[range]:
+def stages_of(
+    model: Model, n_ctx: int, n_slot: int, cache_type: str, n_stage: int, memory: int = 0, n_batch: int = 0
+) -> list[range]:
     """Return the layers of each stage.
 
     n_stage   how many; 0: as few as fit
     memory    bytes of each stage's process; 0: any
+    n_batch   see Model.new_cache
     Raises: EngineError if a layer needs more, or there are more stages than layers
     """
     hp = model.hparams
-    cache = n_slot * n_ctx * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
-    sizes = [2 * block_nbytes(blk) + cache for blk in model.decoder.blk]  # in the mapped file, and packed
+    position = n_slot * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
+    sizes = [  # in the mapped file, and packed
+        2 * block_nbytes(blk) + position * n_kept_positions(window, n_ctx, n_batch)
+        for blk, window in zip(model.decoder.blk, hp.windows, strict=True)
+    ]
     if n_stage > hp.n_layer:
         raise EngineError(
             f"{n_stage} stages, and the model has {hp.n_layer} layers: expected at most one stage for each"
@@ -112,13 +118,14 @@ class StagedCache(KVCache):
         n_ctx: int,
         n_slot: int,
         type: str,
+        n_batch: int = 0,
         *,
         kernels: Kernels = NUMBA,
         n_stage: int = 0,
         memory: int = 0,
         address: str = "",
     ):
-        self.cuts = stages_of(model, n_ctx, n_slot, type, n_stage, memory)
+        self.cuts = stages_of(model, n_ctx, n_slot, type, n_stage, memory, n_batch)
         self._ray = ray = join_cluster(address)
         self.n_ctx, self.n_slot, self.type = n_ctx, n_slot, type
         k_type, v_type = types_of_keys_and_values(type)
@@ -127,8 +134,9 @@ class StagedCache(KVCache):
         self.k, self.v = (
             [np.empty(0, one)] * model.hparams.n_layer for one in (k_type, v_type)
         )  # how many, which type
+        self._set_windows(model.hparams.windows, n_batch)
         actor = ray.remote(max_restarts=-1, num_cpus=0, scheduling_strategy="SPREAD")(Stage)
-        shape = n_ctx, n_slot, type, kernels.name
+        shape = n_ctx, n_slot, type, n_batch, kernels.name
         self.stages = [actor.remote(model.path, adapters, cut.start, cut.stop, *shape) for cut in self.cuts]
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
 
@@ -172,8 +180,14 @@ class StagedCache(KVCache):
         ((keys, values),) = self._call([self.stages[i].read.remote(il, span)])
         return keys, values
 
+    def rebase(self, slot: int, base: int, n: int) -> None:
+        """Drop positions before `base` in layers with a window, in every stage.  Raises: CacheLost"""
+        self.base[slot] = base  # at first: a stage that ends begins again at 0, and so does the next text
+        self._all(lambda stage: stage.rebase.remote(slot, base, n))
+
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy positions from slot to slot, in every stage.  Raises: CacheLost"""
+        self.base[target] = self.base[source]
         self._all(lambda stage: stage.copy.remote(source, target, start, end))
 
     def shift(self, slot: int, n_cached: int, keep: int, discard: int, kernels: Kernels, ropes: Ropes) -> int:
@@ -181,14 +195,15 @@ class StagedCache(KVCache):
         self._all(lambda stage: stage.shift.remote(slot, n_cached, keep, discard))
         return n_cached - discard
 
-    def snapshot(self, slot: int, n: int) -> list[np.ndarray]:
-        """Copy the first `n` positions of `slot`, all layers.  Raises: CacheLost"""
-        return [array for arrays in self._all(lambda stage: stage.snapshot.remote(slot, n)) for array in arrays]
+    def snapshot(self, slot: int, n: int, start: int = 0) -> list[np.ndarray]:
+        """Copy positions start .. n - 1 of `slot`, all layers.  Raises: CacheLost"""
+        return [array for arrays in self._all(lambda stage: stage.snapshot.remote(slot, n, start)) for array in arrays]
 
-    def restore(self, slot: int, start: int, arrays: Sequence[np.ndarray]) -> None:
+    def restore(self, slot: int, arrays: Sequence[np.ndarray], n: int, start: int, end: int) -> None:
         """Copy positions of all layers into `slot`.  Raises: CacheLost"""
+        self.base[slot] = self.restored_base(arrays, n, end)
         calls = [
-            stage.restore.remote(slot, start, list(arrays[2 * cut.start : 2 * cut.stop]))
+            stage.restore.remote(slot, list(arrays[2 * cut.start : 2 * cut.stop]), n, start, end)
             for stage, cut in zip(self.stages, self.cuts, strict=True)
         ]
         self._call(calls)

@@ -50,11 +50,12 @@ class Stage:
         n_ctx: int,
         n_slot: int,
         cache_type: str,
+        n_batch: int,
         kernels: str,
     ):
         self.first, self.kernels = first, SETS[kernels]
         self.model = cut(load_model(path, dict.fromkeys(adapters, 1.0)), range(first, last))
-        self.cache = self.model.new_cache(n_ctx, n_slot, cache_type)
+        self.cache = self.model.new_cache(n_ctx, n_slot, cache_type, n_batch)
         run_layers(
             self.model, np.zeros((1, self.model.hparams.n_embd), np.float32), Batch.of([0]), self.cache, self.kernels
         )
@@ -91,6 +92,10 @@ class Stage:
         """Return what `span` attends to in layer `il` of the whole model; see KVCache."""
         return self.cache.read(il - self.first, span)
 
+    def rebase(self, slot: int, base: int, n: int) -> None:
+        """Drop positions before `base` in layers with a window; see KVCache."""
+        self.cache.rebase(slot, base, n)
+
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy positions of the cache; see KVCache."""
         self.cache.copy(source, target, start, end)
@@ -100,13 +105,13 @@ class Stage:
         ropes = self.model.hparams.ropes(self.cache.n_ctx)
         self.cache.shift(slot, n_cached, keep, discard, self.kernels, ropes)
 
-    def snapshot(self, slot: int, n: int) -> list[np.ndarray]:
+    def snapshot(self, slot: int, n: int, start: int) -> list[np.ndarray]:
         """Copy positions out of the cache; see KVCache."""
-        return self.cache.snapshot(slot, n)
+        return self.cache.snapshot(slot, n, start)
 
-    def restore(self, slot: int, start: int, arrays: Sequence[np.ndarray]) -> None:
+    def restore(self, slot: int, arrays: Sequence[np.ndarray], n: int, start: int, end: int) -> None:
         """Copy positions into the cache; see KVCache."""
-        self.cache.restore(slot, start, arrays)
+        self.cache.restore(slot, arrays, n, start, end)
 
 
 def run_layers(

@@ -20,13 +20,13 @@ from ...kernels.hadamard import rotate_groups
 from ...kernels.select import descending
 from ..errors import RequestError
 from ..model.batch import Batch, Span
-from ..model.cache import KVCache, position_bytes
+from ..model.cache import KVCache
 from ..model.decoder import hidden_states, logits
 from ..model.model import Model
 from ..model.trace import INSIDE_ATTENTION, Trace, label
 from ..sampling import Candidates
 from .request import LookRequest, check_sizes
-from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, SamplerStep, StepTime
+from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, SamplerStep, StepTime, cache_facts
 
 LEDGER_ROWS = 8  # candidates of a sampler's step that are shown
 ROWS_AT_ONCE = 64  # of all layers in a lens: the logits of each are n_vocab numbers
@@ -353,10 +353,17 @@ def cached_weights(
 
     -> for each of `heads` f32 [span.length, span.start + span.length]
     """
-    keys, values = cache.read(il, span)
+    keys, values = (with_dropped(a, span.start + span.length) for a in cache.read(il, span))
     if cache.k_group:  # as the cached keys are
         queries = rotate_groups(queries, cache.k_group)
     return attention_weights(queries, keys, values, span.start, model.hparams.attention[il], heads)
+
+
+def with_dropped(rows: np.ndarray, n: int) -> np.ndarray:
+    """Put zeros in place of dropped positions, which are hidden.  [<= n, n_head_kv, ...] -> [n, n_head_kv, ...]"""
+    if len(rows) == n:
+        return rows
+    return np.concatenate([np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype), rows])
 
 
 def attention_weights(
@@ -400,20 +407,6 @@ def largest_logits(row: np.ndarray, n: int) -> LogitsAt:
     rest = np.delete(row, best).astype(np.float64)
     top = rest.max()
     return LogitsAt(best.astype(np.int32), row[best], len(rest), float(top + np.log(np.exp(rest - top).sum())))
-
-
-def cache_facts(model: Model, cache: KVCache) -> dict[str, int | str]:
-    """Return the cache's type and sizes: a position takes bytes_per_position in all layers together."""
-    hp = model.hparams
-    per_position = hp.n_layer * hp.n_head_kv * position_bytes(cache.type, hp.n_head_dim)
-    return {
-        "type": cache.type,
-        "n_slot": cache.n_slot,
-        "n_ctx": cache.n_ctx,
-        "n_layer": hp.n_layer,
-        "bytes_per_position": per_position,
-        "bytes": cache.nbytes,
-    }
 
 
 def patch_values(

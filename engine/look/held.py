@@ -39,13 +39,20 @@ class HeldRun:
         self.tokens: list[int] = []
         self.cache: KVCache | None = None
         self.queries: dict[int, list[np.ndarray]] = {}
+        self._n = 0  # positions in the cache
         self._lock = Lock()
 
-    def fill(self, tokens: Sequence[int], n_cached: int, cache: KVCache, slot: int) -> None:
-        """Copy the positions of `slot`."""
-        own = self.model.new_cache(cache.n_ctx, 1, cache.type)  # as long a window: RoPE may depend on it
-        own.restore(0, 0, cache.snapshot(slot, n_cached))
-        self.tokens, self.cache = list(tokens), own
+    def follow(self, cache: KVCache, slot: int, n_cached: int) -> None:
+        """Copy the positions of `slot` that are new, before layers with a window drop them."""
+        if self.cache is None:  # as long a window: RoPE may depend on it
+            self.cache = self.model.new_cache(cache.n_ctx, 1, cache.type)
+        if n_cached > self._n:
+            self.cache.restore(0, cache.snapshot(slot, n_cached, self._n), n_cached, self._n, n_cached)
+            self._n = n_cached
+
+    def finish(self, tokens: Sequence[int]) -> None:
+        """Make the answer of these tokens ready to be looked at."""
+        self.tokens = list(tokens)
 
     def at(self, position: int, look: LookRequest) -> LookStep:
         """Look at `position` with what `look` wants; what the answer changed is changed again.  Raises: RequestError"""
@@ -59,7 +66,7 @@ class HeldRun:
 
     def require_cache(self) -> KVCache:
         """Return the keys and values.  Raises: RequestError while there are none"""
-        if self.cache is None:
+        if self.cache is None or not self.tokens:
             raise RequestError("look: this answer is not finished, or its window has shifted")
         return self.cache
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from ..model.cache import KVCache, position_bytes
+from ..model.model import Model
 
 Heads = tuple[tuple[int, int], ...]
 
@@ -138,3 +142,28 @@ class LookPart:
 
     steps: list[LookStep]
     prompt: LookPrompt | None = None
+
+
+def cache_facts(model: Model, cache: KVCache) -> dict[str, int | str]:
+    """Return the cache's type and sizes: a position takes bytes_per_position in all layers together.
+
+    window_bytes_per_position of it are in layers that keep only window_positions of a text
+    """
+    hp = model.hparams
+    per_layer = hp.n_head_kv * position_bytes(cache.type, hp.n_head_dim)
+    return {
+        "type": cache.type,
+        "n_slot": cache.n_slot,
+        "n_ctx": cache.n_ctx,
+        "n_layer": hp.n_layer,
+        "bytes_per_position": hp.n_layer * per_layer,
+        "window_bytes_per_position": cache.n_window_layer * per_layer,
+        "window_positions": cache.n_kept,
+        "bytes": cache.nbytes,
+    }
+
+
+def cached_bytes(facts: Mapping[str, Any], n: int) -> int:
+    """Return the bytes of `n` positions of a text in a cache with these facts; some layers keep only a window."""
+    dropped = max(0, n - facts["window_positions"]) * facts["window_bytes_per_position"]
+    return int(n * facts["bytes_per_position"] - dropped)

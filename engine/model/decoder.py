@@ -33,6 +33,7 @@ def forward(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: T
 
 def hidden_states(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap = no_tap) -> np.ndarray:
     """Return the final hidden states at `batch.outputs`, before the output matrix.  -> float [n_out, n_embd]"""
+    cache.make_room(batch)
     x = embeddings(model, batch, kernels, tap)
     run_layers = cache.run_layers or whole_layers(model, batch, cache, kernels, tap) or layer_by_layer
     x = run_layers(model, x, batch, cache, kernels, tap)
@@ -101,7 +102,8 @@ def attend(
         rows = slice(row, row + span.length)
         cache.write(il, span, k[rows], v[rows])
         keys, values = cache.read(il, span)
-        out[rows] = kernels.attention(q[rows], keys, values, span.start, rule, lambda name, value: tap(name, il, value))
+        first = len(keys) - span.length
+        out[rows] = kernels.attention(q[rows], keys, values, first, rule, lambda name, value: tap(name, il, value))
         row += span.length
     out = cache.rotated_back(tap("kqv_out", il, out))
     out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))

@@ -60,6 +60,11 @@ class Hparams:
     n_ff_exp: int = 0
     causal: bool = True
 
+    @property
+    def windows(self) -> list[int]:
+        """How far back each layer sees, in positions; 0: to the beginning."""
+        return [rule.window if self.causal else 0 for rule in self.attention]
+
     def ropes(self, n_ctx: int) -> tuple[Rope | None, ...]:
         """Return each layer's RoPE for a window of `n_ctx` positions."""
         return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope

@@ -75,11 +75,14 @@ class Model:
         """The GGUF's own Jinja chat template, or ChatML if it has none."""
         return Template.from_gguf(self.gguf)
 
-    def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16") -> KVCache:
-        """Create an empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py), or two."""
+    def new_cache(self, n_ctx: int, n_slot: int = 1, type: str = "f16", n_batch: int = 0) -> KVCache:
+        """Create an empty cache for this model.  `type` is one of CACHE_TYPES (kernels/kv.py), or two.
+
+        n_batch   tokens of one slot in a pass at most, so that layers with a window keep only that; 0: they keep all
+        """
         hp = self.hparams
         n_layer = hp.n_layer if self.family.causal else 0  # an encoder caches nothing
-        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type)
+        return KVCache(n_layer, hp.n_head_kv, hp.n_head_dim, n_ctx, n_slot, type, hp.windows[:n_layer], n_batch)
 
 
 def require_decoder(model: Model) -> None:

@@ -27,7 +27,7 @@ class LayerCalls:
     """A model's layers bound to a cache's keys and values; each is built on first use."""
 
     def __init__(self, model: Model, cache: KVCache):
-        self.model, self.k, self.v = model, cache.k, cache.v
+        self.model, self.k, self.v, self.bases = model, cache.k, cache.v, cache.bases
         self.ropes, self.groups = model.hparams.ropes(cache.n_ctx), (cache.k_group, cache.v_group)
         self._built: dict[int, LayerCall] = {}
 
@@ -53,6 +53,7 @@ class LayerCalls:
                 hp.norm_eps,
                 hp.residual_scale,
                 self.groups,
+                self.bases[il],
             )
         return self._built[il]
 

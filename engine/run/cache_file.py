@@ -2,7 +2,7 @@
 
     <folder>/<model, kernels, cache type, window: hash>/<tokens: hash>.safetensors
         tokens   i64 [n]
-        0, 1, 2, ...   u8, k of layer 0, v of layer 0, k of layer 1, ...
+        0, 1, 2, ...   u8, k of layer 0, v of layer 0, k of layer 1, ...; of layers with a window the last positions
         metadata: version, SHA-256 of all arrays' bytes
 
 Files appear whole, under their name, or not at all.  One that is damaged, cut or of another version is not used: it is
@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..model.cache import KVCache
+from ..model.cache import KVCache, first_position
 from .prefix import common_prefix
 
 VERSION = "1"
@@ -47,6 +47,7 @@ class CacheFiles:
         self.root, self.cache, self.n_byte = folder, cache, n_byte
         self.folder = folder / hash_of(json.dumps(identity, sort_keys=True).encode())
         self._tokens: dict[Path, list[int]] = {}
+        self._first: dict[Path, int] = {}  # the first position that all layers have
         for path in self.folder.glob(f".*{SUFFIX}.*"):
             with suppress(OSError):
                 if time() - path.stat().st_mtime > UNFINISHED_S:
@@ -54,8 +55,10 @@ class CacheFiles:
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
                 with safe_open(path, "numpy") as file:
-                    self._tokens[path] = file.get_tensor("tokens").tolist()
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                    tokens = file.get_tensor("tokens").tolist()
+                    sizes = [file.get_slice(str(i)).get_shape()[0] for i in range(2 * len(cache.k))]
+                self._tokens[path], self._first[path] = tokens, len(tokens) - min(sizes)
+            except (OSError, SafetensorError, LookupError, ValueError) as error:
                 self._drop(path, error)
 
     def has(self, tokens: Sequence[int]) -> bool:
@@ -68,12 +71,12 @@ class CacheFiles:
         It ends before the first image, whose ids mean nothing to another process.
         """
         n = next((i for i, token in enumerate(tokens) if token < 0), len(tokens))
-        tokens, path = list(tokens[:n]), self._path(tokens[:n])
+        n_cut, tokens, path = len(tokens) - n, list(tokens[:n]), self._path(tokens[:n])
         if not tokens or path in self._tokens:
             return
-        plain = [np.ascontiguousarray(array[:n]).view(np.uint8) for array in arrays]
+        plain = [np.ascontiguousarray(array[: max(len(array) - n_cut, 0)]).view(np.uint8) for array in arrays]
         size = sum(array.nbytes for array in plain)
-        if size > self.n_byte:
+        if size > self.n_byte or not self.cache.sees_back(first_position(plain, n), n):
             return
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -92,17 +95,19 @@ class CacheFiles:
         for other, held in list(self._tokens.items()):
             if held == tokens[: len(held)]:
                 self._forget(other)
-        self._tokens[path] = tokens
+        self._tokens[path], self._first[path] = tokens, first_position(plain, n)
 
     def longest(self, prompt: Sequence[int], n_least: int) -> tuple[list[int], list[np.ndarray]] | None:
         """Read the file with the longest beginning of `prompt`, if that has `n_least` tokens.
 
         -> its tokens, and the arrays of each layer as `KVCache.snapshot` returns them
         """
-        by_length = sorted(self._tokens, key=lambda path: -common_prefix(self._tokens[path], prompt))
-        for path in by_length:
-            if common_prefix(self._tokens[path], prompt) < n_least:
+        lengths = {path: common_prefix(tokens, prompt) for path, tokens in self._tokens.items()}
+        for path in sorted(lengths, key=lambda path: -lengths[path]):
+            if lengths[path] < n_least:
                 return None
+            if not self.cache.sees_back(self._first[path], lengths[path]):
+                continue
             try:
                 arrays = self._read(path)
             except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -125,7 +130,7 @@ class CacheFiles:
             raise ValueError("its checksum differs")
         like = self.cache.snapshot(0, 0)
         return [
-            array.view(one.dtype).reshape(len(tokens), *one.shape[1:]) for array, one in zip(plain, like, strict=True)
+            array.view(one.dtype).reshape(len(array), *one.shape[1:]) for array, one in zip(plain, like, strict=True)
         ]
 
     def _path(self, tokens: Sequence[int]) -> Path:
@@ -147,6 +152,7 @@ class CacheFiles:
 
     def _forget(self, path: Path) -> None:
         self._tokens.pop(path, None)
+        self._first.pop(path, None)
         with suppress(OSError):
             path.unlink(missing_ok=True)
 

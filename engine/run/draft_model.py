@@ -70,6 +70,8 @@ class DraftModel:
             self._first[slot] = len(seq.tokens) - n_ctx // 2
         text = seq.tokens[self._first[slot] :]
         start = common_prefix(self._held[slot], text)
+        if not self.cache.resumes(slot, start):
+            start = 0
         while len(text) - start > self.num_batch:
             part = Batch.of(text[start : start + self.num_batch], slot, start, outputs=())
             forward(self.model, part, self.cache, self.kernels)

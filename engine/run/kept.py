@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..model.cache import KVCache
+from ..model.cache import KVCache, first_position
 from .cache_file import CacheFiles
 from .prefix import common_prefix
 
@@ -32,6 +32,11 @@ class Kept:
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
+
+    def known(self, prompt: Sequence[int], cache: KVCache) -> int:
+        """Return how many tokens of `prompt` need not be computed in `cache` once they are restored."""
+        n = common_prefix(self.tokens, prompt)
+        return n if cache.sees_back(first_position(self.arrays, len(self.tokens)), n) else 0
 
 
 class KeptPrefixes:
@@ -59,7 +64,7 @@ class KeptPrefixes:
             return
         new = Kept(list(tokens), self.cache.snapshot(slot, len(tokens)))
         self._kept = [kept for kept in self._kept if not begins(new.tokens, kept.tokens)]
-        if not any(begins(kept.tokens, new.tokens) for kept in self._kept):
+        if not any(kept.known([*new.tokens, -1], self.cache) == len(new.tokens) for kept in self._kept):
             self._kept.append(new)
         while self._kept and self.nbytes > self.n_byte:
             oldest = self._kept.pop(0)
@@ -72,14 +77,15 @@ class KeptPrefixes:
         n_elsewhere   tokens that another slot knows, from which they are copied faster
         """
         n_least = max(n_known, n_elsewhere) + MIN_TOKENS
-        best = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
-        n = common_prefix(best.tokens, prompt) if best else 0
+        best = max(self._kept, key=lambda kept: kept.known(prompt, self.cache), default=None)
+        n = best.known(prompt, self.cache) if best else 0
         if self.files and (found := self.files.longest(prompt, max(n + MIN_TOKENS, n_least))):
             tokens, arrays = found
-            best, n = Kept(tokens, arrays), common_prefix(tokens, prompt)
+            best = Kept(tokens, arrays)
+            n = best.known(prompt, self.cache)
         if best is None or n < n_least:
             return n_known
-        self.cache.restore(slot, n_known, [array[n_known:n] for array in best.arrays])
+        self.cache.restore(slot, best.arrays, len(best.tokens), n_known, n)
         if best in self._kept:
             self._kept.remove(best)
             if n < len(best.tokens):  # others may want the rest of it

@@ -21,11 +21,17 @@ from collections.abc import Callable, Sequence
 class Prefixes:
     """The tokens in each slot, and which slots are free.
 
-    losing   called with a slot, its tokens and how many of them stay, before a new prompt overwrites the others
+    losing    called with a slot, its tokens and how many of them stay, before a new prompt overwrites the others
+    resumes   whether the text in a slot can go on after its first n tokens, or layers have dropped their window
     """
 
-    def __init__(self, n_slot: int, losing: Callable[[int, list[int], int], None] = lambda slot, tokens, n_left: None):
-        self.losing = losing
+    def __init__(
+        self,
+        n_slot: int,
+        losing: Callable[[int, list[int], int], None] = lambda slot, tokens, n_left: None,
+        resumes: Callable[[int, int], bool] = lambda slot, n: True,
+    ):
+        self.losing, self.resumes = losing, resumes
         self.held: list[list[int]] = [[] for _ in range(n_slot)]
         self.free = deque(range(n_slot))  # the least recently used first
 
@@ -35,11 +41,11 @@ class Prefixes:
         The slot with the longest common prefix is chosen, unless it would lose more tokens than it provides; then the
         least recently used one.
         """
-        slot = max(self.free, key=lambda slot: common_prefix(self.held[slot], prompt))
-        if 2 * common_prefix(self.held[slot], prompt) < len(self.held[slot]):
+        slot = max(self.free, key=lambda slot: self.known(slot, prompt))
+        if 2 * self.known(slot, prompt) < len(self.held[slot]):
             slot = self.free[0]
         self.free.remove(slot)
-        n = common_prefix(self.held[slot], prompt)
+        n = self.known(slot, prompt)
         if n < len(self.held[slot]):
             self.losing(slot, self.held[slot], n)
         self.truncate(slot, n)
@@ -47,9 +53,14 @@ class Prefixes:
 
     def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
         """Find the slot, free or busy, with the longest prefix of `prompt`.  -> the slot, and the prefix's length"""
-        lengths = [common_prefix(held, prompt) for held in self.held]
+        lengths = [self.known(slot, prompt) for slot in range(len(self.held))]
         slot = max(range(len(lengths)), key=lengths.__getitem__)
         return slot, lengths[slot]
+
+    def known(self, slot: int, prompt: Sequence[int]) -> int:
+        """Return how many tokens of `prompt` need not be computed in `slot`."""
+        n = common_prefix(self.held[slot], prompt)
+        return n if self.resumes(slot, n) else 0
 
     def record(self, slot: int, start: int, tokens: Sequence[int]) -> None:
         """Record that the cache has `tokens` at positions from `start`."""

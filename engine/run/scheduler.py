@@ -59,8 +59,9 @@ class Running:
     began, prefilled   times by perf_counter_ns; prefilled is 0 until the whole prompt is in the cache
     repeated           pieces in a row with the text of the one before
     number             of the request, in the order of arrival
-    echo, pooled       for a prompt that is echoed or embedded: all of it is computed, nothing is reused
-    held               where keys and values go at the end, if a look keeps them
+    needs_all          each token of the prompt is computed, cached or not
+    echo, pooled       for a prompt that is echoed or embedded
+    held               where keys and values go, if a look keeps them
     """
 
     job: Job
@@ -70,16 +71,12 @@ class Running:
     speculation: Speculation
     number: int = 0
     prefilled: int = 0
+    needs_all: bool = False
     echo: Echo | None = None
     pooled: Pooled | None = None
     held: HeldRun | None = None
     text: str = ""
     repeated: int = 0
-
-    @property
-    def needs_all(self) -> bool:
-        """Whether each token of the prompt is computed, cached or not."""
-        return bool(self.echo or self.pooled or (self.job.look and self.job.look.look.wants_rows))
 
     def runs_away(self, text: str) -> bool:
         """Count `text`, the next piece, and return whether the answer repeats itself without end."""
@@ -131,7 +128,7 @@ class Scheduler:
         self.model, self.cache, self.kernels, self.num_batch, self.guard = model, cache, kernels, num_batch, guard
         self.draft, self.times = draft, PassTimes()
         self.kept = kept or KeptPrefixes(cache)
-        self.prefixes = Prefixes(cache.n_slot, self.kept.keep)
+        self.prefixes = Prefixes(cache.n_slot, self.kept.keep, cache.resumes)
         self.waiting: deque[Job] = deque()
         self.running: list[Running] = []  # in order of arrival
         self.timeline = Timeline()
@@ -231,7 +228,8 @@ class Scheduler:
             grammar=job.grammar,
         )
         number, look = next(self._numbers), job.look
-        needs_all = job.echo or job.pooling or (look and look.look.wants_rows)
+        needs_all = bool(job.echo or job.pooling or (look and look.look.wants_rows))
+        needs_all = needs_all or bool(look and look.look.keep and self.cache.window)  # what was dropped, too
         held = [len(tokens) for tokens in self.prefixes.held]
         reusable = self.prefixes.longest(prompt)[1] if look else 0
         seq.slot, seq.n_cached = self.prefixes.acquire([] if needs_all else prompt)
@@ -259,7 +257,7 @@ class Scheduler:
         echo = Echo(tokenizer, seq) if job.echo else None
         pooled = Pooled(job.pooling, seq.n_prompt, self.model.dense, self.kernels) if job.pooling else None
         speculation = Speculation("off" if look else options.speculate or "auto")
-        running = Running(job, seq, seq.n_cached, began, speculation, number, echo=echo, pooled=pooled)
+        running = Running(job, seq, seq.n_cached, began, speculation, number, 0, needs_all, echo, pooled)
         if look and look.look.keep:
             assert look.prompt
             running.held = HeldRun(self.model, self.kernels, look.look, look.sources, seq.n_prompt)
@@ -414,6 +412,8 @@ class Scheduler:
         if not (one.job.look and one.job.look.changes):
             self.prefixes.record(one.seq.slot, one.seq.n_cached, tokens)
         one.seq.n_cached += len(tokens)
+        if one.held:
+            one.held.follow(self.cache, one.seq.slot, one.seq.n_cached)
 
     def _sample(self, one: Running, row: np.ndarray, at: int, span: Span) -> None:
         """Sample the next token and deliver its piece.
@@ -456,7 +456,7 @@ class Scheduler:
         log.debug("leaves", extra={"fields": facts | ({"error": last} if isinstance(last, Exception) else {})})
         self.running.remove(one)
         if one.held and seq.n_cached == len(seq.tokens) - 1:  # the window has not shifted
-            one.held.fill(seq.tokens, seq.n_cached, self.cache, seq.slot)
+            one.held.finish(seq.tokens)
         self.prefixes.release(seq.slot)
         conclude(one.job, last)
 

@@ -7,34 +7,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import OutOfMemory
-from ..model.cache import position_bytes
+from ..model.cache import n_kept_positions, position_bytes
 from ..model.model import Model
 
 DEFAULT_SLOTS = 4  # if their caches fit into a quarter of the available memory; else 1
 
 
-def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str) -> int:
-    """Return the bytes of a cache; 0 for an encoder, which caches nothing."""
+def cache_size(model: Model, n_ctx: int, n_slot: int, cache_type: str, n_batch: int = 0) -> int:
+    """Return the bytes of a cache, see Model.new_cache; 0 for an encoder, which caches nothing."""
     if not model.family.causal:
         return 0
     hp = model.hparams
-    return hp.n_layer * n_slot * n_ctx * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
+    n_position = sum(n_kept_positions(window, n_ctx, n_batch) for window in hp.windows)
+    return n_slot * n_position * hp.n_head_kv * position_bytes(cache_type, hp.n_head_dim)
 
 
-def default_slots(model: Model, n_ctx: int, cache_type: str) -> int:
+def default_slots(model: Model, n_ctx: int, cache_type: str, n_batch: int = 0) -> int:
     """Return the number of slots for a model if none is set."""
     available = available_memory()
-    fits = available is None or 4 * cache_size(model, n_ctx, DEFAULT_SLOTS, cache_type) <= available
+    fits = available is None or 4 * cache_size(model, n_ctx, DEFAULT_SLOTS, cache_type, n_batch) <= available
     return DEFAULT_SLOTS if fits else 1
 
 
-def check_memory(models: Sequence[Model], n_ctx: int, n_slot: int, cache_type: str) -> None:
+def check_memory(models: Sequence[Model], n_ctx: int, n_slot: int, cache_type: str, n_batch: int = 0) -> None:
     """Check that the weights of `models` and a cache for each fit into the available memory.  Raises: OutOfMemory
 
     Pages of mapped files count as available, since the system may drop them.  Where the available memory is unknown,
     every size passes.
     """
-    needed = sum(model.nbytes + cache_size(model, n_ctx, n_slot, cache_type) for model in models)
+    needed = sum(model.nbytes + cache_size(model, n_ctx, n_slot, cache_type, n_batch) for model in models)
     available = available_memory()
     if available is not None and needed > available:
         sizes = [f"{n / 2**30:.1f} GiB" for n in (needed, available)]

@@ -46,7 +46,7 @@ DRAFT_NUM_PREDICT = 4  # Ollama's default with a draft model
 N_ENCODER_SLOTS = 64  # an encoder's slots take no memory
 
 
-NewCache = Callable[[Model, int, int, str], KVCache]
+NewCache = Callable[[Model, int, int, str, int], KVCache]
 
 
 def loading(n_layer: int, progress: Callable[[float], None], facts: dict[str, Any]) -> Tap:
@@ -91,7 +91,7 @@ class Runner:
     tap       tap of the first forward pass, which is part of loading
     draft     a smaller model that guesses this one's next tokens; it gets a cache of its own
     keeping   where beginnings that lose their slot are kept
-    new_cache   makes the cache: (model, n_ctx, n_slot, cache_type) -> cache; by default in this process
+    new_cache   makes the cache: (model, n_ctx, n_slot, cache_type, n_batch) -> cache; by default in this process
     """
 
     def __init__(
@@ -107,14 +107,16 @@ class Runner:
         new_cache: NewCache = Model.new_cache,
     ):
         self.model, self.options = model, self._clamped(model, options)
-        n_ctx = self.options.num_ctx
-        n_slot = (n_slot or default_slots(model, n_ctx, cache_type)) if model.family.causal else N_ENCODER_SLOTS
+        n_ctx, n_batch = self.options.num_ctx, self.options.num_batch
+        n_slot = (
+            (n_slot or default_slots(model, n_ctx, cache_type, n_batch)) if model.family.causal else N_ENCODER_SLOTS
+        )
         self.files = [*model.files, *(draft.files if draft else ())]
         if new_cache is Model.new_cache:
-            check_memory([one for one in (model, draft) if one], n_ctx, n_slot, cache_type)
+            check_memory([one for one in (model, draft) if one], n_ctx, n_slot, cache_type, n_batch)
         for file in self.files:
             file.check()
-        self.cache: KVCache = new_cache(model, n_ctx, n_slot, cache_type)
+        self.cache: KVCache = new_cache(model, n_ctx, n_slot, cache_type, n_batch)
         # Force the lazy parts now, so that their cost counts as load time: tokenizer, packed weights, compiled kernels.
         _ = model.tokenizer
         if kernels is NUMBA:
@@ -130,7 +132,7 @@ class Runner:
         self.draft = self._draft_model(draft, kernels, n_slot, cache_type) if draft else None
         files = keeping.files(model, self.cache, kernels, cache_type)
         kept = KeptPrefixes(self.cache, keeping.memory, files)
-        self.scheduler = Scheduler(model, self.cache, kernels, self.options.num_batch, draft=self.draft, kept=kept)
+        self.scheduler = Scheduler(model, self.cache, kernels, n_batch, draft=self.draft, kept=kept)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_over = False
         self._thread = Thread(target=self._work, name=f"runner {model.path.name}", daemon=True)
@@ -154,7 +156,8 @@ class Runner:
     def _draft_model(self, model: Model, kernels: Kernels, n_slot: int, cache_type: str) -> DraftModel:
         """Load a draft model's lazy parts, too.  Its window is at most the one that it was trained for."""
         n_ctx = min(self.options.num_ctx, model.hparams.n_ctx_train)
-        cache = model.new_cache(n_ctx, n_slot, usable_type(cache_type, model.hparams.n_head_dim))
+        kept_type = usable_type(cache_type, model.hparams.n_head_dim)
+        cache = model.new_cache(n_ctx, n_slot, kept_type, self.options.num_batch)
         if kernels is NUMBA:
             prepare(kernel_names(model))
         forward(model, Batch.of([0]), cache, kernels)

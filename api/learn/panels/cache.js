@@ -11,10 +11,11 @@ export function CachePanel({ run }) {
   let without = 0;
   for (let i = nPrompt; i < n; i++) without += i;
   const held = c.held.map((h, i) => (i === c.slot ? 0 : h));
+  const size = used * c.bytes_per_position - Math.max(0, used - c.window_positions) * c.window_bytes_per_position;
   const part = (k) => `${(100 * k) / c.n_ctx}%`;
   const reuse = c.reused ? `${c.reused} of the prompt's ${nPrompt} tokens were found in the cache.`
     : c.reusable ? `${c.reusable} of the prompt's ${nPrompt} tokens lay in the cache already; they were computed again, because this page shows each of them.` : "Nothing of this prompt was in the cache.";
-  return html`<${Frame} look=${`${used} positions hold ${bytes(used * c.bytes_per_position)}. ${reuse}`}>
+  return html`<${Frame} look=${`${used} positions hold ${bytes(size)}. ${reuse}`}>
     <div class="slots" role="img" aria-label=${`${c.n_slot} slots of ${c.n_ctx} positions; this answer has slot ${c.slot}`}>
       ${Array.from({ length: c.n_slot }, (_, i) => html`<div class="layer"><span class="label">slot ${i}</span><span class="lane track">
         ${i === c.slot ? html`<span class="cell prompt" style=${{ width: part(nPrompt) }}></span><span class="cell answer" style=${{ width: part(used - nPrompt) }}></span>`
@@ -23,6 +24,7 @@ export function CachePanel({ run }) {
     <table data-cache><tbody>
       <tr><th scope="row">type</th><td>${c.type}, ${c.n_layer} layers</td></tr>
       <tr><th scope="row">one position</th><td>${bytes(c.bytes_per_position)} of keys and values</td></tr>
+      ${c.window_bytes_per_position ? html`<tr><th scope="row">windows</th><td>${bytes(c.window_bytes_per_position)} of it in layers that keep the last ${c.window_positions.toLocaleString("en")} positions</td></tr>` : null}
       <tr><th scope="row">reserved</th><td>${bytes(c.bytes)}: ${c.n_slot} slots of ${c.n_ctx.toLocaleString("en")} positions</td></tr>
       <tr><th scope="row">reused</th><td data-reused>${c.reused} tokens</td></tr>
       <tr><th scope="row">computed with it</th><td class="num"><${Bar} value=${withCache} most=${Math.max(without, withCache)} label="" /> <span data-with>${withCache.toLocaleString("en")}</span> positions</td></tr>

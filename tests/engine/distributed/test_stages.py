@@ -51,11 +51,11 @@ def staged(cluster, tmp_path):
 
     caches = []
 
-    def make(family="llama", n_stage=2, adapter=False, n_slot=2, **more):
-        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", **more)
+    def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0):
+        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", n_ctx=max(256, n_ctx))
         adapters = [tiny_lora(tmp_path / "lora.gguf", path)] if adapter else []
         model = load_model(path, dict.fromkeys(adapters, 1.0))
-        caches.append(StagedCache(adapters, model, N_CTX, n_slot, "f16", n_stage=n_stage))
+        caches.append(StagedCache(adapters, model, n_ctx, n_slot, "f16", n_batch, n_stage=n_stage))
         return model, caches[-1]
 
     yield make
@@ -98,6 +98,26 @@ def test_answers_are_those_of_one_process_with_shifts_and_reuse(staged):
     for ids in (IDS, IDS[:30], [*IDS, 310]):
         got = [piece.token for piece in answer(scheduler, ids, options)]
         assert got == [piece.token for piece in complete(model, ids, options)]
+
+
+def test_layers_with_a_window_keep_a_part_in_every_stage(staged):
+    """1,700 tokens are more than a window of 8, a pass of 64 and the 1,024 positions before."""
+    model, cache = staged("gemma3", n_stage=3, n_slot=1, n_ctx=2048, n_batch=64)
+    scheduler = Scheduler(model, cache, guard=False, num_batch=64)
+    options = Options(num_ctx=2048, num_predict=20, temperature=1.0, seed=3, ignore_eos=True)
+    long = np.random.default_rng(0).integers(259, 330, 1700).tolist()
+    for ids, n_known in ((long, 0), ([*long, 300], 1700), (long[:1200], 1199), (long[:90], 0), (long[:1600], 90)):
+        *pieces, last = answer(scheduler, ids, options)
+        assert [piece.token for piece in pieces] == [piece.token for piece in complete(model, ids, options)][:-1]
+        assert last.timings.prompt_eval_cached_count == n_known
+    other = model.new_cache(2048, 2, n_batch=64)
+    other.restore(1, cache.snapshot(0, 1610), 1610, 0, 1610)
+    cache.restore(0, other.snapshot(1, 1600), 1600, 0, 1600)
+    whole = model.new_cache(2048)
+    forward(model, Batch.of(long[:1600], outputs=()), whole, NUMBA)
+    got, expected = (forward(model, Batch.of([300], 0, 1600), one, NUMBA) for one in (cache, whole))
+    np.testing.assert_array_equal(got, expected)
+    assert cache.base[0] > 0
 
 
 def test_taps_see_and_change_values_across_stages(staged):
