@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
+HEAD = NODE | {
+    "include_dashboard": False,
+    "dashboard_port": None,
+}  # None: any, as another cluster may have the usual one
+
 
 @contextmanager
 def two_nodes():
@@ -13,8 +19,8 @@ def two_nodes():
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
-    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
+    cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         yield cluster

@@ -12,6 +12,12 @@ from ..errors import RequestError
 PYTHONS = (3, 10), (3, 14)  # the first and last version of Python that Ray 2.60 has wheels for
 
 
+def node_address(ray: Any) -> str:
+    """Return the address of this process's node, as the other nodes know it."""
+    own = ray.get_runtime_context().get_node_id()
+    return str(next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own))
+
+
 def join_cluster(address: str = "") -> Any:
     """Connect to the Ray cluster at `address`, or start one on this machine if it is "".  -> the module `ray`
 

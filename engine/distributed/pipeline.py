@@ -6,9 +6,9 @@
          part 2                    part 2             part 1
          part 3                    part 3             part 2              part 1
 
-A pass of many tokens is sent in parts that follow each other through the stages, so that none is idle: chunks of a
-prompt, groups of sequences that decode.  An actor runs its calls in order, so every part finds the keys and values of
-the ones before it.  The bits are those of one process, as a token's values do not depend on its batch.
+A pass of many tokens is sent in parts that follow each other through the stages (ring.py), so that none is idle: chunks
+of a prompt, groups of sequences that decode.  Parts stay in order, so each finds the keys and values before it.
+The bits are those of one process, as a token's values do not depend on its batch.
 
 The scheduler sees a cache (`StagedCache`) and knows nothing of stages.
 """
@@ -16,7 +16,8 @@ The scheduler sees a cache (`StagedCache`) and knows nothing of stages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ..model.model import Model
 from ..model.trace import Tap, sees_values
 from .cluster import join_cluster
 from .relay import TapRelay
+from .ring import RELAY_GROUP, Ring, as_engine_error
 from .stage import Stage, block_nbytes
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,7 @@ class StagedCache(KVCache):
     adapters         LoRA files of the model
     n_stage, memory  see stages_of
     address          of the Ray cluster; "": one on this machine
+    n_thread         of each stage; 0: one for each core
     Raises: RequestError without Ray; EngineError for a cut that cannot be made; CacheLost if a stage does not start
     """
 
@@ -124,6 +127,7 @@ class StagedCache(KVCache):
         n_stage: int = 0,
         memory: int = 0,
         address: str = "",
+        n_thread: int = 0,
     ):
         self.cuts = stages_of(model, n_ctx, n_slot, type, n_stage, memory, n_batch)
         self._ray = ray = join_cluster(address)
@@ -135,10 +139,13 @@ class StagedCache(KVCache):
             [np.empty(0, one)] * model.hparams.n_layer for one in (k_type, v_type)
         )  # how many, which type
         self._set_windows(model.hparams.windows, n_batch)
-        actor = ray.remote(max_restarts=-1, num_cpus=0, scheduling_strategy="SPREAD")(Stage)
-        shape = n_ctx, n_slot, type, n_batch, kernels.name
+        actor = ray.remote(
+            max_restarts=-1, num_cpus=0, scheduling_strategy="SPREAD", concurrency_groups={RELAY_GROUP: 1}
+        )(Stage)
+        shape = n_ctx, n_slot, type, n_batch, kernels.name, n_thread
         self.stages = [actor.remote(model.path, adapters, cut.start, cut.stop, *shape) for cut in self.cuts]
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
+        self._ring: Ring | None = None
 
     def __repr__(self) -> str:
         return f"<StagedCache: {len(self.stages)} stages, {self.n_slot} slots of {self.n_ctx} positions, {self.type}>"
@@ -154,15 +161,13 @@ class StagedCache(KVCache):
         """Run all layers.  x float [n_tok, n_embd] -> as x.  Raises: CacheLost if a stage ends"""
         if sees_values(tap):
             return self._run_tapped(x, batch, tap)
-        results = []
-        for rows, part in parts(batch, len(self.stages)):
-            value: Any = x[rows]
-            for stage in self.stages:
-                value = stage.run.remote(value, part)
-            results.append(value)
-        done = self._call(results)
+        with self._losses():
+            self._ring = self._ring or Ring(self._ray, self.stages)
+            done = [
+                rows for rows, _ in self._ring.run([(x[rows], part) for rows, part in parts(batch, len(self.stages))])
+            ]
         tap("l_out", model.hparams.n_layer - 1, x)
-        return np.concatenate(done) if len(done) > 1 else np.array(done[0])
+        return np.concatenate(done) if len(done) > 1 else done[0]
 
     def _run_tapped(self, x: np.ndarray, batch: Batch, tap: Tap) -> np.ndarray:
         """Run the layers in steps, each value passing through `tap` in this process."""
@@ -210,6 +215,8 @@ class StagedCache(KVCache):
 
     def close(self) -> None:
         """End the stages."""
+        if self._ring:
+            self._ring.close()
         for stage in self.stages:
             self._ray.kill(stage)
 
@@ -222,17 +229,24 @@ class StagedCache(KVCache):
 
     def _call(self, calls: list[Any], timeout: float | None = None) -> list[Any]:
         """Return the results of calls.  Raises: CacheLost if a stage ends before"""
-        try:
+        with self._losses():
             results: list[Any] = self._ray.get(calls, timeout=timeout)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
-            raise self._lost(self._dead(error)) from None
-        except self._ray.exceptions.GetTimeoutError:
-            raise CacheLost(f"a stage did not start within {START_S:.0f} s") from None
-        except self._ray.exceptions.RayTaskError as error:
-            raise (
-                error.cause if isinstance(error.cause, EngineError) else EngineError(f"a stage failed: {error.cause!r}")
-            ) from None
         return results
+
+    @contextmanager
+    def _losses(self) -> Iterator[None]:
+        """Turn errors of Ray and of the ring into ours.  Raises: CacheLost if a stage ends; EngineError if one fails"""
+        names = self._ray.exceptions
+        try:
+            yield
+        except names.RayActorError as error:
+            raise self._lost(self._dead(error)) from None
+        except names.GetTimeoutError:
+            raise CacheLost(f"a stage did not start within {START_S:.0f} s") from None
+        except names.RayTaskError as error:
+            raise as_engine_error(error.cause) from None
+        except (names.ObjectLostError, EOFError, OSError):
+            raise self._lost(None) from None
 
     def _dead(self, error: Exception) -> int | None:
         id = getattr(error, "actor_id", None)
@@ -240,6 +254,9 @@ class StagedCache(KVCache):
 
     def _lost(self, i: int | None) -> CacheLost:
         """Return the error after the end of stage `i`; it is started again by Ray, with an empty cache."""
+        if self._ring:
+            self._ring.close()
+            self._ring = None
         if i is None:
             return CacheLost("a stage of the model ended, and what it had cached is lost: ask again")
         cut = self.cuts[i]

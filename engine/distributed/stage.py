@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels import SETS, Kernels
+from ...kernels import SETS, Kernels, threads
 from ..model.batch import Batch, Span
 from ..model.cache import KVCache
 from ..model.decoder import layer_by_layer
@@ -21,6 +21,8 @@ from ..model.load import load_model
 from ..model.model import Model
 from ..model.trace import Tap, no_tap
 from ..model.whole import whole_layers
+from .cluster import node_address
+from .ring import Address, Port, relay
 
 RemoteTap = Callable[[str, int, np.ndarray], "np.ndarray | None"]  # None: the value itself
 
@@ -52,8 +54,9 @@ class Stage:
         cache_type: str,
         n_batch: int,
         kernels: str,
+        n_thread: int = 0,
     ):
-        self.first, self.kernels = first, SETS[kernels]
+        self.first, self.kernels, self.n_thread = first, SETS[kernels], n_thread
         self.model = cut(load_model(path, dict.fromkeys(adapters, 1.0)), range(first, last))
         self.cache = self.model.new_cache(n_ctx, n_slot, cache_type, n_batch)
         run_layers(
@@ -75,9 +78,21 @@ class Stage:
                 return int(line.split()[1]) * 1024
         return 0
 
+    def listen(self, key: bytes) -> Address:
+        """Open a port for the stage before.  -> its address"""
+        import ray
+
+        self._port = Port(node_address(ray), key)
+        return self._port.address
+
+    def relay(self, following: Address, key: bytes) -> None:
+        """Run the layers for all parts of batches that come, and send the results on, until the connection ends."""
+        relay(self._port, following, key, lambda part: (self.run(*part), part[1]))
+
     def run(self, x: np.ndarray, batch: Batch) -> np.ndarray:
         """Run the layers.  x float [n_tok, n_embd] -> as x"""
-        return run_layers(self.model, np.array(x), batch, self.cache, self.kernels)
+        threads.limit(self.n_thread)
+        return run_layers(self.model, x, batch, self.cache, self.kernels)
 
     def run_tapped(self, x: np.ndarray, batch: Batch, tap: RemoteTap) -> np.ndarray:
         """Run the layers in steps; every value passes through `tap` under its layer in the whole model."""

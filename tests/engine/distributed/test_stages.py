@@ -9,8 +9,11 @@ import time
 import numpy as np
 import pytest
 from adapters import tiny_lora
+from clusters import two_nodes
 
-from numllama.engine.errors import CacheLost
+from numllama.engine.distributed import pipeline
+from numllama.engine.distributed.stage import Stage
+from numllama.engine.errors import CacheLost, EngineError
 from numllama.engine.handle import RequestHandle
 from numllama.engine.model.batch import Batch
 from numllama.engine.model.decoder import forward
@@ -25,7 +28,6 @@ from tiny import FAMILIES, tiny_gguf
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 N_CTX = 64
 IDS = [1, *range(260, 300)]
@@ -33,29 +35,21 @@ IDS = [1, *range(260, 300)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of two nodes on this machine."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
-    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def staged(cluster, tmp_path):
+def staged(cluster, tmp_path, monkeypatch):
     """Return a function that makes a model and its cache in stages; they end with the test."""
-    from numllama.engine.distributed.pipeline import StagedCache
-
     caches = []
 
-    def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0):
-        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", n_ctx=max(256, n_ctx))
+    def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0, stage=Stage, **more):
+        monkeypatch.setattr(pipeline, "Stage", stage)
+        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", **{"n_ctx": max(256, n_ctx)} | more)
         adapters = [tiny_lora(tmp_path / "lora.gguf", path)] if adapter else []
         model = load_model(path, dict.fromkeys(adapters, 1.0))
-        caches.append(StagedCache(adapters, model, n_ctx, n_slot, "f16", n_batch, n_stage=n_stage))
+        caches.append(pipeline.StagedCache(adapters, model, n_ctx, n_slot, "f16", n_batch, n_stage=n_stage))
         return model, caches[-1]
 
     yield make
@@ -153,3 +147,57 @@ def test_a_stage_that_ends_is_one_clear_error_and_the_next_request_is_right(stag
             break
         time.sleep(0.5)
     assert [piece.token for piece in pieces] == expected
+
+
+def test_requests_that_decode_together_are_in_different_stages_at_once(staged, tmp_path):
+    log = tmp_path / "log"
+
+    class Slow(Stage):
+        def run(self, x, batch):
+            began = time.time()
+            time.sleep(0.25)  # longer than the noise of a busy machine
+            with open(log, "a") as file:
+                file.write(f"{self.first} {len(x)} {began} {time.time()}\n")
+            return super().run(x, batch)
+
+    model, cache = staged(stage=Slow)
+    scheduler = Scheduler(model, cache, guard=False)
+    options, pieces = Options(num_ctx=N_CTX, num_predict=3, temperature=0.0, ignore_eos=True), []
+    for ids in ([1, 270], [1, 280]):
+        scheduler.submit(Job(handle=RequestHandle(), prompt=ids, options=options, deliver=pieces.append))
+    scheduler.step()
+    log.unlink()
+    scheduler.step()
+    calls = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
+    assert [(first, n) for first, n, _, _ in calls] == [(0, 1), (0, 1), (1, 1), (1, 1)]  # a request each
+    (_, _, began_second, ended_second), (_, _, began_first, ended_first) = calls[1:3]
+    assert min(ended_first, ended_second) - max(began_first, began_second) > 0.1
+
+
+def test_a_stage_whose_code_fails_costs_the_request_alone(staged):
+    class Failing(Stage):
+        def run(self, x, batch):
+            if len(x) == 3:
+                raise ValueError("three")
+            return super().run(x, batch)
+
+    model, cache = staged(stage=Failing)
+    with pytest.raises(EngineError, match=r"a stage failed: ValueError\('three'\)"):
+        forward(model, Batch.of(IDS[:3]), cache, NUMBA)
+    batch = Batch.of(IDS)
+    np.testing.assert_array_equal(
+        forward(model, batch, cache, NUMBA), forward(model, batch, model.new_cache(N_CTX), NUMBA)
+    )
+
+
+def test_parts_larger_than_what_sockets_hold_do_not_wait_for_one_another(staged):
+    class Echo(Stage):
+        def run(self, x, batch):
+            return x
+
+    _, cache = staged(stage=Echo)
+    ring = pipeline.Ring(ray, cache.stages)
+    rows = [np.full((1024, 1024), i, np.float32) for i in range(6)]
+    for (got, _), expected in zip(ring.run([(x, None) for x in rows]), rows, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    ring.close()
