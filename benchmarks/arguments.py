@@ -81,14 +81,16 @@ def read_bytes(path: Path) -> bytes:
 def read_loads(options: argparse.Namespace) -> list[Load]:
     """Return the loads that the options describe."""
     shape = {"shared": options.shared, "mixed": options.mixed, "turns": options.turns}
-    clients = [*options.clients, *(options.ramp or [])]
+    kind, steps = options.ramp or ("clients", [])
+    clients = [*options.clients, *(map(int, steps) if kind == "clients" else ())]
+    rates = [*options.rate, *(steps if kind == "rate" else ())]
 
     def load(**more: Any) -> Load:
         made = Load(options.requests or 0, options.prompt, options.answer, **shape, **more)
         return made if options.requests else replace(made, requests=made.usual)
 
     loads = [load(clients=n) for n in dict.fromkeys(clients)]
-    loads += [load(rate=rate, arrivals=options.arrivals) for rate in dict.fromkeys(options.rate)]
+    loads += [load(rate=rate, arrivals=options.arrivals) for rate in dict.fromkeys(rates)]
     if options.trace:
         loads.append(load(trace=read_trace(options.trace)))
     return loads or [load(clients=1)]

@@ -14,6 +14,7 @@ from typing import Any
 from ..engine.errors import RequestError
 from . import report
 from .figures import FIGURES
+from .knee import knee_lines
 from .results import Run, read_runs
 from .table import NamedTable, cell
 
@@ -69,7 +70,7 @@ def page_of(runs: Sequence[Run]) -> str:
         parts.append(f"<h2>{escape(str(run.header['part']))}, {escape(str(run.header.get('started', '')))}</h2>")
         parts.append(f"<p>{escape(report.run_title(run))}</p>")
         parts += [html_table(table) for table in report.tables_of(run)]
-        parts.append(f"<p>{escape(chr(10).join([*report.knee_lines(run), *run.notes]))}</p>")
+        parts.append(f"<p>{escape(chr(10).join([*knee_lines(run), *run.notes]))}</p>")
         for figure in charts_of(run, plotly):
             parts.append(figure.to_html(full_html=False, include_plotlyjs=script, config={"displaylogo": False}))
             script = False  # once in a page

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..engine.errors import RequestError
 from .figures import FIGURES, Figure
-from .report import figure_label, plan_of
+from .report import figure_label
 from .results import Line, Run, json_form, read_runs
-from .rounds import family_size
+from .rounds import family_size, plan_of
 from .table import NamedTable
 from .verdict import ALPHA, CANNOT_TELL, SAME, Interval, percent_text, verdict_word
 
@@ -99,7 +99,7 @@ def judged_row(
     elif interval.low is None:
         why = f"{len(a)} and {len(b)} undisturbed rounds are too few"
     ends = "" if interval.low is None else f"{interval.low:.3g} .. {interval.high:.3g}"
-    word = f"the same within {percent_text(within)}" if word == SAME else word
+    word = f"the same within {percent_text(within)}" if word == SAME else figure.word(word)
     return {"ratio": interval.ratio, "95 % interval": ends, "after is": word, "why": why}
 
 

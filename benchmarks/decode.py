@@ -178,7 +178,7 @@ class ModelBench:
         """Measure the seconds until the model is ready."""
         if contender == TORCH:
             return {}
-        memory = {"memory_mib": self.memory[contender]} if contender in self.memory else {}
+        memory = {"peak_mib": self.memory[contender]} if contender in self.memory else {}
         if contender == PEER:
             assert self.programs is not None
             return {"load_s": llama_cpp.seconds_until_healthy(self.programs, str(self.files.weights))} | memory

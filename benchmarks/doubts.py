@@ -155,15 +155,14 @@ def prose_doubts(p: Probed) -> list[Doubt]:
 
 def gives_one_answer(p: Probed) -> bool:
     """Return whether all answers, to words and to prose, are one text."""
-    texts = [a.text for a in p.plain + p.prose if a.outcome == "answered" and a.n >= MIN_TOKENS / 2]
+    texts = [a.text for a in p.plain + p.prose if a.outcome == "answered" and a.n >= MIN_TOKENS]
     shortest = min(map(len, texts), default=0)
     return len(texts) >= MIN_ANSWERS and len({text[:shortest] for text in texts}) == 1
 
 
-def canned_lines(probed: Sequence[Probed]) -> list[str]:
-    """Return a line for each contender that gives one answer to every prompt."""
-    names = [p.name for p in probed if gives_one_answer(p)]
-    return [f"{name} gives the same answer to different prompts: it computes none" for name in names]
+def canned_line(p: Probed) -> str:
+    """Return a line for a contender that gives one answer to every prompt; "" for others."""
+    return f"{p.name} gives the same answer to different prompts: it computes none" if gives_one_answer(p) else ""
 
 
 def is_clearly_less(a: float, b: float) -> bool:

@@ -1,6 +1,6 @@
 """Servers with known token times, on every wire: what the harness itself is measured with.
 
-    python -m numllama.benchmarks.fake '{"wire": "openai", "first": 0.1, "step": 0.02}'      prints its port
+    python -m numllama.benchmarks.fake '{"wire": "openai", "first": 0.1, "step": 0.02}' [PORT]     prints its port
 
 A fake answers with n tokens at first, first + step, first + 2 step, ... seconds after the request, and can misbehave:
 send coarse chunks, hold chunks back and send them in bursts, count wrongly, tell wrong durations, refuse, break off,
@@ -306,8 +306,8 @@ async def sleep_until(moment: float) -> None:
         await asyncio.sleep(0)
 
 
-async def listen_forever(fake: Fake) -> None:
-    server = await asyncio.start_server(FakeListener(fake).answer, "127.0.0.1", 0)
+async def listen_forever(fake: Fake, port: int = 0) -> None:
+    server = await asyncio.start_server(FakeListener(fake).answer, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -329,4 +329,4 @@ def fake_server(fake: Fake) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(listen_forever(Fake(**json.loads(sys.argv[1]))))
+    asyncio.run(listen_forever(Fake(**json.loads(sys.argv[1])), *map(int, sys.argv[2:])))

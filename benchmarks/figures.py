@@ -35,7 +35,12 @@ class Figure:
     better: str = ""
     gates: bool = False
 
+    def word(self, verdict: str) -> str:
+        """Return a verdict in the words of the figure: memory and energy are less or more, times and rates are not."""
+        return LESS_OR_MORE.get(verdict, verdict) if self.unit in ("MiB", "J") else verdict
 
+
+LESS_OR_MORE = {"faster": "less", "slower": "more"}
 FIGURES = {
     figure.name: figure
     for figure in (
@@ -65,8 +70,9 @@ FIGURES = {
         Figure("tok_s", "tok/s", "higher", True),
         Figure("ms", "ms", "lower", True),
         Figure("load_s", "s", "lower", True),
-        Figure("memory_mib", "MiB"),
-        Figure("joules_a_token", "J"),
+        Figure("memory_mib", "MiB", "lower"),
+        Figure("peak_mib", "MiB"),
+        Figure("joules_a_token", "J", "lower"),
     )
 }
 """Every figure.  A few have verdicts: more would be the same evidence again, and cost each of them certainty."""

@@ -73,11 +73,14 @@ def share(text: str) -> float:
     return value
 
 
-def ramp(text: str) -> list[int]:
+def ramp(text: str) -> tuple[str, list[float]]:
+    """Parse `1..64`, clients, or `0.5..8/s`, requests a second.  -> "clients" or "rate", and the steps"""
+    kind = "rate" if text.endswith("/s") else "clients"
     try:
-        return powers_of_two(text)
+        return kind, powers_of_two(text.removesuffix("/s"), int if kind == "clients" else float)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a range of clients such as 1..64") from None
+        expected = "expected a range such as 1..64, of clients, or 0.5..8/s, of requests a second"
+        raise argparse.ArgumentTypeError(f"'{text}', {expected}") from None
 
 
 def limits(text: str) -> dict[str, float]:
@@ -187,7 +190,22 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clients", type=number_from(1), nargs="+", default=[], metavar="N", help="closed loop: clients at once (1)"
     )
-    parser.add_argument("--ramp", type=ramp, metavar="1..N", help="closed loops from 1 to N clients, to find the knee")
+    parser.add_argument(
+        "--ramp",
+        type=ramp,
+        metavar="1..N|R..S/s",
+        help="closed loops from 1 to N clients, or open ones from R to S requests a second, to find the knee",
+    )
+    parser.add_argument(
+        "--load", action="store_true", help="also measure the time until a model that is not loaded answers"
+    )
+    parser.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="start a server by COMMAND, which listens at its address, and stop it at the end",
+    )
     parser.add_argument(
         "--rate",
         type=number_from(0.001, float),

@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 
 from .figures import FIGURES, Figure
-from .results import Line, Run
-from .rounds import FigureVerdict, Plan, count_rounds, verdicts_of
+from .knee import knee_lines
+from .medians import medians
+from .results import Run
+from .rounds import FigureVerdict, Plan, count_rounds, plan_of, verdicts_of
 from .table import NamedTable
 from .verdict import CANNOT_TELL, SAME, percent_text
 
 HIDDEN = {"requests_s", "late_p99", "refused", "failed"}  # shown only if something is worth telling
 MAX_LATE_S = 0.005  # a client that is later than this disturbs an open loop
-
-
-def plan_of(run: Run) -> Plan:
-    """Return the plan with which a run was measured."""
-    known = run.header.get("plan") or {}
-    return Plan(**{name: known[name] for name in ("within", "rounds", "busy") if name in known})
 
 
 def tables_of(run: Run) -> list[NamedTable]:
@@ -72,7 +68,8 @@ def verdict_columns(verdict: FigureVerdict, plan: Plan, with_column: bool = True
     """Return the ratio, its interval, in a column of its own or behind the ratio, and the verdict."""
     interval, name = verdict.judgement.interval, verdict.contender
     ends = "" if interval.low is None or interval.high is None else f"{interval.low:.3g} .. {interval.high:.3g}"
-    word = f"the same within {percent_text(plan.within)}" if verdict.judgement.word == SAME else verdict.judgement.word
+    word = FIGURES[verdict.figure].word(verdict.judgement.word)
+    word = f"the same within {percent_text(plan.within)}" if word == SAME else word
     ratio = None if np.isnan(interval.ratio) else interval.ratio
     if not with_column:
         return {f"{name} / {verdict.base}": f"{ratio:.3g} ({ends})" if ends else ratio, f"{name} is": word}
@@ -130,35 +127,6 @@ def formats_table(run: Run, verdicts: Sequence[FigureVerdict], plan: Plan) -> Na
     return NamedTable("formats", list(rows[0]) if rows else ["format"], rows)
 
 
-def medians(run: Run, cell: str, plan: Plan) -> dict[str, dict[str, float]]:
-    """Return each contender's median of each figure, over undisturbed rounds if there are any; the sum of failures."""
-    lines = [line for line in run.rounds if line["cell"] == cell]
-    marked = set() if plan.busy else {line["round"] for line in lines if line["disturbed"]}
-    kept = [line for line in lines if line["round"] not in marked] or lines
-    found: dict[str, dict[str, float]] = {name: {} for name in run.contenders}
-    for name in run.contenders:
-        mine = [line["figures"] for line in kept if line["contender"] == name]
-        for key in dict.fromkeys(key for figures in mine for key in figures):
-            numbers = [f[key] for f in mine if isinstance(f.get(key), int | float)]
-            if numbers:
-                found[name][key] = float(sum(numbers) if key in ("refused", "failed") else np.median(numbers))
-        found[name] |= pooled_percentiles([line for line in kept if line["contender"] == name], found[name])
-    return found
-
-
-def pooled_percentiles(lines: Sequence[Line], known: Mapping[str, float]) -> dict[str, float]:
-    """Return the percentiles over all rounds of what single rounds were too short for."""
-    found = {}
-    answered = [r for line in lines for r in line.get("raw", {}).get("requests", ()) if r.get("outcome") == "answered"]
-    for name, values in (
-        ("ttft", [r["chunks"][0] for r in answered if r.get("chunks")]),
-        ("e2e", [r["ended"] for r in answered]),
-    ):
-        if f"{name}_p50" in known and f"{name}_p99" not in known and len(values) > 2:
-            found |= {f"{name}_p{p}": float(np.percentile(values, p)) for p in (90, 99)}
-    return found
-
-
 def shown_value(figure: Figure, value: float) -> float:
     """Return a value in the unit of the table: seconds in milliseconds."""
     return 1e3 * value if figure.unit == "s" and figure.name != "load_s" else value
@@ -169,6 +137,7 @@ LABELS = {
     "ms": "time",
     "load_s": "load",
     "memory_mib": "memory",
+    "peak_mib": "peak memory",
     "joules_a_token": "energy of a token",
     "late_p99": "lateness of the client p99",
 }
@@ -243,24 +212,6 @@ def output_hashes(run: Run, cell: str) -> str:
             total += len(sides[0])
             same += sum(all(text in side for side in sides[1:]) for text in sides[0])
     return f"timed answers: {same} of {total} equal" if total else ""
-
-
-def knee_lines(run: Run) -> list[str]:
-    """Return for each contender the load at which its throughput stops growing, if several loads were measured."""
-    loads = [cell for cell in run.cells if cell.endswith(("client", "clients"))]
-    if len(loads) < 3:
-        return []
-    lines = []
-    for name in run.contenders:
-        rates = [medians(run, cell, plan_of(run))[name].get("output_tok_s", 0.0) for cell in loads]
-        best = next((i for i in range(1, len(rates)) if rates[i] < 1.1 * rates[i - 1]), None)
-        if best is None:
-            lines.append(f"{name}: no knee up to {loads[-1]}: {rates[-1]:.3g} tok/s still grows")
-        else:
-            lines.append(
-                f"{name}: the knee is at {loads[best - 1]}: {rates[best - 1]:.3g} tok/s, then {rates[best]:.3g}"
-            )
-    return lines
 
 
 def run_title(run: Run) -> str:

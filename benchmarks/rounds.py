@@ -17,7 +17,7 @@ import numpy as np
 
 from . import disturbance
 from .figures import FIGURES
-from .results import Line, ResultsFile
+from .results import Line, ResultsFile, Run
 from .show import Progress, silent
 from .verdict import CANNOT_TELL, Ruling, is_look, judge_rounds
 
@@ -42,6 +42,12 @@ class Plan:
     busy: bool = False
     seed: int = 0
     began: float = 0.0
+
+
+def plan_of(run: Run) -> Plan:
+    """Return the plan with which a run was measured."""
+    known = run.header.get("plan") or {}
+    return Plan(**{name: known[name] for name in ("within", "rounds", "busy") if name in known})
 
 
 @dataclass
@@ -73,7 +79,12 @@ class FigureVerdict:
         j = self.judgement
         ends = {"low": j.interval.low, "high": j.interval.high}
         line = {"cell": self.cell, "contender": self.contender, "base": self.base, "figure": self.figure}
-        return line | {"verdict": j.word, "ratio": j.interval.ratio} | ends | {"rounds": j.n, "note": j.note}
+        return (
+            line
+            | {"verdict": FIGURES[self.figure].word(j.word), "ratio": j.interval.ratio}
+            | ends
+            | {"rounds": j.n, "note": j.note}
+        )
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from ..engine.errors import RequestError
 from . import disturbance, machine
 from .arguments import read_contenders, read_loads, read_request, tokenizer_count
 from .client import new_client, send_request
-from .doubts import canned_lines, probe_doubts, run_doubts
+from .doubts import canned_line, probe_doubts, run_doubts
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
 from .figures import TimedAnswer, run_figures
 from .invocation import Invocation
+from .launch import reload_model, servers_to_start
 from .load import run_load
 from .probe import N_PROBE, probe_server, share_a_cache
 from .results import ResultsFile
@@ -35,6 +36,7 @@ from .workload import Load, scale_prompts, size_rounds
 MAX_CACHED_SHARE, MAX_CACHED_TOKENS = 0.1, 48  # of a new prompt; a template's tokens may come from a cache
 MAX_TWIN_DIFFERENCE = 0.02  # tokens of the same words in another order, as a share
 PROBE_WORDS = 64
+LOAD_CELL = "load"
 USUAL_FIGURES = 6  # with verdicts in a cell
 N_DOUBTED = 3  # times in a row that a probe must raise a doubt
 
@@ -54,6 +56,7 @@ class ServeBench:
         self.notes: list[str] = []
         self.count = tokenizer_count(options.tokenizer)
         self.shared: set[tuple[str, str]] = set()  # contenders that were found to share a cache
+        self.started = servers_to_start(contenders, options.start, options.load)
         self.warm_s: dict[str, float] = {}
 
     def prepare(self, progress: Progress) -> None:
@@ -87,15 +90,14 @@ class ServeBench:
 
     def probe(self, like: Prompted) -> None:
         """Find what the streams do not show: see probe.py and doubts.py.  Raises: RequestError for canned answers"""
-        one = replace(next(iter(self.loads.values())), requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
-        probed = []
+        one, probed = replace(self.one_request, shared=0.0), []
         for i, (contender, found) in enumerate(zip(self.contenders, self.found, strict=True)):
             asked, rng = replace(like, forced=found.forced), np.random.default_rng([self.seed, 98, i])
             kinds: set[str] | None = None
             for again in range(
                 N_DOUBTED
             ):  # a disturbance of the machine raises doubts, too, but not each time the same
-                prompts = self.new_prompts(replace(one, shared=0.0), 2 * N_PROBE, 98, i, again)
+                prompts = self.new_prompts(one, 2 * N_PROBE, 98, i, again)
                 now = asyncio.run(probe_server(contender, prompts, asked, rng))
                 doubts = [doubt for doubt in probe_doubts(now) if kinds is None or doubt.kind in kinds]
                 kinds = {doubt.kind for doubt in doubts}
@@ -104,17 +106,20 @@ class ServeBench:
             probed.append(now)
             known = {doubt.kind for doubt in found.doubts}
             found.doubts += [doubt for doubt in doubts if doubt.kind not in known]
-        canned = canned_lines(probed)
-        if canned and len(canned) < len(probed):
-            self.require_equal(canned)
-        elif canned:
-            self.notes += canned
+        for examined, answers in zip(self.found, probed, strict=True):
+            if line := canned_line(answers):  # a small model may do so, too: then others with that model do
+                texts = [a.text for a in examined.answers]
+                alike = [other for other in self.found if [a.text for a in other.answers] == texts]
+                if len(alike) == 1 < len(self.found):
+                    self.require_equal([line])
+                else:
+                    self.notes.append(line)
         for i, other in enumerate(self.contenders):
             for j, first in enumerate(self.contenders[:i]):
                 new_s = probed[i].best("single")
                 if new_s is None or self.may_be_one(first, other):
                     continue
-                prompts = self.new_prompts(replace(one, shared=0.0), N_PROBE, 97, i, j)
+                prompts = self.new_prompts(one, N_PROBE, 97, i, j)
                 if asyncio.run(share_a_cache(first, other, prompts, replace(like, forced=""), new_s)):
                     self.shared.add((first.name, other.name))
                     line = f"{other.name} answers at once where {first.name} was asked before: they share a cache"
@@ -141,6 +146,8 @@ class ServeBench:
 
     def measure(self, contender: Contender, cell: str, number: int) -> RoundResult:
         """Run one load on one server once."""
+        if cell == LOAD_CELL:
+            return self.measure_load(contender)
         found = self.examined(contender.name)
         load, like = self.loads[cell], replace(self.like, forced=found.forced)
         seed = [self.seed, number, *cell.encode()]
@@ -159,11 +166,29 @@ class ServeBench:
         figures = run_figures(answers, self.options.goodput)
         for doubt in found.doubts:
             figures = {name: value for name, value in figures.items() if not name.startswith(doubt.figures)}
-        if memory := disturbance.resident_mib(self.pids(contender), peak=False):
-            figures["memory_mib"] = memory
+        figures |= self.memory(contender)
         unequal = self.unequal(contender, load, cell, number, answers)
         n_token = sum(a.n for a in answers if a.outcome == "answered")
         return RoundResult(figures, {"requests": [raw_answer(a) for a in answers]}, unequal, n_token)
+
+    def measure_load(self, contender: Contender) -> RoundResult:
+        """Measure the time until a model answers that is not loaded, then warm it up again."""
+        server = self.started.get(contender.name)
+        figures = {"load_s": server.restart() if server else reload_model(contender)}
+        figures |= self.memory(contender)
+        one, like = self.one_request, replace(self.like, forced=self.examined(contender.name).forced)
+        asyncio.run(run_load(contender, one, one.questions([self.seed, 96]), None, like))
+        return RoundResult(figures)
+
+    def memory(self, contender: Contender) -> dict[str, float]:
+        found = disturbance.resident_mib(self.pids(contender), peak=False)
+        return {"memory_mib": found} if found else {}
+
+    @property
+    def one_request(self) -> Load:
+        """A request as the first load has them, alone."""
+        first = next(iter(self.loads.values()))
+        return replace(first, requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
 
     def measure_embed(self, contender: Contender, questions: Sequence[tuple[str, int]], like: Prompted) -> RoundResult:
         """Embed all texts of a round in one request."""
@@ -216,6 +241,8 @@ class ServeBench:
 
     def pids(self, contender: Contender) -> list[int]:
         """Return the server's processes, if it runs on this machine and can be seen."""
+        if server := self.started.get(contender.name):
+            return server.pids
         known = self.processes.get(contender.name, [])
         if not known or not all(disturbance.is_running(pid) for pid in known):  # finding them takes milliseconds
             known = disturbance.listening_pids(contender.address[1]) if is_local(contender) else []
@@ -224,11 +251,10 @@ class ServeBench:
 
     def warm_up_server(self, contender: Contender) -> str:
         """Send requests until they get no faster, and return how many that took."""
-        load, found = next(iter(self.loads.values())), self.examined(contender.name)
+        one, found = self.one_request, self.examined(contender.name)
         like, times = replace(self.like, forced=found.forced), [found.answers[0].e2e]  # of the check
         while len(times) < MAX_WARM_UP:
             seed = [self.seed, len(times), 99]
-            one = replace(load, requests=1, clients=1, rate=0.0, trace=(), mixed=False, turns=1)
             questions = one.questions(seed, self.twin(contender))
             began = perf_counter()
             if like.kind == "embed":
@@ -274,10 +300,22 @@ class ServeBench:
 
 def bench_serve(call: Invocation) -> ResultsFile:
     """Run `bench serve`.  Raises: RequestError"""
-    options, plan, progress = call.options, call.plan, call.progress
-    contenders = read_contenders(options)
+    options = call.options
     like = read_request(options)
-    bench = ServeBench(contenders, read_loads(options), like, options)
+    bench = ServeBench(read_contenders(options), read_loads(options), like, options)
+    try:
+        for name, server in bench.started.items():
+            call.progress(0.0, f"starting {name}")
+            server.start()
+        return compare_servers(bench, call)
+    finally:
+        for server in bench.started.values():
+            server.stop()
+
+
+def compare_servers(bench: ServeBench, call: Invocation) -> ResultsFile:
+    """Examine the servers, and compare them round after round.  Raises: RequestError"""
+    options, plan, progress, like = call.options, call.plan, call.progress, bench.like
     bench.prepare(progress)
     results = call.open_results(header_of(bench, options, bench.size_rounds(plan)))
     bench.seed = results.run.header["seed"]
@@ -285,7 +323,8 @@ def bench_serve(call: Invocation) -> ResultsFile:
     for note in bench.notes:
         results.say(note)
     gates = ["tok_s"] if like.kind == "embed" else None
-    reason = run_rounds(bench.subjects(), list(bench.loads), replace(plan, seed=bench.seed), results, gates, progress)
+    cells = [*bench.loads, *([LOAD_CELL] if options.load else [])]
+    reason = run_rounds(bench.subjects(), cells, replace(plan, seed=bench.seed), results, gates, progress)
     is_plain = like.kind != "embed" and not (options.shared or options.mixed or options.turns > 1)
     for line in run_doubts(results.run, bench.warm_s if is_plain else {}):
         results.say(line)

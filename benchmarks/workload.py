@@ -26,6 +26,7 @@ WORDS = (
 ).split()
 ARRIVALS = ("poisson", "constant", "burst")
 BURST = 4  # requests that a bursty load sends together
+MIN_RAMP, MAX_RAMP = {int: 1, float: 0.001}, 1e6  # clients, or requests a second
 ROUNDS_WANTED = 40  # in a budget: a difference of a tenth shows in far fewer, if nothing disturbs
 SCALES = (0.5, 1.0, 2.0)  # of mixed lengths
 
@@ -169,11 +170,11 @@ def read_trace(path: Path) -> tuple[tuple[float, int, int], ...]:
     return tuple((at - first, n, answer) for at, n, answer in sorted(found))
 
 
-def powers_of_two(text: str) -> list[int]:
+def powers_of_two(text: str, kind: type = int) -> list[float]:
     """Parse a ramp `1..64` to 1, 2, 4, ..., 64.  Raises: ValueError"""
     first, dots, last = text.partition("..")
-    low, high = int(first), int(last)
-    if not dots or not 1 <= low <= high:
+    low, high = kind(first), kind(last)
+    if not dots or not MIN_RAMP[kind] <= low <= high < MAX_RAMP:
         raise ValueError(text)
     steps = [low]
     while steps[-1] * 2 <= high:

@@ -13,6 +13,7 @@ from numllama.benchmarks.command import run_part
 from numllama.benchmarks.fake import Fake
 from numllama.benchmarks.figures import FIGURES
 from numllama.benchmarks.harness import Claim
+from numllama.benchmarks.knee import knee_lines
 from numllama.benchmarks.results import Run, read_runs
 from numllama.engine.errors import EngineError, RequestError
 from numllama.engine.store.file import FileModel
@@ -130,7 +131,31 @@ def test_the_knee_is_the_last_load_that_helped():
         {"cell": c, "round": 0, "contender": "a", "figures": {"output_tok_s": v}, "disturbed": []}
         for c, v in speeds.items()
     ]
-    assert report.knee_lines(Run(header, rounds)) == ["a: the knee is at 4 clients: 30 tok/s, then 31"]
+    assert knee_lines(Run(header, rounds)) == ["a: the knee is at 4 clients: 30 tok/s, then 31"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        (False, "a: the knee is at 2/s: 0.7 s of the median answer, and 4 s at 4/s"),
+        (True, "a: the knee is at 1/s: 100% answers within the limits, and 50% at 2/s"),
+    ],
+)
+def test_the_knee_of_a_ramp_of_rates_is_the_last_that_the_server_keeps_up_with(limits, line):
+    times = {"1/s poisson": (0.5, 1.0), "2/s poisson": (0.7, 1.0), "4/s poisson": (4.0, 0.0)}
+    lines = []
+    for cell, (e2e, good) in times.items():
+        figures = {"e2e_p50": e2e} | ({"requests_s": 2.0, "goodput_s": good if e2e > 0.6 else 2.0} if limits else {})
+        lines.append({"cell": cell, "round": 0, "contender": "a", "figures": figures, "disturbed": []})
+    assert knee_lines(Run({"part": "serve", "contenders": {"a": {}}}, lines)) == [line]
+
+
+def test_memory_is_less_or_more_and_not_faster(tmp_path, capsys):
+    path = write_run(tmp_path / "x.jsonl", {"a": 100, "b": 150})
+    path.write_text(path.read_text().replace("tok_s", "memory_mib"))
+    assert run_part(["report", str(path)]) == 0
+    (row,) = [row for row in capsys.readouterr().out.splitlines() if "memory, MiB" in row]
+    assert row.split("|")[-2].strip() == "more"
 
 
 @compiled

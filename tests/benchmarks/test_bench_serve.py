@@ -6,9 +6,10 @@ import csv
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from subprocess import PIPE
 
 import pytest
@@ -19,6 +20,7 @@ from numllama.benchmarks.command import run_part
 from numllama.benchmarks.results import read_runs
 from numllama.benchmarks.wires import Prompted
 from numllama.benchmarks.workload import Load, read_trace, scale_prompts, size_rounds
+from numllama.engine.errors import RequestError
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
 
@@ -88,6 +90,74 @@ def test_open_and_closed_loops_have_a_table_each(served, capsys):
     out = capsys.readouterr().out
     assert [f"**{name} (" in out for name in ("1 client", "2 clients", "50/s constant")] == [True] * 3
     assert out.count("| goodput, 1/s") == 3
+
+
+def test_a_ramp_of_rates(capsys):
+    assert serve(*SHORT, "--ramp", "10..40/s", "--arrivals", "constant", a=QUICK) == 0
+    out = capsys.readouterr().out
+    assert [f"**{n}/s constant (" in out for n in (10, 20, 40)] == [True] * 3
+    assert re.search(r"a: (no knee up to 40/s: |the knee is at \d+/s: )\S+ s of the median answer", out)
+
+
+def test_the_time_to_load_and_memory_have_verdicts(served, tmp_path):
+    """One server under two names, on the wire that can unload a model."""
+    path, flags = tmp_path / "rows.jsonl", [*SHORT, "--load"]
+    assert (
+        run_part(["serve", f"a=ollama+{served.url}#m", f"b=ollama+{served.url}#m", *flags, "--jsonl", str(path)]) == 0
+    )
+    (run,) = read_runs([path])
+    assert run.cells == ["1 client", "load"]
+    loads = [line["figures"]["load_s"] for line in run.rounds if line["cell"] == "load"]
+    assert len(loads) == 2 and min(loads) > 0
+    assert {v["figure"] for v in run.end["verdicts"] if v["cell"] == "load"} == {"load_s"}  # no memory: in this process
+
+
+def start_command(fake, port):
+    """Return a command, with a variable before it, that starts a fake at a port."""
+    described = json.dumps(asdict(fake))
+    return f"SOME=thing {sys.executable} -P -m numllama.benchmarks.fake '{described}' {port}"
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_servers_are_started_and_stopped(tmp_path, capsys):
+    port, path = free_port(), tmp_path / "rows.jsonl"
+    server, started = f"a=ollama+http://127.0.0.1:{port}#m", f"a={start_command(QUICK, port)}"
+    flags = [*SHORT, "--load", "--start", started, "--jsonl", str(path)]
+    assert run_part(["serve", server, *flags]) == 0
+    (run,) = read_runs([path])
+    (load,) = [line for line in run.rounds if line["cell"] == "load"]
+    assert load["figures"]["load_s"] > 0.05 and load["figures"]["memory_mib"] > 10
+    assert "| load, s" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="a: no server at"):
+        run_part(["serve", server, *SHORT])  # it was stopped
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--load"], "--load: the wire 'openai' of b cannot unload a model; --start b=COMMAND starts its server"),
+        (
+            ["--load", "--start", "b=true"],
+            "--load: b is started and a would only be loaded, which is not equal; --start",
+        ),
+        (["--start", "true"], "--start is 'true', expected SERVER=COMMAND"),
+        (["--start", "c=true"], "--start names server 'c', which is not among a, b"),
+        (["--start", "b=no-such-program x"], "--start b=no-such-program: No such file or directory"),
+        (["--start", "b=sh -c 'echo out of luck >&2; exit 3'"], "b: sh exited with 3: out of luck"),
+        (["--start", "b='"], "--start b=': No closing quotation"),
+        (["--start", "b=X=1"], "--start b=X=1: no program"),
+    ],
+)
+def test_a_server_that_cannot_be_started_is_one_line(flags, message):
+    servers = f"a=ollama+http://127.0.0.1:{free_port()}#m", f"b=openai+http://127.0.0.1:{free_port()}#m"
+    with pytest.raises(RequestError) as caught:
+        run_part(["serve", *servers, *SHORT, *flags])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_conversations_and_mixed_lengths(served, tmp_path):
@@ -214,12 +284,14 @@ def test_rounds_are_as_long_as_the_budget_allows():
 def test_too_small_a_budget_is_said_at_once(monkeypatch, capsys):
     slow = replace(QUICK, first=3.0)
     serve_on_a_clock(monkeypatch, *SHORT[:4], "--budget", "9s", "--busy", a=slow, b=slow)
-    line = "a round takes 6.01 s and 0 s of the budget are left; 11 rounds are the fewest that allow a verdict: --budget 3m"
+    line = (
+        "a round takes 6.01 s and 0 s of the budget are left; 11 rounds are the fewest that allow a verdict: --budget 3"
+    )
     assert capsys.readouterr().out.startswith(line)
 
 
 def test_a_difference_of_a_tenth_is_found_within_the_usual_budget(monkeypatch, capsys):
-    """Answers of 6 and of 6.6 s: in 5 minutes, with rounds of one request, there is time for more than enough rounds."""
+    """Answers of 6 and of 6.6 s: in 5 minutes, with rounds of one request, there is time for enough of them."""
     a = replace(QUICK, first=2.0, step=4 / 63)
     serve_on_a_clock(monkeypatch, "--busy", "--seed", "1", a=a, b=replace(a, first=2.2, step=4.4 / 63))
     out = capsys.readouterr().out

@@ -106,7 +106,12 @@ def test_an_answer_in_one_piece_has_no_time_per_token():
 
 def test_servers_that_may_be_one_get_different_prompts():
     def bench(*found):
-        made = ServeBench([one.contender for one in found], [], Prompted(), SimpleNamespace(seed=0, tokenizer=None))
+        made = ServeBench(
+            [one.contender for one in found],
+            [],
+            Prompted(),
+            SimpleNamespace(seed=0, tokenizer=None, start=[], load=False),
+        )
         made.found = list(found)
         return made
 

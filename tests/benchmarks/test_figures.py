@@ -122,6 +122,18 @@ def test_values_that_nothing_can_hold_count_as_not_told(monkeypatch):
     run_figures([answer])
 
 
+def test_one_token_may_have_no_text(monkeypatch):
+    last = b'{"done": true, "done_reason": "length", "eval_count": 1}\n'
+    monkeypatch.setattr(Fake, "script", lambda *_: [(0.1, last)])
+    contender = parse_contender("a=ollama+http://fake#m", {}, 10)
+
+    async def send(n):
+        async with new_client(contender, FakeTransport(Fake(), FakeClock())) as http:
+            return await send_request(http, contender, Prompted("x", n))
+
+    assert asyncio.run(send(1)).outcome == "answered" and asyncio.run(send(2)).error == "the answer has no text"
+
+
 def test_an_answer_that_is_not_streamed_is_one_chunk(monkeypatch):
     whole = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}'
     monkeypatch.setattr(Fake, "script", lambda *_: [(0.1, whole)])
