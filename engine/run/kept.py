@@ -24,10 +24,14 @@ MIN_TOKENS = 32  # fewer are computed again: that takes no longer than copying
 
 @dataclass(eq=False)
 class Kept:
-    """Tokens with the keys and values of each layer, as `KVCache.snapshot` returns them."""
+    """Tokens with the keys and values of each layer, as `KVCache.snapshot` returns them.
+
+    stays   longer ones of the same text do not take its place: their layers with a window lack what it has
+    """
 
     tokens: list[int]
     arrays: list[np.ndarray]
+    stays: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +58,7 @@ class KeptPrefixes:
     def nbytes(self) -> int:
         return sum(kept.nbytes for kept in self._kept)
 
-    def keep(self, slot: int, tokens: Sequence[int], n_left: int = 0) -> None:
+    def keep(self, slot: int, tokens: Sequence[int], n_left: int = 0, stays: bool = False) -> None:
         """Keep the beginning in `slot`, of which only `n_left` tokens stay there, unless that is most of it.
 
         Shorter ones of the same text go.
@@ -62,9 +66,9 @@ class KeptPrefixes:
         n_lost = len(tokens) - n_left
         if n_lost < max(MIN_TOKENS, len(tokens) // 4) or not (self.n_byte or self.files):
             return
-        new = Kept(list(tokens), self.cache.snapshot(slot, len(tokens)))
-        self._kept = [kept for kept in self._kept if not begins(new.tokens, kept.tokens)]
-        if not any(kept.known([*new.tokens, -1], self.cache) == len(new.tokens) for kept in self._kept):
+        new = Kept(list(tokens), self.cache.snapshot(slot, len(tokens)), stays)
+        self._kept = [kept for kept in self._kept if kept.stays or kept.tokens != new.tokens[: len(kept.tokens)]]
+        if not any(kept.known([*tokens, -1], self.cache) == len(tokens) for kept in self._kept):
             self._kept.append(new)
         while self._kept and self.nbytes > self.n_byte:
             oldest = self._kept.pop(0)
@@ -88,7 +92,7 @@ class KeptPrefixes:
         self.cache.restore(slot, best.arrays, len(best.tokens), n_known, n)
         if best in self._kept:
             self._kept.remove(best)
-            if n < len(best.tokens):  # others may want the rest of it
+            if n < len(best.tokens) or best.stays:  # others may want the rest of it, or what the slot will drop
                 self._kept.append(best)
         return n
 
@@ -101,8 +105,3 @@ class KeptPrefixes:
         for slot, tokens in slots:
             if len(tokens) >= MIN_TOKENS and not self.files.has(tokens):
                 self.files.save(tokens, self.cache.snapshot(slot, len(tokens)))
-
-
-def begins(text: Sequence[int], tokens: Sequence[int]) -> bool:
-    """Check whether `text` begins with `tokens`."""
-    return list(text[: len(tokens)]) == list(tokens)

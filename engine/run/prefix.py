@@ -62,6 +62,10 @@ class Prefixes:
         n = common_prefix(self.held[slot], prompt)
         return n if self.resumes(slot, n) else 0
 
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Return how many tokens of `prompt` any slot has in common, whether the text can go on after them or not."""
+        return max(common_prefix(held, prompt) for held in self.held)
+
     def record(self, slot: int, start: int, tokens: Sequence[int]) -> None:
         """Record that the cache has `tokens` at positions from `start`."""
         if start == len(self.held[slot]):  # false only after a shift

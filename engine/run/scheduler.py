@@ -60,6 +60,7 @@ class Running:
     repeated           pieces in a row with the text of the one before
     number             of the request, in the order of arrival
     needs_all          each token of the prompt is computed, cached or not
+    branch             prompt tokens after which another text parted, if layers have dropped the window there; else 0
     echo, pooled       for a prompt that is echoed or embedded
     held               where keys and values go, if a look keeps them
     """
@@ -72,6 +73,7 @@ class Running:
     number: int = 0
     prefilled: int = 0
     needs_all: bool = False
+    branch: int = 0
     echo: Echo | None = None
     pooled: Pooled | None = None
     held: HeldRun | None = None
@@ -232,6 +234,7 @@ class Scheduler:
         needs_all = needs_all or bool(look and look.look.keep and self.cache.window)  # what was dropped, too
         held = [len(tokens) for tokens in self.prefixes.held]
         reusable = self.prefixes.longest(prompt)[1] if look else 0
+        branch = self.prefixes.shared(prompt) if self.cache.window and not needs_all else 0
         seq.slot, seq.n_cached = self.prefixes.acquire([] if needs_all else prompt)
         if not needs_all:
             self._restore(seq)
@@ -257,7 +260,7 @@ class Scheduler:
         echo = Echo(tokenizer, seq) if job.echo else None
         pooled = Pooled(job.pooling, seq.n_prompt, self.model.dense, self.kernels) if job.pooling else None
         speculation = Speculation("off" if look else options.speculate or "auto")
-        running = Running(job, seq, seq.n_cached, began, speculation, number, 0, needs_all, echo, pooled)
+        running = Running(job, seq, seq.n_cached, began, speculation, number, 0, needs_all, branch, echo, pooled)
         if look and look.look.keep:
             assert look.prompt
             running.held = HeldRun(self.model, self.kernels, look.look, look.sources, seq.n_prompt)
@@ -342,6 +345,8 @@ class Scheduler:
         n = seq.n_prompt - seq.n_cached
         if not self.takes_whole:
             n = min(n, room, one.echo.n_rows if one.echo else room)
+        if seq.n_cached < one.branch:
+            n = min(n, one.branch - seq.n_cached)
         is_last = seq.n_cached + n == seq.n_prompt
         outputs = range(n) if one.echo else range(n - is_last, n)
         if one.pooled:
@@ -377,6 +382,8 @@ class Scheduler:
         """Record a part of a prompt, deliver what of it is echoed, and after the last one sample."""
         seq, look, start = one.seq, one.job.look, one.seq.n_cached
         self._record(one, part.tokens.tolist())
+        if seq.n_cached == one.branch:  # where texts parted once, they will again
+            self.kept.keep(seq.slot, seq.tokens[: one.branch], stays=True)
         for piece in one.echo.pieces(start, rows) if one.echo else ():
             one.job.deliver(piece)
         if one.pooled:

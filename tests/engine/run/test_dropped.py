@@ -225,6 +225,13 @@ def test_a_conversation_goes_on_and_a_beginning_whose_window_was_dropped_is_read
     assert known_tokens(scheduler, [*text(100), 300]) == 100  # everything of a short text is there
 
 
+def test_a_beginning_where_texts_part_is_read_twice_and_then_kept(models):
+    scheduler = scheduler_of(models["gemma3"], n_slot=2, memory=ENOUGH)
+    assert [known_tokens(scheduler, text(900, number)) for number in range(5)] == [0, 0, 500, 500, 500]
+    assert known_tokens(scheduler, [*text(900, 2), 300]) == 900  # longer ones are kept beside it
+    assert known_tokens(scheduler, text(900, 5)) == 500
+
+
 def test_another_slot_takes_over_what_a_slot_still_has(models):
     scheduler = scheduler_of(models["gemma3"], n_slot=2)
     known_tokens(scheduler, text(700))
