@@ -108,12 +108,12 @@ def softmax_numba(x):
     n = x.shape[-1]
     rows = np.full((x.size // n, -(-n // 16) * 16), -np.inf, np.float32)  # padded to whole vectors; e^-inf is 0
     rows[:, :n] = x.reshape(-1, n)
-    run(_softmax, 10 * rows.size, rows.reshape(-1), len(rows))
+    run(softmax_rows, 10 * rows.size, rows.reshape(-1), len(rows))
     return np.ascontiguousarray(rows[:, :n]).reshape(x.shape)
 
 
 @kernel
-def _softmax(team, x, n_row):
+def softmax_rows(team, x, n_row):
     parallel_for(team, _softmax_rows, (x, x.size // max(1, n_row)), n_row)
 
 

@@ -11,45 +11,46 @@ Without it, a model of 260 thousand weights spends five sixths of a token's time
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numba import from_dtype, typeof, types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
-from . import packed
 from .activation import GELU, SILU, activate_gate
 from .attention import Attention, RuleRecord, attend_rows, sinks_of, slopes_of
+from .decode_experts import MIX, ROUTER, STACKS, ExpertsCall, call_mix
+from .decode_matrix import (
+    F32,
+    I64,
+    INT,
+    MATRIX,
+    address_of,
+    array_at,
+    count_weights,
+    has_kernel,
+    matrix_record,
+    multiply,
+    record_fields,
+)
 from .hadamard import rotate_in_place
 from .jit import Entry, inner, kernel
 from .kv import BLOCK, VECTOR, WRITTEN_FAST, Rows, in_blocks, strided, write_rows
 from .norm import norm_rows
-from .packed.tiles import LANES
 from .rope import Rope, cos_and_sin_table, rotate_tokens
-from .tensor import Tensor
 from .threads import MIN_PARALLEL_WORK, ONE_THREAD, run
 
 SINGLE = np.dtype(np.float32)
 ACTS = {"silu": SILU, "gelu": GELU}
-MATRICES = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
+ATTENTION, GATED = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
 NORMS = "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"
 
 
-def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
-    """Return (name, type) pairs for a NumPy record type."""
-    return [(name, kind) for name in names]
-
-
 # A layer as a record for compiled code.  Arrays are stored as addresses, 0 for one that the file lacks.
-MATRIX = np.dtype(
-    record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work", "bias")
-)
 PLACES = np.dtype(record_fields("address", "slot_size", "step", "head", "kind"))  # bytes; then as in kv.Rows
 LAYER = np.dtype(
     [
-        *record_fields(*MATRICES, kind=MATRIX),
+        *record_fields(*ATTENTION, *GATED, kind=MATRIX),
         *record_fields(*NORMS),
         *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes", "sinks"),
         *record_fields("n_slot", "n_kept", "bases"),  # positions bases[slot] .. bases[slot] + n_kept - 1 of a slot
@@ -58,6 +59,8 @@ LAYER = np.dtype(
         *record_fields(
             "n_rope_pos", "n_pair", "neighbours", "cos", "sin"
         ),  # RoPE's tables hold n_rope_pos positions; 0 if the layer has no RoPE
+        *record_fields("n_factor", "factors"),  # of queries by position, f32; 0: none
+        *record_fields("mix", "experts"),  # a kernel and an EXPERTS record, in place of GATED; 0: none
         *record_fields("rms_norm", "rope", "write", "attend", "activate_gate_code"),  # kernels
         *record_fields("eps", "scale", "softcap", "residual_scale", kind=np.float64),
     ]
@@ -65,16 +68,12 @@ LAYER = np.dtype(
 
 # --- the kernels, called by address
 
-BYTES, U16, I32, I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.uint16, types.int32, types.int64))
+U16, I32 = (types.Array(kind, 1, "C") for kind in (types.uint16, types.int32))
 RECORDS = types.Array(from_dtype(LAYER), 1, "C")
-F32, WEIGHT = types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True)
-INT = types.int64
+WEIGHT = types.Array(types.float32, 1, "C", readonly=True)
 ROWS = types.NamedTuple((U16, INT, INT, INT), Rows)
 RULE = typeof(RuleRecord(np.float32(1), 0, np.float32(0), 0, *np.zeros((2, 1), np.float32)))
 
-MATMULS = {
-    type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
-}
 CALLS = {
     "rms_norm": Entry(norm_rows, I64, F32, WEIGHT, types.float32, INT, F32),
     "rope": Entry(rotate_tokens, I64, F32, INT, INT, I32, F32, F32, INT, types.boolean, F32, result=types.boolean),
@@ -82,7 +81,6 @@ CALLS = {
     "attend": Entry(attend_rows, I64, F32, ROWS, ROWS, INT, INT, INT, INT, INT, INT, RULE, F32),
     "activate_gate_code": Entry(activate_gate, I64, INT, F32, F32, F32),
 }
-call_matmul = next(iter(MATMULS.values())).call
 call_rms_norm, call_rope, call_write, call_attend, call_activate_gate = (entry.call for entry in CALLS.values())
 
 # --- Python side
@@ -91,10 +89,13 @@ call_rms_norm, call_rope, call_write, call_attend, call_activate_gate = (entry.c
 class LayerCall:
     """A layer's weights and its KV cache, with the record that compiled code reads.
 
-    weights        the tensors of MATRICES and NORMS by name, a matrix's bias as "<name>_bias"; None for a missing one
-    k, v           [n_slot, n_ctx, n_head_kv, n_head_dim], made by new_cache
+    weights        the tensors of ATTENTION, NORMS, and GATED or a mixture of experts by name, a matrix's bias as
+                   "<name>_bias"; None for a missing one
+    k, v           [n_slot, n_kept, n_head_kv, n_head_dim], made by new_cache
     groups         sizes of the groups in which keys and values are rotated (hadamard.py), 0: not rotated
     bases          i64 [n_slot], read at each call: the position that a slot's first row has; None: 0
+    n_used         experts for each token, 0 without experts
+    factors        i32 [n_tok] -> f32 [n_tok]: what queries at these positions are multiplied by; None: 1
     """
 
     def __init__(
@@ -109,13 +110,21 @@ class LayerCall:
         eps: float,
         residual_scale: float = 1.0,
         groups: tuple[int, int] = (0, 0),
+        *,
         bases: np.ndarray | None = None,
+        n_used: int = 0,
+        factors: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
-        self.record, self.rope = np.zeros(1, LAYER), rope
+        self.record, self.rope, self.factors = np.zeros(1, LAYER), rope, factors
         self.address: int = self.record.ctypes.data
         bases = np.zeros(len(k), np.int64) if bases is None else bases
         self.referenced: list[Any] = [k, v, bases]  # keeps alive the arrays that the record's addresses point to
-        self.n_weight = sum(weights[name].n_elements for name in MATRICES)
+        self.experts = ExpertsCall(weights, n_used) if n_used else None
+        matrices = ATTENTION if self.experts else ATTENTION + GATED
+        self.n_weight = sum(count_weights(weights[name]) for name in matrices)
+        if self.experts:
+            self.n_weight += self.experts.n_weight
+            self.set(mix=MIX.address, experts=self.experts.record.ctypes.data)
         n_q, n_embd = weights["attn_q"].shape
         self.n_embd: int = n_embd
         sizes = [(*a.shape[:3], a.shape[3] * (BLOCK if in_blocks(a.dtype) else 1)) for a in (k, v)]
@@ -123,21 +132,22 @@ class LayerCall:
             raise ValueError(
                 f"a cache of k {sizes[0]} and v {sizes[1]}, expected one size, and heads of {n_q // n_head}"
             )
-        self.set(**{name: self.matrix(weights[name], weights.get(f"{name}_bias")) for name in MATRICES})
-        self.set(**{name: self.vector(weights.get(name)) for name in NORMS})
+        for name in matrices:
+            self.set(**{name: matrix_record(weights[name], weights.get(f"{name}_bias"), self.referenced)})
+        self.set(**{name: self.address_of(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
         self.set(
             scale=rule.scale,
             softcap=rule.softcap,
             window=rule.window,
-            slopes=self.vector(slopes_of(rule, n_head)),
-            sinks=self.vector(sinks_of(rule, n_head)),
+            slopes=self.address_of(slopes_of(rule, n_head)),
+            sinks=self.address_of(sinks_of(rule, n_head)),
         )
         self.set(n_slot=k.shape[0], n_kept=k.shape[1], bases=bases.ctypes.data)
         self.set(k=self.places(k), v=self.places(v))
         self.set(eps=eps, residual_scale=residual_scale, k_group=groups[0], v_group=groups[1])
         self.set(**{name: entry.address for name, entry in CALLS.items()})
-        self.extend_rope_tables(1)
+        self.extend_tables(1)
 
     def set(self, **record: object) -> None:
         """Set fields of the LAYER record."""
@@ -148,19 +158,13 @@ class LayerCall:
     def fits(weights: Mapping[str, Any], k: np.ndarray, v: np.ndarray, act: str) -> bool:
         """Check whether a layer with these weights (all that its file has) can run as one call."""
         present = {name for name, w in weights.items() if w is not None}
-        known = {*MATRICES, *NORMS, *(f"{name}_bias" for name in MATRICES)}
-        if act not in ACTS or not {k.dtype, v.dtype} <= WRITTEN_FAST or not set(MATRICES) <= present <= known:
+        matrices = ATTENTION + ((ROUTER, *STACKS) if ROUTER in present else GATED)
+        known = {*matrices, *NORMS, *(f"{name}_bias" for name in matrices)}
+        if act not in ACTS or not {k.dtype, v.dtype} <= WRITTEN_FAST or not set(matrices) <= present <= known:
             return False
-        return all(weights[name].format.type in MATMULS and not weights[name].low_rank for name in MATRICES)
-
-    def matrix(self, w: Tensor, bias: np.ndarray | None) -> tuple[int, ...]:
-        """Return the MATRIX record of `w` and its bias."""
-        form = w.form(packed.pack_weight)
-        self.referenced.append(form)
-        codes, scales = (a.ctypes.data for a in (form.codes, form.scales))
-        sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements
-        call = MATMULS[w.format.type].address
-        return call, codes, form.codes.size, scales, form.scales.size, *sizes, self.vector(bias)
+        if ROUTER in present and not ExpertsCall.fits(weights, act):
+            return False
+        return all(has_kernel(weights[name]) for name in matrices)
 
     @staticmethod
     def places(cache: np.ndarray) -> tuple[int, ...]:
@@ -168,20 +172,26 @@ class LayerCall:
         rows = strided(cache[0])
         return cache.ctypes.data, cache.strides[0], rows.step, rows.head, rows.kind
 
-    def vector(self, a: np.ndarray | None) -> int:
+    def address_of(self, a: np.ndarray | None) -> int:
         """Return the address of `a` as f32, 0 for None."""
-        if a is None:
-            return 0
-        self.referenced.append(a := np.ascontiguousarray(a, np.float32))
-        return a.ctypes.data
+        return address_of(a, self.referenced)
 
-    def extend_rope_tables(self, n: int) -> None:
-        """Extend RoPE's tables to at least positions 0 .. n - 1."""
+    def extend_tables(self, n: int) -> None:
+        """Extend the tables of RoPE and of factors to at least positions 0 .. n - 1."""
         if self.rope is not None:
             cos, sin = cos_and_sin_table(self.rope, n)
             self.referenced.append((cos, sin))
             self.set(n_rope_pos=len(cos), n_pair=cos.shape[1], neighbours=self.rope.style == "norm")
             self.set(cos=cos.ctypes.data, sin=sin.ctypes.data)
+        if self.factors is not None and n > self.record["n_factor"][0]:
+            n = max(512, 1 << (n - 1).bit_length())
+            self.set(factors=self.address_of(self.factors(np.arange(n, dtype=np.int32))), n_factor=n)
+
+    def complete(self, n: int) -> None:
+        """Make what compiled code lacked: tables for positions 0 .. n - 1, and the experts that it chose."""
+        self.extend_tables(n)
+        if self.experts:
+            self.experts.pack_wanted()
 
 
 def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -198,48 +208,34 @@ def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray)
             f"places have shape {places.shape}, expected a slot and a position for each of {len(x)} tokens"
         )
     addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
-    while len(addresses):
-        done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1))
+    done, end = 0, 2 * len(layers)
+    while done < end:
+        done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1), done)
         if done < 0:
             n_slot, n_kept = (int(layers[0].record[name][0]) for name in ("n_slot", "n_kept"))
             raise IndexError(
                 f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_kept} positions"
             )
-        addresses, layers = addresses[done:], layers[done:]
-        for layer in layers[:1]:
-            layer.extend_rope_tables(int(places[:, 1].max()) + 1)
+        if done < end:
+            layers[done // 2].complete(int(places[:, 1].max()) + 1)
     return x
 
 
 def compile_layers() -> None:
     """Compile the whole-layer kernel ahead of its first call."""
-    _layers.compile((I64, I64, I64, F32, I64))
+    _layers.compile((I64, I64, I64, F32, I64, INT))
 
 
 # --- compiled side
 
 
-@intrinsic
-def array_at(typing, kind, address, n):
-    """Return the array of type `kind` with n elements at `address`."""
-    kind = kind.instance_type
-
-    def generate(context, builder, sig, args):
-        array = context.make_array(kind)(context, builder)
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
-        data = builder.inttoptr(args[1], array.data.type)
-        populate_array(array, data=data, shape=(args[2],), strides=(itemsize,), itemsize=itemsize, meminfo=None)
-        return array._getvalue()
-
-    return kind(types.TypeRef(kind), types.int64, types.int64), generate
-
-
 @kernel
-def _layers(team, one_thread, addresses, x, places):
-    """Run the layers whose records are at `addresses`.  -> the number of layers done
+def _layers(team, one_thread, addresses, x, places, done):
+    """Run the layers whose records are at `addresses`, of which `done` halves are done.  -> the halves done now
 
-    x f32 [n_tok * n_embd], places i64 [n_tok * 2].  Stops before a layer whose RoPE tables are too short.  Returns -1,
-    with nothing done, if a slot or position is outside the cache.
+    x f32 [n_tok * n_embd], places i64 [n_tok * 2].  A layer is two halves: attention, then feed-forward.  Stops before
+    a half that lacks something: longer tables, or packed experts.  Returns -1, with nothing done, if a slot or position
+    is outside the cache.
     """
     for il in range(addresses.size):
         w = array_at(RECORDS, addresses[il], 1)[0]
@@ -247,57 +243,67 @@ def _layers(team, one_thread, addresses, x, places):
         for i in range(0, places.size, 2):
             if not (0 <= places[i] < w.n_slot and 0 <= places[i + 1] - bases[places[i]] < w.n_kept):
                 return -1
-    for il in range(addresses.size):
-        if not _layer(team, one_thread, addresses[il], x, places):
-            return il
-    return addresses.size
+    for half in range(done, 2 * addresses.size):
+        w = array_at(RECORDS, addresses[half // 2], 1)[0]
+        if half % 2:
+            complete = _feed_and_add(team, one_thread, w, x, places)
+        else:
+            complete = _attend_and_add(team, one_thread, w, x, places)
+        if not complete:
+            return half
+    return 2 * addresses.size
 
 
 @inner(makes_arrays=True)
-def _layer(team, one_thread, address, x, places):
-    """Run one layer.  Returns False, with nothing done, if RoPE's tables are too short."""
-    w = array_at(RECORDS, address, 1)[0]
+def _attend_and_add(team, one_thread, w, x, places):
+    """Run a layer's first half.  Returns False, with nothing done, if a table is too short."""
     n_tok = places.size // 2
-
     h = _norm(one_thread, w, x, w.attn_norm, w.n_embd)
-    q, k = _matmul(team, one_thread, w.attn_q, h, n_tok), _matmul(team, one_thread, w.attn_k, h, n_tok)
-    v = _matmul(team, one_thread, w.attn_v, h, n_tok)
+    q, k = multiply(team, one_thread, w.attn_q, h, n_tok), multiply(team, one_thread, w.attn_k, h, n_tok)
+    v = multiply(team, one_thread, w.attn_v, h, n_tok)
     q = _norm(one_thread, w, q, w.attn_q_norm, w.n_head_dim)
     k = _norm(one_thread, w, k, w.attn_k_norm, w.n_head_dim)
     if w.n_rope_pos > 0:
         q, k = _rotate(one_thread, w, q, w.n_head, places), _rotate(one_thread, w, k, w.n_head_kv, places)
         if q.size == 0:
             return False
+    if w.n_factor > 0 and not _scale_queries(w, q, places):
+        return False
     out = _write_and_attend(team, one_thread, w, q, k, v, places)
-    _add(one_thread, w, x, _matmul(team, one_thread, w.attn_output, out, n_tok), w.post_attention_norm)
-
-    h = _norm(one_thread, w, x, w.ffn_norm, w.n_embd)
-    gate, up = _matmul(team, one_thread, w.ffn_gate, h, n_tok), _matmul(team, one_thread, w.ffn_up, h, n_tok)
-    call_activate_gate(
-        w.activate_gate_code, (team if 10 * gate.size >= MIN_PARALLEL_WORK else one_thread, w.act, gate, up, gate)
-    )
-    _add(one_thread, w, x, _matmul(team, one_thread, w.ffn_down, gate, n_tok), w.post_ffw_norm)
+    _add(one_thread, w, x, multiply(team, one_thread, w.attn_output, out, n_tok), w.post_attention_norm)
     return True
 
 
 @inner(makes_arrays=True)
-def _matmul(team, one_thread, w, x, n_tok):
-    """Compute x w^T plus the bias.  -> f32 [n_tok * n_out]"""
-    y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
-    codes, scales = array_at(BYTES, w.codes, w.n_code), array_at(BYTES, w.scales, w.n_scale)
-    call_matmul(
-        w.matmul, (team if n_tok * w.work >= MIN_PARALLEL_WORK else one_thread, x, codes, scales, n_tok, w.n_block, y)
+def _feed_and_add(team, one_thread, w, x, places):
+    """Run a layer's second half.  Returns False, with nothing done, if chosen experts are not packed."""
+    n_tok = places.size // 2
+    h = _norm(one_thread, w, x, w.ffn_norm, w.n_embd)
+    if w.mix != 0:
+        out = np.empty(x.size, np.float32)
+        if not call_mix(w.mix, (team, one_thread, w.experts, h, n_tok, out)):
+            return False
+        _add(one_thread, w, x, out, w.post_ffw_norm)
+        return True
+    gate, up = multiply(team, one_thread, w.ffn_gate, h, n_tok), multiply(team, one_thread, w.ffn_up, h, n_tok)
+    call_activate_gate(
+        w.activate_gate_code, (team if 10 * gate.size >= MIN_PARALLEL_WORK else one_thread, w.act, gate, up, gate)
     )
-    if w.n_row != w.n_out:
-        for t in range(1, n_tok):
-            for i in range(w.n_out):
-                y[t * w.n_out + i] = y[t * w.n_row + i]
-    if w.bias != 0:
-        bias = array_at(F32, w.bias, w.n_out)
-        for t in range(n_tok):
-            for i in range(w.n_out):
-                y[t * w.n_out + i] += bias[i]
-    return y[: n_tok * w.n_out]
+    _add(one_thread, w, x, multiply(team, one_thread, w.ffn_down, gate, n_tok), w.post_ffw_norm)
+    return True
+
+
+@inner(makes_arrays=True)
+def _scale_queries(w, q, places):
+    """Multiply each token's query by the factor of its position.  Returns False, with nothing done, without one"""
+    n, factors = w.n_head * w.n_head_dim, array_at(F32, w.factors, w.n_factor)
+    for t in range(places.size // 2):
+        if places[2 * t + 1] >= factors.size:
+            return False
+    for t in range(places.size // 2):
+        for i in range(t * n, (t + 1) * n):
+            q[i] *= factors[places[2 * t + 1]]
+    return True
 
 
 @inner(makes_arrays=True)

@@ -23,6 +23,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from . import NUMBA, Attention
+from .decode_experts import MIX
 from .decode_layer import compile_layers
 from .jit import cache_folder, can_save, find_cache, warn_once
 from .kv import write
@@ -48,6 +49,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     jobs.append(("attention", partial(NUMBA.attention, x, k, k, 0, Attention(1.0))))
     jobs.append(("cache", partial(write, k, x[:, :4])))
     jobs.append(("whole layers", compile_layers))
+    jobs.append(("experts", lambda: MIX.address))
     for style in ("norm", "neox"):
         jobs.append((f"rope, {style}", partial(NUMBA.rope, x, positions, Rope(style, 16))))
     weight = np.ones(N_IN, np.float32)
@@ -63,7 +65,7 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
 
 
 # Approximate seconds to compile each kernel, and to start the other process; used to split the work.
-COMPILE_S = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "cache": 0.7, "rope": 0.5}
+COMPILE_S = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "experts": 1.0, "cache": 0.7, "rope": 0.5}
 OTHER_KERNEL_S, START_S = 0.3, 1.0
 
 

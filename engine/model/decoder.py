@@ -15,7 +15,6 @@ import numpy as np
 from ...kernels import Kernels
 from .batch import Batch
 from .cache import KVCache
-from .hparams import Hparams
 from .linear import embed, linear
 from .model import Model
 from .moe import mixture
@@ -93,7 +92,7 @@ def attend(
         q, k = kernels.rope(q, batch.positions, rope), kernels.rope(k, batch.positions, rope)
     q, k, v = tap("Qcur", il, q), tap("Kcur", il, k), tap("Vcur", il, v)
     if hp.attn_temp:
-        q = tap("Qcur_attn_temp_scaled", il, q * query_temperature(hp, batch.positions, q.dtype)[:, None, None])
+        q = tap("Qcur_attn_temp_scaled", il, q * hp.query_factors(batch.positions, q.dtype)[:, None, None])
 
     q, k, v = cache.rotated(q, k, v)
 
@@ -108,12 +107,6 @@ def attend(
     out = cache.rotated_back(tap("kqv_out", il, out))
     out = tap("attn_out", il, linear(kernels, blk.attn_output, out, blk.attn_output_bias))
     return scale_by(norm(model, il, "attn_post_norm", out, blk.post_attention_norm, kernels, tap), hp.residual_scale)
-
-
-def query_temperature(hp: Hparams, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the factor on each query: it grows with its position beyond n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
-    factors: np.ndarray = 1 + hp.attn_temp * np.log(1 + positions // hp.n_ctx_orig)
-    return factors.astype(dtype)
 
 
 def feed_forward(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) -> np.ndarray:

@@ -69,6 +69,11 @@ class Hparams:
         """Return each layer's RoPE for a window of `n_ctx` positions."""
         return self.rope_long if self.rope_long and n_ctx > self.n_ctx_orig else self.rope
 
+    def query_factors(self, positions: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Return the factor on each query, which grows beyond position n_ctx_orig.  i32 [n_tok] -> dtype [n_tok]"""
+        factors: np.ndarray = 1 + self.attn_temp * np.log(1 + positions // self.n_ctx_orig)
+        return factors.astype(dtype)
+
     def can_shift(self, n_ctx: int) -> bool:
         """Return whether an answer goes on in a full window of `n_ctx` positions, whose older half is then discarded.
 

@@ -32,7 +32,7 @@ def mixture(model: Model, il: int, h: np.ndarray, kernels: Kernels, tap: Tap) ->
     probs = tap("ffn_moe_probs", il, kernels.softmax(logits))
     chosen = tap("ffn_moe_topk", il, top_experts(probs, hp.n_expert_used))  # [n_tok, n_expert_used]
     weights = tap("ffn_moe_weights", il, np.take_along_axis(probs, chosen, axis=1))
-    total = weights.sum(axis=1, keepdims=True, dtype=np.float64).astype(h.dtype)
+    total = reduce(np.add, weights.T.astype(np.float64))[:, None].astype(h.dtype)  # in order of preference, as below
     weights = tap("ffn_moe_weights_norm", il, weights / np.maximum(total, MIN_WEIGHT_SUM))
 
     def each(w: Tensor, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

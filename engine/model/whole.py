@@ -6,7 +6,7 @@ decoder.py says what a layer computes; kernels/decode_layer.py does the same wit
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,10 +33,10 @@ class LayerCalls:
 
     @cached_property
     def fit(self) -> bool:
-        """Whether every layer can run as one call: no experts, adapters, or formats without a kernel of their own."""
+        """Whether every layer can run as one call: no format without a kernel of its own, nor gpt-oss's activation."""
         hp, act = self.model.hparams, self.model.family.act
         blks = zip(self.model.decoder.blk, self.k, self.v, strict=True)
-        return hp.causal and not hp.attn_temp and all(LayerCall.fits(vars(blk), k, v, act) for blk, k, v in blks)
+        return hp.causal and all(LayerCall.fits(vars(blk), k, v, act) for blk, k, v in blks)
 
     def __getitem__(self, il: int) -> LayerCall:
         if il not in self._built:
@@ -53,7 +53,9 @@ class LayerCalls:
                 hp.norm_eps,
                 hp.residual_scale,
                 self.groups,
-                self.bases[il],
+                bases=self.bases[il],
+                n_used=hp.n_expert_used,
+                factors=partial(hp.query_factors, dtype=np.dtype(np.float32)) if hp.attn_temp else None,
             )
         return self._built[il]
 

@@ -78,7 +78,7 @@ def kernel_names(model: Model) -> list[str]:
         ropes = [f"rope, {model.family.rope_style}"] if model.family.positions == "rope" else []
         return ["attention", *products, *ropes, "layer_norm", "gelu, gelu_erf, quick_gelu"]
     others = f"rope, {model.family.rope_style}", "silu_mul, gelu_mul", "cache", "whole layers", "rms_norm", "descending"
-    router = ["softmax"] if model.hparams.n_expert else []
+    router = ["softmax", "experts"] if model.hparams.n_expert else []
     vision = ["layer_norm", "gelu, gelu_erf, quick_gelu", "resize"] if model.vision else []
     return ["attention", *products, *others, *router, *vision]
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from adapters import ALL, tiny_lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,17 +17,17 @@ from numllama.engine.model.whole import LayerCalls, groups, whole_layers
 from numllama.kernels import SETS, LowRank
 from numllama.kernels.decode_layer import LayerCall
 from numllama.kernels.kv import CACHE_TYPES
+from numllama.kernels.quants import FORMATS_BY_NAME
 from tiny import tiny_gguf
 
 pytestmark = pytest.mark.skipif("numba" not in SETS, reason="LLVM's vectors need the compiler")
 
 N_SLOT = 3
 IN_STEPS = (
-    *("qwen3moe", "gpt-oss"),  # experts
-    "mistral3",  # a query factor that depends on the position
+    "gpt-oss",  # its experts' activation
     "gemma-embedding",  # it decodes nothing
 )
-DENSE = [family.name for family in DECODERS if family.name not in IN_STEPS]
+WHOLE = [family.name for family in DECODERS if family.name not in IN_STEPS]
 
 
 def both(model, cache_type="f16", n_ctx=64):
@@ -50,12 +51,37 @@ def assert_equal(model, pair, batch):
         assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("family", DENSE)
-def test_every_dense_family_gives_the_same_bits(tmp_path, family):
+@pytest.mark.parametrize("family", WHOLE)
+def test_every_family_gives_the_same_bits(tmp_path, family):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", family))
     pair = both(model)
     for position in range(12):  # more than the windows
         assert_equal(model, pair, step([(slot, position) for slot in range(N_SLOT)], position))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("qwen2", ALL), ("qwen3moe", ("attn_q", "ffn_gate_inp", "ffn_up_exps", "ffn_down_exps"))]
+)
+def test_adapters_give_the_same_bits(tmp_path, family, names):
+    base = tiny_gguf(tmp_path / "m.gguf", family, quant="Q8_0")
+    first = tiny_lora(tmp_path / "a.gguf", base, names)
+    second = tiny_lora(tmp_path / "b.gguf", base, names, seed=1, quant="F16", rank=2)
+    model = load_model(base, {first: 0.5, second: -2})
+    pair = both(model)
+    for position in range(4):
+        assert_equal(model, pair, step([(slot, position) for slot in range(N_SLOT)], position))
+        assert_equal(model, pair, step([(1, 20 + position)], position))
+
+
+def test_experts_are_packed_when_they_are_chosen(tmp_path):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf", "qwen3moe", "Q8_0"))
+    stack = model.weights.blk[1].ffn_up_exps
+    (kernels, cache), _ = both(model)
+    forward(model, step([(0, 0)]), cache, kernels)
+    assert [len(w._forms) for w in stack.matrices].count(1) == 3  # of 8
+    for position in range(1, 9):
+        forward(model, step([(slot, position) for slot in range(N_SLOT)], position), cache, kernels)
+    assert [len(w._forms) for w in stack.matrices].count(1) > 3
 
 
 OTHER_CACHES = [("Q4_K", cache) for cache in ("bf16", "q5_1", "q5_0", "q4_1", "q8_0/q4_0", "f16/q8_0", "q4_0/f32")]
@@ -109,7 +135,7 @@ def test_a_tap_that_reads_values_gets_every_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "family, options", [("qwen3moe", {}), ("mistral3", {}), ("llama", {"quant": "TQ1_0"}), ("llama", {"n_expert": 4})]
+    "family, options", [("gpt-oss", {}), ("llama", {"quant": "TQ1_0"}), ("llama", {"quant": "TQ1_0", "n_expert": 4})]
 )
 def test_unsupported_models_run_in_steps(tmp_path, family, options):
     model = load_model(tiny_gguf(tmp_path / "m.gguf", family, **options))
@@ -118,7 +144,8 @@ def test_unsupported_models_run_in_steps(tmp_path, family, options):
 
 
 @pytest.mark.parametrize(
-    "cause", ["an unknown tensor", "an adapter", "a cache in float64", "another activation", "values in iq4_nl"]
+    "cause",
+    ["an unknown tensor", "an adapter in TQ1_0", "a cache in float64", "another activation", "values in iq4_nl"],
 )
 def test_a_layer_with_unsupported_parts_does_not_fit(tmp_path, cause):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
@@ -131,9 +158,10 @@ def test_a_layer_with_unsupported_parts_does_not_fit(tmp_path, cause):
         v = np.zeros((1, 8, 2, 1), CACHE_TYPES["iq4_nl"])
     elif cause == "another activation":
         act = "relu"
-    elif cause == "an adapter":
+    elif cause == "an adapter in TQ1_0":
         q = weights["attn_q"]
-        weights["attn_q"] = replace(q, low_rank=(LowRank(q, q, 1.0),))
+        thin = replace(q, format=FORMATS_BY_NAME["TQ1_0"])
+        weights["attn_q"] = replace(q, low_rank=(LowRank(q, thin, 1.0),))
     else:
         weights["ffn_sub_norm"] = weights["ffn_norm"]
     assert not LayerCall.fits(weights, k, v, act)

@@ -1,0 +1,135 @@
+"""A matrix as a record, and the product with it, for kernels that run whole layers.
+
+    PRODUCT     a packed weight, and the kernel that multiplies with it
+    MATRIX      the same with a bias and the terms that adapters add (engine/model/lora.py)
+    TERM        scale * b a, two thin weights
+
+Arrays are stored as addresses, 0 for one that the file lacks.  engine/model/linear.py defines the computation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from . import packed
+from .jit import Entry, inner
+from .packed.tiles import LANES
+from .tensor import Tensor
+from .threads import MIN_PARALLEL_WORK
+
+
+def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
+    """Return (name, type) pairs for a NumPy record type."""
+    return [(name, kind) for name in names]
+
+
+PRODUCT = np.dtype(record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work"))
+TERM = np.dtype([*record_fields("a", "b", kind=PRODUCT), ("scale", np.float64)])
+MATRIX = np.dtype([("weight", PRODUCT), *record_fields("bias", "terms", "n_term")])
+
+BYTES, I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int64))
+F32, INT = types.Array(types.float32, 1, "C"), types.int64
+TERMS = types.Array(from_dtype(TERM), 1, "C")
+
+MATMULS = {
+    type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
+}
+call_matmul = next(iter(MATMULS.values())).call
+
+# --- Python side
+
+
+def has_kernel(w: Tensor) -> bool:
+    """Check whether `w`, and what adapters add to it, can be multiplied by compiled code."""
+    return all(part.format.type in MATMULS for term in w.low_rank for part in (term.a, term.b)) and (
+        w.format.type in MATMULS
+    )
+
+
+def count_weights(w: Tensor) -> int:
+    """Count the weights of a matrix, or of one matrix of a stack, with those of adapters."""
+    parts = [w, *(part for term in w.low_rank for part in (term.a, term.b))]
+    return sum(part.shape[-2] * part.shape[-1] for part in parts)
+
+
+def matrix_record(w: Tensor, bias: np.ndarray | None, referenced: list[Any]) -> tuple[Any, ...]:
+    """Return the MATRIX record of `w` and its bias; append arrays that it refers to to `referenced`."""
+    terms = np.zeros(len(w.low_rank), TERM)
+    for i, term in enumerate(w.low_rank):
+        terms[i] = product_record(term.a, referenced), product_record(term.b, referenced), term.scale
+    referenced.append(terms)
+    return product_record(w, referenced), address_of(bias, referenced), terms.ctypes.data, len(terms)
+
+
+def product_record(w: Tensor, referenced: list[Any]) -> tuple[int, ...]:
+    """Return the PRODUCT record of `w`, packed."""
+    form = w.form(packed.pack_weight)
+    referenced.append(form)
+    codes, scales = (a.ctypes.data for a in (form.codes, form.scales))
+    sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements
+    return MATMULS[w.format.type].address, codes, form.codes.size, scales, form.scales.size, *sizes
+
+
+def address_of(a: np.ndarray | None, referenced: list[Any]) -> int:
+    """Return the address of `a` as f32, 0 for None."""
+    if a is None:
+        return 0
+    referenced.append(a := np.ascontiguousarray(a, np.float32))
+    return a.ctypes.data
+
+
+# --- compiled side
+
+
+@intrinsic
+def array_at(typing, kind, address, n):
+    """Return the array of type `kind` with n elements at `address`."""
+    kind = kind.instance_type
+
+    def generate(context, builder, sig, args):
+        array = context.make_array(kind)(context, builder)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        data = builder.inttoptr(args[1], array.data.type)
+        populate_array(array, data=data, shape=(args[2],), strides=(itemsize,), itemsize=itemsize, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.TypeRef(kind), types.int64, types.int64), generate
+
+
+@inner(makes_arrays=True)
+def multiply(team, one_thread, w, x, n_tok):
+    """Compute x w^T with the terms of adapters and the bias.  w MATRIX, x f32 [n_tok * n_in] -> f32 [n_tok * n_out]"""
+    y = multiply_weight(team, one_thread, w.weight, x, n_tok)
+    for i in range(w.n_term):
+        term = array_at(TERMS, w.terms, w.n_term)[i]
+        thin = multiply_weight(team, one_thread, term.a, x, n_tok)
+        more, scale = multiply_weight(team, one_thread, term.b, thin, n_tok), np.float32(term.scale)
+        for j in range(y.size):
+            y[j] += scale * more[j]
+    if w.bias != 0:
+        n_out = w.weight.n_out
+        bias = array_at(F32, w.bias, n_out)
+        for t in range(n_tok):
+            for i in range(n_out):
+                y[t * n_out + i] += bias[i]
+    return y
+
+
+@inner(makes_arrays=True)
+def multiply_weight(team, one_thread, w, x, n_tok):
+    """Compute x w^T.  w PRODUCT"""
+    y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
+    codes, scales = array_at(BYTES, w.codes, w.n_code), array_at(BYTES, w.scales, w.n_scale)
+    call_matmul(
+        w.matmul, (team if n_tok * w.work >= MIN_PARALLEL_WORK else one_thread, x, codes, scales, n_tok, w.n_block, y)
+    )
+    if w.n_row != w.n_out:
+        for t in range(1, n_tok):
+            for i in range(w.n_out):
+                y[t * w.n_out + i] = y[t * w.n_row + i]
+    return y[: n_tok * w.n_out]
