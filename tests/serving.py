@@ -39,6 +39,11 @@ class Served:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
+    @property
+    def connections(self):
+        """uvicorn's protocols of the open connections."""
+        return self._server.server_state.connections
+
     def add(self, name, path, **more):
         """Create the model `name` from the GGUF at `path`."""
         digest, _ = self.engine.store.put_blob([path.read_bytes()])

@@ -271,3 +271,12 @@ def test_clients_that_leave_cause_no_warnings(served, slowly, caplog):
     runners = [entry.runner for entry in served.engine.pool.loaded()]
     until(lambda: all(runner.scheduler.idle for runner in runners))
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+def test_an_accepted_connection_sends_each_write_at_once(fresh):
+    """Without TCP_NODELAY, an answer's body waits up to 40 ms until the client's system acknowledges its head."""
+    server = fresh()
+    server.client.get("/api/version")
+    (connection,) = server.connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
