@@ -312,7 +312,9 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", nargs="+", type=number_from(1), default=[1, 4, 5, 8, 9, 64], metavar="N", help="tokens"
     )
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the rows to FILE")
+    parser.add_argument("--rounds", type=number_from(1), metavar="N", help="rounds of each row (5)")
+    parser.set_defaults(budget=None, within=0.02, busy=False, seed=0)
+    add_outputs(parser)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,15 @@
 
     numllama bench kernels [--format Q4_0 ...] [--threads 1 2]
 
-GB/s count the bytes of the weight as it is in memory, once a call; GFLOP/s two operations a weight and token.
+GB/s count the bytes of the weight as it is in memory, once a call; GFLOP/s two operations a weight and token.  A row of
+the table is a cell of the results: `bench report` and `bench compare` read them like those of other parts.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 
 import numpy as np
@@ -19,9 +22,14 @@ from ..kernels import GGML, NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.attention import attention_numpy
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
 from ..kernels.select import descending, descending_numpy
-from . import disturbance, machine, table
+from . import disturbance, machine
+from .invocation import Invocation
+from .results import ResultsFile
+from .rounds import finish_run
 
 N_OUT, N_IN = 5632, 2048  # the feed-forward of a 1.1B Llama
+ROUNDS, ROUND_S = 5, 0.04  # of a row
+OURS = "numllama"
 
 
 def weight(format: QuantFormat, n_out: int = N_OUT, n_in: int = N_IN) -> Tensor:
@@ -37,9 +45,8 @@ def check_kernel(w: Tensor, x: np.ndarray) -> None:
     np.testing.assert_allclose(NUMBA.matmul(w, x)[:, :64], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def seconds(call, at_least: float = 0.1) -> float:
+def seconds(call, at_least: float = ROUND_S) -> float:
     """The median of as many calls as fit into `at_least` seconds, three or more."""
-    call()
     times: list[float] = []
     while len(times) < 3 or sum(times) < at_least:
         began = perf_counter()
@@ -48,40 +55,52 @@ def seconds(call, at_least: float = 0.1) -> float:
     return float(np.median(times))
 
 
-def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[int]) -> list[dict]:
-    """A row for each format, number of tokens and of threads."""
-    rows = []
+@dataclass(frozen=True)
+class Timed:
+    """A row of the table: a kernel with a format, tokens and threads; `call` makes one call of `n_layer` layers.
+
+    n_byte, n_flop   of one layer; 0 if they say nothing
+    """
+
+    kernel: str
+    format: str
+    tokens: int
+    threads: int
+    call: Callable[[], object]
+    n_byte: float
+    n_flop: float = 0.0
+    n_layer: int = 1
+
+    @property
+    def cell(self) -> str:
+        tokens, threads = f"{self.tokens} token{'s' * (self.tokens > 1)}", f"{self.threads} thread"
+        return f"{self.kernel} {self.format}, {tokens}, {threads}{'s' * (self.threads > 1)}"
+
+    def measure(self) -> dict[str, float]:
+        """Time one round."""
+        t = seconds(self.call) / self.n_layer
+        figures = {"us": t * 1e6, "gb_s": self.n_byte / t / 1e9}
+        return figures | ({"gflop_s": self.n_flop / t / 1e9} if self.n_flop else {})
+
+
+def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[int]) -> Iterator[Timed]:
+    """Yield a row for each format, number of tokens and of threads."""
     for format in formats:
         w = weight(format)
         for n_tok in n_toks:
             x = np.random.default_rng(1).standard_normal((n_tok, N_IN), np.float32)
             check_kernel(w, x)
+            form = w.form(packed.pack_weight)
+            n_byte, n_flop = form.codes.nbytes + form.scales.nbytes, 2 * n_tok * N_OUT * N_IN
             for n in n_threads:
-                threads.limit(n)
-                with disturbance.watch() as share:
-                    t = seconds(lambda w=w, x=x: NUMBA.matmul(w, x))
-                form = w.form(packed.pack_weight)
-                rows.append(
-                    {
-                        "kernel": "matmul",
-                        "format": format.name,
-                        "tokens": n_tok,
-                        "threads": n,
-                        "us": t * 1e6,
-                        "GB/s": (form.codes.nbytes + form.scales.nbytes) / t / 1e9,
-                        "GFLOP/s": 2 * n_tok * N_OUT * N_IN / t / 1e9,
-                        "others": share.others,
-                    }
-                )
-    return rows
+                yield Timed("matmul", format.name, n_tok, n, lambda w=w, x=x: NUMBA.matmul(w, x), n_byte, n_flop)
 
 
-def attention_rows(n_threads: list[int]) -> list[dict]:
-    """A row for each shape, type of cache and number of threads: decode far in, and a prompt.
+def attention_rows(n_threads: list[int]) -> Iterator[Timed]:
+    """Yield a row for each shape, type of cache and number of threads: decode far in, and a prompt.
 
     Keys and values of several layers in turn, 128 MB in f16, so that they come from memory as in decode.
     """
-    rows = []
     for n_tok, n_pos, n_head, n_head_kv, d, said, more in (
         (1, 4096, 32, 8, 64, "", {}),
         (1, 4096, 32, 4, 64, "", {}),
@@ -117,29 +136,15 @@ def attention_rows(n_threads: list[int]) -> list[dict]:
                 for k, v in layers:
                     NUMBA.attention(q, k, v, first, how)
 
+            kernel = f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions{said}"
+            n_byte = cache.nbytes / n_layer * (n_pos - how.seen(first, n_pos)[0]) / n_pos
             for n in n_threads:
-                threads.limit(n)
-                with disturbance.watch() as share:
-                    t = seconds(all_layers) / n_layer
-                rows.append(
-                    {
-                        "kernel": f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions{said}",
-                        "format": name,
-                        "tokens": n_tok,
-                        "threads": n,
-                        "us": t * 1e6,
-                        "GB/s": cache.nbytes / n_layer * (n_pos - how.seen(first, n_pos)[0]) / n_pos / t / 1e9,
-                        "GFLOP/s": 4 * seen * n_head * d / t / 1e9,
-                        "others": share.others,
-                    }
-                )
-    return rows
+                yield Timed(kernel, name, n_tok, n, all_layers, n_byte, 4 * seen * n_head * d, n_layer)
 
 
-def elementwise_rows(n_threads: list[int]) -> list[dict]:
-    """A row for each small operation, at one token and at many."""
+def elementwise_rows(n_threads: list[int]) -> Iterator[Timed]:
+    """Yield a row for each small operation, at one token and at many."""
     rng = np.random.default_rng(0)
-    rows = []
     for n_tok in (1, 512):
         x, gate = rng.standard_normal((n_tok, 2048), np.float32), rng.standard_normal((n_tok, 5632), np.float32)
         q, rope, positions = x.reshape(n_tok, 32, 64), Rope("norm", 64), np.arange(n_tok, dtype=np.int32)
@@ -154,25 +159,44 @@ def elementwise_rows(n_threads: list[int]) -> list[dict]:
             calls["40 largest of 128256"] = logits, lambda x=logits: descending(x, 40)
         for name, (array, call) in calls.items():
             for n in n_threads:
-                threads.limit(n)
-                t = seconds(call, 0.05)
-                row = {"kernel": name, "format": "F32", "tokens": n_tok, "threads": n, "us": t * 1e6}
-                rows.append(row | {"GB/s": 2 * array.nbytes / t / 1e9})
-    return rows
+                yield Timed(name, "F32", n_tok, n, call, 2 * array.nbytes)
 
 
-def bench_kernels(options: argparse.Namespace) -> None:
-    """Run `bench kernels`: the tables on standard output.  Raises: RequestError for an unknown format"""
+def bench_kernels(call: Invocation) -> ResultsFile:
+    """Run `bench kernels`.  Raises: RequestError for an unknown format"""
+    options = call.options
     if unknown := [name for name in options.format or () if name not in FORMATS_BY_NAME]:
         raise RequestError(f"unknown format '{unknown[0]}'; choose from {' '.join(FORMATS_BY_NAME)}")
-    about = machine.describe()
+    header = {"part": "kernels", "settings": {"n_out": N_OUT, "n_in": N_IN}, "machine": machine.describe()}
+    results = call.open_results(header | {"contenders": {OURS: machine.own_version()}})
     n_threads = list(dict.fromkeys(options.threads or [1, threads.N_CORE]))
     for n in n_threads:
         threads.limit(n)
         limits = f"read {machine.read_bandwidth():.1f} GB/s, dot4 {machine.dot_peak():.0f} GOP/s"
-        print(f"{about['cpu']}, {about['simd']}, {n} threads: {limits}, fma {machine.fma_peak():.0f} GFLOP/s")
+        results.say(f"{n} threads: {limits}, fma {machine.fma_peak():.0f} GFLOP/s")
     formats = [FORMATS_BY_NAME[name] for name in options.format or [FORMATS[type].name for type in packed.PRODUCTS]]
-    rows = matmul_rows(formats, n_threads, options.tokens) + attention_rows(n_threads) + elementwise_rows(n_threads)
-    print(table.markdown(rows, ["kernel", "format", "tokens", "threads", "us", "GB/s", "GFLOP/s", "others"]))
-    if options.jsonl:
-        table.append_jsonl(options.jsonl, ({"type": "row", "part": "kernels"} | about | row for row in rows))
+    rows = chain(
+        matmul_rows(formats, n_threads, options.tokens), attention_rows(n_threads), elementwise_rows(n_threads)
+    )
+    try:
+        known = set(results.run.cells)
+        for row in rows:
+            if row.cell not in known:
+                call.progress(0.0, row.cell)
+                measure_row(row, call.plan.rounds or ROUNDS, results)
+    except KeyboardInterrupt:
+        return results
+    finish_run(results, "the rounds are done", call.plan)
+    return results
+
+
+def measure_row(row: Timed, n_round: int, results: ResultsFile) -> None:
+    """Time a row again and again; all its rounds are marked if something disturbed one of them."""
+    threads.limit(row.threads)
+    row.call()
+    with disturbance.watch() as found:
+        rounds = [row.measure() for _ in range(n_round)]
+    about = {"kernel": row.kernel, "format": row.format, "tokens": row.tokens, "threads": row.threads}
+    for number, figures in enumerate(rounds):
+        line = {"cell": row.cell, "round": number, "order": 0, "contender": OURS, "figures": figures, "raw": about}
+        results.add_round(line | {"disturbance": found.to_json(), "disturbed": found.reasons})

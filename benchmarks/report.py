@@ -25,6 +25,8 @@ def tables_of(run: Run) -> list[NamedTable]:
     plan = plan_of(run)
     verdicts = verdicts_of(run.rounds, run.contenders, plan)
     columns = verdict_headings(run, verdicts)
+    if run.header["part"] == "kernels":
+        return [kernels_table(run, plan)]
     if run.header["part"] != "serve":
         rows = [row for cell in run.cells for row in cell_rows(run, cell, verdicts, plan)]
         texts = dict.fromkeys(rounds_text(run, cell, plan) for cell in run.cells)
@@ -74,6 +76,18 @@ def verdict_columns(verdict: FigureVerdict, plan: Plan, with_column: bool = True
     if not with_column:
         return {f"{name} / {verdict.base}": f"{ratio:.3g} ({ends})" if ends else ratio, f"{name} is": word}
     return {f"{name} / {verdict.base}": ratio, f"{name}: 95 % interval": ends, f"{name} is": word}
+
+
+def kernels_table(run: Run, plan: Plan) -> NamedTable:
+    """Return the table of `bench kernels`: a row for each cell."""
+    rows = []
+    for cell in run.cells:
+        (values,) = medians(run, cell, plan).values()
+        line = next(line for line in run.rounds if line["cell"] == cell)
+        others = line["disturbance"].get("others")
+        row = line["raw"] | {"us": values["us"], "GB/s": values["gb_s"], "GFLOP/s": values.get("gflop_s")}
+        rows.append(row | {"others": others})
+    return NamedTable("kernels", ["kernel", "format", "tokens", "threads", "us", "GB/s", "GFLOP/s", "others"], rows)
 
 
 # --- formats
@@ -135,6 +149,7 @@ def shown_value(figure: Figure, value: float) -> float:
 LABELS = {
     "tok_s": "speed",
     "ms": "time",
+    "us": "time",
     "load_s": "load",
     "memory_mib": "memory",
     "peak_mib": "peak memory",

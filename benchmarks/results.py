@@ -144,7 +144,5 @@ def take(line: Line, runs: dict[str, Run]) -> None:
             runs[line["run"]].notes.append(str(line["text"]))
         case "end":
             runs[line["run"]].end = line
-        case "row":  # of bench kernels, which compares nothing
-            pass
         case other:
             raise ValueError(other)

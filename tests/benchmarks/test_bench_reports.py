@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from numba.core import config
 
-from numllama.benchmarks import compare, harness, report
+from numllama.benchmarks import compare, harness, kernels, report
 from numllama.benchmarks.command import run_part
 from numllama.benchmarks.fake import Fake
 from numllama.benchmarks.figures import FIGURES
@@ -183,6 +184,34 @@ def test_formats_have_size_speed_and_distance(tmp_path, capsys, monkeypatch):
         run_part(["formats", str(tmp_path / "kept/tiny-Q8_0.gguf"), "--formats", "Q4_0", *flags[2:]], FileModel.of)
     with pytest.raises(EngineError, match="unsupported quantization type Q9_9"):
         run_part(["formats", str(source), "--formats", "Q9_9"], FileModel.of)
+
+
+@compiled
+def test_kernels_are_results_like_others(tmp_path, capsys, monkeypatch):
+    """Two files of them are reported and compared; a file is resumed without measuring a row again."""
+    monkeypatch.setattr(kernels, "attention_rows", lambda n_threads: iter(()))
+    monkeypatch.setattr(kernels, "N_OUT", 64)
+    for name in ("read_bandwidth", "dot_peak", "fma_peak"):
+        monkeypatch.setattr(kernels.machine, name, lambda: 1.0)
+    monkeypatch.setattr("numllama.benchmarks.disturbance.MAX_OTHERS_SHARE", 99)
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    flags = "--format Q8_0 --tokens 1 2 --threads 1 --rounds 4".split()
+    for file in files:
+        assert run_part(["kernels", *flags, "--jsonl", file]) == 0
+    assert "| matmul " in capsys.readouterr().out
+    (run,) = read_runs([tmp_path / "a.jsonl"])
+    assert run.cells[:2] == ["matmul Q8_0, 1 token, 1 thread", "matmul Q8_0, 2 tokens, 1 thread"]
+    assert len(run.rounds) == 4 * len(run.cells) and all(line["figures"]["us"] > 0 for line in run.rounds)
+    assert run_part(["report", *files]) == 0 and run_part(["compare", *files]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| GB/s") == 2 and "| kernels | matmul Q8_0, 1 token, 1 thread" in out
+
+    lines = [line for line in (tmp_path / "a.jsonl").read_text().splitlines() if not re.search('"end"|"rope', line)]
+    (tmp_path / "half.jsonl").write_text("\n".join(lines) + "\n")
+    measured = []
+    monkeypatch.setattr(kernels, "measure_row", lambda row, n, results: measured.append(row.kernel))
+    assert run_part(["kernels", *flags, "--jsonl", str(tmp_path / "half.jsonl")]) == 0
+    assert set(measured) == {"rope 32 x 64"}
 
 
 def test_the_harness_reports_a_claim_that_does_not_hold(monkeypatch, capsys):
