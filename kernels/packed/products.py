@@ -108,27 +108,34 @@ def add_blocks(w, x, y, m_first, m_last, T, g_first, g_last):
             for b in range(x.n_block):
                 block = g * x.n_block + b
                 fetch_ahead(w, block, form.code_bytes, form.scale_bytes)
-                for part in range(form.parts):
-                    for t in range(T):
-                        s[t] = zero(i32x16)
-                        if form.bias != 0:
-                            place = (block_of(x, m, b, t) * form.parts + part) * L + (t & 3)
-                            s[t] = broadcast(i32x16, x.start, place)
-                    for j in range(4):
-                        for half in range(part, part + 2 // form.parts):
-                            q = codes_of(w, block, half, j)
-                            for t in range(T):
-                                place = (block_of(x, m, b, t) * 8 + 4 * half + j) * L + (t & 3)
-                                s[t] = add_products(q, s[t], bits(i8x64, broadcast(i32x16, x.q, place)))
-                    d, minimum = scale_of(w, block, part), minimum_of(w, block, part)
-                    for t in range(T):
-                        d_x = broadcast(f32x16, x.d, block_of(x, m, b, t) * L + (t & 3))
-                        sums[t] = fma(convert(f32x16, s[t]), d * d_x, sums[t])
-                        if form.has_minimum:
-                            place = (block_of(x, m, b, t) * form.parts + part) * L + (t & 3)
-                            sums[t] = fma(minimum, broadcast(f32x16, x.sums, place), sums[t])
+                add_part(w, x, sums, s, m, b, block, T, 0)
+                if form.parts > 1:
+                    add_part(w, x, sums, s, m, b, block, T, 1)
             for t in range(T):
                 put_sums(y, w, g, m, t, L, sums[t])
+
+
+@inner(copied=True)
+def add_part(w, x, sums, s, m, b, block, T, part):
+    """Add one sum of a block to those of T tokens.  `s` are registers for integers"""
+    L, form = min(T, LANES), layout_of(w)
+    for t in range(T):
+        s[t] = zero(i32x16)
+        if form.bias != 0:
+            place = (block_of(x, m, b, t) * form.parts + part) * L + (t & 3)
+            s[t] = broadcast(i32x16, x.start, place)
+    for j in range(4):
+        for half in range(part, part + 2 // form.parts):
+            q = codes_of(w, block, half, j)
+            for t in range(T):
+                place = (block_of(x, m, b, t) * 8 + 4 * half + j) * L + (t & 3)
+                s[t] = add_products(q, s[t], bits(i8x64, broadcast(i32x16, x.q, place)))
+    d, minimum = scale_of(w, block, part), minimum_of(w, block, part)
+    for t in range(T):
+        place = (block_of(x, m, b, t) * form.parts + part) * L + (t & 3)
+        sums[t] = fma(convert(f32x16, s[t]), d * broadcast(f32x16, x.d, place), sums[t])
+        if form.has_minimum:
+            sums[t] = fma(minimum, broadcast(f32x16, x.sums, place), sums[t])
 
 
 def matmul_for(format: type, layout: Layout):

@@ -62,7 +62,8 @@ class Tiles(NamedTuple):
     """Activations as 8-bit blocks of 32 columns.  All arrays are flat; L, the lanes, are LANES or 1.
 
     q      i32 [n_tile, n_block, 8, L]       four i8 codes each: columns 4 j .. 4 j + 3
-    d      f32 [n_tile, n_block, L]          scales
+    d      f32 [n_tile, n_block, parts, L]   the block's scale for each part: two copies cost less
+                                             than keeping one, broadcast, for each token
     start  i32 [n_tile, n_block, parts, L]   -bias * sum of the codes of 32 / parts columns
     sums   f32 [n_tile, n_block, parts, L]   d * sum of the same codes; Q8_1's s where d is that of 32 columns
     """
@@ -90,7 +91,7 @@ def new_tiles(n_tok, n_block, parts, bias):
     n_lane = 1 if n_tok == 1 else LANES
     n_tile = -(-n_tok // n_lane)
     n = n_tile * n_lane * n_block
-    q, d = np.empty(8 * n if parts > 0 else 0, np.int32), np.empty(n, np.float32)
+    q, d = np.empty(8 * n if parts > 0 else 0, np.int32), np.empty(max(1, parts) * n, np.float32)
     start, sums = np.empty(parts * n, np.int32), np.empty(parts * n, np.float32)
     return Tiles(q, d, start, sums, n_tok, n_tile, n_block, parts, bias)
 
@@ -154,7 +155,8 @@ def put_columns(x, tile, b, lane, low, high, d, n_sub):
     n_lane, block = lanes(x), tile * x.n_block + b
     scatter(x.q, 8 * block * n_lane + lane, n_lane, bits(i32x4, convert(i8x16, low)))
     scatter(x.q, (8 * block + 4) * n_lane + lane, n_lane, bits(i32x4, convert(i8x16, high)))
-    x.d[block * n_lane + lane] = round_to_half(d) if n_sub == 1 else d
+    for part in range(x.parts):
+        x.d[(block * x.parts + part) * n_lane + lane] = round_to_half(d) if n_sub == 1 else d
     sum_low, sum_high = total(low), total(high)
     if x.parts == 1:
         put_sum(x, block * n_lane + lane, sum_low + sum_high, d)
@@ -222,15 +224,22 @@ def put_sums(y, w, g, m, t, L, sums):
 
 @kernel(inline="always")  # so that `dot` is known where it is called
 def multiply_tiles(team, dot, w, x, y):
-    """Call `dot` for all tokens and groups: WIDE_TOKENS at a time while there are as many, then one or two tiles."""
-    wide = x.n_tile // (WIDE_TOKENS // LANES) * (WIDE_TOKENS // LANES)
+    """Call `dot` for all tokens and groups, many at a time while there are as many, then one or two tiles.
+
+    Many is WIDE_TOKENS, or PAIR_TOKENS where a block has two parts, whose scales need the registers of four tokens.
+    """
+    tiles = (WIDE_TOKENS if x.parts < 2 else PAIR_TOKENS) // LANES
+    wide = x.n_tile // tiles * tiles
     if x.n_tok == 1:
-        parallel_for(team, dot, (w, x, y, wide, x.n_tile, 1), w.n_group)
+        parallel_for(team, dot, (w, x, y, 0, x.n_tile, 1), w.n_group)
     else:
-        n_byte = WIDE_TOKENS // LANES * 4 * (x.q.size + x.d.size) // x.n_tile
-        n_tile = WIDE_TOKENS // LANES * max(1, NEAR_ACTIVATION_BYTES // n_byte)
+        n_byte = tiles * 4 * (x.q.size + x.d.size) // x.n_tile
+        n_tile = tiles * max(1, NEAR_ACTIVATION_BYTES // n_byte)
         for m in range(0, wide, n_tile):
-            parallel_for(team, dot, (w, x, y, m, min(m + n_tile, wide), WIDE_TOKENS), w.n_group)
+            if x.parts < 2:
+                parallel_for(team, dot, (w, x, y, m, min(m + n_tile, wide), WIDE_TOKENS), w.n_group)
+            else:
+                parallel_for(team, dot, (w, x, y, m, min(m + n_tile, wide), PAIR_TOKENS), w.n_group)
         if x.n_tile == wide + 1:
             parallel_for(team, dot, (w, x, y, wide, x.n_tile, LANES), w.n_group)
         if x.n_tile == wide + 2:
