@@ -139,6 +139,7 @@ class Settings:
     builtin: bool = True  # NUMLLAMA_BUILTIN: show the built-in model
     server_files: bool = False  # NUMLLAMA_SERVER_FILES: let clients name files of the server
     vision_order: str = "llama.cpp"  # NUMLLAMA_VISION_ORDER: position of CLIP's class token, see load_vision
+    insecure_registries: tuple[str, ...] = ()  # NUMLLAMA_INSECURE_REGISTRIES: hosts that replicas pull from by HTTP
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -170,6 +171,7 @@ class Settings:
             builtin=env.flag("NUMLLAMA_BUILTIN", True),
             server_files=env.flag("NUMLLAMA_SERVER_FILES"),
             vision_order=env.text("NUMLLAMA_VISION_ORDER") or cls.vision_order,
+            insecure_registries=tuple(env.text("NUMLLAMA_INSECURE_REGISTRIES").replace(",", " ").split()),
         )
 
 

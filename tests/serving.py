@@ -18,16 +18,19 @@ from numllama.engine.settings import Host
 
 
 class Served:
-    """An engine behind HTTP at `url`, in a thread of this process, so that a test can inspect client and engine."""
+    """An engine behind HTTP at `url`, in a thread of this process, so that a test can inspect client and engine.
 
-    def __init__(self, settings):
+    door   makes middleware from the engine, see create_app
+    """
+
+    def __init__(self, settings, door=lambda engine: None):
         settings = replace(settings, host=Host(port=0))
         listener = listen(settings)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.engine = Engine(settings)
         how = {"http": Connection, "loop": "asyncio", "log_config": None, "access_log": False}
-        config = uvicorn.Config(create_app(self.engine), **how, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(create_app(self.engine, door(self.engine)), **how, timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()

@@ -60,7 +60,12 @@ def serve(
         int, Option(metavar="N", help="Cut models by layers into N processes of a Ray cluster (docs/scale.md)")
     ] = 0,
     stage_memory: Annotated[str, Option(metavar="SIZE", help="As many stages as fit into SIZE each, e.g. 4GiB")] = "",
-    ray: Annotated[str, Option(metavar="ADDRESS", help="The Ray cluster of the stages; by default one here")] = "",
+    ray: Annotated[
+        str, Option(metavar="[ADDRESS]", help="Compute on this Ray cluster; local, or nothing: on one that starts here")
+    ] = "",
+    replicas: Annotated[
+        str, Option(metavar="N|MIN:MAX", help="How many processes of the cluster answer, e.g. 1:8; 0 ends them")
+    ] = "",
 ) -> None:
     """Start the server (alias: start)
 
@@ -68,8 +73,13 @@ def serve(
     ~/.ollama/models). All variables: docs/environment.md.
     """
     expect_exactly(0, args)
-    from .serve import serve_forever, staged_cache
+    from .serve import replica_scale, serve_forever, staged_cache
 
+    if replicas or (ray and not stages and not stage_memory):
+        if not (scale := replica_scale(replicas or "1", ray)):
+            return
+        staged = staged_cache(stages, stage_memory, ray)
+        return serve_forever(cache_dir=cache_dir, staged=staged, scale=scale, address=ray)
     serve_forever(cache_dir=cache_dir, staged=staged_cache(stages, stage_memory, ray))
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import uvicorn
 
 from ... import __version__
+from ...engine.distributed.cluster import join_cluster
+from ...engine.distributed.replicas import Scale, end_replicas
 from ...engine.errors import RequestError, StoreError
 from ...engine.model.cache import KVCache
 from ...engine.serve.engine import Engine
@@ -41,6 +43,8 @@ def serve_forever(
     engine: Engine | None = None,
     ready: Callable[[str], None] = lambda url: None,
     staged: Callable[..., KVCache] | None = None,
+    scale: Scale | None = None,
+    address: str = "",
 ) -> None:
     """Serve at OLLAMA_HOST until SIGINT or SIGTERM, then unload all models and return.
 
@@ -48,6 +52,7 @@ def serve_forever(
     engine      one made before, of the same settings
     ready       called with the server's address once it is bound
     staged      makes caches in stages, see Engine
+    scale       replicas on a Ray cluster, at `address`, that compute the answers; None: this process computes them
     If the address is not available, prints one line and exits with status 1.
     """
     settings = settings or Settings.from_env()
@@ -75,8 +80,20 @@ def serve_forever(
         engine.store.prune()
     except StoreError as error:
         log.warning("cannot prune unused blobs: %s", error)
+    door, close = None, engine.close
+    if scale:
+        from ..scale.door import Door, open_door
+
+        log.info("starting replicas on the Ray cluster '%s'", address or "local")
+        replicas = open_door(engine, address, scale, staged)
+        door = partial(Door, engine=engine, replicas=replicas)
+
+        def close() -> None:
+            replicas.close()
+            engine.close()
+
     config = uvicorn.Config(
-        create_app(engine),
+        create_app(engine, door),
         http=Connection,
         loop="asyncio",  # uvloop acquires the GIL more often, which delays the engine thread
         log_config=None,
@@ -85,7 +102,7 @@ def serve_forever(
         server_header=False,
         headers=[("Server", f"numllama/{__version__}")],
     )
-    server = Server(config, engine)
+    server = Server(config, close)
     gc.collect()
     gc.freeze()  # what was imported stays: 640,000 objects, 0.3 s of each full collection, in which no thread runs
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -105,14 +122,14 @@ def limit_malloc_arenas() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; at shutdown it closes the engine first, so that every running answer ends with an error line.
+    """uvicorn's server; at shutdown it calls `close` first, so that every running answer ends with an error line.
 
     After 4.5 seconds the process exits in any case, as a running load cannot be interrupted.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine):
+    def __init__(self, config: uvicorn.Config, close: Callable[[], None]):
         super().__init__(config)
-        self.engine = engine
+        self._close = close
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
@@ -132,7 +149,7 @@ class Server(uvicorn.Server):
         deadline = threading.Timer(4.5, os._exit, [0])
         deadline.daemon = True
         deadline.start()
-        await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self._close)
         await super().shutdown(sockets)
 
 
@@ -168,11 +185,21 @@ def staged_cache(stages: int, memory: str, ray: str) -> Callable[..., KVCache] |
     if not found or stages < 0:
         raise RequestError(f"--stages {stages} --stage-memory '{memory}', expected a number and a size such as 4GiB")
     n_byte = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-    from ...engine.distributed.cluster import join_cluster
     from ...engine.distributed.pipeline import StagedCache
 
     join_cluster(ray)
     return partial(StagedCache, n_stage=stages, memory=n_byte, address=ray)
+
+
+def replica_scale(replicas: str, address: str) -> Scale | None:
+    """Return how many replicas are wanted, or None if `--replicas 0` has ended them.  Raises: RequestError"""
+    scale = Scale.parse(replicas)
+    if scale.most:
+        join_cluster(address)  # its errors come before those of the address to listen at
+        return scale
+    found = end_replicas(address)
+    print("replicas ended" if found else "no replicas run there", file=sys.stderr)
+    return None
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -99,9 +99,16 @@ def error_line(error: BaseException) -> str:
 
 
 def fill_flag_values(args: Sequence[str]) -> list[str]:
-    """Add the optional values to flags before `--`: a bare `--think` becomes `--think=true`."""
+    """Add the optional values to flags before `--`: a bare `--think` becomes `--think=true`.
+
+    `--ray` takes the next argument, as most flags do; it becomes `--ray=local` where none follows, or another flag.
+    """
     end = list(args).index("--") if "--" in args else len(args)
-    return [f"{arg}=true" if arg in ("--think", "--truncate") else arg for arg in args[:end]] + list(args[end:])
+    filled = [f"{arg}=true" if arg in ("--think", "--truncate") else arg for arg in args[:end]]
+    for i, (arg, following) in enumerate(zip(filled, [*filled[1:], "-"], strict=False)):
+        if arg == "--ray" and following.startswith("-"):
+            filled[i] = "--ray=local"
+    return filled + list(args[end:])
 
 
 def call_app(app: typer.Typer, args: Sequence[str] | None = None) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from ...engine.errors import EngineError
 from ...engine.go.json import DecodeError
@@ -29,8 +30,11 @@ ROUTERS = [
 ]
 
 
-def create_app(engine: Engine) -> FastAPI:
-    """Build the ASGI application that serves `engine`."""
+def create_app(engine: Engine, door: Callable[[ASGIApp], ASGIApp] | None = None) -> FastAPI:
+    """Build the ASGI application that serves `engine`.
+
+    door   wraps the routes in middleware that has other processes answer some of them
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,6 +57,8 @@ def create_app(engine: Engine) -> FastAPI:
     for error in (EngineError, DecodeError):
         app.add_exception_handler(error, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    if door:
+        app.add_middleware(door)
     if engine.settings.debug_log_requests:
         app.add_middleware(RequestDump)
     app.add_middleware(Guard, settings=engine.settings)

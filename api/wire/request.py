@@ -36,17 +36,23 @@ def body(cls: type[T]) -> Any:
     """Return a dependency that decodes the request's body as `cls`, ignoring the content type as Ollama does."""
 
     async def read(request: Request) -> T:
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_BODY_BYTES:
-                raise BodyTooLarge(f"request body exceeds the limit of {MAX_BODY_BYTES >> 20} MiB")
+        content = await read_body(request)
         if len(content) < MAX_INLINE_BYTES:
-            return decode_json(cls, bytes(content))
+            return decode_json(cls, content)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(request.app.state.threads, decode_json, cls, bytes(content))
+        return await loop.run_in_executor(request.app.state.threads, decode_json, cls, content)
 
     return Depends(read)
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a request's body.  Raises: BodyTooLarge, ClientDisconnect"""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"request body exceeds the limit of {MAX_BODY_BYTES >> 20} MiB")
+    return bytes(content)
 
 
 class RequestContext:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
 from ..errors import RequestError
 
 PYTHONS = (3, 10), (3, 14)  # the first and last version of Python that Ray 2.60 has wheels for
+
+CONNECT_S = 5.0
 
 
 def node_address(ray: Any) -> str:
@@ -33,6 +36,7 @@ def join_cluster(address: str = "") -> Any:
         ) from None
     if ray.is_initialized():
         return ray
+    check_reachable(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that starts here; by default 15: after all others
     try:
@@ -40,3 +44,20 @@ def join_cluster(address: str = "") -> Any:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise RequestError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
     return ray
+
+
+def check_reachable(address: str) -> None:
+    """Check that something listens at `address`; Ray itself would try for 90 s, and print a line each second.
+
+    Raises: RequestError
+    """
+    if address in ("", "local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or int(port) > 65535:
+        raise RequestError(f"Ray cluster '{address}', expected HOST:PORT of its head node, auto or local")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RequestError(f"no Ray cluster at '{address}': {reason}; `ray start --head` starts one") from None

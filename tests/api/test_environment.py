@@ -275,7 +275,11 @@ OLLAMA_TMPDIR OLLAMA_MAX_VRAM OLLAMA_MULTIUSER_CACHE OLLAMA_INTEL_GPU
 
 
 @pytest.mark.parametrize(
-    "name", [*OLLAMAS, "NUMLLAMA_BUILTIN", "NUMLLAMA_SERVER_FILES", "NUMLLAMA_VISION_ORDER", "NUMLLAMA_SIMD"]
+    "name",
+    [
+        *(*OLLAMAS, "NUMLLAMA_BUILTIN", "NUMLLAMA_SERVER_FILES", "NUMLLAMA_VISION_ORDER", "NUMLLAMA_SIMD"),
+        "NUMLLAMA_INSECURE_REGISTRIES",
+    ],
 )
 def test_every_variable_is_documented(name):
     rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |")]

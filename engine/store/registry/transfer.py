@@ -34,11 +34,18 @@ class CancelHandle(Protocol):
 
 
 def pull(
-    store: Store, downloads: Downloads, name: ModelName, insecure: bool, credentials: Credentials, handle: CancelHandle
+    store: Store,
+    downloads: Downloads,
+    name: ModelName,
+    insecure: bool,
+    credentials: Credentials,
+    handle: CancelHandle,
+    manifest_bytes: bytes = b"",
 ) -> Iterator[Status]:
     """Pull the model `name` from its registry, yielding statuses; the last one is {"status": "success"}.
 
-    insecure   use plain HTTP
+    insecure         use plain HTTP
+    manifest_bytes   the manifest, where it is known; then only the blobs that it names are asked for
     Raises: RegistryError, Unauthorized, WrongBlob, BadManifest, StoreError; the error of a cancelled `handle`
     """
     yield {"status": "pulling manifest"}
@@ -46,7 +53,7 @@ def pull(
     with ExitStack() as stack:
         repository = stack.enter_context(closing(Repository(name, insecure, credentials)))
         stack.enter_context(_abort_on_cancel(repository, handle))
-        data = repository.manifest()
+        data = manifest_bytes or repository.manifest()
         manifest = Manifest.from_bytes(data, f"the manifest of {name.short}")
         if not manifest.layers:
             raise BadManifest(f"the manifest of {name.short}", "no layers; not a model")

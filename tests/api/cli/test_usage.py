@@ -223,3 +223,17 @@ def test_list_imports_no_heavy_library(store):
     environment = {"OLLAMA_MODELS": str(store), "HOME": "/nowhere", "NUMLLAMA_BUILTIN": "0"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        (["serve", "--ray"], ["serve", "--ray=local"]),
+        (["serve", "--ray", "--replicas", "2"], ["serve", "--ray=local", "--replicas", "2"]),
+        (["serve", "--ray", "head:6379"], ["serve", "--ray", "head:6379"]),
+        (["serve", "--ray=head:6379"], ["serve", "--ray=head:6379"]),
+        ([], []),
+    ],
+)
+def test_ray_without_an_address_is_a_cluster_on_this_machine(args, expected):
+    assert usage.fill_flag_values(args) == expected
