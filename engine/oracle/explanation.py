@@ -14,7 +14,7 @@ from .passes import Passes, by_name
 SUBTLE_BELOW = 18.0  # values above it are not tried with hypotheses
 MIN_GAIN_BITS, MIN_SUBTLE_GAIN_BITS, MIN_SUBTLE_BITS = 2.5, 4.0, 14.0
 MAX_CAUSES_OF_NAME = 3  # tried for the layers of one name; each try takes all hypotheses
-CERTAIN_BITS = 18.0  # a hypothesis that reaches them is not compared with others
+CERTAIN_BITS, CERTAIN_GAIN_BITS = 18.0, 6.0  # a hypothesis that reaches them is not compared with others
 
 Explained = dict[str, tuple[Cause, Score]]  # label -> the hypothesis, and the score under it
 
@@ -34,7 +34,8 @@ class Explanation:
                 if not todo:
                     break
                 worst = todo.pop(0)
-                if found := self.explain(worst, subtle=False):
+                known = [cause for cause, _ in explained.values()]
+                if found := self.explain(worst, subtle=False, known=known):
                     for label in (worst, *todo):
                         score = found[1] if label == worst else self.passes.score_under(label, found[0])
                         if score is not None and score.least >= self.passes.scores[label].least + MIN_GAIN_BITS:
@@ -57,8 +58,11 @@ class Explanation:
                     found[label] = best[0], score
         return found
 
-    def explain(self, label: str, subtle: bool) -> tuple[Cause, Score] | None:
-        """Return the hypothesis that explains the value best, with its score; None if none does."""
+    def explain(self, label: str, subtle: bool, known: Sequence[Cause] = ()) -> tuple[Cause, Score] | None:
+        """Return the hypothesis that explains the value best, with its score; None if none does.
+
+        known   causes of other values, which are tried first
+        """
         between, plain = self.passes.between(label), self.passes.scores[label]
         kind, floor = self.passes.kinds[label], self.floors.floor(label)
         right = [
@@ -66,16 +70,14 @@ class Explanation:
         ]
         line = float(np.median(right)) if right else MAX_BITS
         best: tuple[Cause, Score] | None = None
-        for cause in sorted(self.causes, key=lambda cause: not cause.arithmetic) if subtle else self.causes:
+        causes = sorted(self.causes, key=lambda cause: (cause not in known, subtle and not cause.arithmetic))
+        for cause in causes:
             if not cause.may_explain(between):
                 continue
             score = self.passes.score_under(label, cause)
             if score is not None and (best is None or score.least > best[1].least + 0.5):
                 best = cause, score
-                if (
-                    score.least >= min(CERTAIN_BITS, self.passes.scores[label].least + 12)
-                    and score.least >= MIN_SUBTLE_BITS
-                ):
+                if score.least >= max(CERTAIN_BITS, plain.least + CERTAIN_GAIN_BITS):
                     break
                 if not subtle and score.least > floor + 1 and score.median > line - 1:
                     break  # as precise as the engine's other values of this kind

@@ -305,8 +305,9 @@ class Injection:
         if theirs is None:
             return
         if ours.dtype.kind == "i":
-            same = (ours[0] == theirs.values).reshape(len(plain), -1).all(axis=1, keepdims=True)
-            unsure = np.any([(x != ours[0]).reshape(len(plain), -1).any(1, keepdims=True) for x in ours[1:]], axis=0)
+            chosen = [np.sort(x.reshape(len(plain), -1), axis=1) for x in (theirs.values, *ours)]  # in any order
+            same = (chosen[0] == chosen[1]).all(axis=1, keepdims=True)
+            unsure = np.any([(x != chosen[1]).any(axis=1, keepdims=True) for x in chosen[2:]], axis=0)
             self.scores[label] = Score(np.where(same | unsure, MAX_BITS, 0.0), np.ones(same.shape), theirs.note)
             return
         known = np.ones(ours[0].shape, bool) if theirs.known is None else theirs.known
@@ -318,7 +319,7 @@ class Injection:
         error = np.sqrt((error**2).sum(axis=-1) / np.maximum(count, 1))
         with np.errstate(all="ignore"):
             bits = SHAKE_BITS + np.log2(np.maximum(moved, 1e-300) / np.maximum(error, 1e-300))
-        bits = np.where(error == 0, MAX_BITS, np.clip(bits, -30, MAX_BITS))
+        bits = np.where(error == 0, MAX_BITS, np.clip(np.nan_to_num(bits, nan=-30), -30, MAX_BITS))
         if label in self.dump.sums and theirs.note == "corners" and name not in SPAN_BY_SPAN:
             bits = np.minimum(bits, self._bits_of_sum(label, ours, moved))
         self.scores[label] = Score(np.where(count > 0, bits, np.nan), moved, theirs.note)
@@ -339,7 +340,7 @@ class Injection:
             return x.transpose(1, 0, 2)
         if name == "kqv_out":
             return x.reshape(len(x), hp.n_head, -1)
-        if name in ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu", "ffn_moe_down"):
+        if name in ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu", "ffn_moe_swiglu_oai", "ffn_moe_down"):
             return x.reshape(-1, hp.n_expert_used, x.shape[-1])
         return x if x.ndim == 3 else x.reshape(len(x), 1, -1)
 

@@ -42,12 +42,15 @@ class Setting:
 
     values     name -> (our value, the values before it by name) -> the value under a hypothesis
     n_prompt   tokens before the first decode step; 0: without decode steps
+    whole, il  where `model` is a single layer of it: the model with all layers, and the layer's number
     """
 
     kernels: Kernels
     model: Model
     values: Mapping[str, Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]] = field(default_factory=dict)
     n_prompt: int = 0
+    whole: Model | None = None
+    il: int = -1
 
 
 def one_layer(setting: Setting, il: int) -> Setting:
@@ -62,7 +65,7 @@ def one_layer(setting: Setting, il: int) -> Setting:
         rope_long=hp.rope_long[part],
     )
     weights = replace(model.weights, blk=model.weights.blk[part])  # type: ignore[arg-type]
-    return replace(setting, model=replace(model, hparams=hparams, weights=weights))
+    return replace(setting, model=replace(model, hparams=hparams, weights=weights), whole=model, il=il)
 
 
 def without_unused_products(setting: Setting, target: str, complete: set[str]) -> Setting:

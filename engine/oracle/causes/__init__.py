@@ -8,6 +8,7 @@ that a dump lacks passes on to the next.  Some causes are arithmetics: they expl
 from .arithmetic import ARITHMETIC
 from .attention import ATTENTION
 from .cause import Cause
+from .decoding import DECODING
 from .embedding import EMBEDDING
 from .experts import EXPERTS
 from .feed_forward import FEED_FORWARD, RESIDUAL
@@ -20,6 +21,7 @@ CAUSES: tuple[Cause, ...] = (
     *ROPE,
     *NORM,
     *ATTENTION,
+    *DECODING,
     *FEED_FORWARD,
     *RESIDUAL,
     *EXPERTS,

@@ -14,16 +14,20 @@ from ....kernels.hadamard import key_group, rotate_groups, value_group
 from ....kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
 from ....kernels.rounding import round_activations
 from ..setting import Setting
-from .attention import attend_by
+from .attend import attend_by, in_order
 from .cause import ACTIVATED, INPUT, NORMS, PRODUCTS, SCORES, Cause, Change
 from .change import bf16, f16, weights
 from .feed_forward import gelu
+
+F16_MAX = 65504.0
 
 
 def cached_as(kind: str, rotated: bool = False) -> Change:
     """Read keys and values as a cache of this type has them; in blocks with queries in 8 bits, and rotated if so."""
 
     def stored(x: np.ndarray, group: int) -> np.ndarray:
+        if kind == "f16" and np.abs(x).max() > F16_MAX:
+            return np.full_like(x, np.nan)  # an overflow, not a rounding
         cache = new_cache(1, len(x), x.shape[1], x.shape[2], CACHE_TYPES[kind])[0]
         write(cache, turned(x, group).astype(np.float32))
         return np.asarray(numbers(cache, x.dtype))
@@ -40,6 +44,43 @@ def cached_as(kind: str, rotated: bool = False) -> Change:
         return attend_by(attend)(s) if not rotated or key_group(s.model.hparams.n_head_dim) else None
 
     return changed
+
+
+def overflowing(largest: Callable[[Any], Any]) -> Change:
+    """Keep keys and values in float16; it applies where they are beyond its range.  largest: what overflows -> kept"""
+
+    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+        if max(np.abs(k).max(), np.abs(v).max()) <= F16_MAX:
+            return np.full((len(q), q.shape[1] * q.shape[2]), np.nan)
+        k, v = (largest(x).astype(np.float16).astype(q.dtype) for x in (k, v))
+        return attention_numpy(q, k, v, first, rule, tap)
+
+    return attend_by(attend)
+
+
+def flash_in_f16(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+    """Attend key by key with f16 queries, keys and values, and sums of values in float16, as llama.cpp's CPU code does.
+
+    A new largest score rescales the sum.  Source: ggml-cpu/ops.cpp ggml_compute_forward_flash_attn_ext_f16, 0c1e57098.
+    """
+    n_tok, n_head, d = q.shape
+    group, f32 = n_head // k.shape[1], np.float32
+    q, k, v = (np.asarray(x).astype(np.float16).astype(q.dtype) for x in (q, k, v))
+    score = in_order(np.einsum("thd,jhd->htj", q, k.repeat(group, axis=1)), rule, 0).astype(f32)
+    out = np.empty((n_tok, n_head, d), q.dtype)
+    for t in range(n_tok):
+        begin, end = rule.seen(first + t, len(k))
+        total, weight = np.zeros((n_head, d), np.float16), np.zeros((n_head, 1), f32)
+        top = np.full((n_head, 1), -np.inf, f32)
+        for j in range(begin, end):
+            s = score[:, t, j : j + 1]
+            new = np.maximum(top, s)
+            shrink, e = np.exp(top - new), np.exp(s - new)
+            total = (total.astype(f32) * shrink).astype(np.float16)
+            total = (total.astype(f32) + e * v[j].repeat(group, axis=0).astype(f32)).astype(np.float16)
+            weight, top = weight * shrink + e, new
+        out[t] = total.astype(f32) / weight
+    return out.reshape(n_tok, n_head * d)
 
 
 def turned(x: np.ndarray, group: int) -> np.ndarray:
@@ -68,7 +109,21 @@ def _eight_bits(x: np.ndarray, block_type: str) -> np.ndarray:
     return np.asarray(round_activations(x.astype(np.float32), block_type)).astype(x.dtype)
 
 
+OVERFLOWS: tuple[Cause, ...] = (
+    Cause(
+        "keys and values beyond 65504 were infinite in an f16 cache",
+        SCORES,
+        overflowing(lambda x: x),
+    ),
+    Cause(
+        "keys and values beyond 65504 were cut to it in an f16 cache",
+        SCORES,
+        overflowing(lambda x: np.clip(x, -F16_MAX, F16_MAX)),
+    ),
+)
+
 ARITHMETIC: tuple[Cause, ...] = (
+    *OVERFLOWS,
     Cause("the weights of norms were rounded to bfloat16", NORMS, rounded_norms(bf16), arithmetic=True),
     Cause("the weights of norms were rounded to float16", NORMS, rounded_norms(f16), arithmetic=True),
     Cause(
@@ -86,6 +141,12 @@ ARITHMETIC: tuple[Cause, ...] = (
     Cause("activations were rounded to 8 bits in blocks of 32", PRODUCTS, eight_bit("Q8_0"), arithmetic=True),
     Cause("activations were rounded to 8 bits in blocks of 256", PRODUCTS, eight_bit("Q8_K"), arithmetic=True),
     Cause("the cache were f16", SCORES, cached_as("f16"), arithmetic=True),
+    Cause(
+        "attention summed values in float16 (flash attention)",
+        frozenset({"kqv_out"}),
+        attend_by(flash_in_f16),
+        arithmetic=True,
+    ),
     Cause("the cache were q8_0", SCORES, cached_as("q8_0"), arithmetic=True),
     Cause("the cache were q4_0", SCORES, cached_as("q4_0"), arithmetic=True),
     Cause("the cache were q8_0, of rotated heads", SCORES, cached_as("q8_0", rotated=True), arithmetic=True),

@@ -12,93 +12,23 @@ from ....kernels import Attention
 from ....kernels.attention import attention_numpy
 from ....kernels.kv import numbers
 from ..setting import Setting
+from .attend import (
+    attend_by,
+    attend_with,
+    attention,
+    in_order,
+    key_heads,
+    masked,
+    reweighted,
+    scale_of,
+    softcap_of,
+    softmax_of,
+    special_scores,
+    special_softmax,
+    window_of,
+)
 from .cause import SCORES, SOFTMAX, Cause, Change
-from .change import other_kernel, other_values
-
-
-def attention(change: Callable[[Attention, int], Attention | None]) -> Change:
-    """Change the rule of attention, given the head size; a change that returns None does not apply."""
-
-    def changed(s: Setting) -> Setting | None:
-        hp = s.model.hparams
-        rule = hp.attention[0] if hp.attention else Attention(hp.n_head_dim**-0.5)
-        rule = replace(rule, causal=s.model.family.causal)
-        if change(rule, hp.n_head_dim) is None:
-            return None
-
-        def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> np.ndarray:
-            return np.asarray(attention_numpy(q, k, v, first, change(rule, q.shape[2]) or rule, tap))
-
-        return other_kernel("attention", lambda k: attend)(s)
-
-    return changed
-
-
-def attend_by(attend: Callable[..., np.ndarray]) -> Change:
-    """Replace attention by a function of attention_numpy's arguments."""
-    return other_kernel("attention", lambda k: attend)
-
-
-def window_of(n: int) -> Change:
-    return attention(lambda rule, d: replace(rule, window=n) if rule.window != n else None)
-
-
-def softcap_of(cap: float) -> Change:
-    return attention(lambda rule, d: replace(rule, softcap=float(cap)) if rule.softcap != cap else None)
-
-
-def heads_modulo(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-    """Let query head h read key head h % n_head_kv."""
-    n_head, n_head_kv = q.shape[1], k.shape[1]
-    order = np.arange(n_head) % n_head_kv
-    return attention_numpy(q, k[:, order], v[:, order], first, rule, tap)
-
-
-def first_key_head(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-    return attention_numpy(q, k[:, :1].repeat(k.shape[1], 1), v[:, :1].repeat(v.shape[1], 1), first, rule, tap)
-
-
-def masked(visible: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Change:
-    """Let a query at position i see the keys j where visible(i, j); a query that sees none sees itself."""
-
-    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        i, j = first + np.arange(len(q))[:, None], np.arange(len(k))[None]
-        seen = visible(i, j)
-        seen = seen | (~seen.any(axis=1, keepdims=True) & (i == j))
-        return _softmax_attention(q, k, v, first, rule, tap, lambda score: np.where(seen, score, -np.inf), _softmax)
-
-    return attend_by(attend)
-
-
-def _softmax(score: Any) -> Any:
-    e = np.exp(score - np.max(score, axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def _softmax_attention(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any, mask: Any, softmax: Any) -> Any:
-    """Compute attention with a mask and a softmax of its own."""
-    n_tok, n_head, d = q.shape
-    group = n_head // k.shape[1]
-    keys, values = (numbers(x, q.dtype).repeat(group, axis=1) for x in (k, v))
-    kq = tap("kq", np.einsum("thd,jhd->htj", q, keys))
-    score = kq * rule.scale
-    if rule.softcap:
-        score = rule.softcap * np.tanh(score / rule.softcap)
-    p = tap("kq_soft_max", softmax(mask(score)))
-    return np.ascontiguousarray(np.einsum("htj,jhd->thd", p, values)).reshape(n_tok, n_head * d)
-
-
-def special_softmax(softmax: Callable[[Any], Any]) -> Change:
-    """Replace the softmax over visible scores."""
-
-    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        seen = np.zeros((len(q), len(k)), bool)
-        for t in range(len(q)):
-            begin, end = rule.seen(first + t, len(k))
-            seen[t, begin:end] = True
-        return _softmax_attention(q, k, v, first, rule, tap, lambda s: np.where(seen, s, -np.inf), softmax)
-
-    return attend_by(attend)
+from .change import hparams, other_values
 
 
 def _sink(score: Any) -> Any:
@@ -112,18 +42,8 @@ def _over_queries(score: Any) -> Any:
     return e / np.maximum(e.sum(axis=1, keepdims=True), 1e-300)
 
 
-def reweighted(weigh: Callable[[Any, np.ndarray, np.ndarray], Any]) -> Change:
-    """Replace mask and softmax.  weigh: scores [n_head, n_tok, n_pos], positions i [n_tok, 1] and j [1, n_pos] -> p"""
-
-    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        i, j = first + np.arange(len(q))[:, None], np.arange(len(k))[None]
-        return _softmax_attention(q, k, v, first, rule, tap, lambda s: s, lambda s: weigh(s, i, j))
-
-    return attend_by(attend)
-
-
 def _after_softmax(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
-    return np.where(j <= i, _softmax(score), 0)
+    return np.where(j <= i, softmax_of(score), 0)
 
 
 def _slot_early(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
@@ -134,39 +54,45 @@ def _slot_early(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
     return e / (e.sum(axis=-1, keepdims=True) + np.where(i > 0, np.exp(-top), 0))
 
 
-def decode_attention(attend: Callable[..., Change]) -> Change:
-    """Change the attention of decode steps, given the length of the prompt."""
-    return lambda s: attend(s.n_prompt)(s) if s.n_prompt else None
+def _cap_after_mask(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+    """Cap scores after the mask: hidden keys get the lowest score, not none."""
+
+    def scored(kq: Any, rule: Attention, distance: Any) -> Any:
+        score, n_pos = in_order(kq, rule, distance), kq.shape[-1]
+        seen = np.array([[b <= j < e for j in range(n_pos)] for b, e in (rule.seen(t, n_pos) for t in range(len(q)))])
+        return np.where(seen, score, -rule.softcap)
+
+    return attend_with(q, k, v, first, rule, tap, np.ones((len(q), len(k)), bool), scored=scored)
 
 
-def _decode_mask(visible: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Change:
-    return decode_attention(lambda n: masked(lambda i, j: np.where(i >= n, visible(i, j), j <= i)))
+def _other_windows(s: Setting) -> Setting | None:
+    """Give the layer the window of layers of the other kind."""
+    rules = s.whole.hparams.attention if s.whole is not None else ()
+    own = s.model.hparams.attention
+    other = next((rule.window for rule in rules if own and rule.window != own[0].window), None)
+    return None if other is None else attention(lambda rule, d: replace(rule, window=other))(s)
 
 
-def _overwritten_slot(n: int) -> Change:
-    """Let each decode step store its key in slot 0 as well: the first key is lost, the newest counts twice."""
+def _merged(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Reorder what attention computes, given as [n_tok, n_head, n_head_dim], before its heads are merged."""
+    return lambda s: other_values(
+        kqv_out=lambda x, before: np.ascontiguousarray(
+            change(x.reshape(len(x), s.model.hparams.n_head, -1)),
+        ).reshape(x.shape)
+    )(s)
 
-    def weigh(score: Any, i: np.ndarray, j: np.ndarray) -> Any:
-        score = np.where((j <= i) & ((j > 0) | (i < n)), score, -np.inf)
-        return _softmax(score + np.where((i == j) & (i >= n), np.log(2), 0))
 
-    return reweighted(weigh)
-
-
-def _stale_values(n: int) -> Change:
+def _shifted_values(by: int) -> Change:
     def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        values = numbers(v, q.dtype).copy()
-        values[n:] = values[n - 1]
-        return attention_numpy(q, k, values, first, rule, tap)
+        return attention_numpy(q, k, np.roll(numbers(v, q.dtype), by, axis=0), first, rule, tap)
 
     return attend_by(attend)
 
 
-def _values_modulo(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-    n_head, n_head_kv = q.shape[1], k.shape[1]
-    keys = numbers(k, q.dtype).repeat(n_head // n_head_kv, axis=1)
-    values = numbers(v, q.dtype)[:, np.arange(n_head) % n_head_kv]
-    return attention_numpy(q, keys, values, first, rule, tap)
+def _slopes_by_position(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+    """Bias scores by slope * (j - i), with its sign."""
+    i, j = first + np.arange(len(q))[:, None], np.arange(len(k))[None]
+    return attend_with(q, k, v, first, rule, tap, scored=lambda kq, rule, distance: in_order(kq, rule, i - j))
 
 
 ATTENTION: tuple[Cause, ...] = (
@@ -174,16 +100,18 @@ ATTENTION: tuple[Cause, ...] = (
         "scores were divided by n_head_dim, not by its root", SCORES, attention(lambda a, d: replace(a, scale=1 / d))
     ),
     Cause("scores were not scaled", SCORES, attention(lambda a, d: replace(a, scale=1.0))),
+    Cause("scores were scaled by 1 / sqrt(n_head_dim)", SCORES, scale_of(lambda s: s.model.hparams.n_head_dim**-0.5)),
     Cause(
-        "scores were scaled by 1 / sqrt(n_head_dim)",
+        "scores were scaled by 1 / sqrt(n_embd / n_head)",
         SCORES,
-        attention(lambda a, d: None if abs(a.scale - d**-0.5) < 1e-9 else replace(a, scale=d**-0.5)),
+        scale_of(lambda s: (s.model.hparams.n_embd / s.model.hparams.n_head) ** -0.5),
     ),
     Cause("scores were scaled twice", SCORES, attention(lambda a, d: replace(a, scale=a.scale**2))),
+    Cause("scores were scaled by 1 / sqrt(n_embd)", SCORES, scale_of(lambda s: s.model.hparams.n_embd**-0.5)),
     Cause(
-        "scores were scaled by 1 / sqrt(n_embd)",
-        SCORES,
-        lambda s: attention(lambda a, d: replace(a, scale=s.model.hparams.n_embd**-0.5))(s),
+        "the temperature of queries were missing",
+        SCORES | {"Qcur_attn_temp_scaled"},
+        hparams(attn_temp=lambda hp: 0.0),
     ),
     Cause(
         "the causal mask were missing", SOFTMAX, attention(lambda a, d: replace(a, causal=False) if a.causal else None)
@@ -206,6 +134,7 @@ ATTENTION: tuple[Cause, ...] = (
         SOFTMAX,
         attention(lambda a, d: replace(a, window=a.window - 1) if a.window > 1 else None),
     ),
+    Cause("the window were that of the other layers", SOFTMAX, _other_windows),
     *(
         Cause(
             f"there were a window of {n}",
@@ -227,25 +156,47 @@ ATTENTION: tuple[Cause, ...] = (
         )
         for n in (50, 30, 20, 10)
     ),
-    Cause("query head h read key head h % n_head_kv", SCORES, attend_by(heads_modulo)),
-    Cause("query head h read the values of head h % n_head_kv", frozenset({"kqv_out"}), attend_by(_values_modulo)),
+    Cause(
+        "the soft-cap of scores came before the scale",
+        SOFTMAX,
+        special_scores(
+            lambda kq, rule, distance: rule.softcap * np.tanh(kq / rule.softcap) * rule.scale, lambda rule: rule.softcap
+        ),
+    ),
+    Cause(
+        "the soft-cap of scores came after the mask",
+        SOFTMAX,
+        lambda s: attend_by(_cap_after_mask)(s) if any(rule.softcap for rule in s.model.hparams.attention) else None,
+    ),
+    Cause("query head h read key head h % n_head_kv", SCORES, key_heads(lambda n, n_kv: np.arange(n) % n_kv)),
+    Cause(
+        "query head h read the keys of head h % n_head_kv, and the right values",
+        SCORES,
+        key_heads(lambda n, n_kv: np.arange(n) % n_kv, of="k"),
+    ),
+    Cause(
+        "query head h read the values of head h % n_head_kv",
+        frozenset({"kqv_out"}),
+        key_heads(lambda n, n_kv: np.arange(n) % n_kv, of="v"),
+    ),
+    Cause(
+        "query heads read key heads in reverse order",
+        SCORES,
+        key_heads(lambda n, n_kv: n_kv - 1 - np.arange(n) // (n // n_kv)),
+    ),
+    Cause(
+        "query heads read the next key head",
+        SCORES,
+        key_heads(lambda n, n_kv: (np.arange(n) // (n // n_kv) + 1) % n_kv),
+    ),
     Cause("the mask came after the softmax", SOFTMAX, reweighted(_after_softmax)),
     Cause("keys and values were stored one slot early", SOFTMAX, reweighted(_slot_early)),
-    Cause("decode steps did not see their own key", SOFTMAX, _decode_mask(lambda i, j: j < i)),
-    Cause("decode steps saw their own key only", SOFTMAX, _decode_mask(lambda i, j: j == i)),
+    Cause("all query heads read key head 0", SCORES, key_heads(lambda n, n_kv: np.zeros(n, int))),
     Cause(
-        "decode steps did not see the prompt",
-        SOFTMAX,
-        decode_attention(lambda n: masked(lambda i, j: (j <= i) & ((i < n) | (j >= n)))),
+        "all query heads read the values of head 0",
+        frozenset({"kqv_out"}),
+        key_heads(lambda n, n_kv: np.zeros(n, int), of="v"),
     ),
-    Cause(
-        "decode steps saw the prompt and their own key only",
-        SOFTMAX,
-        decode_attention(lambda n: masked(lambda i, j: (j <= i) & ((j < n) | (i == j)))),
-    ),
-    Cause("decode steps overwrote slot 0 of the cache", SOFTMAX, decode_attention(_overwritten_slot)),
-    Cause("decode steps stored the values of the step before", frozenset({"kqv_out"}), decode_attention(_stale_values)),
-    Cause("all query heads read key head 0", SCORES, attend_by(first_key_head)),
     Cause("the softmax went over queries, not keys", SOFTMAX, special_softmax(_over_queries)),
     Cause("the softmax had one more key with score 0 (a sink)", SOFTMAX, special_softmax(_sink)),
     Cause(
@@ -253,14 +204,31 @@ ATTENTION: tuple[Cause, ...] = (
         SOFTMAX,
         special_softmax(lambda s: np.exp(s - np.max(s, axis=-1, keepdims=True))),
     ),
-    Cause("the softmax were in base 2", SOFTMAX, special_softmax(lambda s: _softmax(s * np.log(2)))),
+    Cause("the softmax were in base 2", SOFTMAX, special_softmax(lambda s: softmax_of(s * np.log(2)))),
+    Cause(
+        "the sinks were missing", SOFTMAX, attention(lambda a, d: None if a.sinks is None else replace(a, sinks=None))
+    ),
+    Cause(
+        "the sinks were those of the heads in reverse order",
+        SOFTMAX,
+        attention(lambda a, d: None if a.sinks is None else replace(a, sinks=a.sinks[::-1])),
+    ),
+    Cause(
+        "the softmax were doubled (a softmax of weights)", SOFTMAX, special_softmax(lambda s: softmax_of(softmax_of(s)))
+    ),
     Cause(
         "the components of heads were woven when they were merged",
         frozenset({"kqv_out"}),
-        lambda s: other_values(
-            kqv_out=lambda x, before: x.reshape(len(x), s.model.hparams.n_head, -1).swapaxes(1, 2).reshape(x.shape)
-        )(s),
+        _merged(lambda x: x.swapaxes(1, 2)),
     ),
+    Cause(
+        "heads and tokens were not exchanged before heads were merged",
+        frozenset({"kqv_out"}),
+        _merged(lambda x: x.swapaxes(0, 1)),
+    ),
+    Cause("heads were merged in reverse order", frozenset({"kqv_out"}), _merged(lambda x: x[:, ::-1])),
+    Cause("the values stood one position late", frozenset({"kqv_out"}), _shifted_values(1)),
+    Cause("the values stood one position early", frozenset({"kqv_out"}), _shifted_values(-1)),
     Cause(
         "keys were read as values",
         frozenset({"kqv_out"}),
@@ -270,5 +238,40 @@ ATTENTION: tuple[Cause, ...] = (
         "the slopes of ALiBi were missing",
         SOFTMAX,
         attention(lambda a, d: None if a.slopes is None else replace(a, slopes=None)),
+    ),
+    Cause(
+        "the slopes of ALiBi were 2^(-8 h / n_head), h from 1, whatever the number of heads",
+        SOFTMAX,
+        attention(
+            lambda a, d: (
+                None
+                if a.slopes is None
+                else replace(a, slopes=2.0 ** (-8 * np.arange(1, len(a.slopes) + 1) / len(a.slopes)))
+            )
+        ),
+    ),
+    Cause(
+        "the slopes of ALiBi were 2^(-8 h / n_head), h from 0",
+        SOFTMAX,
+        attention(
+            lambda a, d: (
+                None if a.slopes is None else replace(a, slopes=2.0 ** (-8 * np.arange(len(a.slopes)) / len(a.slopes)))
+            )
+        ),
+    ),
+    Cause(
+        "ALiBi were added, not subtracted",
+        SOFTMAX,
+        attention(lambda a, d: None if a.slopes is None else replace(a, slopes=-a.slopes)),
+    ),
+    Cause(
+        "ALiBi were scaled with the scores",
+        SOFTMAX,
+        attention(lambda a, d: None if a.slopes is None else replace(a, slopes=a.slopes * a.scale)),
+    ),
+    Cause(
+        "ALiBi took the position of the key, not its distance",
+        SOFTMAX,
+        lambda s: None if s.model.family.positions != "alibi" else attend_by(_slopes_by_position)(s),
     ),
 )

@@ -33,6 +33,29 @@ def no_token_types(s: Setting) -> Setting | None:
     return Setting(s.kernels, replace(s.model, weights=weights))
 
 
+def untied(s: Setting) -> Setting | None:
+    """Look up embeddings in the output matrix."""
+    w = s.model.weights
+    if not isinstance(w, Weights) or w.output is w.token_embd or w.output.shape != w.token_embd.shape:
+        return None
+    return Setting(s.kernels, replace(s.model, weights=replace(w, token_embd=w.output)))
+
+
+def other_positions(by: int) -> Change:
+    """Look up the embeddings of other positions."""
+
+    def changed(s: Setting) -> Setting | None:
+        table = getattr(s.model.weights, "position_embd", None)
+        if table is None:
+            return None
+        rows = s.kernels.rows
+        return Setting(
+            replace(s.kernels, rows=lambda w, ids: rows(w, (ids + by) % w.shape[0] if w is table else ids)), s.model
+        )
+
+    return changed
+
+
 def other_ids(by: int) -> Change:
     """Look up the embeddings of other tokens."""
     return other_kernel("rows", lambda k: lambda w, ids: k.rows(w, (ids + by) % w.shape[0]))
@@ -50,11 +73,15 @@ EMBEDDING: tuple[Cause, ...] = (
     ),
     Cause("embeddings of positions were missing", INPUT, no_learned_positions),
     Cause("embeddings of token types were missing", INPUT, no_token_types),
+    *(Cause(f"embeddings of positions were {n} later", INPUT, other_positions(n)) for n in (1, 2)),
+    Cause("the embedding were the output matrix", INPUT, untied),
     Cause("token ids were one higher", INPUT, other_ids(1)),
     Cause("token ids were one lower", INPUT, other_ids(-1)),
     Cause("the output matrix were the embedding", LOGITS, tied),
     Cause("the soft-cap of logits were missing", LOGITS, hparams(logit_softcap=lambda hp: 0.0)),
     Cause("logits had a soft-cap of 30", LOGITS, hparams(logit_softcap=lambda hp: 30.0)),
+    Cause("logits had a soft-cap of 50", LOGITS, hparams(logit_softcap=lambda hp: 50.0)),
+    Cause("logits were divided by sqrt(n_embd)", LOGITS, hparams(logit_scale=lambda hp: hp.n_embd**0.5)),
     Cause("the scale of logits were missing", LOGITS, hparams(logit_scale=lambda hp: 1.0)),
     Cause(
         "logits were multiplied by their scale, not divided", LOGITS, hparams(logit_scale=lambda hp: 1 / hp.logit_scale)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ....kernels import Kernels
+from ....kernels import Kernels, Tensor
 from ..setting import Setting
 from ..values import LAYER_INPUT
-from .cause import ACTIVATED, SUMS, Cause, Change
+from .cause import ACTIVATED, PROJECTED, SUMS, Cause, Change
 from .change import block, hparams, other_values
+
+GATED = ACTIVATED | {"ffn_gate", "ffn_up", "ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu_oai"}
 
 
 def activation(change: Callable[[Kernels, Any, Any], np.ndarray]) -> Change:
@@ -39,8 +41,53 @@ def gelu(change: Callable[[Kernels, Any], np.ndarray]) -> Change:
     )
 
 
-def _clamped(k: Kernels, gate: Any, up: Any) -> Any:
-    return k.silu_mul(np.minimum(gate, 7), np.clip(up, -7, 7))
+def _clamped(s: Setting) -> Setting:
+    """Bound gate and up to 7 before the activation function, as gpt-oss does."""
+    k = s.kernels
+    bounded: dict[str, Any] = {
+        name: lambda gate, up, act=act: act(np.minimum(gate, 7), np.clip(up, -7, 7))
+        for name, act in (("silu_mul", k.silu_mul), ("gelu_mul", k.gelu_mul))
+    }
+    return Setting(replace(k, **bounded), s.model)
+
+
+def rows_of_gate_and_up(split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Change:
+    """Take the rows of gate and up out of a fused matrix otherwise.  split: [2 n_ff, n_embd] -> gate and up"""
+
+    def changed(s: Setting) -> Setting | None:
+        blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
+        fields = [
+            (getattr(blk, f"ffn_gate{exps}", None), getattr(blk, f"ffn_up{exps}", None)) for exps in ("", "_exps")
+        ]
+        pairs = [(gate, up) for gate, up in fields if gate is not None and up is not None]
+        if not pairs:
+            return None
+        (gate, up), k = pairs[0], s.kernels
+
+        def rows(w: Tensor, e: int | None = None) -> np.ndarray:
+            parts = [(m if e is None else m.matrices[e]).dequantize() for m in (gate, up)]
+            return split(np.concatenate(parts))[0 if w is gate else 1]
+
+        def matmul(w: Tensor, x: Any) -> Any:
+            return x @ rows(w).astype(x.dtype).T if w is gate or w is up else k.matmul(w, x)
+
+        def experts(w: Tensor, x: Any, chosen: Any) -> Any:
+            if w is not gate and w is not up:
+                return k.experts(w, x, chosen)
+            y = np.empty((len(x), w.shape[1]), x.dtype)
+            for e in np.unique(chosen):
+                y[chosen == e] = x[chosen == e] @ rows(w, int(e)).astype(x.dtype).T
+            return y
+
+        return Setting(replace(k, matmul=matmul, experts=experts), s.model)
+
+    return changed
+
+
+def _woven_halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split the matrix whose rows alternate where the file has two halves."""
+    woven = x.reshape(2, -1, x.shape[1]).swapaxes(0, 1).reshape(x.shape)
+    return woven[: len(x) // 2], woven[len(x) // 2 :]
 
 
 def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
@@ -49,10 +96,58 @@ def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
     def after_attention(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before[LAYER_INPUT] + residual(before, "attn_norm")
 
+    def encoded(s: Setting) -> Setting | None:
+        blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
+        if blk is None or not hasattr(blk, "attn_output_norm"):
+            return other_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)(s)
+        return encoder_sums(s, residual)
+
     def after_feed_forward(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before["ffn_inp" if "ffn_inp" in before else "sa_out"] + residual(before, "ffn_norm")
 
-    return other_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)
+    return encoded
+
+
+def encoder_sums(s: Setting, residual: Callable[[Mapping[str, Any], str], Any], normed: bool = True) -> Setting:
+    """Change the sums of an encoder, which norms follow; normed False: norms of what is added alone."""
+    blk, k, eps = s.model.encoder.blk[0], s.kernels, s.model.hparams.norm_eps
+
+    def norm(added: Any, left: Any, name: str) -> Any:
+        weight, bias = getattr(blk, name), getattr(blk, f"{name}_bias")
+        return (
+            k.layer_norm(added + left, weight, bias, eps) if normed else k.layer_norm(added, weight, bias, eps) + left
+        )
+
+    def attended(value: Any, before: Mapping[str, Any]) -> Any:
+        x = norm(before["attn_out"], residual(before, LAYER_INPUT), "attn_output_norm")
+        return x if blk.attn_norm_2 is None else norm(x, residual(before, LAYER_INPUT), "attn_norm_2")
+
+    def fed(value: Any, before: Mapping[str, Any]) -> Any:
+        return norm(before["ffn_out"], residual(before, "ffn_inp"), "layer_output_norm")
+
+    return replace(s, values={"ffn_inp": attended, "l_out": fed})
+
+
+def _norm_before_sum(s: Setting) -> Setting | None:
+    blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
+    if blk is None or not hasattr(blk, "attn_output_norm"):
+        return None
+    return encoder_sums(s, lambda before, name: before[name], normed=False)
+
+
+def _pre_norm(s: Setting) -> Setting | None:
+    """Norm the input of attention, as decoders do, not the sum after it."""
+    blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
+    if blk is None or not hasattr(blk, "attn_output_norm"):
+        return None
+    k, eps = s.kernels, s.model.hparams.norm_eps
+
+    def matmul(w: Tensor, x: Any) -> Any:
+        if w is blk.attn_q or w is blk.attn_k or w is blk.attn_v:
+            x = k.layer_norm(x, blk.attn_output_norm, blk.attn_output_norm_bias, eps)
+        return k.matmul(w, x)
+
+    return Setting(replace(k, matmul=matmul), s.model)
 
 
 FEED_FORWARD: tuple[Cause, ...] = (
@@ -69,8 +164,35 @@ FEED_FORWARD: tuple[Cause, ...] = (
         "the activation function were a sigmoid", ACTIVATED, activation(lambda k, gate, up: up / (1 + np.exp(-gate)))
     ),
     Cause("the activation function were missing", ACTIVATED, activation(lambda k, gate, up: gate * up)),
+    Cause(
+        "the activation function were the quick GELU (gated)",
+        ACTIVATED,
+        activation(lambda k, g, u: k.quick_gelu(g) * u),
+    ),
+    Cause(
+        "the activation function were applied to gate times up",
+        ACTIVATED,
+        activation(lambda k, g, u: k.silu_mul(g * u, np.ones_like(u))),
+    ),
+    Cause(
+        "the activation function were applied to gate and to up",
+        ACTIVATED,
+        activation(lambda k, g, u: k.silu_mul(g, k.silu_mul(u, np.ones_like(u)))),
+    ),
+    Cause("gate and up were added", ACTIVATED, activation(lambda k, g, u: k.silu_mul(g, np.ones_like(u)) + u)),
+    Cause("gate were missing, and up activated", ACTIVATED, activation(lambda k, g, u: k.silu_mul(u, np.ones_like(u)))),
+    Cause(
+        "the rows of gate and up alternated in their matrix",
+        GATED,
+        rows_of_gate_and_up(lambda x: (x[0::2], x[1::2])),
+    ),
+    Cause(
+        "alternating rows of gate and up were read as halves",
+        GATED,
+        rows_of_gate_and_up(_woven_halves),
+    ),
     Cause("up were missing", ACTIVATED, activation(lambda k, gate, up: k.silu_mul(gate, np.ones_like(up)))),
-    Cause("the inputs of the activation function were clamped to 7", ACTIVATED, activation(_clamped)),
+    Cause("the inputs of the activation function were clamped to 7", ACTIVATED, _clamped),
     Cause(
         "the matrices of gate and up were exchanged",
         frozenset({"ffn_gate", "ffn_up", "ffn_swiglu", "ffn_geglu"}),
@@ -84,6 +206,8 @@ FEED_FORWARD: tuple[Cause, ...] = (
 )
 
 RESIDUAL: tuple[Cause, ...] = (
+    Cause("the norm came before the sum, not after it", SUMS, _norm_before_sum),
+    Cause("the input of attention were normed (pre-norm, in a post-norm model)", PROJECTED | {"Vcur"}, _pre_norm),
     Cause("the residual were missing from the sum", SUMS, sums(lambda before, norm: 0)),
     Cause("the residual were the normed input", SUMS, sums(lambda before, norm: before[norm])),
     Cause("the residual of feed-forward were the layer's input", SUMS, sums(lambda before, norm: before[LAYER_INPUT])),

@@ -1,62 +1,34 @@
-"""Usual mistakes in reading the blocks of quantized weights: each a changed dequantization."""
+"""Usual mistakes in reading the blocks of quantized weights: each a changed dequantization.
+
+Here are those of blocks of 32, and those that all formats share; super_blocks.py and codebooks.py have the rest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ....kernels import Tensor
-from ....kernels.quants import FORMATS
+from ....kernels.half import bf16_to_f32
 from ..setting import Setting
+from .block_fields import (
+    ALL_IN_BLOCKS,
+    MINIMA,
+    NIBBLES,
+    SCALED,
+    Dequantize,
+    FormatMistake,
+    changed_fields,
+    order,
+    reverse_bits,
+    runs_of,
+    swap_nibbles,
+)
 from .cause import INPUT, PRODUCTS, Cause, Change
-
-Dequantize = Callable[[np.ndarray], np.ndarray]
-NIBBLES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q4_K", "Q5_K", "IQ4_XS", "MXFP4")
-SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-ALL_IN_BLOCKS = tuple(format.name for format in FORMATS.values() if format.block_size > 1)
-BLOCKS_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
-
-
-@dataclass(frozen=True, eq=False)
-class FormatMistake:
-    """A mistake.
-
-    sentence     completes "as if ..."
-    formats      names of the formats in which it occurs
-    dequantize   blocks and the right function -> the wrong weights
-    """
-
-    sentence: str
-    formats: tuple[str, ...]
-    dequantize: Callable[[np.ndarray, Dequantize], np.ndarray]
-
-
-def changed_fields(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
-    """Change fields of the blocks before they are dequantized; fields that a format lacks are left out."""
-
-    def wrong(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
-        blocks = blocks.copy()
-        for name, change in changes.items():
-            if name in (blocks.dtype.names or ()):
-                blocks[name] = change(blocks[name])
-        return dequantize(blocks)
-
-    return wrong
-
-
-def order(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
-    """Reorder the weights of each block.  change: f32 [n, block] -> f32 [n, block] or any shape of as many numbers"""
-    return lambda blocks, dequantize: _reordered_blocks(dequantize(blocks), change)
-
-
-def _reordered_blocks(x: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    return np.ascontiguousarray(change(x)).reshape(x.shape)
-
-
-def swap_nibbles(qs: np.ndarray) -> np.ndarray:
-    return qs >> 4 | qs << 4
+from .codebooks import CODEBOOK_MISTAKES
+from .super_blocks import SUPER_BLOCK_MISTAKES
 
 
 def no_offset(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
@@ -79,51 +51,22 @@ def scale_read_as_bf16(d: np.ndarray) -> np.ndarray:
         return np.clip(bits.view(np.float32), -60000, 60000).astype(d.dtype)
 
 
-def _plain_six_bits(scales: np.ndarray) -> np.ndarray:
-    """Exchange the nibbles of the last four bytes: the upper scales and mins change places."""
-    out = scales.copy()
-    out[:, 8:] = swap_nibbles(out[:, 8:])
-    return out
-
-
-def _scales_and_mins_exchanged(scales: np.ndarray) -> np.ndarray:
-    return np.concatenate([scales[:, 4:8], scales[:, 0:4], swap_nibbles(scales[:, 8:])], axis=1)
-
-
-def _no_upper_bits(scales: np.ndarray) -> np.ndarray:
-    out = scales.copy()
-    out[:, :8] &= 63
-    return out
-
-
-def _reverse_bits(x: np.ndarray) -> np.ndarray:
-    return np.packbits(np.unpackbits(x[..., None], axis=-1)[..., ::-1], axis=-1)[..., 0]
-
-
 def _halves(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), 2, -1)[:, ::-1]
 
 
-def _woven(x: np.ndarray) -> np.ndarray:
-    """Take each byte's low and high four bits as neighbours: runs of half a group are interleaved."""
-    run = 16 if x.shape[1] == 32 else 32
-    return x.reshape(len(x), -1, 2, run).swapaxes(-1, -2)
-
-
 def _unwoven(x: np.ndarray) -> np.ndarray:
+    """Split neighbours into the halves of a group."""
     run = 16 if x.shape[1] == 32 else 32
     return x.reshape(len(x), -1, run, 2).swapaxes(-1, -2)
 
 
-def _unsigned_bytes(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
-    d = blocks["d"].astype(np.float32)[:, None]
-    return np.asarray(d * blocks["qs"].view(np.uint8).astype(np.float32))
+def _unsigned_bytes(less: int) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
+    def wrong(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
+        d = blocks["d"].astype(np.float32)[:, None]
+        return np.asarray(d * (blocks["qs"].view(np.uint8).astype(np.float32) - less))
 
-
-def _unsigned_scales(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
-    x, scales = dequantize(blocks), blocks["scales"].astype(np.float32)
-    factor = np.where(scales < 0, (scales + 256) / np.where(scales < 0, scales, 1), 1)
-    return np.asarray(x * np.repeat(factor, 16, axis=1))
+    return wrong
 
 
 def _next_blocks_scale(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
@@ -132,29 +75,57 @@ def _next_blocks_scale(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray
     return dequantize(blocks)
 
 
-FORMAT_MISTAKES = (
+def _exchanged(first: str, second: str) -> Callable[[np.ndarray, Dequantize], np.ndarray]:
+    def wrong(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
+        blocks = blocks.copy()
+        blocks[first], blocks[second] = blocks[second].copy(), blocks[first].copy()
+        return dequantize(blocks)
+
+    return wrong
+
+
+def _fifth_bits_in_pairs(qh: np.ndarray) -> np.ndarray:
+    """Take bits 2 j and 2 j + 1 for the low and high code of byte j, where the format has bits j and j + 16."""
+    bits = np.unpackbits(qh, axis=1, bitorder="little")  # [n, 32]
+    return np.packbits(np.concatenate([bits[:, 0::2], bits[:, 1::2]], axis=1), axis=1, bitorder="little")
+
+
+def _codes_alone(blocks: np.ndarray, dequantize: Dequantize) -> np.ndarray:
+    """Dequantize with all scales 1."""
+    blocks = blocks.copy()
+    blocks["d"] = 1
+    return dequantize(blocks)
+
+
+FORMAT_MISTAKES: tuple[FormatMistake, ...] = (
     FormatMistake(
-        "the halves of a block were exchanged (high four bits first)", NIBBLES, changed_fields(qs=swap_nibbles)
+        "the halves of a block were exchanged (high four bits first)",
+        NIBBLES,
+        changed_fields(qs=swap_nibbles, ql=swap_nibbles),
     ),
-    FormatMistake("the low and high four bits of a byte were neighbours", NIBBLES, order(_woven)),
+    *runs_of(1),
+    *runs_of(16),
+    *runs_of(32),
+    *runs_of(64, ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "TQ2_0")),
+    *runs_of(128, ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS")),
     FormatMistake("neighbours were split into the halves of a block", (*NIBBLES, "Q8_0"), order(_unwoven)),
-    FormatMistake("the weights of a block were reversed", (*BLOCKS_OF_32, *SUPER_BLOCKS), order(lambda x: x[:, ::-1])),
-    FormatMistake("the halves of a block were exchanged", (*BLOCKS_OF_32, *SUPER_BLOCKS), order(_halves)),
-    FormatMistake("the scale had the other sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=lambda d: -d)),
-    FormatMistake("the scale were without sign", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=np.abs)),
+    FormatMistake("the weights of a block were reversed", ALL_IN_BLOCKS, order(lambda x: x[:, ::-1])),
+    FormatMistake("the halves of a block were exchanged", ALL_IN_BLOCKS, order(_halves)),
+    FormatMistake("the scale had the other sign", SCALED, changed_fields(d=lambda d: -d)),
+    FormatMistake("the scale were without sign", SCALED, changed_fields(d=np.abs)),
+    FormatMistake("the scale were read as bfloat16", SCALED, changed_fields(d=scale_read_as_bf16)),
+    FormatMistake("the scale were left out", SCALED, _codes_alone),
     FormatMistake(
-        "the scale were read as bfloat16", (*BLOCKS_OF_32, *SUPER_BLOCKS), changed_fields(d=scale_read_as_bf16)
+        "the bytes of the scale were exchanged",
+        SCALED,
+        changed_fields(d=lambda d: np.clip(np.nan_to_num(d.byteswap()), -60000, 60000)),
     ),
-    FormatMistake("each block had the next block's scale", (*BLOCKS_OF_32, *SUPER_BLOCKS), _next_blocks_scale),
+    FormatMistake("each block had the next block's scale", SCALED, _next_blocks_scale),
+    FormatMistake("the minimum had the other sign", MINIMA, changed_fields(m=lambda m: -m, dmin=lambda m: -m)),
+    FormatMistake("the minimum were ignored", MINIMA, changed_fields(m=lambda m: 0 * m, dmin=lambda m: 0 * m)),
+    FormatMistake("scale and minimum were exchanged", ("Q4_1", "Q5_1"), _exchanged("d", "m")),
     FormatMistake(
-        "the minimum had the other sign",
-        ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"),
-        changed_fields(m=lambda m: -m, dmin=lambda m: -m),
-    ),
-    FormatMistake(
-        "the minimum were ignored",
-        ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"),
-        changed_fields(m=lambda m: 0 * m, dmin=lambda m: 0 * m),
+        "the scales of scales and of minima were exchanged", ("Q2_K", "Q4_K", "Q5_K"), _exchanged("d", "dmin")
     ),
     FormatMistake("nothing were subtracted from the codes", ("Q4_0", "Q5_0", "Q6_K"), no_offset),
     FormatMistake("one less were subtracted from the codes", ("Q4_0", "Q5_0"), offset_by_one),
@@ -167,40 +138,36 @@ FORMAT_MISTAKES = (
     FormatMistake(
         "the high bits of the two halves were exchanged",
         ("Q5_0", "Q5_1"),
-        changed_fields(qh=lambda q: np.roll(q, 2, axis=-1) if q.ndim > 1 else q >> 16 | q << 16),
+        changed_fields(qh=lambda q: np.roll(q, 2, axis=-1)),
     ),
+    FormatMistake("the high bits were taken in pairs", ("Q5_0", "Q5_1"), changed_fields(qh=_fifth_bits_in_pairs)),
     FormatMistake(
         "the high bits were in reverse order",
         ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q3_K"),
-        changed_fields(qh=lambda q: _reverse_bits(q[:, ::-1]) if q.ndim > 1 else q, hmask=_reverse_bits),
+        changed_fields(qh=lambda q: reverse_bits(q[:, ::-1]), hmask=reverse_bits),
     ),
-    FormatMistake("the third bit were ignored", ("Q3_K",), changed_fields(hmask=lambda q: 0 * q)),
-    FormatMistake("the third bit were inverted", ("Q3_K",), changed_fields(hmask=lambda q: ~q)),
-    FormatMistake("the low four bits were exchanged with the next ones", ("Q6_K",), changed_fields(ql=swap_nibbles)),
-    FormatMistake(
-        "the upper six-bit scales and mins were exchanged", ("Q4_K", "Q5_K"), changed_fields(scales=_plain_six_bits)
-    ),
-    FormatMistake(
-        "scales and mins were exchanged", ("Q4_K", "Q5_K"), changed_fields(scales=_scales_and_mins_exchanged)
-    ),
-    FormatMistake(
-        "the upper two bits of the six-bit scales were ignored", ("Q4_K", "Q5_K"), changed_fields(scales=_no_upper_bits)
-    ),
-    FormatMistake("scales and mins were exchanged in their byte", ("Q2_K",), changed_fields(scales=swap_nibbles)),
-    FormatMistake(
-        "the scales of a super-block were reversed", ("Q6_K", "Q2_K"), changed_fields(scales=lambda s: s[:, ::-1])
-    ),
-    FormatMistake("the scales were without sign", ("Q6_K",), _unsigned_scales),
-    FormatMistake("the codes were without sign", ("Q8_0",), _unsigned_bytes),
-    FormatMistake(
-        "each group of a super-block had the next group's scale",
-        ("Q6_K", "Q2_K"),
-        changed_fields(scales=lambda s: np.roll(s, -1, axis=-1)),
-    ),
+    FormatMistake("the codes were without sign", ("Q8_0",), _unsigned_bytes(0)),
+    FormatMistake("the codes were unsigned bytes less 128", ("Q8_0",), _unsigned_bytes(128)),
+    *SUPER_BLOCK_MISTAKES,
+    *CODEBOOK_MISTAKES,
     FormatMistake("weights were twice as large", ALL_IN_BLOCKS, lambda blocks, dequantize: 2 * dequantize(blocks)),
     FormatMistake("weights were half as large", ALL_IN_BLOCKS, lambda blocks, dequantize: dequantize(blocks) / 2),
     FormatMistake("weights had the other sign", ALL_IN_BLOCKS, lambda blocks, dequantize: -dequantize(blocks)),
-    FormatMistake("the bytes of a code group were reversed", NIBBLES, changed_fields(qs=lambda q: q[:, ::-1])),
+    FormatMistake(
+        "the bytes of a code group were reversed",
+        NIBBLES,
+        changed_fields(qs=lambda q: q[:, ::-1], ql=lambda q: q[:, ::-1]),
+    ),
+    FormatMistake(
+        "float16 were read as bfloat16",
+        ("F16",),
+        lambda blocks, dequantize: bf16_to_f32(blocks.view(np.uint16))[:, None],
+    ),
+    FormatMistake(
+        "bfloat16 were read as float16",
+        ("BF16",),
+        lambda blocks, dequantize: np.nan_to_num(blocks.view(np.float16).astype(np.float32))[:, None],
+    ),
 )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ....kernels import Kernels
+from ...model.weights import Weights
 from ..setting import Setting
+from ..values import LAYER_INPUT
 from .cause import HEAD_NORMS, NORMS, SUMS, Cause, Change
-from .change import block, constant, hparams, missing, norms, other_kernel, other_values
+from .change import bf16, block, constant, hparams, missing, norms, other_kernel, other_values
 
 
 def norm_eps(factor: float) -> Change:
@@ -34,6 +36,74 @@ def _row_norm(k: Kernels, x: Any, weight: Any, eps: float) -> Any:
     if x.ndim != 3:
         return k.rms_norm(x, weight, eps)
     return x / np.sqrt(np.mean(x * x, axis=(1, 2), keepdims=True) + eps) * weight
+
+
+def _rms(x: Any, weight: Any, s: Setting) -> Any:
+    return s.kernels.rms_norm(x, weight, s.model.hparams.norm_eps)
+
+
+def of_layer(by: int, *names: str) -> Change:
+    """Take vectors of the block from the layer `by` after this one."""
+
+    def changed(s: Setting) -> Setting | None:
+        il = s.il + by
+        if s.whole is None or s.il < 0 or not 0 <= il < len(s.whole.weights.blk):
+            return None
+        other = s.whole.weights.blk[il]
+        return block(**{name: (lambda blk, name=name: getattr(other, name)) for name in names})(s)
+
+    return changed
+
+
+def _final_weight(name: str) -> Change:
+    """Norm the last layer's output by a weight of that layer."""
+
+    def changed(s: Setting) -> Setting | None:
+        if s.whole is None or s.il >= 0 or not isinstance(s.model.weights, Weights):
+            return None
+        weight = getattr(s.whole.weights.blk[-1], name)
+        return Setting(s.kernels, replace(s.model, weights=replace(s.model.weights, output_norm=weight)))
+
+    return changed
+
+
+def _after_sum(s: Setting) -> Setting | None:
+    """Apply the norms after attention and feed-forward to the sums, not to what is added."""
+    blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
+    if blk is None or getattr(blk, "post_attention_norm", None) is None:
+        return None
+
+    def attended(x: Any, before: Any) -> Any:
+        return _rms(before[LAYER_INPUT] + before["attn_out"], blk.post_attention_norm, s)
+
+    def fed(x: Any, before: Any) -> Any:
+        return _rms(before["sa_out" if "sa_out" in before else "ffn_inp"] + before["ffn_out"], blk.post_ffw_norm, s)
+
+    return other_values(sa_out=attended, ffn_inp=attended, l_out=fed)(s)
+
+
+def _earlier_input(s: Setting) -> Setting | None:
+    weight = getattr(s.model.weights.blk[0], "ffn_norm", None) if s.model.weights.blk else None
+    return None if weight is None else other_values(ffn_norm=lambda x, before: _rms(before[LAYER_INPUT], weight, s))(s)
+
+
+def _in_float16(k: Kernels, x: Any, weight: Any, eps: float) -> Any:
+    """Norm with squares, sum, root and quotient rounded to float16."""
+    h = x.astype(np.float16)
+    return (h / np.sqrt((h * h).mean(-1, keepdims=True, dtype=np.float16) + np.float16(eps))).astype(x.dtype) * weight
+
+
+def _in_bfloat16(k: Kernels, x: Any, weight: Any, eps: float) -> Any:
+    return bf16(bf16(k.rms_norm(bf16(x).astype(x.dtype), np.ones_like(weight), eps)) * bf16(weight)).astype(x.dtype)
+
+
+def _unbiased(k: Kernels) -> Any:
+    """Divide the variance of layer norms by n - 1."""
+
+    def layer_norm(x: Any, w: Any, b: Any, eps: float) -> Any:
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True, ddof=1) + eps) * w + b
+
+    return layer_norm
 
 
 NORM: tuple[Cause, ...] = (
@@ -104,6 +174,47 @@ NORM: tuple[Cause, ...] = (
         frozenset({"ffn_norm"}),
         other_values(ffn_norm=lambda x, before: before["attn_norm"]),
     ),
+    Cause(
+        "the norm of feed-forward read the layer's input, not the sum after attention",
+        frozenset({"ffn_norm"}),
+        _earlier_input,
+    ),
+    Cause("the weights of norms were the next layer's", NORMS, of_layer(1, "attn_norm", "ffn_norm")),
+    Cause("the weights of norms were those of the layer before", NORMS, of_layer(-1, "attn_norm", "ffn_norm")),
+    Cause(
+        "the final norm had the last layer's weight of feed-forward",
+        frozenset({"result_norm"}),
+        _final_weight("ffn_norm"),
+    ),
+    Cause(
+        "the final norm had the last layer's weight of attention",
+        frozenset({"result_norm"}),
+        _final_weight("attn_norm"),
+    ),
+    Cause("the layer norm divided by n - 1", NORMS, other_kernel("layer_norm", _unbiased)),
+    Cause(
+        "the weight of the layer norm were missing",
+        NORMS,
+        other_kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, np.ones_like(w), b, eps)),
+    ),
+    Cause("norms were computed in float16", NORMS, norms(_in_float16)),
+    Cause("norms were computed in bfloat16", NORMS, norms(_in_bfloat16)),
+    Cause("the norms after attention and feed-forward came after the sums", SUMS, _after_sum),
+    Cause(
+        "the norms after attention and before feed-forward were exchanged",
+        NORMS,
+        block(post_attention_norm=lambda blk: blk.ffn_norm, ffn_norm=lambda blk: blk.post_attention_norm),
+    ),
+    Cause(
+        "the norms after attention and after feed-forward were exchanged",
+        NORMS,
+        block(post_attention_norm=lambda blk: blk.post_ffw_norm, post_ffw_norm=lambda blk: blk.post_attention_norm),
+    ),
+    Cause(
+        "the norms before and after feed-forward were exchanged",
+        NORMS,
+        block(ffn_norm=lambda blk: blk.post_ffw_norm, post_ffw_norm=lambda blk: blk.ffn_norm),
+    ),
     Cause("the norm after attention were missing", SUMS | {"attn_post_norm"}, missing("post_attention_norm")),
     Cause("the norm after feed-forward were missing", SUMS | {"ffn_post_norm"}, missing("post_ffw_norm")),
     Cause("the norms of q and k were missing", HEAD_NORMS, missing("attn_q_norm", "attn_k_norm")),
@@ -112,5 +223,7 @@ NORM: tuple[Cause, ...] = (
         HEAD_NORMS,
         block(attn_q_norm=lambda blk: blk.attn_k_norm, attn_k_norm=lambda blk: blk.attn_q_norm),
     ),
+    Cause("the norm of k had q's weight", HEAD_NORMS, block(attn_k_norm=lambda blk: blk.attn_q_norm)),
+    Cause("the norm of q had k's weight", HEAD_NORMS, block(attn_q_norm=lambda blk: blk.attn_k_norm)),
     Cause("the norm of q and k went over the whole row, not over each head", HEAD_NORMS, norms(_row_norm)),
 )

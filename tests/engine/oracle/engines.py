@@ -1,7 +1,7 @@
 """Other engines, right and wrong, made of our kernels: each wrong one has one bug, written without the table of causes.
 
 An engine is a change of (kernels, model); `first` is the value in which its bug shows first, `explained` whether the
-table of causes has the bug.
+table of causes has the bug, `lacks` names that its dump does not have.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ class Engine:
     first: str
     change: Callable
     explained: bool = True
+    lacks: tuple = ()
 
 
 def values_of(model, kernels, ids=IDS, cache="f32", keep=lambda name: True):
@@ -237,9 +238,7 @@ WRONG = [
         "exp2", "llama", "kq_soft_max", looped(softmax=lambda s, e: np.exp2(s - s.max()) / np.exp2(s - s.max()).sum())
     ),
     Engine("keys for values", "llama", "kqv_out", looped(mix=lambda k, v: k)),
-    Engine(
-        "values one position late", "llama", "kqv_out", looped(mix=lambda k, v: np.roll(v, 1, axis=0)), explained=False
-    ),
+    Engine("values one position late", "llama", "kqv_out", looped(mix=lambda k, v: np.roll(v, 1, axis=0))),
     Engine("silu on up", "llama", "ffn_swiglu", with_kernel(silu_mul=lambda k: lambda g, u: u / (1 + np.exp(-u)) * g)),
     Engine(
         "tanh gelu",
@@ -284,7 +283,7 @@ WRONG = [
     # formats
     Engine(
         "q4_0 halves",
-        "llama-Q4_0",
+        "llama:Q4_0",
         "Qcur",
         with_rows(
             lambda w, r: np.concatenate([blocks32(r)[..., 16:], blocks32(r)[..., :16]], -1).reshape(r.shape), "blk"
@@ -292,19 +291,19 @@ WRONG = [
     ),
     Engine(
         "q4_0 neighbours",
-        "llama-Q4_0",
+        "llama:Q4_0",
         "Qcur",
         with_rows(lambda w, r: np.stack([blocks32(r)[..., :16], blocks32(r)[..., 16:]], -1).reshape(r.shape), "blk"),
     ),
     Engine(
         "q4_0 unsigned",
-        "llama-Q4_0",
+        "llama:Q4_0",
         "Qcur",
         with_rows(lambda w, r: (blocks32(r) + 8 * w.blocks["d"].astype(np.float32)[..., None]).reshape(r.shape), "blk"),
     ),
     Engine(
         "q8_0 unsigned",
-        "llama-Q8_0",
+        "llama:Q8_0",
         "Qcur",
         with_rows(
             lambda w, r: (
@@ -315,7 +314,7 @@ WRONG = [
     ),
     Engine(
         "q5_0 fifth bit lost",
-        "llama-Q5_0",
+        "llama:Q5_0",
         "Qcur",
         with_rows(
             lambda w, r: (
@@ -325,8 +324,8 @@ WRONG = [
             "blk",
         ),
     ),
-    Engine("q4_K minima added", "llama-Q4_K", "Qcur", with_rows(lambda w, r: negated(w, "dmin").dequantize(), "blk")),
-    Engine("q6_K scale sign", "llama-Q6_K", "Qcur", with_rows(lambda w, r: -r, "blk")),
+    Engine("q4_K minima added", "llama:Q4_K", "Qcur", with_rows(lambda w, r: negated(w, "dmin").dequantize(), "blk")),
+    Engine("q6_K scale sign", "llama:Q6_K", "Qcur", with_rows(lambda w, r: -r, "blk")),
     # gemma, qwen, phi, granite
     Engine("gemma2 without window", "gemma2", "kq_soft_max", with_rule(lambda r: replace(r, window=0))),
     Engine(
@@ -481,6 +480,9 @@ RIGHT = {  # kernels, type of the cache
     "float16 attention": (rounded_attention(f16), "f16"),
     "bfloat16 attention": (rounded_attention(bf16), "f32"),
     "f16 cache": (F32, "f16"),
+    "q8_0 cache": (F32, "q8_0"),
+    "8-bit activations (ggml), q8_0 cache": (SETS["ggml"], "q8_0"),
+    "llama.cpp's default": (SETS["llamacpp"], "f16"),
     "8-bit activations (ggml)": (SETS["ggml"], "f32"),
     "8-bit activations (ggml), f16 cache": (SETS["ggml"], "f16"),
 }

@@ -152,7 +152,7 @@ MISTAKES = [
         explained=False,
     ),
     Mistake("values of head h % n_head_kv", "llama", "kqv_out", changed(mix=values_modulo)),
-    Mistake("norms in float16", "llama", "attn_norm", changed(rms_norm=half_norm), explained=False),
+    Mistake("norms in float16", "llama", "attn_norm", changed(rms_norm=half_norm)),
     Mistake("query scaled, and scores too", "llama", "kqv_out", changed(qk=scaled_query)),
     Mistake("parallel feed-forward", "llama", "ffn_norm", changed(ffn_input=lambda x, attn_norm, ffn_inp: attn_norm)),
     Mistake(
@@ -163,7 +163,6 @@ MISTAKES = [
         "llama",
         "result_norm",
         changed(final=lambda h, m: m.weights.blk[-1].ffn_norm),
-        explained=False,
     ),
     Mistake("token ids one higher", "llama", "embd", changed(token=lambda id: id + 1)),
     Mistake("the least probable experts", "mixtral", "ffn_moe_topk", changed(choose=smallest_experts)),
@@ -171,13 +170,13 @@ MISTAKES = [
     Mistake("experts' weights not of sum 1", "mixtral", "ffn_moe_out", changed(choose=not_renormalized)),
     Mistake("softmax of the chosen probabilities", "mixtral", "ffn_moe_out", changed(choose=softmax_of_probabilities)),
     Mistake(
-        "Q6_K scales of the next group", "llama-Q6_K", "embd", with_blocks("Q6_K", scales=lambda s: np.roll(s, -1, -1))
+        "Q6_K scales of the next group", "llama:Q6_K", "embd", with_blocks("Q6_K", scales=lambda s: np.roll(s, -1, -1))
     ),
-    Mistake("Q4_K without minima", "llama-Q4_K", "embd", with_blocks("Q4_K", dmin=lambda m: 0 * m)),
-    Mistake("Q5_K high bits lost", "llama-Q5_K", "embd", with_blocks("Q5_K", qh=lambda q: 0 * q)),
-    Mistake("Q4_0 scale twice as large", "llama-Q4_0", "embd", with_blocks("Q4_0", d=lambda d: 2 * d)),
-    Mistake("Q3_K third bit inverted", "llama-Q3_K", "embd", with_blocks("Q3_K", hmask=lambda h: ~h)),
+    Mistake("Q4_K without minima", "llama:Q4_K", "embd", with_blocks("Q4_K", dmin=lambda m: 0 * m)),
+    Mistake("Q5_K high bits lost", "llama:Q5_K", "embd", with_blocks("Q5_K", qh=lambda q: 0 * q)),
+    Mistake("Q4_0 scale twice as large", "llama:Q4_0", "embd", with_blocks("Q4_0", d=lambda d: 2 * d)),
+    Mistake("Q3_K third bit inverted", "llama:Q3_K", "embd", with_blocks("Q3_K", hmask=lambda h: ~h)),
     Mistake(
-        "MXFP4 exponent one higher", "llama-MXFP4", "embd", with_blocks("MXFP4", e=lambda e: np.minimum(e, 253) + 1)
+        "MXFP4 exponent one higher", "llama:MXFP4", "embd", with_blocks("MXFP4", e=lambda e: np.minimum(e, 253) + 1)
     ),
 ]

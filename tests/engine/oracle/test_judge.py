@@ -3,19 +3,18 @@
 from functools import cache
 
 import pytest
-from tiny_encoder import tiny_encoder
 
-from numllama.engine.model.load import load_model
 from numllama.engine.oracle.judge import judge
 from numllama.engine.oracle.values import split_label
-from tiny import tiny_gguf
 
 from .engines import F32, IDS, RIGHT, WRONG, dump_of, values_of
+from .family_bugs import FAMILY_BUGS
+from .kit_models import kit_model
 
 MODELS = (
     "llama",
-    "llama-Q4_0",
-    "llama-Q4_K",
+    "llama:Q4_0",
+    "llama:Q4_K",
     "gemma2",
     "gemma3",
     "qwen3",
@@ -24,27 +23,22 @@ MODELS = (
     "granite",
     "mixtral",
     "bert",
+    "mistral3",
+    "qwen3moe",
+    "gpt-oss",
+    "smollm3",
+    "gemma-embedding",
+    "nomic-bert",
+    "jina-bert-v2",
+    "jina-bert-v2-code",
+    "llama-wide",
 )
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-
-    @cache
-    def load(name):
-        path, (family, _, quant) = folder / f"{name}.gguf", name.partition("-")
-        if family == "bert":
-            tiny_encoder(path)
-        elif name == "mixtral":
-            tiny_gguf(path, "llama", n_expert=4)
-        elif name == "llama-small":
-            tiny_gguf(path, "llama", llama__attention__layer_norm_rms_epsilon=1e-3)
-        else:
-            tiny_gguf(path, family, quant or "F32")
-        return load_model(path)
-
-    return load
+    return cache(lambda name: kit_model(folder, name))
 
 
 def ids_of(model):
@@ -62,21 +56,22 @@ def some(values, quick):
     ]
 
 
-@pytest.mark.parametrize("engine", some(WRONG, lambda i, engine: i % QUICK_STEP == 0))
+@pytest.mark.parametrize("engine", some([*WRONG, *FAMILY_BUGS], lambda i, engine: i % QUICK_STEP == 0))
 def test_the_first_wrong_value_is_found(engine, models):
     model = models(engine.model)
     ids = ids_of(model)
     kernels, changed = engine.change(F32, model)
-    report = judge(model, ids, dump_of(values_of(changed, kernels, ids), ids))
+    values = values_of(changed, kernels, ids, keep=lambda name: name not in engine.lacks)
+    report = judge(model, ids, dump_of(values, ids))
     assert not report.agrees
     first = report.wrong[0]
     assert split_label(first.label)[0] == engine.first
     assert bool(first.cause) == engine.explained
 
 
-# Each arithmetic with every third model; the other pairs are slow
+# Each arithmetic with every fifth model; the other pairs are slow
 PAIRS = [
-    pytest.param(name, arithmetic, marks=[pytest.mark.slow] if (i + j) % 3 else [])
+    pytest.param(name, arithmetic, marks=[pytest.mark.slow] if (i + j) % 5 else [])
     for i, name in enumerate(MODELS)
     for j, arithmetic in enumerate(RIGHT)
 ]
@@ -87,5 +82,7 @@ def test_a_right_engine_is_not_called_wrong(name, arithmetic, models):
     model = models(name)
     ids = ids_of(model)
     kernels, cache_type = RIGHT[arithmetic]
+    if "_" in cache_type and model.hparams.n_head_dim % 32:
+        pytest.skip("heads that do not fill the blocks of a quantized cache")
     report = judge(model, ids, dump_of(values_of(model, kernels, ids, cache_type), ids))
     assert [(verdict.label, verdict.bits, verdict.cause) for verdict in report.wrong] == []

@@ -4,27 +4,19 @@ from functools import cache
 
 import pytest
 
-from numllama.engine.model.load import load_model
 from numllama.engine.oracle.judge import judge
 from numllama.engine.oracle.values import split_label
-from tiny import tiny_gguf
 
 from .backend import run
 from .engines import IDS, dump_of
+from .kit_models import kit_model
 from .mistakes import MISTAKES
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-
-    @cache
-    def load(name):
-        family, _, quant = name.partition("-")
-        family, n_expert = ("llama", 4) if family == "mixtral" else (family, 0)
-        return load_model(tiny_gguf(folder / f"{name}.gguf", family, quant or "F32", n_expert=n_expert))
-
-    return load
+    return cache(lambda name: kit_model(folder, name))
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3"])
@@ -36,7 +28,7 @@ def test_the_backend_is_right(name, models):
 
 
 PARAMETERS = [  # mistakes in quantized formats are slow, as their hypotheses come late in the table
-    pytest.param(mistake, id=mistake.name, marks=[pytest.mark.slow] if "-" in mistake.model else [])
+    pytest.param(mistake, id=mistake.name, marks=[pytest.mark.slow] if ":" in mistake.model else [])
     for mistake in MISTAKES
 ]
 
