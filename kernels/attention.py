@@ -137,10 +137,22 @@ def attention_numpy(q, k, v, first, rule, tap=no_attention_tap):
     check_heads(q, k, v, first, rule)
     n_tok, n_head, n_head_dim = q.shape
     n_pos, n_head_kv, _ = k.shape
+    p = attention_weights_numpy(q, k, first, rule, tap)
+    values = numbers(v, q.dtype).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
+    out = p.reshape(n_head_kv, n_head // n_head_kv, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
+    return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
+
+
+def attention_weights_numpy(q, k, first, rule, tap=no_attention_tap):
+    """Compute softmax(scores), the weights of each value.  q, k, first, rule and tap as for attention_numpy
+
+    -> as q [n_head, n_tok, n_pos]
+    """
+    n_tok, n_head, n_head_dim = q.shape
+    n_pos, n_head_kv, _ = k.shape
     group = n_head // n_head_kv
     queries = q.reshape(n_tok, n_head_kv, group, n_head_dim).transpose(1, 2, 0, 3)  # [kv, group, n_tok, d]
     keys = numbers(k, q.dtype).transpose(1, 2, 0)[:, None]  # [kv, 1, d, n_pos]
-    values = numbers(v, q.dtype).transpose(1, 0, 2)[:, None]  # [kv, 1, n_pos, d]
     j, begin, end = np.arange(n_pos), *np.transpose([rule.seen(first + t, n_pos) for t in range(n_tok)])[:, :, None]
 
     kq = tap("kq", (queries @ keys).reshape(n_head, n_tok, n_pos))
@@ -154,9 +166,7 @@ def attention_numpy(q, k, v, first, rule, tap=no_attention_tap):
     if rule.sinks is not None:
         sink = np.broadcast_to(rule.sinks[:, None, None].astype(q.dtype), (n_head, n_tok, 1))
         score = np.concatenate([score, sink], axis=-1)  # one more key, whose value is 0
-    p = tap("kq_soft_max", softmax_numpy(score)[..., :n_pos])
-    out = p.reshape(n_head_kv, group, n_tok, n_pos) @ values  # [kv, group, n_tok, d]
-    return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(n_tok, n_head * n_head_dim)
+    return tap("kq_soft_max", softmax_numpy(score)[..., :n_pos])
 
 
 def attention_exact(q, k, v, first, rule, tap=no_attention_tap):

@@ -15,7 +15,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from ...kernels import Attention, Kernels
-from ...kernels.attention import attention_numpy
+from ...kernels.attention import attention_weights_numpy
 from ...kernels.hadamard import rotate_groups
 from ...kernels.select import descending
 from ..errors import RequestError
@@ -353,10 +353,10 @@ def cached_weights(
 
     -> for each of `heads` f32 [span.length, span.start + span.length]
     """
-    keys, values = (with_dropped(a, span.start + span.length) for a in cache.read(il, span))
+    keys = with_dropped(cache.read(il, span)[0], span.start + span.length)
     if cache.k_group:  # as the cached keys are
         queries = rotate_groups(queries, cache.k_group)
-    return attention_weights(queries, keys, values, span.start, model.hparams.attention[il], heads)
+    return attention_weights(queries, keys, span.start, model.hparams.attention[il], heads)
 
 
 def with_dropped(rows: np.ndarray, n: int) -> np.ndarray:
@@ -367,28 +367,20 @@ def with_dropped(rows: np.ndarray, n: int) -> np.ndarray:
 
 
 def attention_weights(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, rule: Attention, heads: Sequence[int]
+    q: np.ndarray, k: np.ndarray, first: int, rule: Attention, heads: Sequence[int]
 ) -> list[np.ndarray]:
     """Compute the attention weights of some heads by the NumPy reference.  -> for each f32 [n_tok, n_pos]
 
-    q f32 [n_tok, n_head, n_head_dim] at positions from `first`; k, v [n_pos, n_head_kv, ...] as cached
+    q f32 [n_tok, n_head, n_head_dim] at positions from `first`; k [n_pos, n_head_kv, ...] as cached
     """
-    found: list[np.ndarray] = []
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name == "kq_soft_max":
-            found.extend(value)
-        return value
-
-    group, all_heads = q.shape[1] // k.shape[1], list(heads) == list(range(q.shape[1]))
-    if all_heads:
-        attention_numpy(q, k, v, first, rule, tap)
-        return found
+    if list(heads) == list(range(q.shape[1])):
+        return list(attention_weights_numpy(q, k, first, rule))
+    found, group = [], q.shape[1] // k.shape[1]
     for h in heads:
         g = h // group
         slopes, sinks = (None if x is None else x[h : h + 1] for x in (rule.slopes, rule.sinks))
         own = replace(rule, slopes=slopes, sinks=sinks)
-        attention_numpy(q[:, h : h + 1], k[:, g : g + 1], v[:, g : g + 1], first, own, tap)
+        found += list(attention_weights_numpy(q[:, h : h + 1], k[:, g : g + 1], first, own))
     return found
 
 

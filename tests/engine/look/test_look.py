@@ -68,11 +68,11 @@ def test_attention_is_that_of_the_cache_s_type(folder, monkeypatch, type):
 
 def test_a_head_alone_has_its_own_slope_and_sink():
     random = np.random.default_rng(0)
-    q, k, v = (random.standard_normal((5, n, 16), np.float32) for n in (4, 2, 2))
+    q, k = (random.standard_normal((5, n, 16), np.float32) for n in (4, 2))
     rule = Attention(0.25, slopes=np.float32([0, 0.1, 0.2, 0.3]), sinks=np.float32([0, 1, 2, 3]))
-    expected = attention_weights(q, k, v, 0, rule, [0, 1, 2, 3])
+    expected = attention_weights(q, k, 0, rule, [0, 1, 2, 3])
     for h in range(4):
-        (got,) = attention_weights(q, k, v, 0, rule, [h])
+        (got,) = attention_weights(q, k, 0, rule, [h])
         np.testing.assert_allclose(got, expected[h], rtol=1e-5, atol=1e-7)
         assert (got.sum(axis=1) < 1).all()  # the sink has the rest
 
