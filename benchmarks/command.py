@@ -25,6 +25,7 @@ PARTS = {  # name: the module with its function bench_NAME
     "formats": "formats",
     "embed": "embed",
     "vision": "vision",
+    "stages": "stages",
     "kernels": "kernels",
     "compare": "compare",
     "report": "chart",
@@ -48,7 +49,7 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
         argv.insert(0, "model")
     options = build_parser(prog).parse_args(argv)
     module = import_module(f"{__package__}.{PARTS[options.part]}")
-    if options.part in ("compare", "report", "self"):
+    if options.part in ("stages", "compare", "report", "self"):
         return int(getattr(module, f"bench_{options.part}")(options) or 0)
     if options.html is not None:
         import_module(f"{__package__}.chart").require_plotly()

@@ -19,6 +19,7 @@ PARTS_TEXT = """Measure models and servers, and say what the measurements allow.
     bench formats MODEL                   one model in several formats: speed, size, distance
     bench embed FILE [--peer DIR]         an embedding model, in process and served, beside llama.cpp's
     bench vision [MMPROJ] [--peer DIR]    an image, beside llama.cpp's
+    bench stages FILE                     a model in 2 to 4 processes, beside the prediction for clusters
     bench kernels                         each kernel beside the machine's limits
     bench compare A.jsonl B.jsonl         two files of results
     bench report FILE...                  tables and charts of results
@@ -115,6 +116,7 @@ def build_parser(prog: str) -> Parser:
     add_formats(part("formats", "Quantize a model to several formats and compare speed, size, memory and distance"))
     add_embed(part("embed", "Measure embeddings; with --peer, beside llama.cpp's, in turns"))
     add_vision(part("vision", "Measure the encoding of an image; with --peer, beside llama.cpp's, in turns"))
+    add_stages(part("stages", "Measure a model in stages on Ray, beside what benchmarks/scale.py predicts"))
     add_kernels(part("kernels", "Measure each kernel beside the machine's limits"))
     add_compare(part("compare", "Compare two files of results"))
     add_report(part("report", "Print results as tables, or write a page with charts"))
@@ -304,6 +306,20 @@ def add_peer(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--threads", nargs="+", type=number_from(1), metavar="N", help="threads (1, and all cores)")
     parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
     add_plan(parser)
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.gguf")
+    parser.add_argument(
+        "--stages", nargs="+", type=number_from(2), default=[2, 3, 4], metavar="N", help="stages (2 3 4)"
+    )
+    parser.add_argument("--threads", type=number_from(1), default=1, metavar="N", help="threads of each process (1)")
+    parser.add_argument("--rounds", type=number_from(1), default=10, metavar="N", help="measurements of each time (10)")
+    parser.add_argument("--ray", default="local", metavar="ADDRESS", help="the cluster; by default one on this machine")
+    parser.add_argument("--costs", type=Path, metavar="FILE", help="write the costs of one process to FILE, as JSON")
+    parser.add_argument(
+        "--within", type=share, default=0.15, metavar="SHARE", help="error of a prediction that counts as right (15%%)"
+    )
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
