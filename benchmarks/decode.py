@@ -128,8 +128,10 @@ class Bench:
         if self.cpu:
             return STEPS * n_seq / self.difference([*command, "-ntg", STEPS], [*command, "-ntg", 2 * STEPS])
         lines = self.output(*command, "-ntg", STEPS, "--output-format", "jsonl").splitlines()
-        (row,) = [json.loads(line) for line in lines if line.startswith("{")]
-        return float(row["speed_tg"])
+        rows = [json.loads(line) for line in lines if line.startswith("{")]
+        if not rows:
+            raise RequestError(f"llama-batched-bench measured nothing with {n_seq} sequences: omit --batch {n_seq}")
+        return float(rows[0]["speed_tg"])
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
         """Return the CPU seconds of the command `more` minus those of `less`."""
@@ -140,10 +142,14 @@ class Bench:
         return disturbance.own_cpu_seconds() - between - (between - before)
 
     def output(self, program: object, *args: object) -> str:
-        """Run one of the peer's programs on the model and return its standard output."""
+        """Run one of the peer's programs on the model and return its standard output.  Raises: RequestError"""
         assert self.programs is not None
         command = [str(self.programs / str(program)), "-m", self.path, *map(str, args)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+            raise RequestError(f"{program} exited with {done.returncode}: {last.strip()[:200]}")
+        return done.stdout
 
 
 def loaded(files: LocalModel) -> Model:

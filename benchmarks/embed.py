@@ -29,6 +29,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
+from ..engine.errors import RequestError
 from ..engine.model.load import load_model
 from ..engine.options import RequestOptions
 from ..engine.serve.engine import Engine
@@ -122,7 +123,7 @@ def running(command: Sequence[object], url: str, environ: dict[str, str]) -> Ite
         end = monotonic() + 120
         while not answers(url):
             if process.poll() is not None or monotonic() > end:
-                raise RuntimeError(f"{command[0]} does not answer at {url}")
+                raise RequestError(f"{command[0]} does not answer at {url}")
             sleep(0.05)
         yield process
     finally:

@@ -10,6 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from ..engine.errors import RequestError
+
 PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-server")
 
 
@@ -38,7 +40,7 @@ def features(programs: Path) -> list[str]:
 
 
 def seconds_until_healthy(programs: Path, path: str) -> float:
-    """Return the seconds from the start of llama-server until it is healthy.  Raises: RuntimeError if it exits"""
+    """Return the seconds from the start of llama-server until it is healthy.  Raises: RequestError if it exits"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +50,7 @@ def seconds_until_healthy(programs: Path, path: str) -> float:
     try:
         while not _is_healthy(port):
             if server.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} exited with {server.returncode}")
+                raise RequestError(f"{' '.join(command)} exited with {server.returncode}")
             time.sleep(0.002)
         return time.perf_counter() - began
     finally:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..engine.errors import RequestError
 from ..engine.model.load import load_model
 from ..engine.options import Options, RequestOptions
 from ..engine.run.request import complete
@@ -47,7 +48,7 @@ print(os.waitstatus_to_exitcode(status), used.ru_maxrss)
 
 
 def peak_memory(command: list[str]) -> int:
-    """Run `command` and return its peak memory in bytes.  Raises: RuntimeError
+    """Run `command` and return its peak memory in bytes.  Raises: RequestError
 
     The system counts the memory of the process that starts it as its own too, so a small one does.
     """
@@ -56,7 +57,7 @@ def peak_memory(command: list[str]) -> int:
     )
     status, peak = map(int, output.stdout.split())
     if status:
-        raise RuntimeError(f"{' '.join(command)} exited with {status}")
+        raise RequestError(f"{' '.join(command)} exited with {status}")
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -154,7 +154,7 @@ def test_peak_memory_is_the_child_s_own():
     own = b"x" * (300 << 20)  # this process is larger than the small child
     assert start.peak_memory([sys.executable, "-c", "pass"]) < 100 << 20 < len(own)
     assert start.peak_memory([sys.executable, "-c", "x = b'x' * (600 << 20)"]) > 600 << 20
-    with pytest.raises(RuntimeError, match="exited with 3"):
+    with pytest.raises(RequestError, match="exited with 3"):
         start.peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
 
 
