@@ -27,6 +27,7 @@ PARTS = {  # name: the module with its function bench_NAME
     "vision": "vision",
     "stages": "stages",
     "kernels": "kernels",
+    "speculate": "speculate",
     "compare": "compare",
     "report": "chart",
     "self": "harness",

@@ -21,6 +21,7 @@ PARTS_TEXT = """Measure models and servers, and say what the measurements allow.
     bench vision [MMPROJ] [--peer DIR]    an image, beside llama.cpp's
     bench stages FILE                     a model in 2 to 4 processes, beside the prediction for clusters
     bench kernels                         each kernel beside the machine's limits
+    bench speculate MODEL                 answers with guesses at the next tokens, and without
     bench compare A.jsonl B.jsonl         two files of results
     bench report FILE...                  tables and charts of results
     bench self                            the harness itself, measured on servers whose figures are known
@@ -118,6 +119,7 @@ def build_parser(prog: str) -> Parser:
     add_vision(part("vision", "Measure the encoding of an image; with --peer, beside llama.cpp's, in turns"))
     add_stages(part("stages", "Measure a model in stages on Ray, beside what benchmarks/scale.py predicts"))
     add_kernels(part("kernels", "Measure each kernel beside the machine's limits"))
+    add_speculate(part("speculate", "Measure answers with guesses at the next tokens, and without, in turns"))
     add_compare(part("compare", "Compare two files of results"))
     add_report(part("report", "Print results as tables, or write a page with charts"))
     add_self(part("self", "Measure the harness itself: false verdicts, known differences, known token times"))
@@ -331,6 +333,16 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=number_from(1), metavar="N", help="rounds of each row (5)")
     parser.set_defaults(budget=None, within=0.02, busy=False, seed=0)
     add_outputs(parser)
+
+
+def add_speculate(parser: argparse.ArgumentParser) -> None:
+    texts = "copying", "right", "plain", "own"
+    parser.add_argument("model", metavar="MODEL|FILE.gguf")
+    parser.add_argument("--texts", nargs="+", choices=texts, default=texts, help="kinds of text (all)")
+    parser.add_argument("--answer", type=number_from(16), default=96, metavar="N", help="tokens of an answer (96)")
+    parser.add_argument("--threads", type=number_from(1), metavar="N", help="threads (all cores)")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds: for busy machines")
+    add_plan(parser)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
