@@ -116,6 +116,8 @@ class Speculation:
         if self.mode not in ("auto", "ngram"):
             return []
         guesses, n_match = self._ngrams.guess(tokens, min(n, MAX_GUESSES))
+        if not guesses:
+            return guesses
         guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
         self._kind = n_match // 4
         if self.mode == "auto":

@@ -328,8 +328,9 @@ class Scheduler:
             for (i, _, _), drawn in zip(asked, self.draft.guess([(seq, n) for _, seq, n in asked]), strict=True):
                 guesses[i] = drawn
         for i, (one, part) in enumerate(turns):
-            ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses[i], 1))
-            turns[i] = one, Batch.join([part, *ahead])
+            if guesses[i]:
+                ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses[i], 1))
+                turns[i] = one, Batch.join([part, *ahead])
         return turns
 
     def _next_chunk(self, one: Running, room: int) -> Batch:
