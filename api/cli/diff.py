@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ...engine.go.text import one_line
 from ...engine.model.load import load_model
 from ...engine.oracle.dumps import open_dump
 from ...engine.oracle.heatmap import heatmap
+from ...engine.oracle.injection import Advance, no_advance
 from ...engine.oracle.judge import judge
 from ...engine.oracle.report import Report, Verdict, arithmetic_of
 from .backend import local_model
@@ -40,12 +43,16 @@ def diff_model(
 ) -> int:
     """Judge the dump and print the report.  -> exit status: 0 agrees, 1 something is wrong, 2 cannot compare"""
     try:
-        report = judged(model, dump, prompt, ids, n_decode, names, map_file)
+        with judgement_bar() as advance:
+            report = judged(model, dump, prompt, ids, n_decode, names, map_file, advance)
         if html is not None:
             save_heatmap(html, heatmap(report, dump.name))
     except EngineError as error:
         print(f"Error: {one_line(str(error))}", file=sys.stderr)
         return CANNOT_COMPARE
+    except KeyboardInterrupt:
+        print("interrupted: nothing is judged; the dump is as it was", file=sys.stderr)
+        return 130
     if as_json:
         print(json.dumps(report_json(report), indent=2))
     else:
@@ -54,7 +61,14 @@ def diff_model(
 
 
 def judged(
-    model: str, path: Path, prompt: str | None, ids: str | None, n_decode: int, names: str, map_file: Path | None
+    model: str,
+    path: Path,
+    prompt: str | None,
+    ids: str | None,
+    n_decode: int,
+    names: str,
+    map_file: Path | None,
+    advance: Advance = no_advance,
 ) -> Report:
     """Open dump and model, and judge.  Raises: EngineError"""
     if prompt is not None and ids is not None:
@@ -70,7 +84,21 @@ def judged(
         tokens = dump.tokens
     else:
         raise RequestError(f"{path}: the dump has no token ids; give the prompt by --prompt or the ids by --ids")
-    return judge(loaded, tokens, dump, n_decode)
+    return judge(loaded, tokens, dump, n_decode, advance=advance)
+
+
+@contextmanager
+def judgement_bar() -> Iterator[Advance]:
+    """Show a bar on standard error while a dump is judged, if that is a terminal; yields what advances it."""
+    if not sys.stderr.isatty():
+        yield no_advance
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading the model", total=None)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
 
 
 def parse_ids(text: str) -> list[int]:
@@ -126,7 +154,8 @@ def print_report(report: Report, verbose: bool) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    say("; ".join(f"{PLURALS[kind]} {bits:.1f} bits: {arithmetic_of(bits)}" for kind, bits in report.profile.items()))
+    kinds = [f"{PLURALS[kind]} {bits:.1f} bits: {arithmetic_of(bits)}" for kind, bits in report.profile.items()]
+    say("; ".join(kinds) or "all values compared are wrong: the arithmetic is not known")
     for note in report.notes:
         say(note)
     if report.agrees:

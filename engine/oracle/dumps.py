@@ -206,7 +206,7 @@ def _open_npz(path: Path) -> Dump:
                         shape, dtype = _npy_head(file, f"{path}: {name[:80]}")
                     _add(dump, name[:-4], StoredArray(shape, partial(_read_npz, path, name)), dtype)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise RequestError(f"{path}: cannot be read as .npz: {error}") from None
+        raise RequestError(f"{path}: truncated, or not .npz: {error}") from None
     return dump
 
 

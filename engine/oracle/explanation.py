@@ -71,9 +71,9 @@ class Explanation:
         line = float(np.median(right)) if right else MAX_BITS
         best: tuple[Cause, Score] | None = None
         causes = sorted(self.causes, key=lambda cause: (cause not in known, subtle and not cause.arithmetic))
-        for cause in causes:
-            if not cause.may_explain(between):
-                continue
+        causes = [cause for cause in causes if cause.may_explain(between)]
+        for i, cause in enumerate(causes):
+            self.passes.advance(f"trying causes for {label}", i, len(causes))
             score = self.passes.score_under(label, cause)
             if score is not None and (best is None or score.least > best[1].least + 0.5):
                 best = cause, score

@@ -73,6 +73,5 @@ def _details(verdict: Verdict) -> str:
         for t, row in enumerate(cells.tolist())
     )
     name, note = escape(verdict.label, quote=True), escape(verdict.note)
-    return (
-        f'<details id="{name}"><summary>{name}: {verdict.bits:.1f} bits {note}</summary><table>{rows}</table></details>'
-    )
+    table = f'<table id="{name}">{rows}</table>'  # within, so that a link to it opens the details
+    return f"<details><summary>{name}: {verdict.bits:.1f} bits {note}</summary>{table}</details>"

@@ -7,7 +7,7 @@ output then moves is that operation's own sensitivity, without a formula for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from .dumps import Dump
 from .forms import recognized
 from .layout import Fitted, fit, fits
 from .setting import Setting
-from .values import INPUT_NAMES, LAYER_INPUT, SPAN_BY_SPAN
+from .values import INPUT_NAMES, LAYER_INPUT, SPAN_BY_SPAN, inputs_of
 
 SHAKE = 2.0**-20
 SHAKE_BITS = 20
@@ -30,6 +30,7 @@ N_SHAKEN = 2  # copies; a group of few numbers may by chance move little in one 
 MAX_BITS = 26.0
 OTHER_MODEL_BITS = 1.5  # of most rows of a value from another model or text
 ALIKE_BITS = 8.0  # of a row that is right, if coarsely
+F16_MAX = 65504.0
 PRINTED_ROUNDING = 6e-5  # llama-eval-callback prints four digits
 SUM_ROUNDING = 1e-6  # of the sum of magnitudes, summed one by one in float32
 SUM_SLACK_BITS = 3  # the errors of an engine that rounds to 8 bits are not quite independent
@@ -85,6 +86,13 @@ class Text:
         return Batch.join([Batch.of(self.ids, slot=copy, outputs=outputs) for copy in range(copies)])
 
 
+Advance = Callable[[str, int, int], None]  # told what is being done, steps done, and steps in all
+
+
+def no_advance(doing: str, done: int, total: int) -> None:
+    """Ignore the progress."""
+
+
 class PassEnded(Exception):
     """The last wanted value was computed."""
 
@@ -101,6 +109,7 @@ class Injection:
     target       the label after which the pass ends
     moved        sensitivities of an earlier pass, for one copy
     read         their values as an earlier pass read them
+    advance      is told after each layer
     """
 
     setting: Setting
@@ -114,12 +123,13 @@ class Injection:
     target: str = ""
     moved: Mapping[str, np.ndarray] = field(default_factory=dict)
     read: Mapping[str, Fitted | None] = field(default_factory=dict)
+    advance: Advance = no_advance
     seed: int = 0
     scores: dict[str, Score] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
     layer_inputs: dict[int, np.ndarray] = field(default_factory=dict)
-    not_finite: dict[str, int] = field(default_factory=dict)
+    not_finite: dict[str, tuple[int, float]] = field(default_factory=dict)
     whole_numbers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -168,6 +178,7 @@ class Injection:
         label = label_of(name, il if self.il is None or il < 0 else self.il)
         if name == "l_out":
             self.at = il + 1
+            self.advance("judging layers", il + 1, self.setting.model.hparams.n_layer)
         elif name == "inp_norm" or name == "embd":
             self.at = 0
         if name in SPAN_BY_SPAN:
@@ -249,7 +260,7 @@ class Injection:
         values = found.values if known is None else np.where(known, found.values, 0.0)
         bad = ~np.isfinite(values)
         if bad.any():
-            self.not_finite[label] = int(bad.sum())
+            self.not_finite[label] = int(bad.sum()), float(np.abs(ours[bad]).max())
             return None
         if ours.dtype.kind == "i":
             self.whole_numbers.add(label)
@@ -347,9 +358,28 @@ class Injection:
 
 def check_finite(found: Injection, order: Sequence[str]) -> None:
     """Check that the dump has finite numbers only.  Raises: RequestError, which names the first value in order"""
-    for label in order:
-        if label in found.not_finite:
-            raise RequestError(
-                f"{found.dump.path}: {label} has {found.not_finite[label]} numbers that are not finite, the first such "
-                "value in the order of computation; expected finite numbers"
-            )
+    label = next((label for label in order if label in found.not_finite), None)
+    if label is None:
+        return
+    count, largest = found.not_finite[label]
+    hint = ""
+    name, size = max([(label, largest), *_sizes_of_inputs(found, label, order)], key=lambda pair: pair[1])
+    if size > F16_MAX:
+        hint = f"; {name} is up to {size:.3g}, and float16 ends at {F16_MAX:.0f}: an f16 cache or product overflows"
+    raise RequestError(
+        f"{found.dump.path}: {label} has {count} number{'s' * (count > 1)} that {'are' if count > 1 else 'is'} not "
+        f"finite, the first such value in the order of computation; expected finite numbers{hint}"
+    )
+
+
+def _sizes_of_inputs(found: Injection, label: str, order: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the largest magnitude of each value that enters `label` and is in the dump."""
+    sizes, todo = dict[str, float](), [label]
+    while todo:
+        for source in inputs_of(todo.pop(), order, found.setting.model.hparams.n_layer):
+            theirs = found.fitted.get(source)
+            if theirs is None and source not in sizes:
+                todo.append(source)
+            elif theirs is not None and theirs.values.dtype.kind == "f":
+                sizes[source] = float(np.abs(theirs.values[np.isfinite(theirs.values)]).max(initial=0))
+    return list(sizes.items())

@@ -26,25 +26,34 @@ from .dumps import Dump
 from .explanation import MIN_GAIN_BITS, Explained, Explanation
 from .floors import Floors
 from .forms import FORMED
-from .injection import Score
+from .injection import Advance, Score, no_advance
 from .passes import Passes, by_name
 from .report import Report, Verdict
 from .values import KINDS, dependents, split_label
 
 
-def judge(model: Model, ids: Sequence[int], dump: Dump, n_decode: int = 0, causes: Sequence[Cause] = CAUSES) -> Report:
+def judge(
+    model: Model,
+    ids: Sequence[int],
+    dump: Dump,
+    n_decode: int = 0,
+    causes: Sequence[Cause] = CAUSES,
+    advance: Advance = no_advance,
+) -> Report:
     """Judge every value of `dump` that the model computes for the tokens `ids`, of which the last are decode steps.
+
+    advance   is told of the progress: what is being done, steps done, and steps in all
 
     Raises: RequestError if the dump cannot be compared
     """
-    return Judgement(model, ids, dump, n_decode, causes).report()
+    return Judgement(Passes(model, ids, dump, n_decode, advance), causes).report()
 
 
 class Judgement:
     """The judgement of one dump: its passes, floors and causes."""
 
-    def __init__(self, model: Model, ids: Sequence[int], dump: Dump, n_decode: int, causes: Sequence[Cause]):
-        self.passes = Passes(model, ids, dump, n_decode)
+    def __init__(self, passes: Passes, causes: Sequence[Cause]):
+        self.passes = passes
         if not self.passes.dump.printed:
             rearrange(self.passes)
         self.floors = Floors(self.passes)
@@ -116,7 +125,7 @@ class Judgement:
                     enters=tuple(dependents(label, self.passes.order, self.passes.n_layer)),
                 )
             verdicts.append(verdict)
-        right = [label for label in self.passes.scores if label not in wrong] or list(self.passes.scores)
+        right = [label for label in self.passes.scores if label not in wrong]
         profile = {}
         for kind in KINDS:
             if medians := [self.passes.scores[label].median for label in right if self.passes.kinds[label] == kind]:

@@ -12,7 +12,7 @@ from ..model.model import Model
 from .causes import Cause
 from .dumps import Dump
 from .forms import unfused
-from .injection import N_SHAKEN, Injection, Score, Text, check_finite
+from .injection import N_SHAKEN, Advance, Injection, Score, Text, check_finite, no_advance
 from .setting import F64, Setting, one_layer, without_unused_products
 from .values import INPUT_NAMES, SPAN_BY_SPAN, accumulated_kinds, inputs_of, kind_of, split_label
 
@@ -44,7 +44,7 @@ class Passes:
     notes    sentences about the dump and its arithmetic
     """
 
-    def __init__(self, model: Model, ids: Sequence[int], dump: Dump, n_decode: int):
+    def __init__(self, model: Model, ids: Sequence[int], dump: Dump, n_decode: int, advance: Advance = no_advance):
         check_tokens(dump, ids)
         if not 0 < len(ids) <= model.hparams.n_ctx_train:
             n = model.hparams.n_ctx_train
@@ -64,11 +64,14 @@ class Passes:
         self.text = Text(list(ids), n_decode, many or not model.family.causal)
         self.changed: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
+        self.advance = advance
         self.first_pass()
 
     def first_pass(self) -> None:
         """Run the pass over all layers: the scores of all values, and how sensitive each is."""
-        run = Injection(self.base, self.text, self.dump, changed=self.changed, copies=1 + N_SHAKEN).run()
+        run = Injection(
+            self.base, self.text, self.dump, changed=self.changed, copies=1 + N_SHAKEN, advance=self.advance
+        ).run()
         self.all, self.scores, self.order = run, run.scores, list(run.shapes)
         check_finite(run, self.order)
         self.check_rows()

@@ -13,13 +13,12 @@ from ....kernels.attention import attention_numpy
 from ....kernels.hadamard import key_group, rotate_groups, value_group
 from ....kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
 from ....kernels.rounding import round_activations
+from ..injection import F16_MAX
 from ..setting import Setting
 from .attend import attend_by, in_order
 from .cause import ACTIVATED, INPUT, NORMS, PRODUCTS, SCORES, Cause, Change
 from .change import bf16, f16, weights
 from .feed_forward import gelu
-
-F16_MAX = 65504.0
 
 
 def cached_as(kind: str, rotated: bool = False) -> Change:

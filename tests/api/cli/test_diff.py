@@ -51,7 +51,10 @@ def test_the_heat_map_and_all_values_are_written(numllama, theirs, tmp_path):
     file, dump = theirs
     status, out, _ = numllama("diff", file, str(dump), "-v", "--html", str(tmp_path / "map.html"))
     assert status == 0 and "kq_soft_max-1" in out
-    assert "kq_soft_max-1" in (tmp_path / "map.html").read_text()
+    page = (tmp_path / "map.html").read_text()
+    assert '<a href="#kq_soft_max-1">' in page
+    details = page[page.index("<summary>kq_soft_max-1") :]
+    assert '<table id="kq_soft_max-1">' in details[: details.index("</details>")]  # a link to it opens the details
 
 
 def test_errors_of_diff_are_one_line_and_status_2(numllama, theirs, tmp_path):
@@ -73,3 +76,27 @@ def test_errors_of_diff_are_one_line_and_status_2(numllama, theirs, tmp_path):
     ]:
         status, _, err = numllama("diff", *args)
         assert status == 2 and err.startswith("Error: ") and message in err and err.count("\n") == 1, (args, err)
+
+
+def test_a_bar_shows_the_progress_on_a_terminal_and_ctrl_c_ends_it_in_one_line(numllama, theirs, monkeypatch, capsys):
+    from numllama.api.cli import diff
+
+    file, dump = theirs
+    with_error(dump)
+    done = []
+    diff.judged(file, dump, "hello world", None, 0, "", None, lambda *step: done.append(step))
+    assert ("judging layers", 2, 2) in done
+    tried = [step for step in done if step[0] == "trying causes for ffn_swiglu-1"]
+    assert tried and tried[-1][1] + 1 == tried[-1][2] == len(tried)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with diff.judgement_bar() as advance:
+        advance("judging layers", 1, 2)
+    assert "judging layers" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(diff, "judge", interrupted)
+    status, out, err = numllama("diff", file, str(dump), "--prompt", "hello world")
+    assert (status, out, err.count("\n")) == (130, "", 1) and err.startswith("interrupted")

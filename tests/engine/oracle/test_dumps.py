@@ -19,6 +19,7 @@ from numllama.kernels import SETS
 from tiny import tiny_gguf
 
 from .engines import F32, IDS, WRONG, bf16, dump_of, products, values_of, with_tap
+from .kit_models import kit_model
 
 ROPE_BUG = next(engine for engine in WRONG if engine.name == "halves for neighbours")
 
@@ -206,7 +207,7 @@ def bad_dumps(folder, right):
         "text": (b"hello\n", "no values as llama-eval-callback"),
         "zeros": (bytes(64), "expected safetensors"),
         "empty": (b"", "expected safetensors"),
-        "zip": (b"PK\x03\x04" + bytes(50), "cannot be read as .npz"),
+        "zip": (b"PK\x03\x04" + bytes(50), "truncated, or not .npz"),
         "10 GiB": (struct.pack("<Q", 10 << 30) + b"{" + bytes(100), "truncated"),
         "json": (struct.pack("<Q", 4) + b"{]}}" + bytes(100), "not a JSON object"),
     }
@@ -254,3 +255,19 @@ def test_the_heat_map_escapes_names(model, right):
     page = heatmap(report, "<b>dump</b>")
     assert "<script" not in page and "&lt;script&gt;" in page and "<b>dump" not in page
     assert 'id="Qcur-1"' in page and 'href="#Qcur-1"' in page
+
+
+def test_numbers_that_are_not_finite_since_float16_overflows_are_explained(tmp_path):
+    model = kit_model(tmp_path, "llama-large")
+    values = values_of(model, F32)
+    values["kqv_out-0"] = values["kqv_out-0"].copy()
+    values["kqv_out-0"][3, 5] = np.inf  # as an f16 cache of these values gives
+    with pytest.raises(
+        RequestError, match=r"kqv_out-0 has 1 number that is .*; Vcur-0 is up to .*float16 ends at 65504"
+    ):
+        judge(model, IDS, dump_of(values))
+
+
+def test_where_all_is_wrong_the_arithmetic_is_not_known(model, right):
+    values = {name: x * 3 for name, x in right.items() if name.startswith("ffn_gate")}
+    assert judge(model, IDS, dump_of(values)).profile == {}
