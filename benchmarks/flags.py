@@ -288,6 +288,9 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=number_from(16), default=512, metavar="N", help="tokens of that text (512)")
     parser.add_argument("--threads", type=number_from(1), metavar="N", help="threads (all cores)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files in DIR")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="compute the distances on a Ray cluster, whose nodes see DIR; local: one here"
+    )
     add_plan(parser)
 
 

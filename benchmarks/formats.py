@@ -14,11 +14,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..engine.distributed.spread import spread
 from ..engine.errors import EngineError, RequestError
 from ..engine.gguf.read import GGUF
 from ..engine.gguf.write import write_gguf
@@ -75,7 +77,7 @@ def bench_formats(call: Invocation) -> ResultsFile:
         progress(0.0, "distance from the source")
         chunks = text_chunks(models[SOURCE], options)
         sides = {file.name: {"size_mib": file.size_mib, "memory_mib": memory[file.name]} for file in files}
-        for name, distance in distances(models, chunks).items():
+        for name, distance in distances_of(files, models, chunks, options.ray).items():
             sides[name] |= distance
         header = header_of_formats(options, names, source, models[SOURCE], chunks)
         results = call.open_results(header | {"contenders": sides})
@@ -192,6 +194,22 @@ def own_text(model: Model, n: int, seed: int) -> list[int]:
     )
     ids += generate(model, ids, chosen)
     return ids[:n]
+
+
+def distances_of(
+    files: Sequence[FormatFile], models: dict[str, Model], chunks: np.ndarray, ray: str | None
+) -> dict[str, dict[str, float]]:
+    """Return what `distances` does, computed on a Ray cluster if it is named: a format at a time, on any node."""
+    if ray is None:
+        return distances(models, chunks)
+    make = partial(partial, distance_of, files[0].path, chunks)
+    found = spread("" if ray == "local" else ray, make, files)
+    return dict(zip((file.name for file in files), found, strict=True))
+
+
+def distance_of(source: Path, chunks: np.ndarray, file: FormatFile) -> dict[str, float]:
+    """Return a format's distance from the source, in a process of a cluster."""
+    return distances({SOURCE: load_model(source, {}), file.name: load_model(file.path, {})}, chunks)[file.name]
 
 
 def distances(models: dict[str, Model], chunks: np.ndarray) -> dict[str, dict[str, float]]:

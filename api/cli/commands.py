@@ -390,6 +390,9 @@ def pack(
     ] = "",
     timeout: Annotated[float, Option(metavar="SECONDS", help="Time that an item may take")] = 60.0,
     json: Annotated[bool, Option("--json", help="Print the results as JSON")] = False,
+    ray: Annotated[
+        str | None, Option(metavar="ADDRESS", help="Run COMMAND on the nodes of a Ray cluster; local: one here")
+    ] = None,
 ) -> None:
     """Write golden inputs and outputs to a folder, or check a program in any language by them
 
@@ -403,7 +406,7 @@ def pack(
         (folder,) = expect_exactly(1, args)
         status = write_pack(Path(folder))
     else:
-        status = check_program(check, expect_at_least(1, args), only, timeout, json)
+        status = check_program(check, expect_at_least(1, args), only, timeout, json, cluster_of(ray))
     if status:
         raise typer.Exit(status)
 
@@ -428,6 +431,9 @@ def score(
         bool, Option("--kl-divergence", help="Compare with the log-probabilities in that file")
     ] = False,
     json: Annotated[bool, Option("--json", help="Print the numbers as JSON")] = False,
+    ray: Annotated[
+        str | None, Option(metavar="ADDRESS", help="Score the chunks on a Ray cluster; local: one on this machine")
+    ] = None,
 ) -> None:
     """Compute a model's perplexity on a text, as llama-perplexity
 
@@ -446,6 +452,7 @@ def score(
         base=kl_divergence_base,
         beside_base=kl_divergence,
         as_json=json,
+        ray=cluster_of(ray),
     )
     if status:
         raise typer.Exit(status)
@@ -490,6 +497,11 @@ def compare(
         raise typer.Exit(status)
 
 
+def cluster_of(address: str | None) -> str | None:
+    """Return the cluster of --ray: "" is one that starts on this machine, None no cluster."""
+    return "" if address == "local" else address
+
+
 @command("batch")
 def batch(
     args: Annotated[list[str] | None, positional("IN.jsonl OUT.jsonl")] = None,
@@ -509,7 +521,7 @@ def batch(
     source, target = expect_exactly(2, args)
     from .batch import answer_batch
 
-    status = answer_batch(Path(source), Path(target), model, parallel, "" if ray == "local" else ray, workers)
+    status = answer_batch(Path(source), Path(target), model, parallel, cluster_of(ray), workers)
     if status:
         raise typer.Exit(status)
 

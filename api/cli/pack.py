@@ -7,8 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from ...engine.distributed.spread import spread
 from ...engine.errors import EngineError
 from ...engine.go.text import one_line
 from ...engine.oracle.pack.build import build_pack
@@ -31,16 +33,20 @@ def write_pack(folder: Path) -> int:
     return 0
 
 
-def check_program(folder: Path, command: Sequence[str], only: str, timeout: float, as_json: bool) -> int:
+def check_program(
+    folder: Path, command: Sequence[str], only: str, timeout: float, as_json: bool, ray: str | None = None
+) -> int:
     """Run a program over a pack and print a line an item.
 
+    ray   address of a Ray cluster on whose nodes the program runs; "" starts one on this machine
     -> exit status: 0 all right, 1 something is wrong, 2 nothing could be checked, 130 if Ctrl-C ended it
     """
     results: list[Result] = []
     status = 0
     try:
         with item_line() as show:
-            for result in check_pack(folder, command, only, timeout, show):
+            elsewhere = None if ray is None else partial(spread, ray)
+            for result in check_pack(folder, command, only, timeout, show, elsewhere):
                 results.append(result)
                 if not as_json:
                     show("")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...engine.distributed.spread import spread
 from ...engine.errors import RequestError
 from ...engine.model.load import load_model
 from ...engine.model.model import Model, require_decoder
 from ...engine.oracle.base_file import BaseReader, BaseWriter
 from ...engine.oracle.score import N_UBATCH, Divergence, Scores, cut_chunks, n_tokens_at_once, scored_logits, text_ids
-from ...kernels import Kernels
 from ...kernels.kv import CACHE_TYPES, types_of_keys_and_values
 from .backend import kernel_set, local_model
 
@@ -36,9 +37,16 @@ def score_model(
     base: Path | None = None,
     beside_base: bool = False,
     as_json: bool = False,
+    ray: str | None = None,
 ) -> int:
-    """Print the perplexity of a text, or a table beside a base file.  -> exit status, 130 if Ctrl-C ended it early"""
-    chosen, kept = kernel_set(kernels), cache_of(kernels, cache_type)
+    """Print the perplexity of a text, or a table beside a base file.  -> exit status, 130 if Ctrl-C ended it early
+
+    ray   address of a Ray cluster that scores the chunks; "" starts one on this machine
+    """
+    kernel_set(kernels)
+    kept = cache_of(kernels, cache_type)
+    if ray is not None and base and not beside_base:
+        raise RequestError("--ray only compares with a base file; write one without it")
     if beside_base and base is None:
         raise RequestError("--kl-divergence needs --kl-divergence-base FILE, the base's log-probabilities")
     if text is None and not beside_base:
@@ -60,7 +68,14 @@ def score_model(
         writer = stack.enter_context(BaseWriter(base, chunks, n_vocab)) if base and reader is None else None
         advance = stack.enter_context(chunk_bar(len(chunks)))
         try:
-            for _ in score_chunks(loaded, chunks, chosen, kept, scores, reader, writer):
+            settings = kernels, kept, (len(chunks), chunks.shape[1]), base if reader else None
+            if ray is None:
+                write = writer.write if writer else None
+                parts: Iterator[Scores] = map(partial(ChunkScorer(loaded, *settings), write=write), enumerate(chunks))
+            else:
+                parts = spread(ray, partial(load_scorer, files.weights, files.adapters, settings), enumerate(chunks))
+            for part in parts:
+                scores.extend(part)
                 done.append(snapshot(scores))
                 advance(scores)
         except KeyboardInterrupt:
@@ -101,34 +116,43 @@ def text_of_file(path: str) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def score_chunks(
-    model: Model,
-    chunks: np.ndarray,
-    kernels: Kernels,
-    cache_type: str,
-    scores: Scores,
-    reader: BaseReader | None,
-    writer: BaseWriter | None,
-) -> Iterator[int]:
-    """Add each chunk's tokens to `scores`, and yield its number."""
-    try:
-        cache = model.new_cache(chunks.shape[1], type=cache_type)
-    except ValueError as error:
-        raise RequestError(f"{error}; choose another --cache-type") from None
-    for i, chunk in enumerate(chunks):
-        row, n_at_once = (
-            0,
-            n_tokens_at_once(len(chunk), len(chunks), i) if kernels.name.startswith("llamacpp") else N_UBATCH,
-        )
-        for logits, ids in scored_logits(model, chunk, cache, kernels, n_at_once):
-            if isinstance(scores, Divergence) and reader is not None:
-                scores.add_beside(logits, ids, reader.log_probs(i, row, row + len(ids)))
+class ChunkScorer:
+    """A model that scores chunks of a text.
+
+    shape   how many chunks of how many tokens
+    base    a base file to compare with
+    Raises: RequestError for a cache type that the model's heads do not fit
+    """
+
+    def __init__(self, model: Model, kernels: str, cache_type: str, shape: tuple[int, int], base: Path | None = None):
+        self.n_chunk, n_ctx = shape
+        self.model, self.kernels = model, kernel_set(kernels)
+        self.reader = BaseReader(base) if base else None
+        try:
+            self.cache = self.model.new_cache(n_ctx, type=cache_type)
+        except ValueError as error:
+            raise RequestError(f"{error}; choose another --cache-type") from None
+
+    def __call__(self, item: tuple[int, np.ndarray], write: Callable[[np.ndarray], None] | None = None) -> Scores:
+        """Score a chunk, given with its number; `write` gets its logits."""
+        (i, chunk), row = item, 0
+        scores = Divergence() if self.reader else Scores()
+        is_llamacpp = self.kernels.name.startswith("llamacpp")
+        n_at_once = n_tokens_at_once(len(chunk), self.n_chunk, i) if is_llamacpp else N_UBATCH
+        for logits, ids in scored_logits(self.model, chunk, self.cache, self.kernels, n_at_once):
+            if isinstance(scores, Divergence) and self.reader is not None:
+                scores.add_beside(logits, ids, self.reader.log_probs(i, row, row + len(ids)))
             else:
                 scores.add(logits, ids)
-            if writer is not None:
-                writer.write(logits)
+            if write is not None:
+                write(logits)
             row += len(ids)
-        yield i
+        return scores
+
+
+def load_scorer(weights: Path, adapters: Sequence[Path], settings: tuple[Any, ...]) -> ChunkScorer:
+    """Load a model and return its scorer, in a process of a cluster."""
+    return ChunkScorer(load_model(weights, dict.fromkeys(adapters, 1.0)), *settings)
 
 
 def snapshot(scores: Scores) -> Scores:

@@ -6,4 +6,5 @@ affinity  which of them knows the beginning of a prompt
 router    Ray Serve's router, by that
 pipeline  a model cut by layers into stages
 ring      hidden states from stage to stage
+spread    independent work on all nodes
 """

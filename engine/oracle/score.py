@@ -98,6 +98,11 @@ class Scores:
         """Score `ids` by the logits of the positions before them.  float [n, n_vocab], i32 [n]"""
         self.nll = np.append(self.nll, -log_softmax(logits)[np.arange(len(ids)), ids])
 
+    def extend(self, later: Scores) -> None:
+        """Append the tokens of `later`, which are of the same class."""
+        for name, values in vars(later).items():
+            setattr(self, name, np.append(getattr(self, name), values))
+
     @property
     def perplexity(self) -> tuple[float, float]:
         """e^(mean nll), and its standard error."""

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,36 +56,44 @@ def check_pack(
     only: str = "",
     timeout: float = 60.0,
     progress: Callable[[str], None] = lambda name: None,
+    spread: Callable[..., Iterator[Result]] | None = None,
 ) -> Iterator[Result]:
     """Run `command` over the items of a pack, and yield the judgement of each.
 
     only       a name, an operation or a pattern
     timeout    seconds that an item may take
     progress   called with the name of each item before it is computed
+    spread     computes make()(item) for all items elsewhere, in their order; progress is not called then
     Raises: RequestError if pack or command cannot be used
     """
     folder = folder.resolve()
     items = [item for item in read_manifest(folder)["items"] if matches(item["name"], only)]
     if not items:
         raise RequestError(f"no item matches '{only}'; expected a name such as dequantize/Q4_0, or rope, or gelu*")
+    make = partial(partial, check_item, folder, command, timeout)
+    if spread:
+        yield from spread(make, items)
+        return
+    for item in items:
+        progress(item["name"])
+        yield make()(item)
+
+
+def check_item(folder: Path, command: Sequence[str], timeout: float, item: Mapping[str, Any]) -> Result:
+    """Run `command` over an item and judge its output.  Raises: RequestError if the command cannot start"""
+    given, expected = folder / item["input"], folder / item["expected"]
     with tempfile.TemporaryDirectory(prefix="numllama-pack-") as scratch:
-        for item in items:
-            progress(item["name"])
-            given = folder / item["input"]
-            expected = folder / item["expected"]
-            out = Path(scratch) / f"out{expected.suffix}"
-            out.unlink(missing_ok=True)
-            failed = run_program([*command, str(given), str(out)], timeout)
-            if failed is None and not out.is_file():
-                failed = "wrong", "it wrote no output file"
-            if failed is not None:
-                verdict, note = failed
-                yield Result(item["name"], verdict, None, note)
-                continue
-            try:
-                yield judged_output(item, given, expected, out)
-            except RequestError as error:
-                yield Result(item["name"], "wrong", None, str(error).removeprefix(f"{out}: "))
+        out = Path(scratch) / f"out{expected.suffix}"
+        failed = run_program([*command, str(given), str(out)], timeout)
+        if failed is None and not out.is_file():
+            failed = "wrong", "it wrote no output file"
+        if failed is not None:
+            verdict, note = failed
+            return Result(item["name"], verdict, None, note)
+        try:
+            return judged_output(item, given, expected, out)
+        except RequestError as error:
+            return Result(item["name"], "wrong", None, str(error).removeprefix(f"{out}: "))
 
 
 def run_program(command: Sequence[str], timeout: float) -> tuple[str, str] | None:
