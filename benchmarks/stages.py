@@ -61,7 +61,7 @@ def step_of(n: int, at: int) -> Batch:
     return Batch.join([Batch.of([3 + at], slot, at) for slot in range(n)])
 
 
-def prompt_of(n: int) -> Batch:
+def prompt_batch(n: int) -> Batch:
     """Return the batch of a prompt of `n` tokens."""
     return Batch.of([3 + i % 250 for i in range(n)])
 
@@ -94,7 +94,7 @@ def measure_costs(model: Model, n_round: int, address: str) -> Costs:
         n_layer=n_layer,
         n_embd=model.hparams.n_embd,
         layer_s={n: layers(step_of(n, DEPTH)) for n in ROWS},
-        prompt_s={n: layers(prompt_of(n)) for n in PROMPT_ROWS},
+        prompt_s={n: layers(prompt_batch(n)) for n in PROMPT_ROWS},
         head_s={n: head(step_of(n, DEPTH)) for n in ROWS},
         hop_s=hop,
         byte_s=byte,
@@ -110,7 +110,7 @@ def measure_hops(rows: np.ndarray, n_round: int, address: str) -> tuple[float, f
     ring = Ring(ray, actors)
 
     def seconds(n: int) -> float:
-        return timed(lambda: ring.run([(rows[:n], prompt_of(n))]), 20 * n_round) / (len(actors) + 1)
+        return timed(lambda: ring.run([(rows[:n], prompt_batch(n))]), 20 * n_round) / (len(actors) + 1)
 
     hop, large = seconds(1), seconds(LARGE_ROWS)
     n_call = 100
@@ -145,14 +145,14 @@ def measured_lines(
     """Measure models in stages, and return what was predicted, what was measured and the error, a line for each."""
     lines = list[dict[str, Any]]()
     at_once = speedup(model, step_of(2, DEPTH), n_thread, 4 * n_round)
-    at_once_of_prompt = speedup(model, prompt_of(64), n_thread, n_round)
+    at_once_of_prompt = speedup(model, prompt_batch(64), n_thread, n_round)
     print(f"at once: {at_once:.2f} stages that decode, {at_once_of_prompt:.2f} with a prompt")
     own = model.new_cache(PROMPT, max(SEQUENCES))
     for n_stage in stages:
         cache = StagedCache(
             [], model, PROMPT, max(SEQUENCES), "f16", n_stage=n_stage, n_thread=n_thread, address=address
         )
-        found = pass_seconds(model, cache, prompt_of(PROMPT), n_round)
+        found = pass_seconds(model, cache, prompt_batch(PROMPT), n_round)
         figures = {"first token (s)": (first_token_s(costs, n_stage, PROMPT, at_once=at_once_of_prompt), found)}
         for n in SEQUENCES:
             found = pass_seconds(model, cache, step_of(n, DEPTH), 4 * n_round)
