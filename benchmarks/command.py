@@ -51,7 +51,8 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
     options = build_parser(prog).parse_args(argv)
     module = import_module(f"{__package__}.{PARTS[options.part]}")
     if options.part in ("stages", "compare", "report", "self"):
-        return int(getattr(module, f"bench_{options.part}")(options) or 0)
+        with interruptible():
+            return int(getattr(module, f"bench_{options.part}")(options) or 0)
     if options.html is not None:
         import_module(f"{__package__}.chart").require_plotly()
     plan = plan_from(options)

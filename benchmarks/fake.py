@@ -290,6 +290,8 @@ class FakeListener:
             self.sent.append([])
             for at, data in lines:
                 await sleep_until(began + at)
+                if writer.is_closing() or reader.at_eof():
+                    return writer.close()  # the client has gone
                 self.sent[-1].append(perf_counter() - began)
                 writer.write(b"%x\r\n%s\r\n" % (len(data), data))
         if not self.fake.breaks_at or not length:

@@ -372,5 +372,5 @@ def add_self(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real", type=number_from(0), default=20, metavar="N", help="real comparisons of a server with itself (20)"
     )
-    parser.add_argument("--quick", action="store_true", help="a minute: 2 real comparisons, with fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="two minutes: 2 real comparisons, and fewer requests")
     parser.add_argument("--seed", type=number_from(0), default=0, metavar="N")

@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> int:
         for step in chosen:
             print(f"\n$ numllama bench {step.command}    # about {step.minutes:g} minutes", flush=True)
             began = perf_counter()
-            more = options.flags.split() + ["--jsonl", str(out / f"{step.name}.jsonl")]
+            more = [*options.flags.split(), "--jsonl", str(out / f"{step.name}.jsonl")]
             command = ["numllama", "bench", *shlex.split(step.command), *more]
             if status := subprocess.run(command, cwd=folder, env=environ).returncode:
                 return status

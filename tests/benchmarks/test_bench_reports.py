@@ -238,4 +238,5 @@ def test_figures_of_what_was_sent_are_those_of_the_script():
 
 @pytest.mark.slow
 def test_every_claim_about_lies_holds():
-    assert all(claim.holds for claim in harness.lie_claims())
+    """Over sockets; test_lies.py has them on a clock that stands still."""
+    assert not [claim.what for claim in harness.lie_claims() if claim.holds is False]
