@@ -206,7 +206,9 @@ def listen(settings: Settings) -> socket.socket:
     """Return a socket that listens at OLLAMA_HOST.  Raises: OSError"""
     host = settings.host
     family = socket.AF_INET6 if ":" in host.name else socket.AF_INET
-    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only if this names TCP
+    listener = Listener(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio sets TCP_NODELAY only if this names TCP
     if os.name == "posix":  # on Windows this would take over a port in use
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -5,6 +5,8 @@
     one pass        area ( self ) :      -> 5 rows of logits
     sampled              ( self ) \n     -> 3 guesses were right, the fourth row gave another token: 4 tokens in a pass
 
+Behind a change in a copy (a renamed word in edited code) the copied text is guessed to go on.
+
 A guess changes no bit of an answer: token after token is sampled from the logits that it would have had, with the
 random numbers that it would have had, until one differs from its guess.  That needs logits that do not depend on what
 else is in a batch, as our kernels guarantee.  Guesses behind the first wrong one are lost work, so their number
@@ -18,6 +20,8 @@ from collections.abc import Sequence
 
 N_GRAM = 3  # tokens that must agree before a guess
 MAX_MATCH = 12  # tokens compared at most
+N_AROUND, N_SAME = 8, 5  # of so many tokens before a guess behind a change, so many agree with the copied text
+DRAFTED, CHANGED = -1, -2  # kinds of guesses: a draft model's, behind a change; others by a quarter of their match
 MAX_GUESSES = 15  # with the token before them one tile of a product
 PRIOR_RIGHT, PRIOR_WRONG = 0.6, 0.8  # guesses right and wrong that are assumed before the first
 MEMORY = 0.99  # weight of earlier guesses after each pass: a text that begins to repeat itself is noticed
@@ -32,6 +36,7 @@ class Ngrams:
     def __init__(self) -> None:
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its latest occurrence
         self._n = N_GRAM  # n-grams before this index are known
+        self._source, self._at = 0, 0  # where what is copied went on when the text had `_at` tokens; 0: nowhere
 
     def guess(self, tokens: Sequence[int], n: int) -> tuple[list[int], int]:
         """Guess at most `n` tokens that follow `tokens`, which only grow from call to call.
@@ -47,10 +52,23 @@ class Ngrams:
         n_match = N_GRAM
         while n_match < min(MAX_MATCH, i) and tokens[i - 1 - n_match] == tokens[len(tokens) - 1 - n_match]:
             n_match += 1
-        guesses: list[int] = []
-        for j in range(i, i + n):  # where the text ends within its own repetition, the guesses go on with it
-            guesses.append(tokens[j] if j < len(tokens) else guesses[j - len(tokens)])
-        return guesses, n_match
+        self._source, self._at = i, len(tokens)
+        return following(tokens, i, n), n_match
+
+    def guess_behind_change(self, tokens: Sequence[int], n: int) -> list[int]:
+        """Guess at most `n` tokens that follow a change in a copy of what the last guess was taken from."""
+        i = self._source + len(tokens) - self._at
+        if self._source and sum(tokens[-j] == tokens[i - j] for j in range(1, min(N_AROUND, i) + 1)) < N_SAME:
+            self._source = 0
+        return following(tokens, i, n) if self._source else []
+
+
+def following(tokens: Sequence[int], i: int, n: int) -> list[int]:
+    """Return the `n` tokens from tokens[i] on; where the text ends within its own repetition, they go on with it."""
+    found: list[int] = []
+    for j in range(i, i + n):
+        found.append(tokens[j] if j < len(tokens) else found[j - len(tokens)])
+    return found
 
 
 class PassTimes:
@@ -96,7 +114,7 @@ class Speculation:
         self.mode, self.n_guessed, self.n_right = mode, 0, 0
         self._ngrams = Ngrams()
         self._kind = 0
-        self._seen: dict[int, tuple[float, float]] = {}  # length of the match -> right, wrong
+        self._seen: dict[int, tuple[float, float]] = {}  # kind of guess -> right, wrong
 
     def ask(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
         """Return how many guesses to ask a draft model for, at most `n`; arguments as for `guess`.
@@ -105,7 +123,7 @@ class Speculation:
         """
         if self.mode != "auto":
             return n if self.mode == "draft" else 0
-        self._kind = -1
+        self._kind = DRAFTED
         return self._worthwhile(max(n, 0), times, n_row, n_sequence, each)
 
     def guess(self, tokens: Sequence[int], n: int, times: PassTimes, n_row: int, n_sequence: int) -> list[int]:
@@ -115,11 +133,13 @@ class Speculation:
         """
         if self.mode not in ("auto", "ngram"):
             return []
-        guesses, n_match = self._ngrams.guess(tokens, min(n, MAX_GUESSES))
-        if not guesses:
-            return guesses
-        guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
+        guesses, n_match = self._ngrams.guess(tokens, n := min(n, MAX_GUESSES))
         self._kind = n_match // 4
+        if not guesses:
+            guesses, self._kind = self._ngrams.guess_behind_change(tokens, n), CHANGED
+            if not guesses:
+                return guesses
+        guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
         if self.mode == "auto":
             guesses = guesses[: self._worthwhile(len(guesses), times, n_row, n_sequence)]
         return guesses

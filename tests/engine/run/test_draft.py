@@ -35,6 +35,26 @@ def test_a_period_goes_on():
     assert Ngrams().guess([7, 1, 2, 3, 1, 2, 3], 8)[0] == [1, 2, 3, 1, 2, 3, 1, 2]
 
 
+def test_behind_a_change_in_a_copy_the_copied_text_is_guessed_to_go_on():
+    """The copy of 30 distinct tokens has another one at 12, and two at 20."""
+    text = list(range(100, 130))
+    copy = [*text[:12], 7, *text[13:20], 8, 9, *text[22:]]
+    speculation, found = Speculation("ngram"), []
+    for n in range(3, 27):
+        guesses = speculation.guess([*text, *copy[:n]], 3, PassTimes(), 1, 1)
+        found.append(guesses == [*text, *copy][n : n + 3])
+    assert all(found)
+    assert Ngrams().guess([*text, *copy[:13]], 3) == ([], 0)  # three tokens that agree are not there
+
+
+def test_after_three_tokens_by_chance_nothing_is_guessed_to_go_on():
+    text = [*range(100, 130), 1, 2, 3, 4, 5, 6, 7, 110, 111, 112]
+    speculation = Speculation("ngram")
+    assert speculation.guess(text, 2, PassTimes(), 1, 1) == [113, 114]
+    assert speculation.guess([*text, 8], 2, PassTimes(), 1, 1) == []
+    assert speculation.guess([*text, 8, 114], 2, PassTimes(), 1, 1) == []
+
+
 def test_images_are_not_guessed():
     tokens = [5, 6, 7, 8, -1, -2, 5, 6, 7]
     assert Speculation("ngram").guess(tokens, 4, PassTimes(), 1, 1) == [8]
