@@ -26,8 +26,8 @@ MAX_GUESSES = 15  # with the token before them one tile of a product
 PRIOR_RIGHT, PRIOR_WRONG = 0.6, 0.8  # guesses right and wrong that are assumed before the first
 MEMORY = 0.99  # weight of earlier guesses after each pass: a text that begins to repeat itself is noticed
 PRIOR_ROW = 0.1  # time of one more row, in passes of one row, before it was measured
-FALL, RISE = 0.5, 0.05  # weight of a newer measurement that is less, or more: other programs only ever add time
-OPTIMISM = 0.999  # of the times of other sizes after each pass, so that one is tried again after a bad moment
+FALL, RISE = 0.8, 0.05  # weight of a newer measurement that is less, or more: other programs only ever add time
+OPTIMISM = 0.999  # of a size's time after each pass without it, so that one is tried again after a bad moment
 
 
 class Ngrams:
@@ -72,36 +72,48 @@ def following(tokens: Sequence[int], i: int, n: int) -> list[int]:
 
 
 class PassTimes:
-    """How long forward passes of 1, 2, ... rows take: low running means where measured, straight lines between them."""
+    """How long forward passes of 1, 2, ... rows take: low running means where measured, straight lines between them.
+
+    A size that was not measured for long is expected to take less than it did, though no less than one row, until
+    it is tried once more.
+    """
 
     def __init__(self) -> None:
         self._rows: list[int] = []
         self._times: list[float] = []
+        self._passes: list[int] = []  # when each was measured last, in passes
+        self._n_pass = 0
 
     def add(self, n_row: int, duration: float) -> None:
         """Record a pass."""
+        self._n_pass += 1
         i = bisect_right(self._rows, n_row) - 1
-        self._times = [time * OPTIMISM for time in self._times]
         if i >= 0 and self._rows[i] == n_row:
             change = duration - self._times[i]
             self._times[i] += change * (FALL if change < 0 else RISE)
+            self._passes[i] = self._n_pass
         else:
             self._rows.insert(i + 1, n_row)
             self._times.insert(i + 1, duration)
+            self._passes.insert(i + 1, self._n_pass)
 
     def of(self, n_row: int) -> float:
         """Return the expected time of a pass of `n_row` rows, in the unit of `add`; 0 before the first measurement."""
         if not self._rows:
             return 0.0
         i = bisect_right(self._rows, n_row) - 1
-        if i >= 0 and self._rows[i] == n_row:
-            return self._times[i]
         if i < 0:
-            return self._times[0] / (1 + PRIOR_ROW * (self._rows[0] - n_row))
+            return self._hoped(0) / (1 + PRIOR_ROW * (self._rows[0] - n_row))
+        if self._rows[i] == n_row:
+            return self._hoped(i)
         if i == len(self._rows) - 1:
-            return self._times[i] * (1 + PRIOR_ROW * (n_row - self._rows[i]))
+            return self._hoped(i) * (1 + PRIOR_ROW * (n_row - self._rows[i]))
         part = (n_row - self._rows[i]) / (self._rows[i + 1] - self._rows[i])
-        return self._times[i] + part * (self._times[i + 1] - self._times[i])
+        return self._hoped(i) + part * (self._hoped(i + 1) - self._hoped(i))
+
+    def _hoped(self, i: int) -> float:
+        """Return the time of a measured size, less for each pass since."""
+        return max(self._times[0], self._times[i] * OPTIMISM ** (self._n_pass - self._passes[i]))
 
 
 class Speculation:

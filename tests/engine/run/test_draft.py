@@ -102,6 +102,20 @@ def test_times_between_measured_sizes_lie_on_lines():
     assert times.of(9) > times.of(5)
 
 
+def test_a_size_that_was_not_measured_for_long_is_tried_again_once():
+    times = PassTimes()
+    times.add(1, 10.0), times.add(4, 14.0)
+    for _ in range(300):
+        times.add(1, 10.0)
+    hoped = times.of(4)
+    assert 10 < hoped < 11 < times.of(5) < 12
+    for _ in range(3000):
+        times.add(1, 10.0)
+    assert times.of(4) == times.of(1) == 10  # more rows are never expected to be faster than one
+    times.add(4, 14.0)
+    assert times.of(4) == 14  # the next guess knows what it costs
+
+
 def test_another_way_to_speculate_is_refused():
     with pytest.raises(BadOptions, match='"speculate" must be "auto" or "off" or "ngram" or "draft", got \'fast\''):
         Options.parse({"speculate": "fast"})
