@@ -24,7 +24,7 @@ import uvicorn
 
 from ... import __version__
 from ...engine.distributed.cluster import join_cluster
-from ...engine.distributed.replicas import Scale, end_replicas
+from ...engine.distributed.replicas import Scale, end_replicas, join_directly
 from ...engine.errors import RequestError, StoreError
 from ...engine.model.cache import KVCache
 from ...engine.serve.engine import Engine
@@ -195,7 +195,7 @@ def replica_scale(replicas: str, address: str) -> Scale | None:
     """Return how many replicas are wanted, or None if `--replicas 0` has ended them.  Raises: RequestError"""
     scale = Scale.parse(replicas)
     if scale.most:
-        join_cluster(address)  # its errors come before those of the address to listen at
+        join_directly(address)  # its errors come before those of the address to listen at
         return scale
     found = end_replicas(address)
     print("replicas ended" if found else "no replicas run there", file=sys.stderr)

@@ -125,7 +125,7 @@ class Door:
     # --- of all replicas ---
 
     async def _ask_all(self, request: ForwardedRequest, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask all replicas, and answer with the first answer that is no error, or else the first."""
+        """Ask all replicas, and pass on the first answer with status 200, or else the first."""
         answers = await self._replicas.broadcast("whole", request)
         good = (answer for answer in answers if answer[0].get("status") == 200)
         for message in next(good, answers[0]):

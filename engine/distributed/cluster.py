@@ -10,27 +10,14 @@ from typing import Any
 
 from ..errors import RequestError
 
-CONNECT_S = 10.0  # for a cluster to answer
 PYTHONS = (3, 10), (3, 14)  # the first and last version of Python that Ray 2.60 has wheels for
-
-CONNECT_S = 5.0
+CONNECT_S = 5.0  # for a cluster to answer
 
 
 def node_address(ray: Any) -> str:
     """Return the address of this process's node, as the other nodes know it."""
     own = ray.get_runtime_context().get_node_id()
     return str(next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own))
-
-
-def check_reachable(address: str) -> None:
-    """Check that a HOST:PORT answers, as Ray would try for minutes.  Raises: RequestError"""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise RequestError(f"no Ray cluster at '{address}': {getattr(error, 'strerror', None) or error}") from None
 
 
 def join_cluster(address: str = "") -> Any:
@@ -65,9 +52,9 @@ def check_reachable(address: str) -> None:
     """
     if address in ("", "local", "auto"):
         return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal() or int(port) > 65535:
-        raise RequestError(f"Ray cluster '{address}', expected HOST:PORT of its head node, auto or local")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in host or not host or not port.isdecimal() or int(port) > 65535:
+        raise RequestError(f"Ray cluster '{address}', expected HOST:PORT, auto or local")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except OSError as error:

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any
 from weakref import WeakSet
 
@@ -30,6 +31,8 @@ DRAIN_S = 300.0  # for the answers of a replica that is to go
 UPSCALE_S, DOWNSCALE_S = 10.0, 300.0  # how long the queue must ask for more replicas, or for fewer
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 10.0, 60.0
 BROADCAST_S = 10.0
+SLOW_START_S = 30.0
+SLOW_START = "still waiting for replicas: each takes one CPU of the cluster; `ray status` lists those that are free"
 MAX_MESSAGE_BYTES = 1 << 29  # a request's body has at most half of it
 
 
@@ -48,6 +51,15 @@ class Scale:
         if most < least or (not least and found and found[2]):
             raise RequestError(f"--replicas '{text}', expected a number such as 2 or a range such as 1:8")
         return cls(least, most)
+
+
+def join_directly(address: str) -> None:
+    """Connect to a cluster as one of its own processes, which streams need.  Raises: RequestError"""
+    if address.startswith("ray://"):
+        raise RequestError(f"Ray cluster '{address}', a client's address; replicas need HOST:PORT, auto or local")
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # both are read when ray.serve is imported
+    os.environ["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(MAX_MESSAGE_BYTES)
+    join_cluster(address)
 
 
 class ReplicaCall:
@@ -86,7 +98,7 @@ class Replicas:
     version          of the program and its settings: another one replaces replicas, a few at a time
     slots            answers that a replica computes at once
     max_queue        requests that may wait here
-    Raises: RequestError without Ray, or if the cluster cannot be reached; EngineError if no replica starts
+    Raises: RequestError without Ray, or if the cluster cannot be reached so; EngineError if no replica starts
     """
 
     def __init__(
@@ -99,9 +111,7 @@ class Replicas:
         slots: int = SLOTS,
         max_queue: int = 512,
     ):
-        os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # read when ray.serve is imported
-        os.environ["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(MAX_MESSAGE_BYTES)
-        join_cluster(address)
+        join_directly(address)
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -138,10 +148,14 @@ class Replicas:
             **number,
         )
         deployment = deploy(cls).options(_internal=True, version=version)  # without one, any start would replace all
+        waits = Timer(SLOW_START_S, log.warning, [SLOW_START])
+        waits.start()
         try:
             handle = serve.run(deployment.bind(*arguments), name=APPLICATION, route_prefix=None)
         except RuntimeError as error:
             raise EngineError(f"no replica started: {' '.join(str(error).split())}") from None
+        finally:
+            waits.cancel()
         self._handle = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._streams = self._handle.options(stream=True)
         self._calls = WeakSet[ReplicaCall]()
@@ -189,7 +203,7 @@ def own_name() -> str:
 
 def end_replicas(address: str) -> bool:
     """End the replicas of a cluster.  -> whether there were any.  Raises: RequestError"""
-    join_cluster(address)
+    join_directly(address)
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -22,6 +22,7 @@ class PrefixRouter(RequestRouter):
         """Take `slack`, see `preferred`."""
         self._slack: int = kwargs["slack"]
         self._sent, self._under_way = SentBeginnings(), Counter[str]()
+        self._names: set[str] = set()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -58,6 +59,8 @@ class PrefixRouter(RequestRouter):
         """Take the replicas that there are now."""
         super().update_replicas(replicas)
         names = {replica.replica_id.unique_id for replica in replicas}
-        self._sent.forget_all_but(names)
+        if self._names - names:
+            self._sent.forget_all_but(names)
         for name in self._under_way.keys() - names:
             del self._under_way[name]
+        self._names = names

@@ -181,8 +181,8 @@ def test_an_answer_that_has_begun_ends_with_an_error_in_the_form_of_its_stream(d
 
 def test_a_client_that_disconnects_cancels_its_request(doors):
     _, door = doors
-    options = {"num_predict": -1, "ignore_eos": True, "temperature": 3}
-    with door.client.stream("POST", "/api/generate", json={"model": "m", "prompt": "a", "options": options}) as answer:
+    options = {"num_predict": -1, "ignore_eos": True, "temperature": 3, "seed": 1}
+    with door.client.stream("POST", "/api/generate", json={"model": "m", "prompt": "b", "options": options}) as answer:
         next(answer.iter_lines())
     until(lambda: door.replicas.calls[-1].is_cancelled)
     runners = [entry.runner for replica in door.replicas.replicas for entry in replica._engine.pool.loaded()]

@@ -16,6 +16,7 @@ from functools import partial
 
 import httpx
 import pytest
+from clusters import NODE, two_nodes
 from serving import Served
 
 from numllama.api.scale.door import Door, open_door
@@ -31,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # Ray's own
 ]
 ray = pytest.importorskip("ray")
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 N_CLIENT, N_PROMPT = 64, 32
 KILL_S, SCALE_S = 20.0, 30.0  # between two kills, and between two changes of the number
@@ -40,32 +40,31 @@ ENDED = {"error": "the process that computed this answer ended; ask again"}
 
 @pytest.fixture
 def served(tmp_path):
-    """Start a cluster of three nodes, a server alone, and a door with two replicas."""
-    from ray import serve
-    from ray.cluster_utils import Cluster
+    """Start a cluster of three nodes, and on it what `doors` yields."""
+    with two_nodes() as cluster:
+        cluster.add_node(**NODE)
+        yield from doors(cluster.address, tmp_path)
+        from ray import serve
 
-    more = {"object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **more})
-    for _ in range(3):
-        cluster.add_node(num_cpus=1, **more)
-    ray.init(address=cluster.address, log_to_driver=False)
-    settings = Settings(models=tmp_path / "models", builtin=False)
+        serve.shutdown()
+
+
+def doors(address, folder):
+    """Start a server alone, and a door with two replicas."""
+    settings = Settings(models=folder / "models", builtin=False)
     alone = Served(settings)
 
     def door(engine):
-        alone.replicas = open_door(engine, cluster.address, Scale(2, 2))
+        alone.replicas = open_door(engine, address, Scale(2, 2))
         return partial(Door, engine=engine, replicas=alone.replicas)
 
     through = Served(settings, door)
-    through.replicas, through.address = alone.replicas, cluster.address
-    alone.add("m", tiny_gguf(tmp_path / "m.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=4096))
+    through.replicas, through.address = alone.replicas, address
+    alone.add("m", tiny_gguf(folder / "m.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=4096))
     yield alone, through
     through.replicas.close()
     through.close()
     alone.close()
-    serve.shutdown()
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def request(i):
