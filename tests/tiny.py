@@ -112,6 +112,7 @@ def tiny_gguf(
     n_ff: int = 0,
     n_expert: int = 0,
     n_ctx: int = 256,
+    n_vocab: int = 0,
     **kv,
 ) -> str | os.PathLike[str]:
     """Write a model to `path`, the same bytes for the same arguments, in milliseconds.
@@ -125,6 +126,7 @@ def tiny_gguf(
                    windows and short ones
     n_layer        0: the family's, or two;  n_head_dim: the family's, or n_embd / n_head;  n_rot: n_head_dim
     n_embd, n_ff   0: 64 and 96, or 256 and 512 for formats with blocks of 256
+    n_vocab        0: the vocabulary's few hundred; more: pieces are added that no text has
     n_expert       0: the family's, or none; otherwise the number of experts per layer, two of which are used per token
     kv             key-values to add or replace, with "__" for "."
     """
@@ -139,6 +141,15 @@ def tiny_gguf(
     n_rot, fused = n_rot or own.get("n_rot", n_head_dim), own.get("fused", ())
     n_q, n_kv = n_head * n_head_dim, n_head_kv * n_head_dim
     vocabulary = {"spm": spm_vocabulary, "bpe": bpe_vocabulary}[tokenizer]()
+    n_more = max(0, n_vocab - len(vocabulary["tokenizer.ggml.tokens"]))
+    more = {
+        "tokens": [f"<unused{i}>" for i in range(n_more)],
+        "token_type": [NORMAL] * n_more,
+        "scores": [-1e6] * n_more,
+    }
+    for key, added in more.items() if n_more else ():
+        if f"tokenizer.ggml.{key}" in vocabulary:
+            vocabulary[f"tokenizer.ggml.{key}"] = [*vocabulary[f"tokenizer.ggml.{key}"], *added]
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
     random = np.random.default_rng(seed)
     tensors = []

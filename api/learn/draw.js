@@ -1,7 +1,6 @@
-// What panels share: tokens as text, bars, heat maps on canvas, and the frame of a panel.
+// What panels share: tokens as text, bars, heat maps on canvas, parts that stay as they are, and the frame of a panel.
 
-import { html, useEffect, useRef, useState } from "preact";
-import { again, matrix } from "learn/run.js";
+import { Component, html, useEffect, useRef } from "preact";
 
 export const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? `${(100 * p).toFixed(1)} %` : `${(100 * p).toFixed(2)} %`);
 export const number = (x, digits = 3) => (Number.isFinite(x) ? Number(x.toPrecision(digits)).toString() : String(x));
@@ -22,70 +21,72 @@ export function ink(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-/** A heat map: rows of numbers in 0 .. 1, a cell each.  `mark`: row to outline; `version`: changes with the numbers. */
-export function HeatMap({ rows, columns, cell, mark, label, version, onPick, onHover }) {
+/** A part that is rendered again only when one of `when` changes. */
+export class Still extends Component {
+  shouldComponentUpdate(next) {
+    return next.when.some((x, i) => x !== this.props.when[i]);
+  }
+  render({ make }) {
+    return make();
+  }
+}
+
+const channels = (colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+
+/** Reduce `rows` to at most `columns` numbers each, and at most `height` rows: the largest of each cell. */
+function pooled(rows, n, columns, height) {
+  const across = Math.ceil(n / columns), down = Math.ceil(rows.length / height);
+  if (across === 1 && down === 1) return [rows, n];
+  const cells = Array.from({ length: Math.ceil(rows.length / down) }, () => new Float32Array(Math.ceil(n / across)));
+  rows.forEach((row, i) => {
+    const cell = cells[Math.floor(i / down)];
+    for (let j = 0; row && j < row.length; j++) cell[Math.floor(j / across)] = Math.max(cell[Math.floor(j / across)], row[j]);
+  });
+  return [cells, Math.ceil(n / across)];
+}
+
+/** A heat map: rows of numbers in 0 .. 1, `width` by `height` pixels.  `mark`: row, or row and column, to outline; `version`: changes with the numbers. */
+export function HeatMap({ rows, columns, width, height, mark, label, version, onPick, onHover }) {
   const ref = useRef(null);
   useEffect(() => {
     const canvas = ref.current, ratio = window.devicePixelRatio || 1;
-    const width = Math.max(1, columns * cell), height = Math.max(1, rows.length * cell);
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    const g = canvas.getContext("2d");
-    g.scale(ratio, ratio);
-    g.fillStyle = ink("--paper");
-    g.fillRect(0, 0, width, height);
-    g.fillStyle = ink("--accent");
-    rows.forEach((row, i) => {
-      for (let j = 0; row && j < row.length; j++) {
-        if (row[j] < 0.002) continue;
-        g.globalAlpha = Math.min(1, row[j] ** 0.6);
-        g.fillRect(j * cell, i * cell, Math.max(1, cell - (cell > 6 ? 1 : 0)), Math.max(1, cell - (cell > 6 ? 1 : 0)));
+    canvas.width = Math.max(1, Math.round(width * ratio));
+    canvas.height = Math.max(1, Math.round(height * ratio));
+    const [cells, n] = pooled(rows, columns, canvas.width, canvas.height);
+    const ground = channels(ink("--paper")), colour = channels(ink("--accent"));
+    const small = document.createElement("canvas");
+    small.width = n;
+    small.height = Math.max(1, cells.length);
+    const image = new ImageData(small.width, small.height);
+    cells.forEach((row, i) => {
+      for (let j = 0; j < n; j++) {
+        const part = row && row[j] >= 0.002 ? Math.min(1, row[j] ** 0.6) : 0;
+        for (let k = 0; k < 3; k++) image.data[4 * (i * n + j) + k] = ground[k] + part * (colour[k] - ground[k]);
+        image.data[4 * (i * n + j) + 3] = 255;
       }
     });
-    g.globalAlpha = 1;
-    if (mark >= 0 && mark < rows.length) {
+    small.getContext("2d").putImageData(image, 0, 0);
+    const g = canvas.getContext("2d"), x = canvas.width / n, y = canvas.height / small.height;
+    g.imageSmoothingEnabled = false;
+    g.drawImage(small, 0, 0, canvas.width, canvas.height);
+    g.fillStyle = ink("--paper");
+    if (x > 6 * ratio) for (let j = 1; j < n; j++) g.fillRect(Math.round(j * x) - 1, 0, 1, canvas.height);
+    if (y > 6 * ratio) for (let i = 1; i < cells.length; i++) g.fillRect(0, Math.round(i * y) - 1, canvas.width, 1);
+    const [row, column] = [mark].flat();
+    if (row >= 0 && row < rows.length) {
+      const tall = canvas.height / rows.length, wide = canvas.width / columns;
       g.strokeStyle = ink("--strong");
-      g.lineWidth = 1.5;
-      g.strokeRect(0.75, mark * cell + 0.75, width - 1.5, Math.max(cell, 2) - 1);
+      g.lineWidth = 1.5 * ratio;
+      const [left, right] = column === undefined ? [0, canvas.width] : [column * wide, wide];
+      g.strokeRect(left + 0.75, row * tall + 0.75, right - 1.5, Math.max(tall, 2) - 1);
     }
-  }, [version, columns, rows.length, cell, mark]);
+  }, [version, columns, rows.length, width, height, String(mark)]);
   const at = (use) => use && ((event) => {
     const box = ref.current.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
     use(Math.min(rows.length - 1, Math.floor(y * rows.length)), Math.min(columns - 1, Math.floor(x * columns)));
   });
   return html`<canvas ref=${ref} role="img" aria-label=${label} onClick=${at(onPick)} onMouseMove=${at(onHover)} onMouseLeave=${onHover && (() => onHover(-1, -1))}></canvas>`;
-}
-
-/** The step at `at` with its part `key`; a step that the run lacks is asked for, with all parts, and kept in the run. */
-export function useStep(run, at, key) {
-  const [, redraw] = useState(0);
-  const [error, setError] = useState("");
-  const step = run.steps.get(at);
-  const missing = !step || (key && !step[key]);
-  useEffect(() => {
-    let isCurrent = true;
-    setError("");
-    if (missing && run.prompt && run.prompt.run && run.stats && at >= 0 && at < run.tokens.length - 1) {
-      const pending = (run.pending ||= new Map());
-      const want = { attention: "*", lens: 5, residual: true, neurons: 2, sampler: true, logits: 64 };
-      if (!pending.has(at)) pending.set(at, again(run.prompt.run, at, want));
-      pending.get(at).then(
-        (found) => {
-          merge(run, at, found);
-          if (isCurrent) redraw((n) => n + 1);
-        },
-        (problem) => isCurrent && setError(problem.message),
-      );
-    }
-    return () => (isCurrent = false);
-  }, [run, at, missing, run.stats]);
-  return [missing ? null : step, error];
-}
-
-function merge(run, at, found) {
-  if (found.attention && !Array.isArray(found.attention)) found.attention = matrix(found.attention);
-  run.steps.set(at, { ...found, ...(run.steps.get(at) || {}) });
 }
 
 /** The frame of a panel: what it is, what to look for in this run, where the code and the lesson are, what it leaves out. */
@@ -101,6 +102,3 @@ export function Panel({ id, title, what, look, code, lesson, not, children }) {
 }
 
 export const Waiting = ({ error, text }) => html`<p class="waiting" role="status">${error || text || "Run a prompt to see this."}</p>`;
-
-/** The index of the largest number. */
-export const argmax = (row) => row.reduce((best, x, i) => (x > row[best] ? i : best), 0);

@@ -1,6 +1,6 @@
 // The page: the state, the question, the spine and the panels.
 
-import { html, render, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact";
+import { Component, html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact";
 import { Glossary } from "learn/glossary.js";
 import { AttentionPanel } from "learn/panels/attention.js";
 import { CachePanel } from "learn/panels/cache.js";
@@ -14,8 +14,8 @@ import { TimePanel } from "learn/panels/time.js";
 import { TokensPanel } from "learn/panels/tokens.js";
 import { TryPanel } from "learn/panels/tryit.js";
 import { WeightsPanel } from "learn/panels/weights.js";
-import { SMALL, addLine, emptyRun, facts as factsOf, models as modelsOf, offline, requestOf, stream } from "learn/run.js";
-import { Spine } from "learn/spine.js";
+import { SMALL, addLine, complete, emptyRun, facts as factsOf, models as modelsOf, lacks, offline, requestOf, stream } from "learn/run.js";
+import { Spine, glow } from "learn/spine.js";
 import { Tour } from "learn/tour.js";
 
 const DEFAULTS = { model: "", mode: "chat", think: "", system: "", prompt: "Why is the grass green?", temperature: 0.8, seed: 1, num_predict: 80, token: -1, panel: "" };
@@ -55,6 +55,43 @@ function useColumns() {
   return columns;
 }
 
+// The panels in the order of their columns, each with the parts of the page's state that it shows.
+const PANELS = [
+  [TemplatePanel, "run", "facts"], [TokensPanel, "run", "token", "step"], [AttentionPanel, "run", "token", "step", "head"],
+  [SamplerPanel, "run", "token", "step", "facts"], [LensPanel, "run", "token", "step"], [ResidualPanel, "run", "token", "step"],
+  [FeedForwardPanel, "run", "token", "step", "facts"], [WeightsPanel, "facts"], [CachePanel, "run"],
+  [TimePanel, "run", "token", "step"], [StudentsPanel, "run", "state", "facts"], [TryPanel, "run", "state", "facts", "models", "head"],
+];
+
+/** A panel that is rendered again only when what it shows changes. */
+class Shown extends Component {
+  shouldComponentUpdate(next) {
+    return next.parts.some((name) => next.shared[name] !== this.props.shared[name]);
+  }
+  render({ panel, shared }) {
+    return html`<${panel} ...${shared} />`;
+  }
+}
+
+/** The token that panels show: the chosen one, once its step is there.  A step that the run lacks is asked for. */
+function useShown(run, token, layer, fail) {
+  const at = Math.max(0, token - 1), shown = useRef(token), failed = useRef(null), [, redraw] = useState(0);
+  const waits = lacks(run, at) && failed.current !== `${run.prompt.run} ${at}`;
+  if (!waits) shown.current = token;
+  useEffect(() => {
+    if (!waits) return;
+    let isCurrent = true;
+    const done = (problem) => {
+      if (!isCurrent) return;
+      if (problem) (failed.current = `${run.prompt.run} ${at}`), fail(problem.message);
+      redraw((n) => n + 1);
+    };
+    complete(run, at, layer).then(() => done(null), done);
+    return () => (isCurrent = false);
+  }, [run, at, waits]);
+  return [Math.min(shown.current, Math.max(0, run.tokens.length - 1)), waits];
+}
+
 /** A panel's place in the grid, whose rows are a pixel each: below the one before it in its column, however high that is. */
 function Cell({ column, children }) {
   const ref = useRef(null);
@@ -77,14 +114,16 @@ function App() {
   const [error, setError] = useState("");
   const [busy, setBusy] = useState(false);
   const [head, setHead] = useState([0, 0]);
-  const [glow, setGlow] = useState(null);
   const [stop, setStop] = useState(-1);
   const [glossary, setGlossary] = useState(false);
   const columns = useColumns();
   const cancel = useRef(null);
   const set = (changes) => setState((old) => ({ ...old, ...changes }));
+  const choose = useCallback((i) => set({ token: i }), []);
   const nPrompt = run.prompt ? run.prompt.tokens.length : 0;
   const token = state.token >= 0 ? Math.min(state.token, Math.max(0, run.tokens.length - 1)) : Math.min(nPrompt, Math.max(0, run.tokens.length - 1));
+
+  const [shown, isBusy] = useShown(run, token, head[0], setError);
 
   const load = async (name) => {
     setError("");
@@ -138,14 +177,13 @@ function App() {
     return () => (window.removeEventListener("keydown", key), window.removeEventListener("hashchange", hash));
   }, [state]);
 
-  const shared = { run, token, facts, state, models, head, setHead, setGlow, choose: (i) => set({ token: i }) };
+  const shared = { run, token: shown, step: run.steps.get(Math.max(0, shown - 1)), facts, state: asked(state), models, head, setHead, setGlow: glow, choose };
   const submit = async (event) => {
     event.preventDefault();
     const about = facts && facts.name && facts.asked === state.model ? facts : await load(state.model);
     if (about) ask({ ...state, token: -1 }, about);
     set({ token: -1 });
   };
-  const panels = useMemo(() => [TemplatePanel, TokensPanel, AttentionPanel, SamplerPanel, LensPanel, ResidualPanel, FeedForwardPanel, WeightsPanel, CachePanel, TimePanel, StudentsPanel, TryPanel], []);
   const themes = () => {
     const root = document.documentElement, dark = getComputedStyle(root).colorScheme.includes("dark");
     root.dataset.theme = dark ? "light" : "dark";
@@ -169,12 +207,19 @@ function App() {
     ${error && html`<p class="error" role="alert">${error}</p>`}
     ${facts && facts.capabilities.includes("vision") ? html`<p class="hint">This model sees images; this page sends text alone.</p>` : null}
     ${facts && facts.n_weight >= SMALL ? html`<p class="hint">A large model: of the prompt, a token is computed again when you choose it, with all that the panels show.</p>` : null}
-    <div id="spine"><${Spine} run=${run} token=${token} choose=${(i) => set({ token: i })} glow=${glow} /></div>
-    <main style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
-      ${panels.map((P, i) => html`<${Cell} key=${P.name} column=${(i % columns) + 1}><${P} ...${shared} /></${Cell}>`)}
+    <div id="spine"><${Spine} run=${run} token=${token} choose=${choose} /></div>
+    <main aria-busy=${isBusy} style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
+      ${PANELS.map(([panel, ...parts], i) => html`<${Cell} key=${panel.name} column=${(i % columns) + 1}><${Shown} panel=${panel} parts=${parts} shared=${shared} /></${Cell}>`)}
     </main>
     ${stop >= 0 && html`<${Tour} stop=${stop} go=${setStop} end=${() => setStop(-1)} />`}
     ${glossary && html`<${Glossary} close=${() => setGlossary(false)} />`}`;
+}
+
+let lastAsked = {};
+/** The state without what a click changes; the same object while nothing else changes. */
+function asked({ token, panel, ...rest }) {
+  if (Object.keys(rest).some((name) => rest[name] !== lastAsked[name])) lastAsked = rest;
+  return lastAsked;
 }
 
 const pick = (from, ...names) => Object.fromEntries(names.map((name) => [name, from[name]]));

@@ -3,7 +3,7 @@
 const embedded = document.getElementById("data");
 export const offline = embedded ? JSON.parse(embedded.textContent) : null;
 
-export const SMALL = 30e6; // weights; a larger model shows attention of the chosen token alone, asked for on a click
+export const SMALL = 30e6; // weights; a step of a larger model is asked for when its token is chosen, maps when they are seen
 const EVERYTHING = { attention: "*", lens: 5, residual: true, neurons: 8 };
 const ALWAYS = { sampler: true, logits: 64, time: true, cache: true, merges: true, keep: true, encoding: "f16" };
 
@@ -21,6 +21,56 @@ export const block = (name, tensor, index) =>
   json(`/api/look/model?name=${encodeURIComponent(name)}&tensor=${encodeURIComponent(tensor)}&block=${index}`);
 export const timeline = () => json("/api/look/time");
 export const again = (run, position, look) => json("/api/look/run", { run, position, look: { encoding: "f16", ...look } });
+
+/** Whether the step at `at` has yet to be asked for. */
+export const lacks = (run, at) => Boolean(run.prompt?.run && run.stats && at >= 0 && at < run.tokens.length - 1 && !run.steps.get(at)?.residual);
+
+/** Ask for what panels show of the step at `at`, with the attention of `layer`, and keep it in the run. */
+export function complete(run, at, layer) {
+  const look = { peaks: true, attention: [[layer, "*"]], lens: 5, residual: true, neurons: 2, logits: 64 };
+  return once(run, `step ${at}`, () => again(run.prompt.run, at, look).then((found) => merge(run, at, found)));
+}
+
+/** Ask for the attention of `layer` at `at`, and keep it in the run. */
+export const completeLayer = (run, at, layer) =>
+  once(run, `step ${at} layer ${layer}`, () => again(run.prompt.run, at, { attention: [[layer, "*"]] }).then((found) => merge(run, at, found)));
+
+/** Ask for the small maps of a layer, or for the map of one head: {every, width, rows, maps}. */
+export const maps = (run, layer, head) =>
+  once(run, `map ${layer} ${head}`, () => json("/api/look/map", { run: run.prompt.run, layer, head }).then((found) => ({ ...found, maps: unpack(found) })));
+
+/** Make a request of this run one time; a failed one may be made again. */
+function once(run, key, make) {
+  const asked = (run.asked ||= new Map());
+  if (!asked.has(key)) {
+    asked.set(key, make());
+    asked.get(key).catch(() => asked.delete(key));
+  }
+  return asked.get(key);
+}
+
+function merge(run, at, found) {
+  const step = run.steps.get(at) || {}, layers = { ...step.layers };
+  matrix(found.attention).forEach((row, i) => {
+    const [layer, head] = found.heads[i];
+    layers[layer] = { ...layers[layer], [head]: row };
+  });
+  const { attention, heads, ...rest } = found;
+  run.steps.set(at, { ...rest, ...step, layers });
+}
+
+/** The weights of a head at `at`, if the run has them. */
+export function weightsOf(run, at, layer, head) {
+  const step = run.steps.get(at);
+  return step && (step.layers?.[layer]?.[head] || step.attention?.[run.prompt.index.get(`${layer} ${head}`)]);
+}
+
+/** Return the rows of each map, from bytes that hold 255 times the root of a weight. */
+function unpack({ shape: [n, height, width], u8 }) {
+  const bytes = Uint8Array.from(atob(u8), (c) => c.charCodeAt(0)), squares = Float32Array.from({ length: 256 }, (_, i) => (i / 255) ** 2);
+  const row = (i) => Float32Array.from(bytes.subarray(i * width, (i + 1) * width), (x) => squares[x]);
+  return Array.from({ length: n }, (_, k) => Array.from({ length: height }, (_, i) => row(k * height + i)));
+}
 
 /** Return the body of a request for `state`, with `more` in its look. */
 export function requestOf(state, facts, more = {}) {
@@ -75,7 +125,7 @@ export function addLine(run, line) {
   if (line.done) run.stats = line;
   if (!line.look) return;
   if (line.look.prompt) {
-    run.prompt = line.look.prompt;
+    run.prompt = { ...line.look.prompt, index: new Map(line.look.prompt.heads.map(([layer, head], i) => [`${layer} ${head}`, i])) };
     run.tokens = line.look.prompt.tokens.map(([id, text, kind]) => ({ id, text, kind, sampled: false }));
   }
   for (const step of line.look.steps) {
@@ -92,9 +142,16 @@ export function matrix(packed) {
   const halves = new Uint16Array(bytes.buffer);
   const [n, m] = packed.shape;
   const rows = [];
-  for (let i = 0; i < n; i++) rows.push(Float32Array.from(halves.subarray(i * m, (i + 1) * m), half));
+  if (!allHalves) allHalves = Float32Array.from({ length: 65536 }, (_, bits) => half(bits));
+  for (let i = 0; i < n; i++) {
+    const row = new Float32Array(m);
+    for (let j = 0; j < m; j++) row[j] = allHalves[halves[i * m + j]];
+    rows.push(row);
+  }
   return rows;
 }
+
+let allHalves = null; // each 16-bit float as a number
 
 function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;

@@ -1,7 +1,7 @@
 // The spine: every token of prompt and answer.  The chosen one is the token whose making all panels show.
 
-import { html, useEffect, useRef } from "preact";
-import { number, percent, visible } from "learn/draw.js";
+import { html, useEffect, useMemo, useRef } from "preact";
+import { Still, number, percent, visible } from "learn/draw.js";
 
 /** The role of each token: a message's, or the template's, by where its text lies in the prompt. */
 export function rolesOf(prompt) {
@@ -19,8 +19,16 @@ export function rolesOf(prompt) {
   });
 }
 
-export function Spine({ run, token, choose, glow }) {
-  const roles = run.prompt ? rolesOf(run.prompt) : [];
+/** Show the weights of a row of attention under the tokens; null takes them away. */
+export function glow(row) {
+  document.querySelectorAll("#spine .token").forEach((button, i) => {
+    const shadow = row && row[i] > 0.01 ? `inset 0 -${Math.ceil(1 + 7 * row[i])}px 0 var(--glow)` : "";
+    if (button.glow !== shadow) button.style.boxShadow = button.glow = shadow;
+  });
+}
+
+export function Spine({ run, token, choose }) {
+  const roles = useMemo(() => (run.prompt ? rolesOf(run.prompt) : []), [run.prompt]);
   const chosen = useRef(null);
   useEffect(() => {
     const button = chosen.current;
@@ -35,8 +43,7 @@ export function Spine({ run, token, choose, glow }) {
     const button = event.currentTarget.querySelectorAll("button")[next];
     if (button) button.focus();
   };
-  const of = (i) => {
-    const step = run.steps.get(i - 1);
+  const of = (i, step) => {
     const before = step && step.sampler && step.sampler[0].top.find(([id]) => id === run.tokens[i].id);
     return before ? `, ${percent(before[3])} before sampling` : "";
   };
@@ -44,11 +51,12 @@ export function Spine({ run, token, choose, glow }) {
     <div class="tokens" role="group" aria-label="Tokens of prompt and answer; arrow keys move" onKeyDown=${move}>
       ${run.tokens.map((t, i) => {
         const role = t.sampled ? "answer" : roles[i] || "template";
-        const weight = glow && glow[i] > 0.01 ? glow[i] : 0;
-        const name = `token ${i}: ${visible(t.text)}, ${role}${of(i)}`;
-        return html`<button key=${i} type="button" class=${`token ${role}`} ref=${i === token ? chosen : undefined}
-          aria-pressed=${i === token} aria-label=${name} title=${name} tabindex=${i === token ? 0 : -1}
-          style=${weight ? { boxShadow: `inset 0 -${Math.ceil(1 + 7 * weight)}px 0 var(--glow)` } : {}} onClick=${() => choose(i)}>${visible(t.text)}</button>`;
+        const step = run.steps.get(i - 1), isChosen = i === token;
+        return html`<${Still} key=${i} when=${[t, role, step?.sampler, isChosen]} make=${() => {
+          const name = `token ${i}: ${visible(t.text)}, ${role}${of(i, step)}`;
+          return html`<button type="button" class=${`token ${role}`} ref=${isChosen ? chosen : undefined} aria-pressed=${isChosen} aria-label=${name} title=${name}
+            tabindex=${isChosen ? 0 : -1} onClick=${() => choose(i)}>${visible(t.text)}</button>`;
+        }} />`;
       })}
     </div>
     <${Times} run=${run} />

@@ -1,50 +1,106 @@
 // Panel 3: attention, all heads small and one large.
 
 import { html, useEffect, useState } from "preact";
-import { HeatMap, Panel, Token, Waiting, argmax, ink, percent, useStep } from "learn/draw.js";
+import { HeatMap, Panel, Token, Waiting, ink, percent } from "learn/draw.js";
+import { completeLayer, maps, weightsOf } from "learn/run.js";
 
-export function AttentionPanel({ run, token, head, setHead, setGlow, choose }) {
+const SIDE = 330; // pixels of the large map
+
+export function AttentionPanel({ run, token, step, head, setHead, setGlow, choose }) {
   const [over, setOver] = useState(null);
-  const at = Math.max(0, token - 1);
-  const [step, error] = useStep(run, at, "attention");
-  const heads = (step && step.heads) || (run.prompt && run.prompt.heads) || [];
-  const i = Math.max(0, heads.findIndex(([il, h]) => il === head[0] && h === head[1]));
-  const row = step && step.attention[i];
+  const [, redraw] = useState(0);
+  const at = Math.max(0, token - 1), n = run.tokens.length - 1;
+  const isWhole = Boolean(run.prompt?.heads.length);
+  const [il, h] = isWhole ? run.prompt.heads.find(([l, k]) => l === head[0] && k === head[1]) || run.prompt.heads[0] : head;
+  const row = weightsOf(run, at, il, h);
   useEffect(() => setGlow(row || null), [row]);
-  if (!step) {
-    return html`<${Frame}><${Waiting} error=${error} text=${run.stats && !run.prompt?.run ? "The window has shifted: keys are gone." : undefined} /></${Frame}>`;
+  useEffect(() => {
+    if (step?.peaks && !row) completeLayer(run, at, il).then(() => redraw((k) => k + 1), () => {});
+  }, [step, row]);
+  if (!step || !(isWhole ? row : step.peaks)) {
+    return html`<${Frame}><${Waiting} text=${run.stats && !run.prompt?.run ? "The window has shifted: keys are gone." : undefined} /></${Frame}>`;
   }
-  const n = run.tokens.length - 1, columns = Math.max(1, ...heads.map(([, h]) => h + 1));
-  const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 5);
-  const rowsOf = (which) => Array.from({ length: n }, (_, p) => run.steps.get(p)?.attention?.[which]);
-  const isFull = run.steps.get(0)?.attention && n <= 300;
-  const small = isFull ? Math.max(0.25, Math.min(1.5, 72 / n)) : 0;
-  const cell = Math.max(1, Math.min(16, Math.floor(330 / n)));
-  const [il, h] = heads[i];
-  const version = `${run.prompt.job} ${run.steps.size} ${ink("--accent")}`;
-  const hover = (from, to) => {
-    const looks = from >= 0 && run.steps.get(from)?.attention?.[i];
-    setOver(looks && to < looks.length ? [from, to, looks[to]] : null);
-    setGlow(looks || row);
+  const shared = { run, at, n, il, h, row, setHead, choose, version: `${run.prompt.job} ${isWhole ? run.steps.size : ""} ${ink("--accent")}` };
+  shared.hover = (from, to, weight, about = "") => {
+    setOver(weight === undefined ? null : { from, to, weight, about });
+    setGlow(weightsOf(run, from, il, h) || row);
   };
-  const strongest = argmax(row);
-  return html`<${Frame} look=${html`After ${visibleToken(run, at)}, head ${il}.${h} looks mostly at ${visibleToken(run, strongest)} (${percent(row[strongest])}).`}>
-    <div class=${isFull ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
-      ${heads.map(([l, k], j) => html`<button type="button" key=${j} class="head" aria-pressed=${j === i} aria-label=${`layer ${l}, head ${k}`} title=${`layer ${l}, head ${k}`} onClick=${() => setHead([l, k])}>
-        ${isFull ? html`<${HeatMap} rows=${rowsOf(j)} columns=${n} cell=${small} mark=${-1} version=${version} label=${`weights of layer ${l}, head ${k}`} />`
-          : html`<span class="strip" style=${{ opacity: 0.15 + 0.85 * step.attention[j][argmax(step.attention[j])] }}></span>`}
-        ${columns <= 8 ? html`<small>${l}.${k}</small>` : null}</button>`)}
-    </div>
-    <div class="two">
-      <figure><div class="scroll">${isFull ? html`<${HeatMap} rows=${rowsOf(i)} columns=${n} cell=${cell} mark=${at} version=${`${version} ${i}`} onHover=${hover} onPick=${(from) => choose(from + 1)} label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />`
-        : html`<${HeatMap} rows=${[row]} columns=${row.length} cell=${Math.max(1, Math.min(16, 330 / row.length))} mark=${-1} version=${`${version} ${i} ${at}`} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />`}</div>
-        <figcaption>layer ${il}, head ${h}: ${over ? html`${visibleToken(run, over[0])} looks at ${visibleToken(run, over[1])}: ${percent(over[2])}` : isFull ? "down, who looks; across, at whom. A click chooses a row." : "the chosen token's row; larger models show a row at a time"}</figcaption></figure>
-      <table data-attention><caption>The five strongest keys</caption><thead><tr><th scope="col">place</th><th scope="col">token</th><th scope="col">weight</th></tr></thead>
-        <tbody>${order.map((j) => html`<tr><td>${j}</td><td>${visibleToken(run, j)}</td><td class="num">${percent(row[j])}</td></tr>`)}</tbody></table>
-    </div>
+  const order = row ? [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 5) : [], strongest = order[0];
+  const caption = over && html`${visibleToken(run, over.from)} looks at ${visibleToken(run, over.to)}: ${over.about}${percent(over.weight)}`;
+  return html`<${Frame} look=${row && html`After ${visibleToken(run, at)}, head ${il}.${h} looks mostly at ${visibleToken(run, strongest)} (${percent(row[strongest])}).`}>
+    <${isWhole ? Small : Large} ...${shared} caption=${caption} step=${step} />
+    ${row && html`<table data-attention><caption>The five strongest keys</caption><thead><tr><th scope="col">place</th><th scope="col">token</th><th scope="col">weight</th></tr></thead>
+      <tbody>${order.map((j) => html`<tr><td>${j}</td><td>${visibleToken(run, j)}</td><td class="num">${percent(row[j])}</td></tr>`)}</tbody></table>`}
   </${Frame}>`;
 }
 
+/** The maps of a run that has all weights: a small one of every head, and the chosen one. */
+function Small({ run, at, n, il, h, setHead, choose, hover, version, caption }) {
+  const heads = run.prompt.heads, columns = Math.max(1, ...heads.map(([, k]) => k + 1));
+  const rowsOf = (l, k) => Array.from({ length: n }, (_, p) => weightsOf(run, p, l, k));
+  const rows = rowsOf(il, h), side = Math.min(SIDE, 16 * n);
+  return html`<div class=${columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
+      ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8}>
+        <${HeatMap} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
+    </div>
+    <figure><${HeatMap} rows=${rows} columns=${n} width=${side} height=${side} mark=${at} version=${`${version} ${il} ${h}`} onHover=${(i, j) => hover(i, j, rows[i]?.[j])} onPick=${(i) => choose(i + 1)}
+      label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />
+      <figcaption>layer ${il}, head ${h}: ${caption || "down, who looks; across, at whom. A click chooses a row."}</figcaption></figure>`;
+}
+
+/** The maps of a large model: each head's largest weight, then the maps of one layer, computed when they are seen. */
+function Large({ run, at, n, il, h, row, step, setHead, choose, hover, version, caption }) {
+  const { weight, place } = step.peaks, nHead = weight[0].length, cell = SIDE / nHead;
+  const [peak, setPeak] = useState(null);
+  const [small, smallError] = useMaps(run, il, null), [large, largeError] = useMaps(run, il, h);
+  const choice = (name, value, count, pick) => html`<label>${name} <select value=${value} onChange=${(e) => pick(+e.target.value)}>${Array.from({ length: count }, (_, i) => html`<option value=${i}>${i}</option>`)}</select></label>`;
+  const error = smallError || largeError, rows = large && large.maps[0], columns = large && large.shape[2];
+  const about = large && (large.every > 1 || large.width > 1)
+    ? `${n} tokens are too many for a row each: every ${ordinal(large.every)} has one${large.width > 1 ? `, and a cell is the largest weight of ${large.width} keys` : ""}.` : "";
+  return html`<p class="controls">${choice("Layer", il, weight.length, (l) => setHead([l, h]))} ${choice("Head", h, nHead, (k) => setHead([il, k]))}</p>
+    <figure><${HeatMap} rows=${weight} columns=${nHead} width=${SIDE} height=${Math.min(16, Math.max(5, cell)) * weight.length} mark=${[il, h]} version=${`${version} peaks ${at}`} onPick=${(l, k) => setHead([l, k])} onHover=${(l, k) => setPeak(l < 0 ? null : [l, k])}
+      label=${`The largest weight of each of ${nHead} heads in ${weight.length} layers, a row for each layer`} />
+      <figcaption>${peak ? html`head ${peak[0]}.${peak[1]} looks mostly at ${visibleToken(run, place[peak[0]][peak[1]])}: ${percent(weight[peak[0]][peak[1]])}` : "a row for each layer, a cell for each head: how much of its attention goes to one token. A click chooses a head."}</figcaption></figure>
+    ${small ? html`<div class="heads layer-heads" role="group" aria-label=${`Heads of layer ${il}`}>
+      ${small.maps.map((map, k) => html`<${HeadButton} key=${k} layer=${il} head=${k} isChosen=${k === h} setHead=${setHead}>
+        <${HeatMap} rows=${map} columns=${small.shape[2]} width=${48} height=${48} version=${`${version} ${il}`} label=${`weights of layer ${il}, head ${k}`} /></${HeadButton}>`)}</div>` : html`<${Waiting} error=${error} text=${`The maps of layer ${il} are being computed.`} />`}
+    ${large ? html`<figure data-map><${HeatMap} rows=${rows} columns=${columns} width=${SIDE} height=${SIDE} mark=${Math.min(rows.length - 1, Math.round(at / large.every))} version=${`${version} ${il} ${h}`}
+      onPick=${(i) => choose(large.rows[i] + 1)} onHover=${(i, j) => hover(large.rows[i], j * large.width, j * large.width > large.rows[i] ? undefined : rows[i]?.[j], "about ")}
+      label=${`Attention of layer ${il}, head ${h}: a row for every ${ordinal(large.every)} token, a column for ${large.width} tokens it looks at`} />
+      <figcaption>layer ${il}, head ${h}: ${caption || `down, who looks; across, at whom. A click chooses a row. ${about}`}</figcaption></figure>` : null}
+    ${row && html`<figure><${HeatMap} rows=${[row]} columns=${row.length} width=${SIDE} height=${14} version=${`${version} ${il} ${h} ${at}`} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />
+      <figcaption>the chosen token's own row</figcaption></figure>`}`;
+}
+
+function HeadButton({ layer, head, isChosen, setHead, isNamed, children }) {
+  const name = `layer ${layer}, head ${head}`;
+  return html`<button type="button" class="head" aria-pressed=${isChosen} aria-label=${name} title=${name} onClick=${() => setHead([layer, head])}>${children}${isNamed ? html`<small>${layer}.${head}</small>` : null}</button>`;
+}
+
+/** The maps of a layer, or of a head; asked for once the panel is seen.  The last ones stay until others are there. */
+function useMaps(run, layer, head) {
+  const [found, setFound] = useState([null, ""]);
+  const isSeen = useSeen("attention");
+  useEffect(() => {
+    let isCurrent = true;
+    if (isSeen && run.stats && run.prompt?.run) maps(run, layer, head).then((got) => isCurrent && setFound([got, ""]), (problem) => isCurrent && setFound([null, problem.message]));
+    return () => (isCurrent = false);
+  }, [isSeen, run.prompt, run.stats, layer, head]);
+  return found[0] && (found[0].layer !== layer || (head !== null && found[0].heads[0] !== head)) ? [null, ""] : found;
+}
+
+/** Whether the panel `id` has been on the screen. */
+function useSeen(id) {
+  const [isSeen, setSeen] = useState(false);
+  useEffect(() => {
+    const observer = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && setSeen(true));
+    observer.observe(document.getElementById(id));
+    return () => observer.disconnect();
+  }, []);
+  return isSeen;
+}
+
+const ordinal = (n) => (n === 1 ? "" : n === 2 ? "2nd" : n === 3 ? "3rd" : `${n}th`);
 const visibleToken = (run, i) => html`<${Token} text=${run.tokens[i] ? run.tokens[i].text : ""} />`;
 
 const Frame = ({ look, children }) => html`<${Panel} id="attention" title="Attention" code="kernels/attention.py: attention_numpy" lesson="3, attention and the cache"

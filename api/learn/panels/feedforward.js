@@ -1,11 +1,10 @@
 // Panel 7: the feed-forward block's strongest neurons.
 
 import { html, useEffect, useState } from "preact";
-import { Bar, Panel, Token, Waiting, number, useStep } from "learn/draw.js";
+import { Bar, Panel, Token, Waiting, number } from "learn/draw.js";
 
-export function FeedForwardPanel({ run, token, facts }) {
+export function FeedForwardPanel({ run, token, step, facts }) {
   const at = Math.max(0, token - 1);
-  const [step, error] = useStep(run, at, "residual");
   const all = step && step.residual ? step.residual.neurons : [];
   const layers = [...new Set(all.map(([il]) => il))];
   const [layer, setLayer] = useState(-1);
@@ -24,6 +23,6 @@ export function FeedForwardPanel({ run, token, facts }) {
         <div class="scroll"><table data-neurons><thead><tr><th scope="col">neuron</th><th scope="col">activation</th><th scope="col">adds to the logit</th></tr></thead><tbody>
         ${rows.map(([, j, a, d]) => html`<tr><th scope="row">${j}</th><td class="num"><${Bar} value=${a} most=${most} negative=${a < 0} label="" /> ${number(a)}</td>
           <td class="num"><${Bar} value=${d} most=${adds} negative=${d < 0} label="" /> ${number(d)}</td></tr>`)}</tbody></table></div>`
-      : html`<${Waiting} error=${error} />`}
+      : html`<${Waiting} />`}
   </${Panel}>`;
 }

@@ -1,11 +1,10 @@
 // Panel 4: what comes next, layer by layer.
 
 import { html } from "preact";
-import { Bar, Panel, Token, Waiting, percent, useStep } from "learn/draw.js";
+import { Bar, Panel, Token, Waiting, percent } from "learn/draw.js";
 
-export function LensPanel({ run, token }) {
+export function LensPanel({ run, token, step }) {
   const at = Math.max(0, token - 1);
-  const [step, error] = useStep(run, at, "lens");
   const lens = step && step.lens;
   const first = lens ? lens.rank.findIndex((_, il) => lens.rank.slice(il).every((r) => r === 0)) : -1;
   const next = run.tokens[at + 1];
@@ -20,6 +19,6 @@ export function LensPanel({ run, token }) {
       <tbody>${lens.top.map((top, il) => html`<tr><th scope="row">${il}</th>
         <td class="guesses">${top.slice(0, lens.top.length > 8 ? 2 : 5).map(([id, text, p]) => html`<span class=${next && id === next.id ? "guess right" : "guess"}><${Token} text=${text} /> ${percent(p)}</span>`)}</td>
         <td class="num"><${Bar} value=${lens.p_next[il]} most=${1} label="" /> ${percent(lens.p_next[il])}</td><td class="num">${lens.rank[il] + 1}</td></tr>`)}</tbody></table></div>`
-      : html`<${Waiting} error=${error} />`}
+      : html`<${Waiting} />`}
   </${Panel}>`;
 }

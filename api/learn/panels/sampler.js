@@ -1,7 +1,7 @@
 // Panel 8: the sampler's ledger, and sliders that draw again from the same logits.
 
 import { html, useEffect, useState } from "preact";
-import { Bar, Panel, Token, Waiting, number, percent, useStep } from "learn/draw.js";
+import { Bar, Panel, Token, Waiting, number, percent } from "learn/draw.js";
 import { again, floats, offline } from "learn/run.js";
 import { ledger, softmax } from "learn/sampler.js";
 
@@ -14,31 +14,40 @@ const SLIDERS = [
   ["draw", 0, 0.999, 0.001, "the random number in 0 to 1 that picks the token"],
 ];
 
+const WHOLE = 40000, MOST = 4096; // the sliders work with all logits of so large a vocabulary; of a larger one, with the largest
+
 /** Candidates from the logits of a step: all, or the largest and how many are missing. */
 export function candidatesOf(logits, texts) {
   if (logits.f32) return { c: [...floats(logits.f32)].map((logit, id) => ({ id, text: texts.get(id), logit, place: id })), missing: 0 };
   return { c: logits.top.map(([id, text, logit]) => ({ id, text, logit, place: id })), missing: logits.n_rest };
 }
 
-export function SamplerPanel({ run, token }) {
+/** The probability of the tokens that are not among the largest logits. */
+function restOf({ top, log_sum_rest: rest }) {
+  const most = Math.max(rest, ...top.slice(0, 1).map(([, , logit]) => logit));
+  const sum = top.reduce((n, [, , logit]) => n + Math.exp(logit - most), 0);
+  return Math.exp(rest - most) / (sum + Math.exp(rest - most));
+}
+
+export function SamplerPanel({ run, token, step, facts }) {
   const at = Math.max(0, token - 1);
-  const [step, error] = useStep(run, at, run.tokens[token]?.sampled ? "sampler" : null);
   const used = step && step.sampler ? Object.fromEntries(step.sampler.map((s) => [s.name, s.parameter])) : null;
   const [changed, setChanged] = useState(null);
   const [all, setAll] = useState(null);
   useEffect(() => (setChanged(null), setAll(null)), [at, run.prompt]);
   if (!step || !step.sampler || !step.logits) {
-    return html`<${Frame}><${Waiting} error=${error} text=${run.tokens.length ? "This token is of the prompt: it was given, not drawn. Choose one of the answer." : undefined} /></${Frame}>`;
+    return html`<${Frame}><${Waiting} text=${run.tokens.length ? "This token is of the prompt: it was given, not drawn. Choose one of the answer." : undefined} /></${Frame}>`;
   }
   const drawn = step.sampler[step.sampler.length - 1], next = run.tokens[token];
   const texts = new Map(step.logits.top ? step.logits.top.map(([id, text]) => [id, text]) : []);
   const { c, missing } = candidatesOf(all || step.logits, texts);
   const o = changed || { temperature: used.temperature ?? 0.8, top_k: used.top_k ?? 0, top_p: used.top_p ?? 1, min_p: used.min_p ?? 0, typical_p: used.typical_p ?? 1, draw: drawn.parameter };
   const redrawn = changed && ledger(c, o, o.draw);
+  const left = missing && restOf(all || step.logits);
   const needsAll = missing > 0 && (o.top_k <= 0 || o.top_k > c.length);
   const set = (name, value) => {
     setChanged({ ...o, [name]: value });
-    if (!offline && missing > 0 && !all && run.prompt.run) again(run.prompt.run, at, { logits: -1 }).then((found) => setAll(found.logits), () => {});
+    if (!offline && missing > 0 && !all && run.prompt.run) again(run.prompt.run, at, { logits: facts.n_vocab > WHOLE ? MOST : -1 }).then((found) => setAll(found.logits), () => {});
   };
   const before = step.sampler[0].top, likeliest = before[0];
   const probs = redrawn && softmax(redrawn.last.map((x) => x.logit));
@@ -56,7 +65,7 @@ export function SamplerPanel({ run, token }) {
       <input type="range" name=${name} min=${low} max=${high} step=${by} value=${o[name]} onInput=${(e) => set(name, +e.target.value)} aria-describedby=${`hint-${name}`} /><small id=${`hint-${name}`}>${hint}</small></label>`)}</div>
     ${redrawn ? html`<p class="note" aria-live="polite" data-redrawn=${redrawn.chosen.id}>It would be <${Token} text=${redrawn.chosen.text ?? `token ${redrawn.chosen.id}`} />, out of ${redrawn.last.length}. <button type="button" onClick=${() => setChanged(null)}>As it was</button></p>
       <table data-shown><caption>What the draw chooses from</caption><thead><tr><th scope="col">token</th><th scope="col">probability</th></tr></thead><tbody>${shown.map((x) => html`<tr class=${x.id === redrawn.chosen.id ? "on" : ""}><td><${Token} text=${x.text ?? `token ${x.id}`} /></td><td class="num"><${Bar} value=${x.p} most=${1} label="" /> ${percent(x.p)}</td></tr>`)}</tbody></table>
-      ${needsAll ? html`<p class="not">Among the ${c.length} largest logits; ${missing.toLocaleString("en")} others are left out here.</p>` : null}`
+      ${needsAll ? html`<p class="not" data-missing=${missing}>Among the ${c.length.toLocaleString("en")} largest logits: ${missing.toLocaleString("en")} others, with ${percent(left)} of the probability, are left out here.</p>` : null}`
       : html`<p class="note">Move a slider: the model does not run again.</p>`}
   </${Frame}>`;
 }

@@ -1,7 +1,9 @@
 // Panel 2: text to tokens, merge by merge.
 
 import { html, useEffect, useState } from "preact";
-import { Panel, Token, Waiting } from "learn/draw.js";
+import { Panel, Still, Token, Waiting } from "learn/draw.js";
+
+const MOST = 200; // rows of the table
 
 const plain = (symbol) => symbol.replace(/[Ġ▁]/g, " ").replace(/Ċ/g, "\n");
 
@@ -44,9 +46,9 @@ export function TokensPanel({ run, token }) {
       <label class="slide">Merges ${count} of ${word.merges.length}
         <input type="range" min="0" max=${word.merges.length} value=${count} onInput=${(e) => setKept(+e.target.value)} /></label>
       <p class="note">${now ? html`last: <${Token} text=${plain(now[0])} /> + <${Token} text=${plain(now[1])} />, ${now[2] >= 0 ? "rank" : "score"} ${now[2]}` : "no merge yet"}</p>
-      <div class="scroll"><table><caption>Tokens of the prompt</caption><thead><tr><th scope="col">place</th><th scope="col">id</th><th scope="col">text</th><th scope="col">bytes</th><th scope="col">kind</th></tr></thead>
-      <tbody>${run.prompt.tokens.slice(0, 200).map(([id, text, kind], i) => html`<tr class=${i === token ? "on" : ""}><td>${i}</td><td>${id}</td><td><${Token} text=${text} /></td>
-        <td class="hex">${[...new TextEncoder().encode(text)].slice(0, 12).map((b) => b.toString(16).padStart(2, "0")).join(" ")}</td><td>${kind || "text"}</td></tr>`)}</tbody></table></div>`
+      <div class="scroll"><table><caption>${run.prompt.tokens.length > MOST ? `The first ${MOST} of the ${run.prompt.tokens.length} tokens of the prompt` : "Tokens of the prompt"}</caption><thead><tr><th scope="col">place</th><th scope="col">id</th><th scope="col">text</th><th scope="col">bytes</th><th scope="col">kind</th></tr></thead>
+      <tbody>${run.prompt.tokens.slice(0, MOST).map(([id, text, kind], i) => html`<${Still} key=${i} when=${[run.prompt, i === token]} make=${() => html`<tr class=${i === token ? "on" : ""}><td>${i}</td><td>${id}</td><td><${Token} text=${text} /></td>
+        <td class="hex">${[...new TextEncoder().encode(text)].slice(0, 12).map((b) => b.toString(16).padStart(2, "0")).join(" ")}</td><td>${kind || "text"}</td></tr>`} />`)}</tbody></table></div>`
       : html`<${Waiting} text=${run.prompt && "The prompt has no words to merge."} />`}
   </${Panel}>`;
 }

@@ -54,7 +54,7 @@ function Block({ found }) {
   const field = (i) => found.fields.findIndex((f) => i >= f.offset && i < f.offset + f.bytes);
   return html`<p class="note">${found.format}: ${found.block_bytes} bytes for ${found.block_size} weights, ${number(found.bits_per_weight)} bits each;
       ${found.fields.map((f, i) => html` <span class=${`field g${i % 4}`}>${f.name}</span> ${f.bytes} B`)}</p>
-    <p class="hex bytes" data-bytes>${found.bytes.slice(0, 160).map((b, i) => html`<span class=${`g${Math.max(0, field(i)) % 4}`}>${b.toString(16).padStart(2, "0")}</span>`)}</p>
+    <p class="hex bytes" data-bytes>${found.bytes.slice(0, 320).map((b, i) => html`<span class=${`g${Math.max(0, field(i)) % 4}`}>${b.toString(16).padStart(2, "0")}</span>`)}</p>
     <div class="numbers" data-numbers=${JSON.stringify(found.numbers)} role="img" aria-label=${`The numbers: ${found.numbers.slice(0, 8).map((x) => number(x)).join(", ")} and so on`}>
       ${found.numbers.slice(0, 256).map((x) => html`<span title=${number(x, 5)} class=${x < 0 ? "minus" : ""} style=${{ height: `${Math.max(1, (34 * Math.abs(x)) / most)}px` }}></span>`)}</div>
     <table><caption>The same numbers rounded to other formats</caption><thead><tr><th scope="col">format</th><th scope="col">bits</th><th scope="col">root mean square error</th><th scope="col"><span class="hidden">error as a bar</span></th></tr></thead><tbody>

@@ -18,11 +18,12 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="package")
 def school(tmp_path_factory):
-    """Start a server: primer, bare (no chat template), moe (experts), encoder."""
+    """Start a server: primer, bare (no chat template), wide (a vocabulary as Llama 3's), moe (experts), encoder."""
     folder = tmp_path_factory.mktemp("gguf")
     server = Served(Settings(models=tmp_path_factory.mktemp("store")))
     for name, path in (
         ("bare", tiny_gguf(folder / "bare.gguf", seed=2)),
+        ("wide", tiny_gguf(folder / "wide.gguf", quant="Q8_0", seed=4, n_vocab=128_256)),
         ("moe", tiny_gguf(folder / "moe.gguf", "qwen3moe", seed=3)),
         ("encoder", tiny_encoder(folder / "encoder.gguf")),
     ):
@@ -36,7 +37,7 @@ def school(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def primer(school):
-    """The same primer as the server's, at the front door: one engine."""
+    """The same primer as the server's, at the front door: one engine.  It must be the first model there."""
     return LanguageModel(school.engine, "primer")
 
 
@@ -53,7 +54,7 @@ def chromium():
 
 
 @pytest.fixture
-def tab(chromium, school):
+def tab(chromium, school, primer):
     """Return a function that opens a path of the server; at the end no error and no foreign request may be left."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     context.set_default_timeout(20_000)
@@ -73,7 +74,7 @@ def tab(chromium, school):
             page.locator(".times", has_text="decode").wait_for()
         return page
 
-    open_page.problems = problems
+    open_page.problems, open_page.context = problems, context
     yield open_page
     context.close()
     assert problems == []

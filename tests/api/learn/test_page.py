@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from urllib.parse import urlencode
@@ -43,6 +44,7 @@ def page(tab):
 
 def choose(page, token):
     page.locator(".token").nth(token).click()
+    page.locator("main[aria-busy=false]").wait_for()
 
 
 def table(page, name):
@@ -52,7 +54,7 @@ def table(page, name):
 
 
 def percent_of(text):
-    return float(text.split("%")[0].split()[-1]) / 100
+    return float(text.split("%")[0].split()[-1].lstrip("(")) / 100
 
 
 def shown(text):
@@ -299,6 +301,78 @@ def test_an_encoder_says_so_and_shows_its_file(tab):
 def test_a_model_without_a_template_says_so(tab):
     page = tab("/learn#model=bare&prompt=the+cat&num_predict=4")
     assert "has no chat template" in page.locator("#template .look").inner_text()
+
+
+def test_a_large_vocabulary_says_how_much_the_sliders_leave_out(tab, school):
+    page = tab("/learn#model=wide&prompt=the+cat&mode=raw&num_predict=4&seed=3")
+    choose(page, 4)
+    for name, value in (("top_k", 0), ("top_p", 1), ("temperature", 2)):
+        page.locator(f"#sampler input[name={name}]").fill(str(value))
+    left_out = page.locator("[data-missing='124160']")  # of 128,256 the 4,096 largest stay
+    left_out.wait_for()
+    options = {"seed": 3, "num_predict": 4, "temperature": 0.8}
+    body = {"model": "wide", "prompt": "the cat", "raw": True, "stream": False, "options": options}
+    steps = school.ok("/api/generate", look={"logits": -1}, **body)["look"]["steps"]
+    (packed,) = [step["logits"]["f32"] for step in steps if step["position"] == 3]
+    row = np.frombuffer(base64.b64decode(packed), "<f4")
+    p = np.sort(np.exp(row.astype(float)))[::-1]
+    assert "Among the 4,096 largest logits: 124,160 others" in left_out.inner_text()
+    assert percent_of(left_out.inner_text().split("with ")[1]) == pytest.approx(p[4096:].sum() / p.sum(), abs=6e-4)
+    assert page.locator("[data-shown] tbody tr").count() == 8
+
+
+@pytest.fixture
+def large(tab):
+    """Return a function that opens the page on primer as if it had more than 30 million weights."""
+
+    def told(route):
+        answer = route.fetch()
+        facts = answer.json()
+        route.fulfill(response=answer, json=facts | {"n_weight": 1_100_000_000} if "tensors" in facts else facts)
+
+    tab.context.route("**/api/look/model?*", told)
+    return lambda **state: tab(address(**state))
+
+
+def test_a_large_model_shows_the_step_of_any_token(large, look):
+    page = large(**HOT)
+    assert "A large model" in page.locator(".hint").inner_text()
+    for token in (3, *tokens_to_try(look)):
+        choose(page, token)
+        step = look.steps[token - 1]
+        rows = table(page, "lens")
+        assert [percent_of(row[2]) for row in rows] == pytest.approx(step.lens.p_next.tolist(), abs=6e-4)
+        rows = table(page, "residual")
+        assert [float(row[2]) for row in rows] == pytest.approx(step.residual.adds.tolist(), rel=6e-3, abs=1e-4)
+        for layer, head in ((2, 1), (0, 3)):
+            page.locator("#attention select").nth(0).select_option(str(layer))
+            page.locator("#attention select").nth(1).select_option(str(head))
+            row = look.attention[layer, head][token - 1]
+            best = int(row.argmax())
+            told = page.locator("#attention .look", has_text=f"head {layer}.{head} looks mostly at")
+            assert percent_of(told.inner_text()) == pytest.approx(float(row[best]), abs=8e-4)
+            assert table(page, "attention")[0][:2] == [str(best), shown(look.pieces[best])]
+
+
+def test_the_maps_of_a_large_model_tell_the_weight_under_the_pointer(large, primer):
+    question = "What is a token, and " * 20 + "what is attention?"
+    page = large(prompt=question, num_predict=8, seed=1)
+    look = primer.look([{"role": "user", "content": question}], seed=1, num_predict=8, temperature=0.8)
+    n = len(look.ids) - 1
+    page.locator("#attention select").first.select_option("2")
+    page.get_by_role("button", name="layer 2, head 1", exact=True).click()
+    figure = page.locator("[data-map]", has_text="layer 2, head 1")
+    assert f"{n} tokens are too many for a row each: every 2nd has one" in figure.inner_text()
+    canvas = figure.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box, n_row = canvas.bounding_box(), -(-n // 2)
+    page.mouse.move(box["x"] + 20.5 * box["width"] / n, box["y"] + 30.5 * box["height"] / n_row)  # row 30: token 60
+    weight = float(look.attention[2, 1][60, 20])
+    assert percent_of(figure.locator("figcaption").inner_text()) == pytest.approx(
+        weight, abs=8e-3
+    )  # a byte for its root
+    page.mouse.click(box["x"] + 20.5 * box["width"] / n, box["y"] + 30.5 * box["height"] / n_row)
+    assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 61:")
 
 
 def test_a_mixture_of_experts_says_so(tab):
