@@ -78,7 +78,7 @@ function useShown(run, token, layer, fail) {
   const at = Math.max(0, token - 1), shown = useRef(token), failed = useRef(null), [, redraw] = useState(0);
   const waits = lacks(run, at) && failed.current !== `${run.prompt.run} ${at}`;
   if (!waits) shown.current = token;
-  useEffect(() => {
+  useLayoutEffect(() => { // before the browser paints: the server computes meanwhile
     if (!waits) return;
     let isCurrent = true;
     const done = (problem) => {
