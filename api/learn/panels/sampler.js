@@ -57,7 +57,7 @@ export function SamplerPanel({ run, token, step, facts }) {
       ${step.sampler.map((s, i) => {
         const before = step.sampler[i - 1];
         const isIdle = before && before.n === s.n && before.top[0][2] === s.top[0][2] && s.name !== "dist";
-        return html`<tr class=${isIdle ? "idle" : ""}><th scope="row">${s.name}</th><td class="num">${s.name === "logits" ? "" : number(s.parameter)}</td><td class="num">${s.n}</td><td class="num">${percent(s.kept)}</td>
+        return html`<tr class=${isIdle ? "idle" : ""}><th scope="row">${s.name}</th><td class="num">${s.name === "logits" ? "" : number(s.parameter)}</td><td class="num">${s.n.toLocaleString("en")}</td><td class="num">${percent(s.kept)}</td>
           <td class="guesses">${isIdle ? "no change" : s.top.slice(0, 4).map(([, text, , p]) => html`<span class="guess"><${Token} text=${text} /> ${percent(p)}</span>`)}</td></tr>`;
       })}</tbody></table></div>
     <h3>Draw again from the same logits</h3>

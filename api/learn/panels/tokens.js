@@ -5,6 +5,7 @@ import { Panel, Still, Token, Waiting } from "learn/draw.js";
 
 const MOST = 200; // rows of the table
 
+const short = (text) => (text.length > 40 ? `${text.slice(0, 38)}\u2026` : text); // some tokenizers cut no words: all of the prompt is one
 const plain = (symbol) => symbol.replace(/[Ġ▁]/g, " ").replace(/Ċ/g, "\n");
 
 /** The symbols after the first `n` merges of `word`: undo the later ones. */
@@ -37,12 +38,12 @@ export function TokensPanel({ run, token }) {
   const now = word && word.merges[count - 1];
   return html`<${Panel} id="tokens" title="Text to tokens" code="engine/tokenizer/explain.py" lesson="1, tokens"
     what="The text is cut into words, and in each word the best pair of neighbours becomes one symbol, again and again. What is left are tokens, each a row of the vocabulary."
-    look=${word && `"${plain(word.text).trim()}" starts as ${word.merges.length + word.symbols.length} symbols and ends, after ${word.merges.length} merges, as ${word.ids.length} ${word.ids.length === 1 ? "token" : "tokens"}.`}
+    look=${word && `"${short(plain(word.text).trim())}" starts as ${word.merges.length + word.symbols.length} symbols and ends, after ${word.merges.length} merges, as ${word.ids.length} ${word.ids.length === 1 ? "token" : "tokens"}.`}
     not="The order of the merges comes from counting pairs in some text, once, before training; the model has no part in it.">
     ${word ? html`
       <label>Word <select value=${index} onChange=${(e) => setPicked(+e.target.value)}>
-        ${words.map((w, i) => html`<option value=${i}>${plain(w.text).slice(0, 40) || w.text}</option>`)}</select></label>
-      <p class="symbols" aria-live="polite">${symbolsAfter(word, count).map((s) => html`<${Token} text=${plain(s)} />`)}</p>
+        ${words.map((w, i) => html`<option value=${i}>${short(plain(w.text)) || w.text}</option>`)}</select></label>
+      <p class="symbols" aria-live="polite" tabindex="0" role="group" aria-label="Symbols of the word">${symbolsAfter(word, count).map((s) => html`<${Token} text=${plain(s)} />`)}</p>
       <label class="slide">Merges ${count} of ${word.merges.length}
         <input type="range" min="0" max=${word.merges.length} value=${count} onInput=${(e) => setKept(+e.target.value)} /></label>
       <p class="note">${now ? html`last: <${Token} text=${plain(now[0])} /> + <${Token} text=${plain(now[1])} />, ${now[2] >= 0 ? "rank" : "score"} ${now[2]}` : "no merge yet"}</p>

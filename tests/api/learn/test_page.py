@@ -89,7 +89,7 @@ def test_a_click_shows_the_step_of_that_token_in_every_panel(page, look):
 
         rows = table(page, "ledger")
         assert [row[0] for row in rows] == [one.name for one in ledger]
-        assert [int(row[2]) for row in rows] == [one.n for one in ledger]
+        assert [int(row[2].replace(",", "")) for row in rows] == [one.n for one in ledger]
         assert float(rows[-1][1]) == pytest.approx(ledger[-1].parameter, rel=1e-2) and next_piece in rows[-1][4]
 
         rows = table(page, "residual")
