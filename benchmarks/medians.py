@@ -28,7 +28,7 @@ def medians(run: Run, cell: str, plan: Plan) -> dict[str, dict[str, float]]:
 
 def pooled_percentiles(lines: Sequence[Line], known: Mapping[str, float]) -> dict[str, float]:
     """Return the percentiles over all rounds of what single rounds were too short for."""
-    found = {}
+    found: dict[str, float] = {}
     answered = [r for line in lines for r in line.get("raw", {}).get("requests", ()) if r.get("outcome") == "answered"]
     for name, values in (
         ("ttft", [r["chunks"][0] for r in answered if r.get("chunks")]),

@@ -234,7 +234,7 @@ class Collector:
             if self._weights:
                 step.heads = look.attention
                 step.attention = np.stack([self._weights[head][i, : position + 1] for head in look.attention])
-            if self._peaks:
+            if places is not None and largest is not None:
                 step.peaks = places[..., i].astype(np.int32), largest[..., i].astype(np.float32)
             step.lens = lenses[i] if lenses and following[i] >= 0 else None
             step.residual = residuals[i] if residuals and following[i] >= 0 else None
