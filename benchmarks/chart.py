@@ -23,7 +23,7 @@ STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1f2328}"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0}"
     "td,th{padding:.2rem .6rem;border-bottom:1px solid #d0d7de;text-align:left}"
-    ".faster{color:#1a7f37}.slower{color:#cf222e}p{white-space:pre-line}"
+    ".better{color:#1a7f37}.worse{color:#cf222e}p{white-space:pre-line}"
 )
 
 
@@ -89,7 +89,8 @@ def html_table(table: NamedTable) -> str:
 
 def html_cell(value: Any) -> str:
     text = cell(value)
-    mark = f' class="{text}"' if text in ("faster", "slower") else ""
+    better, worse = text in ("faster", "less"), text in ("slower", "more")
+    mark = f' class="{"better" if better else "worse"}"' if better or worse else ""
     return f"<td{mark}>{escape(text)}</td>"
 
 

@@ -83,7 +83,8 @@ async def send_request(
     try:
         async with asyncio.timeout(contender.timeout_s) as limit, posted as response:
             if response.status_code != 200:
-                answer.error = f"{response.status_code} {status_text(await response.aread())}"
+                text = status_text(await response.aread()).removeprefix(f"{response.status_code} ")
+                answer.error = f"{response.status_code} {text}"
                 answer.outcome = "refused" if response.status_code in REFUSED_STATUSES else "failed"
             else:
                 await read_stream(response, contender, answer, clock, limit)

@@ -134,7 +134,10 @@ async def require_answer(http: httpx.AsyncClient, contender: Contender, asked: P
     if answer.outcome != "answered":
         if answer.error in ("connection refused", "unknown host"):
             raise RequestError(f"{contender.name}: no server at {contender.url}: {answer.error}")
-        raise RequestError(f"{contender.name}: {contender.path(asked.kind)}: {answer.error}")
+        names_model = contender.model and contender.model in answer.error
+        is_unknown = answer.error.startswith(("404", "405")) and not names_model
+        hint = f"; is '{contender.wire.name}' its wire?" if is_unknown or "is not JSON" in answer.error else ""
+        raise RequestError(f"{contender.name}: {contender.path(asked.kind)}: {answer.error}{hint}")
     return answer
 
 

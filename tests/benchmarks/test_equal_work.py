@@ -181,6 +181,11 @@ def test_a_server_that_cannot_be_reached_is_one_line(server, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_wrong_wire_is_suspected():
+    with faked(QUICK) as url, pytest.raises(RequestError, match=r"/other/completion: 404 ; is 'llama' its wire\?$"):
+        run_part(["serve", url.replace("ollama", "a=llama").replace("#fake", "/other")])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
