@@ -176,17 +176,20 @@ def ms(seconds: float) -> str:
 # --- of the rounds
 
 
-def run_doubts(run: Run, warm_s: Mapping[str, float]) -> list[str]:
+def run_doubts(run: Run, warm_s: Mapping[str, float], probed: Sequence[Probed] = ()) -> list[str]:
     """Return what the rounds of a run of servers contradict, a line each.
 
     warm_s   seconds of each contender's best request in the warm-up, which those of the cell "1 client" repeat
+    probed   the answers to the probes, whose streams those of that cell resemble
     """
     lines = []
     for name in run.contenders:
         mine = [line for line in run.rounds if line["contender"] == name]
         requests = [request for line in mine for request in line.get("raw", {}).get("requests", ())]
         lines += one_answer_line(name, requests) + late_clock_line(name, requests)
-    return lines + drift_lines(run) + slow_lines(run, warm_s)
+    return (
+        lines + drift_lines(run) + slow_lines(run, warm_s) + [x for p in probed for x in stream_lines(run, warm_s, p)]
+    )
 
 
 def one_answer_line(name: str, requests: Sequence[Line]) -> list[str]:
@@ -236,6 +239,27 @@ def find_change(logs: Sequence[float]) -> tuple[int, float] | None:
             if not 1 / MAX_DRIFT < ratio < MAX_DRIFT:
                 return n, ratio
     return None
+
+
+def stream_lines(run: Run, warm_s: Mapping[str, float], p: Probed) -> list[str]:
+    """Return a line if a stream got faster from the probes to the rounds, but whole answers did not."""
+
+    def median(figure: str) -> float:
+        cell = [line for line in run.rounds if (line["contender"], line["cell"]) == (p.name, "1 client")]
+        return float(np.median([line["figures"].get(figure, np.nan) for line in cell] or [np.nan]))
+
+    good = [a for a in p.plain if a.outcome == "answered"]
+    ttft = min((a.ttft for a in good if a.ttft), default=0.0)
+    tpot = min((a.tpot for a in good if a.tpot), default=0.0)
+    if p.name not in warm_s or not median("e2e_p50") > warm_s[p.name] / MAX_DRIFT:
+        return []
+    found = []
+    for name, before, least in (("first text", ttft, CLEAR_S), ("time per token", tpot, ORDINARY_S)):
+        now = median("ttft_p50" if name == "first text" else "tpot_p50")
+        if now * CLEAR < before and before - now > least:
+            times = f"takes {ms(now)} in the rounds and {ms(before)} before, but whole answers are no faster"
+            found.append(f"the {name} of {p.name} {times}: its stream does not show its work")
+    return found
 
 
 def slow_lines(run: Run, warm_s: Mapping[str, float]) -> list[str]:

@@ -34,6 +34,7 @@ TimedBytes = tuple[float, bytes]
 HEAD = "HTTP/1.1 {} X\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 PATHS = {path for wire in WIRES.values() for path in wire.paths.values()}
 WORD_SET = {*WORDS, "one", "two", "three", "four", "hello"}
+NEVER = 1 << 30
 SPIN_S = 0.002  # the event loop's timers are this late at most; the rest is waited for in a loop
 
 
@@ -59,7 +60,8 @@ class Fake:
     overshoots      tokens more than asked for
     remembers       whether a prompt that it has seen takes a tenth of `first`, and is not told as cached
     on_prose        its time where a prompt has other words than those of a benchmark, as a multiple
-    after           requests after which it is `later` times as slow, and its streams carry the share `carries`
+    after           requests after which it is `later` times as slow, its streams carry the share `carries`, and, if it
+                    is set, `early` and `is_held` begin
     empty_every     every so many answers have no text, `after` those; 0: none
     """
 
@@ -87,7 +89,7 @@ class Fake:
     overshoots: int = 0
     remembers: bool = False
     on_prose: float = 1.0
-    after: int = 1 << 30
+    after: int = NEVER
     later: float = 1.0
     carries: float = 1.0
     empty_every: int = 0
@@ -100,7 +102,8 @@ class Fake:
             1.0 if set(prompt.split()) <= WORD_SET else self.on_prose
         )
         first = self.first * slow * (0.1 if known else 1.0)
-        more = {} if number > self.after else {"carries": 1.0}
+        more: dict[str, Any] = {} if number > self.after else {"carries": 1.0}
+        more |= {"early": 0.0, "is_held": False} if number <= self.after < NEVER else {}
         return replace(self, first=first, step=self.step * slow, **more)
 
     def token_times(self, n: int, speed: float = 1.0) -> list[float]:

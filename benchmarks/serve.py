@@ -19,7 +19,7 @@ from ..engine.errors import RequestError
 from . import disturbance, machine
 from .arguments import read_contenders, read_loads, read_request, tokenizer_count
 from .client import new_client, send_request
-from .doubts import canned_line, probe_doubts, run_doubts
+from .doubts import Probed, canned_line, probe_doubts, run_doubts
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
 from .figures import TimedAnswer, run_figures
 from .invocation import Invocation
@@ -58,6 +58,7 @@ class ServeBench:
         self.shared: set[tuple[str, str]] = set()  # contenders that were found to share a cache
         self.started = servers_to_start(contenders, options.start, options.load)
         self.warm_s: dict[str, float] = {}
+        self.probed: list[Probed] = []
 
     def prepare(self, progress: Progress) -> None:
         """Examine all servers, warm them up, and scale prompts to tokens.  Raises: RequestError if they differ"""
@@ -90,7 +91,7 @@ class ServeBench:
 
     def probe(self, like: Prompted) -> None:
         """Find what the streams do not show: see probe.py and doubts.py.  Raises: RequestError for canned answers"""
-        one, probed = replace(self.one_request, shared=0.0), []
+        one, probed = replace(self.one_request, shared=0.0), self.probed
         for i, (contender, found) in enumerate(zip(self.contenders, self.found, strict=True)):
             asked, rng = replace(like, forced=found.forced), np.random.default_rng([self.seed, 98, i])
             kinds: set[str] | None = None
@@ -328,7 +329,7 @@ def compare_servers(bench: ServeBench, call: Invocation) -> ResultsFile:
     cells = [*bench.loads, *([LOAD_CELL] if options.load else [])]
     reason = run_rounds(bench.subjects(), cells, replace(plan, seed=bench.seed), results, gates, progress)
     is_plain = like.kind != "embed" and not (options.shared or options.mixed or options.turns > 1)
-    for line in run_doubts(results.run, bench.warm_s if is_plain else {}):
+    for line in run_doubts(results.run, bench.warm_s if is_plain else {}, bench.probed):
         results.say(line)
     finish_run(results, reason, plan)
     return results

@@ -132,6 +132,21 @@ def test_a_server_that_slows_down_in_the_course_of_the_run_is_named(monkeypatch,
     assert "b took 2 times as long in the rounds as in its warm-up" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("lie", "line"),
+    [
+        (
+            {"is_held": True},
+            "the time per token of b takes 0.1 ms in the rounds and 5 ms before, but whole answers are no faster",
+        ),
+        ({"early": 0.001, "early_text": "I"}, "the first text of b takes 1 ms in the rounds and 40 ms before"),
+    ],
+)
+def test_a_stream_that_is_faked_in_the_rounds_only_is_named(lie, line, monkeypatch, capsys):
+    serve_on_a_clock(monkeypatch, *SHORT, a=HONEST, b=replace(HONEST, after=N_BEFORE, **lie))
+    assert line in capsys.readouterr().out
+
+
 def test_worked_example_of_a_change():
     assert find_change([0.0, 0.1] * 3 + [0.5, 0.6] * 3) == (6, pytest.approx(1.65, abs=0.01))
     assert find_change([0.0, 0.5] * 6) is None and find_change([0.0] * 4 + [1.0] * 8) is None
