@@ -82,7 +82,7 @@ def stream_doubts(name: str, a: TimedAnswer) -> list[Doubt]:
     if a.text == "vector" or a.n < 4:
         return []
     if a.tpot is None:
-        told = f"{name} sends its answer in one piece: it has no time per token, and its ttft is that of the whole"
+        told = f"{name} sends most of its answer in one piece: it has no time per token, and its ttft is not a token's"
         return [Doubt(told, OF_TPOT)]
     gaps = np.diff([at for at, _, _ in a.chunks])
     if not a.chunks[0][1].strip() and gaps[0] > HOLD * max(float(np.median(gaps)), 1e-4):

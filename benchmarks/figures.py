@@ -159,8 +159,9 @@ class TimedAnswer:
 
     @property
     def tpot(self) -> float | None:
+        """Seconds per token; None if more than half of the tokens came with the first text: too few are left."""
         later = self.n - self.n_first if self.chunks else 0
-        return (self.chunks[-1][0] - self.chunks[0][0]) / later if later > 0 else None
+        return (self.chunks[-1][0] - self.chunks[0][0]) / later if later > 0 and 2 * later >= self.n else None
 
     @property
     def gaps(self) -> list[float]:

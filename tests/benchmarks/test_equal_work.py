@@ -101,7 +101,7 @@ def test_the_text_of_a_server_whose_count_is_right_counts_for_another():
 
 def test_an_answer_in_one_piece_has_no_time_per_token():
     (doubt,) = stream_doubts("b", examined((1.0, "a b c d", None), told=8).answers[0])
-    assert doubt.text.startswith("b sends its answer in one piece")
+    assert doubt.text.startswith("b sends most of its answer in one piece")
 
 
 def test_servers_that_may_be_one_get_different_prompts():

@@ -231,3 +231,13 @@ def test_a_request_that_asks_for_more_names_it_on_every_wire():
     banned = replace(forced, forced="logit_bias", end_ids=(2,))
     assert WIRES["ollama"].body("m", banned)["options"]["logit_bias"] == {"2": False}
     assert WIRES["openai"].body("m", banned)["logit_bias"] == {"2": -100}
+
+
+def test_too_few_tokens_after_the_first_text_give_no_time_per_token():
+    """A client that reads late finds most of an answer waiting: the last tokens seem to take no time."""
+
+    def answer(n_first):
+        chunks = [(1.0, "x" * n_first, n_first), *((1.0 + i / 100, "x", 1) for i in range(1, 9 - n_first))]
+        return TimedAnswer(0, ended=2, chunks=chunks, counts=ServerCounts(3, 8), carried=8)
+
+    assert answer(4).tpot == pytest.approx(0.01) and answer(5).tpot is None

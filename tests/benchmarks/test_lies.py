@@ -52,7 +52,7 @@ def test_it_is_refused(lie, line, monkeypatch):
             "it holds its answer back, and shows no time per token",
             ["tpot p50"],
         ),
-        ({"per_chunk": 99}, "b sends its answer in one piece: it has no time per token", ["tpot p50"]),
+        ({"per_chunk": 99}, "b sends most of its answer in one piece: it has no time per token", ["tpot p50"]),
         ({"early": 0.001}, "the first text of b is blank, ", ["ttft p50"]),
         (
             {"early": 0.001, "early_text": "I"},
