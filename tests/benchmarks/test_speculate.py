@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from numba.core import config
 
 from numllama.benchmarks import speculate
 from numllama.benchmarks.command import run_part
@@ -14,6 +15,8 @@ from numllama.engine.errors import EngineError, RequestError
 from numllama.engine.model.load import load_model
 from numllama.engine.store.file import FileModel
 from tiny import tiny_gguf
+
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="texts of hundreds of tokens need the compiler")
 
 EDIT = re.compile(r"```python\n(.*)\n```\n\nRename `(\w+)` to `(\w+)`:\n\n```python\n", re.DOTALL)
 
