@@ -4,16 +4,20 @@ Machine code is cached on disk (jit.py), so one run after an installation is eno
 kernel at a time, so two processes halve the time:
 
     prepare(names)                              compiles one half, while
-    python -P -m numllama.kernels.warmup NAMES  a second process compiles the other half, for both
+    python -P -m numllama.kernels.warmup NAMES  a second process compiles the other half, for both, and then AFTER
+    is_compiling()                              whether it still does: decoding goes in steps until then
 
 -P: Python would otherwise import modules, and so run code, from the current folder.
 """
+
+from __future__ import annotations
 
 import gc
 import hashlib
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -65,16 +69,20 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
 
 
 # Approximate seconds to compile each kernel, and to start the other process; used to split the work.
-COMPILE_S = {"attention": 3.4, "product": 2.2, "whole layers": 1.4, "experts": 1.0, "cache": 0.7, "rope": 0.5}
+COMPILE_S = {"attention": 3.2, "product": 2.0, "whole layers": 1.9, "experts": 1.0, "cache": 1.2, "rope": 0.4}
 OTHER_KERNEL_S, START_S = 0.3, 1.0
+AFTER = ("whole layers", "experts")  # the first token needs none of them: layers in steps have the same bits
+
+_other: subprocess.Popen[bytes] | None = None  # the process that compiles AFTER
 
 
 def prepare(names: Sequence[str]) -> None:
-    """Compile the kernels `names`, half of them in a second process.
+    """Compile the kernels `names`, half of them in a second process, which compiles those of AFTER when this returns.
 
     Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a folder
     to save to this does nothing: each kernel is then compiled on its first call.
     """
+    global _other
     folder, problem = find_cache()
     if folder is None:
         warn_once("machine code cannot be saved, every process compiles", problem)
@@ -82,14 +90,32 @@ def prepare(names: Sequence[str]) -> None:
     missing = [name for name in names if name in known and not _is_compiled(name)]
     if len(missing) < 2 or N_CORE == 1 or not can_save():
         return
-    here, there = split_work(missing)
+    needed = [name for name in missing if name not in AFTER] or missing
+    here, there = split_work(needed)
+    after = [name for name in missing if name not in needed] if there else []
+    here += [name for name in missing if name not in (*needed, *after)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    other = subprocess.Popen([sys.executable, "-P", "-m", __name__, *there], **quiet) if there else None
+    other = subprocess.Popen([sys.executable, "-P", "-m", __name__, *there, *after], **quiet) if there else None
     try:
         compile_them(here)
     finally:
         if other:
-            other.wait()  # if it fails, its kernels are compiled on their first calls
+            _wait(other, there)
+            _other = other if after else None
+
+
+def _wait(other: subprocess.Popen[bytes], names: Collection[str]) -> None:
+    """Wait until the other process has compiled `names`.  If it fails, they are compiled on their first calls."""
+    while other.poll() is None and not all(map(_is_compiled, names)):
+        time.sleep(0.005)
+
+
+def is_compiling() -> bool:
+    """Check whether the other process still compiles kernels of AFTER, for which this one would have to wait."""
+    global _other
+    if _other and _other.poll() is not None:
+        _other = None
+    return _other is not None
 
 
 def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -103,13 +129,13 @@ def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def compile_them(names: Collection[str]) -> None:
-    """Compile `names` with Python's garbage collector off, which takes a twentieth of the time."""
-    collects = gc.isenabled()
+    """Compile `names`, in this order, with Python's garbage collector off, which takes a twentieth of the time."""
+    collects, jobs = gc.isenabled(), dict(warmups())
     gc.disable()
     try:
-        for name, job in warmups():
-            if name in names:
-                job()
+        for name in names:
+            if name in jobs:
+                jobs[name]()
     finally:
         if collects:
             gc.enable()

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...kernels import Kernels
 from ...kernels.decode_layer import LayerCall
+from ...kernels.warmup import is_compiling
 from .batch import Batch
 from .cache import KVCache
 from .model import Model
@@ -86,7 +87,7 @@ _calls: WeakKeyDictionary[KVCache, LayerCalls] = WeakKeyDictionary()
 
 def whole_layers(model: Model, batch: Batch, cache: KVCache, kernels: Kernels, tap: Tap) -> RunLayers | None:
     """Return a function that runs all layers in whole calls; None if this batch must run step by step."""
-    if kernels.layers is None or batch.places is None or sees_values(tap):
+    if kernels.layers is None or batch.places is None or sees_values(tap) or is_compiling():
         return None
     calls = _calls.get(cache)
     if calls is None or calls.model is not model:

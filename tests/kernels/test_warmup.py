@@ -96,6 +96,35 @@ def test_both_processes_take_about_the_same_time():
     )  # too little work for a second process
 
 
+def test_the_first_token_does_not_wait_for_whole_layers(monkeypatch):
+    """The other process compiles them last; until it has, decoding goes in steps."""
+    events, compiled, status = [], set(), [None]
+
+    class Other:
+        def __init__(self, command, **_):
+            self.left = command[4:]
+            events.append(("other", self.left))
+
+        def poll(self):
+            if self.left[0] != "whole layers":
+                compiled.add(self.left.pop(0))
+            return status[0]
+
+    monkeypatch.setattr(warmup.subprocess, "Popen", Other)
+    monkeypatch.setattr(warmup, "_is_compiled", compiled.__contains__)
+    monkeypatch.setattr(warmup, "compile_them", lambda names: events.append(("here", names)))
+    monkeypatch.setattr(warmup, "can_save", lambda: True)
+    monkeypatch.setattr(warmup, "N_CORE", 2)
+    monkeypatch.setattr(warmup, "_other", None)
+    warmup.prepare(["attention", "cache", "whole layers", "rope, norm", "Q8_0 product", "Q4_0 product"])
+    (_, there), (_, here) = events
+    assert there == ["whole layers"] and len(compiled) >= 2 and not compiled & {*here, "whole layers"}
+    assert len(compiled) + len(here) == 5
+    assert warmup.is_compiling()
+    status[0] = 0
+    assert not warmup.is_compiling()
+
+
 @pytest.mark.slow
 def test_a_generation_after_a_warm_up_compiles_nothing(tmp_path):
     """Takes half a minute: fills an empty cache folder, then checks that a generation adds no file."""

@@ -176,6 +176,13 @@ def test_a_position_outside_the_cache_is_an_error(tmp_path, place):
     assert not any(array.any() for array in (*cache.k, *cache.v))
 
 
+def test_layers_run_in_steps_until_another_process_has_compiled_them_whole(tmp_path, monkeypatch):
+    model = load_model(tiny_gguf(tmp_path / "m.gguf"))
+    (kernels, cache), _ = both(model)
+    monkeypatch.setattr("numllama.engine.model.whole.is_compiling", lambda: True)
+    assert whole_layers(model, step([(0, 0)]), cache, kernels, no_tap) is None
+
+
 def test_a_prompt_runs_in_steps(tmp_path):
     model = load_model(tiny_gguf(tmp_path / "m.gguf"))
     (kernels, cache), _ = both(model)
