@@ -1,6 +1,7 @@
 // What panels share: tokens as text, bars, heat maps on canvas, parts that stay as they are, and the frame of a panel.
 
 import { Component, html, useEffect, useRef } from "preact";
+import { offline } from "learn/run.js";
 
 export const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? `${(100 * p).toFixed(1)} %` : `${(100 * p).toFixed(2)} %`);
 export const number = (x, digits = 3) => (Number.isFinite(x) ? Number(x.toPrecision(digits)).toString() : String(x));
@@ -89,6 +90,13 @@ export function HeatMap({ rows, columns, width, height, mark, label, version, on
   return html`<canvas ref=${ref} role="img" aria-label=${label} onClick=${at(onPick)} onMouseMove=${at(onHover)} onMouseLeave=${onHover && (() => onHover(-1, -1))}></canvas>`;
 }
 
+/** A link to a file of the code, "FILE" or "FILE: NAME, ...", at the first name. */
+function Source({ place }) {
+  const [file, names] = place.split(": "), name = names && names.split(", ")[0].split(".").pop();
+  const at = name ? `#:~:text=${encodeURIComponent(name)}` : "";
+  return offline ? html`<code>${place}</code>` : html`<a href=${`/learn/code/${file}${at}`} target="_blank" rel="noopener"><code>${place}</code></a>`;
+}
+
 /** The frame of a panel: what it is, what to look for in this run, where the code and the lesson are, what it leaves out. */
 export function Panel({ id, title, what, look, code, lesson, not, children }) {
   return html`<section class="panel" id=${id} aria-labelledby=${`${id}-title`} tabindex="-1">
@@ -96,7 +104,8 @@ export function Panel({ id, title, what, look, code, lesson, not, children }) {
     <p class="what">${what}</p>
     ${look && html`<p class="look">${look}</p>`}
     <div class="body">${children}</div>
-    <p class="foot"><span>Code: <code>${code}</code></span><span>Course: ${lesson}</span></p>
+    <p class="foot"><span>Code: ${code.split("; ").map((one, i) => html`${i ? "; " : ""}<${Source} place=${one} />`)}</span>
+      <span>Course: ${offline ? lesson : html`<a href=${`/learn/lesson/${lesson[0]}`} target="_blank" rel="noopener">${lesson}</a>`}</span></p>
     ${not && html`<p class="not">${not}</p>`}
   </section>`;
 }

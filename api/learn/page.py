@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]  # of the source tree, or of the installed package
+COURSE = (ROOT / "docs" / "course", ROOT / "course")
+CODE = re.compile(r"(?:api|engine|kernels)(?:/\w+)+\.py")
 CONTENT_TYPES = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "txt": "text/plain"}
 VENDORED = {"preact": "vendor/htm-preact.js"}  # import name -> file
 SERVER_MAP = {**{name: f"/learn/{path}" for name, path in VENDORED.items()}, "learn/": "/learn/"}
@@ -35,6 +39,16 @@ def asset_paths() -> frozenset[str]:
 def import_map(urls: dict[str, str]) -> str:
     """Return the script element of an import map."""
     return f'<script type="importmap">{json.dumps({"imports": urls})}</script>'
+
+
+def source(path: str) -> bytes | None:
+    """Return a file that panels refer to, code of this package or a lesson by its number; None for any other path."""
+    kind, _, name = path.partition("/")
+    if kind == "code" and CODE.fullmatch(name) and (ROOT / name).is_file():
+        return (ROOT / name).read_bytes()
+    if kind == "lesson" and re.fullmatch("[1-9]", name):
+        return next((page.read_bytes() for folder in COURSE for page in folder.glob(f"{name}-*.md")), None)
+    return None
 
 
 @cache

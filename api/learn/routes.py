@@ -15,7 +15,7 @@ from ..wire.errors import json_response
 from ..wire.look import LookWriter, attention_map_json, encoding_of
 from ..wire.request import Context, body
 from ..wire.schema import LookAgainRequest, LookMapRequest
-from .page import CONTENT_TYPES, asset, page_html, policy
+from .page import CONTENT_TYPES, asset, page_html, policy, source
 
 router = APIRouter()
 
@@ -33,10 +33,11 @@ async def learn() -> Response:
 
 @router.api_route("/learn/{path:path}", methods=["GET", "HEAD"])
 async def learn_file(path: str) -> Response:
-    content = asset(path)
+    content, kind = asset(path), CONTENT_TYPES.get(path.rpartition(".")[2], "")
+    if content is None:
+        content, kind = source(path), "text/plain; charset=utf-8"
     if content is None:
         return Response("404 page not found", 404, media_type="text/plain")
-    kind = CONTENT_TYPES[path.rpartition(".")[2]]
     return Response(
         content, headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}, media_type=kind
     )

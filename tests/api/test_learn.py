@@ -43,7 +43,12 @@ def test_every_import_of_the_page_is_served(served):
 
 
 @pytest.mark.parametrize(
-    "path", ["page.py", "..%2Fcli%2Frun.py", "nope.js", "%2e%2e/%2e%2e/pyproject.toml", "panels/", "index.html"]
+    "path",
+    [
+        *("page.py", "..%2Fcli%2Frun.py", "nope.js", "%2e%2e/%2e%2e/pyproject.toml", "panels/", "index.html"),
+        *("code/pyproject.toml", "code/tests/tiny.py", "code/engine/..%2F..%2Fsecret.py", "code/engine/nope.py"),
+        *("lesson/9", "lesson/", "lesson/..%2F1"),
+    ],
 )
 def test_no_other_file_is_served(served, path):
     assert served.client.get(f"/learn/{path}").status_code == 404

@@ -37,7 +37,7 @@ export function StudentsPanel({ run, state, facts }) {
   const shared = found ? found.steps.filter((s) => found.jobs.every((j) => s.shares.some((x) => x.job === j))).length : 0;
   const began = found && found.steps.length ? found.steps[0].at_us : 0;
   const end = found && found.steps.length ? found.steps[found.steps.length - 1].at_us + found.steps[found.steps.length - 1].us : 1;
-  return html`<${Panel} id="students" title="Two students ask at once" code="engine/run/scheduler.py: Scheduler.step" lesson="5, serving two students"
+  return html`<${Panel} id="students" title="Two students ask at once" code="engine/run/scheduler.py: Scheduler.step" lesson="5, two students"
     what="The server has one model and a slot for each conversation. In each step it takes a token of everyone who is answered, and a piece of a prompt that waits: the weights are read once for all."
     look=${found && `${shared} of ${found.steps.length} steps served both; the answers took ${number((end - began) / 1000)} ms together.`}
     not="Both answers are bit for bit what each student alone would get: sharing a step changes the time, never the numbers.">

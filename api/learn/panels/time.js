@@ -38,6 +38,6 @@ export function TimePanel({ run, token }) {
   </${Frame}>`;
 }
 
-const Frame = ({ look, children }) => html`<${Panel} id="time" title="Where the time goes" code="engine/look/collector.py: LookTap; engine/run/scheduler.py" lesson="5, serving two students"
+const Frame = ({ look, children }) => html`<${Panel} id="time" title="Where the time goes" code="engine/look/collector.py: LookTap; engine/run/scheduler.py" lesson="5, two students"
   what="Prefill sees all tokens of the prompt at once, so each weight that is read serves many; decoding reads every weight for a single token."
   look=${look} not="Measured while values are shown, step by step in Python; without a look, a whole layer is one call and small models are several times faster.">${children}</${Panel}>`;

@@ -43,7 +43,7 @@ export function TryPanel({ run, state, facts, models, head }) {
   while (parted < mine.length && parted < theirs.length && mine[parted].id === theirs[parted].id) parted++;
   const same = found && parted === mine.length && parted === theirs.length;
   const side = (tokens) => tokens.map((t, i) => html`<span class=${found && i === parted && !same ? "said answer parted" : "plain"}>${found && i === parted && !same ? visible(t.text) : t.text}</span>`);
-  return html`<${Panel} id="try" title="Try it: switch something off" code="engine/look/request.py: Ablation, Patch" lesson="6, finding a bug with the oracle"
+  return html`<${Panel} id="try" title="Try it: switch something off" code="engine/look/request.py: Ablation, Patch" lesson="6, a bug"
     what="The best way to learn what a part does is to take it away. The same prompt and the same random numbers, with one thing changed."
     look=${found && (same ? "Nothing changed: the model can do without it here." : `The answers part at token ${parted + 1} of the answer.`)}
     not="Other parts were trained with this one present; what breaks without it shows that it is used, not that it alone does the work. Other kernels: numllama run --kernels exact.">

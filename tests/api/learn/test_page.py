@@ -227,6 +227,19 @@ def test_the_tour_goes_to_its_end_by_keyboard_and_ends_by_escape(page):
     assert page.locator(".tour").count() == 0
 
 
+def test_every_panel_links_to_its_code_and_its_lesson(page, school):
+    for panel in page.locator(".panel").all():
+        code, lesson = panel.locator(".foot a").all(), panel.locator(".foot span").nth(1).locator("a")
+        for link in code:
+            answer = school.client.get(link.get_attribute("href").partition("#")[0])
+            assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
+            if link.locator("code").count():
+                names = link.inner_text().partition(": ")[2]
+                assert all(name.split(".")[-1] in answer.text for name in names.split(", "))
+        _, title = lesson.inner_text().split(", ", 1)
+        assert title.lower() in school.client.get(lesson.get_attribute("href")).text.splitlines()[0].lower()
+
+
 def test_escape_closes_the_glossary(page):
     page.get_by_role("button", name="Glossary").click()
     assert page.get_by_role("dialog").is_visible() and "KV cache" in page.get_by_role("dialog").inner_text()
@@ -406,6 +419,14 @@ def test_a_model_that_thinks_can_be_asked_not_to(tab, primer):
         expected = primer.look(messages, think=None if think == "" else False, **HOT)
         assert page.locator(".token").count() == len(expected.ids)
         assert page.locator(".token").nth(expected.n_prompt).inner_text() == shown(expected.pieces[expected.n_prompt])
+
+
+def test_a_prompt_that_is_one_word_stays_short(tab):
+    """A vocabulary of sentencepiece's kind cuts no words."""
+    page = tab(address(model="wide", prompt="the cat and the dog " * 30, mode="raw", num_predict=2))
+    assert len(page.locator("#tokens .look").inner_text()) < 120
+    assert page.locator("#tokens .symbols").bounding_box()["height"] < 400
+    assert "The first 200 of the" in page.locator("#tokens caption").inner_text()
 
 
 def test_a_missing_model_is_named(tab):
