@@ -48,7 +48,14 @@ from .image import (
     resize_numpy,
 )
 from .llamacpp.flash import attention_llamacpp
-from .llamacpp.sums import AVX2, experts_llamacpp, matmul_llamacpp, rope_llamacpp, silu_mul_llamacpp
+from .llamacpp.sums import (
+    AVX2,
+    experts_llamacpp,
+    matmul_llamacpp,
+    rope_llamacpp,
+    silu_mul_llamacpp,
+    softmax_llamacpp,
+)
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import layer_norm_ggml, layer_norm_numba, layer_norm_numpy, rms_norm_ggml, rms_norm_numba, rms_norm_numpy
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
@@ -174,6 +181,7 @@ LLAMACPP = replace(
     experts=experts_llamacpp,
     rope=rope_llamacpp,
     attention=attention_llamacpp,
+    softmax=softmax_llamacpp,
     silu_mul=silu_mul_llamacpp,
 )
 LLAMACPP_AVX2 = replace(
@@ -182,6 +190,7 @@ LLAMACPP_AVX2 = replace(
     matmul=partial(matmul_llamacpp, width=AVX2),
     experts=partial(experts_llamacpp, width=AVX2),
     attention=partial(attention_llamacpp, width=AVX2),
+    softmax=partial(softmax_llamacpp, width=AVX2),
     silu_mul=partial(silu_mul_llamacpp, width=AVX2),
 )
 NUMBA = replace(

@@ -20,7 +20,8 @@ from ..jit import inner, kernel
 from ..kv import BF16, BLOCK, CACHE_TYPES, numbers
 from ..rounding import quantize_activations
 from ..simd import broadcast, f32x16, fma, load, round_to_half, splat, store
-from .sums import AVX512, VECTORS, add_halves, dot_in_blocks, dot_in_lanes, exp_llamacpp, fma32
+from .fused import fma32
+from .sums import AVX512, VECTORS, add_halves, dot_in_blocks, dot_in_lanes, exp_llamacpp
 
 N_UBATCH = 512
 TILE = 64  # queries, and positions

@@ -6,6 +6,7 @@ Q4_1 Q5_1                   ggml_vec_dot_*_q8_1                      the same, t
 Q4_0, IQ4_NL, 8 n rows      repack.cpp, 8x8                          a block's 32 codes, scaled block by block
 F32 F16, 2 or more tokens   tinyBLAS                                 a vector of lanes
 F32 F16, 1 token            ggml_vec_dot_f32, ggml_vec_dot_f16       four vectors
+Q3_K Q4_K Q5_K Q6_K         super_blocks.py
 others                                                               as the set ggml: exact
 
 `width` is the lanes of a vector: 16 with AVX-512, 8 with AVX2.  The lanes are added up as a tree, upper half to lower
@@ -14,33 +15,21 @@ therefore give other last bits for F32 and F16, as in llama.cpp.
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from ..experts import experts_together
 from ..jit import inner, kernel
 from ..matmul import TILE, check_columns, matmul_ggml, matmul_numba
 from ..rope import angles_ggml
 from ..rounding import quantize_activations
+from .fused import fma32
+from .super_blocks import matmul_super_blocks
 
 BLOCKS_OF_CODES = ("Q8_0", "Q4_0", "Q5_0", "IQ4_NL", "Q4_1", "Q5_1")
 REPACKED = ("Q4_0", "IQ4_NL")  # if the rows fill groups of REPACKED_ROWS
 REPACKED_ROWS = 8
+SUPER_BLOCKS = ("Q3_K", "Q4_K", "Q5_K", "Q6_K")
 AVX512, AVX2 = 16, 8  # lanes of a vector
 VECTORS = 4  # of a sum in ggml_vec_dot
-
-
-@intrinsic
-def fma32(typing, a, b, c):
-    """Return a * b + c of three f32, rounded once."""
-
-    def generate(context, builder, sig, args):
-        f32 = ir.FloatType()
-        function = builder.module.declare_intrinsic("llvm.fma", [f32], ir.FunctionType(f32, [f32] * 3))
-        return builder.call(function, args)
-
-    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 def matmul_llamacpp(w, x, width=AVX512):
@@ -56,6 +45,8 @@ def _product(w, x, together, width):
         return matmul_numba(w, x)
     if name in BLOCKS_OF_CODES:
         return _blocks(w, x)
+    if name in SUPER_BLOCKS:
+        return matmul_super_blocks(w, x, together, TILE)
     if name not in ("F32", "F16"):
         return matmul_ggml(w, x)
     x = x.astype(np.float16).astype(np.float32) if name == "F16" else x
@@ -226,6 +217,34 @@ def _silu_mul(gate, up, width, y):
             g = gate[t, i]
             e = exp_llamacpp(-g, width) if i < whole else np.exp(-g)
             y[t, i] = g / (np.float32(1) + e) * up[t, i]
+
+
+def softmax_llamacpp(x, width=AVX512):
+    """Compute softmax_numpy, as the router of experts does.  f32 [n, k] -> f32 [n, k]"""
+    y = np.empty(x.shape, np.float32)
+    _softmax(np.ascontiguousarray(x), width, y)
+    return y
+
+
+@kernel
+def _softmax(x, width, y):
+    """Take whole vectors by the polynomial, the rest of a row by the C library's exp; sum in double precision."""
+    n = x.shape[1]
+    whole = n // width * width
+    lanes = np.empty(AVX512, np.float32)
+    for t in range(len(x)):
+        top, total = np.max(x[t]), np.float64(0)
+        for i in range(0, whole, width):
+            for j in range(width):
+                y[t, i + j] = lanes[j] = exp_llamacpp(x[t, i + j] - top, width)
+            add_halves(lanes, width, 1)
+            total += np.float64(lanes[0])
+        for i in range(whole, n):
+            y[t, i] = np.exp(x[t, i] - top)
+            total += np.float64(y[t, i])
+        scale = np.float32(1 / total)
+        for i in range(n):
+            y[t, i] *= scale
 
 
 def rope_llamacpp(x, positions, rope):
