@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...engine.distributed.cluster import join_cluster
+from ...engine.distributed.cluster import join_cluster, places, working_nodes
 from ...engine.errors import EngineError
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings
@@ -47,9 +47,11 @@ class RayWorkers:
 
     def __init__(self, settings: Settings, address: str, n_worker: int, n_each: int, file: Path | None = None):
         self._ray = ray = join_cluster(address)
-        self.n_worker = n_worker or max(1, sum(node["Alive"] for node in ray.nodes()))
-        actor = ray.remote(max_restarts=-1, max_concurrency=2 * n_each, scheduling_strategy="SPREAD")(Worker)
-        self._workers = [actor.remote(settings, file) for _ in range(self.n_worker)]
+        self.n_worker = n_worker or len(working_nodes(ray))
+        actor = ray.remote(max_restarts=-1, max_concurrency=2 * n_each)(Worker)
+        self._workers = [
+            actor.options(scheduling_strategy=place).remote(settings, file) for place in places(ray, self.n_worker)
+        ]
         self._under_way = [0] * self.n_worker
         self._restarts = dict[int, asyncio.Task[None]]()
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
@@ -20,11 +21,40 @@ def node_address(ray: Any) -> str:
     return str(next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own))
 
 
+def working_nodes(ray: Any) -> list[str]:
+    """Return the ids of the nodes that live and offer CPUs; those that offer none, if no other does."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [node["NodeID"] for node in alive if node["Resources"].get("CPU")] or [node["NodeID"] for node in alive]
+
+
+def places(ray: Any, n: int) -> list[Any]:
+    """Return where each of `n` actors goes: as many to each node, neighbours to the same one; elsewhere if it is gone.
+
+    Ray's own strategy SPREAD may put actors that ask for no CPU on one node.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = working_nodes(ray)
+    return [NodeAffinitySchedulingStrategy(nodes[i * len(nodes) // n], soft=True) for i in range(n)]
+
+
+def use_token() -> None:
+    """Let Ray use this user's token, if there is one: `ray start` then asks for it, and its clients do not send it.
+
+    Ray reads the variable when it is imported.
+    """
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or (Path.home() / ".ray/auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def join_cluster(address: str = "") -> Any:
     """Connect to the Ray cluster at `address`, or start one on this machine if it is "".  -> the module `ray`
 
     Raises: RequestError without Ray, or if no cluster answers there
     """
+    if address not in ("", "local") and "ray" not in sys.modules:
+        use_token()
     try:
         import ray
     except ImportError:

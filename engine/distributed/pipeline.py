@@ -32,7 +32,7 @@ from ..model.batch import Batch, Span
 from ..model.cache import KVCache, Ropes, n_kept_positions, position_bytes
 from ..model.model import Model
 from ..model.trace import Tap, sees_values
-from .cluster import join_cluster
+from .cluster import join_cluster, places
 from .relay import TapRelay
 from .ring import RELAY_GROUP, Ring, as_engine_error
 from .stage import Stage, block_nbytes
@@ -111,6 +111,7 @@ class StagedCache(KVCache):
     n_stage, memory  see stages_of
     address          of the Ray cluster; "": one on this machine
     n_thread         of each stage; 0: one for each core
+    stage_class      Stage, or one that watches it
     Raises: RequestError without Ray; EngineError for a cut that cannot be made; CacheLost if a stage does not start
     """
 
@@ -128,6 +129,7 @@ class StagedCache(KVCache):
         memory: int = 0,
         address: str = "",
         n_thread: int = 0,
+        stage_class: type[Stage] = Stage,
     ):
         self.cuts = stages_of(model, n_ctx, n_slot, type, n_stage, memory, n_batch)
         self._ray = ray = join_cluster(address)
@@ -139,11 +141,12 @@ class StagedCache(KVCache):
             [np.empty(0, one)] * model.hparams.n_layer for one in (k_type, v_type)
         )  # how many, which type
         self._set_windows(model.hparams.windows, n_batch)
-        actor = ray.remote(
-            max_restarts=-1, num_cpus=0, scheduling_strategy="SPREAD", concurrency_groups={RELAY_GROUP: 1}
-        )(Stage)
+        actor = ray.remote(max_restarts=-1, num_cpus=0, concurrency_groups={RELAY_GROUP: 1})(stage_class)
         shape = n_ctx, n_slot, type, n_batch, kernels.name, n_thread
-        self.stages = [actor.remote(model.path, adapters, cut.start, cut.stop, *shape) for cut in self.cuts]
+        self.stages = [
+            actor.options(scheduling_strategy=place).remote(model.path, adapters, cut.start, cut.stop, *shape)
+            for cut, place in zip(self.cuts, places(ray, len(self.cuts)), strict=True)
+        ]
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
         self._ring: Ring | None = None
 

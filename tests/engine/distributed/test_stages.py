@@ -40,16 +40,17 @@ def cluster():
 
 
 @pytest.fixture
-def staged(cluster, tmp_path, monkeypatch):
+def staged(cluster, tmp_path):
     """Return a function that makes a model and its cache in stages; they end with the test."""
     caches = []
 
     def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0, stage=Stage, **more):
-        monkeypatch.setattr(pipeline, "Stage", stage)
         path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", **{"n_ctx": max(256, n_ctx)} | more)
         adapters = [tiny_lora(tmp_path / "lora.gguf", path)] if adapter else []
         model = load_model(path, dict.fromkeys(adapters, 1.0))
-        caches.append(pipeline.StagedCache(adapters, model, n_ctx, n_slot, "f16", n_batch, n_stage=n_stage))
+        caches.append(
+            pipeline.StagedCache(adapters, model, n_ctx, n_slot, "f16", n_batch, n_stage=n_stage, stage_class=stage)
+        )
         return model, caches[-1]
 
     yield make
