@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...engine.distributed.cluster import join_cluster, places, working_nodes
+from ...engine.distributed.cluster import actor_places, join_cluster, working_nodes
 from ...engine.errors import EngineError
 from ...engine.serve.engine import Engine
 from ...engine.settings import Settings
@@ -50,7 +50,8 @@ class RayWorkers:
         self.n_worker = n_worker or len(working_nodes(ray))
         actor = ray.remote(max_restarts=-1, max_concurrency=2 * n_each)(Worker)
         self._workers = [
-            actor.options(scheduling_strategy=place).remote(settings, file) for place in places(ray, self.n_worker)
+            actor.options(scheduling_strategy=place).remote(settings, file)
+            for place in actor_places(ray, self.n_worker)
         ]
         self._under_way = [0] * self.n_worker
         self._restarts = dict[int, asyncio.Task[None]]()

@@ -27,7 +27,7 @@ def working_nodes(ray: Any) -> list[str]:
     return [node["NodeID"] for node in alive if node["Resources"].get("CPU")] or [node["NodeID"] for node in alive]
 
 
-def places(ray: Any, n: int) -> list[Any]:
+def actor_places(ray: Any, n: int) -> list[Any]:
     """Return where each of `n` actors goes: as many to each node, neighbours to the same one; elsewhere if it is gone.
 
     Ray's own strategy SPREAD may put actors that ask for no CPU on one node.

@@ -32,7 +32,7 @@ from ..model.batch import Batch, Span
 from ..model.cache import KVCache, Ropes, n_kept_positions, position_bytes
 from ..model.model import Model
 from ..model.trace import Tap, sees_values
-from .cluster import join_cluster, places
+from .cluster import actor_places, join_cluster
 from .relay import TapRelay
 from .ring import RELAY_GROUP, Ring, as_engine_error
 from .stage import Stage, block_nbytes
@@ -145,7 +145,7 @@ class StagedCache(KVCache):
         shape = n_ctx, n_slot, type, n_batch, kernels.name, n_thread
         self.stages = [
             actor.options(scheduling_strategy=place).remote(model.path, adapters, cut.start, cut.stop, *shape)
-            for cut, place in zip(self.cuts, places(ray, len(self.cuts)), strict=True)
+            for cut, place in zip(self.cuts, actor_places(ray, len(self.cuts)), strict=True)
         ]
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
         self._ring: Ring | None = None

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from ..errors import EngineError
-from .cluster import join_cluster, places, working_nodes
+from .cluster import actor_places, join_cluster, working_nodes
 from .ring import as_engine_error
 
 MAX_RETRIES = 2  # of an item whose worker ended
@@ -46,7 +46,7 @@ def spread(
 
     n_worker = n_worker or len(working_nodes(ray))
     actor = ray.remote(max_restarts=-1, max_task_retries=MAX_RETRIES)(SpreadWorker)
-    workers = [actor.options(scheduling_strategy=place).remote(make) for place in places(ray, n_worker)]
+    workers = [actor.options(scheduling_strategy=place).remote(make) for place in actor_places(ray, n_worker)]
     try:
         pool: Any = ActorPool(workers)
         yield from pool.map(lambda worker, item: worker.call.remote(item), items)
