@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from .figures import ServerCounts, TimedAnswer
-from .wires import Contender, Prompted, error_message, one_line
+from .wires import Contender, Prompted, error_message, terminal_line
 
 REFUSED_STATUSES = (429, 503)
 GRACE_S = 2.0  # a stream that is still open so long after its last line has ended
@@ -183,7 +183,7 @@ def status_text(body: bytes) -> str:
         value = json.loads(text)
         if isinstance(value, dict):
             return error_message(value.get("error") or value.get("message") or value.get("detail") or value)
-    return one_line(text)
+    return terminal_line(text)
 
 
 def connection_text(error: httpx.HTTPError) -> str:

@@ -23,6 +23,7 @@ MIN_TOKENS = 8  # of an answer whose time per token is doubted
 MIN_ANSWERS = 4  # of equal texts that are no coincidence
 MAX_DRIFT, MIN_SPAN = 1.2, 5  # of a contender's ratio in the course of a run, and rounds before and after a change
 MAX_SLOWER = 1.5  # from the warm-up to the rounds
+MOST, EARLY_SHARE = 0.9, 0.6  # of an answer's time, before its first text
 OF_TTFT, OF_TPOT = ("ttft", "prefill"), ("tpot", "gap", "decode")
 
 
@@ -36,7 +37,7 @@ class Doubt:
 
 
 @dataclass
-class Probed:
+class ProbeAnswers:
     """One contender's answers to the probes.
 
     plain    of all tokens, to new prompts as in the rounds
@@ -96,12 +97,12 @@ def stream_doubts(name: str, a: TimedAnswer) -> list[Doubt]:
 # --- of the probes
 
 
-def probe_doubts(p: Probed) -> list[Doubt]:
+def probe_doubts(p: ProbeAnswers) -> list[Doubt]:
     """Return what the probes contradict."""
     return [*time_doubts(p), *cache_doubts(p), *prose_doubts(p)]
 
 
-def time_doubts(p: Probed) -> list[Doubt]:
+def time_doubts(p: ProbeAnswers) -> list[Doubt]:
     """Compare the stream with the time of an answer of one token, which is complete with its first text."""
     good = [a for a in p.plain if a.outcome == "answered" and len(a.chunks) > 1]
     one = p.best("single")
@@ -132,7 +133,7 @@ def lone_first_text(name: str, answers: Sequence[TimedAnswer]) -> str:
     return f"{line}: it is a guess, or they are held back"
 
 
-def cache_doubts(p: Probed) -> list[Doubt]:
+def cache_doubts(p: ProbeAnswers) -> list[Doubt]:
     """Compare prompts that were sent before with new ones."""
     again, one = p.best("seen"), p.best("single")
     if again is None or one is None or any(a.counts.cached for a in p.seen) or not is_clearly_less(again, one):
@@ -141,7 +142,7 @@ def cache_doubts(p: Probed) -> list[Doubt]:
     return [Doubt(f"{line}, and tells of no cached tokens; every timed prompt of a cold cache is new", kind="cache")]
 
 
-def prose_doubts(p: Probed) -> list[Doubt]:
+def prose_doubts(p: ProbeAnswers) -> list[Doubt]:
     """Compare ordinary text with the prompts of a benchmark."""
     plain, prose = (
         min((a.tpot for a in found if a.outcome == "answered" and a.n >= MIN_TOKENS / 2 and a.tpot), default=None)
@@ -153,14 +154,14 @@ def prose_doubts(p: Probed) -> list[Doubt]:
     return [Doubt(f"{line}: these figures hold for a benchmark only", kind="prose")]
 
 
-def gives_one_answer(p: Probed) -> bool:
+def gives_one_answer(p: ProbeAnswers) -> bool:
     """Return whether all answers, to words and to prose, are one text."""
     texts = [a.text for a in p.plain + p.prose if a.outcome == "answered" and a.n >= MIN_TOKENS]
     shortest = min(map(len, texts), default=0)
     return len(texts) >= MIN_ANSWERS and len({text[:shortest] for text in texts}) == 1
 
 
-def canned_line(p: Probed) -> str:
+def canned_line(p: ProbeAnswers) -> str:
     """Return a line for a contender that gives one answer to every prompt; "" for others."""
     return f"{p.name} gives the same answer to different prompts: it computes none" if gives_one_answer(p) else ""
 
@@ -176,20 +177,18 @@ def ms(seconds: float) -> str:
 # --- of the rounds
 
 
-def run_doubts(run: Run, warm_s: Mapping[str, float], probed: Sequence[Probed] = ()) -> list[str]:
+def run_doubts(run: Run, warm_s: Mapping[str, float], probed: Sequence[ProbeAnswers] = ()) -> list[str]:
     """Return what the rounds of a run of servers contradict, a line each.
 
     warm_s   seconds of each contender's best request in the warm-up, which those of the cell "1 client" repeat
-    probed   the answers to the probes, whose streams those of that cell resemble
+    probed   the answers to the probes, which those of that cell resemble
     """
     lines = []
     for name in run.contenders:
         mine = [line for line in run.rounds if line["contender"] == name]
         requests = [request for line in mine for request in line.get("raw", {}).get("requests", ())]
         lines += one_answer_line(name, requests) + late_clock_line(name, requests)
-    return (
-        lines + drift_lines(run) + slow_lines(run, warm_s) + [x for p in probed for x in stream_lines(run, warm_s, p)]
-    )
+    return lines + drift_lines(run) + slow_lines(run, warm_s) + [x for p in probed for x in stream_lines(run, p)]
 
 
 def one_answer_line(name: str, requests: Sequence[Line]) -> list[str]:
@@ -241,25 +240,26 @@ def find_change(logs: Sequence[float]) -> tuple[int, float] | None:
     return None
 
 
-def stream_lines(run: Run, warm_s: Mapping[str, float], p: Probed) -> list[str]:
-    """Return a line if a stream got faster from the probes to the rounds, but whole answers did not."""
+def stream_lines(run: Run, p: ProbeAnswers) -> list[str]:
+    """Return a line if the first text comes much earlier or later within an answer of a round than in the probes.
 
-    def median(figure: str) -> float:
-        cell = [line for line in run.rounds if (line["contender"], line["cell"]) == (p.name, "1 client")]
-        return float(np.median([line["figures"].get(figure, np.nan) for line in cell] or [np.nan]))
-
-    good = [a for a in p.plain if a.outcome == "answered"]
-    ttft = min((a.ttft for a in good if a.ttft), default=0.0)
-    tpot = min((a.tpot for a in good if a.tpot), default=0.0)
-    if p.name not in warm_s or not median("e2e_p50") > warm_s[p.name] / MAX_DRIFT:
+    Both are shares of one answer's time, so that a machine that is faster or slower meanwhile changes neither.
+    """
+    good = [a for a in p.plain if a.outcome == "answered" and a.ttft and a.e2e - a.ttft > CLEAR_S]
+    before = [a.ttft / a.e2e for a in good if a.ttft]
+    mine = [line for line in run.rounds if (line["contender"], line["cell"]) == (p.name, "1 client")]
+    requests = [r for line in mine for r in line.get("raw", {}).get("requests", ())]
+    wanted = good[0].wanted if good else 0  # other lengths have other shares
+    now = [r["chunks"][0] / r["ended"] for r in requests if r.get("chunks") and r.get("wanted") == wanted]
+    if len(now) < MIN_ANSWERS / 2 or not before:
         return []
-    found = []
-    for name, before, least in (("first text", ttft, CLEAR_S), ("time per token", tpot, ORDINARY_S)):
-        now = median("ttft_p50" if name == "first text" else "tpot_p50")
-        if now * CLEAR < before and before - now > least:
-            times = f"takes {ms(now)} in the rounds and {ms(before)} before, but whole answers are no faster"
-            found.append(f"the {name} of {p.name} {times}: its stream does not show its work")
-    return found
+    early, late = float(np.median(before)), float(np.median(now))
+    if not (late > MOST > EARLY_SHARE > early or late * 3 < early):
+        return []
+    line = (
+        f"the first text of {p.name} comes after {late:.0%} of an answer's time in the rounds, and {early:.0%} before"
+    )
+    return [f"{line}: its stream does not show its work"]
 
 
 def slow_lines(run: Run, warm_s: Mapping[str, float]) -> list[str]:

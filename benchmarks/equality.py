@@ -21,7 +21,7 @@ from ..engine.errors import RequestError
 from .client import new_client, send_request
 from .doubts import Doubt, clock_doubts, stream_doubts
 from .figures import TimedAnswer
-from .wires import Contender, Prompted, one_line, whole
+from .wires import Contender, Prompted, terminal_line, whole
 from .workload import draw_words
 
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
@@ -205,11 +205,11 @@ async def told_version(http: httpx.AsyncClient, contender: Contender) -> str:
     """Return what the server says it is."""
     props = await told(http, contender, "/props")
     if isinstance(props, dict) and props.get("build_info"):
-        return one_line(f"llama.cpp {props['build_info']}")
+        return terminal_line(f"llama.cpp {props['build_info']}")
     for path in ("/api/version", "/version"):
         version = await told(http, contender, path)
         if isinstance(version, dict) and version.get("version"):
-            return one_line(f"{version['version']} at {path}")
+            return terminal_line(f"{version['version']} at {path}")
     return ""
 
 

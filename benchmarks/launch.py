@@ -23,7 +23,7 @@ from .arguments import for_server
 from .client import new_client, send_request
 from .equality import entries, told
 from .figures import TimedAnswer
-from .wires import Contender, Prompted, one_line
+from .wires import Contender, Prompted, terminal_line
 
 POLL_S = 0.005
 STOP_S = 20.0  # after which a server that was asked to end is killed
@@ -96,7 +96,7 @@ class ServerProcess:
         assert self.log is not None
         self.log.seek(0)
         lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {one_line(lines[-1])}" if lines else ""
+        return f": {terminal_line(lines[-1])}" if lines else ""
 
     def stop(self) -> None:
         """Stop the server and all processes that it started."""

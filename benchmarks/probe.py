@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from .client import new_client, send_request
-from .doubts import Probed, is_clearly_less
+from .doubts import ProbeAnswers, is_clearly_less
 from .wires import Contender, Prompted
 
 N_PROBE = 2  # of each kind
@@ -39,9 +39,9 @@ def prose_of(rng: np.random.Generator, n_word: int) -> str:
 
 async def probe_server(
     contender: Contender, prompts: Sequence[str], like: Prompted, rng: np.random.Generator
-) -> Probed:
+) -> ProbeAnswers:
     """Send the probes.  `prompts` are new ones, two for each of `plain` and `single`."""
-    found = Probed(contender.name)
+    found = ProbeAnswers(contender.name)
     n_word = len(prompts[0].split())
     async with new_client(contender) as http:
         for plain, single in zip(prompts[:N_PROBE], prompts[N_PROBE:], strict=True):

@@ -19,7 +19,7 @@ from ..engine.errors import RequestError
 from . import disturbance, machine
 from .arguments import read_contenders, read_loads, read_request, tokenizer_count
 from .client import new_client, send_request
-from .doubts import Probed, canned_line, probe_doubts, run_doubts
+from .doubts import ProbeAnswers, canned_line, probe_doubts, run_doubts
 from .equality import Examined, check_prompts, differences, examine_all, outputs_line, remarks
 from .figures import TimedAnswer, run_figures
 from .invocation import Invocation
@@ -58,7 +58,7 @@ class ServeBench:
         self.shared: set[tuple[str, str]] = set()  # contenders that were found to share a cache
         self.started = servers_to_start(contenders, options.start, options.load)
         self.warm_s: dict[str, float] = {}
-        self.probed: list[Probed] = []
+        self.probed: list[ProbeAnswers] = []
 
     def prepare(self, progress: Progress) -> None:
         """Examine all servers, warm them up, and scale prompts to tokens.  Raises: RequestError if they differ"""

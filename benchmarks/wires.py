@@ -303,10 +303,10 @@ def seconds_of(value: Any, unit: float) -> float | None:
 
 def error_message(error: Any) -> str:
     """Return the message of an error object of any wire, as one line."""
-    return one_line(str(error.get("message") or error if isinstance(error, dict) else error))
+    return terminal_line(str(error.get("message") or error if isinstance(error, dict) else error))
 
 
-def one_line(text: str) -> str:
+def terminal_line(text: str) -> str:
     """Return a server's text as one line for a terminal: without control characters, and not too long."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:200]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from fakes import serve_on_a_clock
 
-from numllama.benchmarks.doubts import Probed, find_change, gives_one_answer, run_doubts
+from numllama.benchmarks.doubts import ProbeAnswers, find_change, gives_one_answer, run_doubts
 from numllama.benchmarks.fake import Fake
 from numllama.benchmarks.figures import ServerCounts, TimedAnswer
 from numllama.benchmarks.results import Run
@@ -137,9 +137,12 @@ def test_a_server_that_slows_down_in_the_course_of_the_run_is_named(monkeypatch,
     [
         (
             {"is_held": True},
-            "the time per token of b takes 0.1 ms in the rounds and 5 ms before, but whole answers are no faster",
+            "the first text of b comes after 99% of an answer's time in the rounds, and 42% before",
         ),
-        ({"early": 0.001, "early_text": "I"}, "the first text of b takes 1 ms in the rounds and 40 ms before"),
+        (
+            {"early": 0.001, "early_text": "I"},
+            "the first text of b comes after 1% of an answer's time in the rounds, and 42% before",
+        ),
     ],
 )
 def test_a_stream_that_is_faked_in_the_rounds_only_is_named(lie, line, monkeypatch, capsys):
@@ -167,6 +170,6 @@ def test_one_answer_is_one_to_words_and_to_prose():
         chunk = [(1.0 + i, text, None) for i, text in enumerate(texts)]
         return [TimedAnswer(0, chunks=[one] * 8, counts=ServerCounts(1, 8)) for one in chunk]
 
-    same = Probed("a", plain=answers("w", "w"), prose=answers("w", "w"))
+    same = ProbeAnswers("a", plain=answers("w", "w"), prose=answers("w", "w"))
     assert gives_one_answer(same) and not gives_one_answer(replace(same, prose=answers("w", "v")))
-    assert not gives_one_answer(Probed("a", plain=answers("w")))  # too few to tell
+    assert not gives_one_answer(ProbeAnswers("a", plain=answers("w")))  # too few to tell
