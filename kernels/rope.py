@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .jit import inner, kernel
+from .simd import f32x16, load, store, swap_neighbours
 from .threads import parallel_for, run
 
 
@@ -193,19 +194,45 @@ def rotate_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
     return True
 
 
-@inner
+@inner(makes_arrays=True)
 def _rotate_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, last):
+    factors = np.empty(2 * n_pair, np.float32), np.empty(2 * n_pair, np.float32)  # cosines and sines of a token's row
     for t in range(first, last):
         row = rows[t] * n_pair
+        if neighbours:
+            for i in range(n_pair):
+                factors[0][2 * i], factors[0][2 * i + 1] = cos[row + i], cos[row + i]
+                factors[1][2 * i], factors[1][2 * i + 1] = -sin[row + i], sin[row + i]
         for h in range(n_head):
             at = (t * n_head + h) * d
             if neighbours:
-                for i in range(n_pair):
-                    a, b, c, s = x[at + 2 * i], x[at + 2 * i + 1], cos[row + i], sin[row + i]
-                    y[at + 2 * i], y[at + 2 * i + 1] = a * c - b * s, a * s + b * c
+                _rotate_neighbours(x, at, factors[0], factors[1], y)
             else:
-                for i in range(n_pair):
-                    a, b, c, s = x[at + i], x[at + n_pair + i], cos[row + i], sin[row + i]
-                    y[at + i], y[at + n_pair + i] = a * c - b * s, a * s + b * c
+                _rotate_halves(x, at, row, cos, sin, n_pair, y)
             for i in range(2 * n_pair, d):
                 y[at + i] = x[at + i]
+
+
+@inner
+def _rotate_neighbours(x, at, c, s, y):
+    """Rotate a head: y = x c + (x with neighbours swapped) s, the signs being in s."""
+    whole = c.size // 16 * 16
+    for i in range(0, whole, 16):
+        v = load(f32x16, x, at + i)
+        store(y, at + i, v * load(f32x16, c, i) + swap_neighbours(v) * load(f32x16, s, i))
+    for i in range(whole, c.size):
+        y[at + i] = x[at + i] * c[i] + x[at + (i ^ 1)] * s[i]
+
+
+@inner
+def _rotate_halves(x, at, row, cos, sin, n_pair, y):
+    """Rotate a head, whose pairs are in two halves."""
+    whole = n_pair // 16 * 16
+    for i in range(0, whole, 16):
+        a, b = load(f32x16, x, at + i), load(f32x16, x, at + n_pair + i)
+        c, s = load(f32x16, cos, row + i), load(f32x16, sin, row + i)
+        store(y, at + i, a * c - b * s)
+        store(y, at + n_pair + i, a * s + b * c)
+    for i in range(whole, n_pair):
+        y[at + i] = x[at + i] * cos[row + i] - x[at + n_pair + i] * sin[row + i]
+        y[at + n_pair + i] = x[at + i] * sin[row + i] + x[at + n_pair + i] * cos[row + i]

@@ -8,6 +8,7 @@
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
     total(v)  largest(v)  totals(v, w, x, y)                    over the lanes; of four vectors, as f32x4
+    swap_neighbours(v)                                          lanes 1 0 3 2 ...
     half_to_f32(u16x16)  f32_to_half(x)                         float16 bits -> f32x16, and back; back for scalars too
     round_to_half(x)  round_to_bf16(x)                          an f32 rounded to the shorter type, still as f32;
                                                                 round_to_half for vectors too
@@ -346,6 +347,17 @@ def fold(builder, v, combine):
     while v.type.count > 1:
         v = combine(*halves(builder, v))
     return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def swap_neighbours(typing, vector):
+    """Return lanes 1, 0, 3, 2, ..."""
+
+    def generate(context, builder, sig, args):
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.n), [i ^ 1 for i in range(vector.n)])
+        return builder.shuffle_vector(args[0], args[0], lanes)
+
+    return vector(vector), generate
 
 
 @intrinsic

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba.core import config
 
 from numllama.kernels.rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
 
+compiled = pytest.mark.skipif(config.DISABLE_JIT, reason="LLVM's vectors need the compiler")
 POSITION = st.integers(-4096, 4096)
 
 
@@ -64,7 +66,7 @@ def test_yarn_keeps_high_frequencies_and_lowers_low_ones():
     assert yarn_stretch(1.0) == 1 and yarn_stretch(np.e**5) == 1.5
 
 
-@pytest.mark.parametrize("kernel", [rope_ggml, rope_numba])
+@pytest.mark.parametrize("kernel", [rope_ggml, pytest.param(rope_numba, marks=compiled)])
 def test_ggml_s_angles_with_ramp_and_factor_equal_the_definition(kernel):
     rope = Rope("neox", 16, scale=0.25, ramp=yarn_ramp(16, 10000.0, 1000), attn_factor=1.5)
     x, positions = np.random.default_rng(0).standard_normal((3, 2, 20)).astype(np.float32), np.array([0, 7, 300])
@@ -72,6 +74,19 @@ def test_ggml_s_angles_with_ramp_and_factor_equal_the_definition(kernel):
     np.testing.assert_allclose(kernel(x, positions, rope), expected, atol=3e-5)  # float32 angles at 300
     np.testing.assert_allclose(expected[0, :, :16], 1.5 * x[0, :, :16])
     np.testing.assert_array_equal(expected[..., 16:], x[..., 16:])
+
+
+@compiled
+@pytest.mark.parametrize("style", ["norm", "neox"])
+@pytest.mark.parametrize(("d", "n_rot"), [(8, 8), (64, 64), (80, 80), (48, 34), (96, 32), (20, 4)])
+def test_vectors_give_the_bits_of_the_definition_with_ggml_s_angles(style, d, n_rot):
+    """Heads of whole vectors, of a rest beside them, and of a rest alone."""
+    x, positions = (
+        np.random.default_rng(0).standard_normal((3, 2, d)).astype(np.float32),
+        np.array([9, 0, 700], np.int32),
+    )
+    rope = Rope(style, n_rot, attn_factor=1.5)
+    assert rope_numba(x, positions, rope).tobytes() == rope_ggml(x, positions, rope).tobytes()
 
 
 def test_unstretched_rotates_back_without_the_factor():
