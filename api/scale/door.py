@@ -85,7 +85,6 @@ class Door:
         content = await read_body(Request(scope, receive))
         loop, threads = asyncio.get_running_loop(), scope["app"].state.threads
         request, beginning, unloads = await loop.run_in_executor(threads, self._parse, scope, content)
-        scope["log"]["model"] = beginning.model
         if unloads:
             return await self._ask_all(request, scope, receive, send)
         for n_tries in range(1, MAX_TRIES + 1):
@@ -112,6 +111,7 @@ class Door:
             value = None
         fields = {str(key).lower(): found for key, found in value.items()} if isinstance(value, dict) else {}
         name = fields.get("model") if isinstance(fields.get("model"), str) else ""
+        scope["log"]["model"] = name
         weights, full, manifest = str(name), "", b""
         with suppress(EngineError):
             model = self._engine.store.resolve(ModelName.parse_request(str(name))[0])

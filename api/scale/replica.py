@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...engine.distributed.affinity import Beginning
-from ...engine.distributed.replicas import own_name
+from ...engine.distributed.replicas import TICK_S, own_name
 from ...engine.errors import ModelNotFound, RegistryError, StoreError
 from ...engine.handle import RequestHandle
 from ...engine.model.cache import KVCache
@@ -66,7 +66,11 @@ class Replica:
         gc.freeze()
 
     async def answer(self, beginning: Beginning, request: ForwardedRequest) -> AsyncIterator[list[Message]]:
-        """Answer a request.  Yields ASGI messages, those that are there at once; the last has the log's fields, too."""
+        """Answer a request.
+
+        Yields ASGI messages, as many as there are: none at first and every TICK_S, as a sign of life; at last with the
+        fields for the log.
+        """
         messages, gone = asyncio.Queue[Message | None](), asyncio.Event()
         scope, is_read = dict(request.scope), False
 
@@ -93,8 +97,14 @@ class Replica:
         task.add_done_callback(self._ending.discard)
         try:
             is_over = False
+            yield []
             while not is_over:
-                found = [await messages.get()]
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        found = [await messages.get()]
+                except TimeoutError:
+                    yield []
+                    continue
                 while not messages.empty():
                     found.append(messages.get_nowait())
                 is_over = found[-1] is None

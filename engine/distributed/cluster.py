@@ -71,7 +71,8 @@ def join_cluster(address: str = "") -> Any:
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RequestError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; a cluster with a token needs RAY_AUTH_MODE=token here"
+        raise RequestError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}{hint}") from None
     return ray
 
 

@@ -30,6 +30,7 @@ REQUESTS_PER_SLOT = 4  # sent to a replica at most; others wait at the sender, f
 DRAIN_S = 300.0  # for the answers of a replica that is to go
 UPSCALE_S, DOWNSCALE_S = 10.0, 300.0  # how long the queue must ask for more replicas, or for fewer
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 10.0, 60.0
+TICK_S, SILENT_S = 5.0, 30.0  # a replica says something at least so often; without a word for so long, it is lost
 BROADCAST_S = 10.0
 SLOW_START_S = 30.0
 SLOW_START = "still waiting for replicas: each takes one CPU of the cluster; `ray status` lists those that are free"
@@ -63,23 +64,33 @@ def join_directly(address: str) -> None:
 
 
 class ReplicaCall:
-    """One request to a replica: an iterator over what it yields.
+    """One request to a replica: an iterator over what it yields, which is something at least every TICK_S.
 
-    Raises: CacheLost if the replica ends; QueueFull if too many requests wait; after `cancel`, the error given to it
+    Raises: CacheLost if the replica ends, or is silent for SILENT_S as its host is lost; QueueFull if too many requests
+    wait; after `cancel`, the error given to it
     """
 
     def __init__(self, response: Any):
         self._response = response
         self._why: Callable[[], EngineError] | None = None
+        self._is_taken = False  # before, the request may wait for a replica
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
         try:
-            return await self._response.__anext__()
+            async with asyncio.timeout(SILENT_S if self._is_taken else None):
+                found = await self._response.__anext__()
+            self._is_taken = True
+            return found
         except StopAsyncIteration:
             raise
+        except TimeoutError:
+            self._response.cancel()
+            raise CacheLost(
+                f"the process that computed this answer was silent for {SILENT_S:.0f} s; ask again"
+            ) from None
         except (asyncio.CancelledError, Exception) as error:
             if self._why:
                 raise self._why() from None
@@ -94,7 +105,7 @@ class ReplicaCall:
 class Replicas:
     """The application on a cluster; several senders may share it.
 
-    cls, arguments   makes a replica, whose method `answer(beginning, ...)` yields
+    cls, arguments   makes a replica, whose method `answer(beginning, ...)` yields, at once and every TICK_S
     version          of the program and its settings: another one replaces replicas, a few at a time
     slots            answers that a replica computes at once
     max_queue        requests that may wait here

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
+from ray.exceptions import ActorUnavailableError
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from .affinity import Beginning, SentBeginnings, preferred
+
+ACCEPT_S = 10.0
 
 
 class PrefixRouter(RequestRouter):
@@ -48,12 +52,38 @@ class PrefixRouter(RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Remember what the replica was sent."""
         self._sent.record(pending_request.args[0], replica_id.unique_id)
+
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        """Count the request as under way."""
+        super().on_send_request(replica_id)
         self._under_way[replica_id.unique_id] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Count the request as done."""
         if self._under_way[replica_id.unique_id] > 0:  # else the replica has ended, and is not counted any more
             self._under_way[replica_id.unique_id] -= 1
+
+    def create_replica_wrapper(self, replica_info: Any) -> RunningReplica:
+        """Make the replica's stub, which waits ACCEPT_S at most for the replica to accept a request."""
+        replica = super().create_replica_wrapper(replica_info)
+        send = replica.try_send_request
+
+        def send_and_limit(request: PendingRequest, with_rejection: bool) -> Any:
+            result = send(request, with_rejection)
+            accepted = result.get_rejection_response
+
+            async def accepted_in_time() -> Any:
+                try:
+                    async with asyncio.timeout(ACCEPT_S):
+                        return await accepted()
+                except TimeoutError:  # its host is lost; Serve then tries the next of choose_replicas
+                    raise ActorUnavailableError("no answer", replica.actor_id.binary()) from None
+
+            result.get_rejection_response = accepted_in_time  # type: ignore[method-assign]
+            return result
+
+        replica.try_send_request = send_and_limit  # type: ignore[method-assign, assignment]
+        return replica
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take the replicas that there are now."""

@@ -12,7 +12,8 @@ from registries import DOCKER_REGISTRY, DockerRegistry, Registry
 from serving import Served, until
 
 from numllama.api.scale.door import MAX_TRIES, Door
-from numllama.api.scale.replica import Replica, in_pieces
+from numllama.api.scale.replica import ForwardedRequest, Replica, in_pieces
+from numllama.engine.distributed.affinity import Beginning
 from numllama.engine.errors import CacheLost, Cancelled
 from numllama.engine.settings import Settings
 from tiny import CHAT_TEMPLATE, tiny_gguf
@@ -223,6 +224,21 @@ def test_a_large_body_is_sent_in_pieces_that_make_it_up():
         pieces = in_pieces({"type": "http.response.body", "body": body, "more_body": more})
         assert len(pieces) == 3 and b"".join(piece["body"] for piece in pieces) == body
         assert [piece["more_body"] for piece in pieces] == [True, True, more]
+
+
+def test_a_replica_gives_signs_of_life_while_it_computes(doors, monkeypatch):
+    _, door = doors
+    monkeypatch.setattr("numllama.api.scale.replica.TICK_S", 0.02)
+    options = {"num_predict": 2000, "ignore_eos": True, "temperature": 3, "seed": 1}
+    body = json.dumps({"model": "m", "prompt": "b", "stream": False, "options": options}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/api/generate", "query_string": b"", "headers": []}
+
+    async def sizes():
+        request = ForwardedRequest.of(scope, body)
+        return [len(part) async for part in door.replicas.replicas[0].answer(Beginning.of("m"), request)]
+
+    *ticks, last = asyncio.run(sizes())
+    assert len(ticks) > 3 and not any(ticks) and last == 3  # head, body, and the log
 
 
 def test_a_healthy_replica_passes_its_check_and_reports_its_models(doors):

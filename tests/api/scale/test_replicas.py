@@ -180,6 +180,33 @@ def test_a_killed_replica_costs_what_had_begun_and_nothing_else(doors):
     assert generate(door.client, 300, **whole, seed=0) == expected[0]
 
 
+def test_a_replica_that_is_silent_counts_as_ended(doors, monkeypatch):
+    alone, door = doors
+    expected = generate(alone.client, 301)
+    wait_for_two(door)
+    monkeypatch.setattr("numllama.engine.distributed.replicas.SILENT_S", 7.0)
+    monkeypatch.setattr("numllama.engine.distributed.router.ACCEPT_S", 2.0)
+    body = {"model": "m", "prompt": prompt(301), "options": ENDLESS}
+    with door.client.stream("POST", "/api/generate", json=body) as answer:
+        lines = answer.iter_lines()
+        assert not json.loads(next(lines))["done"]
+        until(lambda: sum(running(door.replicas).values()) == 1)
+        (name,) = (name for name, n in running(door.replicas).items() if n)
+        pid = told(door.replicas, "pid")[name]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            *_, last = lines
+            error = "the process that computed this answer was silent for 7 s; ask again"
+            assert json.loads(last) == {"error": error}
+            assert (
+                generate(door.client, 301) == expected
+            )  # known best by the one that is stopped, and then by the other
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGKILL)
+    wait_for_two(door, [name])
+
+
 def test_replicas_are_added_removed_and_replaced_under_load_without_a_wrong_byte(doors, cluster):
     alone, door = doors
     expected = {i: generate(alone.client, i) for i in range(400, 408)}
