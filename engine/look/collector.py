@@ -18,6 +18,7 @@ from ...kernels import Attention, Kernels
 from ...kernels.attention import attention_weights_numpy
 from ...kernels.hadamard import rotate_groups
 from ...kernels.select import descending
+from ...kernels.tensor import Tensor
 from ..errors import RequestError
 from ..model.batch import Batch, Span
 from ..model.cache import KVCache
@@ -30,6 +31,7 @@ from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, 
 
 LEDGER_ROWS = 8  # candidates of a sampler's step that are shown
 ROWS_AT_ONCE = 64  # of all layers in a lens: the logits of each are n_vocab numbers
+SMALL_MATRIX = 1 << 20  # weights; a few MB as f32
 CHECK_EVERY = 16  # tokens between two checks of an answer's size
 QUERIES = ("Qcur", "Qcur_attn_temp_scaled")  # the later one replaces the earlier
 EMBEDDINGS = ("embd", "inp_scaled", "inp_embd")
@@ -75,6 +77,7 @@ class Collector:
         self._steps: list[LookStep] = []
         self._ledger: list[SamplerStep] = []
         self._before: Candidates | None = None
+        self._transposed: dict[int, np.ndarray] = {}
         self._forget()
 
     @property
@@ -225,17 +228,15 @@ class Collector:
         words = [max(id, 0) for id in following]  # an image's row is predicted by nothing
         lenses = self._lenses(words) if look.lens and n else None
         residuals = self._residuals(words) if (look.residual or look.neurons) and n else None
-        places, largest = (
-            np.moveaxis(np.array(self._peaks), 1, 0) if self._peaks else (None, None)
-        )  # [n_layer, n_head, n]
+        peaks = np.moveaxis(np.array(self._peaks), 1, 0) if self._peaks else None  # [2, n_layer, n_head, n]
         for i in range(n):
             position = span.start + first + i
             step = LookStep(position, tokens[at + i], following[i], sampled=at + i + 1 >= self.n_prompt)
             if self._weights:
                 step.heads = look.attention
                 step.attention = np.stack([self._weights[head][i, : position + 1] for head in look.attention])
-            if places is not None and largest is not None:
-                step.peaks = places[..., i].astype(np.int32), largest[..., i].astype(np.float32)
+            if peaks is not None:
+                step.peaks = peaks[0, ..., i].astype(np.int32), peaks[1, ..., i].astype(np.float32)
             step.lens = lenses[i] if lenses and following[i] >= 0 else None
             step.residual = residuals[i] if residuals and following[i] >= 0 else None
             step.values = {name: value[i] for name, value in self._values.items()}
@@ -314,13 +315,22 @@ class Collector:
             along = towards * hp.residual_scale
             if blk.post_ffw_norm is not None:
                 along = along * blk.post_ffw_norm / np.sqrt(np.mean(out * out) + hp.norm_eps)
-            size = blk.ffn_down.format.block_size
-            blocks = np.ascontiguousarray(blk.ffn_down.blocks[:, best // size])  # [n_embd, n_best]
-            columns = blk.ffn_down.format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:2], size)
-            columns = columns[:, np.arange(len(best)), best % size]  # [n_embd, n_best]
-            adds = act[i][best] * (along @ columns)
+            adds = act[i][best] * (self._columns(il, blk.ffn_down, best) @ along)
             found += [(il, int(j), float(act[i][j]), float(a)) for j, a in zip(best, adds, strict=True)]
         return found
+
+    def _columns(self, il: int, matrix: Tensor, which: np.ndarray) -> np.ndarray:
+        """Return columns of a layer's matrix; a small one is dequantized once.  -> f32 [n_which, n_row]"""
+        if matrix.n_elements <= SMALL_MATRIX:
+            if il not in self._transposed:
+                self._transposed[il] = np.ascontiguousarray(matrix.dequantize().T)
+            found: np.ndarray = self._transposed[il][which]
+            return found
+        size = matrix.format.block_size
+        blocks = np.ascontiguousarray(matrix.blocks[:, which // size])  # [n_row, n_which]
+        columns = matrix.format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:2], size)
+        chosen: np.ndarray = columns[:, np.arange(len(which)), which % size]
+        return chosen.T
 
 
 class LookTap:

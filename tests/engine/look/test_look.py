@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import numllama
 from numllama.engine.errors import RequestError
+from numllama.engine.look import collector
 from numllama.engine.look.collector import attention_weights
 from numllama.engine.look.request import LookRequest
 from numllama.engine.look.timeline import Timeline
@@ -147,6 +148,15 @@ def test_neurons_add_up_to_what_the_block_adds(exact):
     for step in exact.look(PROMPT, neurons=1000, **GREEDY).steps[-2:]:
         ours = sum(adds for il, _, _, adds in step.residual.neurons if il == 1)
         np.testing.assert_allclose(ours, step.residual.adds[4], rtol=1e-3, atol=1e-3)  # embedding, 2 blocks a layer
+
+
+def test_columns_of_a_small_matrix_are_those_of_a_large_one(model, monkeypatch):
+    looks = [model.look(PROMPT, neurons=3, **GREEDY)]
+    monkeypatch.setattr(collector, "SMALL_MATRIX", 0)
+    looks.append(model.look(PROMPT, neurons=3, **GREEDY))
+    small, large = (np.array([step.residual.neurons for step in look.steps]) for look in looks)
+    np.testing.assert_array_equal(small[..., :3], large[..., :3])
+    np.testing.assert_allclose(small[..., 3], large[..., 3], rtol=1e-9, atol=1e-12)  # float64 sums in another order
 
 
 def test_values_are_those_of_a_trace(model):
