@@ -71,7 +71,7 @@ class Explanation:
         line = float(np.median(right)) if right else MAX_BITS
         best: tuple[Cause, Score] | None = None
         causes = sorted(self.causes, key=lambda cause: (cause not in known, subtle and not cause.arithmetic))
-        causes = [cause for cause in causes if cause.may_explain(between)]
+        causes = [cause for cause in causes if cause.may_explain(between) and not (subtle and cause.coarse)]
         for i, cause in enumerate(causes):
             self.passes.advance(f"trying causes for {label}", i, len(causes))
             score = self.passes.score_under(label, cause)

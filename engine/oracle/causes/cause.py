@@ -18,12 +18,14 @@ class Cause:
     explains     names of the values whose operation it changes
     change       a setting -> the setting under the hypothesis; None where it does not apply
     arithmetic   whether it only rounds otherwise, which is right
+    coarse       whether it rounds, which is wrong only in an engine whose other values are finer
     """
 
     sentence: str
     explains: frozenset[str]
     change: Change
     arithmetic: bool = False
+    coarse: bool = False
 
     def may_explain(self, names: Collection[str]) -> bool:
         """Return whether it changes the operation of one of these values."""

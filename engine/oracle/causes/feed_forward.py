@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,8 +90,8 @@ def _woven_halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return woven[: len(x) // 2], woven[len(x) // 2 :]
 
 
-def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
-    """Replace the residual of both sums by a function of the earlier values and the norm's name of that sum."""
+def sums(residual: Callable[[Mapping[str, Any], str], Any], parts: Collection[str] = SUMS) -> Change:
+    """Replace the residual of the sums `parts` by a function of the earlier values and the norm's name of that sum."""
 
     def after_attention(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before[LAYER_INPUT] + residual(before, "attn_norm")
@@ -99,8 +99,9 @@ def sums(residual: Callable[[Mapping[str, Any], str], Any]) -> Change:
     def encoded(s: Setting) -> Setting | None:
         blk: Any = s.model.weights.blk[0] if s.model.weights.blk else None
         if blk is None or not hasattr(blk, "attn_output_norm"):
-            return other_values(ffn_inp=after_attention, sa_out=after_attention, l_out=after_feed_forward)(s)
-        return encoder_sums(s, residual)
+            changes = {"ffn_inp": after_attention, "sa_out": after_attention, "l_out": after_feed_forward}
+            return replace(s, values={name: changes[name] for name in parts})
+        return encoder_sums(s, residual) if parts == SUMS else None
 
     def after_feed_forward(value: Any, before: Mapping[str, Any]) -> Any:
         return value - before["ffn_inp" if "ffn_inp" in before else "sa_out"] + residual(before, "ffn_norm")
@@ -209,6 +210,16 @@ RESIDUAL: tuple[Cause, ...] = (
     Cause("the norm came before the sum, not after it", SUMS, _norm_before_sum),
     Cause("the input of attention were normed (pre-norm, in a post-norm model)", PROJECTED | {"Vcur"}, _pre_norm),
     Cause("the residual were missing from the sum", SUMS, sums(lambda before, norm: 0)),
+    Cause(
+        "the residual were missing from the sum after attention",
+        SUMS,
+        sums(lambda before, norm: 0, ("ffn_inp", "sa_out")),
+    ),
+    Cause(
+        "the residual were missing from the sum after feed-forward",
+        frozenset({"l_out"}),
+        sums(lambda before, norm: 0, ("l_out",)),
+    ),
     Cause("the residual were the normed input", SUMS, sums(lambda before, norm: before[norm])),
     Cause("the residual of feed-forward were the layer's input", SUMS, sums(lambda before, norm: before[LAYER_INPUT])),
     Cause(

@@ -10,17 +10,20 @@ import numpy as np
 
 from ....kernels import Tensor
 from ..setting import Setting
-from .cause import PRODUCTS, PROJECTED, Cause, Change
+from .cause import NORMS, PRODUCTS, PROJECTED, Cause, Change
 from .change import block, missing, weights, with_fields
 
 
-def head_rows(reorder: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Reorder the rows of each head in all matrices of heads."""
+def head_rows(reorder: Callable[[np.ndarray], np.ndarray], only: str = "") -> Change:
+    """Reorder the rows of each head in all matrices of heads, or in the field `only`."""
 
     def changed(s: Setting) -> Setting:
-        d = s.model.hparams.n_head_dim
+        d, blk = s.model.hparams.n_head_dim, s.model.weights.blk
+        named = getattr(blk[0], only, None) if only and blk else None
 
         def order(w: Tensor, rows: np.ndarray) -> np.ndarray:
+            if named is not None and w is not named:
+                return rows
             return rows if len(rows) % d else reorder(rows.reshape(-1, d, rows.shape[1])).reshape(rows.shape)
 
         made = weights(order)(s)
@@ -140,6 +143,19 @@ def of_layer_matrices(by: int) -> Change:
     return changed
 
 
+def whole_layer(by: int) -> Change:
+    """Take all weights of the layer `by` after this one."""
+
+    def changed(s: Setting) -> Setting | None:
+        il = s.il + by
+        if s.whole is None or s.il < 0 or not 0 <= il < len(s.whole.weights.blk):
+            return None
+        blk: Any = (s.whole.weights.blk[il],)
+        return Setting(s.kernels, replace(s.model, weights=replace(s.model.weights, blk=blk)))
+
+    return changed
+
+
 def biases(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     """Change the biases of q, k and v."""
 
@@ -197,6 +213,14 @@ MATRICES: tuple[Cause, ...] = (
     ),
     Cause("the rows of each head were in Hugging Face's order", PROJECTED | {"Vcur"}, head_rows(_to_halves)),
     Cause("the rows of each head were permuted once too often", PROJECTED | {"Vcur"}, head_rows(_to_neighbours)),
+    *(
+        Cause(
+            f"the rows of each head were in Hugging Face's order, in {name} alone",
+            PROJECTED | {"Vcur"},
+            head_rows(_to_halves, f"attn_{name}"),
+        )
+        for name in "qkv"
+    ),
     Cause("the rows of k were permuted as if it had n_head heads", PROJECTED, _head_counts_of_queries),
     Cause(
         "the rows of q, k and v were read group by group (a fused matrix)",
@@ -216,6 +240,8 @@ MATRICES: tuple[Cause, ...] = (
     Cause("heads and tokens were not exchanged after heads were split", PROJECTED | {"Vcur"}, _without_transposing),
     Cause("the matrices were those of the next layer", PRODUCTS, of_layer_matrices(1)),
     Cause("the matrices were those of the layer before", PRODUCTS, of_layer_matrices(-1)),
+    Cause("the whole layer were the next one", PRODUCTS | NORMS, whole_layer(1)),
+    Cause("the whole layer were the one before", PRODUCTS | NORMS, whole_layer(-1)),
     Cause("attn_output read query heads by their place in a group", frozenset({"attn_out"}), _columns_by_place),
     Cause("the rows of the matrix were reversed", PRODUCTS, weights(lambda w, rows: rows[::-1])),
     Cause("the columns of the matrix were reversed", PRODUCTS, weights(lambda w, rows: rows[:, ::-1])),

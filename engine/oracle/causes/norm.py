@@ -197,8 +197,8 @@ NORM: tuple[Cause, ...] = (
         NORMS,
         other_kernel("layer_norm", lambda k: lambda x, w, b, eps: k.layer_norm(x, np.ones_like(w), b, eps)),
     ),
-    Cause("norms were computed in float16", NORMS, norms(_in_float16)),
-    Cause("norms were computed in bfloat16", NORMS, norms(_in_bfloat16)),
+    Cause("norms were computed in float16", NORMS, norms(_in_float16), coarse=True),
+    Cause("norms were computed in bfloat16", NORMS, norms(_in_bfloat16), coarse=True),
     Cause("the norms after attention and feed-forward came after the sums", SUMS, _after_sum),
     Cause(
         "the norms after attention and before feed-forward were exchanged",

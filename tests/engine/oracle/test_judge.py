@@ -69,6 +69,34 @@ def test_the_first_wrong_value_is_found(engine, models):
     assert bool(first.cause) == engine.explained
 
 
+HIDDEN_STATES = ("embd", "inp_embd", "l_out", "result_norm", "result_output", "result_embd")
+FROM_HIDDEN_STATES = [
+    engine
+    for engine in [*WRONG, *FAMILY_BUGS]
+    if engine.name
+    in (
+        "half of the pairs",
+        "q rows of Hugging Face alone",
+        "no residual around feed-forward",
+        "layers one too early",
+        "gpt-oss without sinks",
+        "jina bias grows",
+        "gemma2 cap before scale",
+        "qwen3moe router without norm",
+    )
+]
+
+
+@pytest.mark.parametrize("engine", some(FROM_HIDDEN_STATES, lambda i, engine: i == 0))
+def test_the_layer_and_the_cause_are_found_from_hidden_states_alone(engine, models):
+    model = models(engine.model)
+    ids = ids_of(model)
+    kernels, changed = engine.change(F32, model)
+    values = values_of(changed, kernels, ids, keep=lambda name: name in HIDDEN_STATES)
+    report = judge(model, ids, dump_of(values, ids))
+    assert report.wrong[0].label == "l_out-0" and report.wrong[0].cause
+
+
 # Each arithmetic with every fifth model; the other pairs are slow
 PAIRS = [
     pytest.param(name, arithmetic, marks=[pytest.mark.slow] if (i + j) % 5 else [])
