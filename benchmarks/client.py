@@ -152,12 +152,13 @@ def take_line(line: str, at: float, contender: Contender, answer: TimedAnswer) -
         return fail(answer, f"a line is not JSON: {line[:60]!r}")
     try:
         part = contender.wire.parse(value)
+        text = part.text.encode(errors="replace").decode()  # without halves of surrogate pairs
     except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         return fail(answer, f"a line has an unexpected form: {line[:60]!r}")
     if part.error:
         fail(answer, part.error)
-    if part.text:
-        answer.chunks.append((at, part.text.encode(errors="replace").decode(), part.n_token))  # half a surrogate pair
+    if text:
+        answer.chunks.append((at, text, part.n_token))
     elif part.n_token and answer.chunks:  # tokens without text belong to the chunk before
         before, text, n = answer.chunks[-1]
         answer.chunks[-1] = before, text, (n or 0) + part.n_token

@@ -14,10 +14,13 @@ QUICK = Fake(first=0.002, step=0.001)
 CLIENTS = ("serve", "load", "equality", "probe")  # modules that open connections
 
 
-def serve_on_a_clock(monkeypatch, *arguments, **fakes):
-    """Run `bench serve` on fakes without a network, on a clock that they move: no time passes.  -> exit status"""
+def serve_on_a_clock(monkeypatch, *arguments, made=FakeTransport, **fakes):
+    """Run `bench serve` on fakes without a network, on a clock that they move: no time passes.  -> exit status
+
+    made   (fake, clock) -> the transport of a fake
+    """
     clock, ports = FakeClock(), {name: 1 + i for i, name in enumerate(fakes)}
-    transports = {ports[name]: FakeTransport(fake, clock) for name, fake in fakes.items()}
+    transports = {ports[name]: made(fake, clock) for name, fake in fakes.items()}
     for module in CLIENTS:
         monkeypatch.setattr(
             f"numllama.benchmarks.{module}.new_client",
