@@ -41,7 +41,7 @@ def import_map(urls: dict[str, str]) -> str:
     return f'<script type="importmap">{json.dumps({"imports": urls})}</script>'
 
 
-def source(path: str) -> bytes | None:
+def referred_file(path: str) -> bytes | None:
     """Return a file that panels refer to, code of this package or a lesson by its number; None for any other path."""
     kind, _, name = path.partition("/")
     if kind == "code" and CODE.fullmatch(name) and (ROOT / name).is_file():

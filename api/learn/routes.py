@@ -15,7 +15,7 @@ from ..wire.errors import json_response
 from ..wire.look import LookWriter, attention_map_json, encoding_of
 from ..wire.request import Context, body
 from ..wire.schema import LookAgainRequest, LookMapRequest
-from .page import CONTENT_TYPES, asset, page_html, policy, source
+from .page import CONTENT_TYPES, asset, page_html, policy, referred_file
 
 router = APIRouter()
 
@@ -35,7 +35,7 @@ async def learn() -> Response:
 async def learn_file(path: str) -> Response:
     content, kind = asset(path), CONTENT_TYPES.get(path.rpartition(".")[2], "")
     if content is None:
-        content, kind = source(path), "text/plain; charset=utf-8"
+        content, kind = referred_file(path), "text/plain; charset=utf-8"
     if content is None:
         return Response("404 page not found", 404, media_type="text/plain")
     return Response(
