@@ -54,7 +54,8 @@ class Explanation:
             for label in labels if best else ():
                 assert best is not None
                 score = best[1] if label == worst else self.passes.score_under(label, best[0])
-                if score is not None and score.least >= self.passes.scores[label].least + MIN_SUBTLE_GAIN_BITS:
+                plain = self.passes.scores[label]
+                if score is not None and gained_bits(best[0], score, plain) >= MIN_SUBTLE_GAIN_BITS:
                     found[label] = best[0], score
         return found
 
@@ -70,11 +71,14 @@ class Explanation:
         ]
         line = float(np.median(right)) if right else MAX_BITS
         best: tuple[Cause, Score] | None = None
+        rounding: tuple[Cause, Score] | None = None
         causes = sorted(self.causes, key=lambda cause: (cause not in known, subtle and not cause.arithmetic))
         causes = [cause for cause in causes if cause.may_explain(between) and not (subtle and cause.coarse)]
         for i, cause in enumerate(causes):
             self.passes.advance(f"trying causes for {label}", i, len(causes))
             score = self.passes.score_under(label, cause)
+            if score is not None and cause.arithmetic and (rounding is None or score.median > rounding[1].median):
+                rounding = cause, score
             if score is not None and (best is None or score.least > best[1].least + 0.5):
                 best = cause, score
                 if score.least >= max(CERTAIN_BITS, plain.least + CERTAIN_GAIN_BITS):
@@ -85,5 +89,14 @@ class Explanation:
             return None
         gain, least = best[1].least - plain.least, best[1].least
         if subtle:
-            return best if gain >= MIN_SUBTLE_GAIN_BITS and least >= MIN_SUBTLE_BITS else None
+            if gain >= MIN_SUBTLE_GAIN_BITS and least >= MIN_SUBTLE_BITS:
+                return best
+            if rounding is None or rounding[1].median < MIN_SUBTLE_BITS:
+                return None
+            return rounding if gained_bits(*rounding, plain) >= MIN_SUBTLE_GAIN_BITS else None
         return best if gain >= MIN_GAIN_BITS and least >= min(self.floors.floor(label), FLOORS["product"]) else None
+
+
+def gained_bits(cause: Cause, score: Score, plain: Score) -> float:
+    """Return the bits that a hypothesis gains: in the worst row; in most rows for an arithmetic, as last bits flip."""
+    return score.median - plain.median if cause.arithmetic else score.least - plain.least

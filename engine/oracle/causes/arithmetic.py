@@ -45,16 +45,12 @@ def cached_as(kind: str, rotated: bool = False) -> Change:
     return changed
 
 
-def overflowing(largest: Callable[[Any], Any]) -> Change:
-    """Keep keys and values in float16; it applies where they are beyond its range.  largest: what overflows -> kept"""
-
-    def attend(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
-        if max(np.abs(k).max(), np.abs(v).max()) <= F16_MAX:
-            return np.full((len(q), q.shape[1] * q.shape[2]), np.nan)
-        k, v = (largest(x).astype(np.float16).astype(q.dtype) for x in (k, v))
-        return attention_numpy(q, k, v, first, rule, tap)
-
-    return attend_by(attend)
+def cut_to_float16(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
+    """Cut keys and values to the range of float16 where some are beyond it; infinite ones give no finite result."""
+    if max(np.abs(k).max(), np.abs(v).max()) <= F16_MAX:
+        return np.full((len(q), q.shape[1] * q.shape[2]), np.nan)
+    k, v = (np.clip(x, -F16_MAX, F16_MAX).astype(np.float16).astype(q.dtype) for x in (k, v))
+    return attention_numpy(q, k, v, first, rule, tap)
 
 
 def flash_in_f16(q: Any, k: Any, v: Any, first: int, rule: Attention, tap: Any) -> Any:
@@ -108,21 +104,8 @@ def _eight_bits(x: np.ndarray, block_type: str) -> np.ndarray:
     return np.asarray(round_activations(x.astype(np.float32), block_type)).astype(x.dtype)
 
 
-OVERFLOWS: tuple[Cause, ...] = (
-    Cause(
-        "keys and values beyond 65504 were infinite in an f16 cache",
-        SCORES,
-        overflowing(lambda x: x),
-    ),
-    Cause(
-        "keys and values beyond 65504 were cut to it in an f16 cache",
-        SCORES,
-        overflowing(lambda x: np.clip(x, -F16_MAX, F16_MAX)),
-    ),
-)
-
 ARITHMETIC: tuple[Cause, ...] = (
-    *OVERFLOWS,
+    Cause("keys and values beyond 65504 were cut to it in an f16 cache", SCORES, attend_by(cut_to_float16)),
     Cause("the weights of norms were rounded to bfloat16", NORMS, rounded_norms(bf16), arithmetic=True),
     Cause("the weights of norms were rounded to float16", NORMS, rounded_norms(f16), arithmetic=True),
     Cause(
