@@ -73,7 +73,7 @@ COMPILE_S = {"attention": 3.2, "product": 2.0, "whole layers": 1.9, "experts": 1
 OTHER_KERNEL_S, START_S = 0.3, 1.0
 AFTER = ("whole layers", "experts")  # the first token needs none of them: layers in steps have the same bits
 
-_other: subprocess.Popen[bytes] | None = None  # the process that compiles AFTER
+_others: list[subprocess.Popen[bytes]] = []  # processes that still compile, or have not been seen to end
 
 
 def prepare(names: Sequence[str]) -> None:
@@ -82,7 +82,6 @@ def prepare(names: Sequence[str]) -> None:
     Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a folder
     to save to this does nothing: each kernel is then compiled on its first call.
     """
-    global _other
     folder, problem = find_cache()
     if folder is None:
         warn_once("machine code cannot be saved, every process compiles", problem)
@@ -101,7 +100,7 @@ def prepare(names: Sequence[str]) -> None:
     finally:
         if other:
             _wait(other, there)
-            _other = other if after else None
+            _others.append(other)
 
 
 def _wait(other: subprocess.Popen[bytes], names: Collection[str]) -> None:
@@ -111,11 +110,9 @@ def _wait(other: subprocess.Popen[bytes], names: Collection[str]) -> None:
 
 
 def is_compiling() -> bool:
-    """Check whether the other process still compiles kernels of AFTER, for which this one would have to wait."""
-    global _other
-    if _other and _other.poll() is not None:
-        _other = None
-    return _other is not None
+    """Check whether another process still compiles kernels of AFTER, for which this one would have to wait."""
+    _others[:] = [other for other in _others if other.poll() is None]
+    return bool(_others)
 
 
 def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
