@@ -261,8 +261,11 @@ def _sender(cycle: RequestResponseCycle, transport: asyncio.Transport) -> Callab
         if transport.is_closing() and not cycle.response_complete:
             cycle.disconnected = True
         elif message["type"] == "http.response.start":
-            is_bare = is_old and not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            headers = list(message.get("headers", ()))
+            is_bare = is_old and not any(name.lower() == b"content-length" for name, _ in headers)
             cycle.chunked_encoding = False if is_bare else None
+            if is_bare:  # uvicorn says so itself only in newer versions
+                message = message | {"headers": [*headers, (b"connection", b"close")]}
         elif is_bare:
             cycle.expected_content_length = len(message.get("body", b""))
         await send(message)

@@ -402,7 +402,7 @@ def in_order(*steps):
 def trained_bpe(pre, normalizer=None, **model):
     hf = HuggingFace(models.BPE(**model))
     hf.pre_tokenizer, hf.decoder = pre, decoders.ByteLevel()
-    if normalizer:
+    if normalizer is not None:
         hf.normalizer = normalizer
     special = ["<|endoftext|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
