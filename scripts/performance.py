@@ -77,11 +77,12 @@ def measure(options: argparse.Namespace) -> int:
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     print(f"{len(chosen)} steps, about {sum(step.minutes for step in chosen):g} minutes", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "results").symlink_to(out)
         prepare(Path(folder), options, {step.name for step in chosen})
         for step in chosen:
             print(f"\n$ numllama bench {step.command}    # about {step.minutes:g} minutes", flush=True)
             began = perf_counter()
-            more = [*options.flags.split(), "--jsonl", str(out / f"{step.name}.jsonl")]
+            more = [*options.flags.split(), "--jsonl", f"results/{step.name}.jsonl"]
             command = ["numllama", "bench", *shlex.split(step.command), *more]
             if status := subprocess.run(command, cwd=folder, env=environ).returncode:
                 return status
