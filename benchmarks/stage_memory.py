@@ -81,7 +81,7 @@ def run_role(path: Path, n_byte: int, n_stage: int) -> dict[str, Any]:
 
 def outcome(name: str, arguments: list[str]) -> tuple[list[dict[str, str]], list[int]]:
     """Run a role in a process of its own.  -> lines of the table, the ids that it generated"""
-    command = [sys.executable, "-m", __spec__.name, *arguments]
+    command = [sys.executable, "-P", "-m", __spec__.name, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         out, err = process.communicate()
     found = {"groups": [str(path) for path in GROUPS.glob(f"**/numllama-process-{process.pid}")]}
