@@ -278,9 +278,11 @@ def _open_text(path: Path, size: int) -> Dump:
         raise RequestError(f"{path}: {size} bytes of text, expected at most {MAX_TEXT_BYTES}")
     dump, label, body = Dump(path, printed=True), "", list[str]()
     shape: tuple[int, ...] = ()
+    rotated = False
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if head := HEAD.search(line):
+                rotated |= "MUL_MAT(attn_inp_v_rot" in line
                 label = _printed_label(head[1], head[2])
                 shape = tuple(int(n) for n in head[3].replace(" ", "").split(",") if n)[::-1]
                 body = []
@@ -292,6 +294,9 @@ def _open_text(path: Path, size: int) -> Dump:
                 body.append(line)
     if not dump.entries:
         raise RequestError(f"{path}: found no values as llama-eval-callback prints them")
+    for label in [label for label in dump.entries if rotated and label.startswith("kqv_out-")]:
+        del dump.entries[label]
+        dump.skipped[label] = "it is rotated, as in llama.cpp's quantized caches, and corners cannot be rotated back"
     return dump
 
 
