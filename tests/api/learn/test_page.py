@@ -242,19 +242,18 @@ def test_every_panel_links_to_its_code_and_its_lesson(page, school):
 
 def test_escape_closes_the_glossary(page):
     page.get_by_role("button", name="Glossary").click()
-    assert page.get_by_role("dialog").is_visible() and "KV cache" in page.get_by_role("dialog").inner_text()
+    page.get_by_role("dialog").wait_for()  # the page draws a moment after an event
+    assert "KV cache" in page.get_by_role("dialog").inner_text()
     page.keyboard.press("Escape")
-    assert page.get_by_role("dialog").count() == 0
+    page.get_by_role("dialog").wait_for(state="detached")
 
 
 def test_arrow_keys_walk_along_the_spine(page, look):
     choose(page, 3)
     page.keyboard.press("ArrowRight")
-    assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 4:")
+    page.locator(".token[aria-pressed=true][aria-label^='token 4:']").wait_for()
     page.keyboard.press("End")
-    assert (
-        page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith(f"token {len(look.ids) - 1}:")
-    )
+    page.locator(f".token[aria-pressed=true][aria-label^='token {len(look.ids) - 1}:']").wait_for()
 
 
 def test_a_link_restores_model_prompt_seed_and_token(tab, page, school, look):
