@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 SKIPPED = 77  # the exit status for an operation that a program does not have
-TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1"}
+TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 
 
 def read_item(path: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
