@@ -6,6 +6,7 @@ sphinx-build -W docs site
 import os
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # kernels stay plain functions, whose docstrings and signatures can be read
@@ -30,6 +31,7 @@ suppress_warnings = [
     "ref.python",  # two classes of one name, as a name and its re-export: the link goes to the first
 ]
 autosummary_generate = True
+autodoc_mock_imports = [name for name in ("ray", "grpc") if not find_spec(name)]  # engine/distributed/router.py
 shutil.rmtree(Path(__file__).parent / "reference/python", ignore_errors=True)  # pages of modules that are gone
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
