@@ -13,8 +13,7 @@ overhead        time of a token in stages, beyond that in one process with as ma
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from ..engine.model.load import load_model
 from ..engine.model.model import Model, require_decoder
 from ..engine.model.trace import no_tap
 from ..kernels import NUMBA, threads
+from .machine import best
 from .scale import Costs, first_token_s, step_s, write_costs
 from .table import markdown
 
@@ -66,17 +66,6 @@ def prompt_batch(n: int) -> Batch:
     return Batch.of([3 + i % 250 for i in range(n)])
 
 
-def timed(call: Callable[[], object], n: int) -> float:
-    """Return the least seconds of `n` calls, after one that does not count."""
-    call()
-    seconds = []
-    for _ in range(n):
-        began = perf_counter()
-        call()
-        seconds.append(perf_counter() - began)
-    return min(seconds)
-
-
 def measure_costs(model: Model, n_round: int, address: str) -> Costs:
     """Measure what one process and a hop cost; the number of threads is that of this Python thread."""
     cache, n_layer = model.new_cache(PROMPT, max(SEQUENCES)), model.hparams.n_layer
@@ -84,10 +73,10 @@ def measure_costs(model: Model, n_round: int, address: str) -> Costs:
 
     def layers(batch: Batch) -> float:
         rows = zeros[: len(batch.tokens)]
-        return timed(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round) / n_layer
+        return best(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round) / n_layer
 
     def head(batch: Batch) -> float:
-        return timed(lambda: logits(model, embeddings(model, batch, NUMBA, no_tap), NUMBA), n_round)
+        return best(lambda: logits(model, embeddings(model, batch, NUMBA, no_tap), NUMBA), n_round)
 
     hop, byte, request = measure_hops(zeros, n_round, address)
     return Costs(
@@ -110,11 +99,11 @@ def measure_hops(rows: np.ndarray, n_round: int, address: str) -> tuple[float, f
     ring = Ring(ray, actors)
 
     def seconds(n: int) -> float:
-        return timed(lambda: ring.run([(rows[:n], prompt_batch(n))]), 20 * n_round) / (len(actors) + 1)
+        return best(lambda: ring.run([(rows[:n], prompt_batch(n))]), 20 * n_round) / (len(actors) + 1)
 
     hop, large = seconds(1), seconds(LARGE_ROWS)
     n_call = 100
-    calls = timed(lambda: ray.get([actors[0].nothing.remote("x" * 1000) for _ in range(n_call)]), n_round) / n_call
+    calls = best(lambda: ray.get([actors[0].nothing.remote("x" * 1000) for _ in range(n_call)]), n_round) / n_call
     ring.close()
     for one_actor in actors:
         ray.kill(one_actor)
@@ -130,13 +119,13 @@ def speedup(model: Model, batch: Batch, n_thread: int, n_round: int) -> float:
     seconds = []
     for n in (threads.N_CORE, n_thread):
         threads.limit(n)
-        seconds.append(timed(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round))
+        seconds.append(best(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round))
     return max(1.0, seconds[1] / seconds[0])
 
 
 def pass_seconds(model: Model, cache: KVCache, batch: Batch, n_round: int) -> float:
     """Return the least seconds of a forward pass."""
-    return timed(lambda: forward(model, batch, cache, NUMBA), n_round)
+    return best(lambda: forward(model, batch, cache, NUMBA), n_round)
 
 
 def measured_lines(

@@ -44,8 +44,8 @@ def staged(cluster, tmp_path):
     """Return a function that makes a model and its cache in stages; they end with the test."""
     caches = []
 
-    def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0, stage=Stage, **more):
-        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", **{"n_ctx": max(256, n_ctx)} | more)
+    def make(family="llama", n_stage=2, adapter=False, n_slot=2, n_ctx=N_CTX, n_batch=0, stage=Stage):
+        path = tiny_gguf(tmp_path / f"{family}.gguf", family, "Q4_0", n_ctx=max(256, n_ctx))
         adapters = [tiny_lora(tmp_path / "lora.gguf", path)] if adapter else []
         model = load_model(path, dict.fromkeys(adapters, 1.0))
         caches.append(
