@@ -68,6 +68,6 @@ class Recordings:
     def store(self, folder):
         """Unpack the store that an Ollama left to `folder`/models; its GGUFs are made again."""
         with tarfile.open(KEPT / "store/ollama-store.tar.gz") as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python 3.11.4
         for digest, content in recorded_models.stored(KEPT, self.model):
             (folder / f"models/blobs/sha256-{digest}").write_bytes(content)
