@@ -15,12 +15,14 @@ from time import perf_counter
 
 import numpy as np
 
-from ..engine.errors import RequestError
+from ..engine.errors import EngineError, RequestError
 from ..engine.model.batch import Span
 from ..engine.model.cache import KVCache
 from ..kernels import GGML, NUMBA, Attention, Rope, Tensor, packed, threads
 from ..kernels.attention import attention_numpy
+from ..kernels.kv import in_blocks
 from ..kernels.quants import FORMATS, FORMATS_BY_NAME, QuantFormat, quantize
+from ..kernels.rounding import round_activations
 from ..kernels.select import descending, descending_numpy
 from . import disturbance, machine
 from .invocation import Invocation
@@ -30,6 +32,15 @@ from .rounds import finish_run
 N_OUT, N_IN = 5632, 2048  # the feed-forward of a 1.1B Llama
 ROUNDS, ROUND_S = 5, 0.04  # of a row
 OURS = "numllama"
+ATTENTION_SHAPES = (  # n_tok, n_pos, n_head, n_head_kv, n_head_dim, what the row's name says of the rest, the rest
+    (1, 4096, 32, 8, 64, "", {}),
+    (1, 4096, 32, 4, 64, "", {}),
+    (1, 4096, 32, 32, 128, "", {}),
+    (1, 4096, 8, 4, 256, ", windowed", {"window": 1024, "softcap": 50.0}),
+    (512, 512, 32, 4, 64, "", {}),
+    (512, 512, 32, 8, 128, "", {}),
+    (512, 512, 12, 12, 64, ", not causal", {"causal": False, "slopes": (2.0 ** -np.arange(1, 13)).astype(np.float32)}),
+)
 
 
 def weight(format: QuantFormat, n_out: int = N_OUT, n_in: int = N_IN) -> Tensor:
@@ -39,10 +50,23 @@ def weight(format: QuantFormat, n_out: int = N_OUT, n_in: int = N_IN) -> Tensor:
     return Tensor(format.name, format, (n_out, n_in), blocks)
 
 
-def check_kernel(w: Tensor, x: np.ndarray) -> None:
+def check_equal(name: str, ours: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Refuse to time a kernel that is wrong.  Raises: EngineError"""
+    if (found := float(np.abs(ours - expected).max())) > tolerance:
+        raise EngineError(f"{name} is {found:.3g} away from its reference, expected at most {tolerance:.3g}: not timed")
+
+
+def check_matmul(w: Tensor, x: np.ndarray) -> None:
     """Compare the first 64 rows with the ggml set, which sums in float64."""
     expected = GGML.matmul(Tensor(w.name, w.format, (64, w.shape[1]), w.blocks[:64]), x)
-    np.testing.assert_allclose(NUMBA.matmul(w, x)[:, :64], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    check_equal(f"matmul {w.name}", NUMBA.matmul(w, x)[:, :64], expected, 1e-4 * float(np.abs(expected).max()))
+
+
+def check_attention(name: str, q, k, v, first: int, how: Attention) -> None:
+    """Compare the last query with the twin in NumPy, which gets the queries as kernels round them for blocks."""
+    query = round_activations(q[-1:], "Q8_0") if in_blocks(k.dtype) else q[-1:]
+    expected = attention_numpy(query, k, v, first + len(q) - 1, how)
+    check_equal(name, NUMBA.attention(q, k, v, first, how)[-1:], expected, 1e-4)
 
 
 def seconds(call, at_least: float = ROUND_S) -> float:
@@ -89,7 +113,7 @@ def matmul_rows(formats: list[QuantFormat], n_threads: list[int], n_toks: list[i
         w = weight(format)
         for n_tok in n_toks:
             x = np.random.default_rng(1).standard_normal((n_tok, N_IN), np.float32)
-            check_kernel(w, x)
+            check_matmul(w, x)
             form = w.form(packed.pack_weight)
             n_byte, n_flop = form.codes.nbytes + form.scales.nbytes, 2 * n_tok * N_OUT * N_IN
             for n in n_threads:
@@ -101,23 +125,7 @@ def attention_rows(n_threads: list[int]) -> Iterator[Timed]:
 
     Keys and values of several layers in turn, 128 MB in f16, so that they come from memory as in decode.
     """
-    for n_tok, n_pos, n_head, n_head_kv, d, said, more in (
-        (1, 4096, 32, 8, 64, "", {}),
-        (1, 4096, 32, 4, 64, "", {}),
-        (1, 4096, 32, 32, 128, "", {}),
-        (1, 4096, 8, 4, 256, ", windowed", {"window": 1024, "softcap": 50.0}),
-        (512, 512, 32, 4, 64, "", {}),
-        (512, 512, 32, 8, 128, "", {}),
-        (
-            512,
-            512,
-            12,
-            12,
-            64,
-            ", not causal",
-            {"causal": False, "slopes": (2.0 ** -np.arange(1, 13)).astype(np.float32)},
-        ),
-    ):
+    for n_tok, n_pos, n_head, n_head_kv, d, said, more in ATTENTION_SHAPES:
         how, first = Attention(d**-0.5, **more), n_pos - n_tok
         seen = sum(end - begin for begin, end in (how.seen(first + t, n_pos) for t in range(n_tok)))
         rng = np.random.default_rng(0)
@@ -129,14 +137,13 @@ def attention_rows(n_threads: list[int]) -> Iterator[Timed]:
             for il in range(n_layer):
                 cache.write(il, span, *(rng.standard_normal((n_pos, n_head_kv, d), np.float32) for _ in "kv"))
             layers = [cache.read(il, span) for il in range(n_layer)]
-            expected = attention_numpy(q[-1:], *layers[0], n_pos - 1, how)
-            np.testing.assert_allclose(NUMBA.attention(q, *layers[0], first, how)[-1:], expected, rtol=0, atol=1e-4)
+            kernel = f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions{said}"
+            check_attention(f"{kernel}, {name}", q, *layers[0], first, how)
 
             def all_layers(q=q, layers=layers, first=first, how=how):
                 for k, v in layers:
                     NUMBA.attention(q, k, v, first, how)
 
-            kernel = f"attention {n_head}/{n_head_kv} heads of {d}, {n_pos} positions{said}"
             n_byte = cache.nbytes / n_layer * (n_pos - how.seen(first, n_pos)[0]) / n_pos
             for n in n_threads:
                 yield Timed(kernel, name, n_tok, n, all_layers, n_byte, 4 * seen * n_head * d, n_layer)

@@ -189,7 +189,7 @@ def test_formats_have_size_speed_and_distance(tmp_path, capsys, monkeypatch):
 @compiled
 def test_kernels_are_results_like_others(tmp_path, capsys, monkeypatch):
     """Two files of them are reported and compared; a file is resumed without measuring a row again."""
-    monkeypatch.setattr(kernels, "attention_rows", lambda n_threads: iter(()))
+    monkeypatch.setattr(kernels, "ATTENTION_SHAPES", ((1, 64, 4, 2, 64, ", few", {}), (40, 64, 4, 2, 64, "", {})))
     monkeypatch.setattr(kernels, "N_OUT", 64)
     for name in ("read_bandwidth", "dot_peak", "fma_peak"):
         monkeypatch.setattr(kernels.machine, name, lambda: 1.0)
@@ -212,6 +212,17 @@ def test_kernels_are_results_like_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(kernels, "measure_row", lambda row, n, results: measured.append(row.kernel))
     assert run_part(["kernels", *flags, "--jsonl", str(tmp_path / "half.jsonl")]) == 0
     assert set(measured) == {"rope 32 x 64"}
+
+
+@compiled
+def test_a_wrong_kernel_is_not_timed(monkeypatch):
+    """Of each type of cache, attention is compared with its twin before it is timed."""
+    monkeypatch.setattr(kernels, "ATTENTION_SHAPES", ((40, 64, 4, 2, 64, "", {}),))
+    assert [row.format for row in kernels.attention_rows([1])] == ["f16", "q8_0", "q4_0"]
+    exact = kernels.attention_numpy
+    monkeypatch.setattr(kernels, "attention_numpy", lambda *arguments: exact(*arguments) + np.float32(0.001))
+    with pytest.raises(EngineError, match=r"attention 4/2 heads of 64, 64 positions, f16 is 0\.001 away from its ref"):
+        next(kernels.attention_rows([1]))
 
 
 def test_the_harness_reports_a_claim_that_does_not_hold(monkeypatch, capsys):

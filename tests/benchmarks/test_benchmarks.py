@@ -11,7 +11,7 @@ from numba.core import config
 from tiny_encoder import tiny_encoder
 
 from numllama.benchmarks import command, decode, kernels, machine, models, results, start, table, vision, with_torch
-from numllama.engine.errors import RequestError
+from numllama.engine.errors import EngineError, RequestError
 from numllama.engine.gguf.read import GGUF
 from numllama.engine.model.load import load_model
 from numllama.engine.store.file import FileModel
@@ -162,11 +162,11 @@ def test_peak_memory_is_the_child_s_own():
 def test_a_kernel_is_checked_before_it_is_timed(monkeypatch):
     w = kernels.weight(FORMATS_BY_NAME["Q8_0"], 64, 64)
     x = np.ones((1, 64), np.float32)
-    kernels.check_kernel(w, x)
+    kernels.check_matmul(w, x)
     broken = replace(kernels.NUMBA, matmul=lambda w, x: 1.001 * kernels.packed.matmul(w, x))
     monkeypatch.setattr(kernels, "NUMBA", broken)
-    with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        kernels.check_kernel(w, x)
+    with pytest.raises(EngineError, match=r"matmul Q8_0 is .* away from its reference, .*: not timed"):
+        kernels.check_matmul(w, x)
 
 
 @compiled
