@@ -38,10 +38,11 @@ from llvmlite.utils import get_library_name
 from numba import types
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
-from numba.core.compiler import Compiler
 from numba.core.runtime._nrt_python import c_helpers
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic, overload
+
+from .compiler import InnerCompiler, KernelCompiler
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 SOURCES = Path(__file__).parent
@@ -53,7 +54,7 @@ def kernel(function: Callable | None = None, **options):
     """Compile `function` on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
     if function is None:
         return lambda function: kernel(function, **options)
-    compiled = numba.njit(**FLAGS, **options)(function)
+    compiled = numba.njit(**FLAGS, pipeline_class=KernelCompiler, **options)(function)
     if not config.DISABLE_JIT:
         enable_cache(compiled, cache_folder())
     return compiled
@@ -97,41 +98,6 @@ def by_type(name: str, otherwise: Callable | None = None):
     body_for = lambda first, *args: cases.get(getattr(first, "instance_class", first), otherwise)  # noqa: E731
     overload(choose, jit_options=options, strict=False)(body_for)
     return choose
-
-
-class InnerCompiler(Compiler):
-    """A compiler that leaves optimization to the kernel that contains the function.
-
-    Numba would optimize the function by itself, then again within each of its callers, and so on upwards.  No machine
-    code is made for the function itself: linked code that calls it by name would find that slow version instead of its
-    own.
-    """
-
-    def __init__(self, typingctx, targetctx, library, *args):
-        library = library or targetctx.codegen().create_library("inner")
-        library._optimize_final_module = lambda: None
-        library._finalize_final_module = lambda: self.finish(library)
-        super().__init__(typingctx, targetctx, library, *args)
-
-    def compile_extra(self, func):
-        result = super().compile_extra(func)
-        if not self.state.flags.nrt and is_reference_counted(result.signature.return_type):
-            raise TypeError(f"{func.__name__} returns {result.signature.return_type}, so it needs makes_arrays")
-        return result
-
-    @staticmethod
-    def finish(library) -> None:
-        library._finalized = True
-        library._get_module_for_linking()  # makes the copy that kernels link
-        for function in library._final_module.functions:
-            if not function.is_declaration:
-                function.linkage = "available_externally"
-        library._codegen._add_module(library._final_module)
-
-
-def is_reference_counted(kind: types.Type) -> bool:
-    """Check whether values of this type refer to reference-counted memory."""
-    return isinstance(kind, types.Array) or (isinstance(kind, types.BaseTuple) and any(map(is_reference_counted, kind)))
 
 
 class Entry:
