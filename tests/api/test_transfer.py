@@ -158,7 +158,7 @@ def test_stalling_transfers_keep_no_other_request_waiting(other, models, monkeyp
         gate.wait(30)
         yield {"status": "success"}
 
-    monkeypatch.setattr("numllama.engine.serve.engine.pull", stalling)
+    monkeypatch.setattr("numllama.engine.store.registry.transfer.pull", stalling)
     body = json.dumps({"model": "stalls"})
     head = f"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     clients = [socket.create_connection(("127.0.0.1", other.port)) for _ in range(600)]

@@ -11,16 +11,14 @@ The file is renamed to the blob's name only after every part has been received a
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 try:
     import fcntl
@@ -30,36 +28,16 @@ except ImportError:  # Windows: two processes must not pull the same blob at onc
 from ...errors import BadManifest, Cancelled, RegistryError, ShuttingDown, StoreError, WrongBlob
 from ..blobs import Blobs, sync_folder
 from ..manifest import ManifestLayer
-from .repository import READ_BYTES, Repository, part_size
+from .part import READ_BYTES, Part, part_size
 from .retry import Interrupted, RangesUnsupported, RetryBudget
+
+if TYPE_CHECKING:  # an HTTP client, which a process that pulls nothing does not load
+    from .repository import Repository
 
 RECORD_INTERVAL_S, RECORD_INTERVAL_BYTES = 0.5, 8_000_000  # a part's record is updated after either
 CANCEL_WAIT_S = 1.0  # for a cancelled download to record its progress; one that waits for a response may take longer
 CLAIM_INTERVAL_S = 0.2  # between checks whether another process has finished the blob
 MAX_CONNECTIONS = 16  # for one blob
-
-
-@dataclass
-class Part:
-    """The bytes `offset` to `offset + size` of a blob, of which the first `completed` have been received."""
-
-    n: int
-    offset: int
-    size: int
-    completed: int = 0
-
-    def to_bytes(self) -> bytes:
-        n, offset, size, completed = self.n, self.offset, self.size, self.completed
-        return b'{"N":%d,"Offset":%d,"Size":%d,"Completed":%d}\n' % (n, offset, size, completed)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Part:
-        """Parse a part's record.  Raises: ValueError, KeyError, TypeError"""
-        value = json.loads(data)
-        numbers = [value[key] for key in ("N", "Offset", "Size", "Completed")]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError(f"invalid record of a part: {data[:100]!r}")
-        return cls(*numbers)
 
 
 class Partial:

@@ -32,17 +32,10 @@ from .http import (
     retryable_error,
     status_error,
 )
+from .part import READ_BYTES, part_size
 from .retry import Interrupted, RangesUnsupported, RetryBudget
 
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-
-MIN_PART_BYTES, MAX_PART_BYTES = 100_000_000, 1_000_000_000
-READ_BYTES = 1 << 20  # of a file at a time
-
-
-def part_size(total: int) -> int:
-    """Return the size in bytes of each part of a blob: a sixteenth, within Ollama's bounds."""
-    return min(max(total // 16, MIN_PART_BYTES), MAX_PART_BYTES)
 
 
 class Repository:

@@ -34,7 +34,7 @@ from numllama.engine.errors import (
 from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
 from numllama.engine.store.manifest import MODEL, SYSTEM
-from numllama.engine.store.registry import http, repository, retry, transfer
+from numllama.engine.store.registry import http, part, repository, retry, transfer
 from numllama.engine.store.registry.address import check_destination
 from numllama.engine.store.registry.auth import Credentials
 from numllama.engine.store.registry.download import Downloads
@@ -49,8 +49,8 @@ def quick(monkeypatch):
     """Sizes divided by 1000, times by 40: parts of 100 kB, a read timeout of 0.25 seconds."""
     for name, value in {"PROGRESS_BYTES": 1000, "FIRST_PAUSE_S": 0.01, "MAX_STALL_S": 0.8}.items():
         monkeypatch.setattr(retry, name, value)
-    monkeypatch.setattr(repository, "MIN_PART_BYTES", 100_000)
-    monkeypatch.setattr(repository, "MAX_PART_BYTES", 1_000_000)
+    monkeypatch.setattr(part, "MIN_PART_BYTES", 100_000)
+    monkeypatch.setattr(part, "MAX_PART_BYTES", 1_000_000)
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.25)
     monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 1)
     monkeypatch.setattr(transfer, "STATUS_INTERVAL_S", 0.01)
@@ -157,8 +157,8 @@ def test_parts_are_ranges_of_a_sixteenth_within_bounds(store, there):
     pull(store, there)
     expected = [f"bytes={first}-{min(first + 100_000, len(WEIGHTS)) - 1}" for first in range(0, len(WEIGHTS), 100_000)]
     assert sorted(there.ranges(DIGEST)) == sorted(expected)
-    assert repository.part_size(1_000_000) == 100_000 and repository.part_size(8_000_000) == 500_000
-    assert repository.part_size(10**9) == 1_000_000
+    assert part.part_size(1_000_000) == 100_000 and part.part_size(8_000_000) == 500_000
+    assert part.part_size(10**9) == 1_000_000
 
 
 def test_parts_are_written_without_pwrite(store, there, monkeypatch):
@@ -243,19 +243,19 @@ def test_an_interrupted_part_is_resumed(store, there, spoiled):
     assert len(there.ranges(DIGEST)) == 6
 
 
-@pytest.mark.parametrize("part, status", [("manifests", 429), (DIGEST, 503), ("token", 429)])
-def test_a_registry_that_asks_for_a_pause_gets_it(store, there, part, status, monkeypatch):
+@pytest.mark.parametrize("path, status", [("manifests", 429), (DIGEST, 503), ("token", 429)])
+def test_a_registry_that_asks_for_a_pause_gets_it(store, there, path, status, monkeypatch):
     """The pause of a second is longer than MAX_STALL_S here, and is not counted as a stall."""
     Tokens(there, lambda request: True)
     asked = []
 
     def spoil(request, answer):
-        if part not in request.path or answer.status == 401:
+        if path not in request.path or answer.status == 401:
             return answer
         asked.append(time.monotonic())
         return Answer(status, {"Retry-After": "1"}) if len(asked) == 1 else answer
 
-    monkeypatch.setattr(repository, "MIN_PART_BYTES", 1_000_000)  # one part, so that its requests follow each other
+    monkeypatch.setattr(part, "MIN_PART_BYTES", 1_000_000)  # one part, so that its requests follow each other
     there.spoil = spoil
     pull(store, there)
     assert_pulled(store, there)
@@ -703,11 +703,11 @@ PULLER = """
 import sys
 from numllama.engine.handle import RequestHandle
 from numllama.engine.store import ModelName, Store
-from numllama.engine.store.registry import download, repository, retry, transfer
+from numllama.engine.store.registry import download, part, retry, transfer
 from numllama.engine.store.registry.address import check_destination
 from numllama.engine.store.registry.auth import Credentials
 retry.PROGRESS_BYTES, download.RECORD_INTERVAL_S = 1000, 0
-repository.MIN_PART_BYTES, repository.MAX_PART_BYTES = 100_000, 1_000_000
+part.MIN_PART_BYTES, part.MAX_PART_BYTES = 100_000, 1_000_000
 name = ModelName.parse(sys.argv[2])
 for status in transfer.pull(Store(sys.argv[1]), download.Downloads(), name, True, Credentials(), RequestHandle()):
     print(status, flush=True)
