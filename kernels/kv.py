@@ -188,12 +188,12 @@ def write_rows(x, n, n_head, d, rows):
     for t in range(n):
         for h in range(n_head):
             source, at = (t * n_head + h) * d, t * rows.step + h * rows.head
-            if padded.size == d:
-                _write_head(x, source, d, rows.a, at, rows.kind)
-            else:
+            head, start = x, source
+            if padded.size != d:
                 for i in range(d):
                     padded[i] = x[source + i]
-                _write_head(padded, 0, padded.size, rows.a, at, rows.kind)
+                head, start = padded, 0
+            _write_head(head, start, padded.size, rows.a, at, rows.kind)
 
 
 @inner

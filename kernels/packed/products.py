@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from numba import literally
 
 from ..jit import by_type, inner
@@ -93,12 +94,12 @@ def add_products_signed(q, s, x):
 def dot(w, x, y, m_first, m_last, T, g_first, g_last):
     """Multiply tiles m_first .. m_last, T tokens at a time, with groups g_first .. g_last."""
     literally(T)
-    add_blocks(w, x, y, m_first, m_last, int(T), g_first, g_last)
+    add_blocks(w, x, y, int(m_first), m_last, int(T), g_first, g_last)
 
 
 @inner(copied=True)
 def add_blocks(w, x, y, m_first, m_last, T, g_first, g_last):
-    """As `dot`: Numba compiles the loop once, and LLVM once for each T."""
+    """As `dot`: Numba compiles the loop once, and LLVM once for each T.  So int() and np.int64: no literal types."""
     L, sums, s = min(T, LANES), registers(f32x16, WIDE_TOKENS), registers(i32x16, WIDE_TOKENS)
     form = layout_of(w)
     for g in range(g_first, g_last):
@@ -108,9 +109,9 @@ def add_blocks(w, x, y, m_first, m_last, T, g_first, g_last):
             for b in range(x.n_block):
                 block = g * x.n_block + b
                 fetch_ahead(w, block, form.code_bytes, form.scale_bytes)
-                add_part(w, x, sums, s, m, b, block, T, 0)
+                add_part(w, x, sums, s, m, b, block, T, np.int64(0))
                 if form.parts > 1:
-                    add_part(w, x, sums, s, m, b, block, T, 1)
+                    add_part(w, x, sums, s, m, b, block, T, np.int64(1))
             for t in range(T):
                 put_sums(y, w, g, m, t, L, sums[t])
 
