@@ -1,6 +1,6 @@
 // What panels share: tokens as text, bars, heat maps on canvas, parts that stay as they are, and the frame of a panel.
 
-import { Component, html, useEffect, useRef } from "preact";
+import { Component, html, useLayoutEffect, useMemo, useRef } from "preact";
 import { offline } from "learn/run.js";
 
 export const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? `${(100 * p).toFixed(1)} %` : `${(100 * p).toFixed(2)} %`);
@@ -14,7 +14,7 @@ export const Token = ({ text }) => html`<span class="tok">${visible(text)}</span
 
 export function Bar({ value, most, label, negative }) {
   const width = most ? (100 * Math.abs(value)) / most : 0;
-  return html`<span class="bar" title=${label}><span class=${negative ? "fill minus" : "fill"} style=${{ width: `${Math.min(100, width)}%` }}></span></span>`;
+  return html`<span class=${negative ? "bar minus" : "bar"} title=${label} style=${{ backgroundSize: `${Math.min(100, width)}% 100%` }}></span>`;
 }
 
 /** The colours of the page, read from its style sheet. */
@@ -46,48 +46,61 @@ function pooled(rows, n, columns, height) {
   return [cells, Math.ceil(n / across)];
 }
 
-/** A heat map: rows of numbers in 0 .. 1, `width` by `height` pixels.  `mark`: row, or row and column, to outline; `version`: changes with the numbers. */
+/** Draw rows of numbers in 0 .. 1 on a canvas of `width` by `height` pixels.  `mark`: row, or row and column, to outline. */
+function drawMap(canvas, { rows, columns, width, height, mark }) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(width * ratio));
+  canvas.height = Math.max(1, Math.round(height * ratio));
+  const [cells, n] = pooled(rows, columns, canvas.width, canvas.height);
+  const ground = channels(ink("--paper")), colour = channels(ink("--accent"));
+  const small = document.createElement("canvas");
+  small.width = n;
+  small.height = Math.max(1, cells.length);
+  const image = new ImageData(small.width, small.height);
+  cells.forEach((row, i) => {
+    for (let j = 0; j < n; j++) {
+      const part = row && row[j] >= 0.002 ? Math.min(1, row[j] ** 0.6) : 0;
+      for (let k = 0; k < 3; k++) image.data[4 * (i * n + j) + k] = ground[k] + part * (colour[k] - ground[k]);
+      image.data[4 * (i * n + j) + 3] = 255;
+    }
+  });
+  small.getContext("2d").putImageData(image, 0, 0);
+  const g = canvas.getContext("2d"), x = canvas.width / n, y = canvas.height / small.height;
+  g.imageSmoothingEnabled = false;
+  g.drawImage(small, 0, 0, canvas.width, canvas.height);
+  g.fillStyle = ink("--paper");
+  if (x > 6 * ratio) for (let j = 1; j < n; j++) g.fillRect(Math.round(j * x) - 1, 0, 1, canvas.height);
+  if (y > 6 * ratio) for (let i = 1; i < cells.length; i++) g.fillRect(0, Math.round(i * y) - 1, canvas.width, 1);
+  const [row, column] = [mark].flat();
+  if (row >= 0 && row < rows.length) {
+    const tall = canvas.height / rows.length, wide = canvas.width / columns;
+    g.strokeStyle = ink("--strong");
+    g.lineWidth = 1.5 * ratio;
+    const [left, right] = column === undefined ? [0, canvas.width] : [column * wide, wide];
+    g.strokeRect(left + 0.75, row * tall + 0.75, right - 1.5, Math.max(tall, 2) - 1);
+  }
+}
+
+/** A heat map to point at.  `version` changes with the numbers; the rest as drawMap. */
 export function HeatMap({ rows, columns, width, height, mark, label, version, onPick, onHover }) {
   const ref = useRef(null);
-  useEffect(() => {
-    const canvas = ref.current, ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.max(1, Math.round(width * ratio));
-    canvas.height = Math.max(1, Math.round(height * ratio));
-    const [cells, n] = pooled(rows, columns, canvas.width, canvas.height);
-    const ground = channels(ink("--paper")), colour = channels(ink("--accent"));
-    const small = document.createElement("canvas");
-    small.width = n;
-    small.height = Math.max(1, cells.length);
-    const image = new ImageData(small.width, small.height);
-    cells.forEach((row, i) => {
-      for (let j = 0; j < n; j++) {
-        const part = row && row[j] >= 0.002 ? Math.min(1, row[j] ** 0.6) : 0;
-        for (let k = 0; k < 3; k++) image.data[4 * (i * n + j) + k] = ground[k] + part * (colour[k] - ground[k]);
-        image.data[4 * (i * n + j) + 3] = 255;
-      }
-    });
-    small.getContext("2d").putImageData(image, 0, 0);
-    const g = canvas.getContext("2d"), x = canvas.width / n, y = canvas.height / small.height;
-    g.imageSmoothingEnabled = false;
-    g.drawImage(small, 0, 0, canvas.width, canvas.height);
-    g.fillStyle = ink("--paper");
-    if (x > 6 * ratio) for (let j = 1; j < n; j++) g.fillRect(Math.round(j * x) - 1, 0, 1, canvas.height);
-    if (y > 6 * ratio) for (let i = 1; i < cells.length; i++) g.fillRect(0, Math.round(i * y) - 1, canvas.width, 1);
-    const [row, column] = [mark].flat();
-    if (row >= 0 && row < rows.length) {
-      const tall = canvas.height / rows.length, wide = canvas.width / columns;
-      g.strokeStyle = ink("--strong");
-      g.lineWidth = 1.5 * ratio;
-      const [left, right] = column === undefined ? [0, canvas.width] : [column * wide, wide];
-      g.strokeRect(left + 0.75, row * tall + 0.75, right - 1.5, Math.max(tall, 2) - 1);
-    }
-  }, [version, columns, rows.length, width, height, String(mark)]);
+  useLayoutEffect(() => drawMap(ref.current, { rows, columns, width, height, mark }), [version, columns, rows.length, width, height, String(mark)]);
   const at = (use) => use && ((event) => {
     const box = ref.current.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
     use(Math.min(rows.length - 1, Math.floor(y * rows.length)), Math.min(columns - 1, Math.floor(x * columns)));
   });
   return html`<canvas ref=${ref} role="img" aria-label=${label} onClick=${at(onPick)} onMouseMove=${at(onHover)} onMouseLeave=${onHover && (() => onHover(-1, -1))}></canvas>`;
+}
+
+/** A heat map to look at: an image, since browsers compose each canvas as a layer of its own, at some cost a frame. */
+export function HeatImage({ rows, columns, width, height, label, version }) {
+  const url = useMemo(() => {
+    const canvas = document.createElement("canvas");
+    drawMap(canvas, { rows, columns, width, height });
+    return canvas.toDataURL();
+  }, [version, columns, rows.length, width, height]);
+  return html`<img src=${url} alt=${label} width=${width} height=${height} />`;
 }
 
 /** A link to a file of the code, "FILE" or "FILE: NAME, ...", at the first name. */

@@ -1,6 +1,6 @@
 // The spine: every token of prompt and answer.  The chosen one is the token whose making all panels show.
 
-import { html, useEffect, useMemo, useRef } from "preact";
+import { html, useLayoutEffect, useMemo, useRef } from "preact";
 import { Still, number, percent, visible } from "learn/draw.js";
 
 /** The role of each token: a message's, or the template's, by where its text lies in the prompt. */
@@ -30,7 +30,7 @@ export function glow(row) {
 export function Spine({ run, token, choose }) {
   const roles = useMemo(() => (run.prompt ? rolesOf(run.prompt) : []), [run.prompt]);
   const chosen = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const button = chosen.current;
     if (button && button.scrollIntoView) button.scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [token]);

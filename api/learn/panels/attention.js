@@ -1,7 +1,7 @@
 // Panel 3: attention, all heads small and one large.
 
-import { html, useEffect, useState } from "preact";
-import { HeatMap, Panel, Token, Waiting, ink, percent } from "learn/draw.js";
+import { html, useEffect, useLayoutEffect, useState } from "preact";
+import { HeatImage, HeatMap, Panel, Token, Waiting, ink, percent } from "learn/draw.js";
 import { completeLayer, maps, weightsOf } from "learn/run.js";
 
 const SIDE = 330; // pixels of the large map
@@ -13,7 +13,7 @@ export function AttentionPanel({ run, token, step, head, setHead, setGlow, choos
   const isWhole = Boolean(run.prompt?.heads.length);
   const [il, h] = isWhole ? run.prompt.heads.find(([l, k]) => l === head[0] && k === head[1]) || run.prompt.heads[0] : head;
   const row = weightsOf(run, at, il, h);
-  useEffect(() => setGlow(row || null), [row]);
+  useLayoutEffect(() => setGlow(row || null), [row]); // before the browser paints, so that it paints once
   useEffect(() => {
     if (step?.peaks && !row) completeLayer(run, at, il).then(() => redraw((k) => k + 1), () => {});
   }, [step, row]);
@@ -41,7 +41,7 @@ function Small({ run, at, n, il, h, setHead, choose, hover, version, caption }) 
   const rows = rowsOf(il, h), side = Math.min(SIDE, 16 * n);
   return html`<div class=${columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
       ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8}>
-        <${HeatMap} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
+        <${HeatImage} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
     </div>
     <figure><${HeatMap} rows=${rows} columns=${n} width=${side} height=${side} mark=${at} version=${`${version} ${il} ${h}`} onHover=${(i, j) => hover(i, j, rows[i]?.[j])} onPick=${(i) => choose(i + 1)}
       label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />
@@ -63,7 +63,7 @@ function Large({ run, at, n, il, h, row, step, setHead, choose, hover, version, 
       <figcaption>${peak ? html`head ${peak[0]}.${peak[1]} looks mostly at ${visibleToken(run, place[peak[0]][peak[1]])}: ${percent(weight[peak[0]][peak[1]])}` : "a row for each layer, a cell for each head: how much of its attention goes to one token. A click chooses a head."}</figcaption></figure>
     ${small ? html`<div class="heads layer-heads" role="group" aria-label=${`Heads of layer ${il}`}>
       ${small.maps.map((map, k) => html`<${HeadButton} key=${k} layer=${il} head=${k} isChosen=${k === h} setHead=${setHead}>
-        <${HeatMap} rows=${map} columns=${small.shape[2]} width=${48} height=${48} version=${`${version} ${il}`} label=${`weights of layer ${il}, head ${k}`} /></${HeadButton}>`)}</div>` : html`<${Waiting} error=${error} text=${`The maps of layer ${il} are being computed.`} />`}
+        <${HeatImage} rows=${map} columns=${small.shape[2]} width=${48} height=${48} version=${`${version} ${il}`} label=${`weights of layer ${il}, head ${k}`} /></${HeadButton}>`)}</div>` : html`<${Waiting} error=${error} text=${`The maps of layer ${il} are being computed.`} />`}
     ${large ? html`<figure data-map><${HeatMap} rows=${rows} columns=${columns} width=${SIDE} height=${SIDE} mark=${Math.min(rows.length - 1, Math.round(at / large.every))} version=${`${version} ${il} ${h}`}
       onPick=${(i) => choose(large.rows[i] + 1)} onHover=${(i, j) => hover(large.rows[i], j * large.width, j * large.width > large.rows[i] ? undefined : rows[i]?.[j], "about ")}
       label=${`Attention of layer ${il}, head ${h}: a row for every ${ordinal(large.every)} token, a column for ${large.width} tokens it looks at`} />

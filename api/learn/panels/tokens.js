@@ -1,6 +1,6 @@
 // Panel 2: text to tokens, merge by merge.
 
-import { html, useEffect, useState } from "preact";
+import { html, useLayoutEffect, useState } from "preact";
 import { Panel, Still, Token, Waiting } from "learn/draw.js";
 
 const MOST = 200; // rows of the table
@@ -28,12 +28,12 @@ export function TokensPanel({ run, token }) {
   }
   const under = words ? words.findIndex((word, i) => token >= starts[i] && token < starts[i] + word.ids.length) : -1;
   const [picked, setPicked] = useState(-1);
-  useEffect(() => setPicked(under), [under, run.prompt]);
+  useLayoutEffect(() => setPicked(under), [under, run.prompt]);
   const longest = words ? words.reduce((best, word, i) => (word.merges.length > words[best].merges.length ? i : best), 0) : 0;
   const index = words && picked >= 0 && picked < words.length ? picked : longest;
   const word = words && words[index];
   const [kept, setKept] = useState(1e9);
-  useEffect(() => setKept(1e9), [index, run.prompt]);
+  useLayoutEffect(() => setKept(1e9), [index, run.prompt]);
   const count = word ? Math.min(kept, word.merges.length) : 0;
   const now = word && word.merges[count - 1];
   return html`<${Panel} id="tokens" title="Text to tokens" code="engine/tokenizer/explain.py" lesson="1, tokens"
