@@ -145,7 +145,7 @@ class Collector:
                 (il, h): one for h, one in zip(heads, weights, strict=True) if h in self.heads.get(il, ())
             }
             if self.look.peaks:
-                self._peaks.append(([w.argmax(axis=1) for w in weights], [w.max(axis=1) for w in weights]))
+                self._peaks.append((weights.argmax(axis=2), weights.max(axis=2)))
         elif name == "l_out":
             self._stream.append(mine)
         elif name == self.model.family.attn_sum:
@@ -193,7 +193,7 @@ class Collector:
         self._activation: dict[int, np.ndarray] = {}
         self._ffn_out: dict[int, np.ndarray] = {}
         self._weights: dict[tuple[int, int], np.ndarray] = {}
-        self._peaks: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+        self._peaks: list[tuple[np.ndarray, np.ndarray]] = []
         self._values: dict[str, np.ndarray] = {}
         self.time = {}
 
@@ -358,10 +358,10 @@ class LookTap:
 
 def cached_weights(
     model: Model, cache: KVCache, il: int, span: Span, queries: np.ndarray, heads: Sequence[int]
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Compute the attention weights of `span` over what is cached.  queries f32 [span.length, n_head, n_head_dim]
 
-    -> for each of `heads` f32 [span.length, span.start + span.length]
+    -> f32 [n_heads, span.length, span.start + span.length]
     """
     keys = with_dropped(cache.read(il, span)[0], span.start + span.length)
     if cache.k_group:  # as the cached keys are
@@ -378,20 +378,21 @@ def with_dropped(rows: np.ndarray, n: int) -> np.ndarray:
 
 def attention_weights(
     q: np.ndarray, k: np.ndarray, first: int, rule: Attention, heads: Sequence[int]
-) -> list[np.ndarray]:
-    """Compute the attention weights of some heads by the NumPy reference.  -> for each f32 [n_tok, n_pos]
+) -> np.ndarray:
+    """Compute the attention weights of some heads by the NumPy reference.  -> f32 [n_heads, n_tok, n_pos]
 
     q f32 [n_tok, n_head, n_head_dim] at positions from `first`; k [n_pos, n_head_kv, ...] as cached
     """
     if list(heads) == list(range(q.shape[1])):
-        return list(attention_weights_numpy(q, k, first, rule))
+        whole: np.ndarray = attention_weights_numpy(q, k, first, rule)
+        return whole
     found, group = [], q.shape[1] // k.shape[1]
     for h in heads:
         g = h // group
         slopes, sinks = (None if x is None else x[h : h + 1] for x in (rule.slopes, rule.sinks))
         own = replace(rule, slopes=slopes, sinks=sinks)
-        found += list(attention_weights_numpy(q[:, h : h + 1], k[:, g : g + 1], first, own))
-    return found
+        found.append(attention_weights_numpy(q[:, h : h + 1], k[:, g : g + 1], first, own)[0])
+    return np.stack(found)
 
 
 def probabilities(y: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def map_of_heads(held: HeldRun, layer: int, head: int | None = None) -> Attentio
     weights = np.zeros((len(heads), len(rows), ceil(n / width)), np.float32)
     for i, (position, queries) in enumerate(zip(rows, queries_of(held, rows), strict=True)):
         found = cached_weights(held.model, cache, layer, Span(0, position, 1), queries[layer][None], heads)
-        row = np.concatenate(found)  # [n_head, position + 1]
+        row = found[:, 0]  # [n_head, position + 1]
         cells = np.maximum.reduceat(row, np.arange(0, row.shape[1], width), axis=1)
         weights[:, i, : cells.shape[1]] = cells
     return AttentionMap(layer, heads, rows, every, width, weights)
