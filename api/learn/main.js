@@ -59,7 +59,7 @@ function useColumns() {
 const PANELS = [
   [TemplatePanel, "run", "facts"], [TokensPanel, "run", "token", "step"], [AttentionPanel, "run", "token", "step", "head"],
   [SamplerPanel, "run", "token", "step", "facts"], [LensPanel, "run", "token", "step"], [ResidualPanel, "run", "token", "step"],
-  [FeedForwardPanel, "run", "token", "step", "facts"], [WeightsPanel, "facts"], [CachePanel, "run"],
+  [FeedForwardPanel, "run", "token", "step", "facts", "neuronLayer"], [WeightsPanel, "facts"], [CachePanel, "run"],
   [TimePanel, "run", "token", "step"], [StudentsPanel, "run", "state", "facts"], [TryPanel, "run", "state", "facts", "models", "head"],
 ];
 
@@ -74,7 +74,7 @@ class Shown extends Component {
 }
 
 /** The token that panels show: the chosen one, once its step is there.  A step that the run lacks is asked for. */
-function useShown(run, token, layer, fail) {
+function useShown(run, token, layer, neuronLayer, fail) {
   const at = Math.max(0, token - 1), shown = useRef(token), failed = useRef(null), [, redraw] = useState(0);
   const waits = lacks(run, at) && failed.current !== `${run.prompt.run} ${at}`;
   if (!waits) shown.current = token;
@@ -86,7 +86,7 @@ function useShown(run, token, layer, fail) {
       if (problem) (failed.current = `${run.prompt.run} ${at}`), fail(problem.message);
       redraw((n) => n + 1);
     };
-    complete(run, at, layer).then(() => done(null), done);
+    complete(run, at, layer, neuronLayer).then(() => done(null), done);
     return () => (isCurrent = false);
   }, [run, at, waits]);
   return [Math.min(shown.current, Math.max(0, run.tokens.length - 1)), waits];
@@ -114,6 +114,7 @@ function App() {
   const [error, setError] = useState("");
   const [busy, setBusy] = useState(false);
   const [head, setHead] = useState([0, 0]);
+  const [neuronLayer, setNeuronLayer] = useState(-1); // the last
   const [stop, setStop] = useState(-1);
   const [glossary, setGlossary] = useState(false);
   const columns = useColumns();
@@ -123,13 +124,15 @@ function App() {
   const nPrompt = run.prompt ? run.prompt.tokens.length : 0;
   const token = state.token >= 0 ? Math.min(state.token, Math.max(0, run.tokens.length - 1)) : Math.min(nPrompt, Math.max(0, run.tokens.length - 1));
 
-  const [shown, isBusy] = useShown(run, token, head[0], setError);
+  const [shown, isBusy] = useShown(run, token, head[0], neuronLayer, setError);
 
   const load = async (name) => {
     setError("");
     try {
       const found = { ...(await factsOf(name)), asked: name };
       setFacts(found);
+      setHead([0, 0]);
+      setNeuronLayer(-1);
       return found;
     } catch (problem) {
       setError(problem.message);
@@ -177,7 +180,7 @@ function App() {
     return () => (window.removeEventListener("keydown", key), window.removeEventListener("hashchange", hash));
   }, [state]);
 
-  const shared = { run, token: shown, step: run.steps.get(Math.max(0, shown - 1)), facts, state: asked(state), models, head, setHead, setGlow: glow, choose };
+  const shared = { run, token: shown, step: run.steps.get(Math.max(0, shown - 1)), facts, state: asked(state), models, head, setHead, neuronLayer, setNeuronLayer, setGlow: glow, choose };
   const submit = async (event) => {
     event.preventDefault();
     const about = facts && facts.name && facts.asked === state.model ? facts : await load(state.model);

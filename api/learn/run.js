@@ -25,15 +25,22 @@ export const again = (run, position, look) => json("/api/look/run", { run, posit
 /** Whether the step at `at` has yet to be asked for. */
 export const lacks = (run, at) => Boolean(run.prompt?.run && run.stats && at >= 0 && at < run.tokens.length - 1 && !run.steps.get(at)?.residual);
 
-/** Ask for what panels show of the step at `at`, with the attention of `layer`, and keep it in the run. */
-export function complete(run, at, layer) {
-  const look = { peaks: true, attention: [[layer, "*"]], lens: 5, residual: true, neurons: 2, logits: 64 };
+/** Ask for what panels show of the step at `at`, with one layer's attention and one layer's neurons, and keep it in the run. */
+export function complete(run, at, layer, neuronLayer) {
+  const look = { peaks: true, attention: [[layer, "*"]], lens: 5, residual: true, neurons: 8, neuron_layers: [neuronLayer], logits: 64 };
   return once(run, `step ${at}`, () => again(run.prompt.run, at, look).then((found) => merge(run, at, found)));
 }
 
 /** Ask for the attention of `layer` at `at`, and keep it in the run. */
 export const completeLayer = (run, at, layer) =>
   once(run, `step ${at} layer ${layer}`, () => again(run.prompt.run, at, { attention: [[layer, "*"]] }).then((found) => merge(run, at, found)));
+
+/** Ask for the neurons of `layer` at `at`, and keep them in the run. */
+export const completeNeurons = (run, at, layer) =>
+  once(run, `step ${at} neurons ${layer}`, () => again(run.prompt.run, at, { neurons: 8, neuron_layers: [layer] }).then(({ residual }) => {
+    const step = run.steps.get(at), neurons = [...step.residual.neurons, ...residual.neurons];
+    run.steps.set(at, { ...step, residual: { ...step.residual, neurons } });
+  }));
 
 /** Ask for the small maps of a layer, or for the map of one head: {every, width, rows, maps}. */
 export const maps = (run, layer, head) =>

@@ -308,7 +308,9 @@ class Collector:
     def _neurons(self, i: int, towards: np.ndarray) -> list[tuple[int, int, float, float]]:
         """Find the neurons with the largest activations in row `i`, and what each adds along `towards`."""
         hp, found = self.model.hparams, []
-        for il, act in self._activation.items():
+        for il in self.look.neuron_layers or self._activation:
+            if (act := self._activation.get(il)) is None:
+                continue
             blk, out = self.model.decoder.blk[il], self._ffn_out[il][i].astype(np.float64)
             assert blk.ffn_down is not None
             best = descending(np.abs(act[i]), min(self.look.neurons, act.shape[1]))
@@ -376,9 +378,7 @@ def with_dropped(rows: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype), rows])
 
 
-def attention_weights(
-    q: np.ndarray, k: np.ndarray, first: int, rule: Attention, heads: Sequence[int]
-) -> np.ndarray:
+def attention_weights(q: np.ndarray, k: np.ndarray, first: int, rule: Attention, heads: Sequence[int]) -> np.ndarray:
     """Compute the attention weights of some heads by the NumPy reference.  -> f32 [n_heads, n_tok, n_pos]
 
     q f32 [n_tok, n_head, n_head_dim] at positions from `first`; k [n_pos, n_head_kv, ...] as cached

@@ -1,8 +1,8 @@
 """The field `look` of a request: which values of an answer are wanted, and what is changed in it.
 
 {"lens": 5, "attention": [[0, 1], [3, "*"]], "values": ["l_out-*", "ffn_swiglu-2"], "sampler": true, "logits": 64,
- "residual": true, "neurons": 8, "peaks": true, "time": true, "cache": true, "merges": true, "prompt": "all",
- "keep": true, "ablate": [{"layer": 3, "head": 1}, {"layer": 2, "block": "ffn"}],
+ "residual": true, "neurons": 8, "neuron_layers": [-1], "peaks": true, "time": true, "cache": true, "merges": true,
+ "prompt": "all", "keep": true, "ablate": [{"layer": 3, "head": 1}, {"layer": 2, "block": "ffn"}],
  "patch": [{"name": "l_out", "layer": 1, "row": -1, "from": "another prompt"}], "encoding": "f16"}
 """
 
@@ -61,7 +61,7 @@ class LookRequest:
     peaks       the largest weight of every head, and where it is
     lens        tokens that each layer's output would predict
     logits      largest logits before sampling; -1: all
-    neurons     strongest neurons of each layer, with what each adds to the chosen token
+    neurons     strongest neurons of each layer, or of neuron_layers alone, with what each adds to the chosen token
     values      patterns of labels such as "l_out-3"
     prompt      "all": each token of the prompt is looked at, and computed even if it is cached; "last": its last token
     keep        keep the keys and values, so that any position can be looked at again
@@ -74,6 +74,7 @@ class LookRequest:
     logits: int = 0
     residual: bool = False
     neurons: int = 0
+    neuron_layers: tuple[int, ...] = ()
     peaks: bool = False
     values: tuple[str, ...] = ()
     time: bool = False
@@ -106,6 +107,7 @@ class LookRequest:
             lens=_count(got, "lens", 0, MAX_TOP),
             logits=_count(got, "logits", -1, hp.n_vocab),
             neurons=_count(got, "neurons", 0, MAX_TOP),
+            neuron_layers=_layers(got.get("neuron_layers", []), hp),
             values=_patterns(got.get("values", [])),
             prompt=_choice(got, "prompt", ("all", "last")),
             encoding=_choice(got, "encoding", ("", "f16")),
@@ -128,7 +130,7 @@ class LookRequest:
             "peaks": n_row * hp.n_layer * hp.n_head * 12 * self.peaks,
             "lens": n_row * hp.n_layer * self.lens * 24,
             "logits": max(n_token, 1) * n_logits * 15,
-            "neurons": n_row * hp.n_layer * self.neurons * 24,
+            "neurons": n_row * (len(self.neuron_layers) or hp.n_layer) * self.neurons * 24,
             "values": n_row * sum(widths) * number,
         }
         return {name: n for name, n in parts.items() if n}
@@ -206,6 +208,16 @@ def _layer(where: str, item: Mapping[str, Any], hp: Hparams) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < hp.n_layer:
         raise RequestError(f"{where}: layer {value!r} does not exist, expected 0 to {hp.n_layer - 1}")
     return value
+
+
+def _layers(value: Any, hp: Hparams) -> tuple[int, ...]:
+    n = hp.n_layer
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"look.neuron_layers: expected a list of layers, got {value!r}")
+    for il in value:
+        if not isinstance(il, int) or isinstance(il, bool) or not -n <= il < n:
+            raise RequestError(f"look.neuron_layers: layer {il!r} does not exist, expected {-n} to {n - 1}")
+    return tuple(il % n for il in value)
 
 
 def _list(got: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

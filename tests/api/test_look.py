@@ -98,11 +98,25 @@ def test_the_first_line_says_what_is_changed(served):
     assert got["response"] != served.ok("/api/generate", **body)["response"]
 
 
+def test_neurons_of_one_layer_are_those_of_all_layers(served):
+    body = {"model": "m", "prompt": "the cat", "options": {"num_predict": 3}, "stream": False}
+
+    def neurons(**look):
+        steps = served.ok("/api/generate", look={"neurons": 2, **look}, **body)["look"]["steps"]
+        return [step["residual"]["neurons"] for step in steps]
+
+    whole, last = neurons(), neurons(neuron_layers=[-1])
+    assert [len(rows) for rows in whole] == [4] * len(last)
+    assert last == [[row for row in rows if row[0] == 1] for rows in whole]
+
+
 @pytest.mark.parametrize(
     ("look", "message"),
     [
         (5, "look: expected an object with some of attention, lens, sampler"),
         ({"attention": [[7, 0]]}, 'look.attention: layer 7 does not exist, expected 0 to 1 or "*"'),
+        ({"neurons": 2, "neuron_layers": [-3]}, "look.neuron_layers: layer -3 does not exist, expected -2 to 1"),
+        ({"neuron_layers": 1}, "look.neuron_layers: expected a list of layers, got 1"),
         ({"layers": 1}, "look: unknown field 'layers'"),
         (
             {"patch": [{"name": "l_out", "layer": 0, "row": 70, "from": "a"}]},

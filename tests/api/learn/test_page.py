@@ -356,6 +356,13 @@ def test_a_large_model_shows_the_step_of_any_token(large, look):
         assert [percent_of(row[2]) for row in rows] == pytest.approx(step.lens.p_next.tolist(), abs=6e-4)
         rows = table(page, "residual")
         assert [float(row[2]) for row in rows] == pytest.approx(step.residual.adds.tolist(), rel=6e-3, abs=1e-4)
+        for layer in (3, 1) if token == 3 else (2, 1):  # the last one comes with the step, then the one chosen before
+            page.locator("#feedforward select").select_option(str(layer))
+            expected = [(j, adds) for il, j, _, adds in step.residual.neurons if il == layer]
+            page.locator("[data-neurons] tbody th").first.filter(has_text=re.compile(f"^{expected[0][0]}$")).wait_for()
+            rows = table(page, "neurons")
+            assert [int(row[0]) for row in rows] == [j for j, _ in expected] and len(rows) == 8
+            assert [float(row[2]) for row in rows] == pytest.approx([x for _, x in expected], rel=6e-3, abs=1e-4)
         for layer, head in ((2, 1), (0, 3)):
             page.locator("#attention select").nth(0).select_option(str(layer))
             page.locator("#attention select").nth(1).select_option(str(head))
