@@ -122,8 +122,8 @@ class LookRequest:
         n_row = n_prompt + n_token - first
         number = NUMBER_BYTES[self.encoding]
         keys = (n_prompt + n_token) * (n_prompt + n_token + 1) // 2 - first * (first + 1) // 2
-        labels = [label for label in labels_of(hp) if any(fnmatchcase(label, pattern) for pattern in self.values)]
-        widths = [width_of(label, hp) for label in labels]
+        labels = labels_of(hp) if self.values else []
+        widths = [width_of(name, hp) for name in labels if any(fnmatchcase(name, pattern) for pattern in self.values)]
         n_logits = hp.n_vocab if self.logits < 0 else self.logits
         parts = {
             "attention": len(self.attention) * keys * number,
