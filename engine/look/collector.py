@@ -141,9 +141,7 @@ class Collector:
             heads = range(self.model.hparams.n_head) if self.look.peaks else self.heads[il]
             span = Span(span.slot, span.start + first, span.length - first)
             weights = cached_weights(self.model, self.cache, il, span, self._queries, heads)
-            self._weights |= {
-                (il, h): one for h, one in zip(heads, weights, strict=True) if h in self.heads.get(il, ())
-            }
+            self._weights |= {(il, h): weights[heads.index(h)] for h in self.heads.get(il, ())}
             if self.look.peaks:
                 self._peaks.append((weights.argmax(axis=2), weights.max(axis=2)))
         elif name == "l_out":
