@@ -3,7 +3,7 @@
     EngineError
      +- ModelError        ModelNotFound  UnsupportedArchitecture  BadGGUF(path, offset)  BadManifest(path)
      +- RequestError      BadOptions  BadName  BadGrammar  BadTemplate  BadImage  ContextFull
-     |                    ConversationRefused, a BadTemplate
+     |                    ConversationRefused, a BadTemplate  LookTooLarge(needed)
      |                    BadDigest  DigestMismatch(expected, found)  BadModelfile  BuiltinModel  CloudModel  NotYet
      +- StoreError
      +- RegistryError     Unauthorized  WrongBlob(expected, found)
@@ -129,6 +129,14 @@ class ContextFull(RequestError):
 
     def __init__(self, n_prompt: int, n_ctx: int, message: str = "the input length exceeds the context length"):
         self.n_prompt, self.n_ctx = n_prompt, n_ctx
+        super().__init__(message)
+
+
+class LookTooLarge(RequestError):
+    """The values that a look wants take more bytes than OLLAMA_LOOK_LIMIT allows; `needed` MiB would do."""
+
+    def __init__(self, needed: int, message: str):
+        self.needed = needed
         super().__init__(message)
 
 

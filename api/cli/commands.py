@@ -325,7 +325,13 @@ def look(
     ] = None,
     json: Annotated[bool, Option("--json", help="Print the answer as /api/generate streams it with `look`")] = False,
     raw: Annotated[bool, Option("--raw", help="Send the prompt without applying the template")] = False,
-    head: Annotated[str, Option(metavar="LAYER.HEAD", help="The head whose attention is printed")] = "0.0",
+    head: Annotated[
+        str,
+        Option(
+            metavar="LAYER.HEAD",
+            help="The head whose attention is printed; its layer's is in --html, if all is too much",
+        ),
+    ] = "0.0",
     option: Annotated[
         list[str] | None,
         Option("-o", "--option", metavar="NAME=VALUE", help="Set a model option, e.g. temperature=0 (repeatable)"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ...engine.errors import RequestError
+from ...engine.errors import LookTooLarge, RequestError
 from ...engine.go.duration import FOREVER
 from ...engine.go.json import dumps
 from ...engine.look.step import cached_bytes
@@ -30,7 +31,6 @@ from .parameters import parse_parameters
 SHADES = " \u2591\u2592\u2593\u2588"  # of a heat map, from 0 to 1
 NUM_PREDICT = 80  # tokens of the answer, unless -o num_predict says otherwise
 EVERYTHING: dict[str, Any] = {
-    "attention": "*",
     "lens": 5,
     "residual": True,
     "neurons": 8,
@@ -53,27 +53,49 @@ def look_at(
         if "completion" not in facts["capabilities"]:
             raise RequestError(f"'{model}' is an encoder: it embeds texts and generates no answer to look at")
         layer, n = chosen_head(head, facts)
-        encoding = "f16" if html else ""
-        request = RequestOptions(given, keep_alive=FOREVER, look=EVERYTHING | {"encoding": encoding})
-        if raw:
-            answer = engine.generate(model, prompt, request, raw=True)
-        else:
-            answer = engine.chat(model, [{"role": "user", "content": prompt}], request)
-        lines = []
-        for piece in answer:
-            lines.append(answer_line(answer, piece, encoding))
-            if as_json:
-                sys.stdout.write(dumps(lines[-1]).decode() + "\n")
+
+        def lines_of(attention: Any, encoding: str = "") -> Iterator[dict[str, Any]]:
+            look = EVERYTHING | {"attention": attention, "encoding": encoding}
+            request = RequestOptions(given, keep_alive=FOREVER, look=look)
+            if raw:
+                answer = engine.generate(model, prompt, request, raw=True)
+            else:
+                answer = engine.chat(model, [{"role": "user", "content": prompt}], request)
+            for piece in answer:
+                yield answer_line(answer, piece, encoding)
+
+        if as_json:
+            for line in lines_of("*"):
+                sys.stdout.write(dumps(line).decode() + "\n")
                 sys.stdout.flush()
-        if html:
+        elif html:
+            lines, note = lines_that_fit(partial(lines_of, encoding="f16"), layer, n)
             tensor = next((t["name"] for t in facts["tensors"] if ".attn_q." in t["name"]), facts["tensors"][0]["name"])
             state = {"model": model, "prompt": prompt, "mode": "raw" if raw else "chat"}
             data = {"model": facts, "lines": lines, "state": state, "block": engine.tensor_block(model, tensor, 0)}
-            save_page(html, file_html(data))
-        elif not as_json:
-            print_look(lines, layer, n)
+            save_page(html, file_html(data), note)
+        else:
+            print_look(list(lines_of([[layer, n]])), layer, n)
     finally:
         engine.close()
+
+
+def lines_that_fit(
+    lines_of: Callable[[Any], Iterable[dict[str, Any]]], layer: int, n: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Look at all heads, or at those of `layer` or at head `n` of it alone if more exceed OLLAMA_LOOK_LIMIT.
+
+    -> the lines of the answer, and what is left out
+    Raises: LookTooLarge
+    """
+    try:
+        return list(lines_of("*")), ""
+    except LookTooLarge as error:
+        about = f"(--head LAYER.HEAD chooses another); OLLAMA_LOOK_LIMIT={error.needed} keeps that of all heads"
+    try:
+        return list(lines_of([[layer, "*"]])), f"attention of layer {layer} alone {about}"
+    except LookTooLarge:
+        return list(lines_of([[layer, n]])), f"attention of layer {layer}, head {n} alone {about}"
 
 
 def answer_line(answer: Answer, piece: Piece, encoding: str) -> dict[str, Any]:
@@ -101,13 +123,15 @@ def chosen_head(head: str, facts: dict[str, Any]) -> tuple[int, int]:
     return int(layer), int(h)
 
 
-def save_page(path: Path, html: str) -> None:
-    """Write the page and say where it is.  Raises: RequestError"""
+def save_page(path: Path, html: str, note: str) -> None:
+    """Write the page, say where it is, and what `note` says.  Raises: RequestError"""
     try:
         path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from None
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, opens in any browser, without a network")
+    if note:
+        print(note)
 
 
 def print_look(lines: Sequence[dict[str, Any]], layer: int, head: int) -> None:

@@ -209,7 +209,7 @@ function App() {
     </header>
     ${error && html`<p class="error" role="alert">${error}</p>`}
     ${facts && facts.capabilities.includes("vision") ? html`<p class="hint">This model sees images; this page sends text alone.</p>` : null}
-    ${facts && facts.n_weight >= SMALL ? html`<p class="hint">A large model: of the prompt, a token is computed again when you choose it, with all that the panels show.</p>` : null}
+    ${facts && facts.n_weight >= SMALL && !offline ? html`<p class="hint">A large model: of the prompt, a token is computed again when you choose it, with all that the panels show.</p>` : null}
     <div id="spine"><${Spine} run=${run} token=${token} choose=${choose} /></div>
     <main aria-busy=${isBusy} style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
       ${PANELS.map(([panel, ...parts], i) => html`<${Cell} key=${panel.name} column=${(i % columns) + 1}><${Shown} panel=${panel} parts=${parts} shared=${shared} /></${Cell}>`)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import LookTooLarge, RequestError
 from ..model.hparams import Hparams
 from ..model.trace import INSIDE_ATTENTION
 
@@ -137,12 +137,14 @@ class LookRequest:
 
 
 def check_sizes(sizes: Mapping[str, int], limit: int) -> None:
-    """Check that the parts together stay within `limit` bytes.  Raises: RequestError, which names each part's size"""
-    if sum(sizes.values()) > limit:
+    """Check that the parts together stay within `limit` bytes.  Raises: LookTooLarge, which names each part's size"""
+    if (total := sum(sizes.values())) > limit:
         listed = ", ".join(f"{name} {_mib(n)}" for name, n in sorted(sizes.items(), key=lambda item: -item[1]))
-        raise RequestError(
-            f"look: {listed}: together over the limit of {_mib(limit)} (OLLAMA_LOOK_LIMIT); ask for fewer heads, "
-            'layers or tokens (num_predict), for "prompt": "last", or for "encoding": "f16"'
+        needed = -(-total // (1 << 20))
+        raise LookTooLarge(
+            needed,
+            f"look: {listed}: together over the limit of {_mib(limit)} (OLLAMA_LOOK_LIMIT={needed} allows it); ask for "
+            'fewer heads, layers or tokens (num_predict), for "prompt": "last", or for "encoding": "f16"',
         )
 
 

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useLayoutEffect, useState } from "preact";
 import { HeatImage, HeatMap, Panel, Token, Waiting, ink, percent } from "learn/draw.js";
-import { completeLayer, maps, weightsOf } from "learn/run.js";
+import { completeLayer, maps, offline, weightsOf } from "learn/run.js";
 
 const SIDE = 330; // pixels of the large map
 
@@ -39,7 +39,9 @@ function Small({ run, at, n, il, h, setHead, choose, hover, version, caption }) 
   const heads = run.prompt.heads, columns = Math.max(1, ...heads.map(([, k]) => k + 1));
   const rowsOf = (l, k) => Array.from({ length: n }, (_, p) => weightsOf(run, p, l, k));
   const rows = rowsOf(il, h), side = Math.min(SIDE, 16 * n);
-  return html`<div class=${columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
+  const isPart = offline && heads.length < offline.model.n_layer * offline.model.n_head;
+  return html`${isPart ? html`<p class="note">This file has ${heads.length} of ${offline.model.n_layer * offline.model.n_head} heads: all of them would be too large for it.</p>` : null}
+    <div class=${columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
       ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8}>
         <${HeatImage} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
     </div>

@@ -1,10 +1,13 @@
 """`numllama look` and `numllama learn`."""
 
 import json
+from functools import partial
 
 import pytest
 
 from numllama.api.cli import learn
+from numllama.api.cli.look import lines_that_fit
+from numllama.engine.errors import LookTooLarge
 
 
 def test_look_prints_every_table(alone, numllama):
@@ -80,3 +83,21 @@ def test_learn_starts_a_server_and_opens_its_page(alone, numllama, monkeypatch):
     assert (status, out, len(started)) == (0, "http://x:1/learn#model=m\n", 1)
     started[0].close()
     assert numllama("learn", "nope").status == 1 and len(started) == 1
+
+
+def test_a_file_has_the_heads_that_fit():
+    limit = {"*": 900, "layer": 90, "head": 9}
+
+    def lines_of(attention, most):
+        size = limit["*" if attention == "*" else "layer" if attention[0][1] == "*" else "head"]
+        if size > most:
+            raise LookTooLarge(size, "too large")
+        yield {"attention": attention}
+
+    got = {most: lines_that_fit(partial(lines_of, most=most), 3, 1) for most in (900, 90, 9)}
+    assert got[900] == ([{"attention": "*"}], "")
+    assert got[90][0] == [{"attention": [[3, "*"]]}] and got[90][1].startswith("attention of layer 3 alone")
+    assert got[9][0] == [{"attention": [[3, 1]]}] and "layer 3, head 1 alone" in got[9][1]
+    assert all("OLLAMA_LOOK_LIMIT=900" in note for _, note in (got[90], got[9]))
+    with pytest.raises(LookTooLarge):
+        lines_that_fit(partial(lines_of, most=1), 3, 1)

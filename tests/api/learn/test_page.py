@@ -456,3 +456,23 @@ def test_the_page_in_one_file_needs_no_server(tab, tmp_path, monkeypatch, school
     page.locator("#sampler input[name=temperature]").fill("0")
     assert page.locator("[data-redrawn]").count() == 1
     assert page.locator("[data-bytes] span").count() == 34
+
+
+def test_a_long_answer_in_one_file_has_the_attention_of_one_layer(tab, tmp_path, monkeypatch, primer, capsys):
+    from numllama.api.cli.look import look_at
+
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    monkeypatch.delenv("NUMLLAMA_BUILTIN", raising=False)
+    monkeypatch.setenv("OLLAMA_LOOK_LIMIT", "1")
+    question = "What is a token, and " * 35 + "what is attention?"
+    options = ["num_predict=4", "seed=1"]
+    look_at("primer", question, html=tmp_path / "a.html", as_json=False, raw=False, head="2.1", options=options)
+    assert "attention of layer 2 alone" in capsys.readouterr().out
+    look = primer.look([{"role": "user", "content": question}], seed=1, num_predict=4)
+    page = tab((tmp_path / "a.html").as_uri())
+    assert "This file has 4 of 16 heads" in page.locator("#attention .note").inner_text()
+    choose(page, 100)
+    page.get_by_role("button", name="layer 2, head 3", exact=True).click()
+    row = look.attention[2, 3][99]
+    told = page.locator("#attention .look", has_text="head 2.3 looks mostly at")
+    assert percent_of(told.inner_text()) == pytest.approx(float(row.max()), abs=8e-4)
