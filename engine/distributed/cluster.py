@@ -30,7 +30,7 @@ def working_nodes(ray: Any) -> list[str]:
 def actor_places(ray: Any, n: int) -> list[Any]:
     """Return where each of `n` actors goes: as many to each node, neighbours to the same one; elsewhere if it is gone.
 
-    Ray's own strategy SPREAD may put actors that ask for no CPU on one node.
+    The actors must ask for something, CPUs or memory: Ray puts those that ask for nothing on any node.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

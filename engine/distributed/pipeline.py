@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MIN_ROWS = 8  # in a part: fewer would pay more for the way than they win
 PARTS_PER_STAGE = 2
+LEAST_BYTES = 1  # that a stage asks Ray for: one that asks for nothing goes to any node, whatever its place
 START_S = 300.0  # for a stage to load
 PROCESS_BYTES = 400 << 20  # of a process without weights: Python, Numba, Ray
 
@@ -141,7 +142,9 @@ class StagedCache(KVCache):
             [np.empty(0, one)] * model.hparams.n_layer for one in (k_type, v_type)
         )  # how many, which type
         self._set_windows(model.hparams.windows, n_batch)
-        actor = ray.remote(max_restarts=-1, num_cpus=0, concurrency_groups={RELAY_GROUP: 1})(stage_class)
+        actor = ray.remote(max_restarts=-1, num_cpus=0, memory=LEAST_BYTES, concurrency_groups={RELAY_GROUP: 1})(
+            stage_class
+        )
         shape = n_ctx, n_slot, type, n_batch, kernels.name, n_thread
         self.stages = [
             actor.options(scheduling_strategy=place).remote(model.path, adapters, cut.start, cut.stop, *shape)

@@ -67,6 +67,12 @@ class Stage:
         """Return the bytes of this stage's weights and cache."""
         return sum(block_nbytes(blk) for blk in self.model.decoder.blk) + self.cache.nbytes
 
+    def place(self) -> tuple[str, int]:
+        """Return the id of this process's node, and the number of cores there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), threads.N_CORE
+
     def pid(self) -> int:
         """Return the process id."""
         return os.getpid()

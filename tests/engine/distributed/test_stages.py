@@ -78,6 +78,13 @@ def test_every_family_has_the_bits_of_one_process(staged, family):
         np.testing.assert_array_equal(got, expected)
 
 
+def test_stages_are_on_as_many_nodes_as_there_are(staged):
+    for _ in range(2):  # by chance, one in four would be right
+        _, cache = staged("smollm3", n_stage=3)
+        one, other, last = (node for node, _ in cache._all(lambda stage: stage.place.remote()))
+        assert one == other != last
+
+
 def test_adapters_have_the_bits_of_one_process(staged):
     model, cache = staged(adapter=True)
     batch = Batch.of(IDS)
