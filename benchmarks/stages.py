@@ -1,19 +1,26 @@
-"""`bench stages FILE`: a model in 2 to 4 stages, measured beside what scale.py predicts from one process.
+"""`bench stages FILE`: a model in 2 to 4 stages, measured beside what scale.py predicts from one process and a hop.
 
     numllama bench stages FILE.gguf [--threads 1] [--rounds 10] [--costs FILE.json]
 
-one process     seconds of a layer, by rows; of embeddings and output matrix; of a hop from process to process
-at once         how many stages this machine runs without slowing one another: the speedup of a layer by all its cores
+one process     seconds of a layer, by rows; of embeddings and output matrix
+hop             half of what a token takes more where all layers are one stage, in a process of its own: sockets, and
+                waking its threads; each byte is measured in a ring that computes nothing
+at once         stages for which this machine has cores, and their speedup: that of a pass by all cores
 predicted       scale.py, from these
-measured        a model in stages (engine/distributed) on a Ray cluster here; all times are the least of the rounds, as
-                other programs only add time
+measured        a model in stages (engine/distributed) on a Ray cluster here
 overhead        time of a token in stages, beyond that in one process with as many threads, for each stage
+
+All take turns, and all times are the least of the rounds, as other programs only add time.  Each number of stages has a
+process for each stage, with its part of the model.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,22 +28,21 @@ import numpy as np
 from ..engine.distributed.cluster import join_cluster, node_address
 from ..engine.distributed.pipeline import StagedCache
 from ..engine.distributed.ring import RELAY_GROUP, Address, Port, Ring, relay
-from ..engine.distributed.stage import run_layers
 from ..engine.model.batch import Batch
-from ..engine.model.cache import KVCache
 from ..engine.model.decoder import embeddings, forward, logits
 from ..engine.model.load import load_model
 from ..engine.model.model import Model, require_decoder
 from ..engine.model.trace import no_tap
 from ..kernels import NUMBA, threads
 from .machine import best
-from .scale import Costs, first_token_s, step_s, write_costs
+from .scale import Costs, first_token_s, step_s
 from .table import markdown
 
-STAGES, SEQUENCES = (2, 3, 4), (1, 4, 8)
+SEQUENCES = (1, 4, 8, 32)
 PROMPT, DEPTH = 256, 64  # tokens of the prompt that is measured; cached before a measured token
-ROWS, PROMPT_ROWS = (1, 2, 4, 8), (8, 16, 32, 64, 128, 256)
-LARGE_ROWS = 256  # of hidden states that measure a network's bandwidth
+ROWS, PROMPT_ROWS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64, 128, 256)
+STEPS_A_ROUND = 5  # of decoding: a step takes a tenth of a prompt's time
+N_CALL = 100  # actor calls that are measured together
 
 
 class PassOn:
@@ -56,9 +62,9 @@ class PassOn:
         return body
 
 
-def step_of(n: int, at: int) -> Batch:
-    """Return the batch of `n` sequences that decode a token at position `at`."""
-    return Batch.join([Batch.of([3 + at], slot, at) for slot in range(n)])
+def step_of(n: int) -> Batch:
+    """Return the batch of `n` sequences that decode a token."""
+    return Batch.join([Batch.of([3 + DEPTH], slot, DEPTH) for slot in range(n)])
 
 
 def prompt_batch(n: int) -> Batch:
@@ -66,94 +72,101 @@ def prompt_batch(n: int) -> Batch:
     return Batch.of([3 + i % 250 for i in range(n)])
 
 
-def measure_costs(model: Model, n_round: int, address: str) -> Costs:
-    """Measure what one process and a hop cost; the number of threads is that of this Python thread."""
-    cache, n_layer = model.new_cache(PROMPT, max(SEQUENCES)), model.hparams.n_layer
-    zeros = np.zeros((PROMPT, model.hparams.n_embd), np.float32)
+def least_seconds(calls: Mapping[Hashable, tuple[Callable[[], Any], int]], n_round: int) -> dict[Hashable, float]:
+    """Return the least seconds of each call, which take turns.  calls: name: (call, how often in a row)"""
+    found = [{name: best(call, n) for name, (call, n) in calls.items()} for _ in range(n_round)]
+    return {name: min(times[name] for times in found) for name in calls}
 
-    def layers(batch: Batch) -> float:
-        rows = zeros[: len(batch.tokens)]
-        return best(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round) / n_layer
 
-    def head(batch: Batch) -> float:
-        return best(lambda: logits(model, embeddings(model, batch, NUMBA, no_tap), NUMBA), n_round)
+class Measurement:
+    """A model in this process, in a stage, and in several; `calls` has what is to be measured."""
 
-    hop, byte, request = measure_hops(zeros, n_round, address)
+    def __init__(self, model: Model, stages: list[int], n_thread: int, address: str):
+        self.model, self.n_thread, self.ray = model, n_thread, join_cluster(address)
+        self.own = model.new_cache(PROMPT, max(SEQUENCES))
+        self.caches = {
+            n: StagedCache([], model, PROMPT, max(SEQUENCES), "f16", n_stage=n, n_thread=n_thread, address=address)
+            for n in (1, *stages)
+        }
+        actor = self.ray.remote(num_cpus=0, concurrency_groups={RELAY_GROUP: 1})(PassOn)
+        self.actors = [actor.remote()]
+        self.ring = Ring(self.ray, self.actors)
+        self.zeros = np.zeros((PROMPT, model.hparams.n_embd), np.float32)
+
+    def close(self) -> None:
+        """End all processes."""
+        self.ring.close()
+        for actor in self.actors:
+            self.ray.kill(actor)
+        for cache in self.caches.values():
+            cache.close()
+
+    def forward(self, batch: Batch, n_stage: int = 0, n_thread: int = 0) -> None:
+        """Run a forward pass; in this process if `n_stage` is 0, with so many threads."""
+        threads.limit(n_thread or self.n_thread)
+        forward(self.model, batch, self.caches[n_stage] if n_stage else self.own, NUMBA)
+
+    def head(self, batch: Batch) -> None:
+        """Compute embeddings and logits."""
+        logits(self.model, embeddings(self.model, batch, NUMBA, no_tap), NUMBA)
+
+    def calls(self) -> dict[Hashable, tuple[Callable[[], Any], int]]:
+        """Return what is measured: name: (call, how often in a row)."""
+        one, many, all_cores = step_of(1), prompt_batch(PROMPT), threads.N_CORE
+        calls = dict[Hashable, tuple[Callable[[], Any], int]]()
+        for n in ROWS:
+            calls["head", n] = partial(self.head, step_of(n)), STEPS_A_ROUND
+            calls["step", 0, n] = partial(self.forward, step_of(n)), STEPS_A_ROUND
+        for n in PROMPT_ROWS:
+            calls["prompt", 0, n] = partial(self.forward, prompt_batch(n)), 1
+        calls["step", "all cores"] = partial(self.forward, one, n_thread=all_cores), STEPS_A_ROUND
+        calls["prompt", "all cores"] = partial(self.forward, many, n_thread=all_cores), 1
+        for n_stage in self.caches:
+            for n in SEQUENCES:
+                calls["step", n_stage, n] = partial(self.forward, step_of(n), n_stage), STEPS_A_ROUND
+            calls["prompt", n_stage, PROMPT] = partial(self.forward, many, n_stage), 1
+        calls["row"] = partial(self.ring.run, [(self.zeros[:1], one)]), STEPS_A_ROUND
+        calls["rows"] = partial(self.ring.run, [(self.zeros, many)]), STEPS_A_ROUND
+        calls["requests"] = self.requests, 1
+        return calls
+
+    def requests(self) -> None:
+        """Call an actor N_CALL times."""
+        self.ray.get([self.actors[0].nothing.remote("x" * 1000) for _ in range(N_CALL)])
+
+
+def costs_of(seconds: Mapping[Hashable, float], model: Model) -> Costs:
+    """Return the costs of a cluster of such machines."""
+    n_layer, n_embd = model.hparams.n_layer, model.hparams.n_embd
+    n_byte = 4 * n_embd * (PROMPT - 1)
     return Costs(
         n_layer=n_layer,
-        n_embd=model.hparams.n_embd,
-        layer_s={n: layers(step_of(n, DEPTH)) for n in ROWS},
-        prompt_s={n: layers(prompt_batch(n)) for n in PROMPT_ROWS},
-        head_s={n: head(step_of(n, DEPTH)) for n in ROWS},
-        hop_s=hop,
-        byte_s=byte,
-        request_s=request,
+        n_embd=n_embd,
+        layer_s=[[n, (seconds["step", 0, n] - seconds["head", n]) / n_layer] for n in ROWS],
+        prompt_s=[[n, (seconds["prompt", 0, n] - seconds["head", 1]) / n_layer] for n in PROMPT_ROWS],
+        head_s=[[n, seconds["head", n]] for n in ROWS],
+        hop_s=max(0.0, seconds["step", 1, 1] - seconds["step", 0, 1]) / 2,
+        byte_s=max(0.0, seconds["rows"] - seconds["row"]) / 2 / n_byte,
+        request_s=seconds["requests"] / N_CALL,
     )
 
 
-def measure_hops(rows: np.ndarray, n_round: int, address: str) -> tuple[float, float, float]:
-    """Return the seconds of a hop, of each byte more, and of an actor call."""
-    ray = join_cluster(address)
-    actor = ray.remote(num_cpus=0, concurrency_groups={RELAY_GROUP: 1})(PassOn)
-    actors = [actor.remote() for _ in range(2)]
-    ring = Ring(ray, actors)
+def compared(seconds: Mapping[Hashable, float], costs: Costs, n_stage: int) -> list[dict[str, Any]]:
+    """Return what was predicted, what was measured and the deviation, a line for each case of `n_stage` stages."""
 
-    def seconds(n: int) -> float:
-        return best(lambda: ring.run([(rows[:n], prompt_batch(n))]), 20 * n_round) / (len(actors) + 1)
+    def line(name: str, predicted: float, found: float) -> dict[str, Any]:
+        deviation = f"{100 * (predicted / found - 1):+.0f} %"
+        return {"stages": n_stage, "": name, "predicted": predicted, "measured": found, "deviation": deviation}
 
-    hop, large = seconds(1), seconds(LARGE_ROWS)
-    n_call = 100
-    calls = best(lambda: ray.get([actors[0].nothing.remote("x" * 1000) for _ in range(n_call)]), n_round) / n_call
-    ring.close()
-    for one_actor in actors:
-        ray.kill(one_actor)
-    return hop, max(0.0, large - hop) / rows[1:LARGE_ROWS].nbytes, calls
-
-
-def speedup(model: Model, batch: Batch, n_thread: int, n_round: int) -> float:
-    """Return how much faster all cores run the layers than `n_thread` threads do."""
-    cache, rows = (
-        model.new_cache(PROMPT, max(SEQUENCES)),
-        np.zeros((len(batch.tokens), model.hparams.n_embd), np.float32),
+    prefill, decoding = (
+        replace(costs, speedup=max(1.0, seconds[kind, 0, n] / seconds[kind, "all cores"]))
+        for kind, n in (("prompt", PROMPT), ("step", 1))
     )
-    seconds = []
-    for n in (threads.N_CORE, n_thread):
-        threads.limit(n)
-        seconds.append(best(lambda: run_layers(model, rows.copy(), batch, cache, NUMBA), n_round))
-    return max(1.0, seconds[1] / seconds[0])
-
-
-def pass_seconds(model: Model, cache: KVCache, batch: Batch, n_round: int) -> float:
-    """Return the least seconds of a forward pass."""
-    return best(lambda: forward(model, batch, cache, NUMBA), n_round)
-
-
-def measured_lines(
-    model: Model, costs: Costs, stages: Sequence[int], n_round: int, n_thread: int, address: str
-) -> list[dict[str, Any]]:
-    """Measure models in stages, and return what was predicted, what was measured and the error, a line for each."""
-    lines = list[dict[str, Any]]()
-    at_once = speedup(model, step_of(2, DEPTH), n_thread, 4 * n_round)
-    at_once_of_prompt = speedup(model, prompt_batch(64), n_thread, n_round)
-    print(f"at once: {at_once:.2f} stages that decode, {at_once_of_prompt:.2f} with a prompt")
-    own = model.new_cache(PROMPT, max(SEQUENCES))
-    for n_stage in stages:
-        cache = StagedCache(
-            [], model, PROMPT, max(SEQUENCES), "f16", n_stage=n_stage, n_thread=n_thread, address=address
-        )
-        found = pass_seconds(model, cache, prompt_batch(PROMPT), n_round)
-        figures = {"first token (s)": (first_token_s(costs, n_stage, PROMPT, at_once=at_once_of_prompt), found)}
-        for n in SEQUENCES:
-            found = pass_seconds(model, cache, step_of(n, DEPTH), 4 * n_round)
-            figures[f"tokens/s, {n} at once"] = n / step_s(costs, n_stage, n, at_once), n / found
-            if n == 1:
-                alone = pass_seconds(model, own, step_of(n, DEPTH), 4 * n_round)
-                print(f"{n_stage} stages: {1e3 * (found - alone) / n_stage:.2f} ms overhead for each token and stage")
-        cache.close()
-        for name, (predicted, found) in figures.items():
-            error = f"{100 * (predicted / found - 1):+.0f} %"
-            lines.append({"stages": n_stage, "": name, "predicted": predicted, "measured": found, "error": error})
-    return lines
+    first, steps = first_token_s(prefill, n_stage, PROMPT), {n: step_s(decoding, n_stage, n) for n in SEQUENCES}
+    return [
+        line("first token (s)", first, seconds["prompt", n_stage, PROMPT]),
+        *(line(f"tokens/s, {n} at once", n / steps[n], n / seconds["step", n_stage, n]) for n in SEQUENCES),
+    ]
 
 
 def bench_stages(options: argparse.Namespace) -> int:
@@ -161,13 +174,21 @@ def bench_stages(options: argparse.Namespace) -> int:
     model = load_model(options.file, {})
     require_decoder(model)
     threads.limit(options.threads)
-    address = "" if options.ray == "local" else options.ray
-    costs = measure_costs(model, options.rounds, address)
+    measurement = Measurement(model, options.stages, options.threads, "" if options.ray == "local" else options.ray)
+    try:
+        seconds = least_seconds(measurement.calls(), options.rounds)
+        costs, at_once = costs_of(seconds, model), {n: measurement.caches[n].n_at_once for n in options.stages}
+    finally:
+        measurement.close()
     if options.costs:
-        write_costs(costs, options.costs)
-    lines = measured_lines(model, costs, options.stages, options.rounds, options.threads, address)
-    print(f"hop {1e3 * costs.hop_s:.3f} ms, {1e-6 / max(costs.byte_s, 1e-12):.0f} MB/s\n")
-    print(markdown(lines, list(lines[0])))
+        options.costs.write_text(json.dumps(asdict(costs), indent=2) + "\n")
+    print(f"hop {1e3 * costs.hop_s:.3f} ms, {1e-6 / max(costs.byte_s, 1e-12):.0f} MB/s")
+    for n in options.stages:
+        more = seconds["step", n, 1] - seconds["step", 0, 1]
+        print(f"{n} stages, {at_once[n]} at once: {1e3 * more / n:.2f} ms overhead for each token and stage")
+    lines = [line for n in options.stages for line in compared(seconds, replace(costs, n_at_once=at_once[n]), n)]
+    print(f"\n{markdown(lines, list(lines[0]))}")
     worst = max(abs(line["predicted"] / line["measured"] - 1) for line in lines)
-    print(f"\nworst error {100 * worst:.0f} %, expected at most {100 * options.within:.0f} %")
+    verdict = "no" if worst > options.within else "yes"
+    print(f"\nall within {100 * options.within:.0f} %: {verdict} (worst {100 * worst:.0f} %)")
     return int(worst > options.within)

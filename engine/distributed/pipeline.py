@@ -7,7 +7,8 @@
          part 3                    part 3             part 2              part 1
 
 A pass of many tokens is sent in parts that follow each other through the stages (ring.py), so that none is idle: chunks
-of a prompt, groups of sequences that decode.  Parts stay in order, so each finds the keys and values before it.
+of a prompt, groups of sequences that decode.  Parts stay in order, so each finds the keys and values before it.  Each
+part reads a stage's weights again, so there are few, and one only where all stages share the same cores.
 The bits are those of one process, as a token's values do not depend on its batch.
 
 The scheduler sees a cache (`StagedCache`) and knows nothing of stages.
@@ -16,6 +17,8 @@ The scheduler sees a cache (`StagedCache`) and knows nothing of stages.
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -39,8 +42,7 @@ from .stage import Stage, block_nbytes
 
 log = logging.getLogger(__name__)
 
-MIN_ROWS = 8  # in a part: fewer would pay more for the way than they win
-PARTS_PER_STAGE = 2
+ROWS_AS_WEIGHTS = 8  # rows whose products take as long as reading the weights: 1.1B in Q4_0, two cores
 LEAST_BYTES = 1  # that a stage asks Ray for: one that asks for nothing goes to any node, whatever its place
 START_S = 300.0  # for a stage to load
 PROCESS_BYTES = 400 << 20  # of a process without weights: Python, Numba, Ray
@@ -151,6 +153,7 @@ class StagedCache(KVCache):
             for cut, place in zip(self.cuts, actor_places(ray, len(self.cuts)), strict=True)
         ]
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
+        self.n_at_once = count_at_once(self._all(lambda stage: stage.place.remote()), n_thread)
         self._ring: Ring | None = None
 
     def __repr__(self) -> str:
@@ -169,9 +172,8 @@ class StagedCache(KVCache):
             return self._run_tapped(x, batch, tap)
         with self._losses():
             self._ring = self._ring or Ring(self._ray, self.stages)
-            done = [
-                rows for rows, _ in self._ring.run([(x[rows], part) for rows, part in parts(batch, len(self.stages))])
-            ]
+            sent = [(x[rows], part) for rows, part in parts(batch, self.n_at_once)]
+            done = [rows for rows, _ in self._ring.run(sent)]
         tap("l_out", model.hparams.n_layer - 1, x)
         return np.concatenate(done) if len(done) > 1 else done[0]
 
@@ -271,13 +273,35 @@ class StagedCache(KVCache):
         return CacheLost(f"{where} ended, and what it had cached is lost: ask again")
 
 
-def parts(batch: Batch, n_stage: int) -> list[tuple[slice, Batch]]:
-    """Cut a batch into parts that follow each other through the stages.  -> (rows of the batch, part)
+def count_at_once(places: Sequence[tuple[str, int]], n_thread: int) -> int:
+    """Count the stages that can work at the same time: on each node as many as have cores for their threads.
 
-    Tokens stay in order.  A part has at least MIN_ROWS rows, or one row of each span if every span has one.
+    places   node and number of its cores, of each stage
+    n_thread of each stage; 0: one for each core
+
+    >>> count_at_once([("a", 2), ("a", 2), ("b", 2)], 0), count_at_once([("a", 2)] * 3, 1)
+    (2, 2)
     """
-    n_tok = len(batch.tokens)
-    least = 1 if batch.places is not None else MIN_ROWS
-    n_part = 1 if n_stage == 1 else max(1, min(PARTS_PER_STAGE * n_stage, n_tok // least))
+    return sum(min(n, max(1, n_core // (n_thread or n_core))) for (_, n_core), n in Counter(places).items())
+
+
+def count_parts(n_tok: int, n_at_once: int) -> int:
+    """Count the parts in which `n_tok` rows pass soonest through stages of which `n_at_once` can work together.
+
+    A pass has n_at_once + n_part - 1 turns, each as long as ROWS_AS_WEIGHTS + n_tok / n_part rows.  That is least for
+    n_part**2 = (n_at_once - 1) * n_tok / ROWS_AS_WEIGHTS.
+
+    >>> count_parts(512, 1), count_parts(8, 4), count_parts(256, 2), count_parts(256, 4)
+    (1, 2, 6, 10)
+    """
+    return max(1, min(n_tok, round(math.sqrt((n_at_once - 1) * n_tok / ROWS_AS_WEIGHTS))))
+
+
+def parts(batch: Batch, n_at_once: int) -> list[tuple[slice, Batch]]:
+    """Cut a batch into parts that follow each other through the stages; tokens stay in order.
+
+    -> (rows of the batch, part)
+    """
+    n_tok, n_part = len(batch.tokens), count_parts(len(batch.tokens), n_at_once)
     bounds = [n_tok * i // n_part for i in range(n_part + 1)]
     return [(slice(a, b), batch.rows(a, b)) for a, b in pairwise(bounds)]

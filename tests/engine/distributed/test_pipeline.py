@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.engine.distributed.pipeline import cut_by_bytes, parts, stages_of
+from numllama.engine.distributed.pipeline import (
+    ROWS_AS_WEIGHTS,
+    count_parts,
+    cut_by_bytes,
+    parts,
+    stages_of,
+)
 from numllama.engine.errors import EngineError
 from numllama.engine.model.batch import Batch, Span
 from numllama.engine.model.load import load_model
@@ -48,12 +54,21 @@ def test_memory_decides_how_many_stages_and_too_little_is_refused(tmp_path):
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 40)), min_size=1, max_size=5),
     st.integers(1, 4),
 )
-def test_parts_are_the_batch_in_order(spans, n_stage):
+def test_parts_are_the_batch_in_order(spans, n_at_once):
     spans = tuple(Span(*span) for span in spans)
     n = sum(span.length for span in spans)
     batch = Batch(np.arange(n), spans, np.arange(n, dtype=np.int32))
-    cuts = parts(batch, n_stage)
+    cuts = parts(batch, n_at_once)
     assert np.concatenate([part.tokens for _, part in cuts]).tolist() == list(range(n))
     assert np.concatenate([part.positions for _, part in cuts]).tolist() == batch.positions.tolist()
     assert [len(part.tokens) for _, part in cuts] == [rows.stop - rows.start for rows, _ in cuts]
     assert all(sum(span.length for span in part.spans) == len(part.tokens) for _, part in cuts)
+
+
+@given(st.integers(1, 600), st.integers(1, 12))
+def test_as_many_parts_as_make_a_pass_shortest(n_tok, n_at_once):
+    def turns_by_rows(n_part):
+        return (n_at_once + n_part - 1) * (ROWS_AS_WEIGHTS + n_tok / n_part)
+
+    least = min(map(turns_by_rows, range(1, n_tok + 1)))
+    assert turns_by_rows(count_parts(n_tok, n_at_once)) <= 1.07 * least  # rounded: n_part is whole

@@ -82,7 +82,7 @@ def test_stages_are_on_as_many_nodes_as_there_are(staged):
     for _ in range(2):  # by chance, one in four would be right
         _, cache = staged("smollm3", n_stage=3)
         one, other, last = (node for node, _ in cache._all(lambda stage: stage.place.remote()))
-        assert one == other != last
+        assert one == other != last and cache.n_at_once == 2
 
 
 def test_adapters_have_the_bits_of_one_process(staged):
@@ -168,16 +168,18 @@ def test_requests_that_decode_together_are_in_different_stages_at_once(staged, t
                 file.write(f"{self.first} {len(x)} {began} {time.time()}\n")
             return super().run(x, batch)
 
-    model, cache = staged(stage=Slow)
+    n = 4 * pipeline.ROWS_AS_WEIGHTS
+    model, cache = staged(stage=Slow, n_slot=n)
     scheduler = Scheduler(model, cache, guard=False)
     options, pieces = Options(num_ctx=N_CTX, num_predict=3, temperature=0.0, ignore_eos=True), []
-    for ids in ([1, 270], [1, 280]):
-        scheduler.submit(Job(handle=RequestHandle(), prompt=ids, options=options, deliver=pieces.append))
+    for i in range(n):
+        prompt = [1, 260 + i]
+        scheduler.submit(Job(handle=RequestHandle(), prompt=prompt, options=options, deliver=pieces.append))
     scheduler.step()
     log.unlink()
     scheduler.step()
     calls = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
-    assert [(first, n) for first, n, _, _ in calls] == [(0, 1), (0, 1), (1, 1), (1, 1)]  # a request each
+    assert [(first, n) for first, n, _, _ in calls] == [(0, n / 2)] * 2 + [(1, n / 2)] * 2
     (_, _, began_second, ended_second), (_, _, began_first, ended_first) = calls[1:3]
     assert min(ended_first, ended_second) - max(began_first, began_second) > 0.1
 
