@@ -260,7 +260,8 @@ def attention_ggml(q, k, v, first, rule, tap=no_attention_tap):
 # A new largest score rescales both sums.  A hidden position has weight 0, and adding 0 changes no bit.
 
 TILE = 256
-ROWS_PER_PIECE = 32  # rows of one work item, which share one pass over the keys and values
+ROWS_PER_PIECE = 64  # rows of one work item, which share one pass over the keys and values
+FAR, ROWS_IF_FAR = 1024, 128  # from so many positions on, reading keys and values again costs more than idle threads
 CHUNK = 32  # positions converted at a time, few enough to stay in the first-level cache while all rows use them
 HIDDEN = np.float32(-np.inf)
 
@@ -311,17 +312,18 @@ class RuleRecord(NamedTuple):
 
 @kernel
 def attend_rows(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first, rule, out):
-    n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // ROWS_PER_PIECE)
-    args = (q, keys, values, (n_tok, n_head, n_head_kv, n_pos, d), first, rule, out)
+    n_row_in_piece = ROWS_IF_FAR if n_pos > FAR else ROWS_PER_PIECE
+    n_piece = n_head_kv * -(-n_tok * (n_head // n_head_kv) // n_row_in_piece)
+    args = (q, keys, values, (n_tok, n_head, n_head_kv, n_pos, d, n_row_in_piece), first, rule, out)
     parallel_for(team, _attend_pieces, args, n_piece)
 
 
 @inner(makes_arrays=True)
 def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_piece):
-    n_tok, n_head, n_head_kv, n_pos, d = shape
+    n_tok, n_head, n_head_kv, n_pos, d, n_row_in_piece = shape
     group = n_head // n_head_kv
-    pieces_per_head = -(-n_tok * group // ROWS_PER_PIECE)
-    max_rows = min(ROWS_PER_PIECE, n_tok * group)
+    pieces_per_head = -(-n_tok * group // n_row_in_piece)
+    max_rows = min(n_row_in_piece, n_tok * group)
     rows, sums, chunk = (
         np.empty(max_rows * d, np.float32),
         np.empty(max_rows * d, np.float32),
@@ -334,8 +336,8 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
     )
     position, slope = np.empty(max_rows, np.int64), np.empty(max_rows, np.float32)
     for piece in range(first_piece, last_piece):
-        h, row = piece // pieces_per_head, piece % pieces_per_head * ROWS_PER_PIECE
-        n_row = min(ROWS_PER_PIECE, n_tok * group - row)
+        h, row = piece // pieces_per_head, piece % pieces_per_head * n_row_in_piece
+        n_row = min(n_row_in_piece, n_tok * group - row)
         for r in range(n_row):
             t, head, start = (row + r) // group, h * group + (row + r) % group, r * d
             for i in range(d):
@@ -492,17 +494,21 @@ def _apply_rule(score, start, position, n, rule, slope):
 def _scores_to_weights(score, start, n, top, weights, sums, r, d):
     """Replace a row's scores by the weights e^(score - largest so far), and rescale its sums to match."""
     n16 = (n + 15) // 16 * 16
-    largest_so_far = splat(f32x16, top[r])
-    for i in range(0, n16, 16):
-        largest_so_far = maximum(load(f32x16, score, start + i), largest_so_far)
-    now = largest(largest_so_far)
+    a = splat(f32x16, top[r])
+    b, c, e, whole = a, a, a, n16 // 64 * 64
+    for i in range(start, start + whole, 64):
+        a, b = maximum(load(f32x16, score, i), a), maximum(load(f32x16, score, i + 16), b)
+        c, e = maximum(load(f32x16, score, i + 32), c), maximum(load(f32x16, score, i + 48), e)
+    for i in range(start + whole, start + n16, 16):
+        a = maximum(load(f32x16, score, i), a)
+    now = largest(maximum(maximum(a, b), maximum(c, e)))
     shrink = exp(splat(f32x16, top[r] - now))
     top[r] = now
     weight = load(f32x16, weights, 16 * r) * shrink
     for i in range(0, n16, 16):
-        e = exp(load(f32x16, score, start + i) - now)
-        store(score, start + i, e)
-        weight = weight + e
+        grown = exp(load(f32x16, score, start + i) - now)
+        store(score, start + i, grown)
+        weight = weight + grown
     store(weights, 16 * r, weight)
     for i in range(0, d, 16):
         store(sums, r * d + i, load(f32x16, sums, r * d + i) * shrink)
