@@ -26,6 +26,7 @@ PARTS = {  # name: the module with its function bench_NAME
     "embed": "embed",
     "vision": "vision",
     "stages": "stages",
+    "long": "long",
     "kernels": "kernels",
     "speculate": "speculate",
     "compare": "compare",
@@ -50,7 +51,7 @@ def run_part(argv: Sequence[str], find: FindModel = FileModel.of, prog: str = "n
         argv.insert(0, "model")
     options = build_parser(prog).parse_args(argv)
     module = import_module(f"{__package__}.{PARTS[options.part]}")
-    if options.part in ("stages", "compare", "report", "self"):
+    if options.part in ("stages", "long", "compare", "report", "self"):
         with interruptible():
             return int(getattr(module, f"bench_{options.part}")(options) or 0)
     if options.html is not None:

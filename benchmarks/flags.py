@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..engine.errors import RequestError
+from ..kernels.kv import CACHE_TYPES, types_of_keys_and_values
 from .workload import ARRIVALS, powers_of_two
 
 PARTS_TEXT = """Measure models and servers, and say what the measurements allow.
@@ -20,6 +21,7 @@ PARTS_TEXT = """Measure models and servers, and say what the measurements allow.
     bench embed FILE [--peer DIR]         an embedding model, in process and served, beside llama.cpp's
     bench vision [MMPROJ] [--peer DIR]    an image, beside llama.cpp's
     bench stages FILE                     a model in 2 to 4 processes, beside the prediction for clusters
+    bench long FILE [--peer DIR]          a model after thousands of cached tokens, by type of cache
     bench kernels                         each kernel beside the machine's limits
     bench speculate MODEL                 answers with guesses at the next tokens, and without
     bench compare A.jsonl B.jsonl         two files of results
@@ -102,6 +104,16 @@ def ids(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def cache_type(text: str) -> str:
+    """Read a type of cache, or of keys and of values."""
+    try:
+        types_of_keys_and_values(text)
+    except KeyError:
+        known = " ".join(CACHE_TYPES)
+        raise argparse.ArgumentTypeError(f"'{text}', expected one or two (q8_0/q4_0) of {known}") from None
+    return text
+
+
 def build_parser(prog: str) -> Parser:
     """Build the parser of all parts."""
     parser = Parser(prog=prog, description=PARTS_TEXT, usage=f"{prog} PART ...")
@@ -118,6 +130,7 @@ def build_parser(prog: str) -> Parser:
     add_embed(part("embed", "Measure embeddings; with --peer, beside llama.cpp's, in turns"))
     add_vision(part("vision", "Measure the encoding of an image; with --peer, beside llama.cpp's, in turns"))
     add_stages(part("stages", "Measure a model in stages on Ray, beside what benchmarks/scale.py predicts"))
+    add_long(part("long", "Measure prefill and decode after thousands of cached tokens, by type of cache"))
     add_kernels(part("kernels", "Measure each kernel beside the machine's limits"))
     add_speculate(part("speculate", "Measure answers with guesses at the next tokens, and without, in turns"))
     add_compare(part("compare", "Compare two files of results"))
@@ -325,6 +338,18 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--within", type=share, default=0.15, metavar="SHARE", help="error of a prediction that counts as right (15%%)"
     )
+
+
+def add_long(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.gguf")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama.cpp's programs")
+    parser.add_argument(
+        "--depth", nargs="+", type=number_from(1), default=[4096, 16384], metavar="N", help="tokens (4096 16384)"
+    )
+    parser.add_argument(
+        "--cache-type", nargs="+", type=cache_type, default=["f16", "q8_0"], metavar="TYPE", help="such as q8_0/q4_0"
+    )
+    parser.add_argument("--threads", type=number_from(1), metavar="N", help="threads (all cores)")
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
