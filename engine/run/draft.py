@@ -17,8 +17,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import exp2
+from typing import Any
+
+import numpy as np
 
 N_GRAM = 3  # tokens that must agree before a guess
+MANY = 32  # new tokens from which on NumPy makes their keys
+ID_BITS = (1 << 21) - 1  # of a token in a key; larger ids could only make guesses wrong
 MAX_MATCH = 12  # tokens compared at most
 N_AROUND, N_SAME = 8, 5  # of so many tokens before a guess behind a change, so many agree with the copied text
 DRAFTED, CHANGED = -1, -2  # kinds of guesses: a draft model's, behind a change; others by a quarter of their match
@@ -27,14 +33,22 @@ PRIOR_RIGHT, PRIOR_WRONG = 0.6, 0.8  # guesses right and wrong that are assumed 
 MEMORY = 0.99  # weight of earlier guesses after each pass: a text that begins to repeat itself is noticed
 PRIOR_ROW = 0.1  # time of one more row, in passes of one row, before it was measured
 FALL, RISE = 0.8, 0.05  # weight of a newer measurement that is less, or more: other programs only ever add time
-OPTIMISM = 0.999  # of a size's time after each pass without it, so that one is tried again after a bad moment
+HALF_LIFE = 30e9  # ns of passes without a size that halve its time, so that one is tried again after a bad moment
+BRIEF = 500e3  # ns of a pass beside which looking for guesses counts: with a small model ...
+PATIENCE, SELDOM = 16, 8  # ... after so many tokens without a guess, one is looked for at each eighth token
+HOLDS = 16  # passes for which a number of guesses that was found best is not calculated again
+
+
+def ngram_key(a: Any, b: Any, c: Any) -> Any:
+    """Return the key of an n-gram: integers, since so many tuples would make Python collect garbage."""
+    return (a & ID_BITS) << 42 | (b & ID_BITS) << 21 | c & ID_BITS
 
 
 class Ngrams:
     """Guesses from the text itself: what followed the last tokens when they stood there before."""
 
     def __init__(self) -> None:
-        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its latest occurrence
+        self._after: dict[int, int] = {}  # key of an n-gram -> index of the token after its latest occurrence
         self._n = N_GRAM  # n-grams before this index are known
         self._source, self._at = 0, 0  # where what is copied went on when the text had `_at` tokens; 0: nowhere
 
@@ -43,10 +57,15 @@ class Ngrams:
 
         -> the guesses, and how many tokens before them agree, at most MAX_MATCH
         """
-        for i in range(self._n, len(tokens)):
-            self._after[tuple(tokens[i - N_GRAM : i])] = i
+        if len(tokens) > self._n + MANY:
+            text = np.array(tokens[self._n - N_GRAM :])
+            keys = ngram_key(text[:-3], text[1:-2], text[2:-1]).tolist()
+            self._after.update(zip(keys, range(self._n, len(tokens)), strict=True))
+        else:
+            for i in range(self._n, len(tokens)):
+                self._after[ngram_key(*tokens[i - N_GRAM : i])] = i
         self._n = max(self._n, len(tokens))
-        i = self._after.get(tuple(tokens[-N_GRAM:]), 0)
+        i = self._after.get(ngram_key(*tokens[-N_GRAM:]), 0) if len(tokens) >= N_GRAM else 0
         if not i or n <= 0:
             return [], 0
         n_match = N_GRAM
@@ -81,24 +100,24 @@ class PassTimes:
     def __init__(self) -> None:
         self._rows: list[int] = []
         self._times: list[float] = []
-        self._passes: list[int] = []  # when each was measured last, in passes
-        self._n_pass = 0
+        self._measured: list[float] = []  # when each was measured last, in the time of all passes
+        self._elapsed = 0.0
 
     def add(self, n_row: int, duration: float) -> None:
-        """Record a pass."""
-        self._n_pass += 1
+        """Record a pass; `duration` in ns."""
+        self._elapsed += duration
         i = bisect_right(self._rows, n_row) - 1
         if i >= 0 and self._rows[i] == n_row:
             change = duration - self._times[i]
             self._times[i] += change * (FALL if change < 0 else RISE)
-            self._passes[i] = self._n_pass
+            self._measured[i] = self._elapsed
         else:
             self._rows.insert(i + 1, n_row)
             self._times.insert(i + 1, duration)
-            self._passes.insert(i + 1, self._n_pass)
+            self._measured.insert(i + 1, self._elapsed)
 
     def of(self, n_row: int) -> float:
-        """Return the expected time of a pass of `n_row` rows, in the unit of `add`; 0 before the first measurement."""
+        """Return the expected time of a pass of `n_row` rows, in ns; 0 before the first measurement."""
         if not self._rows:
             return 0.0
         i = bisect_right(self._rows, n_row) - 1
@@ -112,8 +131,8 @@ class PassTimes:
         return self._hoped(i) + part * (self._hoped(i + 1) - self._hoped(i))
 
     def _hoped(self, i: int) -> float:
-        """Return the time of a measured size, less for each pass since."""
-        return max(self._times[0], self._times[i] * OPTIMISM ** (self._n_pass - self._passes[i]))
+        """Return the time of a measured size, less the longer ago that was."""
+        return max(self._times[0], self._times[i] * exp2((self._measured[i] - self._elapsed) / HALF_LIFE))
 
 
 class Speculation:
@@ -127,11 +146,14 @@ class Speculation:
         self._ngrams = Ngrams()
         self._kind = 0
         self._seen: dict[int, tuple[float, float]] = {}  # kind of guess -> right, wrong
+        self._n_pass = self._n_seen = 0  # passes, and those that `_seen` knows
+        self._n_without, self._each = 0, 1  # tokens in turn without a guess; at each which of them one is looked for
+        self._best: dict[tuple[int, ...], tuple[int, int]] = {}  # kind, most, rows, sequences -> best, until a pass
 
     def ask(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
         """Return how many guesses to ask a draft model for, at most `n`; arguments as for `guess`.
 
-        each   time of one guess, in the unit of `times`
+        each   time of one guess, in ns
         """
         if self.mode != "auto":
             return n if self.mode == "draft" else 0
@@ -145,6 +167,11 @@ class Speculation:
         """
         if self.mode not in ("auto", "ngram"):
             return []
+        self._n_without += 1
+        if self._n_without > PATIENCE:
+            if self._n_without % self._each:
+                return []
+            self._each = SELDOM if self.mode == "auto" and times.of(n_row) < BRIEF else 1
         guesses, n_match = self._ngrams.guess(tokens, n := min(n, MAX_GUESSES))
         self._kind = n_match // 4
         if not guesses:
@@ -154,20 +181,37 @@ class Speculation:
         guesses = guesses[: next((i for i, token in enumerate(guesses) if token < 0), n)]  # no images
         if self.mode == "auto":
             guesses = guesses[: self._worthwhile(len(guesses), times, n_row, n_sequence)]
+        if guesses:
+            self._n_without = 0
         return guesses
 
     def judge(self, n_guessed: int, n_right: int) -> None:
         """Record that of `n_guessed` guesses the first `n_right` were right."""
         self.n_guessed, self.n_right = self.n_guessed + n_guessed, self.n_right + n_right
-        for kind, (right, wrong) in self._seen.items():
-            self._seen[kind] = right * MEMORY, wrong * MEMORY
+        self._n_pass += 1
         if n_guessed:
-            right, wrong = self._seen.get(self._kind, (0.0, 0.0))
+            self._best.clear()
+            right, wrong = self._right_and_wrong()
             self._seen[self._kind] = right + n_right, wrong + (n_right < n_guessed)
+
+    def _right_and_wrong(self) -> tuple[float, float]:
+        """Return the guesses of the present kind that were right and wrong, earlier ones counting less."""
+        faded = MEMORY ** (self._n_pass - self._n_seen)
+        self._n_seen = self._n_pass
+        self._seen = {kind: (right * faded, wrong * faded) for kind, (right, wrong) in self._seen.items()}
+        return self._seen.get(self._kind, (0.0, 0.0))
 
     def _worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
         """Return how many guesses, 0 .. n, give the most tokens in a second."""
-        right, wrong = self._seen.get(self._kind, (0.0, 0.0))
+        case = self._kind, n, n_row, n_sequence
+        best, until = self._best.get(case, (0, 0))
+        if self._n_pass >= until:
+            best = self._most_worthwhile(n, times, n_row, n_sequence, each)
+            self._best[case] = best, self._n_pass + HOLDS
+        return best
+
+    def _most_worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float) -> int:
+        right, wrong = self._right_and_wrong()
         p = (PRIOR_RIGHT + right) / (PRIOR_RIGHT + PRIOR_WRONG + right + wrong)
         rates, expected = [], float(n_sequence)
         for k in range(n + 1):

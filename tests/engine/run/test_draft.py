@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numllama.engine.errors import BadOptions
 from numllama.engine.options import Options
-from numllama.engine.run.draft import MAX_MATCH, N_GRAM, Ngrams, PassTimes, Speculation
+from numllama.engine.run.draft import BRIEF, HALF_LIFE, MAX_MATCH, N_GRAM, SELDOM, Ngrams, PassTimes, Speculation
 
 
 def latest(tokens, n):
@@ -103,17 +103,41 @@ def test_times_between_measured_sizes_lie_on_lines():
 
 
 def test_a_size_that_was_not_measured_for_long_is_tried_again_once():
-    times = PassTimes()
-    times.add(1, 10.0), times.add(4, 14.0)
-    for _ in range(300):
-        times.add(1, 10.0)
-    hoped = times.of(4)
-    assert 10 < hoped < 11 < times.of(5) < 12
-    for _ in range(3000):
-        times.add(1, 10.0)
-    assert times.of(4) == times.of(1) == 10  # more rows are never expected to be faster than one
-    times.add(4, 14.0)
-    assert times.of(4) == 14  # the next guess knows what it costs
+    """Its time halves with each HALF_LIFE of other passes, whether these are many short ones or few long ones."""
+    for duration in (HALF_LIFE / 100, HALF_LIFE / 10_000):
+        times = PassTimes()
+        times.add(1, duration), times.add(4, 3 * duration)
+        for _ in range(round(HALF_LIFE / duration)):
+            times.add(1, duration)
+        assert times.of(4) == pytest.approx(1.5 * duration, rel=1e-9)
+        assert times.of(4) < times.of(5) < 1.7 * duration
+        for _ in range(round(HALF_LIFE / duration)):
+            times.add(1, duration)
+        assert times.of(4) == times.of(1) == duration  # more rows are never expected to be faster than one
+        times.add(4, 3 * duration)
+        assert times.of(4) == 3 * duration  # the next guess knows what it costs
+
+
+@pytest.mark.parametrize(("duration", "n_late"), [(BRIEF / 10, SELDOM), (10 * BRIEF, 1)])
+def test_beside_short_passes_a_copy_is_looked_for_seldom(duration, n_late):
+    """In a text without repetition; then it copies, and that is noticed after at most `n_late` tokens."""
+    times, speculation = times_of(lambda n: duration * (1 + n / 100)), Speculation()
+    text = list(range(1000, 1100))
+    assert not any(speculation.guess(text[:n], 8, times, 1, 1) for n in range(10, 101))
+    found = [len(speculation.guess([*text, *text[:n]], 8, times, 1, 1)) for n in range(1, 3 + n_late)]
+    assert found[:2] == [0, 0] and found.count(0) < 2 + n_late
+    always = Speculation("ngram")
+    assert not any(always.guess(text[:n], 8, times, 1, 1) for n in range(10, 101))
+    assert len(always.guess([*text, *text[:3]], 8, times, 1, 1)) == 8
+
+
+@given(st.lists(st.integers(0, 3), min_size=40, max_size=90), st.integers(4, 30))
+def test_a_long_text_is_indexed_like_one_that_grows(tokens, n):
+    """At once by NumPy, or token by token."""
+    whole, grown = Ngrams(), Ngrams()
+    for i in range(len(tokens)):
+        grown.guess(tokens[:i], n)
+    assert whole.guess(tokens, n) == grown.guess(tokens, n) == latest(tokens, n)
 
 
 def test_another_way_to_speculate_is_refused():
