@@ -44,7 +44,7 @@ TASKS = Path(__file__).with_name("copying.json")
 CONTENDERS = "off", "auto"
 RIGHT, N_PROMPT = 0.6, 64  # of guesses in `right`; tokens of its prompt that are not copied
 N_RIGHT = 4  # texts in `right`
-RUNS = 2, 3, 4, 6, 9  # tokens copied between two changes, on average, that are tried for it
+RUNS = 1, 32  # tokens copied between two changes, on average: where the search for it begins
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,13 @@ def right_texts(bench: SpeculateBench, known: Sequence[int]) -> list[Prescribed]
     if N_PROMPT + N_GRAM + 2 * bench.n_answer >= bench.cache.n_ctx:
         return []
     found: dict[int, float] = {}
-    for run in RUNS:
+    low, high = RUNS
+    while high - low > 1:
+        run = (low + high) // 2
         told = guess_counts([bench.answer(changed_copy(known, bench.n_answer, run, i), "auto") for i in range(N_RIGHT)])
-        found[run] = abs(told["right"] / max(1, told["guessed"]) - RIGHT)
+        share = told["right"] / max(1, told["guessed"])
+        found[run] = abs(share - RIGHT)
+        low, high = (run, high) if share < RIGHT else (low, run)
     best = min(found, key=found.__getitem__)
     return [changed_copy(known, bench.n_answer, best, i) for i in range(N_RIGHT)]
 
