@@ -56,8 +56,25 @@ def all_passes() -> KernelPasses:
     return passes
 
 
+def optimize_functions(codegen, module) -> None:
+    """Run LLVM's passes over each function.  Numba makes them again for each, and for those that are only declared."""
+    module.data_layout = codegen._data_layout
+    passes, builder = codegen._function_pass_manager()
+    for function in module.functions:
+        if not function.is_declaration:
+            passes.run(function, builder)
+
+
 class KernelCompiler(Compiler):
     """A compiler of functions that Python calls."""
+
+    def __init__(self, typingctx, targetctx, library, *args):
+        codegen = targetctx.codegen()
+        if library is None:
+            library = codegen.create_library("kernel")
+            library.enable_object_caching()  # so that it can be saved
+        library._optimize_functions = partial(optimize_functions, codegen)
+        super().__init__(typingctx, targetctx, library, *args)
 
     def define_pipelines(self):
         return [all_passes()]
