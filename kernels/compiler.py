@@ -10,14 +10,15 @@ computes again which variables are alive, which passes that need it do for thems
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 from llvmlite.binding import Linkage
 from numba import types
 from numba._dynfunc import make_function
 from numba.core import typed_passes, untyped_passes
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
 from numba.core.compiler_machinery import PassManager
+from numba.core.targetconfig import ConfigStack
 
 PASSES = (
     untyped_passes.TranslateByteCode,
@@ -56,6 +57,26 @@ def all_passes() -> KernelPasses:
     return passes
 
 
+class KernelFlags(Flags):
+    """Flags that do not change: Numba's tables have them in their keys."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or super().__eq__(other)
+
+
+@cache
+def kernel_flags(flags: Flags) -> KernelFlags:
+    """Return one object for all equal flags."""
+    return KernelFlags(flags)
+
+
 def optimize_functions(codegen, module) -> None:
     """Run LLVM's passes over each function.  Numba makes them again for each, and for those that are only declared."""
     module.data_layout = codegen._data_layout
@@ -68,16 +89,19 @@ def optimize_functions(codegen, module) -> None:
 class KernelCompiler(Compiler):
     """A compiler of functions that Python calls."""
 
-    def __init__(self, typingctx, targetctx, library, *args):
+    def __init__(self, typingctx, targetctx, library, args, return_type, flags, locals):
         codegen = targetctx.codegen()
         if library is None:
             library = codegen.create_library("kernel")
             library.enable_object_caching()  # so that it can be saved
         library._optimize_functions = partial(optimize_functions, codegen)
-        super().__init__(typingctx, targetctx, library, *args)
+        super().__init__(typingctx, targetctx, library, args, return_type, kernel_flags(flags), locals)
 
-    def define_pipelines(self):
-        return [all_passes()]
+    def _compile_core(self):
+        with ConfigStack().enter(self.state.flags):
+            all_passes().run(self.state)
+        self.state.pipeline = None  # which refers to this object
+        return self.state.cr
 
 
 class InnerCompiler(KernelCompiler):
