@@ -3,9 +3,11 @@
 Machine code is cached on disk (jit.py), so one run after an installation is enough.  In one process Numba compiles one
 kernel at a time, so two processes halve the time:
 
-    prepare(names)                              compiles one half, while
-    python -P -m numllama.kernels.warmup NAMES  a second process compiles the other half, for both, and then AFTER
-    is_compiling()                              whether it still does: decoding goes in steps until then
+    begin()             starts a second process, which compiles what every model needs
+    prepare(names)      compiles a model's kernels: both processes take the next one again and again, the longest first
+    is_compiling()      whether the second one still compiles those of AFTER: decoding goes in steps until then
+
+    python -P -m numllama.kernels.warmup    the second process: names on its input, a line for each on its output
 
 -P: Python would otherwise import modules, and so run code, from the current folder.
 """
@@ -17,14 +19,15 @@ import hashlib
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Condition, Thread
 
 import llvmlite.binding as llvm
 import numpy as np
+from numba.core import config
 
 from . import NUMBA, Attention
 from .decode_experts import MIX
@@ -68,16 +71,26 @@ def warmups() -> list[tuple[str, Callable[[], object]]]:
     return [(name, partial(_run_and_mark, name, job)) for name, job in jobs]
 
 
-# Approximate seconds to compile each kernel, and to start the other process; used to split the work.
-COMPILE_S = {"attention": 3.2, "product": 2.0, "whole layers": 1.9, "experts": 1.0, "cache": 1.2, "rope": 0.4}
-OTHER_KERNEL_S, START_S = 0.3, 1.0
+# Approximate seconds to compile a kernel: the longest come first, so that both processes end together.
+COMPILE_S = {"attention": 2.2, "product": 1.4, "whole layers": 1.0, "experts": 0.7, "cache": 0.6, "rope": 0.4}
+OTHER_KERNEL_S = 0.2
+COMMON = ("attention", "cache", "silu_mul, gelu_mul", "rms_norm", "descending")  # of every model that generates
 AFTER = ("whole layers", "experts")  # the first token needs none of them: layers in steps have the same bits
+IDLE_S = 20.0  # that a second process waits for a first model
 
-_others: list[subprocess.Popen[bytes]] = []  # processes that still compile, or have not been seen to end
+_begun: list[Pair] = []  # at most one, for the first model
+_others: list[subprocess.Popen[str]] = []  # processes that still compile, or have not been seen to end
+
+
+def begin() -> None:
+    """Start a second process for what every model needs and is not compiled.  The first `prepare` goes on with it."""
+    if missing := [name for name in COMMON if not config.DISABLE_JIT and not _is_compiled(name)]:
+        if N_CORE > 1 and can_save():
+            _begun.append(Pair(missing))
 
 
 def prepare(names: Sequence[str]) -> None:
-    """Compile the kernels `names`, half of them in a second process, which compiles those of AFTER when this returns.
+    """Compile the kernels `names` with a second process, which compiles those of AFTER when this returns.
 
     Kernels that are already compiled, and names that warmups() lacks, are skipped.  With one core or without a folder
     to save to this does nothing: each kernel is then compiled on its first call.
@@ -90,23 +103,71 @@ def prepare(names: Sequence[str]) -> None:
     if len(missing) < 2 or N_CORE == 1 or not can_save():
         return
     needed = [name for name in missing if name not in AFTER] or missing
-    here, there = split_work(needed)
-    after = [name for name in missing if name not in needed] if there else []
-    here += [name for name in missing if name not in (*needed, *after)]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    other = subprocess.Popen([sys.executable, "-P", "-m", __name__, *there, *after], **quiet) if there else None
-    try:
-        compile_them(here)
-    finally:
-        if other:
-            _wait(other, there)
-            _others.append(other)
+    pair = _begun.pop() if _begun else None
+    if pair is None or pair.is_over:
+        pair = Pair()
+    pair.compile(needed, [name for name in missing if name not in needed])
 
 
-def _wait(other: subprocess.Popen[bytes], names: Collection[str]) -> None:
-    """Wait until the other process has compiled `names`.  If it fails, they are compiled on their first calls."""
-    while other.poll() is None and not all(map(_is_compiled, names)):
-        time.sleep(0.005)
+class Pair:
+    """This process and a second one, which gets a name whenever it has compiled one."""
+
+    def __init__(self, names: Iterable[str] = ()):
+        self.is_over = False  # whether the second process gets no more names
+        self._left, self._after = sorted(names, key=_seconds), list[str]()
+        self.theirs: str | None = None  # what the second process compiles now
+        self._is_complete = False  # whether all names are known
+        self._changed = Condition()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._other = subprocess.Popen([sys.executable, "-P", "-m", __name__], text=True, **pipes)  # type: ignore[call-overload]
+        Thread(target=self._feed, name="numllama warmup", daemon=True).start()
+
+    def compile(self, names: Iterable[str], after: Iterable[str]) -> None:
+        """Compile `names`, and let the second process go on with `after`.
+
+        If that fails, what it had to do is compiled on its first call.
+        """
+        with self._changed:
+            left = [name for name in names if name != self.theirs and not _is_compiled(name)]
+            self._left, self._after, self._is_complete = sorted(left, key=_seconds), [*after], True
+            self._changed.notify_all()
+        try:
+            compile_them(iter(self._take, None))
+        finally:
+            with self._changed:
+                self._left.clear()
+                self._changed.wait_for(lambda: self.theirs is None)
+            _others.append(self._other)
+
+    def _take(self) -> str | None:
+        with self._changed:
+            return self._left.pop() if self._left else None
+
+    def _feed(self) -> None:
+        """Run as the thread that speaks with the second process."""
+        names, answers = self._other.stdin, self._other.stdout
+        assert names and answers
+        with answers:
+            with suppress(OSError), names:  # it may have ended
+                for _ in answers:  # a line at its start, and after each name
+                    with self._changed:
+                        self.theirs = None
+                        self._changed.notify_all()
+                        self._changed.wait_for(lambda: self._left or self._is_complete, IDLE_S)
+                        self.theirs = self._left.pop() if self._left else None
+                    if self.theirs is None:
+                        print(*self._after, sep="\n", file=names)
+                        break
+                    print(self.theirs, file=names, flush=True)
+            with self._changed:
+                self.is_over, self.theirs = True, None
+                self._changed.notify_all()
+            answers.read()  # so that it can write
+        self._other.wait()
+
+
+def _seconds(name: str) -> float:
+    return next((n for kind, n in COMPILE_S.items() if kind in name), OTHER_KERNEL_S)
 
 
 def is_compiling() -> bool:
@@ -115,17 +176,7 @@ def is_compiling() -> bool:
     return bool(_others)
 
 
-def split_work(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `names` between this process and the other one, so that both take about the same time."""
-    here, there, lead = [], [], START_S  # lead: seconds that this process has left over, so far
-    seconds = {name: next((n for kind, n in COMPILE_S.items() if kind in name), OTHER_KERNEL_S) for name in names}
-    for name in sorted(names, key=lambda name: -seconds[name]):
-        (here if lead > 0 else there).append(name)
-        lead += -seconds[name] if lead > 0 else seconds[name]
-    return here, there
-
-
-def compile_them(names: Collection[str]) -> None:
+def compile_them(names: Iterable[str]) -> None:
     """Compile `names`, in this order, with Python's garbage collector off, which takes a twentieth of the time."""
     collects, jobs = gc.isenabled(), dict(warmups())
     gc.disable()
@@ -172,5 +223,13 @@ def _multiply(type, x):
     return NUMBA.matmul(w, x[:1]), NUMBA.matmul(w, x)
 
 
+def compile_what_is_asked() -> None:
+    """Run as the second process."""
+    print(flush=True)
+    for line in sys.stdin:
+        compile_them([line.strip()])
+        print(flush=True)
+
+
 if __name__ == "__main__":
-    compile_them(sys.argv[1:])
+    compile_what_is_asked()

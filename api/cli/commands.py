@@ -73,6 +73,9 @@ def serve(
     ~/.ollama/models). All variables: docs/environment.md.
     """
     expect_exactly(0, args)
+    from ...kernels.warmup import begin
+
+    begin()  # while the rest is imported
     from .serve import replica_scale, serve_forever, staged_cache
 
     if replicas or (ray and not stages and not stage_memory):

@@ -4,7 +4,10 @@ import ast
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from numba.core import config
@@ -21,19 +24,25 @@ for path in sys.argv[1:]:
     list(complete(load_model(path), "once upon a time", Options(num_predict=3)))
 """
 
-# Prepares two kernels in an empty cache; prints the number of processes started, and which kernels came from the cache.
+# Prepares two kernels in an empty cache, one in each process; prints the number of processes started, and which kernels
+# came from the cache.
 PREPARE = """
-import subprocess
+import subprocess, time
 from numllama.kernels import warmup
 from numllama.kernels.norm import norm_rows
 from numllama.kernels.rope import rotate_tokens
 begun, popen = [], subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: begun.append(args) or popen(*args, **kwargs)
-warmup.N_CORE, warmup.START_S = {n_core}, 0
+warmup.N_CORE = {n_core}
+warmup.COMMON = ("rope, norm",)
 names = ["rope, norm", "rms_norm", "no such kernel"]
+warmup.begin()
+while warmup._begun and not warmup._begun[0].theirs:
+    time.sleep(0.01)
 warmup.prepare(names)
 warmup.compile_them(names)
 print(len(begun), *(sum(kernel.stats.cache_hits.values()) for kernel in (rotate_tokens, norm_rows)))
+warmup.begin()
 warmup.prepare(names)
 print(len(begun))
 """
@@ -81,51 +90,120 @@ def test_every_python_that_the_package_starts_leaves_out_the_current_folder():
     assert len(starts) > 3 and not [start for start in starts if start[1][1] != "'-P'"]
 
 
-def test_both_processes_take_about_the_same_time():
-    names = [name for name, _ in warmup.warmups()]
-    here, there = warmup.split_work(names)
-    assert sorted(here + there) == sorted(names)
-    seconds = [
-        sum(next((n for k, n in warmup.COMPILE_S.items() if k in name), warmup.OTHER_KERNEL_S) for name in half)
-        for half in (here, there)
-    ]
-    assert abs(seconds[0] - seconds[1] - warmup.START_S) < 0.5
-    assert warmup.split_work(["rms_norm", "softmax"]) == (
-        ["rms_norm", "softmax"],
-        [],
-    )  # too little work for a second process
-
-
-def test_the_first_token_does_not_wait_for_whole_layers(monkeypatch):
-    """The other process compiles them last; until it has, decoding goes in steps."""
-    events, compiled, status = [], set(), [None]
+@pytest.fixture
+def others(monkeypatch):
+    """Let threads stand for second processes.  `compiled` is what the folder has, `here` what this process did."""
+    started, compiled, here = [], set(), []
 
     class Other:
+        may_start, may_end, dies = threading.Event(), threading.Event(), False
+
         def __init__(self, command, **_):
-            self.left = command[4:]
-            events.append(("other", self.left))
+            (names, stdin), (stdout, answers) = os.pipe(), os.pipe()
+            self.stdin, self.stdout, self.asked = open(stdin, "w"), open(stdout), []
+            self.thread = threading.Thread(target=self.work, args=(open(names), open(answers, "w")))
+            self.thread.start()
+            started.append(self)
+
+        def work(self, names, answers):
+            with names, answers:
+                self.may_start.wait(10)
+                print(file=answers, flush=True)
+                for name in map(str.strip, names):
+                    self.asked.append(name)
+                    if self.dies:
+                        return
+                    if name == "whole layers":
+                        self.may_end.wait(10)
+                    compiled.add(name)
+                    print(file=answers, flush=True)
 
         def poll(self):
-            if self.left[0] != "whole layers":
-                compiled.add(self.left.pop(0))
-            return status[0]
+            return None if self.thread.is_alive() else 0
+
+        def wait(self):
+            self.thread.join(10)
+
+    def compile_them(names):
+        for name in names:
+            here.append(name)
+            compiled.add(name)
+            for other in started:
+                until(lambda other=other: other.asked or not other.may_start.is_set())
 
     monkeypatch.setattr(warmup.subprocess, "Popen", Other)
     monkeypatch.setattr(warmup, "_is_compiled", compiled.__contains__)
-    monkeypatch.setattr(warmup, "compile_them", lambda names: events.append(("here", names)))
+    monkeypatch.setattr(warmup, "compile_them", compile_them)
     monkeypatch.setattr(warmup, "can_save", lambda: True)
     monkeypatch.setattr(warmup, "N_CORE", 2)
     monkeypatch.setattr(warmup, "_others", [])
-    names = ["attention", "cache", "whole layers", "rope, norm", "Q8_0 product", "Q4_0 product"]
-    warmup.prepare(names)
-    (_, there), (_, here) = events
-    assert there == ["whole layers"] and len(compiled) >= 2 and not compiled & {*here, "whole layers"}
-    assert len(compiled) + len(here) == 5
-    compiled.clear()
-    warmup.prepare(names)  # of a second model; Python warns of a process that is forgotten before it has ended
+    monkeypatch.setattr(warmup, "_begun", [])
+    yield SimpleNamespace(kind=Other, started=started, compiled=compiled, here=here)
+    Other.may_start.set()
+    Other.may_end.set()
+    for other in started:
+        other.thread.join(10)
+
+
+def until(holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+NAMES = ["rms_norm", "cache", "whole layers", "attention", "rope, norm", "Q8_0 product", "Q4_0 product"]
+LONGEST_FIRST = ["attention", "Q4_0 product", "Q8_0 product", "cache", "rope, norm", "rms_norm"]
+
+
+def test_the_first_token_does_not_wait_for_whole_layers(others):
+    """The other process compiles them last; until it has, decoding goes in steps."""
+    others.kind.may_start.set()
+    warmup.prepare(NAMES)
+    (other,) = others.started
+    until(lambda: "whole layers" in other.asked)
+    assert sorted([*others.here, *other.asked[:-1]]) == sorted(LONGEST_FIRST) and len(other.asked) > 1
+    assert "whole layers" not in others.compiled and warmup.is_compiling()
+    others.compiled.clear()
+    warmup.prepare(NAMES)  # of a second model; Python warns of a process that is forgotten before it has ended
     assert warmup.is_compiling() and len(warmup._others) == 2
-    status[0] = 0
-    assert not warmup.is_compiling()
+    others.kind.may_end.set()
+    until(lambda: not warmup.is_compiling())
+
+
+def test_a_process_that_starts_slowly_delays_nothing(others):
+    warmup.prepare(NAMES)
+    assert others.here == LONGEST_FIRST and not others.started[0].asked
+
+
+def test_what_a_process_that_dies_had_to_do_is_left_to_the_first_call(others):
+    others.kind.dies = True
+    others.kind.may_start.set()
+    warmup.prepare(NAMES)
+    until(lambda: not warmup.is_compiling())
+    assert len(others.started[0].asked) == 1 and len(others.here) == 5
+
+
+def test_what_every_model_needs_is_begun_before_a_model_is_known(others):
+    others.kind.may_start.set()
+    warmup.begin()
+    (other,) = others.started
+    until(lambda: others.compiled == {*warmup.COMMON})
+    warmup.prepare(NAMES)
+    until(lambda: "whole layers" in other.asked)
+    assert len(others.started) == 1 and not {*others.here} & {*warmup.COMMON}
+    warmup.begin()
+    assert len(others.started) == 1  # nothing is missing
+
+
+def test_a_process_that_no_model_asks_for_anything_ends(others, monkeypatch):
+    monkeypatch.setattr(warmup, "IDLE_S", 0.01)
+    others.kind.may_start.set()
+    warmup.begin()
+    until(lambda: others.started[0].poll() == 0)
+    others.compiled.clear()
+    warmup.prepare(NAMES)
+    assert len(others.started) == 2 and others.compiled >= {*LONGEST_FIRST}
 
 
 @pytest.mark.slow
