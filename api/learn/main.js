@@ -155,7 +155,8 @@ function App() {
   };
 
   useEffect(() => {
-    if (offline) return;
+    const reveal = () => document.getElementById(state.panel)?.scrollIntoView();
+    if (offline) return reveal();
     modelsOf().then(async (names) => {
       setModels(names);
       if (!names.length) return setError("This server has no models: numllama pull, or unset NUMLLAMA_BUILTIN.");
@@ -164,7 +165,7 @@ function App() {
       set({ model: name });
       const about = await load(name);
       if (about && (location.hash || about.n_weight < SMALL)) await ask({ ...state, model: name }, about);
-      if (state.panel) document.getElementById(state.panel)?.scrollIntoView();
+      reveal();
     }, (problem) => setError(problem.message));
   }, []);
   useEffect(() => {
@@ -211,7 +212,7 @@ function App() {
     ${facts && facts.capabilities.includes("vision") ? html`<p class="hint">This model sees images; this page sends text alone.</p>` : null}
     ${facts && facts.n_weight >= SMALL && !offline ? html`<p class="hint">A large model: of the prompt, a token is computed again when you choose it, with all that the panels show.</p>` : null}
     <div id="spine"><${Spine} run=${run} token=${token} choose=${choose} /></div>
-    <main aria-busy=${isBusy} style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onFocusIn=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
+    <main aria-busy=${isBusy} style=${{ gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }} onfocusin=${(e) => { const panel = e.target.closest(".panel"); if (panel && panel.id !== state.panel) set({ panel: panel.id }); }}>
       ${PANELS.map(([panel, ...parts], i) => html`<${Cell} key=${panel.name} column=${(i % columns) + 1}><${Shown} panel=${panel} parts=${parts} shared=${shared} /></${Cell}>`)}
     </main>
     ${stop >= 0 && html`<${Tour} stop=${stop} go=${setStop} end=${() => setStop(-1)} />`}

@@ -256,8 +256,10 @@ def test_arrow_keys_walk_along_the_spine(page, look):
     page.locator(f".token[aria-pressed=true][aria-label^='token {len(look.ids) - 1}:']").wait_for()
 
 
-def test_a_link_restores_model_prompt_seed_and_token(tab, page, school, look):
+def test_a_link_restores_model_prompt_seed_token_and_panel(tab, page, school, look):
     choose(page, look.n_prompt + 5)
+    page.locator("#try select").first.focus()
+    page.wait_for_function("() => location.hash.includes('panel=try')")
     link = page.evaluate("() => location.href")
     other = tab(link.removeprefix(school.url))
     assert other.locator(".token").all_inner_texts() == page.locator(".token").all_inner_texts()
@@ -266,6 +268,8 @@ def test_a_link_restores_model_prompt_seed_and_token(tab, page, school, look):
     )
     assert other.locator("[name=prompt]").input_value() == QUESTION
     assert other.locator("[name=seed]").input_value() == "5"
+    is_seen = "() => document.querySelector('#try h2').getBoundingClientRect().top < innerHeight"
+    other.wait_for_function(is_seen)  # three windows further down
 
 
 def test_texts_are_never_markup(tab):
