@@ -1,4 +1,4 @@
-// The guided tour: a stop at the spine and at each panel; arrow keys move, Escape ends it.
+// The guided tour: a stop at the spine and at each panel; arrow keys move, except in what has arrow keys of its own; Escape ends it.
 
 import { html, useEffect, useRef } from "preact";
 
@@ -30,7 +30,9 @@ export function Tour({ stop, go, end }) {
   }, [stop]);
   useEffect(() => {
     const key = (event) => {
+      const isOwn = event.target.closest?.("input, select, .tokens"); // arrow keys move a slider, or choose another token
       if (event.key === "Escape") end();
+      else if (isOwn) return;
       else if (event.key === "ArrowRight") go((now) => Math.min(now + 1, STOPS.length - 1));
       else if (event.key === "ArrowLeft") go((now) => Math.max(now - 1, 0));
       else return;

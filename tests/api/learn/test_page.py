@@ -227,6 +227,20 @@ def test_the_tour_goes_to_its_end_by_keyboard_and_ends_by_escape(page):
     assert page.locator(".tour").count() == 0
 
 
+def test_arrow_keys_during_the_tour_move_the_slider_and_the_token_that_have_the_focus(page):
+    page.get_by_role("button", name="Tour").click()
+    choose(page, 3)
+    page.keyboard.press("ArrowRight")
+    page.locator(".token[aria-pressed=true][aria-label^='token 4:']").wait_for()
+    slider = page.locator("#tokens input[type=range]")
+    slider.fill("0")
+    page.keyboard.press("ArrowRight")
+    assert slider.input_value() == "1"
+    assert "1 of 13" in page.locator(".tour").inner_text()
+    page.keyboard.press("Escape")
+    page.locator(".tour").wait_for(state="detached")
+
+
 def test_every_panel_links_to_its_code_and_its_lesson(page, school):
     for panel in page.locator(".panel").all():
         code, lesson = panel.locator(".foot a").all(), panel.locator(".foot span").nth(1).locator("a")
