@@ -57,9 +57,9 @@ function useColumns() {
 
 // The panels in the order of their columns, each with the parts of the page's state that it shows.
 const PANELS = [
-  [TemplatePanel, "run", "facts"], [TokensPanel, "run", "token", "step"], [AttentionPanel, "run", "token", "step", "head"],
-  [SamplerPanel, "run", "token", "step", "facts"], [LensPanel, "run", "token", "step"], [ResidualPanel, "run", "token", "step"],
-  [FeedForwardPanel, "run", "token", "step", "facts", "neuronLayer"], [WeightsPanel, "facts"], [CachePanel, "run"],
+  [TemplatePanel, "run", "facts"], [TokensPanel, "run", "token", "step"], [AttentionPanel, "run", "token", "step", "why", "head"],
+  [SamplerPanel, "run", "token", "step", "facts"], [LensPanel, "run", "token", "step", "why"], [ResidualPanel, "run", "token", "step", "why"],
+  [FeedForwardPanel, "run", "token", "step", "why", "facts", "neuronLayer"], [WeightsPanel, "facts"], [CachePanel, "run"],
   [TimePanel, "run", "token", "step"], [StudentsPanel, "run", "state", "facts"], [TryPanel, "run", "state", "facts", "models", "head"],
 ];
 
@@ -73,23 +73,19 @@ class Shown extends Component {
   }
 }
 
-/** The token that panels show: the chosen one, once its step is there.  A step that the run lacks is asked for. */
-function useShown(run, token, layer, neuronLayer, fail) {
-  const at = Math.max(0, token - 1), shown = useRef(token), failed = useRef(null), [, redraw] = useState(0);
-  const waits = lacks(run, at) && failed.current !== `${run.prompt.run} ${at}`;
+/** The token that panels show: the chosen one, once its step is there.  A step that the run lacks is asked for.  -> [token, waits, problem] */
+function useShown(run, token, layer, neuronLayer) {
+  const at = Math.max(0, token - 1), key = `${run.prompt?.run} ${at}`, shown = useRef(token), [failed, setFailed] = useState({});
+  const waits = lacks(run, at) && failed.key !== key;
   if (!waits) shown.current = token;
   useLayoutEffect(() => { // before the browser paints: the server computes meanwhile
     if (!waits) return;
     let isCurrent = true;
-    const done = (problem) => {
-      if (!isCurrent) return;
-      if (problem) (failed.current = `${run.prompt.run} ${at}`), fail(problem.message);
-      redraw((n) => n + 1);
-    };
+    const done = (problem) => isCurrent && setFailed(problem ? { key, message: problem.message } : {});
     complete(run, at, layer, neuronLayer).then(() => done(null), done);
     return () => (isCurrent = false);
   }, [run, at, waits]);
-  return [Math.min(shown.current, Math.max(0, run.tokens.length - 1)), waits];
+  return [Math.min(shown.current, Math.max(0, run.tokens.length - 1)), waits, failed.key === key ? failed.message : ""];
 }
 
 /** A panel's place in the grid, whose rows are a pixel each: below the one before it in its column, however high that is. */
@@ -124,7 +120,7 @@ function App() {
   const nPrompt = run.prompt ? run.prompt.tokens.length : 0;
   const token = state.token >= 0 ? Math.min(state.token, Math.max(0, run.tokens.length - 1)) : Math.min(nPrompt, Math.max(0, run.tokens.length - 1));
 
-  const [shown, isBusy] = useShown(run, token, head[0], neuronLayer, setError);
+  const [shown, isBusy, problem] = useShown(run, token, head[0], neuronLayer);
 
   const load = async (name) => {
     setError("");
@@ -181,7 +177,9 @@ function App() {
     return () => (window.removeEventListener("keydown", key), window.removeEventListener("hashchange", hash));
   }, [state]);
 
-  const shared = { run, token: shown, step: run.steps.get(Math.max(0, shown - 1)), facts, state: asked(state), models, head, setHead, neuronLayer, setNeuronLayer, setGlow: glow, choose };
+  const step = run.steps.get(Math.max(0, shown - 1));
+  const why = !run.stats || step?.residual ? "" : problem || (run.prompt?.run ? "" : "The window has shifted: keys are gone, and this token cannot be computed again.");
+  const shared = { run, token: shown, step, why, facts, state: asked(state), models, head, setHead, neuronLayer, setNeuronLayer, setGlow: glow, choose };
   const submit = async (event) => {
     event.preventDefault();
     const about = facts && facts.name && facts.asked === state.model ? facts : await load(state.model);

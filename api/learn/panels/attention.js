@@ -6,7 +6,7 @@ import { completeLayer, maps, offline, weightsOf } from "learn/run.js";
 
 const SIDE = 330; // pixels of the large map
 
-export function AttentionPanel({ run, token, step, head, setHead, setGlow, choose }) {
+export function AttentionPanel({ run, token, step, why, head, setHead, setGlow, choose }) {
   const [over, setOver] = useState(null);
   const [, redraw] = useState(0);
   const at = Math.max(0, token - 1), n = run.tokens.length - 1;
@@ -18,7 +18,7 @@ export function AttentionPanel({ run, token, step, head, setHead, setGlow, choos
     if (step?.peaks && !row) completeLayer(run, at, il).then(() => redraw((k) => k + 1), () => {});
   }, [step, row]);
   if (!step || !(isWhole ? row : step.peaks)) {
-    return html`<${Frame}><${Waiting} text=${run.stats && !run.prompt?.run ? "The window has shifted: keys are gone." : undefined} /></${Frame}>`;
+    return html`<${Frame}><${Waiting} text=${why} /></${Frame}>`;
   }
   const shared = { run, at, n, il, h, row, setHead, choose, version: `${run.prompt.job} ${isWhole ? run.steps.size : ""} ${ink("--accent")}` };
   shared.hover = (from, to, weight, about = "") => {

@@ -4,7 +4,7 @@ import { html, useEffect, useState } from "preact";
 import { Bar, Panel, Token, Waiting, number } from "learn/draw.js";
 import { completeNeurons } from "learn/run.js";
 
-export function FeedForwardPanel({ run, token, step, facts, neuronLayer, setNeuronLayer }) {
+export function FeedForwardPanel({ run, token, step, why, facts, neuronLayer, setNeuronLayer }) {
   const [, redraw] = useState(0);
   const at = Math.max(0, token - 1), nLayer = step?.residual ? step.residual.stream.length - 1 : 0;
   const il = neuronLayer >= 0 && neuronLayer < nLayer ? neuronLayer : nLayer - 1;
@@ -20,7 +20,7 @@ export function FeedForwardPanel({ run, token, step, facts, neuronLayer, setNeur
     look=${best && next && html`Neuron ${best[1]} of layer ${il} speaks most for <${Token} text=${next.text} />: it adds ${number(best[3])} to the logit.`}
     not="The largest activations, not all: many small ones together often do more. A neuron rarely has a single meaning.">
     ${experts ? html`<${Waiting} text="This model has a mixture of experts: each token goes through a few of them, and their neurons are not shown here." />`
-      : !nLayer ? html`<${Waiting} />` : html`<label>Layer <select value=${il} onChange=${(e) => setNeuronLayer(+e.target.value)}>${Array.from({ length: nLayer }, (_, l) => html`<option value=${l}>${l}</option>`)}</select></label>
+      : !nLayer ? html`<${Waiting} text=${why} />` : html`<label>Layer <select value=${il} onChange=${(e) => setNeuronLayer(+e.target.value)}>${Array.from({ length: nLayer }, (_, l) => html`<option value=${l}>${l}</option>`)}</select></label>
         ${rows.length ? html`<div class="scroll"><table data-neurons><thead><tr><th scope="col">neuron</th><th scope="col">activation</th><th scope="col">adds to the logit</th></tr></thead><tbody>
         ${rows.map(([, j, a, d]) => html`<tr><th scope="row">${j}</th><td class="num"><${Bar} value=${a} most=${most} negative=${a < 0} label="" /> ${number(a)}</td>
           <td class="num"><${Bar} value=${d} most=${adds} negative=${d < 0} label="" /> ${number(d)}</td></tr>`)}</tbody></table></div>` : html`<${Waiting} text=${`The neurons of layer ${il} are being computed.`} />`}`}

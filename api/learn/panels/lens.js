@@ -3,7 +3,7 @@
 import { html } from "preact";
 import { Bar, Panel, Token, Waiting, percent } from "learn/draw.js";
 
-export function LensPanel({ run, token, step }) {
+export function LensPanel({ run, token, step, why }) {
   const at = Math.max(0, token - 1);
   const lens = step && step.lens;
   const first = lens ? lens.rank.findIndex((_, il) => lens.rank.slice(il).every((r) => r === 0)) : -1;
@@ -19,6 +19,6 @@ export function LensPanel({ run, token, step }) {
       <tbody>${lens.top.map((top, il) => html`<tr><th scope="row">${il}</th>
         <td class="guesses">${top.slice(0, lens.top.length > 8 ? 2 : 5).map(([id, text, p]) => html`<span class=${next && id === next.id ? "guess right" : "guess"}><${Token} text=${text} /> ${percent(p)}</span>`)}</td>
         <td class="num"><${Bar} value=${lens.p_next[il]} most=${1} label="" /> ${percent(lens.p_next[il])}</td><td class="num">${lens.rank[il] + 1}</td></tr>`)}</tbody></table></div>`
-      : html`<${Waiting} />`}
+      : html`<${Waiting} text=${why} />`}
   </${Panel}>`;
 }

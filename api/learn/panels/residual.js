@@ -3,7 +3,7 @@
 import { html } from "preact";
 import { Bar, Panel, Token, Waiting, number } from "learn/draw.js";
 
-export function ResidualPanel({ run, token, step }) {
+export function ResidualPanel({ run, token, step, why }) {
   const at = Math.max(0, token - 1);
   const r = step && step.residual, next = run.tokens[at + 1];
   const names = r ? ["embedding", ...r.stream.slice(1).flatMap((_, il) => [`attention ${il}`, `feed-forward ${il}`])] : [];
@@ -16,6 +16,6 @@ export function ResidualPanel({ run, token, step }) {
     ${r ? html`<div class="scroll"><table data-residual><thead><tr><th scope="col">block</th><th scope="col">length of what it adds</th><th scope="col">its part of the logit</th></tr></thead>
       <tbody>${names.map((name, i) => html`<tr><th scope="row">${name}</th><td class="num"><${Bar} value=${r.norms[i]} most=${widest} label="" /> ${number(r.norms[i])}</td>
         <td class="num"><${Bar} value=${r.adds[i]} most=${most} negative=${r.adds[i] < 0} label="" /> ${number(r.adds[i])}</td></tr>`)}</tbody></table></div>`
-      : html`<${Waiting} />`}
+      : html`<${Waiting} text=${why} />`}
   </${Panel}>`;
 }

@@ -391,6 +391,22 @@ def test_a_large_model_shows_the_step_of_any_token(large, look):
             assert table(page, "attention")[0][:2] == [str(best), shown(look.pieces[best])]
 
 
+def test_a_step_that_cannot_be_had_is_told_where_it_would_be(large, tab, look):
+    page = large(**HOT)
+    refuse = "**/api/look/run"
+    tab.context.route(refuse, lambda route: route.fulfill(status=400, json={"error": "look: no answer is held"}))
+    choose(page, 3)
+    for panel in ("attention", "lens", "residual", "feedforward"):
+        assert page.locator(f"#{panel} .waiting").inner_text() == "look: no answer is held"
+    tab.context.unroute(refuse)
+    choose(page, 4)
+    assert page.locator("[data-lens] tbody tr").count() == 4 and page.locator("#lens .waiting").count() == 0
+    choose(page, 3)  # asked for again
+    rows = table(page, "lens")
+    assert [percent_of(row[2]) for row in rows] == pytest.approx(look.steps[2].lens.p_next.tolist(), abs=6e-4)
+    tab.problems[:] = [text for text in tab.problems if "400" not in text]  # the browser reports the status itself
+
+
 def test_the_maps_of_a_large_model_tell_the_weight_under_the_pointer(large, primer):
     question = "What is a token, and " * 20 + "what is attention?"
     page = large(prompt=question, num_predict=8, seed=1)
