@@ -110,15 +110,16 @@ function Source({ place }) {
   return offline ? html`<code>${place}</code>` : html`<a href=${`/learn/code/${file}${at}`} target="_blank" rel="noopener"><code>${place}</code></a>`;
 }
 
-/** The frame of a panel: what it is, what to look for in this run, where the code and the lesson are, what it leaves out. */
-export function Panel({ id, title, what, look, code, lesson, not, children }) {
+/** The frame of a panel: what it is, what to look for in this run, where the code and the lesson are, its values in llama.cpp, what it leaves out. */
+export function Panel({ id, title, what, look, code, lesson, names, not, children }) {
   return html`<section class="panel" id=${id} aria-labelledby=${`${id}-title`} tabindex="-1">
     <h2 id=${`${id}-title`}>${title}</h2>
     <p class="what">${what}</p>
     ${look && html`<p class="look">${look}</p>`}
     <div class="body">${children}</div>
     <p class="foot"><span>Code: ${code.split("; ").map((one, i) => html`${i ? "; " : ""}<${Source} place=${one} />`)}</span>
-      <span>Course: ${offline ? lesson : html`<a href=${`/learn/lesson/${lesson[0]}`} target="_blank" rel="noopener">${lesson}</a>`}</span></p>
+      <span>Course: ${offline ? lesson : html`<a href=${`/learn/lesson/${lesson[0]}`} target="_blank" rel="noopener">${lesson}</a>`}</span>
+      ${names && html`<span>In llama.cpp: <code data-names>${names}</code></span>`}</p>
     ${not && html`<p class="not">${not}</p>`}
   </section>`;
 }

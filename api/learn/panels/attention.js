@@ -105,6 +105,6 @@ function useSeen(id) {
 const ordinal = (n) => (n === 1 ? "" : n === 2 ? "2nd" : n === 3 ? "3rd" : `${n}th`);
 const visibleToken = (run, i) => html`<${Token} text=${run.tokens[i] ? run.tokens[i].text : ""} />`;
 
-const Frame = ({ look, children }) => html`<${Panel} id="attention" title="Attention" code="kernels/attention.py: attention_numpy" lesson="3, attention and the cache"
+const Frame = ({ look, children }) => html`<${Panel} id="attention" title="Attention" code="kernels/attention.py: attention_numpy" lesson="3, attention and the cache" names="kq_soft_max"
   what="Each head of each layer mixes the values of earlier tokens into the current one, weighted by how well its query matches their keys. Under the tokens above, the bars show the chosen head's weights."
   look=${look} not="A large weight says where a head reads, not what it takes from there or whether it matters; switch the head off to see that. The first token often gets the weight that a head does not need.">${children}</${Panel}>`;

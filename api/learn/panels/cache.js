@@ -32,6 +32,6 @@ export function CachePanel({ run }) {
   </${Frame}>`;
 }
 
-const Frame = ({ look, children }) => html`<${Panel} id="cache" title="The KV cache" code="engine/model/cache.py; engine/run/generate.py: generate_uncached" lesson="3, attention and the cache"
+const Frame = ({ look, children }) => html`<${Panel} id="cache" title="The KV cache" code="engine/model/cache.py; engine/run/generate.py: generate_uncached" lesson="3, attention and the cache" names="cache_k_l0, cache_v_l0"
   what="Keys and values of a token depend on the tokens up to it alone, so they are kept: each new token is computed once, and a prompt that begins like an earlier one starts where they part."
   look=${look} not="Counts of positions, not time: attention itself grows with the length either way, and a large batch of positions costs less each than one alone.">${children}</${Panel}>`;

@@ -15,7 +15,7 @@ export function FeedForwardPanel({ run, token, step, why, facts, neuronLayer, se
   }, [step, il]);
   const most = Math.max(1e-9, ...rows.map((r) => Math.abs(r[2]))), adds = Math.max(1e-9, ...rows.map((r) => Math.abs(r[3])));
   const best = rows.reduce((b, r) => (!b || r[3] > b[3] ? r : b), null);
-  return html`<${Panel} id="feedforward" title="Feed-forward: the strongest neurons" code="engine/model/decoder.py: gated" lesson="3, attention and the cache"
+  return html`<${Panel} id="feedforward" title="Feed-forward: the strongest neurons" code="engine/model/decoder.py: gated" lesson="3, attention and the cache" names="ffn_swiglu, ffn_out"
     what="A feed-forward block is a row of detectors: each neuron compares the stream with a pattern and, as far as it fits, adds a vector of its own."
     look=${best && next && html`Neuron ${best[1]} of layer ${il} speaks most for <${Token} text=${next.text} />: it adds ${number(best[3])} to the logit.`}
     not="The largest activations, not all: many small ones together often do more. A neuron rarely has a single meaning.">

@@ -11,7 +11,7 @@ export function LensPanel({ run, token, step, why }) {
   const look = lens && next && (first >= 0
     ? html`<${Token} text=${next.text} /> is the first guess from layer ${first} on${lens.rank[0] ? `; after layer 0, ${lens.rank[0]} ${lens.rank[0] === 1 ? "token was" : "tokens were"} before it` : ""}.`
     : html`<${Token} text=${next.text} /> follows, though ${lens.rank[lens.rank.length - 1]} ${lens.rank[lens.rank.length - 1] === 1 ? "token was" : "tokens were"} likelier at the end.`);
-  return html`<${Panel} id="lens" title="What comes next, layer by layer" code="engine/look/collector.py: Collector._lens" lesson="3, attention and the cache"
+  return html`<${Panel} id="lens" title="What comes next, layer by layer" code="engine/look/collector.py: Collector._lens" lesson="3, attention and the cache" names="l_out, result_norm, result_output"
     what="The logit lens: after each layer, the residual stream goes through the last norm and the output matrix, as if the model ended there."
     look=${look}
     not="A raw lens drifts: early layers keep their stream in coordinates that the output matrix was not trained to read. A strange guess there need not be the layer's opinion.">

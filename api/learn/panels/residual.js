@@ -9,7 +9,7 @@ export function ResidualPanel({ run, token, step, why }) {
   const names = r ? ["embedding", ...r.stream.slice(1).flatMap((_, il) => [`attention ${il}`, `feed-forward ${il}`])] : [];
   const most = r ? Math.max(...r.adds.map(Math.abs)) : 1, widest = r ? Math.max(...r.norms) : 1;
   const best = r ? r.adds.indexOf(Math.max(...r.adds)) : 0;
-  return html`<${Panel} id="residual" title="The residual stream" code="engine/model/decoder.py: layer_by_layer" lesson="3, attention and the cache"
+  return html`<${Panel} id="residual" title="The residual stream" code="engine/model/decoder.py: layer_by_layer" lesson="3, attention and the cache" names="embd, ffn_inp, l_out"
     what="Nothing is replaced on the way through the layers: each block reads the stream and adds to it. So the logit of the next token is a sum, and each block has a part of it."
     look=${r && next && html`For <${Token} text=${next.text} />, ${names[best]} adds most: ${number(r.adds[best])} of ${number(r.adds.reduce((a, b) => a + b, 0))}.`}
     not="A block may write what a later one reads, and so matter far more than its own part; the parts are measured with the last norm's scale held fixed. A soft-cap of logits comes after the sum.">

@@ -70,6 +70,6 @@ export function SamplerPanel({ run, token, step, facts }) {
   </${Frame}>`;
 }
 
-const Frame = ({ look, children }) => html`<${Panel} id="sampler" title="The sampler's ledger" code="engine/sampling/sampler.py: Sampler.sample" lesson="4, sampling"
+const Frame = ({ look, children }) => html`<${Panel} id="sampler" title="The sampler's ledger" code="engine/sampling/sampler.py: Sampler.sample" lesson="4, sampling" names="result_output"
   what="The model gives a number for every token; the sampler drops most of them, step by step, and draws one of the rest."
   look=${look} not="Penalties and a grammar, where a request has them, count in the ledger above but not in the sliders, which begin at the model's own logits.">${children}</${Panel}>`;

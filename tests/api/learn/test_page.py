@@ -254,6 +254,13 @@ def test_every_panel_links_to_its_code_and_its_lesson(page, school):
         assert title.lower() in school.client.get(lesson.get_attribute("href")).text.splitlines()[0].lower()
 
 
+def test_values_have_their_names_in_llama_cpp(page, primer, look):
+    known = set(primer.trace(look.ids[:4]).values) | {("kq_soft_max", 0)}
+    lines = page.locator("[data-names]").all_inner_texts()
+    names = {name for line in lines for name in line.split(", ") if not name.startswith("cache_")}
+    assert names <= {name for name, _ in known} and len(lines) == 6
+
+
 def test_escape_closes_the_glossary(page):
     page.get_by_role("button", name="Glossary").click()
     page.get_by_role("dialog").wait_for()  # the page draws a moment after an event
