@@ -104,3 +104,12 @@ def whole(kept):
 def recordings(request):
     """Return the recordings in the repository and, in slow tests, all recordings."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Start a Ray cluster of two nodes for all tests marked `ray`: starting one takes longer than most of them."""
+    from clusters import two_nodes
+
+    with two_nodes() as cluster:
+        yield cluster

@@ -11,7 +11,6 @@ import time
 
 import httpx
 import pytest
-from clusters import two_nodes
 from serving import until, wait_for
 
 from numllama.engine.serve.engine import Engine
@@ -20,12 +19,6 @@ from numllama.engine.settings import Settings
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 BODY = {"model": "bare", "prompt": "the cat", "stream": False, "options": {"temperature": 0, "num_predict": 8}}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with two_nodes() as cluster:
-        yield cluster
 
 
 @pytest.fixture

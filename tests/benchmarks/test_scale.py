@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numllama.api.cli import main
 from numllama.benchmarks import scale, stages
 from numllama.benchmarks.scale import Costs, cluster_rows, first_token_s, pass_s, step_s, tables
 from numllama.engine.distributed.pipeline import count_parts
@@ -108,3 +110,15 @@ def test_the_page_has_the_tables_of_the_measured_node(tmp_path, capsys):
     assert copy.read_text() == page
     scale.main([str(measured)])
     assert capsys.readouterr().out.strip() in page
+
+
+@pytest.mark.ray
+def test_stages_are_measured_beside_their_prediction(cluster, tmp_path, capsys):
+    path, costs = tiny_gguf(tmp_path / "m.gguf", n_layer=4), tmp_path / "costs.json"
+    flags = "--stages", "2", "3", "--rounds", "1", "--ray", cluster.address, "--costs", str(costs)
+    status = main(["bench", "stages", str(path), *flags])
+    out = capsys.readouterr().out
+    (verdict,) = re.findall(r"^all within 15 %: (yes|no) \(worst \d+ %\)$", out, re.MULTILINE)
+    assert status == (verdict == "no")
+    assert len(re.findall(r"^\| [23] .* [+-]\d+ % ", out, re.MULTILINE)) == 2 * (1 + len(stages.SEQUENCES))
+    assert Costs(**json.loads(costs.read_text())).n_layer == 4

@@ -8,7 +8,6 @@ import signal
 import time
 
 import pytest
-from clusters import two_nodes
 
 from numllama.api.cli import batch as module
 from numllama.api.scale import workers
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
 
 N_LINE = 30
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with two_nodes() as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -10,21 +9,19 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import pytest
-from clusters import two_nodes
-from serving import Served, until
+from clusters import running, told, two_doors
+from serving import until
 
-from numllama.api.scale.door import Door, open_door
+from numllama.api.scale.door import open_door
 from numllama.engine.distributed.cluster import check_reachable
 from numllama.engine.distributed.replicas import Scale, join_directly
 from numllama.engine.errors import EngineError, RequestError
-from numllama.engine.settings import Settings
-from tiny import CHAT_TEMPLATE, tiny_gguf
 
 pytestmark = [
     pytest.mark.ray,
@@ -41,48 +38,9 @@ ENDLESS = {
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Start a cluster of two nodes, for one replica on each."""
-    with two_nodes() as cluster:
-        yield cluster
-        from ray import serve
-
-        serve.shutdown()
-
-
-@pytest.fixture(scope="module")
 def doors(cluster, tmp_path_factory):
-    """Start a server alone, and a door with two replicas, over one store."""
-    folder = tmp_path_factory.mktemp("replicas")
-    settings = Settings(models=folder / "models", builtin=False)
-    alone = Served(settings)
-
-    def door(engine):
-        alone.replicas = open_door(engine, cluster.address, Scale(2, 2))
-        return partial(Door, engine=engine, replicas=alone.replicas)
-
-    through = Served(settings, door)
-    through.replicas = alone.replicas
-    alone.add("m", tiny_gguf(folder / "m.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=4096))
-    alone.add("e", tiny_gguf(folder / "e.gguf", seed=3, llama__pooling_type=1))
-    yield alone, through
-    through.replicas.close()
-    through.close()
-    alone.close()
-
-
-def told(replicas, method):
-    """Call a method of every replica.  -> {name: result}"""
-    return dict(asyncio.run(replicas.broadcast(method)))
-
-
-def running(replicas):
-    """Return how many sequences each replica computes."""
-    sums = {
-        name: re.findall(r"^numllama_model_running.* (.*)$", text, re.MULTILINE)
-        for name, text in told(replicas, "metrics").items()
-    }
-    return {name: sum(map(float, found)) for name, found in sums.items()}
+    with two_doors(cluster.address, tmp_path_factory.mktemp("replicas")) as doors:
+        yield doors
 
 
 def wait_for_two(door, other_than=()):
@@ -113,6 +71,18 @@ def generate(client, i, **options):
     answer = client.post("/api/generate", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()["response"]
+
+
+@contextmanager
+def begun(door, i):
+    """Ask for an endless answer to prompt `i`, and read its first line.  -> its other lines, the name of its replica"""
+    body = {"model": "m", "prompt": prompt(i), "options": ENDLESS}
+    with door.client.stream("POST", "/api/generate", json=body) as answer:
+        lines = answer.iter_lines()
+        assert not json.loads(next(lines))["done"]
+        until(lambda: sum(running(door.replicas).values()) == 1)
+        (name,) = (name for name, n in running(door.replicas).items() if n)
+        yield lines, name
 
 
 def test_answers_have_the_bits_of_one_process_whichever_replica_computes_them(doors):
@@ -162,12 +132,7 @@ def test_a_killed_replica_costs_what_had_begun_and_nothing_else(doors):
     expected = [generate(alone.client, 300, **whole, seed=i) for i in range(4)]
     wait_for_two(door)
     with ThreadPoolExecutor(4) as threads:
-        body = {"model": "m", "prompt": prompt(300), "options": ENDLESS}
-        with door.client.stream("POST", "/api/generate", json=body) as answer:
-            lines = answer.iter_lines()
-            assert not json.loads(next(lines))["done"]
-            until(lambda: sum(running(door.replicas).values()) == 1)
-            (name,) = (name for name, n in running(door.replicas).items() if n)
+        with begun(door, 300) as (lines, name):
             got = [threads.submit(generate, door.client, 300, **whole, seed=i) for i in range(4)]
             until(lambda: running(door.replicas)[name] > 1, 20)  # with the same beginning, they meet there
             began = time.monotonic()
@@ -186,12 +151,7 @@ def test_a_replica_that_is_silent_counts_as_ended(doors, monkeypatch):
     wait_for_two(door)
     monkeypatch.setattr("numllama.engine.distributed.replicas.SILENT_S", 7.0)
     monkeypatch.setattr("numllama.engine.distributed.router.ACCEPT_S", 2.0)
-    body = {"model": "m", "prompt": prompt(301), "options": ENDLESS}
-    with door.client.stream("POST", "/api/generate", json=body) as answer:
-        lines = answer.iter_lines()
-        assert not json.loads(next(lines))["done"]
-        until(lambda: sum(running(door.replicas).values()) == 1)
-        (name,) = (name for name, n in running(door.replicas).items() if n)
+    with begun(door, 301) as (lines, name):
         pid = told(door.replicas, "pid")[name]
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -213,16 +173,17 @@ def test_replicas_are_added_removed_and_replaced_under_load_without_a_wrong_byte
     wait_for_two(door)
     before, is_over, wrong, n_right = told(door.replicas, "pid"), threading.Event(), [], [0] * 8
 
-    def ask(client, i):
-        while not is_over.is_set():
-            try:
-                got = generate(client, i)
-                wrong.extend([got] if got != expected[i] else [])
-                n_right[i - 400] += 1
-            except Exception as error:
-                wrong.append(error)
+    def ask(i):
+        with httpx.Client(base_url=door.url) as client:
+            while not is_over.is_set():
+                try:
+                    got = generate(client, i)
+                    wrong.extend([got] if got != expected[i] else [])
+                    n_right[i - 400] += 1
+                except Exception as error:
+                    wrong.append(error)
 
-    threads = [threading.Thread(target=ask, args=(httpx.Client(base_url=door.url), i)) for i in expected]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in expected]
     for thread in threads:
         thread.start()
     try:

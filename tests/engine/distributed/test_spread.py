@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from clusters import two_nodes
 
 from numllama.api.cli import main
 from numllama.benchmarks.formats import SOURCE, FormatFile, distances, distances_of, quantized_file
@@ -21,10 +20,9 @@ pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with two_nodes() as cluster:
-        yield cluster.address
+@pytest.fixture
+def address(cluster):
+    return cluster.address
 
 
 @pytest.fixture
@@ -32,20 +30,20 @@ def file(tmp_path):
     return tiny_gguf(tmp_path / "m.gguf", "llama", "F32")
 
 
-def test_results_have_the_order_of_the_items_and_errors_are_ours(cluster):
+def test_results_have_the_order_of_the_items_and_errors_are_ours(address):
     def square(item):
         if item == 13:
             raise RequestError("13 is unlucky")
         return item * item, os.getpid()
 
-    results = list(spread(cluster, lambda: square, range(10)))
+    results = list(spread(address, lambda: square, range(10)))
     assert [value for value, _ in results] == [i * i for i in range(10)]
     assert len({pid for _, pid in results}) == 2
     with pytest.raises(EngineError, match=r"^13 is unlucky$"):
-        list(spread(cluster, lambda: square, [1, 13]))
+        list(spread(address, lambda: square, [1, 13]))
 
 
-def test_a_worker_that_ends_once_costs_nothing(cluster, tmp_path):
+def test_a_worker_that_ends_once_costs_nothing(address, tmp_path):
     def fragile(item):
         mark = tmp_path / "ended"
         if item == 3 and not mark.exists():
@@ -53,16 +51,16 @@ def test_a_worker_that_ends_once_costs_nothing(cluster, tmp_path):
             os._exit(1)
         return item
 
-    assert list(spread(cluster, lambda: fragile, range(6))) == list(range(6))
+    assert list(spread(address, lambda: fragile, range(6))) == list(range(6))
 
 
-def test_a_worker_that_always_ends_is_one_line(cluster):
+def test_a_worker_that_always_ends_is_one_line(address):
     with pytest.raises(EngineError, match=r"^a worker ended 3 times: .*$"):
-        list(spread(cluster, lambda: lambda item: os._exit(1), [1]))
+        list(spread(address, lambda: lambda item: os._exit(1), [1]))
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_scores_are_those_of_one_process(cluster, file, tmp_path, capsys, beside):
+def test_scores_are_those_of_one_process(address, file, tmp_path, capsys, beside):
     text, base = tmp_path / "text", tmp_path / "base"
     text.write_text("the cat sat on the mat, and the dog did not. " * 30)
     command = ["score", str(file), "--ctx-size", "16", "--json"]
@@ -74,13 +72,13 @@ def test_scores_are_those_of_one_process(cluster, file, tmp_path, capsys, beside
     capsys.readouterr()
     assert main(command) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert main([*command, "--ray", cluster]) == 0
+    assert main([*command, "--ray", address]) == 0
     assert json.loads(capsys.readouterr().out) == expected and expected["chunks"] == 9
-    assert main(["score", str(file), "--text", str(text), "--kl-divergence-base", str(base), "--ray", cluster]) == 1
+    assert main(["score", str(file), "--text", str(text), "--kl-divergence-base", str(base), "--ray", address]) == 1
     assert "--ray only compares with a base file" in capsys.readouterr().err
 
 
-def test_a_pack_is_judged_as_by_one_process(cluster, tmp_path, capsys):
+def test_a_pack_is_judged_as_by_one_process(address, tmp_path, capsys):
     program = tmp_path / "program.py"
     program.write_text(
         "import shutil, sys\nfrom pathlib import Path\n"
@@ -93,13 +91,13 @@ def test_a_pack_is_judged_as_by_one_process(cluster, tmp_path, capsys):
     capsys.readouterr()
     local = main([*command, "--", sys.executable, str(program)])
     expected = json.loads(capsys.readouterr().out)
-    assert main([*command, "--ray", cluster, "--", sys.executable, str(program)]) == local
+    assert main([*command, "--ray", address, "--", sys.executable, str(program)]) == local
     assert json.loads(capsys.readouterr().out) == expected and expected["counts"].keys() == {"wrong", "skipped"}
 
 
-def test_distances_of_formats_are_those_of_one_process(cluster, file, tmp_path):
+def test_distances_of_formats_are_those_of_one_process(address, file, tmp_path):
     names = "Q8_0", "Q4_0"
     files = [FormatFile(SOURCE, file), *(FormatFile(name, quantized_file(file, name, tmp_path)) for name in names)]
     models = {one.name: load_model(one.path, {}) for one in files}
     chunks = np.random.default_rng(0).integers(3, 300, (3, 16)).astype(np.int32)
-    assert distances_of(files, models, chunks, cluster) == distances(models, chunks)
+    assert distances_of(files, models, chunks, address) == distances(models, chunks)

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 from adapters import tiny_lora
-from clusters import two_nodes
 
 from numllama.engine.distributed import pipeline
 from numllama.engine.distributed.stage import Stage
@@ -31,12 +30,6 @@ ray = pytest.importorskip("ray")
 
 N_CTX = 64
 IDS = [1, *range(260, 300)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with two_nodes() as cluster:
-        yield cluster
 
 
 @pytest.fixture
