@@ -12,18 +12,15 @@ import random
 import signal
 import time
 from collections import Counter
-from functools import partial
 
 import httpx
 import pytest
-from clusters import NODE, two_nodes
-from serving import Served
+from clusters import NODE, running, told, two_doors
+from serving import until
 
-from numllama.api.scale.door import Door, open_door
-from numllama.engine.distributed.replicas import Scale
+from numllama.api.scale.door import open_door
+from numllama.engine.distributed.replicas import REQUESTS_PER_SLOT, SLOTS, Scale
 from numllama.engine.errors import EngineError
-from numllama.engine.settings import Settings
-from tiny import CHAT_TEMPLATE, tiny_gguf
 
 SECONDS = float(os.environ.get("NUMLLAMA_SOAK_S", "0"))
 pytestmark = [
@@ -39,32 +36,12 @@ ENDED = {"error": "the process that computed this answer ended; ask again"}
 
 
 @pytest.fixture
-def served(tmp_path):
-    """Start a cluster of three nodes, and on it what `doors` yields."""
-    with two_nodes() as cluster:
-        cluster.add_node(**NODE)
-        yield from doors(cluster.address, tmp_path)
-        from ray import serve
-
-        serve.shutdown()
-
-
-def doors(address, folder):
-    """Start a server alone, and a door with two replicas."""
-    settings = Settings(models=folder / "models", builtin=False)
-    alone = Served(settings)
-
-    def door(engine):
-        alone.replicas = open_door(engine, address, Scale(2, 2))
-        return partial(Door, engine=engine, replicas=alone.replicas)
-
-    through = Served(settings, door)
-    through.replicas, through.address = alone.replicas, address
-    alone.add("m", tiny_gguf(folder / "m.gguf", seed=1, chat_template=CHAT_TEMPLATE, n_ctx=4096))
-    yield alone, through
-    through.replicas.close()
-    through.close()
-    alone.close()
+def doors(cluster, tmp_path):
+    """Start a door with replicas on a cluster of three nodes."""
+    node = cluster.add_node(**NODE)
+    with two_doors(cluster.address, tmp_path) as doors:
+        yield doors
+    cluster.remove_node(node)
 
 
 def request(i):
@@ -88,31 +65,29 @@ class Clients:
     async def client(self, http, chance):
         while time.monotonic() < self.until:
             i, kind = chance.randrange(N_PROMPT), chance.choice(["whole", "stream", "stream", "leaves"])
-            text, n_line = "", 0
             try:
-                async with http.stream(
-                    "POST", "/api/generate", json=request(i) | {"stream": kind != "whole"}
-                ) as answer:
-                    async for line in answer.aiter_lines():
-                        n_line += 1
-                        value = json.loads(line)
-                        if value == ENDED and n_line > 1:
-                            self.ended["begun, then ended with its replica"] += 1
-                            break
-                        if "error" in value:
-                            raise ValueError(line)
-                        text += value["response"]
-                        if value["done"]:
-                            self.ended[kind] += 1
-                            if text != self.expected[i]:
-                                self.wrong.append((i, text))
-                        elif kind == "leaves" and n_line > 5:
-                            self.ended["left"] += 1
-                            break
-                    else:
-                        assert value["done"], "the stream ended without its last line"
+                self.ended[await self.ask(http, i, kind)] += 1
             except Exception as error:
-                self.wrong.append((kind, n_line, repr(error)))
+                self.wrong.append((kind, i, repr(error)))
+
+    async def ask(self, http, i, kind):
+        """Ask the i-th request.  -> how it ended; every text is, or begins, the expected one.  Raises: Exception"""
+        text, n_line, done = "", 0, False
+        async with http.stream("POST", "/api/generate", json=request(i) | {"stream": kind != "whole"}) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for line in answer.aiter_lines():
+                value = json.loads(line)
+                assert not done, f"a line after the last: {line}"
+                if n_line and value == ENDED:  # one that had not begun is asked of another replica
+                    return "begun, then ended with its replica"
+                text += value["response"]
+                assert self.expected[i].startswith(text), f"{text!r}, expected {self.expected[i]!r}"
+                n_line, done = n_line + 1, value["done"]
+                if kind == "leaves" and n_line > 5 and not done:
+                    return "left"
+        assert done, f"the stream ended after {n_line} lines without its last"
+        assert text == self.expected[i], f"{text!r}, expected {self.expected[i]!r}"
+        return kind
 
 
 async def disturb(door, until, happened):
@@ -134,18 +109,24 @@ async def disturb(door, until, happened):
             n_wanted = 5 - n_wanted
             await loop.run_in_executor(None, open_door, door.engine, door.address, Scale(n_wanted, n_wanted))
             happened[f"set to {n_wanted}"] += 1
+    return n_wanted
 
 
-def test_no_byte_is_wrong_and_no_request_is_lost_that_had_not_begun(served):
-    alone, door = served
+def test_no_byte_is_wrong_and_no_request_is_lost_that_had_not_begun(doors):
+    alone, door = doors
     expected = {i: alone.ok("/api/generate", **request(i), stream=False)["response"] for i in range(N_PROMPT)}
 
     async def soak():
         clients, happened = Clients(door.url, expected), Counter()
-        await asyncio.gather(clients.run(N_CLIENT), disturb(door, clients.until, happened))
-        return clients, happened
+        _, n_wanted = await asyncio.gather(clients.run(N_CLIENT), disturb(door, clients.until, happened))
+        return clients, happened, n_wanted
 
-    clients, happened = asyncio.run(soak())
+    clients, happened, n_wanted = asyncio.run(soak())
     print(f"\n{SECONDS:.0f} s, {N_CLIENT} clients: {dict(clients.ended)}; {dict(happened)}; wrong: {clients.wrong[:5]}")
     assert not clients.wrong
-    assert clients.ended["whole"] and clients.ended["stream"] and happened["killed"]
+    assert clients.ended["whole"] and clients.ended["stream"] and happened["killed"] and happened["set to 3"]
+    assert clients.ended["begun, then ended with its replica"] <= happened["killed"] * SLOTS * REQUESTS_PER_SLOT
+    until(lambda: len(told(door.replicas, "pid")) == n_wanted, 60)
+    until(lambda: not any(running(door.replicas).values()), 10)  # what was left or lost is computed no further
+    for i, text in expected.items():
+        assert door.ok("/api/generate", **request(i), stream=False)["response"] == text
