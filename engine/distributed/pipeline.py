@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ class StagedCache(KVCache):
     address          of the Ray cluster; "": one on this machine
     n_thread         of each stage; 0: one for each core
     stage_class      Stage, or one that watches it
-    Raises: RequestError without Ray; EngineError for a cut that cannot be made; CacheLost if a stage does not start
+    Raises: RequestError without Ray; EngineError for a cut that cannot be made, or if a stage does not start
     """
 
     def __init__(
@@ -152,9 +153,10 @@ class StagedCache(KVCache):
             actor.options(scheduling_strategy=place).remote(model.path, adapters, cut.start, cut.stop, *shape)
             for cut, place in zip(self.cuts, actor_places(ray, len(self.cuts)), strict=True)
         ]
+        self._ring: Ring | None = None
+        self._sizes: list[int] = []  # until all have loaded
         self._sizes = self._call([stage.ready.remote() for stage in self.stages], START_S)
         self.n_at_once = count_at_once(self._all(lambda stage: stage.place.remote()), n_thread)
-        self._ring: Ring | None = None
 
     def __repr__(self) -> str:
         return f"<StagedCache: {len(self.stages)} stages, {self.n_slot} slots of {self.n_ctx} positions, {self.type}>"
@@ -248,6 +250,8 @@ class StagedCache(KVCache):
         try:
             yield
         except names.RayActorError as error:
+            if not self._sizes:
+                raise not_started(str(error)) from None
             raise self._lost(self._dead(error)) from None
         except names.GetTimeoutError:
             raise CacheLost(f"a stage did not start within {START_S:.0f} s") from None
@@ -271,6 +275,14 @@ class StagedCache(KVCache):
         where = f"stage {i + 1} of {len(self.cuts)} (layers {cut.start} to {cut.stop - 1})"
         log.warning("%s ended; it is started again", where)
         return CacheLost(f"{where} ended, and what it had cached is lost: ask again")
+
+
+def not_started(reason: str) -> EngineError:
+    """Return the error after a stage did not start.  reason: Ray's, whose last line says most"""
+    last = reason.strip().rpartition("\n")[2].strip()
+    has_token = os.environ.get("RAY_AUTH_MODE") == "token"
+    hint = "; a cluster without a token needs RAY_AUTH_MODE=disabled here" if has_token else ""
+    return EngineError(f"a stage did not start: {last}{hint}")
 
 
 def count_at_once(places: Sequence[tuple[str, int]], n_thread: int) -> int:

@@ -193,6 +193,15 @@ def test_a_stage_whose_code_fails_costs_the_request_alone(staged):
     )
 
 
+def test_a_stage_that_cannot_load_says_why(staged):
+    class Missing(Stage):
+        def __init__(self, *arguments):
+            raise FileNotFoundError("no model at this path")
+
+    with pytest.raises(EngineError, match=r"^a stage did not start: FileNotFoundError: no model at this path$"):
+        staged(stage=Missing)
+
+
 def test_parts_larger_than_what_sockets_hold_do_not_wait_for_one_another(staged):
     class Echo(Stage):
         def run(self, x, batch):
