@@ -100,6 +100,7 @@ def serve_forever(
         access_log=False,
         timeout_graceful_shutdown=3,
         server_header=False,
+        ws="none",  # no route is a WebSocket
         headers=[("Server", f"numllama/{__version__}")],
     )
     server = Server(config, close)

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...kernels.packed.arena import release_pages
 from ...kernels.quants import FORMATS, QuantFormat
 from ...kernels.quants.types import GGMLType
 from ...kernels.tensor import Tensor
@@ -262,6 +263,7 @@ class _Reader:
             found = f"general.alignment is {alignment if type is U32 else type}"
             raise self.bad(offsets["general.alignment"], f"{found}, expected a power of two as u32")
         tensors, entries = self.tensors(n_tensors, alignment)
+        release_pages(np.frombuffer(self.data, np.uint8, self.at))  # which nothing reads again
         mapped = (MappedFile(self.path, self.data),)
         return GGUF(self.path, version, self.order, alignment, kv, types, tensors, mapped, offsets, entries)
 

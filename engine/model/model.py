@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...kernels import Tensor
+from ...kernels.packed.arena import trim
 from ..errors import RequestError
 from ..gguf.file_type import parameter_size
 from ..gguf.read import GGUF, MappedFile
@@ -68,7 +69,9 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return from_gguf(self.gguf.kv)
+        tokenizer = from_gguf(self.gguf.kv)
+        trim()  # what building it took, before the weights are packed
+        return tokenizer
 
     @cached_property
     def template(self) -> Template:

@@ -12,11 +12,14 @@ import re
 import struct
 import zlib
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..errors import BadImage
+
+if TYPE_CHECKING:  # a process that sees no image does not load it
+    from PIL import Image
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 200 MB of pixels: a file of kilobytes may decompress to that
 MAX_SIDE = 1 << 16
@@ -30,13 +33,15 @@ def decode_image(data: bytes) -> np.ndarray:
 
     Raises: BadImage for another format, a damaged file, or an image that takes too much memory or time to decode
     """
+    from PIL.Image import DecompressionBombError
+
     try:
         image = open_image(data)
         width, height = image.size
         check_size(width, height)
         image.load()
         pixels = np.asarray(image if image.mode.startswith("I") else image.convert("RGB"))
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+    except (*DECODE_ERRORS, DecompressionBombError) as error:
         is_internal = isinstance(error.__cause__ or error, (struct.error, LookupError, TypeError))  # not Pillow's texts
         reason = "a part of the file is missing or damaged" if is_internal else str(error) or type(error).__name__
         raise BadImage(f"image cannot be decoded: {reason}") from None
@@ -47,6 +52,8 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def open_image(data: bytes) -> Image.Image:
     """Read the file's header with the Pillow plugin for its magic bytes.  Only these three plugins are ever used."""
+    from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
     if data[:3] == b"\xff\xd8\xff":
         image = JpegImagePlugin.JpegImageFile(BytesIO(data))
         check_scans(jpeg_scans(data), *image.size)

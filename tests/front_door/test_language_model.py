@@ -40,6 +40,12 @@ def test_importing_takes_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_an_answer_takes_no_library_of_transfers_and_images():
+    """httpx loads click, rich and pygments with its own command line: 8 MiB and 60 ms of every server."""
+    code = "import sys, numllama.engine.serve.engine; print(sorted({'httpx', 'rich', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 def test_primer_answers(primer):
     reply = primer.generate("Why is the grass green?", temperature=0)
     assert "chlorophyll" in str(reply) and reply.done_reason == "stop"
