@@ -32,6 +32,7 @@ from .step import LensAt, LogitsAt, LookPart, LookPrompt, LookStep, ResidualAt, 
 LEDGER_ROWS = 8  # candidates of a sampler's step that are shown
 ROWS_AT_ONCE = 64  # of all layers in a lens: the logits of each are n_vocab numbers
 SMALL_MATRIX = 1 << 20  # weights; a few MB as f32
+ROWS_OF_MATRIX = 512  # of a large one whose columns are dequantized at once
 CHECK_EVERY = 16  # tokens between two checks of an answer's size
 QUERIES = ("Qcur", "Qcur_attn_temp_scaled")  # the later one replaces the earlier
 EMBEDDINGS = ("embd", "inp_scaled", "inp_embd")
@@ -300,23 +301,27 @@ class Collector:
         adds = np.einsum("nbe,ne->nb", stacked, towards)
         norms = np.linalg.norm(stacked, axis=2)
         streams = np.stack([np.linalg.norm(x, axis=1) for x in stream], axis=1)
-        strongest = [self._neurons(i, towards[i]) if self.look.neurons else [] for i in range(len(following))]
+        strongest = self._neurons(towards) if self.look.neurons else [[] for _ in following]
         return [ResidualAt(norms[i], adds[i], streams[i], strongest[i]) for i in range(len(following))]
 
-    def _neurons(self, i: int, towards: np.ndarray) -> list[tuple[int, int, float, float]]:
-        """Find the neurons with the largest activations in row `i`, and what each adds along `towards`."""
-        hp, found = self.model.hparams, []
+    def _neurons(self, towards: np.ndarray) -> list[list[tuple[int, int, float, float]]]:
+        """Find each row's neurons with the largest activations, and what each adds along `towards` f64 [n, n_embd]."""
+        hp = self.model.hparams
+        found: list[list[tuple[int, int, float, float]]] = [[] for _ in towards]
         for il in self.look.neuron_layers or self._activation:
             if (act := self._activation.get(il)) is None:
                 continue
-            blk, out = self.model.decoder.blk[il], self._ffn_out[il][i].astype(np.float64)
+            blk, out = self.model.decoder.blk[il], self._ffn_out[il].astype(np.float64)
             assert blk.ffn_down is not None
-            best = descending(np.abs(act[i]), min(self.look.neurons, act.shape[1]))
-            along = towards * hp.residual_scale
-            if blk.post_ffw_norm is not None:
-                along = along * blk.post_ffw_norm / np.sqrt(np.mean(out * out) + hp.norm_eps)
-            adds = act[i][best] * (self._columns(il, blk.ffn_down, best) @ along)
-            found += [(il, int(j), float(act[i][j]), float(a)) for j, a in zip(best, adds, strict=True)]
+            best = [descending(np.abs(row), min(self.look.neurons, len(row))) for row in act]
+            which = np.unique(best)  # rows of a prompt share columns, which are dequantized once
+            columns = self._columns(il, blk.ffn_down, which)
+            for i, js in enumerate(best):
+                along = towards[i] * hp.residual_scale
+                if blk.post_ffw_norm is not None:
+                    along = along * blk.post_ffw_norm / np.sqrt(np.mean(out[i] * out[i]) + hp.norm_eps)
+                adds = act[i][js] * (columns[np.searchsorted(which, js)] @ along)
+                found[i] += [(il, int(j), float(act[i][j]), float(a)) for j, a in zip(js, adds, strict=True)]
         return found
 
     def _columns(self, il: int, matrix: Tensor, which: np.ndarray) -> np.ndarray:
@@ -326,11 +331,14 @@ class Collector:
                 self._transposed[il] = np.ascontiguousarray(matrix.dequantize().T)
             found: np.ndarray = self._transposed[il][which]
             return found
-        size = matrix.format.block_size
-        blocks = np.ascontiguousarray(matrix.blocks[:, which // size])  # [n_row, n_which]
-        columns = matrix.format.dequantize(blocks.reshape(-1)).reshape(*blocks.shape[:2], size)
-        chosen: np.ndarray = columns[:, np.arange(len(which)), which % size]
-        return chosen.T
+        size, n_row = matrix.format.block_size, len(matrix.blocks)
+        own, at = np.unique(which // size, return_inverse=True)  # blocks of a row
+        chosen = np.empty((len(which), n_row), np.float32)
+        for start in range(0, n_row, ROWS_OF_MATRIX):
+            blocks = np.ascontiguousarray(matrix.blocks[start : start + ROWS_OF_MATRIX, own])
+            numbers = matrix.format.dequantize(blocks.reshape(-1)).reshape(len(blocks), -1)
+            chosen[:, start : start + len(blocks)] = numbers[:, at * size + which % size].T
+        return chosen
 
 
 class LookTap:
