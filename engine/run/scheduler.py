@@ -400,6 +400,8 @@ class Scheduler:
             seq.end("length")
         else:
             self._sample(one, rows[-1], start, part.spans[0])
+            if look:  # what it shows of the prompt took time, too
+                one.prefilled = perf_counter_ns()
 
     def _decode(self, one: Running, part: Batch, rows: list[np.ndarray]) -> None:
         """Sample after the newest token, and after each guess that follows it as long as they are right."""

@@ -1,5 +1,6 @@
 """Looks: the values are those of a trace, the text is the text without, and changes change what they name."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -352,6 +353,17 @@ def test_a_look_too_large_says_which_part_is(folder, monkeypatch):
         with pytest.raises(RequestError, match="over the limit"):  # as it grows, where no number of tokens is named
             _ = model.look(PROMPT, temperature=1, seed=1, ignore_eos=True).text
         assert model.look(PROMPT, temperature=0, num_predict=40, attention=[[0, 0]]).text
+
+
+def test_what_a_look_shows_of_the_prompt_counts_as_its_time(model, monkeypatch):
+    whole = collector.Collector.end
+
+    def slow(self, tokens, at, span, row=None):
+        time.sleep(0.1 if at == 0 else 0)
+        whole(self, tokens, at, span, row)
+
+    monkeypatch.setattr(collector.Collector, "end", slow)
+    assert model.look(PROMPT, **GREEDY).reply.timings.prompt_eval_duration > 1e8
 
 
 def test_the_timeline_names_who_shared_a_step():
