@@ -50,6 +50,8 @@ def look_at(
     given = {"num_predict": NUM_PREDICT} | parse_parameters(options)
     try:
         facts = engine.model_facts(model)
+        if is_file(model):
+            facts["name"] = Path(model).name
         if "completion" not in facts["capabilities"]:
             raise RequestError(f"'{model}' is an encoder: it embeds texts and generates no answer to look at")
         layer, n = chosen_head(head, facts)

@@ -194,7 +194,7 @@ function App() {
   return html`
     <header>
       <h1>numllama <span>what a model computes</span></h1>
-      ${offline ? html`<p class="asked"><b>${offline.model.name}</b> ${state.prompt}</p>` : html`<form onSubmit=${submit} aria-label="Ask">
+      ${offline ? html`<p class="asked" tabindex="0"><b>${offline.model.name}</b> ${state.prompt}</p>` : html`<form onSubmit=${submit} aria-label="Ask">
         <label>Model <select name="model" value=${state.model} onChange=${(e) => { set({ model: e.target.value }); load(e.target.value); }}>${models.map((m) => html`<option value=${m}>${m}</option>`)}</select></label>
         <label class="grow"><span class="hidden">Prompt</span><input type="text" name="prompt" aria-label="Prompt" value=${state.prompt} onInput=${(e) => set({ prompt: e.target.value })} /></label>
         <label><span class="hidden">Form</span><select name="mode" aria-label="Form" value=${state.mode} onChange=${(e) => set({ mode: e.target.value })}><option value="chat">chat</option><option value="raw">raw</option></select></label>

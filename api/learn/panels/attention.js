@@ -39,10 +39,11 @@ function Small({ run, at, n, il, h, setHead, choose, hover, version, caption }) 
   const heads = run.prompt.heads, columns = Math.max(1, ...heads.map(([, k]) => k + 1));
   const rowsOf = (l, k) => Array.from({ length: n }, (_, p) => weightsOf(run, p, l, k));
   const rows = rowsOf(il, h), side = Math.min(SIDE, 16 * n);
+  const isOneLayer = heads.every(([l]) => l === heads[0][0]);
   const isPart = offline && heads.length < offline.model.n_layer * offline.model.n_head;
   return html`${isPart ? html`<p class="note">This file has ${heads.length} of ${offline.model.n_layer * offline.model.n_head} heads: all of them would be too large for it.</p>` : null}
-    <div class=${columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${{ gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
-      ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8}>
+    <div class=${isOneLayer ? "heads layer-heads" : columns <= 8 ? "heads" : "heads many"} role="group" aria-label="Heads, layer by layer" style=${isOneLayer ? {} : { gridTemplateColumns: `repeat(${columns}, minmax(24px, 1fr))` }}>
+      ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8 || isOneLayer}>
         <${HeatImage} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
     </div>
     <figure><${HeatMap} rows=${rows} columns=${n} width=${side} height=${side} mark=${at} version=${`${version} ${il} ${h}`} onHover=${(i, j) => hover(i, j, rows[i]?.[j])} onPick=${(i) => choose(i + 1)}

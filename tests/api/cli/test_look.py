@@ -36,6 +36,14 @@ def test_a_file_by_its_path_is_looked_at_raw(alone, numllama, models):
     assert json.loads(out.splitlines()[0])["look"]["prompt"]["text"] == "the cat"
 
 
+def test_the_page_names_a_file_as_it_is_called(alone, numllama, models, tmp_path):
+    numllama(
+        "look", str(models / "bare.gguf"), "the cat", "--raw", "--html", str(tmp_path / "a.html"), "-o", "num_predict=2"
+    )
+    data = (tmp_path / "a.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data)["model"]["name"] == "bare.gguf"
+
+
 def test_the_page_is_written(alone, numllama, tmp_path):
     status, out, _ = numllama("look", "m", "the cat", "--html", str(tmp_path / "a.html"), "-o", "num_predict=3")
     assert status == 0 and out.startswith(str(tmp_path / "a.html")) and 'id="data"' in (tmp_path / "a.html").read_text()

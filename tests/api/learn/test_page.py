@@ -511,6 +511,7 @@ def test_a_long_answer_in_one_file_has_the_attention_of_one_layer(tab, tmp_path,
     assert "attention of layer 2 alone" in capsys.readouterr().out
     look = primer.look([{"role": "user", "content": question}], seed=1, num_predict=4)
     page = tab((tmp_path / "a.html").as_uri())
+    assert page.locator("header").bounding_box()["height"] < 150  # of a prompt of 750 characters
     assert "This file has 4 of 16 heads" in page.locator("#attention .note").inner_text()
     choose(page, 100)
     page.get_by_role("button", name="layer 2, head 3", exact=True).click()
