@@ -27,6 +27,7 @@ from ..learn.page import file_html
 from ..wire.look import LookWriter
 from .backend import is_file
 from .parameters import parse_parameters
+from .spinner import Spinner
 
 SHADES = " \u2591\u2592\u2593\u2588"  # of a heat map, from 0 to 1
 NUM_PREDICT = 80  # tokens of the answer, unless -o num_predict says otherwise
@@ -71,13 +72,16 @@ def look_at(
                 sys.stdout.write(dumps(line).decode() + "\n")
                 sys.stdout.flush()
         elif html:
-            lines, note = lines_that_fit(partial(lines_of, encoding="f16"), layer, n)
+            with Spinner(sys.stderr):
+                lines, note = lines_that_fit(partial(lines_of, encoding="f16"), layer, n)
             tensor = next((t["name"] for t in facts["tensors"] if ".attn_q." in t["name"]), facts["tensors"][0]["name"])
             state = {"model": model, "prompt": prompt, "mode": "raw" if raw else "chat"}
             data = {"model": facts, "lines": lines, "state": state, "block": engine.tensor_block(model, tensor, 0)}
             save_page(html, file_html(data), note)
         else:
-            print_look(list(lines_of([[layer, n]])), layer, n)
+            with Spinner(sys.stderr):
+                lines = list(lines_of([[layer, n]]))
+            print_look(lines, layer, n)
     finally:
         engine.close()
 
