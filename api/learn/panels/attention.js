@@ -1,10 +1,11 @@
 // Panel 3: attention, all heads small and one large.
 
 import { html, useEffect, useLayoutEffect, useState } from "preact";
-import { HeatImage, HeatMap, Panel, Token, Waiting, ink, percent } from "learn/draw.js";
+import { HeatImage, HeatMap, Panel, Still, Token, Waiting, ink, percent, visible } from "learn/draw.js";
 import { completeLayer, maps, offline, weightsOf } from "learn/run.js";
 
 const SIDE = 330; // pixels of the large map
+const LABEL = 13; // pixels of a token beside it
 
 export function AttentionPanel({ run, token, step, why, head, setHead, setGlow, choose }) {
   const [over, setOver] = useState(null);
@@ -46,8 +47,8 @@ function Small({ run, at, n, il, h, setHead, choose, hover, version, caption }) 
       ${heads.map(([l, k]) => html`<${HeadButton} key=${`${l}.${k}`} layer=${l} head=${k} isChosen=${l === il && k === h} setHead=${setHead} isNamed=${columns <= 8 || isOneLayer}>
         <${HeatImage} rows=${rowsOf(l, k)} columns=${n} width=${72} height=${72} version=${version} label=${`weights of layer ${l}, head ${k}`} /></${HeadButton}>`)}
     </div>
-    <figure><${HeatMap} rows=${rows} columns=${n} width=${side} height=${side} mark=${at} version=${`${version} ${il} ${h}`} onHover=${(i, j) => hover(i, j, rows[i]?.[j])} onPick=${(i) => choose(i + 1)}
-      label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} />
+    <figure><${Axes} run=${run} rows=${[...rows.keys()]} columns=${[...rows.keys()]} side=${side}><${HeatMap} rows=${rows} columns=${n} width=${side} height=${side} mark=${at} version=${`${version} ${il} ${h}`} onHover=${(i, j) => hover(i, j, rows[i]?.[j])} onPick=${(i) => choose(i + 1)}
+      label=${`Attention of layer ${il}, head ${h}: a row for each token, a column for each token it looks at`} /></${Axes}>
       <figcaption>layer ${il}, head ${h}: ${caption || "down, who looks; across, at whom. A click chooses a row."}</figcaption></figure>`;
 }
 
@@ -67,12 +68,23 @@ function Large({ run, at, n, il, h, row, step, setHead, choose, hover, version, 
     ${small ? html`<div class="heads layer-heads" role="group" aria-label=${`Heads of layer ${il}`}>
       ${small.maps.map((map, k) => html`<${HeadButton} key=${k} layer=${il} head=${k} isChosen=${k === h} setHead=${setHead}>
         <${HeatImage} rows=${map} columns=${small.shape[2]} width=${48} height=${48} version=${`${version} ${il}`} label=${`weights of layer ${il}, head ${k}`} /></${HeadButton}>`)}</div>` : html`<${Waiting} error=${error} text=${`The maps of layer ${il} are being computed.`} />`}
-    ${large ? html`<figure data-map><${HeatMap} rows=${rows} columns=${columns} width=${SIDE} height=${SIDE} mark=${Math.min(rows.length - 1, Math.round(at / large.every))} version=${`${version} ${il} ${h}`}
+    ${large ? html`<figure data-map><${Axes} run=${run} rows=${large.rows} columns=${Array.from({ length: columns }, (_, j) => j * large.width)} side=${SIDE}><${HeatMap} rows=${rows} columns=${columns} width=${SIDE} height=${SIDE} mark=${Math.min(rows.length - 1, Math.round(at / large.every))} version=${`${version} ${il} ${h}`}
       onPick=${(i) => choose(large.rows[i] + 1)} onHover=${(i, j) => hover(large.rows[i], j * large.width, j * large.width > large.rows[i] ? undefined : rows[i]?.[j], "about ")}
-      label=${`Attention of layer ${il}, head ${h}: a row for every ${ordinal(large.every)} token, a column for ${large.width} tokens it looks at`} />
+      label=${`Attention of layer ${il}, head ${h}: a row for every ${ordinal(large.every)} token, a column for ${large.width} tokens it looks at`} /></${Axes}>
       <figcaption>layer ${il}, head ${h}: ${caption || `down, who looks; across, at whom. A click chooses a row. ${about}`}</figcaption></figure>` : null}
     ${row && html`<figure><${HeatMap} rows=${[row]} columns=${row.length} width=${SIDE} height=${14} version=${`${version} ${il} ${h} ${at}`} label=${`Weights of the chosen token in layer ${il}, head ${h}`} />
       <figcaption>the chosen token's own row</figcaption></figure>`}`;
+}
+
+/** A map with tokens on both axes, as many as there is room for; `rows` and `columns` are their places. */
+function Axes({ run, rows, columns, side, children }) {
+  const labels = (places, edge) => {
+    const every = Math.ceil((places.length * LABEL) / side);
+    return places.filter((_, i) => i % every === 0).map((place, k) => html`<span style=${{ [edge]: `${(100 * (k * every + 0.5)) / places.length}%` }}>${visible(run.tokens[place]?.text ?? "")}</span>`);
+  };
+  return html`<div class="axes">
+    <${Still} when=${[run.prompt, rows.length, columns.length]} make=${() => html`<div class="across" aria-hidden="true">${labels(columns, "left")}</div><div class="down" aria-hidden="true">${labels(rows, "top")}</div>`} />
+    ${children}</div>`;
 }
 
 function HeadButton({ layer, head, isChosen, setHead, isNamed, children }) {

@@ -459,6 +459,19 @@ def test_the_large_map_tells_the_weight_under_the_pointer(page, look):
     assert page.locator(".token[aria-pressed=true]").get_attribute("aria-label").startswith("token 21:")
 
 
+def test_the_large_map_has_tokens_on_both_axes(page, look):
+    n, box = len(look.ids) - 1, page.locator("#attention figure canvas").bounding_box()
+    down, across = (page.locator(f"#attention .{name} span") for name in ("down", "across"))
+    every = -(-n // len(down.all()))
+    assert down.all_inner_texts() == [shown(piece) for piece in look.pieces[:n:every]] == across.all_inner_texts()
+    for k in (0, 1, len(down.all()) - 1):
+        row, column = down.nth(k).bounding_box(), across.nth(k).bounding_box()
+        place = (k * every + 0.5) / n
+        assert row["y"] + row["height"] / 2 == pytest.approx(box["y"] + place * box["height"], abs=1.5)
+        assert column["x"] + column["width"] / 2 == pytest.approx(box["x"] + place * box["width"], abs=1.5)
+        assert row["x"] + row["width"] <= box["x"] and column["y"] + column["height"] <= box["y"]
+
+
 def test_a_model_that_thinks_can_be_asked_not_to(tab, primer):
     messages = [{"role": "user", "content": QUESTION}]
     for think in ("", "off"):
