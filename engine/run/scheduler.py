@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count, islice
 from time import perf_counter_ns
 
@@ -39,8 +39,9 @@ from .echo import Echo
 from .embed import Pooled
 from .job import Job
 from .kept import KeptPrefixes
-from .piece import Piece, Timings
+from .piece import Piece
 from .prefix import Prefixes
+from .running import Running, with_guesses
 from .sequence import Sequence, SequenceState, resolve_num_keep, shift_window, truncated
 
 log = logging.getLogger(__name__)
@@ -48,64 +49,6 @@ log = logging.getLogger(__name__)
 # Prompt tokens in a step with decoding sequences.  A 1.1B model on two cores takes 0.3 s for them, a tenth of it for
 # reading weights; with 512 tokens every decoding sequence would pause for 2 s.
 PREFILL_WHILE_DECODING = 64
-MAX_REPEATS = 30  # pieces of the same text in a row that end an answer, as in Ollama's llm/server.go
-
-
-@dataclass(eq=False)
-class Running:
-    """A job in a slot.
-
-    n_reused           prompt tokens found in the cache
-    began, prefilled   times by perf_counter_ns; prefilled is 0 until the whole prompt is in the cache
-    repeated           pieces in a row with the text of the one before
-    number             of the request, in the order of arrival
-    needs_all          each token of the prompt is computed, cached or not
-    branch             prompt tokens after which another text parted, if layers have dropped the window there; else 0
-    echo, pooled       for a prompt that is echoed or embedded
-    held               where keys and values go, if a look keeps them
-    """
-
-    job: Job
-    seq: Sequence
-    n_reused: int
-    began: int
-    speculation: Speculation
-    number: int = 0
-    prefilled: int = 0
-    needs_all: bool = False
-    branch: int = 0
-    echo: Echo | None = None
-    pooled: Pooled | None = None
-    held: HeldRun | None = None
-    text: str = ""
-    repeated: int = 0
-
-    def runs_away(self, text: str) -> bool:
-        """Count `text`, the next piece, and return whether the answer repeats itself without end."""
-        if text:
-            self.repeated, self.text = self.repeated + 1 if text.strip() == self.text else 0, text.strip()
-        return self.repeated > MAX_REPEATS
-
-    def last_piece(self) -> Piece:
-        """Make the last piece: done_reason, counts and durations."""
-        seq, n_whole = self.seq, max(len(self.job.prompt), self.job.n_whole)
-        return Piece(
-            seq.rest(),
-            done_reason=seq.done_reason,
-            met=seq.met,
-            embeddings=(self.pooled.vector(),) if self.pooled else (),
-            timings=Timings(
-                prompt_eval_count=seq.n_prompt,
-                prompt_eval_duration=self.prefilled - self.began + self.job.encoding,
-                eval_count=seq.n_sampled,
-                eval_duration=perf_counter_ns() - self.prefilled,
-                prompt_eval_cached_count=self.n_reused,
-                draft_tokens=self.speculation.n_guessed,
-                draft_accepted_tokens=self.speculation.n_right,
-                tells_drafts=seq.options.speculate is not None,
-                n_whole=n_whole if n_whole > seq.n_prompt else 0,
-            ),
-        )
 
 
 class Scheduler:
@@ -290,7 +233,7 @@ class Scheduler:
                 turns.append((one, part := self._next_chunk(one, room)))
                 room -= len(part.tokens)
         if len(turns) == len(decoding):
-            turns = self._with_guesses(turns, room)
+            turns = with_guesses(turns, room, self.times, self.draft)
         return sorted(turns, key=lambda turn: turn[0].pooled is not None)
 
     def _prefilling(self, room: int) -> list[Running]:
@@ -310,28 +253,6 @@ class Scheduler:
             seq.slot, shift_window(seq, self.cache, self.kernels, self.model.hparams.ropes(self.cache.n_ctx))
         )
         return Batch.of(seq.tokens[-1:], seq.slot, seq.n_cached)
-
-    def _with_guesses(self, turns: list[tuple[Running, Batch]], room: int) -> list[tuple[Running, Batch]]:
-        """Append guesses at the tokens to come to each sequence's next token; all together at most `room`."""
-        guesses, asked, n_row = list[list[int]](), list[tuple[int, Sequence, int]](), len(turns)
-        for i, (one, _) in enumerate(turns):
-            n, speculation = min(room, one.seq.n_ahead()), one.speculation
-            if self.draft and speculation.mode in ("auto", "draft"):
-                n, each = min(n, self.draft.n_most), self.draft.times.of(len(turns))
-                asked.append((i, one.seq, n := speculation.ask(n, self.times, n_row, len(turns), each)))
-                guesses.append([])
-            else:
-                guesses.append(speculation.guess(one.seq.tokens, n, self.times, n_row, len(turns)))
-                n = len(guesses[i])
-            n_row, room = n_row + n, room - n
-        if self.draft and asked:
-            for (i, _, _), drawn in zip(asked, self.draft.guess([(seq, n) for _, seq, n in asked]), strict=True):
-                guesses[i] = drawn
-        for i, (one, part) in enumerate(turns):
-            if guesses[i]:
-                ahead = (Batch.of([token], one.seq.slot, one.seq.n_cached + j) for j, token in enumerate(guesses[i], 1))
-                turns[i] = one, Batch.join([part, *ahead])
-        return turns
 
     def _next_chunk(self, one: Running, room: int) -> Batch:
         """Take at most `room` tokens of the prompt, after copying what other slots have cached of it by now."""

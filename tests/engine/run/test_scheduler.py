@@ -19,6 +19,7 @@ from numllama.engine.run.draft_model import DraftModel
 from numllama.engine.run.job import Job
 from numllama.engine.run.piece import Piece
 from numllama.engine.run.request import complete
+from numllama.engine.run.running import MAX_REPEATS
 from numllama.engine.run.scheduler import Scheduler
 from numllama.engine.sampling.grammar import Grammars
 from numllama.kernels import EXACT, GGML, NUMBA
@@ -549,5 +550,5 @@ def test_an_answer_that_repeats_itself_is_ended(model):
     scheduler = scheduler_of(model)
     scheduler._tap = lambda handles: always_300
     [got] = serve(scheduler, Request([1, 301], replace(GREEDY, num_predict=100)))
-    assert len(got.answer) == module.MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
-    assert got.timings.eval_count == module.MAX_REPEATS + 2 and got.timings.prompt_eval_count == 2
+    assert len(got.answer) == MAX_REPEATS + 3 and got.pieces[-1].done_reason == "length"
+    assert got.timings.eval_count == MAX_REPEATS + 2 and got.timings.prompt_eval_count == 2
