@@ -170,6 +170,7 @@ class LanguageModel:
         lens: int = 5,
         logits: int = 64,
         neurons: int = 8,
+        neuron_layers: Sequence[int] = (),
         values: Sequence[str] = (),
         rows: str = "all",
         keep: bool = False,
@@ -186,7 +187,8 @@ class LanguageModel:
         attention   [[layer, head], ...] whose weights are kept; "*" in a place for all, "*" alone for all heads
         peaks       each head's largest weight and where it is, in steps: for models too large for all weights
         lens        tokens that each layer's output would predict;  logits: the largest before sampling, -1 for all
-        neurons     strongest neurons of each layer;  values: patterns of labels such as "l_out-*"
+        neurons     strongest neurons of each layer, or of the layers neuron_layers alone
+        values      patterns of labels such as "l_out-*"
         rows        "last": of the prompt look at the last token alone, which keeps large models quick
         keep        hold keys and values: look.prompt.run names them for engine.look_again()
         ablate      [{"layer": 3, "head": 1}, {"layer": 2, "block": "attn" | "ffn" | "layer"}]: what to switch off
@@ -197,6 +199,7 @@ class LanguageModel:
 
         wanted = {"attention": attention, "lens": lens, "logits": logits, "neurons": neurons, "values": list(values)}
         wanted |= {"peaks": peaks, "prompt": rows, "keep": keep, "ablate": list(ablate), "patch": list(patch)}
+        wanted["neuron_layers"] = list(neuron_layers)
         wanted |= dict.fromkeys(("sampler", "residual", "time", "cache", "merges"), True)
         request = replace(self._request(None, think, None, options), look=wanted)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):

@@ -151,6 +151,12 @@ def test_neurons_add_up_to_what_the_block_adds(exact):
         np.testing.assert_allclose(ours, step.residual.adds[4], rtol=1e-3, atol=1e-3)  # embedding, 2 blocks a layer
 
 
+def test_neurons_of_some_layers_are_those_of_all(model):
+    whole, last = (model.look(PROMPT, neuron_layers=layers, **GREEDY).steps for layers in ([], [-1]))
+    for one, other in zip(whole, last, strict=True):
+        assert other.residual.neurons == [row for row in one.residual.neurons if row[0] == 1] != []
+
+
 def test_columns_of_a_small_matrix_are_those_of_a_large_one(model, monkeypatch):
     looks = [model.look(PROMPT, neurons=3, **GREEDY)]
     monkeypatch.setattr(collector, "SMALL_MATRIX", 0)
@@ -178,6 +184,7 @@ looks = st.fixed_dictionaries(
         "lens": st.integers(0, 9),
         "logits": st.integers(-1, 9),
         "neurons": st.integers(0, 3),
+        "neuron_layers": st.sampled_from([[], [0], [-1, 0]]),
         "values": st.sampled_from([[], ["*"], ["l_out-1", "Q*"]]),
         "rows": st.sampled_from(["all", "last"]),
         "keep": st.booleans(),
