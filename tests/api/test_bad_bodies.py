@@ -90,7 +90,9 @@ def victim(models, tmp_path_factory):
 def served(victim, models, monkeypatch):
     """Start a separate server without registry access, as some of the bodies delete models."""
     for verb in ("pull", "push"):
-        monkeypatch.setattr(f"numllama.engine.serve.engine.{verb}", lambda *args: iter([{"status": "success"}]))
+        monkeypatch.setattr(
+            f"numllama.engine.store.registry.transfer.{verb}", lambda *args: iter([{"status": "success"}])
+        )
     victim.add("m", models / "chat.gguf", parameters={"num_predict": 8})
     victim.add("bare", models / "bare.gguf", parameters={"num_predict": 8})
     return victim
