@@ -7,9 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
+from serving import until
 
 from tiny import tiny_gguf
 
@@ -49,6 +49,13 @@ print(json.dumps({"same": same, "nodes": nodes, "bytes": sent() - before}))
 
 def run(*command):
     subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def listens(host, address):
+    """Return whether a program listens at `address`, seen from `host`."""
+    return not subprocess.run(
+        [*host, "bash", "-c", f"exec 3<>/dev/tcp/{address.replace(':', '/')}"], stderr=subprocess.DEVNULL
+    ).returncode
 
 
 @pytest.fixture
@@ -92,7 +99,7 @@ def test_a_stage_on_each_of_two_hosts_has_the_bits_of_one_process(hosts, tmp_pat
         for host, flags in starts.items():
             command = [*hosts[host], ray, "start", *flags, f"--node-ip-address={HOSTS[host]}", *size]
             nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            time.sleep(5)
+            until(lambda: listens(hosts["one"], address), 60)
         driver = [*hosts["one"], sys.executable, "-c", DRIVER, str(path), address, "cable"]
         done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
