@@ -107,7 +107,8 @@ class Sampler:
         c = scale_by_temperature(c, o.temperature)
         look("temperature", o.temperature, c)
         i = dist(c, u := self.rng.draw())
-        look("dist", u, c.take(slice(i, i + 1), True))
+        if look is not no_look:
+            look("dist", u, c.take(slice(i, i + 1), True))
         return int(c.ids[i])
 
     def _sample_mirostat(self, c: Candidates, look: LookAtSampling) -> int:
@@ -120,6 +121,7 @@ class Sampler:
         look("mirostat", self.mu, c)
         u = self.rng.draw() if len(c.ids) > 1 else 0.0
         i = dist(c, u)
-        look("dist", u, c.take(slice(i, i + 1), True))
+        if look is not no_look:
+            look("dist", u, c.take(slice(i, i + 1), True))
         self.mu -= o.mirostat_eta * (float(surprise_bits(softmax(c.logits))[i]) - o.mirostat_tau)
         return int(c.ids[i])
