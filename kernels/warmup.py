@@ -156,7 +156,8 @@ class Pair:
                         self._changed.notify_all()
                         self._changed.wait_for(lambda: self._left or self._is_complete, IDLE_S)
                         self.theirs = self._left.popleft() if self._left else None
-                    if self.theirs is None:
+                        self.is_over = self.theirs is None
+                    if self.is_over:
                         print(*self._after, sep="\n", file=names)
                         break
                     print(self.theirs, file=names, flush=True)
