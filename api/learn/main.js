@@ -88,6 +88,19 @@ function useShown(run, token, layer, neuronLayer) {
   return [Math.min(shown.current, Math.max(0, run.tokens.length - 1)), waits, failed.key === key ? failed.message : ""];
 }
 
+/** Scroll to a panel, and follow it while maps that arrive later move it, until the page is touched or at rest. */
+function reveal(id) {
+  const panel = document.getElementById(id);
+  if (!panel) return;
+  const observer = new ResizeObserver(() => (panel.scrollIntoView(), settle()));
+  let timer = 0;
+  const end = () => (clearTimeout(timer), observer.disconnect());
+  const settle = () => (clearTimeout(timer), (timer = setTimeout(end, 3000)));
+  ["wheel", "pointerdown", "keydown", "touchstart"].forEach((kind) => window.addEventListener(kind, end, { once: true }));
+  observer.observe(document.querySelector("main"));
+  settle();
+}
+
 /** A panel's place in the grid, whose rows are a pixel each: below the one before it in its column, however high that is. */
 function Cell({ column, children }) {
   const ref = useRef(null);
@@ -151,8 +164,7 @@ function App() {
   };
 
   useEffect(() => {
-    const reveal = () => document.getElementById(state.panel)?.scrollIntoView();
-    if (offline) return reveal();
+    if (offline) return reveal(state.panel);
     modelsOf().then(async (names) => {
       setModels(names);
       if (!names.length) return setError("This server has no models: numllama pull, or unset NUMLLAMA_BUILTIN.");
@@ -161,7 +173,7 @@ function App() {
       set({ model: name });
       const about = await load(name);
       if (about && (location.hash || about.n_weight < SMALL)) await ask({ ...state, model: name }, about);
-      reveal();
+      reveal(state.panel);
     }, (problem) => setError(problem.message));
   }, []);
   useEffect(() => {
