@@ -29,13 +29,15 @@ MAX_MATCH = 12  # tokens compared at most
 N_AROUND, N_SAME = 8, 5  # of so many tokens before a guess behind a change, so many agree with the copied text
 DRAFTED, CHANGED = -1, -2  # kinds of guesses: a draft model's, behind a change; others by a quarter of their match
 MAX_GUESSES = 15  # with the token before them one tile of a product
-PRIOR_RIGHT, PRIOR_WRONG = 0.6, 0.8  # guesses right and wrong that are assumed before the first
+PRIOR = (0.6, 0.8), (0.8, 0.5), (0.8, 0.3), (0.8, 0.2)  # guesses right and wrong that are assumed, by their match
 MEMORY = 0.99  # weight of earlier guesses after each pass: a text that begins to repeat itself is noticed
 PRIOR_ROW = 0.1  # time of one more row, in passes of one row, before it was measured
 FALL, RISE = 0.8, 0.05  # weight of a newer measurement that is less, or more: other programs only ever add time
 HALF_LIFE = 30e9  # ns of passes without a size that halve its time, so that one is tried again after a bad moment
+SURE = 5  # measurements of a size for that; for each one less, a quarter of the time halves it
+DOUBT = 3  # a size's first time counts as at most so many times what was expected: it may have compiled something
 BRIEF = 500e3  # ns of a pass beside which looking for guesses counts: with a small model ...
-PATIENCE, SELDOM = 16, 8  # ... after so many tokens without a guess, one is looked for at each eighth token
+PATIENCE, SELDOM = 16, 8  # ... at first, and after so many tokens without a guess, at each eighth token only
 HOLDS = 16  # passes for which a number of guesses that was found best is not calculated again
 
 
@@ -101,6 +103,7 @@ class PassTimes:
         self._rows: list[int] = []
         self._times: list[float] = []
         self._measured: list[float] = []  # when each was measured last, in the time of all passes
+        self._counts: list[int] = []
         self._elapsed = 0.0
 
     def add(self, n_row: int, duration: float) -> None:
@@ -111,9 +114,11 @@ class PassTimes:
             change = duration - self._times[i]
             self._times[i] += change * (FALL if change < 0 else RISE)
             self._measured[i] = self._elapsed
+            self._counts[i] += 1
         else:
+            self._times.insert(i + 1, min(duration, DOUBT * self.of(n_row) or duration))
             self._rows.insert(i + 1, n_row)
-            self._times.insert(i + 1, duration)
+            self._counts.insert(i + 1, 1)
             self._measured.insert(i + 1, self._elapsed)
 
     def of(self, n_row: int) -> float:
@@ -131,8 +136,9 @@ class PassTimes:
         return self._hoped(i) + part * (self._hoped(i + 1) - self._hoped(i))
 
     def _hoped(self, i: int) -> float:
-        """Return the time of a measured size, less the longer ago that was."""
-        return max(self._times[0], self._times[i] * exp2((self._measured[i] - self._elapsed) / HALF_LIFE))
+        """Return the time of a measured size, less the longer ago that was, and the fewer times."""
+        half_life = HALF_LIFE * 4.0 ** min(0, self._counts[i] - SURE)
+        return max(self._times[0], self._times[i] * exp2((self._measured[i] - self._elapsed) / half_life))
 
 
 class Speculation:
@@ -147,7 +153,7 @@ class Speculation:
         self._kind = 0
         self._seen: dict[int, tuple[float, float]] = {}  # kind of guess -> right, wrong
         self._n_pass = self._n_seen = 0  # passes, and those that `_seen` knows
-        self._n_without, self._each = 0, 1  # tokens in turn without a guess; at each which of them one is looked for
+        self._n_without, self._each = PATIENCE, 0  # tokens in turn without a guess; one is looked for at each `_each`th
         self._best: dict[tuple[int, ...], tuple[int, int]] = {}  # kind, most, rows, sequences -> best, until a pass
 
     def ask(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float = 0.0) -> int:
@@ -169,9 +175,9 @@ class Speculation:
             return []
         self._n_without += 1
         if self._n_without > PATIENCE:
+            self._each = self._each or (SELDOM if self.mode == "auto" and times.of(n_row) < BRIEF else 1)
             if self._n_without % self._each:
                 return []
-            self._each = SELDOM if self.mode == "auto" and times.of(n_row) < BRIEF else 1
         guesses, n_match = self._ngrams.guess(tokens, n := min(n, MAX_GUESSES))
         self._kind = n_match // 4
         if not guesses:
@@ -182,7 +188,7 @@ class Speculation:
         if self.mode == "auto":
             guesses = guesses[: self._worthwhile(len(guesses), times, n_row, n_sequence)]
         if guesses:
-            self._n_without = 0
+            self._n_without = self._each = 0
         return guesses
 
     def judge(self, n_guessed: int, n_right: int) -> None:
@@ -212,7 +218,8 @@ class Speculation:
 
     def _most_worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float) -> int:
         right, wrong = self._right_and_wrong()
-        p = (PRIOR_RIGHT + right) / (PRIOR_RIGHT + PRIOR_WRONG + right + wrong)
+        prior = PRIOR[max(self._kind, 0)]
+        p = (prior[0] + right) / (sum(prior) + right + wrong)
         rates, expected = [], float(n_sequence)
         for k in range(n + 1):
             rates.append(expected / ((times.of(n_row + k) or 1 + PRIOR_ROW * k) + k * each))

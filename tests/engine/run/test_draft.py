@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from numllama.engine.errors import BadOptions
 from numllama.engine.options import Options
-from numllama.engine.run.draft import BRIEF, HALF_LIFE, MAX_MATCH, N_GRAM, SELDOM, Ngrams, PassTimes, Speculation
+from numllama.engine.run.draft import (
+    BRIEF,
+    DOUBT,
+    HALF_LIFE,
+    MAX_MATCH,
+    N_GRAM,
+    SELDOM,
+    SURE,
+    Ngrams,
+    PassTimes,
+    Speculation,
+)
 
 
 def latest(tokens, n):
@@ -60,10 +71,11 @@ def test_images_are_not_guessed():
     assert Speculation("ngram").guess(tokens, 4, PassTimes(), 1, 1) == [8]
 
 
-def times_of(cost):
+def times_of(cost, unit=2 * BRIEF):
+    """Return the times of passes that take cost(n_row) units, which have been measured often."""
     times = PassTimes()
-    for n_row in range(1, 20):
-        times.add(n_row, cost(n_row))
+    for n_row in list(range(1, 20)) * SURE:
+        times.add(n_row, unit * cost(n_row))
     return times
 
 
@@ -106,7 +118,9 @@ def test_a_size_that_was_not_measured_for_long_is_tried_again_once():
     """Its time halves with each HALF_LIFE of other passes, whether these are many short ones or few long ones."""
     for duration in (HALF_LIFE / 100, HALF_LIFE / 10_000):
         times = PassTimes()
-        times.add(1, duration), times.add(4, 3 * duration)
+        times.add(1, duration)
+        for _ in range(SURE):
+            times.add(4, 3 * duration)
         for _ in range(round(HALF_LIFE / duration)):
             times.add(1, duration)
         assert times.of(4) == pytest.approx(1.5 * duration, rel=1e-9)
@@ -118,10 +132,26 @@ def test_a_size_that_was_not_measured_for_long_is_tried_again_once():
         assert times.of(4) == 3 * duration  # the next guess knows what it costs
 
 
+def test_the_first_time_of_a_size_is_doubted():
+    """It may have compiled something, and is tried again soon; what was measured often is believed for long."""
+    times = PassTimes()
+    times.add(1, 1e5), times.add(4, 50e5)
+    assert times.of(4) == pytest.approx(DOUBT * 1.3e5)  # one row more was expected to take a tenth
+    for _ in range(round(HALF_LIFE / 4 ** (SURE - 1) / 1e5)):
+        times.add(1, 1e5)
+    assert times.of(4) == pytest.approx(DOUBT * 1.3e5 / 2, rel=1e-3)
+
+
+def test_the_longer_a_match_the_more_guesses_are_made_at_first():
+    text, times = list(range(100, 160)), times_of(lambda n: 1 + n / 4)
+    found = [len(Speculation().guess([*text, *text[20 : 20 + n]], 15, times, 1, 1)) for n in (3, 6, 10, 14)]
+    assert found == sorted(found) and found[0] < found[-1]
+
+
 @pytest.mark.parametrize(("duration", "n_late"), [(BRIEF / 10, SELDOM), (10 * BRIEF, 1)])
 def test_beside_short_passes_a_copy_is_looked_for_seldom(duration, n_late):
     """In a text without repetition; then it copies, and that is noticed after at most `n_late` tokens."""
-    times, speculation = times_of(lambda n: duration * (1 + n / 100)), Speculation()
+    times, speculation = times_of(lambda n: 1 + n / 100, duration), Speculation()
     text = list(range(1000, 1100))
     assert not any(speculation.guess(text[:n], 8, times, 1, 1) for n in range(10, 101))
     found = [len(speculation.guess([*text, *text[:n]], 8, times, 1, 1)) for n in range(1, 3 + n_late)]
