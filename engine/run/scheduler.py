@@ -112,15 +112,15 @@ class Scheduler:
             for one, _ in turns:
                 self._leave(one, error)
             return
-        shares = [
-            (one.number, one.seq.slot, len(part.tokens), one.seq.state is SequenceState.PREFILL) for one, part in turns
-        ]
+        shares: list[int] = []
+        for one, part in turns:
+            shares += one.number, one.seq.slot, part.tokens.size, one.seq.state is SequenceState.PREFILL
         for (one, part), rows in zip(turns, results, strict=True):
             try:
                 self._advance(one, part, rows)
             except Exception as error:
                 self._leave(one, error)
-        self.timeline.append((began, perf_counter_ns() - began, shares))
+        self.timeline.append((began, perf_counter_ns() - began, *shares))
 
     def _lose(self, error: CacheLost) -> None:
         """End all running jobs: what was cached for them is gone."""

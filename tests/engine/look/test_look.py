@@ -375,8 +375,8 @@ def test_what_a_look_shows_of_the_prompt_counts_as_its_time(model, monkeypatch):
 
 def test_the_timeline_names_who_shared_a_step():
     line = Timeline()
-    line.append((1_000_000, 500_000, [(1, 0, 9, True), (2, 1, 1, False)]))
-    line.append((1_600_000, 100_000, [(2, 1, 1, False)]))
+    line.append((1_000_000, 500_000, 1, 0, 9, True, 2, 1, 1, False))
+    line.append((1_600_000, 100_000, 2, 1, 1, False))
     assert line.steps()[0] == {
         "at_us": 0,
         "us": 500,
