@@ -217,6 +217,7 @@ class Speculation:
         return best
 
     def _most_worthwhile(self, n: int, times: PassTimes, n_row: int, n_sequence: int, each: float) -> int:
+        """Calculate `_worthwhile` from what is known now."""
         right, wrong = self._right_and_wrong()
         prior = PRIOR[max(self._kind, 0)]
         p = (prior[0] + right) / (sum(prior) + right + wrong)
