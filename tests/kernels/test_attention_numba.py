@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numba.core import config
 
 from numllama.kernels import threads
-from numllama.kernels.attention import TILE, Attention, attention_numba, attention_numpy
+from numllama.kernels.attention import FAR, TILE, Attention, attention_numba, attention_numpy
 from numllama.kernels.exp import exp
 from numllama.kernels.jit import kernel
 from numllama.kernels.kv import CACHE_TYPES, in_blocks, new_cache, numbers, write
@@ -42,6 +42,19 @@ def test_several_tiles_equal_one_softmax(n_head, n_head_kv, d, cache_type):
     expected = attention_numpy(rounded.astype(np.float64), k, v, first, Attention(0.2))
     got = attention_numba(q, k, v, first, Attention(0.2))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # float32: values around 1, 600 weights, scores to 10
+
+
+@pytest.mark.parametrize("n_pos", [FAR, FAR + 1])
+def test_pieces_of_many_rows_equal_one_softmax_and_single_queries(n_pos):
+    """Two key heads of 320 rows each: five pieces of 64 or, beyond FAR, three of 128, the last one not full."""
+    q, k, v = queries_and_cache(80, n_pos, 8, 2, 64)
+    first, rule = n_pos - len(q), Attention(0.2)
+    got = attention_numba(q, k, v, first, rule)
+    expected = attention_numpy(q.astype(np.float64), k, v, first, rule)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # as above
+    for t in (0, 15, 16, 31, 32, 63, 64, 79):  # the first and last tokens of pieces
+        one = attention_numba(q[t : t + 1], k[: first + t + 1], v[: first + t + 1], first + t, rule)
+        np.testing.assert_array_equal(got[t : t + 1], one)
 
 
 @pytest.mark.parametrize("cache_type", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "bf16"])
