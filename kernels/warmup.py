@@ -33,7 +33,7 @@ from numba.core import config
 from . import NUMBA, Attention
 from .decode_experts import MIX
 from .decode_layer import compile_layers
-from .jit import cache_folder, can_save, find_cache, warn_once
+from .folder import cache_folder, can_save, find_cache, warn_once
 from .kv import write
 from .packed import PRODUCTS
 from .quants import FORMATS

@@ -7,7 +7,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...kernels.jit import cache_folder, can_save, find_cache
+from ...kernels.folder import cache_folder, can_save, find_cache
 from ...kernels.warmup import warmups
 
 

@@ -13,11 +13,13 @@ from numba import float64
 from numba.core import config
 
 from numllama.kernels import jit
-from numllama.kernels.jit import by_type, inner, kernel, remove_old_caches
+from numllama.kernels.folder import remove_old_caches
+from numllama.kernels.jit import by_type, inner, kernel
 
 # Runs a module with one kernel in a fresh process; prints the result, the cache hits, and whether there is a cache.
 PROGRAM = """
-from numllama.kernels.jit import kernel, cache_folder
+from numllama.kernels.folder import cache_folder
+from numllama.kernels.jit import kernel
 import sys; sys.path.insert(0, {folder!r})
 from sums import total
 import numpy as np
@@ -26,13 +28,13 @@ print(total(np.arange(5.0)), sum(total.stats.cache_hits.values()), cache_folder(
 PROGRAM_WITH_LOG = (
     """
 import logging, sys; logging.basicConfig(stream=sys.stdout, format="%(message)s")
-from numllama.kernels import jit
-jit.log.propagate = False
+from numllama.kernels import folder
+folder.log.propagate = False
 lines = []
 class Lines(logging.Handler):
     def emit(self, record):
         lines.append(record.getMessage())
-jit.log.addHandler(Lines())
+folder.log.addHandler(Lines())
 """
     + PROGRAM
     + """
