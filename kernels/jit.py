@@ -5,12 +5,18 @@
     fastmath      off: sums keep their written order, and so their bits
 
 NUMBA_DISABLE_JIT=1 turns compilation off.
+
+compiler.py compiles in less time than Numba does, and code_file.py loads in less time and memory, but both use inner
+classes of Numba.  With a release of Numba that they were not tested with, neither is imported: Numba's own compiler and
+cache take their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, partial
+from pathlib import Path
 
 import numba
 from numba import types
@@ -18,18 +24,35 @@ from numba.core import config
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic, overload
 
-from .code_file import enable_cache
-from .compiler import InnerCompiler, KernelCompiler
-from .folder import cache_folder
+from .folder import cache_folder, can_save, log
 
+TESTED_NUMBA = tuple(f"0.{minor}." for minor in range(62, 69))  # CONTRIBUTING.md says how one is added
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+if numba.__version__.startswith(TESTED_NUMBA):
+    from .code_file import enable_cache
+    from .compiler import InnerCompiler, KernelCompiler
+
+    KERNEL, INNER, COPIED = {"pipeline_class": KernelCompiler}, {"pipeline_class": InnerCompiler}, {"forceinline": True}
+else:
+    log.debug("Numba %s was not tested with kernels/compiler.py: kernels take longer to compile", numba.__version__)
+    KERNEL, INNER = {}, {}
+    COPIED = {"inline": "always"}  # LLVM would copy loops for any constant: products took 2.7 times longer
+
+    def enable_cache(compiled, folder: Path | None) -> None:
+        """Make `compiled` use Numba's own cache, in `folder`; None or read-only: no caching."""
+        if folder is not None and can_save():  # Numba would choose another folder, for any state of the sources
+            before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+            with suppress(Exception):  # a kernel without a source file
+                compiled.enable_caching()
+            config.CACHE_DIR = before
 
 
 def kernel(function: Callable | None = None, **options):
     """Compile `function` on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
     if function is None:
         return lambda function: kernel(function, **options)
-    compiled = numba.njit(**FLAGS, pipeline_class=KernelCompiler, **options)(function)
+    compiled = numba.njit(**FLAGS, **KERNEL, **options)(function)
     if not config.DISABLE_JIT:
         enable_cache(compiled, cache_folder())
     return compiled
@@ -40,13 +63,13 @@ def inner(function: Callable | None = None, makes_arrays: bool = False, copied: 
 
     makes_arrays   `@inner(makes_arrays=True)` for a function that allocates or returns an array.  Others do not count
                    references, which saves up to four locked instructions each time an array is passed on.
-    copied         inline every call in LLVM, however long the function, so that a call's constant argument is constant
+    copied         inline every call, however long the function, so that a call's constant argument is constant
                    in its loops
     """
     if function is None:
         return partial(inner, makes_arrays=makes_arrays, copied=copied)
-    options = {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": makes_arrays, "forceinline": copied}
-    return numba.njit(**FLAGS, **options)(function)
+    options = {"no_cpython_wrapper": True, "_nrt": makes_arrays} | (COPIED if copied else {})
+    return numba.njit(**FLAGS, **INNER, **options)(function)
 
 
 def by_type(name: str, otherwise: Callable | None = None):
@@ -69,7 +92,7 @@ def by_type(name: str, otherwise: Callable | None = None):
         return add
 
     choose.__name__, choose.cases, choose.case = name, cases, case
-    options = FLAGS | {"no_cpython_wrapper": True, "pipeline_class": InnerCompiler, "_nrt": False}
+    options = FLAGS | INNER | {"no_cpython_wrapper": True, "_nrt": False}
     body_for = lambda first, *args: cases.get(getattr(first, "instance_class", first), otherwise)  # noqa: E731
     overload(choose, jit_options=options, strict=False)(body_for)
     return choose
