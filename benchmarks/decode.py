@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ from .show import Progress
 from .with_torch import prefill_with_torch
 
 STEPS = 32  # decoded tokens per measurement
+SHORTEST = 0.1  # seconds of a measurement: shorter work is repeated
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Bench:
         self, files: LocalModel, peer: Path | None, n_ctx: int, n_slot: int, cpu: bool = False, torch: bool = False
     ):
         self.path, self.programs, self.cpu = str(files.weights), peer, cpu
+        self.repeats: dict[tuple[object, ...], int] = {}  # of llama-bench, by command
         self.model: Model = loaded(files)
         self.cache: KVCache = self.model.new_cache(n_ctx, n_slot)
         self.step([Batch.of([1] * 20), Batch.of([1], 0, 20)])  # warm-up: compiles, and packs the weights
@@ -79,11 +82,13 @@ class Bench:
             forward(self.model, batch, self.cache, NUMBA)
 
     def timed(self, n_thread: int, n_token: int, batches: list[Batch]) -> float:
-        """Return tokens per second of `batches`, which count as `n_token` tokens."""
+        """Return tokens per second of `batches`, which count as `n_token` tokens, repeated for SHORTEST seconds."""
         threads.limit(n_thread)
-        began = self.clock()
-        self.step(batches)
-        return n_token / (self.clock() - began)
+        began, n, seconds = self.clock(), 0, 0.0
+        while seconds < SHORTEST:
+            self.step(batches)
+            n, seconds = n + n_token, self.clock() - began
+        return n / seconds
 
     def prefill(self, n: int) -> Task:
         """Return the task of a prompt of `n` tokens; only the last one has logits."""
@@ -115,11 +120,20 @@ class Bench:
         )
 
     def llama_bench(self, n_thread: int, n_token: int, *args: object) -> float:
-        """Return tokens per second of llama-bench."""
+        """Return tokens per second of llama-bench, which repeats its work for SHORTEST seconds."""
         command = "llama-bench", "-t", n_thread, "-o", "json", *args
-        if self.cpu:  # the cost of two more repetitions
-            return 2 * n_token / self.difference([*command, "--no-warmup", "-r", 1], [*command, "--no-warmup", "-r", 3])
-        (row,) = json.loads(self.output(*command, "-r", 1))
+        if command not in self.repeats:
+            speed = self.llama_bench_speed(*command, "-r", 1)
+            self.repeats[command] = max(1, math.ceil(SHORTEST * speed / n_token))
+        n = self.repeats[command]
+        if not self.cpu:
+            return self.llama_bench_speed(*command, "-r", n)
+        n = max(2, n)
+        return n * n_token / self.difference([*command, "--no-warmup", "-r", 1], [*command, "--no-warmup", "-r", 1 + n])
+
+    def llama_bench_speed(self, *command: object) -> float:
+        """Return the tokens per second that llama-bench prints."""
+        (row,) = json.loads(self.output(*command))
         return float(row["avg_ts"])
 
     def llama_batched_bench(self, n_thread: int, n_seq: int) -> float:
@@ -134,12 +148,18 @@ class Bench:
         return float(rows[0]["speed_tg"])
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
-        """Return the CPU seconds of the command `more` minus those of `less`."""
+        """Return the CPU seconds of the command `more` minus those of `less`.
+
+        Raises: RequestError if that is not above 0
+        """
         before = disturbance.own_cpu_seconds()
         self.output(*less)
         between = disturbance.own_cpu_seconds()
         self.output(*more)
-        return disturbance.own_cpu_seconds() - between - (between - before)
+        seconds = disturbance.own_cpu_seconds() - between - (between - before)
+        if seconds <= 0:
+            raise RequestError(f"{more[0]} took no more CPU time for more work, expected some: omit --cpu")
+        return seconds
 
     def output(self, program: object, *args: object) -> str:
         """Run one of the peer's programs on the model and return its standard output.  Raises: RequestError"""

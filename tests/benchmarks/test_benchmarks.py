@@ -140,6 +140,29 @@ def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
     assert "| numllama / llama.cpp |" in capsys.readouterr().out
 
 
+WORKS = """
+import sys, time
+repetitions = int(sys.argv[sys.argv.index("-r") + 1])
+while time.process_time() < 0.2 + 0.02 * repetitions:
+    pass
+print('[{"avg_ts": 1600}]')
+"""
+
+
+@compiled
+def test_cpu_seconds_of_short_work_come_from_many_repetitions(tmp_path, monkeypatch):
+    """llama-bench here computes 32 tokens in 20 ms of CPU time, after a start of 200 ms."""
+    programs(tmp_path)
+    (tmp_path / "llama-bench").write_text(f"#!{sys.executable}\n{WORKS}")
+    files = FileModel.of(tiny_gguf(tmp_path / "tiny.gguf"))
+    task = decode.Bench(files, tmp_path, 256, 1, cpu=True).decode(0)
+    assert task.ours(1) > 0
+    assert task.peer(1) == pytest.approx(decode.STEPS / 0.02, rel=0.3)  # starts and ends differ by milliseconds
+    monkeypatch.setattr(decode.disturbance, "own_cpu_seconds", lambda: 1.0)
+    with pytest.raises(RequestError, match=r"^llama-bench took no more CPU time for more work, expected some"):
+        task.peer(1)
+
+
 @compiled
 @pytest.mark.oracle
 def test_torch_runs_prompts_of_the_same_shape(tmp_path):
