@@ -14,8 +14,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .jit import inner, kernel
-from .simd import f32x16, load, store, swap_neighbours
+from .simd import bits, f32x16, i32x16, load, load_twice, store, swap_neighbours
 from .threads import parallel_for, run
+
+SIGN_OF_EVEN = np.tile(np.array([-(2**31), 0], np.int32), 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +187,7 @@ def rope_numba(x, positions, rope):
 def rotate_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
     """Rotate token t of `x` by row rows[t] of the tables.  Returns False, with nothing done, if they are too short.
 
-    x and y f32 [n_tok * n_head * d]; cos and sin f32 [n * n_pair]
+    x and y f32 [n_tok * n_head * d], which may be one array; cos and sin f32 [n * n_pair]
     """
     for row in rows:
         if not 0 <= row < cos.size // n_pair:
@@ -194,19 +196,14 @@ def rotate_tokens(team, x, n_head, d, rows, cos, sin, n_pair, neighbours, y):
     return True
 
 
-@inner(makes_arrays=True)
+@inner
 def _rotate_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, last):
-    factors = np.empty(2 * n_pair, np.float32), np.empty(2 * n_pair, np.float32)  # cosines and sines of a token's row
     for t in range(first, last):
         row = rows[t] * n_pair
-        if neighbours:
-            for i in range(n_pair):
-                factors[0][2 * i], factors[0][2 * i + 1] = cos[row + i], cos[row + i]
-                factors[1][2 * i], factors[1][2 * i + 1] = -sin[row + i], sin[row + i]
         for h in range(n_head):
             at = (t * n_head + h) * d
             if neighbours:
-                _rotate_neighbours(x, at, factors[0], factors[1], y)
+                _rotate_neighbours(x, at, row, cos, sin, n_pair, y)
             else:
                 _rotate_halves(x, at, row, cos, sin, n_pair, y)
             for i in range(2 * n_pair, d):
@@ -214,14 +211,16 @@ def _rotate_part(x, n_head, d, rows, cos, sin, n_pair, neighbours, y, first, las
 
 
 @inner
-def _rotate_neighbours(x, at, c, s, y):
-    """Rotate a head: y = x c + (x with neighbours swapped) s, the signs being in s."""
-    whole = c.size // 16 * 16
-    for i in range(0, whole, 16):
-        v = load(f32x16, x, at + i)
-        store(y, at + i, v * load(f32x16, c, i) + swap_neighbours(v) * load(f32x16, s, i))
-    for i in range(whole, c.size):
-        y[at + i] = x[at + i] * c[i] + x[at + (i ^ 1)] * s[i]
+def _rotate_neighbours(x, at, row, cos, sin, n_pair, y):
+    """Rotate a head, whose pairs are neighbours: y = x c + (x with neighbours swapped) s, s negative in even lanes."""
+    whole = n_pair // 8 * 8
+    for i in range(0, whole, 8):
+        v, c = load(f32x16, x, at + 2 * i), load_twice(f32x16, cos, row + i)
+        s = bits(f32x16, bits(i32x16, load_twice(f32x16, sin, row + i)) ^ load(i32x16, SIGN_OF_EVEN, 0))
+        store(y, at + 2 * i, v * c + swap_neighbours(v) * s)
+    for i in range(whole, n_pair):
+        a, b, c, s = x[at + 2 * i], x[at + 2 * i + 1], cos[row + i], sin[row + i]
+        y[at + 2 * i], y[at + 2 * i + 1] = a * c - b * s, b * c + a * s
 
 
 @inner
@@ -234,5 +233,6 @@ def _rotate_halves(x, at, row, cos, sin, n_pair, y):
         store(y, at + i, a * c - b * s)
         store(y, at + n_pair + i, a * s + b * c)
     for i in range(whole, n_pair):
-        y[at + i] = x[at + i] * cos[row + i] - x[at + n_pair + i] * sin[row + i]
-        y[at + n_pair + i] = x[at + i] * sin[row + i] + x[at + n_pair + i] * cos[row + i]
+        a, b = x[at + i], x[at + n_pair + i]
+        y[at + i] = a * cos[row + i] - b * sin[row + i]
+        y[at + n_pair + i] = a * sin[row + i] + b * cos[row + i]

@@ -3,6 +3,7 @@
     f32x16 i32x16 u8x64 ...     types: 16 float32 lanes, 64 bytes; + - * & | ^ << >> lane by lane, or with a scalar
     zero(f32x16)  splat(f32x16, x)  broadcast(f32x16, a, i)     0, x, a[i] in every lane
     load(f32x16, a, i)  store(a, i, v)                          a[i : i + 16]; `a` is flat, its bounds are not checked
+    load_twice(f32x16, a, i)                                    a[i : i + 8], each in two neighbouring lanes
     scatter(a, i, step, v)  prefetch(a, i)                      a[i + step * lane] = v[lane]; fetch a[i] into the cache
     registers(f32x16, n)                                        n vectors to index; real registers once loops unroll
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
@@ -196,6 +197,20 @@ def load(typing, vec, array, i):
     def generate(context, builder, sig, args):
         pointer = address(context, builder, array, args[1], args[2], v.llvm)
         return builder.load(pointer, typ=v.llvm, align=1)
+
+    return v(vec, array, types.intp), generate
+
+
+@intrinsic
+def load_twice(typing, vec, array, i):
+    """Load half a `vec` from array[i] on, each element to two neighbouring lanes."""
+    v = vec.instance_type
+
+    def generate(context, builder, sig, args):
+        half = ir.VectorType(v.llvm.element, v.n // 2)
+        elements = builder.load(address(context, builder, array, args[1], args[2], half), typ=half, align=1)
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), v.n), [i // 2 for i in range(v.n)])
+        return builder.shuffle_vector(elements, ir.Constant(half, ir.Undefined), lanes)
 
     return v(vec, array, types.intp), generate
 
