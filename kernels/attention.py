@@ -194,7 +194,7 @@ def sinks_of(rule, n_head):
     return np.full(n_head, NO_SINK) if rule.sinks is None else np.array(rule.sinks, np.float32)
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _attend_exact(q, k, v, first, seen, scale, softcap, slopes, sinks, out):
     n_tok, n_head, n_head_dim = q.shape
     group = n_head // k.shape[1]
@@ -320,21 +320,20 @@ def attend_rows(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first
 
 @inner(makes_arrays=True)
 def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_piece):
+    n_tok, n_head, n_head_kv, _, d, n_row_in_piece = shape
+    max_rows = min(n_row_in_piece, n_tok * (n_head // n_head_kv))
+    memory = np.empty(max_rows * (2 * d + TILE + 16 + 1) + CHUNK * d, np.float32)
+    _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first_piece, last_piece)
+
+
+@inner
+def _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first_piece, last_piece):
     n_tok, n_head, n_head_kv, n_pos, d, n_row_in_piece = shape
     group = n_head // n_head_kv
     pieces_per_head = -(-n_tok * group // n_row_in_piece)
-    max_rows = min(n_row_in_piece, n_tok * group)
-    rows, sums, chunk = (
-        np.empty(max_rows * d, np.float32),
-        np.empty(max_rows * d, np.float32),
-        np.empty(CHUNK * d, np.float32),
-    )
-    score, top, weights = (
-        np.empty(max_rows * TILE, np.float32),
-        np.empty(max_rows, np.float32),
-        np.empty(max_rows * 16, np.float32),
-    )
-    position, slope = np.empty(max_rows, np.int64), np.empty(max_rows, np.float32)
+    end = max_rows * d
+    rows, sums, chunk, rest = memory[:end], memory[end : 2 * end], memory[2 * end :], memory[2 * end + CHUNK * d :]
+    score, weights, top = rest, rest[max_rows * TILE :], rest[max_rows * (TILE + 16) :]
     for piece in range(first_piece, last_piece):
         h, row = piece // pieces_per_head, piece % pieces_per_head * n_row_in_piece
         n_row = min(n_row_in_piece, n_tok * group - row)
@@ -352,9 +351,8 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
             top[r] = rule.sinks[head]
             if top[r] > NO_SINK:
                 weights[16 * r] = 1
-            position[r], slope[r] = first + t, rule.slopes[head]
-        seen = max(0, position[0] - rule.window + 1) if rule.window > 0 else 0
-        n_seen = min(position[n_row - 1] + 1 + rule.reach, n_pos)
+        seen = max(0, first + row // group - rule.window + 1) if rule.window > 0 else 0
+        n_seen = min(first + (row + n_row - 1) // group + 1 + rule.reach, n_pos)
         for p in range(seen // TILE * TILE, n_seen, TILE):
             n = min(TILE, n_seen - p)
             for i in range(0, n, CHUNK):
@@ -365,7 +363,8 @@ def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_p
                 for r in range(n_row // 4 * 4, n_row):
                     _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, 1)
             for r in range(n_row):
-                _apply_rule(score, r * TILE, position[r] - p, n, rule, slope[r])
+                slope = rule.slopes[h * group + (row + r) % group]
+                _apply_rule(score, r * TILE, first + (row + r) // group - p, n, rule, slope)
                 _scores_to_weights(score, r * TILE, n, top, weights, sums, r, d)
             for i in range(0, n, CHUNK):
                 n_chunk = min(CHUNK, n - i)

@@ -22,7 +22,7 @@ from .decode_matrix import (
     count_weights,
     has_kernel,
     matrix_record,
-    multiply,
+    new_product,
     record_fields,
 )
 from .jit import Entry, inner, kernel
@@ -92,14 +92,14 @@ def expert_of(stack: Tensor, e: int) -> Tensor:
 # --- compiled side
 
 
-@kernel
+@kernel(makes_arrays=True)
 def mix_experts(team, one_thread, address, h, n_tok, out):
     """Compute what the experts add.  Returns False, with nothing done, if some of the chosen must be packed first.
 
     h and out f32 [n_tok * n_embd]
     """
     w = array_at(RECORDS, address, 1)[0]
-    chosen, weights = _choose(one_thread, w, multiply(team, one_thread, w.router, h, n_tok), n_tok)
+    chosen, weights = _choose(one_thread, w, new_product(team, one_thread, w.router, h, n_tok), n_tok)
     experts, wanted = array_at(EXPERT_RECORDS, w.experts, w.n_expert), array_at(I64, w.wanted, w.n_expert)
     complete = True
     for e in chosen:
@@ -160,12 +160,12 @@ def _run_expert(team, one_thread, w, expert, h, rows, weights, parts):
     x = np.empty(rows.size * n_embd, np.float32)
     for j in range(rows.size):
         x[j * n_embd : (j + 1) * n_embd] = h[rows[j] // w.n_used * n_embd : (rows[j] // w.n_used + 1) * n_embd]
-    gate = multiply(team, one_thread, expert.gate, x, rows.size)
-    up = multiply(team, one_thread, expert.up, x, rows.size)
+    gate = new_product(team, one_thread, expert.gate, x, rows.size)
+    up = new_product(team, one_thread, expert.up, x, rows.size)
     call_activate_gate(
         w.activate_gate, (team if 10 * gate.size >= MIN_PARALLEL_WORK else one_thread, SILU, gate, up, gate)
     )
-    down = multiply(team, one_thread, expert.down, gate, rows.size)
+    down = new_product(team, one_thread, expert.down, gate, rows.size)
     for j in range(rows.size):
         weight, at = weights[rows[j]], rows[j] * n_embd
         for i in range(n_embd):

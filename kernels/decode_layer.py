@@ -12,7 +12,7 @@ Without it, a model of 260 thousand weights spends five sixths of a token's time
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import from_dtype, typeof, types
@@ -37,6 +37,7 @@ from .hadamard import rotate_in_place
 from .jit import Entry, inner, kernel
 from .kv import BLOCK, VECTOR, WRITTEN_FAST, Rows, in_blocks, strided, write_rows
 from .norm import norm_rows
+from .packed.tiles import in_whole_tiles
 from .rope import Rope, cos_and_sin_table, rotate_tokens
 from .threads import MIN_PARALLEL_WORK, ONE_THREAD, run
 
@@ -53,6 +54,7 @@ LAYER = np.dtype(
         *record_fields(*ATTENTION, *GATED, kind=MATRIX),
         *record_fields(*NORMS),
         *record_fields("n_embd", "n_head", "n_head_kv", "n_head_dim", "act", "window", "slopes", "sinks"),
+        *record_fields("n_row", "n_word"),  # of a token in Scratch: f32 of the largest field, i32 of `memory`
         *record_fields("n_slot", "n_kept", "bases"),  # positions bases[slot] .. bases[slot] + n_kept - 1 of a slot
         *record_fields("k", "v", kind=PLACES),
         *record_fields("k_group", "v_group"),
@@ -134,6 +136,12 @@ class LayerCall:
             )
         for name in matrices:
             self.set(**{name: matrix_record(weights[name], weights.get(f"{name}_bias"), self.referenced)})
+        products = [self.record[name]["weight"][0] for name in ATTENTION + GATED]
+        padded_heads = n_head * -(-n_q // n_head // VECTOR) * VECTOR
+        self.set(
+            n_row=max(n_embd, padded_heads, *(product["n_row"] for product in products)),
+            n_word=max(product["n_word"] for product in products),
+        )
         self.set(**{name: self.address_of(weights.get(name)) for name in NORMS})
         self.set(n_embd=n_embd, n_head=n_head, n_head_kv=k.shape[2], n_head_dim=n_q // n_head, act=ACTS[act])
         self.set(
@@ -194,30 +202,38 @@ class LayerCall:
             self.experts.pack_wanted()
 
 
-def layers_numba(layers: Sequence[LayerCall], x: np.ndarray, places: np.ndarray) -> np.ndarray:
+class LayerRun:
+    """Layers that run in one call, `last` being the number of the last one."""
+
+    def __init__(self, layers: Sequence[LayerCall], last: int):
+        self.layers, self.last = layers, last
+        self.addresses = np.array([layer.address for layer in layers])
+        self.n_embd, self.n_weight = layers[0].n_embd, layers[0].n_weight
+
+
+def layers_numba(layers: LayerRun, x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Run `layers` on one token of each sequence, and write its keys and values into the cache.
 
     x f32 [n_tok, n_embd], places i64 [n_tok, 2]: slot and position -> x, changed in place
 
     Raises: IndexError for a slot or position outside the cache, ValueError for another shape or layout of `x`
     """
-    if x.shape != (len(places), layers[0].n_embd) or x.dtype != SINGLE or not x.flags.c_contiguous:
-        raise ValueError(f"x is {x.dtype} {x.shape}, expected contiguous float32 {(len(places), layers[0].n_embd)}")
+    if x.shape != (len(places), layers.n_embd) or x.dtype != SINGLE or not x.flags.c_contiguous:
+        raise ValueError(f"x is {x.dtype} {x.shape}, expected contiguous float32 {(len(places), layers.n_embd)}")
     if places.shape[1:] != (2,):
         raise ValueError(
             f"places have shape {places.shape}, expected a slot and a position for each of {len(x)} tokens"
         )
-    addresses, work = np.array([layer.address for layer in layers]), len(x) * layers[0].n_weight
-    done, end = 0, 2 * len(layers)
+    work, flat, done, end = len(x) * layers.n_weight, (x.reshape(-1), places.reshape(-1)), 0, 2 * len(layers.layers)
     while done < end:
-        done = run(_layers, work, ONE_THREAD, addresses, x.reshape(-1), places.reshape(-1), done)
+        done = run(_layers, work, ONE_THREAD, layers.addresses, *flat, done)
         if done < 0:
-            n_slot, n_kept = (int(layers[0].record[name][0]) for name in ("n_slot", "n_kept"))
+            n_slot, n_kept = (int(layers.layers[0].record[name][0]) for name in ("n_slot", "n_kept"))
             raise IndexError(
                 f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_kept} positions"
             )
         if done < end:
-            layers[done // 2].complete(int(places[:, 1].max()) + 1)
+            layers.layers[done // 2].complete(int(places[:, 1].max()) + 1)
     return x
 
 
@@ -229,7 +245,33 @@ def compile_layers() -> None:
 # --- compiled side
 
 
-@kernel
+class Scratch(NamedTuple):
+    """What a layer computes on its way, f32, flat; all layers of a call use the same memory.
+
+    h               normalized x, [n_tok, n_embd]
+    q, k, v, out    of attention, [n_tok, heads of n_head_dim]
+    gate, up        of the feed-forward block, [n_tok, n_ff]
+    y               what the layer adds to x, [n_tok, n_embd]
+    query, result   of one token, in heads padded with zeros to whole vectors
+    memory          i32, of a product
+    positions       i32 [n_tok]
+    """
+
+    h: np.ndarray
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    out: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    y: np.ndarray
+    query: np.ndarray
+    result: np.ndarray
+    memory: np.ndarray
+    positions: np.ndarray
+
+
+@kernel(makes_arrays=True)
 def _layers(team, one_thread, addresses, x, places, done):
     """Run the layers whose records are at `addresses`, of which `done` halves are done.  -> the halves done now
 
@@ -237,6 +279,30 @@ def _layers(team, one_thread, addresses, x, places, done):
     a half that lacks something: longer tables, or packed experts.  Returns -1, with nothing done, if a slot or position
     is outside the cache.
     """
+    return _run_layers(team, one_thread, addresses, x, places, done, _new_scratch(addresses, places))
+
+
+@inner(makes_arrays=True)
+def _new_scratch(addresses, places):
+    """Allocate what the largest layer needs.  `positions` have their values."""
+    n_tok, n_row, n_word = places.size // 2, 0, 0
+    for address in addresses:
+        w = array_at(RECORDS, address, 1)[0]
+        n_row, n_word = max(n_row, w.n_row), max(n_word, w.n_word)
+    n = in_whole_tiles(n_tok)
+    x, memory, positions = (
+        np.empty((10, n * n_row), np.float32),
+        np.empty(n * n_word, np.int32),
+        np.empty(n_tok, np.int32),
+    )
+    for t in range(n_tok):
+        positions[t] = places[2 * t + 1]
+    return Scratch(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9], memory, positions)
+
+
+@inner
+def _run_layers(team, one_thread, addresses, x, places, done, s):
+    """Do the work of `_layers`.  Functions from here on make no arrays, so they need not count references."""
     for il in range(addresses.size):
         w = array_at(RECORDS, addresses[il], 1)[0]
         bases = array_at(I64, w.bases, w.n_slot)
@@ -246,54 +312,59 @@ def _layers(team, one_thread, addresses, x, places, done):
     for half in range(done, 2 * addresses.size):
         w = array_at(RECORDS, addresses[half // 2], 1)[0]
         if half % 2:
-            complete = _feed_and_add(team, one_thread, w, x, places)
+            complete = _feed_and_add(team, one_thread, w, s, x, places)
         else:
-            complete = _attend_and_add(team, one_thread, w, x, places)
+            complete = _attend_and_add(team, one_thread, w, s, x, places)
         if not complete:
             return half
     return 2 * addresses.size
 
 
-@inner(makes_arrays=True)
-def _attend_and_add(team, one_thread, w, x, places):
+@inner
+def _attend_and_add(team, one_thread, w, s, x, places):
     """Run a layer's first half.  Returns False, with nothing done, if a table is too short."""
-    n_tok = places.size // 2
-    h = _norm(one_thread, w, x, w.attn_norm, w.n_embd)
-    q, k = multiply(team, one_thread, w.attn_q, h, n_tok), multiply(team, one_thread, w.attn_k, h, n_tok)
-    v = multiply(team, one_thread, w.attn_v, h, n_tok)
-    q = _norm(one_thread, w, q, w.attn_q_norm, w.n_head_dim)
-    k = _norm(one_thread, w, k, w.attn_k_norm, w.n_head_dim)
-    if w.n_rope_pos > 0:
-        q, k = _rotate(one_thread, w, q, w.n_head, places), _rotate(one_thread, w, k, w.n_head_kv, places)
-        if q.size == 0:
-            return False
+    n_tok, n_q, n_kv = places.size // 2, w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
+    q, k, v, out = s.q[: n_tok * n_q], s.k[: n_tok * n_kv], s.v[: n_tok * n_kv], s.out[: n_tok * n_q]
+    _norm(one_thread, w, x, w.attn_norm, w.n_embd, s.h)
+    multiply(team, one_thread, w.attn_q, s.h, n_tok, s.memory, s.q)
+    multiply(team, one_thread, w.attn_k, s.h, n_tok, s.memory, s.k)
+    multiply(team, one_thread, w.attn_v, s.h, n_tok, s.memory, s.v)
+    _norm(one_thread, w, q, w.attn_q_norm, w.n_head_dim, q)
+    _norm(one_thread, w, k, w.attn_k_norm, w.n_head_dim, k)
+    if w.n_rope_pos > 0 and not (
+        _rotate(one_thread, w, q, w.n_head, s.positions) and _rotate(one_thread, w, k, w.n_head_kv, s.positions)
+    ):
+        return False
     if w.n_factor > 0 and not _scale_queries(w, q, places):
         return False
-    out = _write_and_attend(team, one_thread, w, q, k, v, places)
-    _add(one_thread, w, x, multiply(team, one_thread, w.attn_output, out, n_tok), w.post_attention_norm)
+    _write_and_attend(team, one_thread, w, s, q, k, v, places, out)
+    multiply(team, one_thread, w.attn_output, out, n_tok, s.memory, s.y)
+    _add(one_thread, w, x, s.y, w.post_attention_norm)
     return True
 
 
-@inner(makes_arrays=True)
-def _feed_and_add(team, one_thread, w, x, places):
+@inner
+def _feed_and_add(team, one_thread, w, s, x, places):
     """Run a layer's second half.  Returns False, with nothing done, if chosen experts are not packed."""
     n_tok = places.size // 2
-    h = _norm(one_thread, w, x, w.ffn_norm, w.n_embd)
+    _norm(one_thread, w, x, w.ffn_norm, w.n_embd, s.h)
     if w.mix != 0:
-        out = np.empty(x.size, np.float32)
-        if not call_mix(w.mix, (team, one_thread, w.experts, h, n_tok, out)):
+        if not call_mix(w.mix, (team, one_thread, w.experts, s.h, n_tok, s.y[: x.size])):
             return False
-        _add(one_thread, w, x, out, w.post_ffw_norm)
-        return True
-    gate, up = multiply(team, one_thread, w.ffn_gate, h, n_tok), multiply(team, one_thread, w.ffn_up, h, n_tok)
-    call_activate_gate(
-        w.activate_gate_code, (team if 10 * gate.size >= MIN_PARALLEL_WORK else one_thread, w.act, gate, up, gate)
-    )
-    _add(one_thread, w, x, multiply(team, one_thread, w.ffn_down, gate, n_tok), w.post_ffw_norm)
+    else:
+        n = n_tok * w.ffn_gate.weight.n_out
+        gate, up = s.gate[:n], s.up[:n]
+        multiply(team, one_thread, w.ffn_gate, s.h, n_tok, s.memory, s.gate)
+        multiply(team, one_thread, w.ffn_up, s.h, n_tok, s.memory, s.up)
+        call_activate_gate(
+            w.activate_gate_code, (team if 10 * n >= MIN_PARALLEL_WORK else one_thread, w.act, gate, up, gate)
+        )
+        multiply(team, one_thread, w.ffn_down, gate, n_tok, s.memory, s.y)
+    _add(one_thread, w, x, s.y, w.post_ffw_norm)
     return True
 
 
-@inner(makes_arrays=True)
+@inner
 def _scale_queries(w, q, places):
     """Multiply each token's query by the factor of its position.  Returns False, with nothing done, without one"""
     n, factors = w.n_head * w.n_head_dim, array_at(F32, w.factors, w.n_factor)
@@ -306,46 +377,39 @@ def _scale_queries(w, q, places):
     return True
 
 
-@inner(makes_arrays=True)
-def _norm(one_thread, w, x, weight, n):
-    """Normalize rows of n numbers; return `x` itself if `weight` is 0 (absent)."""
-    if weight == 0:
-        return x
-    y = np.empty(x.size, np.float32)
-    call_rms_norm(w.rms_norm, (one_thread, x, array_at(F32, weight, n), np.float32(w.eps), x.size // n, y))
-    return y
+@inner
+def _norm(one_thread, w, x, weight, n, y):
+    """Normalize rows of n numbers into `y`, which may be `x`.  Does nothing if `weight` is 0 (absent)."""
+    if weight != 0:
+        call_rms_norm(w.rms_norm, (one_thread, x, array_at(F32, weight, n), np.float32(w.eps), x.size // n, y))
 
 
-@inner(makes_arrays=True)
+@inner
 def _add(one_thread, w, x, y, norm):
     """Add y to x in place; y is first normalized if the file has that norm, then scaled."""
-    y, scale = _norm(one_thread, w, y, norm, w.n_embd), np.float32(w.residual_scale)
+    y, scale = y[: x.size], np.float32(w.residual_scale)
+    _norm(one_thread, w, y, norm, w.n_embd, y)
     for i in range(x.size):
         x[i] += y[i] * scale
 
 
-@inner(makes_arrays=True)
-def _rotate(one_thread, w, x, n_head, places):
-    """Rotate each token's heads to its position; return an empty array if the tables are too short."""
-    n_tok = places.size // 2
-    positions, y = np.empty(n_tok, np.int32), np.empty(x.size, np.float32)
-    for t in range(n_tok):
-        positions[t] = places[2 * t + 1]
+@inner
+def _rotate(one_thread, w, x, n_head, positions):
+    """Rotate each token's heads to its position.  Returns False, with nothing done, if the tables are too short."""
     n = w.n_rope_pos * w.n_pair
     table = array_at(F32, w.cos, n), array_at(F32, w.sin, n), w.n_pair
-    args = one_thread, x, n_head, w.n_head_dim, positions, *table, w.neighbours != 0, y
-    return y if call_rope(w.rope, args) else x[:0]
+    return call_rope(w.rope, (one_thread, x, n_head, w.n_head_dim, positions, *table, w.neighbours != 0, x))
 
 
-@inner(makes_arrays=True)
-def _write_and_attend(team, one_thread, w, q, k, v, places):
-    """Write each token's key and value into the cache, then attend.  -> f32 [n_tok * n_head * n_head_dim]"""
+@inner
+def _write_and_attend(team, one_thread, w, s, q, k, v, places, out):
+    """Write each token's key and value into the cache, then attend.  -> out f32 [n_tok * n_head * n_head_dim]"""
     if w.k_group > 0:
         rotate_in_place(q, w.k_group)
         rotate_in_place(k, w.k_group)
     if w.v_group > 0:
         rotate_in_place(v, w.v_group)
-    out, n_q, n_kv = np.empty(q.size, np.float32), w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
+    n_q, n_kv = w.n_head * w.n_head_dim, w.n_head_kv * w.n_head_dim
     bases = array_at(I64, w.bases, w.n_slot)
     for t in range(places.size // 2):
         slot = places[2 * t]
@@ -356,18 +420,17 @@ def _write_and_attend(team, one_thread, w, q, k, v, places):
         if w.n_head_dim % VECTOR == 0:
             _attend(team, one_thread, w, slot, row, w.n_head_dim, query, result)
         else:
-            _attend_padded(one_thread, w, slot, row, query, result)
+            _attend_padded(one_thread, w, s, slot, row, query, result)
     if w.v_group > 0:
         rotate_in_place(out, w.v_group)
-    return out
 
 
-@inner(makes_arrays=True)
+@inner
 def _write(w, places, slot, row, x):
     call_write(w.write, (x, 1, w.n_head_kv, w.n_head_dim, _rows(places, slot, row)))
 
 
-@inner(makes_arrays=True)
+@inner
 def _attend(team, one_thread, w, slot, row, d, q, out):
     """Attend to the rows up to `row`: rules see distances alone."""
     lists = array_at(F32, w.slopes, w.n_head), array_at(F32, w.sinks, w.n_head)
@@ -378,19 +441,23 @@ def _attend(team, one_thread, w, slot, row, d, q, out):
     call_attend(w.attend, (team if work >= MIN_PARALLEL_WORK else one_thread, q, keys, values, *shape, row, rule, out))
 
 
-@inner(makes_arrays=True)
-def _attend_padded(one_thread, w, slot, row, q, out):
+@inner
+def _attend_padded(one_thread, w, s, slot, row, q, out):
     """Attend with heads padded with zeros to whole vectors."""
     d, d_padded = w.n_head_dim, -(-w.n_head_dim // VECTOR) * VECTOR
-    padded, result = np.zeros(w.n_head * d_padded, np.float32), np.empty(w.n_head * d_padded, np.float32)
-    for i in range(q.size):
-        padded[i // d * d_padded + i % d] = q[i]
-    _attend(one_thread, one_thread, w, slot, row, d_padded, padded, result)
-    for i in range(q.size):
-        out[i] = result[i // d * d_padded + i % d]
+    for h in range(w.n_head):
+        for i in range(d):
+            s.query[h * d_padded + i] = q[h * d + i]
+        for i in range(d, d_padded):
+            s.query[h * d_padded + i] = 0
+    n = w.n_head * d_padded
+    _attend(one_thread, one_thread, w, slot, row, d_padded, s.query[:n], s.result[:n])
+    for h in range(w.n_head):
+        for i in range(d):
+            out[h * d + i] = s.result[h * d_padded + i]
 
 
-@inner(makes_arrays=True)
+@kernel(inline="always")
 def _rows(places, slot, row):
     """Return a slot's cache rows from `row` on."""
     a = array_at(U16, places.address + slot * places.slot_size, places.slot_size // 2)

@@ -18,7 +18,7 @@ from numba.np.arrayobj import populate_array
 
 from . import packed
 from .jit import Entry, inner
-from .packed.tiles import LANES
+from .packed.tiles import in_whole_tiles
 from .tensor import Tensor
 from .threads import MIN_PARALLEL_WORK
 
@@ -28,16 +28,18 @@ def record_fields(*names: str, kind: Any = np.int64) -> list[tuple[str, Any]]:
     return [(name, kind) for name in names]
 
 
-PRODUCT = np.dtype(record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "work"))
+PRODUCT = np.dtype(
+    record_fields("matmul", "codes", "n_code", "scales", "n_scale", "n_block", "n_row", "n_out", "n_word", "work")
+)
 TERM = np.dtype([*record_fields("a", "b", kind=PRODUCT), ("scale", np.float64)])
 MATRIX = np.dtype([("weight", PRODUCT), *record_fields("bias", "terms", "n_term")])
 
-BYTES, I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int64))
+BYTES, I32, I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int32, types.int64))
 F32, INT = types.Array(types.float32, 1, "C"), types.int64
 TERMS = types.Array(from_dtype(TERM), 1, "C")
 
 MATMULS = {
-    type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, F32) for type, product in packed.PRODUCTS.items()
+    type: Entry(product.matmul, I64, F32, BYTES, BYTES, INT, INT, I32, F32) for type, product in packed.PRODUCTS.items()
 }
 call_matmul = next(iter(MATMULS.values())).call
 
@@ -68,10 +70,10 @@ def matrix_record(w: Tensor, bias: np.ndarray | None, referenced: list[Any]) -> 
 
 def product_record(w: Tensor, referenced: list[Any]) -> tuple[int, ...]:
     """Return the PRODUCT record of `w`, packed."""
-    form = w.form(packed.pack_weight)
+    product, form = packed.PRODUCTS[w.format.type], w.form(packed.pack_weight)
     referenced.append(form)
     codes, scales = (a.ctypes.data for a in (form.codes, form.scales))
-    sizes = form.n_block, 16 * form.n_group, w.shape[0], w.n_elements
+    sizes = form.n_block, 16 * form.n_group, w.shape[0], form.n_block * product.token_words, w.n_elements
     return MATMULS[w.format.type].address, codes, form.codes.size, scales, form.scales.size, *sizes
 
 
@@ -101,35 +103,65 @@ def array_at(typing, kind, address, n):
     return kind(types.TypeRef(kind), types.int64, types.int64), generate
 
 
-@inner(makes_arrays=True)
-def multiply(team, one_thread, w, x, n_tok):
-    """Compute x w^T with the terms of adapters and the bias.  w MATRIX, x f32 [n_tok * n_in] -> f32 [n_tok * n_out]"""
-    y = multiply_weight(team, one_thread, w.weight, x, n_tok)
-    for i in range(w.n_term):
-        term = array_at(TERMS, w.terms, w.n_term)[i]
-        thin = multiply_weight(team, one_thread, term.a, x, n_tok)
-        more, scale = multiply_weight(team, one_thread, term.b, thin, n_tok), np.float32(term.scale)
-        for j in range(y.size):
-            y[j] += scale * more[j]
+@inner
+def multiply(team, one_thread, w, x, n_tok, memory, y):
+    """Compute x w^T with the terms of adapters and the bias.
+
+    w MATRIX, x f32 [n_tok * n_in] -> the first n_tok * n_out numbers of `y`
+    memory      i32 [tile_size], for x in tiles
+    y           f32 [product_size]
+    """
+    multiply_weight(team, one_thread, w.weight, x, n_tok, memory, y)
+    if w.n_term > 0:
+        _add_terms(team, one_thread, array_at(TERMS, w.terms, w.n_term), x, n_tok, y)
     if w.bias != 0:
         n_out = w.weight.n_out
         bias = array_at(F32, w.bias, n_out)
         for t in range(n_tok):
             for i in range(n_out):
                 y[t * n_out + i] += bias[i]
-    return y
 
 
-@inner(makes_arrays=True)
-def multiply_weight(team, one_thread, w, x, n_tok):
-    """Compute x w^T.  w PRODUCT"""
-    y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES) * w.n_row, np.float32)
+@inner
+def product_size(w, n_tok):
+    """Return how many numbers a product writes: rows in whole groups, of tokens in whole tiles.  w PRODUCT"""
+    return in_whole_tiles(n_tok) * w.n_row
+
+
+@inner
+def tile_size(w, n_tok):
+    """Return how many i32 of memory a product needs for its activations.  w PRODUCT"""
+    return in_whole_tiles(n_tok) * w.n_word
+
+
+@inner
+def multiply_weight(team, one_thread, w, x, n_tok, memory, y):
+    """Compute x w^T into the first n_tok * n_out numbers of `y`.  w PRODUCT"""
     codes, scales = array_at(BYTES, w.codes, w.n_code), array_at(BYTES, w.scales, w.n_scale)
-    call_matmul(
-        w.matmul, (team if n_tok * w.work >= MIN_PARALLEL_WORK else one_thread, x, codes, scales, n_tok, w.n_block, y)
-    )
+    chosen = team if n_tok * w.work >= MIN_PARALLEL_WORK else one_thread
+    call_matmul(w.matmul, (chosen, x, codes, scales, n_tok, w.n_block, memory, y))
     if w.n_row != w.n_out:
         for t in range(1, n_tok):
             for i in range(w.n_out):
                 y[t * w.n_out + i] = y[t * w.n_row + i]
-    return y[: n_tok * w.n_out]
+
+
+@inner(makes_arrays=True)
+def _add_terms(team, one_thread, terms, x, n_tok, y):
+    """Add the products with adapters to the n_tok rows of `y`."""
+    for i in range(terms.size):
+        a, b, scale = terms[i].a, terms[i].b, np.float32(terms[i].scale)
+        memory = np.empty(max(tile_size(a, n_tok), tile_size(b, n_tok)), np.int32)
+        thin, more = np.empty(product_size(a, n_tok), np.float32), np.empty(product_size(b, n_tok), np.float32)
+        multiply_weight(team, one_thread, a, x, n_tok, memory, thin)
+        multiply_weight(team, one_thread, b, thin, n_tok, memory, more)
+        for j in range(n_tok * b.n_out):
+            y[j] += scale * more[j]
+
+
+@inner(makes_arrays=True)
+def new_product(team, one_thread, w, x, n_tok):
+    """Compute `multiply` into a new array.  -> f32 [n_tok * n_out]"""
+    memory, y = np.empty(tile_size(w.weight, n_tok), np.int32), np.empty(product_size(w.weight, n_tok), np.float32)
+    multiply(team, one_thread, w, x, n_tok, memory, y)
+    return y[: n_tok * w.weight.n_out]

@@ -48,11 +48,14 @@ else:
             config.CACHE_DIR = before
 
 
-def kernel(function: Callable | None = None, **options):
-    """Compile `function` on its first call for each set of argument types.  Also `@kernel(inline="always")`."""
+def kernel(function: Callable | None = None, makes_arrays: bool = False, **options):
+    """Compile `function` on its first call for each set of argument types.  Also `@kernel(inline="always")`.
+
+    makes_arrays   as for `inner`
+    """
     if function is None:
-        return lambda function: kernel(function, **options)
-    compiled = numba.njit(**FLAGS, **KERNEL, **options)(function)
+        return partial(kernel, makes_arrays=makes_arrays, **options)
+    compiled = numba.njit(**FLAGS, **KERNEL, _nrt=makes_arrays, **options)(function)
     if not config.DISABLE_JIT:
         enable_cache(compiled, cache_folder())
     return compiled
@@ -62,7 +65,8 @@ def inner(function: Callable | None = None, makes_arrays: bool = False, copied: 
     """Compile a function that only kernels call.  Their code contains it, so it needs no entry from Python and no file.
 
     makes_arrays   `@inner(makes_arrays=True)` for a function that allocates or returns an array.  Others do not count
-                   references, which saves up to four locked instructions each time an array is passed on.
+                   references, which saves up to four locked instructions each time an array is passed on.  They may
+                   call one that returns no array.
     copied         inline every call, however long the function, so that a call's constant argument is constant
                    in its loops
     """

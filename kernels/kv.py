@@ -184,16 +184,22 @@ def write_numba(cache, x):
 @kernel
 def write_rows(x, n, n_head, d, rows):
     """Store x f32 [n, n_head, d] in the first n positions of `rows`."""
+    if d % VECTOR == 0:
+        for t in range(n):
+            for h in range(n_head):
+                _write_head(x, (t * n_head + h) * d, d, rows.a, t * rows.step + h * rows.head, rows.kind)
+    else:
+        _write_padded(x, n, n_head, d, rows)
+
+
+@inner(makes_arrays=True)
+def _write_padded(x, n, n_head, d, rows):
+    """Store heads padded with zeros to whole vectors."""
     padded = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
     for t in range(n):
         for h in range(n_head):
-            source, at = (t * n_head + h) * d, t * rows.step + h * rows.head
-            head, start = x, source
-            if padded.size != d:
-                for i in range(d):
-                    padded[i] = x[source + i]
-                head, start = padded, 0
-            _write_head(head, start, padded.size, rows.a, at, rows.kind)
+            padded[:d] = x[(t * n_head + h) * d : (t * n_head + h + 1) * d]
+            _write_head(padded, 0, padded.size, rows.a, t * rows.step + h * rows.head, rows.kind)
 
 
 @inner

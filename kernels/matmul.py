@@ -52,7 +52,7 @@ def _sum_tiles(rows_of, n_out, x):
     return y
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _sum_columns(columns, x, y):
     """Compute y[t, r] = sum over i of x[t, i] * columns[i, r].  The inner loop, over contiguous rows r, vectorizes."""
     n_in, n_rows = columns.shape

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ...kernels import Kernels
-from ...kernels.decode_layer import LayerCall
+from ...kernels.decode_layer import LayerCall, LayerRun
 from ...kernels.warmup import is_compiling
 from .batch import Batch
 from .cache import KVCache
@@ -31,6 +31,7 @@ class LayerCalls:
         self.model, self.k, self.v, self.bases = model, cache.k, cache.v, cache.bases
         self.ropes, self.groups = model.hparams.ropes(cache.n_ctx), (cache.k_group, cache.v_group)
         self._built: dict[int, LayerCall] = {}
+        self._runs: dict[int, list[LayerRun]] = {}  # by number of tokens
 
     @cached_property
     def fit(self) -> bool:
@@ -66,10 +67,16 @@ class LayerCalls:
         The tap is called once a call, with the last layer of it.
         """
         assert kernels.layers is not None and batch.places is not None
-        n_layer = model.hparams.n_layer
-        for layers in groups(n_layer, PRODUCTS_PER_CALL // (len(batch.places) * self[0].n_weight)):
-            x = tap("l_out", layers[-1], kernels.layers([self[il] for il in layers], x, batch.places))
+        for run in self._runs.get(n := len(batch.places)) or self._runs_of(n):
+            x = tap("l_out", run.last, kernels.layers(run, x, batch.places))
         return x
+
+    def _runs_of(self, n_tok: int) -> list[LayerRun]:
+        """Return all layers in runs for so many tokens."""
+        n_layer = self.model.hparams.n_layer
+        together = groups(n_layer, PRODUCTS_PER_CALL // (n_tok * self[0].n_weight))
+        self._runs[n_tok] = [LayerRun([self[il] for il in layers], layers[-1]) for layers in together]
+        return self._runs[n_tok]
 
 
 def groups(n_layer: int, n_together: int) -> list[range]:

@@ -125,7 +125,7 @@ def _with_sink(sink, largest, weight_sum, sums):
     return weight_sum * shrink + np.float32(1)
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _tiled(q, keys, values, first, sees, scale, softcap, slopes, sinks, width, out):
     n_tok, n_head, d = q.shape
     group, wide = n_head // keys.shape[1], keys.shape[2]
@@ -177,7 +177,7 @@ def _weigh(weights, largest, width):
     return summed
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _one_by_one(
     q, codes, keys, key_codes, values, kind, half_sums, first, sees, scale, softcap, slopes, sinks, width, out
 ):

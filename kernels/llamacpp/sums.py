@@ -63,7 +63,7 @@ def experts_llamacpp(w, x, chosen, width=AVX512):
     return experts_together(lambda w, x: _product(w, x, False, width), w, x, chosen)
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _dot_rows(rows, x, width, vectors, is_half, y):
     """Compute y[t, r] = x[t] . rows[r]."""
     lanes = np.empty(AVX512 * VECTORS, np.float32)
@@ -133,7 +133,7 @@ def _blocks(w, x):
     return y
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _dot_blocks(w, w_scale, minima, x, x_scale, sums, y):
     """Compute y[t, r] of codes i8 [n_out, n_in] and [n_tok, n_in], with scales f32 [n, n_in / 32].
 
@@ -226,7 +226,7 @@ def softmax_llamacpp(x, width=AVX512):
     return y
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _softmax(x, width, y):
     """Take whole vectors by the polynomial, the rest of a row by the C library's exp; sum in double precision."""
     n = x.shape[1]

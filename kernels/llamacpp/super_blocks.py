@@ -144,7 +144,7 @@ def _dot_tiled(w, scales, mins, d, dmin, x, sums, x_d, offset, y):
             y[t, r] = total
 
 
-@kernel
+@kernel(makes_arrays=True)
 def _dot_rows_of_blocks(w, scales, mins, d, dmin, x, sums, x_d, offset, in_lanes, y):
     """Compute y[t, r] as ggml_vec_dot_*_q8_K do with AVX2.
 

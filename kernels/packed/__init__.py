@@ -22,19 +22,22 @@ from . import arena, floats
 from .formats import LAYOUTS
 from .pack import pack_for
 from .products import matmul_for
-from .tiles import LANES, Packed
+from .tiles import Packed, padded_tokens, words_of_block
 
 
 class Product(NamedTuple):
     """A format's kernels, and the size of what they work on.
 
     code_bytes, scale_bytes     of a block of 16 rows
+    token_words     i32 of memory for a token's block
     pack            (team, blocks u8 [...], codes, scales, codes as i32, n_group, n_block)
-    matmul          (team, rows f32 [...], codes, scales, n_tok, n_block, y f32 [...])
+    matmul          (team, rows f32 [...], codes, scales, n_tok, n_block, memory i32 [...], y f32 [...]); memory and y
+                    have room for padded_tokens(n_tok)
     """
 
     code_bytes: int
     scale_bytes: int
+    token_words: int
     pack: Callable
     matmul: Callable
 
@@ -43,12 +46,13 @@ PRODUCTS = {
     GGMLType[format.__name__]: Product(
         layout.n_sub * layout.code_bytes,
         layout.n_sub * layout.scale_bytes,
+        layout.n_sub * words_of_block(layout.parts),
         pack_for(format, layout.file_bytes),
         matmul_for(format, layout),
     )
     for format, layout in LAYOUTS.items()
 } | {
-    GGMLType[format.__name__]: Product(n, 0, pack_for(format, n // 16), floats.matmul_for_numbers(format))
+    GGMLType[format.__name__]: Product(n, 0, 1, pack_for(format, n // 16), floats.matmul_for_numbers(format))
     for format, n in floats.CODE_BYTES.items()
 }
 
@@ -84,10 +88,11 @@ def matmul(w: Tensor, x: np.ndarray, form: Packed | None = None) -> np.ndarray:
     """
     product, form = PRODUCTS[w.format.type], form or w.form(pack_weight)
     n_tok, n_out = len(x), w.shape[0]
-    y = np.empty((1 if n_tok == 1 else -(-n_tok // LANES) * LANES, 16 * form.n_group), np.float32)
+    n = padded_tokens(n_tok)
+    memory, y = np.empty(n * product.token_words * form.n_block, np.int32), np.empty((n, 16 * form.n_group), np.float32)
     rows = np.ascontiguousarray(x, np.float32).reshape(-1)
-    work = n_tok * w.n_elements
-    run(product.matmul, work, rows, form.codes, form.scales, n_tok, form.n_block, y.reshape(-1))
+    sizes = n_tok, form.n_block
+    run(product.matmul, n_tok * w.n_elements, rows, form.codes, form.scales, *sizes, memory, y.reshape(-1))
     return y if y.shape == (n_tok, n_out) else np.ascontiguousarray(y[:n_tok, :n_out])
 
 

@@ -33,9 +33,9 @@ from .tiles import (
     fetch_ahead,
     kernel_for,
     multiply_tiles,
-    new_tiles,
     packed_type,
     put_sums,
+    tiles_in,
 )
 
 F32, F16, BF16 = packed_type("F32", __name__), packed_type("F16", __name__), packed_type("BF16", __name__)
@@ -94,7 +94,7 @@ def rounded_to_bf16(w, x):
 # --- filling tiles
 
 
-@inner(makes_arrays=True)
+@inner
 def fill_some_numbers(w, rows, x, first, last):
     """Round f32 `rows` to tiles first .. last; a lane without a token gets zeros."""
     n = x.n_block
@@ -102,19 +102,18 @@ def fill_some_numbers(w, rows, x, first, last):
         for i in range(n):
             x.d[i] = rounded_for(w, rows[i])
         return
-    zeros = np.zeros(n, np.float32)
     for tile in range(first, last):
-        a, b = row_of(rows, zeros, 4 * tile, x), row_of(rows, zeros, 4 * tile + 1, x)
-        c, e = row_of(rows, zeros, 4 * tile + 2, x), row_of(rows, zeros, 4 * tile + 3, x)
-        d = x.d[4 * tile * n : 4 * (tile + 1) * n]
-        for i in range(n):
-            d[4 * i], d[4 * i + 1] = rounded_for(w, a[i]), rounded_for(w, b[i])
-            d[4 * i + 2], d[4 * i + 3] = rounded_for(w, c[i]), rounded_for(w, e[i])
-
-
-@inner(makes_arrays=True)
-def row_of(rows, zeros, t, x):
-    return rows[t * x.n_block : (t + 1) * x.n_block] if t < x.n_tok else zeros
+        t, d = LANES * tile, x.d[LANES * tile * n : LANES * (tile + 1) * n]
+        if t + LANES <= x.n_tok:
+            a, b = rows[t * n : (t + 1) * n], rows[(t + 1) * n : (t + 2) * n]
+            c, e = rows[(t + 2) * n : (t + 3) * n], rows[(t + 3) * n : (t + 4) * n]
+            for i in range(n):
+                d[4 * i], d[4 * i + 1] = rounded_for(w, a[i]), rounded_for(w, b[i])
+                d[4 * i + 2], d[4 * i + 3] = rounded_for(w, c[i]), rounded_for(w, e[i])
+        else:
+            for lane in range(LANES):
+                for i in range(n):
+                    d[4 * i + lane] = rounded_for(w, rows[(t + lane) * n + i]) if t + lane < x.n_tok else np.float32(0)
 
 
 # --- products
@@ -156,8 +155,8 @@ def matmul_for_numbers(format: type):
     """Make the kernel that multiplies with weights packed as `format`, as products.matmul_for does."""
     n_code = CODE_BYTES[format]
 
-    def matmul(team, rows, codes, scales, n_tok, n_block, y):
-        w, x = format(codes, scales, codes.size // (n_code * n_block), n_block), new_tiles(n_tok, n_block, 0, 0)
+    def matmul(team, rows, codes, scales, n_tok, n_block, memory, y):
+        w, x = format(codes, scales, codes.size // (n_code * n_block), n_block), tiles_in(memory, n_tok, n_block, 0, 0)
         parallel_for(team, fill_some_numbers, (w, rows, x), x.n_tile)
         multiply_tiles(team, dot_numbers, w, x, y)
 

@@ -44,8 +44,8 @@ from .tiles import (
     fill_some_tiles,
     kernel_for,
     multiply_tiles,
-    new_tiles,
     put_sums,
+    tiles_in,
 )
 
 
@@ -144,9 +144,9 @@ def matmul_for(format: type, layout: Layout):
     n_sub, n_code = layout.n_sub, layout.n_sub * layout.code_bytes
     parts, bias = layout.parts, layout.bias
 
-    def matmul(team, rows, codes, scales, n_tok, n_block, y):
+    def matmul(team, rows, codes, scales, n_tok, n_block, memory, y):
         w = format(codes, scales, codes.size // (n_code * n_block), n_block)
-        x = new_tiles(n_tok, n_sub * n_block, parts, bias)
+        x = tiles_in(memory, n_tok, n_sub * n_block, parts, bias)
         parallel_for(team, fill_some_tiles, (rows, x, n_sub), x.n_tile)
         multiply_tiles(team, dot, w, x, y)
 

@@ -85,14 +85,29 @@ def kernel_for(format: type, function):
     return kernel(function)
 
 
-@inner(makes_arrays=True)
-def new_tiles(n_tok, n_block, parts, bias):
-    """Allocate tiles for `n_tok` rows of `n_block` blocks.  With 0 parts a block is one number, in `d`."""
+def words_of_block(parts: int) -> int:
+    """Return how many i32 of memory the tiles of a token's block take."""
+    return 8 + 3 * parts if parts else 1
+
+
+def padded_tokens(n_tok: int) -> int:
+    """Return how many tokens the tiles of `n_tok` tokens have room for."""
+    return -(-n_tok // LANES) * LANES if n_tok > 1 else 1
+
+
+in_whole_tiles = inner(padded_tokens)
+
+
+@kernel(inline="always")
+def tiles_in(memory, n_tok, n_block, parts, bias):
+    """Return tiles for `n_tok` rows of `n_block` blocks, in i32 memory.  With 0 parts a block is one number, in `d`."""
     n_lane = 1 if n_tok == 1 else LANES
     n_tile = -(-n_tok // n_lane)
     n = n_tile * n_lane * n_block
-    q, d = np.empty(8 * n if parts > 0 else 0, np.int32), np.empty(max(1, parts) * n, np.float32)
-    start, sums = np.empty(parts * n, np.int32), np.empty(parts * n, np.float32)
+    end_q = 8 * n if parts > 0 else 0
+    end_d = end_q + max(1, parts) * n
+    numbers = memory.view(np.float32)
+    q, d, start, sums = memory[:end_q], numbers[end_q:end_d], memory[end_d:], numbers[end_d + parts * n :]
     return Tiles(q, d, start, sums, n_tok, n_tile, n_block, parts, bias)
 
 
