@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import literally
 
 from .activation import softmax_numpy
 from .exp import exp
@@ -359,9 +358,9 @@ def _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first
                 n_chunk = min(CHUNK, n - i)
                 _load_chunk(keys, h, p + i, n_chunk, d, chunk)
                 for r in range(0, n_row - 3, 4):
-                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, 4)
+                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, np.int64(4))
                 for r in range(n_row // 4 * 4, n_row):
-                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, 1)
+                    _scores(rows, r, chunk, n_chunk, d, score, r * TILE + i, np.int64(1))
             for r in range(n_row):
                 slope = rule.slopes[h * group + (row + r) % group]
                 _apply_rule(score, r * TILE, first + (row + r) // group - p, n, rule, slope)
@@ -370,9 +369,9 @@ def _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first
                 n_chunk = min(CHUNK, n - i)
                 _load_chunk(values, h, p + i, n_chunk, d, chunk)
                 for r in range(0, n_row - 3, 4):
-                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, 4)
+                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, np.int64(4))
                 for r in range(n_row // 4 * 4, n_row):
-                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, 1)
+                    _add_values(score, r * TILE + i, chunk, n_chunk, d, sums, r, np.int64(1))
         for r in range(n_row):
             start = ((row + r) // group * n_head + h * group + (row + r) % group) * d
             per_weight = np.float32(1) / total(load(f32x16, weights, 16 * r))
@@ -448,11 +447,13 @@ def _fifth_bits(mask):
     return minimum(splat(i32x16, np.int32(mask)) & load(i32x16, BIT_OF_LANE, 0), splat(i32x16, 1)) << 4
 
 
-@inner
+@inner(copied=True)
 def _scores(rows, r, k, n, d, score, start, T):
-    """Compute score[t, p] = rows[r + t] . key p, for `T` rows and n positions, n rounded up to a multiple of 4."""
-    literally(T)
-    a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
+    """Compute score[t, p] = rows[r + t] . key p, for T rows, 1 .. 4, and n positions, rounded up to a multiple of 4.
+
+    Numba compiles the loop once, and LLVM once for each T.  So T is an np.int64: it has no literal type.
+    """
+    a, b, c, e = registers(f32x16, 4), registers(f32x16, 4), registers(f32x16, 4), registers(f32x16, 4)
     for p in range(0, n, 4):
         at = p * d
         at1, at2, at3 = min(p + 1, n - 1) * d, min(p + 2, n - 1) * d, min(p + 3, n - 1) * d
@@ -513,11 +514,13 @@ def _scores_to_weights(score, start, n, top, weights, sums, r, d):
         store(sums, r * d + i, load(f32x16, sums, r * d + i) * shrink)
 
 
-@inner
+@inner(copied=True)
 def _add_values(score, start, v, n, d, sums, r, T):
-    """Add to sums[r + t] the sum over p of score[t, p] * value p, by 64 components, then the rest by 16."""
-    literally(T)
-    a, b, c, e = registers(f32x16, T), registers(f32x16, T), registers(f32x16, T), registers(f32x16, T)
+    """Add to sums[r + t] the sum over p of score[t, p] * value p, by 64 components, then the rest by 16.
+
+    T as for _scores.
+    """
+    a, b, c, e = registers(f32x16, 4), registers(f32x16, 4), registers(f32x16, 4), registers(f32x16, 4)
     whole = d // 64 * 64
     for i in range(0, whole, 64):
         for t in range(T):
