@@ -97,6 +97,20 @@ def test_the_number_of_guesses_follows_what_they_bring():
     assert 1 <= rehearse(50, times_of(lambda n: 1 + n / 10), right=2)[-1] <= 6
 
 
+def test_what_guesses_bring_is_calculated_again_after_some_passes_or_a_judged_guess():
+    """At each pass that would take a small model time; much later, a text that repeats itself would have no guesses."""
+    dear, cheap = times_of(lambda n: float(n)), times_of(lambda n: 1 + n / 1000)
+    speculation, lengths = Speculation(), []
+    for times in [dear] + 40 * [cheap]:
+        lengths.append(len(speculation.guess([1, 2, 3] * 5, 15, times, 1, 1)))
+        if lengths[-1]:
+            break
+        speculation.judge(0, 0)
+    assert 8 < len(lengths) <= 33 and lengths[-1] == 15
+    speculation.judge(15, 0)
+    assert 0 < len(speculation.guess([1, 2, 3] * 5, 15, cheap, 1, 1)) < 15
+
+
 def test_a_full_batch_has_no_use_for_guesses():
     times = times_of(lambda n: 1.0 if n <= 8 else 3.0)
     speculation = Speculation()
