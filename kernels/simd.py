@@ -8,8 +8,9 @@
     registers(f32x16, n)                                        n vectors to index; real registers once loops unroll
     convert(V, v)  bits(V, v)                                   the same numbers, the same bits, as another type
     fma(a, b, c)  maximum(a, b)  minimum(a, b)                  a * b + c; lane by lane
-    total(v)  largest(v)  totals(v, w, x, y)                    over the lanes; of four vectors, as f32x4
-    swap_neighbours(v)                                          lanes 1 0 3 2 ...
+    total(v)  largest(v)  totals(v, w, x, y)  largests(...)     over the lanes; of four vectors, as four lanes
+    swap_neighbours(v)  interleave(v, w, x, y)                  lanes 1 0 3 2 ...; v[0] w[0] x[0] y[0] v[1] ...
+    lane(v, i)  with_lane(v, i, x)                              v[i]; v with x in lane i
     half_to_f32(u16x16)  f32_to_half(x)                         float16 bits -> f32x16, and back; back for scalars too
     round_to_half(x)  round_to_bf16(x)                          an f32 rounded to the shorter type, still as f32;
                                                                 round_to_half for vectors too
@@ -387,25 +388,28 @@ def total(typing, vector):
 
 @intrinsic
 def totals(typing, v, w, x, y):
-    """Return the `total` of each of four f32x16, bit for bit, at the cost of one and a half.  -> f32x4"""
+    """Return the `total` of each of four vectors of 16, bit for bit, at the cost of one and a half.  -> four lanes"""
 
     def generate(context, builder, sig, args):
-        def sides(a, b, size):  # the first halves, and the second halves, of each group of `size` lanes of a and b
-            n = a.type.count
-            first = [start + i for start in range(0, 2 * n, size) for i in range(size // 2)]
-            kind = ir.VectorType(ir.IntType(32), n)
-            return [
-                builder.shuffle_vector(a, b, ir.Constant(kind, [i + shift for i in first])) for shift in (0, size // 2)
-            ]
+        return fold_four(builder, args, builder.fadd if v.lane == types.float32 else builder.add)
 
-        a, b = (builder.fadd(*sides(*pair, 16)) for pair in (args[:2], args[2:]))
-        four = builder.fadd(*sides(a, b, 8))  # four lanes of v, of w, of x, of y
-        for size in (4, 2):
-            four = builder.fadd(*(half for half in sides(four, four, size)))
-            four = halves(builder, four)[0]
-        return four
+    return Vec(v.lane, 4)(v, w, x, y), generate
 
-    return Vec(types.float32, 4)(v, w, x, y), generate
+
+def fold_four(builder, vectors, combine):
+    """Build `fold` of four vectors of 16 lanes at once.  -> four lanes"""
+
+    def sides(a, b, size):  # the first halves, and the second halves, of each group of `size` lanes of a and b
+        n = a.type.count
+        first = [start + i for start in range(0, 2 * n, size) for i in range(size // 2)]
+        kind = ir.VectorType(ir.IntType(32), n)
+        return [builder.shuffle_vector(a, b, ir.Constant(kind, [i + shift for i in first])) for shift in (0, size // 2)]
+
+    a, b = (combine(*sides(*pair, 16)) for pair in (vectors[:2], vectors[2:]))
+    four = combine(*sides(a, b, 8))  # four lanes of each vector
+    for size in (4, 2):
+        four = halves(builder, combine(*sides(four, four, size)))[0]
+    return four
 
 
 @intrinsic
@@ -416,6 +420,43 @@ def largest(typing, vector):
         return fold(builder, args[0], lambda a, b: select(builder, vector, ">", a, b))
 
     return vector.lane(vector), generate
+
+
+@intrinsic
+def largests(typing, v, w, x, y):
+    """Return the `largest` of each of four f32x16.  -> f32x4"""
+
+    def generate(context, builder, sig, args):
+        return fold_four(builder, args, lambda a, b: select(builder, v, ">", a, b))
+
+    return Vec(v.lane, 4)(v, w, x, y), generate
+
+
+@intrinsic
+def lane(typing, vector, i):
+    """Return lane i."""
+    return vector.lane(vector, types.intp), lambda context, builder, sig, args: builder.extract_element(*args)
+
+
+@intrinsic
+def with_lane(typing, vector, i, x):
+    """Return the vector with `x` in lane i."""
+    return vector(vector, types.intp, vector.lane), lambda context, builder, sig, args: builder.insert_element(
+        args[0], args[2], args[1]
+    )
+
+
+@intrinsic
+def interleave(typing, v, w, x, y):
+    """Return the lanes v[0] w[0] x[0] y[0] v[1] ... of four vectors."""
+    result = Vec(v.lane, 4 * v.n)
+
+    def generate(context, builder, sig, args):
+        lanes = [v.n * k + i for i in range(v.n) for k in range(4)]
+        pairs = concatenate(builder, *args[:2]), concatenate(builder, *args[2:])
+        return builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(ir.IntType(32), result.n), lanes))
+
+    return result(v, w, x, y), generate
 
 
 # --- machine-dependent operations

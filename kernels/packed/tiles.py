@@ -17,20 +17,27 @@ from ..jit import inner, kernel
 from ..simd import (
     bits,
     convert,
+    f32x4,
     f32x16,
     i8x16,
     i32x4,
     i32x16,
+    interleave,
+    lane,
     largest,
+    largests,
     load,
     maximum,
     minimum,
     prefetch,
+    registers,
     round_to_half,
     scatter,
     splat,
     store,
     total,
+    totals,
+    with_lane,
 )
 from ..threads import parallel_for
 
@@ -38,6 +45,7 @@ LANES = 4  # tokens in a tile
 PAIR_TOKENS = 2 * LANES  # in two tiles
 WIDE_TOKENS = 12  # against one unpacked group: with 24 registers for sums, some are left for codes
 PREFETCH_BYTES = 4096  # one token, one busy Xeon core: 11 GB/s without, 15 with 4096, 14 with 2048 or 16384
+MAX_FACTOR = np.finfo(np.float32).max  # of numbers below 4e-37, whose scale as f16 is 0
 NEAR_ACTIVATION_BYTES = 1 << 19  # they stay in a core's cache while all weights pass
 
 
@@ -133,12 +141,22 @@ def nearest(v):
 @inner
 def largest_in_magnitude(rows, start, n):
     """Find the value largest in magnitude of rows[start : start + n], the first among equals."""
-    amax = magnitude(load(f32x16, rows, start))
+    top = load(f32x16, rows, start)
+    low = top
     for i in range(16, n, 16):
-        amax = maximum(magnitude(load(f32x16, rows, start + i)), amax)
-    most = largest(amax)
+        top, low = maximum(load(f32x16, rows, start + i), top), minimum(load(f32x16, rows, start + i), low)
+    return larger_in_magnitude(rows, start, n, largest(top), -largest(low * np.float32(-1)))
+
+
+@inner
+def larger_in_magnitude(rows, start, n, top, low):
+    """Choose between the largest and the smallest of rows[start : start + n]."""
+    if top > -low:
+        return top
+    if top < -low:
+        return low
     for i in range(n):
-        if abs(rows[start + i]) == most:
+        if abs(rows[start + i]) == top:
             return rows[start + i]
     return np.float32(0)
 
@@ -153,9 +171,13 @@ def factor_and_scale(rows, start, n_sub):
     """
     if n_sub == 1:
         amax = largest(maximum(magnitude(load(f32x16, rows, start)), magnitude(load(f32x16, rows, start + 16))))
-        factor = np.float32(127) / amax if amax > 0 else np.float32(0)
-        return factor, amax / np.float32(127)
-    factor = np.float32(-127) / largest_in_magnitude(rows, start, 32 * n_sub)
+        return min(np.float32(127) / amax, MAX_FACTOR), amax / np.float32(127)
+    return super_factor_and_scale(largest_in_magnitude(rows, start, 32 * n_sub))
+
+
+@inner
+def super_factor_and_scale(most):
+    factor = np.float32(-127) / most
     if np.isinf(factor):
         return np.float32(0), np.float32(0)
     return factor, np.float32(1) / factor
@@ -200,8 +222,11 @@ def fill_some_tiles(rows, x, n_sub, first, last):
     """
     literally(n_sub)
     for tile in range(first, last):
-        for lane in range(lanes(x)):
-            t = tile * lanes(x) + lane
+        if LANES * (tile + 1) <= x.n_tok:
+            fill_whole_tile(rows, x, n_sub, tile)
+            continue
+        for place in range(lanes(x)):
+            t = tile * lanes(x) + place
             for b in range(0, x.n_block, n_sub):
                 start, factor, d = (t * x.n_block + b) * 32, np.float32(0), np.float32(0)
                 if t < x.n_tok:
@@ -211,7 +236,82 @@ def fill_some_tiles(rows, x, n_sub, first, last):
                     if t < x.n_tok:
                         low = at_most_127(load(f32x16, rows, start + 32 * i) * factor)
                         high = at_most_127(load(f32x16, rows, start + 32 * i + 16) * factor)
-                    put_columns(x, tile, b + i, lane, low, high, d, n_sub)
+                    put_columns(x, tile, b + i, place, low, high, d, n_sub)
+
+
+@inner
+def fill_whole_tile(rows, x, n_sub, tile):
+    """Round the rows of LANES tokens together, to the bits of one after the other, in 0.35 to 0.6 of the time."""
+    literally(n_sub)
+    n_in, low, high = 32 * x.n_block, registers(i32x16, LANES), registers(i32x16, LANES)
+    for b in range(0, x.n_block, n_sub):
+        start = tile * LANES * n_in + 32 * b
+        factor, d = factors_and_scales(rows, start, n_in, n_sub)
+        for i in range(n_sub):
+            for t in range(LANES):
+                at = start + t * n_in + 32 * i
+                low[t] = at_most_127(load(f32x16, rows, at) * lane(factor, t))
+                high[t] = at_most_127(load(f32x16, rows, at + 16) * lane(factor, t))
+            block = tile * x.n_block + b + i
+            store(x.q, 8 * LANES * block, four_codes(low[0], low[1], low[2], low[3]))
+            store(x.q, 8 * LANES * block + 16, four_codes(high[0], high[1], high[2], high[3]))
+            for part in range(x.parts):
+                store(x.d, (block * x.parts + part) * LANES, round_to_half(d) if n_sub == 1 else d)
+            if x.parts == 1:
+                for t in range(LANES):
+                    low[t] = low[t] + high[t]
+                put_sums_of_four(x, block, totals(low[0], low[1], low[2], low[3]), d, n_sub)
+            else:
+                put_sums_of_four(x, 2 * block, totals(low[0], low[1], low[2], low[3]), d, n_sub)
+                put_sums_of_four(x, 2 * block + 1, totals(high[0], high[1], high[2], high[3]), d, n_sub)
+
+
+@inner
+def factors_and_scales(rows, start, n_in, n_sub):
+    """Compute factor_and_scale for LANES rows of n_in numbers.  -> f32x4, f32x4"""
+    literally(n_sub)
+    top, low = registers(f32x16, LANES), registers(f32x16, LANES)
+    if n_sub == 1:
+        for t in range(LANES):
+            at = start + t * n_in
+            top[t] = maximum(magnitude(load(f32x16, rows, at)), magnitude(load(f32x16, rows, at + 16)))
+        amax = largests(top[0], top[1], top[2], top[3])
+        factor = minimum(splat(f32x4, np.float32(127)) / amax, splat(f32x4, MAX_FACTOR))
+        return factor, amax / np.float32(127)
+    for t in range(LANES):
+        at = start + t * n_in
+        top[t] = low[t] = load(f32x16, rows, at)
+        for i in range(16, 32 * n_sub, 16):
+            v = load(f32x16, rows, at + i)
+            top[t], low[t] = maximum(v, top[t]), minimum(v, low[t])
+    for t in range(LANES):
+        low[t] = low[t] * np.float32(-1)
+    tops, lows = largests(top[0], top[1], top[2], top[3]), largests(low[0], low[1], low[2], low[3])
+    pairs = registers(f32x4, 2)
+    for t in range(LANES):
+        most = larger_in_magnitude(rows, start + t * n_in, 32 * n_sub, lane(tops, t), -lane(lows, t))
+        factor, d = super_factor_and_scale(most)
+        pairs[0], pairs[1] = with_lane(pairs[0], t, factor), with_lane(pairs[1], t, d)
+    return pairs[0], pairs[1]
+
+
+@inner
+def four_codes(a, b, c, e):
+    """Return the codes of 16 columns of four tokens as a tile has them.  Each i32x16 -> i32x16, four i8 to a lane"""
+    return interleave(
+        bits(i32x4, convert(i8x16, a)),
+        bits(i32x4, convert(i8x16, b)),
+        bits(i32x4, convert(i8x16, c)),
+        bits(i32x4, convert(i8x16, e)),
+    )
+
+
+@inner
+def put_sums_of_four(x, place, sums, d, n_sub):
+    """As put_sum for LANES tokens.  sums i32x4, d f32x4"""
+    store(x.start, place * LANES, sums * -x.bias)
+    scaled = d * convert(f32x4, sums)
+    store(x.sums, place * LANES, round_to_half(scaled) if n_sub == 1 and x.parts == 1 else scaled)
 
 
 # --- reading and writing in a product; token t is counted from tile m, L = min(T, LANES)

@@ -25,6 +25,28 @@ def random_tokens(n_tok, n_in, seed=1):
     return np.random.default_rng(seed).standard_normal((n_tok, n_in), np.float32)
 
 
+def odd_rows(n_in):
+    """Rows that rounding treats by themselves: nothing, equal largest values of both signs, tiny and large ones."""
+    rows = random_tokens(8, n_in)
+    rows[0] = 0
+    rows[1, 40::64], rows[1, 10::64] = 4.5, -4.5  # the first of equals gives Q8_K its sign
+    rows[2, 40::64], rows[2, 10::64] = -4.5, 4.5
+    rows[3], rows[4] = rows[3] * 1e-39, -np.abs(rows[4])
+    rows[5] *= 1e3
+    rows[6, :64] = 0
+    rows[7] = -0.0
+    return rows
+
+
+def test_odd_rows_are_rounded_alike_in_whole_tiles_and_alone(weight):
+    rows = odd_rows(512)
+    together, alone = matmul_numba(weight, rows), np.concatenate([matmul_numba(weight, row[None]) for row in rows])
+    assert together.tobytes() == alone.tobytes()
+    expected = matmul_ggml(weight, rows)
+    rest = np.abs(together - expected).max(axis=1)
+    assert (rest <= 512 * 2**-24 * np.abs(expected).max(axis=1)).all()  # n float32 sums
+
+
 @pytest.fixture(scope="module", params=PACKED, ids=lambda format: format.name)
 def weight(request):
     return random_weight(request.param, n_out=40, n_in=512)  # 40 rows: the third group is not full
