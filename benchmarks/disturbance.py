@@ -201,11 +201,11 @@ def resident_mib(pids: Sequence[int], peak: bool = True) -> float | None:
 
 
 def process_tree(pids: Sequence[int]) -> set[int]:
-    """Return the processes and all their descendants, without this process."""
+    """Return the processes and, where the system tells, all their descendants, without this process."""
     if not pids:
         return set()
     children: dict[int, list[int]] = {}
-    for entry in PROC.iterdir():
+    for entry in PROC.iterdir() if PROC.is_dir() else ():
         if entry.name.isdigit() and (fields := system_text(entry / "stat").rpartition(")")[2].split()):
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     found: set[int] = set()

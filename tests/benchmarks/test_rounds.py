@@ -194,6 +194,13 @@ def test_others_are_measured_without_this_process_s_own_work(monkeypatch):
     assert brief.others == pytest.approx(2.001 / 2.01, abs=1e-3)
 
 
+def test_where_processes_cannot_be_listed_a_process_has_no_descendants(monkeypatch, tmp_path):
+    """macOS has no /proc."""
+    monkeypatch.setattr(disturbance, "PROC", tmp_path / "proc")
+    assert disturbance.process_tree([5]) == {5}
+    assert disturbance.cpu_seconds_of(5) == 0
+
+
 def test_the_limits_of_a_disturbance(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("os.cpu_count", lambda: 4)
