@@ -107,7 +107,7 @@ def array_at(typing, kind, address, n):
 def multiply(team, one_thread, w, x, n_tok, memory, y):
     """Compute x w^T with the terms of adapters and the bias.
 
-    w MATRIX, x f32 [n_tok * n_in] -> the first n_tok * n_out numbers of `y`
+    x f32 [n_tok * n_in], w a MATRIX -> the first n_tok * n_out numbers of `y`
     memory      i32 [tile_size], for x in tiles
     y           f32 [product_size]
     """
