@@ -25,7 +25,6 @@ from .wires import Contender, Prompted, terminal_line, whole
 from .workload import draw_words
 
 FORCING = ("ignore_eos", "logit_bias", "")  # tried in this order, until an answer has the tokens that were asked for
-MAX_CACHED = 32  # tokens of a new prompt that may come from a cache: those of a template
 UNCOUNTED = "and nothing else counts them"
 SHRINKS = 0.7  # of the chunks, and of the text, that a token had in the check
 TOLD_S = 20.0  # longest wait for what a server tells about itself

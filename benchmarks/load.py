@@ -18,8 +18,6 @@ from .figures import TimedAnswer
 from .wires import Contender, Prompted
 from .workload import Load, as_prompted
 
-Sender = Callable[[Prompted, float], "asyncio.Future[TimedAnswer]"]
-
 
 async def run_load(
     contender: Contender,

@@ -18,8 +18,6 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from ..engine.errors import RequestError
 from .figures import ServerCounts
 
-KINDS_OF_WORK = ("completion", "chat", "embed")
-
 
 @dataclass(frozen=True)
 class Prompted:

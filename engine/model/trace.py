@@ -15,7 +15,7 @@ from html import escape
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ...kernels import Kernels
 from ..errors import RequestError
@@ -106,11 +106,3 @@ class Trace:
 def label(name: str, il: int) -> str:
     """Return a value's name in llama.cpp's dumps: "attn_norm-0", "result_output"."""
     return name if il < 0 else f"{name}-{il}"
-
-
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the arrays of a safetensors file.  Raises: RequestError"""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:  # the last two: a type that NumPy lacks
-        raise RequestError(f"{os.fspath(path)} cannot be read as safetensors: {error}") from None

@@ -12,7 +12,6 @@ from ....kernels.quants.bits import pack, unpack
 
 Dequantize = Callable[[np.ndarray], np.ndarray]
 Wrong = Callable[[np.ndarray, Dequantize], np.ndarray]
-BLOCKS_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
 SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 MINIMA = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
 ALL_IN_BLOCKS = tuple(format.name for format in FORMATS.values() if format.block_size > 1)

@@ -13,7 +13,6 @@ from .block_fields import Dequantize, FormatMistake, Wrong, changed_fields, orde
 
 SIGNED_POINTS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 EVEN_SIGNED = ("IQ2_XXS", "IQ2_XS", "IQ3_XXS")
-SIGN_BYTES = ("IQ2_S", "IQ3_S")
 
 
 def signs_and_sizes(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Wrong:
