@@ -15,6 +15,7 @@ from numba.core import config
 
 from .half import bf16_to_f32, f32_to_bf16
 from .jit import inner, kernel
+from .packed import arena
 from .packed.tiles import largest_in_magnitude, magnitude, nearest
 from .quants import block32, floats, iq
 from .rounding import activations_q8_0
@@ -102,8 +103,15 @@ def new_cache(n_slot: int, n_ctx: int, n_head_kv: int, n_head_dim: int, cache_ty
     """Return zeros [n_slot, n_ctx, n_head_kv, n_head_dim], or the same in blocks.
 
     In memory, a head's positions are contiguous, and each head is padded as in n_kept.  Raises: as n_kept
+
+    Large pages only where a head's positions fill some: otherwise the first token of a text would take a page of 2 MiB
+    in every layer, 120 MiB in a model of 135M.  At 4,000 positions decoding is as fast on small pages, at 16,000 it
+    takes 2.5 % longer.
     """
-    cache = np.zeros((n_slot, n_head_kv, n_ctx, n_kept(cache_type, n_head_dim)), cache_type).swapaxes(1, 2)
+    shape = n_slot, n_head_kv, n_ctx, n_kept(cache_type, n_head_dim)
+    head_bytes = shape[2] * shape[3] * cache_type.itemsize
+    memory = arena.new_piece(n_slot * n_head_kv * head_bytes, head_bytes >= arena.LARGE_PAGE_BYTES)
+    cache = memory.view(cache_type).reshape(shape).swapaxes(1, 2)
     return cache if in_blocks(cache_type) else cache[..., :n_head_dim]
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from contextlib import suppress
 from functools import cache
 from threading import Lock
 
 import numpy as np
 
 PIECE_BYTES = 64 << 20  # pages that are never written to cost no memory
+LARGE_PAGE_BYTES = 2 << 20
 LINE_BYTES = 64  # a cache line, and the longest load
 
 _lock = Lock()
@@ -38,17 +40,16 @@ def zeros(n: int) -> np.ndarray:
         return array
 
 
-def new_piece(n: int) -> np.ndarray:
-    """Map u8 [n] of zeros, on large pages where the system has them."""
+def new_piece(n: int, large_pages: bool = True) -> np.ndarray:
+    """Map u8 [n] of zeros, on large pages where the system has them.  A page takes memory once written."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(n, np.uint8)
     memory = mmap.mmap(
         -1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     )  # shared memory, the default, gets small pages
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without large pages
-        pass
+    if large_pages:
+        with suppress(OSError):  # a kernel without large pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
 
 
