@@ -6,9 +6,7 @@ to another kernel, is ignored and replaced; what cannot be saved stays in this p
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import mmap
 import pickle
 import re
 from collections.abc import Callable
@@ -17,11 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
-from llvmlite.utils import get_library_name
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.runtime._nrt_python import c_helpers
 
 from .folder import source_hash, warn_once
+from .llvm_pages import release_llvm
 
 HASH_BYTES = hashlib.sha256().digest_size
 
@@ -94,29 +92,6 @@ def prepare_to_run() -> None:
     """Let machine code find the functions that it calls, as Numba does before it compiles."""
     for name, address in c_helpers.items():
         llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
-
-
-def release_llvm() -> None:
-    """Give LLVM's code and constants back to the system, 30 to 70 MiB: what is used again is read from its file."""
-    for start, end in llvm_pages():
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
-@cache
-def llvm_pages() -> list[tuple[int, int]]:
-    """Return the parts of memory, from .. to, in which LLVM's library is as in its file and cannot change (Linux)."""
-    parts, maps = [], Path("/proc/self/smaps")
-    for part in re.split("(?m)^(?=[0-9a-f]+-)", maps.read_text())[1:] if maps.exists() else []:
-        first_line, _, sizes = part.partition("\n")
-        addresses, rights, *_, path = first_line.split()
-        if (
-            path.endswith("/" + get_library_name())
-            and "w" not in rights
-            and re.search("^Anonymous: +0 kB", sizes, re.M)
-        ):
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            parts.append((start, end))
-    return parts
 
 
 class CheckedFile(IndexDataCacheFile):

@@ -90,24 +90,30 @@ def test_a_second_process_finds_the_machine_code_of_the_first(compiled, cache):
     assert run(compiled, XDG_CACHE_HOME=str(cache), NUMBA_CACHE_DIR=str(cache)) == ["10.0", "1", "True"]
 
 
-def test_loading_machine_code_loads_no_compiler_and_leaves_no_page_of_llvm(compiled, cache):
-    """Numba's implementations of operations take 40 MiB, LLVM's pages 30 to 70."""
-    program = (
-        PROGRAM
-        + """
+RESIDENT = """
+import sys
 from pathlib import Path
-def resident(text, size=0):
-    for line in text.splitlines():
+def resident(size=0):
+    \"\"\"Return KiB of LLVM's code that are in memory.\"\"\"
+    for line in Path("/proc/self/smaps").read_text().splitlines() if Path("/proc/self/smaps").exists() else ():
         first = line.split()[0]
         if "-" in first:
             counted = "libllvmlite" in line and " r-xp " in line
         elif first == "Rss:" and counted:
             size += int(line.split()[1])
     return size
-smaps = Path("/proc/self/smaps")
-print("numba.np.linalg" in sys.modules, resident(smaps.read_text()) if smaps.exists() else 0)
 """
-    )
+
+
+def test_importing_the_kernels_leaves_no_page_of_llvm():
+    """An idle server would have 38 MiB of them."""
+    command = [sys.executable, "-c", RESIDENT + "import numllama.kernels; print(resident())"]
+    assert int(subprocess.run(command, check=True, capture_output=True).stdout) < 10_000  # KiB; the code has 80,000
+
+
+def test_loading_machine_code_loads_no_compiler_and_leaves_no_page_of_llvm(compiled, cache):
+    """Numba's implementations of operations take 40 MiB, LLVM's pages 30 to 70."""
+    program = PROGRAM + RESIDENT + 'print("numba.np.linalg" in sys.modules, resident())'
     *_, hits, _, compiler, resident = run(compiled, program, NUMBA_CACHE_DIR=str(cache))
     assert (hits, compiler) == ("1", "False") and int(resident) < 10_000  # KiB; the code has 80,000
 
