@@ -57,7 +57,7 @@ PRODUCTS = {
 }
 
 ROWS = 256  # dequantized at a time
-PACK_CHUNK_BYTES = 8 << 20  # packed before the pages of the file are released
+PACK_CHUNK_BYTES = 1 << 20  # packed before the pages of the file are released
 
 
 def pack_weight(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> Packed:
@@ -77,7 +77,8 @@ def pack_weight(w: Tensor, zeros: Callable[[int], np.ndarray] = arena.zeros) -> 
         blocks.flags.writeable = False  # as in a mapped file: one type, one compilation
         codes, scales = form.codes[g * n_code : (g + n) * n_code], form.scales[g * n_scale : (g + n) * n_scale]
         run(product.pack, 16 * n * n_in, blocks, codes, scales, codes.view(np.int32), n, n_block)
-        arena.release_pages(rows)
+        # with the chunk before: reading a page maps those around it, too
+        arena.release_pages(w.blocks[16 * max(0, g - chunk) : 16 * (g + chunk)])
     return form
 
 
