@@ -83,7 +83,9 @@ def gemma3_twins(folder, n_ctx=256, n_extra=2):
     }
     kv = GGUF.open(theirs).kv
     longer = {
-        "tokenizer.ggml.tokens": ArrayType(STR)(kv["tokenizer.ggml.tokens"] + [f"<extra{i}>" for i in range(n_extra)]),
+        "tokenizer.ggml.tokens": ArrayType(STR)(
+            [*kv["tokenizer.ggml.tokens"], *(f"<extra{i}>" for i in range(n_extra))]
+        ),
         "tokenizer.ggml.scores": np.r_[kv["tokenizer.ggml.scores"], np.zeros(n_extra)].astype(np.float32),
         "tokenizer.ggml.token_type": np.r_[kv["tokenizer.ggml.token_type"], [4] * n_extra].astype(np.int32),
     }

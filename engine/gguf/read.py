@@ -19,7 +19,7 @@ reads it.  The map is closed when no array refers to it any more.  Truncating a 
 as in llama.cpp, so replace a model by renaming another file over it and never write into it.
 
 Every length is compared with the number of remaining bytes before memory is allocated for it.  An invalid file raises
-BadGGUF at little cost.  Opening a valid file costs memory for its metadata and Python's 50 bytes per string.
+BadGGUF at little cost.  Opening a valid file costs memory for its metadata.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; as strict as llama.cpp's gguf.cpp, 0c1e57098.
 """
 
@@ -32,7 +32,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -45,6 +45,7 @@ from ...kernels.quants import FORMATS, QuantFormat
 from ...kernels.quants.types import GGMLType
 from ...kernels.tensor import Tensor
 from ..errors import BadGGUF, ModelError, ModelNotFound
+from .strings import Strings
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -121,7 +122,8 @@ class MappedFile:
 class GGUF:
     """An open model file, or the parts of a split model joined into one.
 
-    kv           plain values: int float bool str; arrays of numbers as ndarray in native byte order, others as list.
+    kv           plain values: int float bool str; arrays of numbers as ndarray in native byte order, of strings as
+                 Strings, others as list.
                  A byte that is not UTF-8 becomes a lone surrogate (errors="surrogateescape").
     kv_types     the GGUF type of each value; `typed` has both
     tensors      by name, in file order.  The blocks of a big-endian file are big-endian
@@ -301,20 +303,18 @@ class _Reader:
         at = self.skip(size, what)
         return self.data[at : self.at].decode("utf-8", "surrogateescape")
 
-    def strings(self, n: int, what: str) -> list[str]:
-        """Read `n` strings: `string` as one loop, because a vocabulary of 128k tokens has 400k with its merges."""
+    def strings(self, n: int, what: str) -> Iterator[bytes]:
+        """Yield `n` strings: `string` as one loop, because a vocabulary of 128k tokens has 400k with its merges."""
         length, data, at, end = struct.Struct(self.order + "Q").unpack_from, self.data, self.at, self.end
-        strings = []
         for i in range(n):
             size = length(data, at)[0] if end - at >= 8 else 0
             at += 8
             if size > end - at:  # the string or its length is cut off: `string` raises the error
                 self.at = at - 8
                 self.string(f"{what}[{i}]")
-            strings.append(data[at : at + size].decode("utf-8", "surrogateescape"))
+            yield data[at : at + size]
             at += size
         self.at = at
-        return strings
 
     def bools(self, n: int, what: str) -> list[bool]:
         at = self.skip(n, what)
@@ -338,7 +338,7 @@ class _Reader:
             expected = f"no more than fit into the {self.end - self.at} bytes that follow"
             raise self.bad(self.at - 8, f"{what}: found an array of {n} {of}, expected {expected}")
         if of is STR:
-            return self.strings(n, what), ArrayType(of)
+            return Strings(self.strings(n, what)), ArrayType(of)
         if of is BOOL:
             return self.bools(n, what), ArrayType(of)
         if of is ARR:
@@ -468,7 +468,7 @@ def with_axes(tensor: Tensor, n: int) -> Tensor:
 
 def described(value: Any) -> str:
     """Return a key's value for an error message, in one short line."""
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple | np.ndarray | Strings):
         return f"an array of {len(value)}"
     text = repr(value)
     return text if len(text) <= 70 else text[:67] + "..."

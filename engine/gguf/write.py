@@ -22,6 +22,7 @@ import numpy as np
 from ...kernels.quants import QuantFormat
 from ...kernels.tensor import Tensor
 from .read import CODES, DEFAULT_ALIGNMENT, MAX_DIMS, VERSIONS, ArrayType, TypedValue, ValueType, blocks_shape
+from .strings import Strings
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +165,8 @@ def value_type(value: Any) -> ValueType | ArrayType:
         return _integer_type([value], "U32 I32 U64 I64")
     if isinstance(value, float | str):
         return ValueType.F32 if isinstance(value, float) else ValueType.STR
+    if isinstance(value, Strings):
+        return ArrayType(ValueType.STR)
     if not isinstance(value, list | tuple) or not value:
         raise TypeError(f"{value!r} has no unique type; specify one, as in ArrayType(STR)([])")
     if all(type(item) is int for item in value):

@@ -10,6 +10,7 @@ from ...kernels.quants import FORMATS_BY_NAME, CannotQuantize, QuantFormat
 from ...kernels.tensor import Tensor
 from ..errors import RequestError
 from ..gguf.read import GGUF
+from ..gguf.strings import Strings
 
 OTHER_FORMATS = ("F16", "Q8_0", "Q5_0", "Q4_0")  # a block's numbers are rounded to each of these, to compare the errors
 MAX_KEYS = 200  # key-values that are listed
@@ -122,7 +123,7 @@ def _value(field: Any) -> Any:
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, list | np.ndarray):
+    if isinstance(value, list | np.ndarray | Strings):
         return f"{len(value)} items"
     if isinstance(value, str):
         text = value.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ import numpy as np
 from ...kernels import Attention, Rope, yarn_ramp, yarn_stretch
 from ..errors import BadGGUF, UnsupportedArchitecture
 from ..gguf.read import GGUF, described, with_axes
+from ..gguf.strings import Strings
 from .architecture import FEW_READ, Family
 
 MAX_COUNT = 2**31  # llama.cpp keeps counts in 32 bits
@@ -170,7 +171,7 @@ def read_hparams(gguf: GGUF, family: Family) -> Hparams:
     norm = "layer_norm_rms" if family.causal else "layer_norm"  # a file may have both keys
     causal = keys.flag("attention.causal", True) and family.causal  # llama.cpp's encoders are not, whatever it says
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
-    if tokens is not None and not isinstance(tokens, list):
+    if tokens is not None and not isinstance(tokens, list | Strings):
         found = f"key 'tokenizer.ggml.tokens' is {described(tokens)}"
         raise gguf.bad("tokenizer.ggml.tokens", f"{found}, expected an array of strings")
     embedding = gguf.tensors.get("token_embd.weight")

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..errors import BadTemplate
+from ..gguf.strings import Strings
 from ..go.text import WHITE_SPACE, valid_text
 from ..parse.form import PLAIN_FORM, CallForm
 from ..parse.found import Thoughts, shape_of
@@ -288,7 +289,7 @@ def _chatml(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, 
 
 def _special_tokens(kv: Mapping[str, Any]) -> dict[str, str]:
     tokens = kv.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, list | Strings):
         return {}
     ids = {name: kv.get(key) for name, key in SPECIAL_TOKENS.items()}
     return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}

@@ -25,7 +25,7 @@ def bpe_encoder(vocab: Vocab) -> Encoder:
     others remain, the encoder is explain.py's, in plain Python.
     """
     pre, n_vocab = vocab.pre, len(vocab.tokens)
-    pieces = {text: id for text, id in vocab.ids.items() if text.isprintable() or _is_utf8(text)}
+    pieces = {text: id for id, text in enumerate(vocab.tokens) if text.isprintable() or _is_utf8(text)}
     pieces[_MISSING] = n_vocab
 
     def model_of(merges: list[tuple[str, str]]) -> models.BPE:

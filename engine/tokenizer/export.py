@@ -91,7 +91,7 @@ def _bpe(vocab: Vocab) -> dict[str, Any]:
             "fuse_unk": vocab.model == "llama",
             "byte_fallback": vocab.spm_blanks,
             "ignore_merges": vocab.model != "llama" and vocab.pre.ignore_merges,
-            "vocab": dict(vocab.ids),
+            "vocab": {text: id for id, text in enumerate(vocab.tokens)},
             "merges": merges(vocab),
         },
     }
@@ -126,15 +126,16 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
 
 def merges(vocab: Vocab) -> list[list[str]]:
     """Return the pairs of pieces that merge, in the order in which they do."""
+    ids = {text: id for id, text in enumerate(vocab.tokens)}
     if vocab.model != "llama":
         halves = (split_merge(merge) for merge in vocab.merges)
-        return [[left, right] for left, right in halves if {left, right, left + right} <= vocab.ids.keys()]
+        return [[left, right] for left, right in halves if {left, right, left + right} <= ids.keys()]
     assert vocab.scores is not None
     pairs = [
-        (-float(vocab.scores[id]), vocab.ids[text[:cut]], vocab.ids[text[cut:]])
-        for text, id in vocab.ids.items()
+        (-float(vocab.scores[id]), ids[text[:cut]], ids[text[cut:]])
+        for text, id in ids.items()
         for cut in range(1, len(text))
-        if text[:cut] in vocab.ids and text[cut:] in vocab.ids
+        if text[:cut] in ids and text[cut:] in ids
     ]
     return [[vocab.tokens[left], vocab.tokens[right]] for _, left, right in sorted(pairs)]
 

@@ -49,12 +49,11 @@ def model_proto(vocab: Vocab) -> bytes:
     Every piece except the bytes is NORMAL, because special tokens are cut out of the text before and llama.cpp merges
     by spelling only.  A model must have an UNKNOWN piece; it is added at the end, and byte fallback never uses it.
     """
-    bytes_ = {f"<0x{byte:02X}>" for byte in range(256)}
+    bytes_ = {b"<0x%02X>" % byte for byte in range(256)}
 
     def pieces() -> Iterator[bytes]:
-        for text, score in zip(vocab.tokens, vocab.scores.tolist(), strict=True):  # type: ignore[union-attr]
-            kind = _BYTE if text in bytes_ else _NORMAL
-            yield _piece(text.encode("utf-8", "surrogateescape"), score, kind)
+        for text, score in zip(vocab.tokens.encoded(), vocab.scores.tolist(), strict=True):  # type: ignore[union-attr]
+            yield _piece(text, score, _BYTE if text in bytes_ else _NORMAL)
         yield _piece("<unknown>\uffff".encode(), 0.0, _UNKNOWN)
 
     trainer = _varint(3 << 3) + _varint(_BPE) + _varint(35 << 3) + _varint(True)  # model_type, byte_fallback

@@ -18,6 +18,8 @@ import numpy as np
 
 from ..errors import ModelError, UnsupportedArchitecture
 from ..gguf.read import described
+from ..gguf.strings import Strings
+from .ids import Ids
 from .pre import DEFAULT, PRE, Pre
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class Vocab:
 
     model         tokenizer.ggml.model: "llama" (SPM), "gpt2" (byte-level BPE), "gemma4" (BPE on UTF-8) or "bert"
                   (WordPiece)
-    tokens        piece of each id, as spelled in the file;  ids: the inverse
+    tokens        piece of each id, as spelled in the file;  ids: the inverse, quick only in small numbers
     scores        f32 [n_vocab] or None;  SPM merges the pair whose piece has the highest
     merges        "left right", best first;  for BPE only.  A merge may name pieces that the vocabulary lacks
     attr          i64 [n_vocab], Attr
@@ -102,10 +104,10 @@ class Vocab:
 
     model: str
     pre: Pre
-    tokens: Sequence[str]
+    tokens: Strings
     ids: Mapping[str, int]
     scores: np.ndarray | None
-    merges: Sequence[str]
+    merges: Strings
     attr: np.ndarray
     roles: Mapping[str, int]
     eog: frozenset[int]
@@ -123,12 +125,13 @@ class Vocab:
         Raises: UnsupportedArchitecture for an unknown `tokenizer.ggml.model` or `pre`
         """
         model, pre = _kinds(kv)
-        tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_array(kv, "tokens", str))]
-        ids = {text: id for id, text in enumerate(tokens)}
+        tokens: Strings = _array(kv, "tokens", str)
+        if not tokens.sizes().all():
+            tokens = Strings.of(text or f"[EMPTY_{id}]" for id, text in enumerate(tokens))
         if not tokens:
             raise ModelError("'tokenizer.ggml.tokens' is empty")
-        if len(ids) < len(tokens):
-            again = next(id for id, text in enumerate(tokens) if ids[text] != id)
+        ids = Ids(tokens)
+        if (again := ids.repeated()) is not None:
             raise ModelError(
                 f"'tokenizer.ggml.tokens' has {tokens[again]!r} twice, as {again} and as {ids[tokens[again]]}"
             )
@@ -156,9 +159,9 @@ class Vocab:
             model=model,
             pre=pre,
             tokens=tokens,
-            ids=ids,
+            ids=dict(ids.items()) if model == "bert" else ids,  # WordPiece looks up parts of words one after the other
             scores=scores,
-            merges=merges or [],
+            merges=merges or Strings([]),
             attr=attr,
             roles=roles,
             eog=frozenset(eog),
@@ -275,7 +278,7 @@ def _kinds(kv: Mapping[str, Any]) -> tuple[str, Pre]:
 
 
 def _array(kv: Mapping[str, Any], name: str, kind: type, length: int | None = None) -> Any:
-    """Return the array `tokenizer.ggml.NAME`, whose elements are `kind`.
+    """Return the array `tokenizer.ggml.NAME`, whose elements are `kind`, as Strings if they are strings.
 
     Elements after the first `length` are dropped, as in llama.cpp.
     Raises: ModelError if it is missing, of another type, or shorter than `length`
@@ -291,24 +294,28 @@ def _array(kv: Mapping[str, Any], name: str, kind: type, length: int | None = No
         if good and array.dtype != exact and len(array):
             raise ModelError(f"{key!r} is an array of {array.dtype}, expected {exact}")
     else:
-        good = isinstance(array, (list, tuple)) and all(
-            isinstance(x, (int, float) if kind is float else kind) and not isinstance(x, bool) for x in array
+        good = (kind is str and isinstance(array, Strings)) or (
+            isinstance(array, (list, tuple))
+            and all(isinstance(x, (int, float) if kind is float else kind) and not isinstance(x, bool) for x in array)
         )
     if not good:
         raise ModelError(f"{key!r} is not an array of {wanted}")
     if length is not None and len(array) < length:
         raise ModelError(f"{key!r} has {len(array)} elements, 'tokenizer.ggml.tokens' has {length}")
+    if kind is str:
+        return array if isinstance(array, Strings) else Strings.of(array)
     return array[:length]
 
 
-def _merges(kv: Mapping[str, Any]) -> list[str]:
+def _merges(kv: Mapping[str, Any]) -> Strings:
     """Return the merges in the order of their ranks; a pair named twice keeps its first rank."""
-    lines = _array(kv, "merges", str)
-    merges = [line for line in dict.fromkeys(lines) if line.find(" ", 1) > 0]
-    if len(merges) < len(set(lines)):
-        odd = next(line for line in lines if line.find(" ", 1) < 0)
+    lines: Strings = _array(kv, "merges", str)
+    different = dict.fromkeys(lines.encoded())
+    merges = [line for line in different if line.find(b" ", 1) > 0]
+    if len(merges) < len(different):
+        odd = next(line for line in different if line.find(b" ", 1) < 0).decode("utf-8", "surrogateescape")
         log.warning("'tokenizer.ggml.merges' has lines without two pieces, which are ignored, such as %r", odd[:100])
-    return merges
+    return lines if len(merges) == len(lines) else Strings(merges)
 
 
 def _flag(kv: Mapping[str, Any], name: str, default: bool) -> bool:

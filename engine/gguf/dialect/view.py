@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ....kernels.quants import FORMATS_BY_NAME
 from ....kernels.tensor import Tensor
 from ..read import F32, GGUF, STR, U32, ArrayType, TypedValue
+from ..strings import Strings
 
 SPACES = ("general.", "tokenizer.", "clip.")  # keys that do not begin with the architecture's name
 VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
@@ -59,20 +60,20 @@ class View:
         value = self.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
-    def items(self, key: str) -> list[Any] | None:
+    def items(self, key: str) -> Sequence[Any] | None:
         """Return the items of an array, or None if the key is missing or a single value."""
         value = self.get(key)
-        return value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list) else None
+        return value.tolist() if isinstance(value, np.ndarray) else value if isinstance(value, list | Strings) else None
 
     def integers(self, key: str) -> list[int]:
         """Return the items of an array of int32 numbers; an empty list for a missing key or any other value."""
         items = self.items(key) or []
-        return items if all(type(n) is int and -(2**31) <= n < 2**31 for n in items) else []
+        return list(items) if all(type(n) is int and -(2**31) <= n < 2**31 for n in items) else []
 
-    def texts(self, key: str) -> list[str]:
+    def texts(self, key: str) -> Sequence[str]:
         """Return the items of an array of strings; an empty list for a missing key or any other value."""
         items = self.items(key) or []
-        return items if all(isinstance(text, str) for text in items) else []
+        return items if isinstance(items, Strings) or all(isinstance(text, str) for text in items) else []
 
     def set(self, key: str, value: TypedValue) -> None:
         """Set `key`, whether it is there or not.  A number of type F32 is rounded as a file would."""
@@ -120,7 +121,7 @@ class View:
         """Drop tokens from number `n` on, for which the embedding has no row."""
         for key in VOCABULARY:
             value = self.kv.get(key)
-            if n is not None and isinstance(value, list | np.ndarray) and len(value) > n:
+            if n is not None and isinstance(value, list | np.ndarray | Strings) and len(value) > n:
                 self.kv[key] = value[:n]
 
     # ---- tensors
