@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,15 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._prepared: dict[frozenset[int], tuple[LLTokenizer, Pieces]] = {}
+
+    @cached_property
+    def _spelling(self) -> tuple[bool, NDArray[np.int8]]:
+        """Whether some token spells each byte, and progress_of each token.  Takes 0.2 s for 262k tokens."""
+        tokenizer = self._tokenizer
         ids = range(tokenizer.n_vocab)
         pieces = [b"" if id in tokenizer.eog else tokenizer.piece(id, special=False) for id in ids]
-        self._spells_all = {piece for piece in pieces if len(piece) == 1} >= {bytes([byte]) for byte in range(256)}
-        self._progress = np.array([*map(progress_of, pieces)], np.int8)
+        spells_all = {piece for piece in pieces if len(piece) == 1} >= {bytes([byte]) for byte in range(256)}
+        return spells_all, np.array([*map(progress_of, pieces)], np.int8)
 
     def grammar(
         self,
@@ -142,8 +148,9 @@ class Grammars:
         matcher = compiled(_framed(rule, tags, is_open), tokens)
         if matcher.is_error():
             raise BadGrammar(_error_line(matcher.get_error()))
-        if not self._spells_all:
-            error = explore(matcher, self._progress, frozenset(self._tokenizer.eog), N_WALKS_OF_LARGE)
+        spells_all, progress = self._spelling
+        if not spells_all:
+            error = explore(matcher, progress, frozenset(self._tokenizer.eog), N_WALKS_OF_LARGE)
             if error:
                 raise BadGrammar(f"format: {error} with this vocabulary")
         return Grammar(matcher, self._tokenizer.n_vocab, veto)

@@ -155,6 +155,15 @@ def test_a_token_may_be_part_of_a_character():
     assert grammar.mask()[tokenizer.vocab.ids["<0x9F>"]] and not grammar.mask()[whole]
 
 
+def test_a_model_whose_answers_have_no_format_prepares_no_pieces(monkeypatch):
+    """They take 0.2 s and 6 MiB for 262k tokens."""
+    tokenizer = from_gguf(bpe("<end>", types=(3,), eos_token_id=257))
+    monkeypatch.setattr(tokenizer, "piece", None)
+    grammars = Grammars(tokenizer)
+    with pytest.raises(TypeError):
+        grammars.grammar("json")
+
+
 def test_a_vocabulary_that_cannot_spell_an_answer_gives_an_error():
     kv = bpe("<end>", types=(3,), eos_token_id=258)
     kv["tokenizer.ggml.tokens"][kv["tokenizer.ggml.tokens"].index("{")] = "{x"
