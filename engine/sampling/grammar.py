@@ -20,10 +20,9 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from ..errors import BadGrammar, EngineError, ModelError
@@ -34,6 +33,9 @@ from .forced_call import ForcedCall
 from .json_schema import mapped, narrowed
 from .trial import N_WALKS_OF_LARGE, TOO_COMPLEX_ANSWER, Trial, compiled, explore, progress_of
 from .veto import Pieces, Veto, needs_veto
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 Tags = tuple[str, str]
 
@@ -156,6 +158,8 @@ class Grammars:
         return Grammar(matcher, self._tokenizer.n_vocab, veto)
 
     def _prepare(self, shown: frozenset[int]) -> tuple[LLTokenizer, Pieces]:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         if shown not in self._prepared:
             vocabulary, eog = _Vocabulary(self._tokenizer, shown), sorted(self._tokenizer.eog)
             tokens = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=self._tokenizer.n_vocab, eos_token=eog)

@@ -25,14 +25,16 @@ from random import Random
 from signal import SIG_IGN, SIGINT, signal
 from threading import Lock, Thread, stack_size
 from time import monotonic, process_time
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from ..handle import RequestHandle
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 T = TypeVar("T")
 
@@ -44,9 +46,12 @@ MAX_CHILDREN = 2  # grammars on trial at once
 MAX_VERDICTS = 256  # remembered
 POLL_S = 0.05  # how soon a cancelled request is noticed
 
-LIMITS = LLParserLimits(
-    step_lexer_fuel=2_000_000, step_max_items=500_000, max_items_in_row=20_000, verbose_errors=False
-)
+LIMITS: dict[str, Any] = {
+    "step_lexer_fuel": 2_000_000,
+    "step_max_items": 500_000,
+    "max_items_in_row": 20_000,
+    "verbose_errors": False,
+}
 N_WALKS, N_WALKS_OF_LARGE = 12, 2  # answers that are tried; each takes 1 ms, with 600 properties 40 ms
 MAX_SMALL_CHARS = 10_000  # of a grammar
 MAX_STEPS = 60  # tokens of each answer
@@ -193,7 +198,9 @@ class _Bytes:
 
 def compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     """Compile `grammar` and compute its first mask, which finds some of the errors."""
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    from llguidance import LLMatcher, LLParserLimits
+
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
     if not matcher.is_error():
         matcher.compute_bitmask()
     return matcher
@@ -231,6 +238,8 @@ def explore(matcher: LLMatcher, progress: NDArray[np.int8], end: frozenset[int],
 
 def serve(requests: IO[bytes], answers: IO[bytes], max_cpu_s: int) -> None:
     """Compile grammars until `requests` ends."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
     progress = np.array([*map(progress_of, _Bytes.tokens)], np.int8)
     _limit("AS", MAX_MEMORY_BYTES)

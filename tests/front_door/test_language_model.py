@@ -35,15 +35,26 @@ def primer(tmp_path_factory):
             yield model
 
 
+def modules_of(code, *names):
+    """Return which of the modules `names` a new process loads that runs `code`."""
+    command = [sys.executable, "-c", f"import sys; {code}; print(*sorted({{*{names}}} & set(sys.modules)))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_importing_takes_no_heavy_library():
-    code = "import sys, numllama; print(sorted({'numpy', 'numba', 'fastapi', 'tokenizers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert modules_of("import numllama", "numpy", "numba", "fastapi", "tokenizers") == []
 
 
 def test_an_answer_takes_no_library_of_transfers_and_images():
     """httpx loads click, rich and pygments with its own command line: 8 MiB and 60 ms of every server."""
-    code = "import sys, numllama.engine.serve.engine; print(sorted({'httpx', 'rich', 'PIL'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert modules_of("import numllama.engine.serve.engine", "httpx", "rich", "PIL") == []
+
+
+def test_an_answer_takes_the_library_of_its_own_vocabulary_alone(model):
+    """llguidance takes 3 MiB, which only answers with a format need; tokenizers 5, sentencepiece 2."""
+    path = str(model.stored.weights)
+    answer = f"import numllama; str(numllama.load({path!r}, num_ctx=64).generate('a', num_predict=2))"
+    assert modules_of(answer, "llguidance", "tokenizers", "sentencepiece") == ["sentencepiece"]
 
 
 def test_primer_answers(primer):
