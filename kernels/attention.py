@@ -338,15 +338,14 @@ def _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first
         n_row = min(n_row_in_piece, n_tok * group - row)
         for r in range(n_row):
             t, head, start = (row + r) // group, h * group + (row + r) % group, r * d
-            for i in range(d):
-                rows[start + i] = q[(t * n_head + head) * d + i]
-                sums[start + i] = 0
+            for i in range(0, d, 16):
+                store(rows, start + i, load(f32x16, q, (t * n_head + head) * d + i))
+                store(sums, start + i, zero(f32x16))
             if keys.kind > BF16_KIND:
                 _round_to_blocks(rows, start, d)
-            for i in range(d):
-                rows[start + i] *= rule.scale
-            for i in range(16):
-                weights[16 * r + i] = 0
+            for i in range(start, start + d, 16):
+                store(rows, i, load(f32x16, rows, i) * rule.scale)
+            store(weights, 16 * r, zero(f32x16))
             top[r] = rule.sinks[head]
             if top[r] > NO_SINK:
                 weights[16 * r] = 1
