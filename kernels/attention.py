@@ -53,6 +53,7 @@ from .simd import (
     i8x16,
     i32x16,
     largest,
+    line_start,
     load,
     maximum,
     minimum,
@@ -321,8 +322,10 @@ def attend_rows(team, q, keys, values, n_tok, n_head, n_head_kv, n_pos, d, first
 def _attend_pieces(q, keys, values, shape, first, rule, out, first_piece, last_piece):
     n_tok, n_head, n_head_kv, _, d, n_row_in_piece = shape
     max_rows = min(n_row_in_piece, n_tok * (n_head // n_head_kv))
-    memory = np.empty(max_rows * (2 * d + TILE + 16 + 1) + CHUNK * d, np.float32)
-    _attend_in(memory, max_rows, q, keys, values, shape, first, rule, out, first_piece, last_piece)
+    memory = np.empty(max_rows * (2 * d + TILE + 16 + 1) + CHUNK * d + 15, np.float32)
+    _attend_in(
+        memory[line_start(memory) :], max_rows, q, keys, values, shape, first, rule, out, first_piece, last_piece
+    )
 
 
 @inner

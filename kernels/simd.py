@@ -255,6 +255,18 @@ def scatter(typing, array, i, step, vector):
 
 
 @intrinsic
+def line_start(typing, array):
+    """Return the first index whose element begins a cache line of 64 bytes.  `array` f32 or i32"""
+
+    def generate(context, builder, sig, args):
+        data = builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, ir.IntType(64))
+        rest = builder.and_(builder.neg(data), ir.Constant(ir.IntType(64), 63))
+        return builder.lshr(rest, ir.Constant(ir.IntType(64), 2))
+
+    return types.intp(array), generate
+
+
+@intrinsic
 def prefetch(typing, array, i):
     """Fetch the cache line of a[i] into the second-level cache.  Never faults, even if `i` is out of bounds."""
 
