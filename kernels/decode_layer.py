@@ -246,7 +246,7 @@ def compile_layers() -> None:
 
 
 class Scratch(NamedTuple):
-    """What a layer computes on its way, f32, flat; all layers of a call use the same memory.
+    """Values that a layer computes on its way, f32, flat; all layers of a call use the same memory.
 
     h               normalized x, [n_tok, n_embd]
     q, k, v, out    of attention, [n_tok, heads of n_head_dim]
