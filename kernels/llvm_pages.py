@@ -8,7 +8,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from llvmlite.utils import get_library_name
+LIBRARY = "libllvmlite.so"  # as llvmlite names it on Linux; where it has another name, nothing is given back
+MAPS = Path("/proc/self/smaps")
 
 
 def release_llvm() -> None:
@@ -20,15 +21,15 @@ def release_llvm() -> None:
 @cache
 def llvm_pages() -> list[tuple[int, int]]:
     """Return the parts of memory, from .. to, in which LLVM's library is as in its file and cannot change (Linux)."""
-    parts, maps = [], Path("/proc/self/smaps")
-    for part in re.split("(?m)^(?=[0-9a-f]+-)", maps.read_text())[1:] if maps.exists() else []:
+    parts = []
+    try:
+        maps = MAPS.read_text()
+    except OSError:  # missing, or forbidden
+        return []
+    for part in re.split("(?m)^(?=[0-9a-f]+-)", maps)[1:]:
         first_line, _, sizes = part.partition("\n")
         addresses, rights, *_, path = first_line.split()
-        if (
-            path.endswith("/" + get_library_name())
-            and "w" not in rights
-            and re.search("^Anonymous: +0 kB", sizes, re.M)
-        ):
+        if path.endswith("/" + LIBRARY) and "w" not in rights and re.search("^Anonymous: +0 kB", sizes, re.M):
             start, end = (int(address, 16) for address in addresses.split("-"))
             parts.append((start, end))
     return parts

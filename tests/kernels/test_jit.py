@@ -15,6 +15,7 @@ from numba.core import config
 from numllama.kernels import jit
 from numllama.kernels.folder import remove_old_caches
 from numllama.kernels.jit import by_type, inner, kernel
+from numllama.kernels.llvm_pages import llvm_pages
 
 # Runs a module with one kernel in a fresh process; prints the result, the cache hits, and whether there is a cache.
 PROGRAM = """
@@ -116,6 +117,13 @@ def test_loading_machine_code_loads_no_compiler_and_leaves_no_page_of_llvm(compi
     program = PROGRAM + RESIDENT + 'print("numba.np.linalg" in sys.modules, resident())'
     *_, hits, _, compiler, resident = run(compiled, program, NUMBA_CACHE_DIR=str(cache))
     assert (hits, compiler) == ("1", "False") and int(resident) < 10_000  # KiB; the code has 80,000
+
+
+def test_where_the_memory_map_cannot_be_read_nothing_is_given_back(monkeypatch, tmp_path):
+    llvm_pages.cache_clear()
+    monkeypatch.setattr("numllama.kernels.llvm_pages.MAPS", tmp_path)  # reading a folder fails
+    assert llvm_pages() == []
+    llvm_pages.cache_clear()
 
 
 def test_a_kernel_that_calls_loaded_machine_code_compiles(compiled, cache):
