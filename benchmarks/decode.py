@@ -141,11 +141,11 @@ class Bench:
         command = ["llama-batched-bench", "-t", n_thread, "-c", 256 * n_seq, "-npp", 64, "-npl", n_seq]
         if self.cpu:
             return STEPS * n_seq / self.difference([*command, "-ntg", STEPS], [*command, "-ntg", 2 * STEPS])
-        lines = self.output(*command, "-ntg", STEPS, "--output-format", "jsonl").splitlines()
-        rows = [json.loads(line) for line in lines if line.startswith("{")]
-        if not rows:
-            raise RequestError(f"llama-batched-bench measured nothing with {n_seq} sequences: omit --batch {n_seq}")
-        return float(rows[0]["speed_tg"])
+        for _ in range(3):  # its last lines are lost now and then: 1 run of 40 printed nothing
+            lines = self.output(*command, "-ntg", STEPS, "--output-format", "jsonl").splitlines()
+            if rows := [json.loads(line) for line in lines if line.startswith("{")]:
+                return float(rows[0]["speed_tg"])
+        raise RequestError(f"llama-batched-bench measured nothing with {n_seq} sequences: omit --batch {n_seq}")
 
     def difference(self, less: Sequence[object], more: Sequence[object]) -> float:
         """Return the CPU seconds of the command `more` minus those of `less`.

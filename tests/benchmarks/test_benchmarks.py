@@ -140,6 +140,20 @@ def test_a_peer_is_compared_round_by_round(tmp_path, monkeypatch, capsys):
     assert "| numllama / llama.cpp |" in capsys.readouterr().out
 
 
+@compiled
+def test_a_peer_that_printed_nothing_runs_again(tmp_path):
+    """llama-batched-bench loses its output now and then; with more sequences than the window has room for, always."""
+    programs(tmp_path)
+    once = tmp_path / "once"
+    text = f"import os; os.path.exists({str(once)!r}) and print('{{\"speed_tg\": 7.5}}'); open({str(once)!r}, 'w')"
+    (tmp_path / "llama-batched-bench").write_text(f"#!{sys.executable}\n{text}\n")
+    task = decode.Bench(FileModel.of(tiny_gguf(tmp_path / "tiny.gguf")), tmp_path, 256, 2).batched(2)
+    assert task.peer(1) == 7.5
+    (tmp_path / "llama-batched-bench").write_text(f"#!{sys.executable}\n")
+    with pytest.raises(RequestError, match="measured nothing with 2 sequences: omit --batch 2"):
+        task.peer(1)
+
+
 WORKS = """
 import sys, time
 repetitions = int(sys.argv[sys.argv.index("-r") + 1])
