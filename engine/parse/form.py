@@ -103,15 +103,20 @@ def _call_in(form: CallForm, value: Any, tools: Tools) -> Call | None:
         if name is None:
             continue
         for key in (*form.arguments_path[-1:], "arguments", "parameters"):
-            arguments = holder.get(key)
-            if isinstance(arguments, str):
-                try:
-                    arguments = json_value(arguments)
-                except ValueError:
-                    continue
-            if isinstance(arguments, dict):
+            arguments = _object(holder.get(key))
+            if arguments is not None:
                 return name, arguments
     return None
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """Return `value` if it is an object, or the object in a string; None for any other value."""
+    if isinstance(value, str):
+        try:
+            value = json_value(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
 
 
 # --- a name, then an object ---
@@ -121,16 +126,11 @@ def read_named(form: CallForm, text: str, tools: Tools) -> list[Call] | None:
     """Read a name and the object, or the string with an object, that follows it."""
     for name, end in _heads(form, text, tools):
         try:
-            arguments, at = DECODER.raw_decode(text, _skip(text, end))
-            arguments = json_value(text[_skip(text, end) : at])
+            _, at = DECODER.raw_decode(text, _skip(text, end))
+            arguments = _object(json_value(text[_skip(text, end) : at]))
         except ValueError:
             continue
-        if isinstance(arguments, str):
-            try:
-                arguments = json_value(arguments)
-            except ValueError:
-                continue
-        if isinstance(arguments, dict):
+        if arguments is not None:
             return [(name, arguments)]
     return None
 
