@@ -1,5 +1,8 @@
 """Products on repacked weights: the values of the GGML set, and a token's bits whatever is computed beside it."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -120,3 +123,15 @@ def test_a_packed_file_s_pages_can_be_read_again(weight, tmp_path):
     got = matmul_numba(mapped, random_tokens(1, 512))
     np.testing.assert_array_equal(got, np.tile(matmul_numba(weight, random_tokens(1, 512)), 8))
     assert blocks.tobytes() == weight.blocks.tobytes() * 8
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's count of resident pages")
+def test_a_packed_weight_leaves_few_pages_of_its_file_in_memory(tmp_path):
+    """Each chunk ends within a page, and reading it maps pages around it; the peak has one chunk besides."""
+    weight = random_weight(FORMATS[packed.GGMLType.Q8_0], 64, 512)
+    (tmp_path / "w").write_bytes(weight.blocks.tobytes() * 128)
+    blocks = np.memmap(tmp_path / "w", weight.format.layout, "r", shape=(64 * 128, *weight.blocks.shape[1:]))
+    packed.pack_weight(Tensor("w", weight.format, (64 * 128, 512), blocks))
+    maps = Path("/proc/self/smaps").read_text().split(str(tmp_path / "w"))[1]
+    (resident,) = re.findall(r"^Rss: +(\d+) kB", maps, re.M)[:1]
+    assert int(resident) < blocks.nbytes / 1024 / 10  # KiB
