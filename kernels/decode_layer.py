@@ -206,7 +206,7 @@ class LayerRun:
     """Layers that run in one call, `last` being the number of the last one."""
 
     def __init__(self, layers: Sequence[LayerCall], last: int):
-        self.layers, self.last = layers, last
+        self.calls, self.last = layers, last
         self.addresses = np.array([layer.address for layer in layers])
         self.n_embd, self.n_weight = layers[0].n_embd, layers[0].n_weight
 
@@ -224,16 +224,16 @@ def layers_numba(layers: LayerRun, x: np.ndarray, places: np.ndarray) -> np.ndar
         raise ValueError(
             f"places have shape {places.shape}, expected a slot and a position for each of {len(x)} tokens"
         )
-    work, flat, done, end = len(x) * layers.n_weight, (x.reshape(-1), places.reshape(-1)), 0, 2 * len(layers.layers)
+    work, flat, done, end = len(x) * layers.n_weight, (x.reshape(-1), places.reshape(-1)), 0, 2 * len(layers.calls)
     while done < end:
         done = run(_layers, work, ONE_THREAD, layers.addresses, *flat, done)
         if done < 0:
-            n_slot, n_kept = (int(layers.layers[0].record[name][0]) for name in ("n_slot", "n_kept"))
+            n_slot, n_kept = (int(layers.calls[0].record[name][0]) for name in ("n_slot", "n_kept"))
             raise IndexError(
                 f"slots and positions {places.tolist()}, the cache has {n_slot} slots of {n_kept} positions"
             )
         if done < end:
-            layers.layers[done // 2].complete(int(places[:, 1].max()) + 1)
+            layers.calls[done // 2].complete(int(places[:, 1].max()) + 1)
     return x
 
 
