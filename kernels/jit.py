@@ -8,15 +8,13 @@ NUMBA_DISABLE_JIT=1 turns compilation off.
 
 compiler.py compiles in less time than Numba does, and code_file.py loads in less time and memory, but both use inner
 classes of Numba.  With a release of Numba that they were not tested with, neither is imported: Numba's own compiler and
-cache take their place.
+cache (numba_cache.py) take their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property, partial
-from pathlib import Path
 
 import numba
 from numba import types
@@ -24,7 +22,7 @@ from numba.core import config
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic, overload
 
-from .folder import cache_folder, can_save, log
+from .folder import cache_folder, log
 
 TESTED_NUMBA = tuple(f"0.{minor}." for minor in range(62, 69))  # CONTRIBUTING.md says how one is added
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
@@ -35,17 +33,11 @@ if numba.__version__.startswith(TESTED_NUMBA):
 
     KERNEL, INNER, COPIED = {"pipeline_class": KernelCompiler}, {"pipeline_class": InnerCompiler}, {"forceinline": True}
 else:
+    from .numba_cache import use_numba_cache as enable_cache
+
     log.debug("Numba %s was not tested with kernels/compiler.py: kernels take longer to compile", numba.__version__)
     KERNEL, INNER = {}, {}
     COPIED = {"inline": "always"}  # LLVM would copy loops for any constant: products took 2.7 times longer
-
-    def enable_cache(compiled, folder: Path | None) -> None:
-        """Make `compiled` use Numba's own cache, in `folder`; None or read-only: no caching."""
-        if folder is not None and can_save():  # Numba would choose another folder, for any state of the sources
-            before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
-            with suppress(Exception):  # a kernel without a source file
-                compiled.enable_caching()
-            config.CACHE_DIR = before
 
 
 def kernel(function: Callable | None = None, makes_arrays: bool = False, **options):

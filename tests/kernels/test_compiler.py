@@ -35,7 +35,7 @@ calls = {
 }
 results = [calls[name]() for name in sys.argv[2:]]
 assert all(np.isfinite(result).all() and result.any() for result in results)
-kernels = [kernel for kernel in gc.get_objects() if isinstance(kernel, numba.core.dispatcher.Dispatcher)]
+kernels = [kernel for kernel in gc.get_objects() if issubclass(type(kernel), numba.core.dispatcher.Dispatcher)]
 print(*(f"numllama.kernels.{name}" in sys.modules for name in ("compiler", "code_file")))
 stats = [kernel.stats for kernel in kernels]
 print(sum(s.cache_hits.total() for s in stats) > 0, sum(s.cache_misses.total() for s in stats) > 0)
@@ -112,3 +112,28 @@ tempfile.TemporaryFile = temporary_file
 """
     for _ in range(2):
         assert run("0.99.0", ["rms_norm"], tmp_path, read_only)[:2] == ["False False", "False True"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_no_state_of_the_files_stops_a_later_release_of_numba(tmp_path):
+    """A full disk, machine code of another kernel, a file that was cut."""
+    full_disk = """
+import builtins
+def open_for_reading(path, mode="r", *args, _open=open, **kwargs):
+    if set(mode) & set("wax+"):
+        raise OSError("No space left on device")
+    return _open(path, mode, *args, **kwargs)
+builtins.open = open_for_reading
+"""
+    compiled, loaded = "False True", "True False"
+    _, made, expected = run("0.99.0", ["rms_norm"], tmp_path, full_disk)
+    assert made == compiled
+    assert run("0.99.0", ["rms_norm"], tmp_path)[1:] == [compiled, expected]
+    run("0.99.0", ["rope"], tmp_path)
+    ((norm,), (rope,)) = (list(tmp_path.rglob(f"*{name}*.nbc")) for name in ("norm_rows", "rotate_tokens"))
+    index = norm.with_suffix("").with_suffix(".nbi")
+    for path, damaged in (norm, rope.read_bytes()), (norm, norm.read_bytes()[:40]), (index, index.read_bytes()[:40]):
+        path.write_bytes(damaged)
+        assert run("0.99.0", ["rms_norm"], tmp_path)[1:] == [compiled, expected]
+        assert run("0.99.0", ["rms_norm"], tmp_path)[1:] == [loaded, expected]
