@@ -62,7 +62,7 @@ def peak_memory(command: list[str]) -> int:
 
 
 def peak_memory_ours(files: LocalModel) -> int:
-    """Return the peak memory, in bytes, of a process that finds its kernels compiled: the first of two compiles them."""
+    """Return the peak memory in bytes of a process that finds its kernels compiled: the first of two compiles them."""
     command = [sys.executable, "-P", "-m", __spec__.name, *map(str, [files.weights, *files.adapters])]
     return min(peak_memory(command) for _ in range(2))
 

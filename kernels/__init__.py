@@ -56,7 +56,6 @@ from .llamacpp.sums import (
     silu_mul_llamacpp,
     softmax_llamacpp,
 )
-from .llvm_pages import release_llvm
 from .matmul import matmul_exact, matmul_ggml, matmul_numba, matmul_numpy
 from .norm import layer_norm_ggml, layer_norm_numba, layer_norm_numpy, rms_norm_ggml, rms_norm_numba, rms_norm_numpy
 from .rope import Rope, rope_ggml, rope_numba, rope_numpy, yarn_ramp, yarn_stretch
@@ -219,5 +218,3 @@ SETS = {
 }
 if config.DISABLE_JIT:  # these need LLVM's vectors, which plain Python lacks
     del SETS["llamacpp"], SETS["llamacpp-avx2"], SETS["numba"]
-
-release_llvm()  # importing Numba and asking for the CPU's features read 38 MiB of its library

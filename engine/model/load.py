@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
 
+from ...kernels.llvm_pages import release_llvm
 from ..errors import ModelError, UnsupportedArchitecture
 from ..gguf.dialect import has_tower, text_view
 from ..gguf.read import GGUF
@@ -34,6 +35,7 @@ def load_model(
     Raises: BadGGUF, UnsupportedArchitecture; ModelError if `source` is an adapter
     """
     began = perf_counter_ns()
+    release_llvm()  # of which importing Numba read 38 MiB
     original = source if isinstance(source, GGUF) else GGUF.open(source)
     if original.text("general.type") == "adapter":
         raise ModelError(
