@@ -206,7 +206,8 @@ def _write_padded(x, n, n_head, d, rows):
     padded = np.zeros(-(-d // VECTOR) * VECTOR, np.float32)
     for t in range(n):
         for h in range(n_head):
-            padded[:d] = x[(t * n_head + h) * d : (t * n_head + h + 1) * d]
+            for i in range(d):  # Numba takes 1.4 s to compile an assignment to a slice
+                padded[i] = x[(t * n_head + h) * d + i]
             _write_head(padded, 0, padded.size, rows.a, t * rows.step + h * rows.head, rows.kind)
 
 
