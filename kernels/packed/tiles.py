@@ -108,7 +108,10 @@ in_whole_tiles = inner(padded_tokens)
 
 @kernel(inline="always")
 def tiles_in(memory, n_tok, n_block, parts, bias):
-    """Return tiles for `n_tok` rows of `n_block` blocks, in i32 memory.  With 0 parts a block is one number, in `d`."""
+    """Return tiles for `n_tok` rows of `n_block` blocks, one array after the other in i32 memory.
+
+    With 0 parts a block is one number, in `d`.  `start` and `sums` extend to the end of the memory.
+    """
     n_lane = 1 if n_tok == 1 else LANES
     n_tile = -(-n_tok // n_lane)
     n = n_tile * n_lane * n_block
